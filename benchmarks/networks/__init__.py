@@ -1,0 +1,72 @@
+"""Every network as a chain of units, by name; ours are timm models too, under the prefix ``kd_``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from operator import methodcaller
+from typing import Any
+
+import timm
+from torch import nn
+
+from kd_methods.errors import UserError, unknown
+
+from . import mobilenetv2, resnet, shufflenet, vgg, wrn
+from .network import Architecture, Chain, NetworkView, fold_batch_norms
+
+__all__ = ["Architecture", "Chain", "NetworkView", "build_network", "fold_batch_norms", "names", "register_network"]
+
+Builder = Callable[[int], Architecture]
+_builders: dict[str, Builder] = {}
+
+
+def register_network(name: str, builder: Builder) -> None:
+    """Make an architecture available by name, here and as timm's ``kd_<name>``.
+
+    Args:
+        name: how pairs and the command line call it.
+        builder: maps a number of classes to an :class:`Architecture` (for plugins: any module with ``chain()``).
+
+    Raises:
+        UserError: another network already has that name.
+    """
+    if name in _builders:
+        raise UserError(f"a network called '{name}' is registered already; give yours another name")
+    _builders[name] = builder
+
+    def entry(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
+        if pretrained:
+            raise UserError(f"kd_{name} has no weights of its own in timm; see ./reproduce.sh teachers list")
+        return builder(num_classes)
+
+    entry.__name__ = entry.__qualname__ = f"kd_{name}".replace(".", "_")
+    entry.__module__ = __name__
+    setattr(sys.modules[__name__], entry.__name__, entry)
+    timm.models.register_model(entry)
+
+
+def names() -> list[str]:
+    """All registered network names."""
+    return list(_builders)
+
+
+def build_network(name: str, num_classes: int = 100, input_shape: tuple[int, ...] = (3, 32, 32)) -> NetworkView:
+    """The Network view of a freshly initialised architecture.
+
+    Args:
+        name: a name of :func:`names`.
+        num_classes: size of the classifier.
+        input_shape: (C, H, W) of one input; feature shapes derive from it.
+
+    Raises:
+        UserError: no such network; the message names the nearest ones.
+    """
+    if name not in _builders:
+        raise unknown("network", name, _builders)
+    return NetworkView(_builders[name](num_classes), methodcaller("chain"), input_shape)
+
+
+for _family in (resnet, wrn, vgg, mobilenetv2, shufflenet):
+    for _name, _builder in _family.FAMILY.items():
+        register_network(_name, _builder)

@@ -1,0 +1,191 @@
+"""The Network view: an ordered chain of named units over a plain architecture, and folding of frozen batch-norms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kd_methods.contract import FIELDS, Layout, Outputs
+from kd_methods.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The units of a network in the order in which they run, and which of them carry which features."""
+
+    units: tuple[tuple[str, Callable[[Tensor], Tensor]], ...]
+    layout: Layout
+
+
+class Architecture(nn.Module):
+    """Base of the suite's own architectures: the forward pass is the chain, so the view cannot differ from it."""
+
+    def chain(self) -> Chain:
+        """The chain of this instance. Rebuilt on every call, so that copies refer to their own layers."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images to (B, K) logits."""
+        for _, run in self.chain().units:
+            x = run(x)
+        return x
+
+
+class NetworkView(nn.Module):
+    """See :class:`kd_methods.contract.Network`.
+
+    Args:
+        module: the plain architecture; calling it gives logits, its state dict has its own library's keys.
+        chain: gives the chain of ``module`` or of a copy of it.
+        input_shape: (C, H, W) of one input, from which feature shapes are known without data.
+        inserted: parts added by :meth:`insert`, as (unit, name, part).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        chain: Callable[[nn.Module], Chain],
+        input_shape: tuple[int, ...],
+        inserted: tuple[tuple[str, str, nn.Module], ...] = (),
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.parts = nn.ModuleDict({name: part for _, name, part in inserted})
+        self.input_shape = tuple(input_shape)
+        self._chain_of = chain
+        self._inserted = inserted
+        plain = chain(module)
+        units, layout = list(plain.units), plain.layout
+        for unit, name, part in inserted:
+            position = [known for known, _ in units].index(unit)
+            units.insert(position + 1, (name, part))
+            if layout.last_map == unit:
+                layout = replace(layout, last_map=name)
+        self.layout = layout
+        self._units = tuple(units)
+        self._position = {name: i for i, (name, _) in enumerate(units)}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._folded: NetworkView | None = None
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of all units, in the order in which they run."""
+        return tuple(self._position)
+
+    def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
+        wanted = self.layout.units(fields).union(at)
+        for name in wanted:
+            self._index(name)
+        kept: dict[str, Tensor] = {}
+        for name, run in self._units:
+            x = run(x)
+            if name in wanted:
+                kept[name] = x
+        return Outputs(x, kept, self.layout)
+
+    def resume(self, unit: str, feature: Tensor, until: str | None = None) -> Tensor:
+        start = self._index(unit) + 1
+        stop = len(self._units) if until is None else self._index(until) + 1
+        for _, run in self._units[start:stop]:
+            feature = run(feature)
+        return feature
+
+    def insert(self, unit: str, name: str, part: nn.Module) -> NetworkView:
+        self._index(unit)
+        if name in self._position:
+            raise UserError(f"the network has a unit called '{name}' already")
+        return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, part)))
+
+    def folded(self) -> NetworkView:
+        if self._folded is None:
+            parts = tuple((unit, name, fold_batch_norms(part)) for unit, name, part in self._inserted)
+            folded = NetworkView(fold_batch_norms(self.module), self._chain_of, self.input_shape, parts)
+            # Not a submodule: the copy must not show up in this network's parameters or state dict.
+            object.__setattr__(self, "_folded", folded.requires_grad_(False).eval())
+        assert self._folded is not None
+        return self._folded
+
+    def plain(self) -> nn.Module:
+        """A module that maps inputs to logits: the plain architecture, or with parts a wrapper that runs them too."""
+        return LogitsOnly(self) if self._inserted else self.module
+
+    def shape(self, unit: str) -> tuple[int, ...]:
+        self._index(unit)
+        if not self._shapes:
+            weight = next(self.module.parameters())
+            was_training = self.training
+            x = torch.zeros(2, *self.input_shape, device=weight.device, dtype=weight.dtype)
+            self.eval()
+            with torch.no_grad():
+                for name, run in self._units:
+                    x = run(x)
+                    self._shapes[name] = tuple(x.shape[1:])
+            self.train(was_training)
+        return self._shapes[unit]
+
+    def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        value = getattr(self.layout, name)
+        return tuple(self.shape(unit) for unit in ((value,) if isinstance(value, str) else value))
+
+    def _index(self, unit: str) -> int:
+        if unit not in self._position:
+            raise unknown("unit", unit, self._position)
+        return self._position[unit]
+
+
+class LogitsOnly(nn.Module):
+    """A network with inserted parts, called like any plain architecture."""
+
+    def __init__(self, network: NetworkView) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x, fields=()).logits
+
+    def state_dict(self, *args, **kwargs) -> Mapping[str, Tensor]:  # type: ignore[no-untyped-def, override]
+        """Keys of the plain architecture and of the parts, without the wrappers' own prefixes."""
+        own = {**self.network.module.state_dict()}
+        own.update({f"parts.{key}": value for key, value in self.network.parts.state_dict().items()})
+        return own
+
+
+class _Tracer(fx.Tracer):
+    """Treats modules that look at shapes (``fx_leaf``) as opaque."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return getattr(m, "fx_leaf", False) or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """An eval-mode copy in which every batch-norm that directly and solely follows a convolution is folded into it.
+
+    Batch-norms elsewhere (before a convolution, after a sum) stay. Architectures that torch.fx cannot trace are
+    copied unchanged. The outputs agree with the original's up to rounding.
+    """
+    copied = copy.deepcopy(module).eval()
+    try:
+        graph = _Tracer().trace(copied)
+    except Exception:  # tracing runs foreign code, any error only means: not traceable
+        return copied
+    modules = dict(copied.named_modules())
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    for node in graph.nodes:
+        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+            continue
+        source = node.args[0]
+        if (
+            source.op == "call_module"
+            and type(modules[source.target]) is nn.Conv2d
+            and len(source.users) == 1
+            and calls.count(source.target) == calls.count(node.target) == 1
+        ):
+            fused = fuse_conv_bn_eval(modules[source.target], modules[node.target])
+            copied.set_submodule(source.target, fused)
+            copied.set_submodule(node.target, nn.Identity())
+    return copied

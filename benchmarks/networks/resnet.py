@@ -1,0 +1,156 @@
+"""CIFAR ResNets: He et al. 2016 (resnet8 … resnet110, the wide x4 variants) and the ImageNet-style ResNet18/50.
+
+State dicts have the keys of the checkpoints that the field shares (RepDistiller, mdistiller).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_methods.contract import Layout
+
+from .network import Architecture, Chain
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; ``shortcut_name`` is the key the checkpoints use for the projection."""
+
+    expansion = 1
+
+    def __init__(self, c_in: int, width: int, stride: int, shortcut_name: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.add_module(shortcut_name, _projection(c_in, width, stride))
+        self.shortcut_name = shortcut_name
+
+    def presum(self, x: Tensor) -> Tensor:
+        """The block up to the sum, before the last ReLU."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(out)) + getattr(self, self.shortcut_name)(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.presum(x))
+
+
+class Bottleneck(BasicBlock):
+    """1x1, 3x3, 1x1 with four times the width at its output."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, width: int, stride: int, shortcut_name: str) -> None:
+        nn.Module.__init__(self)
+        c_out = width * self.expansion
+        self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, c_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.add_module(shortcut_name, _projection(c_in, c_out, stride))
+        self.shortcut_name = shortcut_name
+
+    def presum(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.bn3(self.conv3(out)) + getattr(self, self.shortcut_name)(x)
+
+
+def _projection(c_in: int, c_out: int, stride: int) -> nn.Module:
+    if stride == 1 and c_in == c_out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+
+class ResNet(Architecture):
+    """Stem, stages ``layer1 … layerN`` (all but the first halve the resolution), global average pooling, classifier.
+
+    Args:
+        block: residual block class.
+        depths, widths: blocks per stage and base width per stage.
+        stem_width: channels of the 3x3 stem.
+        head, shortcut: names of the classifier and of the projections in the checkpoints.
+        num_classes: size of the classifier.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock],
+        depths: Sequence[int],
+        widths: Sequence[int],
+        stem_width: int,
+        head: str,
+        shortcut: str,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, stem_width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_width)
+        c_in = stem_width
+        self.stage_names = tuple(f"layer{i + 1}" for i in range(len(depths)))
+        for i, (name, depth, width) in enumerate(zip(self.stage_names, depths, widths, strict=True)):
+            blocks = []
+            for j in range(depth):
+                blocks.append(block(c_in, width, 2 if i > 0 and j == 0 else 1, shortcut))
+                c_in = width * block.expansion
+            self.add_module(name, nn.Sequential(*blocks))
+        self.add_module(head, nn.Linear(c_in, num_classes))
+        self.head = head
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(x)), inplace=True)
+
+    def chain(self) -> Chain:
+        units = [("stem", self._stem)]
+        ends = []
+        for stage in self.stage_names:
+            *inner, last = getattr(self, stage).named_children()
+            units += [(f"{stage}.{name}", block) for name, block in inner]
+            end = f"{stage}.{last[0]}"
+            # The last block in two units: methods may match the sum before its ReLU.
+            units += [(f"{end}.sum", last[1].presum), (end, F.relu)]
+            ends.append(end)
+        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [(self.head, getattr(self, self.head))]
+        stages = tuple(ends)
+        layout = Layout(
+            stages=stages,
+            preacts=tuple(f"{end}.sum" for end in ends),
+            blocks=stages,
+            last_map=stages[-1],
+            pooled="flatten",
+            rectified=frozenset({"stem", *(n for n, _ in units if n.startswith("layer") and not n.endswith(".sum"))}),
+        )
+        return Chain(tuple(units), layout)
+
+
+def _flatten(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def _cifar(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> ResNet:
+    n = (depth - 2) // 6
+    return ResNet(BasicBlock, (n, n, n), widths[1:], widths[0], "fc", "downsample", num_classes)
+
+
+def _imagenet_style(block: type[BasicBlock], depths: tuple[int, ...], num_classes: int) -> ResNet:
+    return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes)
+
+
+FAMILY = {
+    **{f"resnet{d}": partial(_cifar, d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}x4": partial(_cifar, d, (32, 64, 128, 256)) for d in (8, 32)},
+    "ResNet18": partial(_imagenet_style, BasicBlock, (2, 2, 2, 2)),
+    "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
+}

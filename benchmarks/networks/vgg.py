@@ -1,0 +1,70 @@
+"""CIFAR VGGs with batch-norm (Simonyan & Zisserman 2015), with the field's checkpoint keys."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_methods.contract import Layout
+
+from .network import Architecture, Chain
+from .resnet import _flatten
+
+DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class PoolLarge(nn.Module):
+    """Max pooling of maps of 8x8 and more: the fourth pooling is there for 64x64 inputs and left out for 32x32."""
+
+    fx_leaf = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if x.shape[-1] >= 8 else x
+
+
+class VGG(Architecture):
+    """Five blocks of 3x3 conv-BN-ReLU with 2x2 max pooling between them, global average pooling, one linear layer."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        c_in = 3
+        for i, (repeats, width) in enumerate(zip(DEPTHS[depth], WIDTHS, strict=True)):
+            layers: list[nn.Module] = []
+            for _ in range(repeats):
+                layers += [nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                c_in = width
+            self.add_module(f"block{i}", nn.Sequential(*layers[:-1]))
+        self.pool3 = PoolLarge()
+        self.classifier = nn.Linear(c_in, num_classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.normal_(m.weight, 0, math.sqrt(2.0 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
+                assert m.bias is not None
+                nn.init.zeros_(m.bias)
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def chain(self) -> Chain:
+        units: list = []
+        for i in range(5):
+            units += [(f"block{i}.conv", getattr(self, f"block{i}")), (f"block{i}", F.relu)]
+            units += [(f"pool{i}", self.pool3 if i == 3 else partial(F.max_pool2d, kernel_size=2))] if i < 4 else []
+        units += [("pool4", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [("classifier", self.classifier)]
+        stages = tuple(f"block{i}" for i in range(1, 5))
+        layout = Layout(
+            stages=stages,
+            preacts=tuple(f"{stage}.conv" for stage in stages),
+            blocks=stages,
+            last_map="block4",
+            pooled="flatten",
+            rectified=frozenset({"block0", *stages}),
+        )
+        return Chain(tuple(units), layout)
+
+
+FAMILY = {f"vgg{depth}": partial(VGG, depth) for depth in DEPTHS}

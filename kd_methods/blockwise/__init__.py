@@ -1,0 +1,1 @@
+"""Methods that run the student through the teacher, block by block."""

@@ -1,0 +1,270 @@
+"""The one interface between what is compared (the methods) and how it is compared (the driver).
+
+A method sees two networks, what their forward passes kept, and a batch. It knows no architecture, no data set and no
+training loop; the loop knows no method. Everything that either side may ask of the other is declared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from .errors import UserError
+
+FIELDS = ("stages", "preacts", "blocks", "last_map", "pooled")
+"""What can be kept of a forward pass besides the logits; see :class:`Layout`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which units of a network's chain carry the features that methods match.
+
+    stages    outputs that end a resolution stage, (B, C, H, W) or (B, L, D); what most feature methods match
+    preacts   the same positions before the ReLU that follows (equal to ``stages`` where there is none)
+    blocks    outputs that end the blocks of a block-wise method: as ``stages``, but layers with weights between the
+              last stage and the pooling belong to the last block (Block-KD, arXiv 2411.01547; our reading)
+    last_map  the map that is pooled
+    pooled    the (B, D) vector that the classifier sees
+    rectified the units whose outputs are non-negative by construction (they end in a ReLU)
+    """
+
+    stages: tuple[str, ...]
+    preacts: tuple[str, ...]
+    blocks: tuple[str, ...]
+    last_map: str
+    pooled: str
+    rectified: frozenset[str] = frozenset()
+
+    def units(self, fields: Iterable[str]) -> frozenset[str]:
+        """The units to keep so that every field of ``fields`` can be read from the outputs."""
+        names: set[str] = set()
+        for name in fields:
+            value = getattr(self, name)
+            names.update((value,) if isinstance(value, str) else value)
+        return frozenset(names)
+
+
+class Outputs:
+    """What one forward pass computed and kept.
+
+    ``logits`` (B, K) are always there. The fields of :class:`Layout` and single units (``outputs["layer3.0"]``) are
+    there if they were asked for; reading one that was not raises ``LookupError``, so undeclared needs cannot hide.
+    """
+
+    def __init__(self, logits: Tensor, kept: Mapping[str, Tensor], layout: Layout) -> None:
+        self.logits = logits
+        self._kept = kept
+        self._layout = layout
+
+    def __getitem__(self, unit: str) -> Tensor:
+        try:
+            return self._kept[unit]
+        except KeyError:
+            raise LookupError(f"the output of unit '{unit}' was not kept; declare it in the method's needs") from None
+
+    @property
+    def stages(self) -> tuple[Tensor, ...]:
+        return tuple(self[unit] for unit in self._layout.stages)
+
+    @property
+    def preacts(self) -> tuple[Tensor, ...]:
+        return tuple(self[unit] for unit in self._layout.preacts)
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        return tuple(self[unit] for unit in self._layout.blocks)
+
+    @property
+    def last_map(self) -> Tensor:
+        return self[self._layout.last_map]
+
+    @property
+    def pooled(self) -> Tensor:
+        return self[self._layout.pooled]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """An ordered chain of named units over a plain architecture, seen the same way for every family."""
+
+    module: nn.Module
+    layout: Layout
+
+    def __call__(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
+        """One forward pass; keeps the units named in ``at`` and those of ``fields``."""
+
+    def resume(self, unit: str, feature: Tensor, until: str | None = None) -> Tensor:
+        """Run what follows ``unit`` on ``feature``: up to the logits, or up to and including the unit ``until``."""
+
+    def insert(self, unit: str, name: str, part: nn.Module) -> Network:
+        """The network with ``part`` added after ``unit`` as a unit of its own called ``name``."""
+
+    def folded(self) -> Network:
+        """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
+
+    def shape(self, unit: str) -> tuple[int, ...]:
+        """Shape of a unit's output without the batch dimension."""
+
+    def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a field of :class:`Layout`, known without data."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method reads. The loop keeps the union over a group and nothing else.
+
+    student, teacher  fields of :class:`Layout`; for the teacher also ``"logits"``. A method that lists nothing for the
+                      teacher trains without a teacher pass
+    student_units, teacher_units  single units by name
+    min_batch         smallest batch the losses are defined for; smaller last batches are left out of training
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    student_units: tuple[str, ...] = ()
+    teacher_units: tuple[str, ...] = ()
+    min_batch: int = 1
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a method may know of the training set: its size, its labels (N,) and the number of classes."""
+
+    num_samples: int
+    num_classes: int
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch on the device: inputs as the student sees them, labels (B,), positions in the training set."""
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+    task_loss: Callable[[Tensor, Tensor], Tensor]
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels."""
+        return self.task_loss(logits, self.labels)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands.
+
+    ``epoch`` counts from 1 in epochs of the protocol's recipe: under a shortened schedule it advances in larger
+    steps, so that a 20-epoch warm-up of a 240-epoch recipe stays a twelfth of the training.
+    """
+
+    epoch: float
+    epochs: int
+
+    def ramp(self, epochs: float) -> float:
+        """Linear warm-up factor min(epoch / epochs, 1); 1 where ``epochs`` is 0."""
+        return min(self.epoch / epochs, 1.0) if epochs > 0 else 1.0
+
+
+@dataclass
+class Losses:
+    """Named scalar terms, weights included; their sum is what is minimised.
+
+    ``task`` terms compare with labels, ``distill`` terms with a teacher or another target of the method's own.
+    """
+
+    task: dict[str, Tensor] = field(default_factory=dict)
+    distill: dict[str, Tensor] = field(default_factory=dict)
+
+    def terms(self) -> dict[str, Tensor]:
+        return {**self.task, **self.distill}
+
+    def total(self) -> Tensor:
+        return torch.stack([term.float() for term in self.terms().values()]).sum()
+
+
+class MethodSettings(BaseModel):
+    """Base of every method's settings: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Who a method is: shown by ``show method``, printed in tables, part of a cell's identity (name and version).
+
+    title       as printed in tables                    paper    key in tables/references.bib
+    formula     the loss, in plain text                 source   where the default settings come from
+    optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where
+    divergences where paper, reference code and this implementation differ
+    our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
+    """
+
+    name: str
+    version: int
+    family: str
+    title: str
+    paper: str = ""
+    formula: str = ""
+    source: str = ""
+    optimum: str = "identity"
+    divergences: tuple[str, ...] = ()
+    our_choice: tuple[str, ...] = ()
+
+
+class Method(nn.Module):
+    """Base class of all methods. Its own parameters are trained, saved and restored with the student's.
+
+    Args:
+        student: the network to train, as built by the task.
+        teacher: the frozen teacher, or None where there is none (only methods that need none accept that).
+        info: the training set's size, labels and number of classes.
+        settings: an instance of the class's ``Settings``.
+    """
+
+    card: ClassVar[Card]
+    needs: Needs = Needs()
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        # A tuple keeps the networks out of parameters() and state_dict(): neither is a part of the method.
+        self._networks = (student, teacher)
+        if teacher is None and self.needs_teacher:
+            raise UserError(f"method '{self.card.name}' needs a teacher")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.needs.teacher or self.needs.teacher_units)
+
+    @property
+    def teacher(self) -> Network:
+        """The frozen teacher."""
+        teacher = self._networks[1]
+        assert teacher is not None
+        return teacher
+
+    def adapt(self, student: Network) -> Network:
+        """The student as it is trained, for methods that change it; by default unchanged."""
+        return student
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        """The terms to minimise for one batch. ``teacher`` is detached and holds what ``needs`` lists."""
+        raise NotImplementedError
+
+    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+        """Further logits (B, K) by name, evaluated on the test set every epoch."""
+        return {}
+
+    def probe_fields(self) -> Sequence[str]:
+        """Fields of the student's outputs that :meth:`probes` reads."""
+        return ()
+
+    def deployed(self, student: Network) -> nn.Module:
+        """What remains at inference; by default the student's plain architecture."""
+        return student.module

@@ -1,0 +1,146 @@
+"""Methods by name. A method's file is its registration: nothing else lists it.
+
+Names and cards can be listed without importing a method (and so without importing torch): :func:`index` reads the
+``card = Card(...)`` literals from the files' syntax trees.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from .contract import Card, DataInfo, Method, Network
+
+    M = TypeVar("M", bound=type[Method])
+
+FAMILIES = ("logit", "feature", "relation", "blockwise")
+"""The packages that hold methods, in the order in which tables group them."""
+
+_classes: dict[str, type[Method]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What is known of a method without importing it."""
+
+    name: str
+    family: str
+    title: str
+    summary: str
+    module: str
+
+
+@functools.cache
+def index() -> dict[str, Entry]:
+    """Every built-in method by name, in table order; reads files, imports nothing."""
+    entries: dict[str, Entry] = {}
+    root = Path(__file__).parent
+    for family in FAMILIES:
+        for path in sorted((root / family).glob("[!_]*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and any(
+                    isinstance(d, ast.Name) and d.id == "register" for d in node.decorator_list
+                ):
+                    literals = _card_literals(node)
+                    summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
+                    name = literals["name"]
+                    module = f"{__package__}.{family}.{path.stem}"
+                    entries[name] = Entry(name, family, literals.get("title", name), summary, module)
+    return entries
+
+
+def _card_literals(node: ast.ClassDef) -> dict[str, Any]:
+    for statement in node.body:
+        if (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Name)
+            and statement.targets[0].id == "card"
+            and isinstance(statement.value, ast.Call)
+        ):
+            return {
+                keyword.arg: keyword.value.value
+                for keyword in statement.value.keywords
+                if keyword.arg and isinstance(keyword.value, ast.Constant)
+            }
+    raise UserError(f"the registered class {node.name} has no 'card = Card(...)'")
+
+
+def register(cls: M) -> M:
+    """Class decorator: makes the method available under its card's name.
+
+    Raises:
+        UserError: another class already has that name.
+    """
+    name = cls.card.name
+    if name in _classes and _classes[name].__qualname__ != cls.__qualname__:
+        raise UserError(f"two methods are called '{name}': {_classes[name].__qualname__} and {cls.__qualname__}")
+    if name in index() and index()[name].module != cls.__module__:
+        raise UserError(f"a method called '{name}' ships with the suite; give yours another name")
+    _classes[name] = cls
+    return cls
+
+
+def available() -> list[str]:
+    """Names of all methods, plugins included, in the order of tables."""
+    return [*index(), *(name for name in _classes if name not in index())]
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        UserError: no such method; the message names the nearest ones.
+    """
+    if name not in _classes:
+        if name not in index():
+            raise unknown("method", name, available())
+        importlib.import_module(index()[name].module)
+    return _classes[name]
+
+
+def card(name: str) -> Card:
+    """The card of a method: who it is, its formula, paper and divergences."""
+    return get(name).card
+
+
+def settings(name: str, values: dict[str, Any] | None = None) -> Any:
+    """Validated settings of a method; unknown keys and wrong values are one clear line.
+
+    Raises:
+        UserError: a key that does not exist or a value of the wrong type or range.
+    """
+    from pydantic import ValidationError
+
+    cls = get(name)
+    values = values or {}
+    for key in values:
+        if key not in cls.Settings.model_fields:
+            raise unknown(f"setting of method '{name}'", key, cls.Settings.model_fields)
+    try:
+        return cls.Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"setting {name}.{key}={first['input']!r}: {first['msg']}") from None
+
+
+def build(name: str, student: Network, teacher: Network | None, info: DataInfo, **values: Any) -> Method:
+    """Build a method for a pair of networks.
+
+    Args:
+        name: a name of :func:`available`.
+        student, teacher: Network views (``benchmarks.networks.build_network``); teacher None for ``student``.
+        info: the training set's size, labels and number of classes.
+        **values: settings that differ from the method's defaults.
+
+    Raises:
+        UserError: unknown name or setting, or a pair that the method cannot work on.
+    """
+    return get(name)(student, teacher, info, settings(name, values))

@@ -1,0 +1,44 @@
+"""Shared fixtures: golden values, and the real data sets where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """Bit-exact comparisons hold for a fixed number of threads."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def golden_models() -> dict:
+    return json.loads((GOLDENS / "models.json").read_text())["models"]
+
+
+@pytest.fixture(scope="session")
+def golden_losses() -> dict:
+    return json.loads((GOLDENS / "losses.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_inputs() -> dict[str, torch.Tensor]:
+    with np.load(GOLDENS / "inputs.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real data sets: KDBENCH_DATA, or ../shared/data beside the repository."""
+    for candidate in (os.environ.get("KDBENCH_DATA"), Path(__file__).parents[2] / "shared" / "data"):
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip("no real data: set KDBENCH_DATA to a folder with cifar100/ and checkpoints/")
