@@ -107,6 +107,9 @@ class Network(Protocol):
     def folded(self) -> Network:
         """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
 
+    def plain(self) -> nn.Module:
+        """A module that maps inputs to logits: ``module``, or with inserted parts a wrapper that runs them too."""
+
     def shape(self, unit: str) -> tuple[int, ...]:
         """Shape of a unit's output without the batch dimension."""
 
@@ -266,5 +269,5 @@ class Method(nn.Module):
         return ()
 
     def deployed(self, student: Network) -> nn.Module:
-        """What remains at inference; by default the student's plain architecture."""
-        return student.module
+        """What remains at inference, as a module that maps inputs to logits; by default the student alone."""
+        return student.plain()

@@ -1,0 +1,81 @@
+"""A cell: the smallest thing that is computed, stored and counted, and its identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .files import digest
+
+SCHEMA = 1
+"""Part of every identity. Raised when the training code changes what a cell means."""
+
+
+@dataclass(frozen=True)
+class TeacherRef:
+    """Which teacher: a weights file by its digest, or the cell that trains it.
+
+    Exactly one of ``weights`` and ``cell`` is set. ``mean`` and ``std`` are the teacher's own normalisation. ``entry``
+    is what the teacher is called, for people; it is no part of the identity.
+    """
+
+    network: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str = ""
+    cell: str = ""
+    entry: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        source = {"weights": self.weights} if self.weights else {"cell": self.cell}
+        return {"network": self.network, "mean": list(self.mean), "std": list(self.std), **source}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """(task, data, protocol, teacher, student, method and settings, seed), frozen.
+
+    ``protocol`` is :meth:`benchmarks.spec.Protocol.identity`; ``settings`` are complete, defaults included; ``plugins``
+    maps what came from a user's file (as ``method:name``) to that file's digest. The key names the run directory.
+    """
+
+    task: str
+    data: str
+    protocol: dict[str, Any]
+    student: str
+    method: str
+    method_version: int
+    settings: dict[str, Any]
+    seed: int
+    teacher: TeacherRef | None = None
+    plugins: dict[str, str] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the result depends on, as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "data": self.data,
+            "protocol": self.protocol,
+            "teacher": self.teacher.identity() if self.teacher else None,
+            "student": self.student,
+            "method": {"name": self.method, "version": self.method_version, "settings": self.settings},
+            "seed": self.seed,
+            "plugins": self.plugins,
+        }
+
+    @property
+    def key(self) -> str:
+        """sha256 of the canonical identity."""
+        return digest(self.identity())
+
+    @property
+    def label(self) -> str:
+        """How logs call the cell."""
+        source = f"{self.teacher.network}-" if self.teacher else ""
+        return f"{self.method}/{source}{self.student}/s{self.seed}"
+
+    def group(self) -> str:
+        """Cells with the same group share one pass of the teacher over the same batches."""
+        teacher = self.teacher.identity() if self.teacher else None
+        return digest([self.task, self.data, self.protocol, teacher, self.seed])

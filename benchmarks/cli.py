@@ -1,0 +1,333 @@
+"""The command line. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kd_methods.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from .driver import Options
+    from .plan import Request
+
+ROOT = Path(__file__).resolve().parents[1]
+
+data_root = click.option(
+    "--data-root", type=click.Path(path_type=Path), envvar="KDBENCH_DATA", help="Folder of the data sets."
+)
+checkpoints = click.option(
+    "--checkpoints", type=click.Path(path_type=Path), envvar="KDBENCH_CHECKPOINTS", default=ROOT / "checkpoints",
+    help="Folder of teacher files.",
+)  # fmt: skip
+output = click.option(
+    "--output", type=click.Path(path_type=Path), envvar="KDBENCH_OUTPUT", default=ROOT / "results",
+    help="Folder of the store and the tables.",
+)  # fmt: skip
+device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+plugin = click.option(
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
+    help="Python file with a method, network or task of your own; may be given more than once.",
+)  # fmt: skip
+preset = click.option("--preset", default="paper", help="paper, short or demo.", show_default=True)
+epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
+holdout = click.option("--holdout", type=int, help="Test on N held-out training images (5000 for 45k/5k).")
+
+
+class Commands(click.Group):
+    """A word that is no command is the name of a table to reproduce."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        from .spec import table_names
+
+        name = args[0]
+        if name in self.commands:
+            return super().resolve_command(ctx, args)
+        if name in table_names() or name.endswith((".yaml", ".yml")):
+            return "run", self.commands["run"], args
+        raise unknown("table or command", name, [*table_names(), *self.commands])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Reproduce a table of the knowledge-distillation literature with your own runs.
+
+    \b
+    ./reproduce.sh table2 --preset demo    minutes on a laptop, ends with the LaTeX table
+    ./reproduce.sh table2 --preset short   the real data, a few epochs
+    ./reproduce.sh table2                  the paper's protocol; prints the expected hours first
+    """
+
+
+@cli.command("run", hidden=True)
+@click.argument("table")
+@preset
+@click.option("--methods", help="Rows to run, comma-separated; default: the table's.")
+@click.option("--pairs", help="Columns to run (teacher-student), comma-separated; default: the table's.")
+@click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
+@epochs
+@holdout
+@click.option("--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
+@device
+@data_root
+@checkpoints
+@output
+@plugin
+@click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
+@click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
+@click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
+def run_table(**arguments: Any) -> None:
+    """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
+    request, options = _prepare(**arguments)
+    from .driver import reproduce
+
+    if text := reproduce(request, options):
+        click.echo(text)
+
+
+@cli.command()
+@click.argument("table")
+@preset
+@epochs
+@holdout
+@output
+def render(table: str, preset: str, epochs: int | None, holdout: int | None, output: Path) -> None:
+    """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
+    from . import manifest
+    from .spec import load_protocol, load_table, stem
+
+    spec = load_table(table)
+    usual = load_protocol(spec.preset(preset).protocol)
+    files, text = manifest.render(output, stem(spec.name, preset, usual, usual.changed(epochs, holdout)))
+    click.echo(text)
+    for file in files:
+        click.echo(file)
+
+
+@cli.command("list")
+def list_everything() -> None:
+    """Tables with their presets, protocols, and methods by family."""
+    from kd_methods.registry import FAMILIES, index
+
+    from .spec import load_table, protocol_names, table_names
+
+    click.echo("tables (./reproduce.sh TABLE --preset PRESET)")
+    for name in table_names():
+        table = load_table(name)
+        click.echo(f"  {name:22s} {table.title}; presets {', '.join(table.presets)}")
+    click.echo("protocols\n  " + ", ".join(protocol_names()))
+    click.echo("methods (./reproduce.sh show method NAME)")
+    for family in FAMILIES:
+        for entry in (entry for entry in index().values() if entry.family == family):
+            click.echo(f"  {family:10s} {entry.name:16s} {entry.summary}")
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["table", "protocol", "method"]))
+@click.argument("name")
+@plugin
+def show(kind: str, name: str, plugins: Sequence[Path]) -> None:
+    """Everything about a table, a protocol or a method."""
+    from . import show as views
+
+    if plugins:
+        from . import plugins as loader
+
+        loader.load(plugins)
+    click.echo({"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name))
+
+
+@cli.group()
+def teachers() -> None:
+    """Teacher checkpoints: what is known, what is installed, and whether it measures what it should."""
+
+
+@teachers.command("list")
+@checkpoints
+def teachers_list(checkpoints: Path) -> None:
+    """All entries, with their expected accuracy and whether a file is installed."""
+    from .teachers import Zoo
+
+    zoo = Zoo(checkpoints)
+    for name, entry in sorted(zoo.entries.items()):
+        state = "installed" if zoo.path(entry).is_file() else "not installed"
+        expected = "unknown" if entry.expected is None else f"{entry.expected:.2f} ({entry.expected_source})"
+        click.echo(f"{name:22s} {entry.network:12s} {entry.task:10s} {state:14s} expects {expected}")
+
+
+@teachers.command("add")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--network", help="Architecture; default: NAME.")
+@click.option("--task", default="cifar100", show_default=True)
+@click.option("--mean", help="Normalisation, comma-separated; default: that of known weights, else the CRD recipe's.")
+@click.option("--std", help="As --mean.")
+@click.option("--expect", type=float, help="Top-1 accuracy that verify must measure.")
+@checkpoints
+@plugin
+def teachers_add(
+    name: str, file: Path, network: str | None, task: str, mean: str | None, std: str | None, expect: float | None,
+    checkpoints: Path, plugins: Sequence[Path],
+) -> None:  # fmt: skip
+    """Install FILE as teacher NAME: a state dict, plain or under model, state_dict or net."""
+    from .plugins import load
+    from .spec import load_protocol
+    from .teachers import Teacher, Zoo
+
+    load(plugins)
+    usual = load_protocol("cifar100-crd240")
+    entry = Teacher(
+        name=name, network=network or name, task=task,
+        mean=_floats(mean) or usual.mean, std=_floats(std) or usual.std,
+        expected=expect, expected_source="given" if expect is not None else "",
+    )  # fmt: skip
+    added = Zoo(checkpoints).add(entry, file, keep_normalisation=bool(mean or std))
+    expected = "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
+    click.echo(f"added teacher '{name}' ({added.network} on {task}); expected top-1 {expected}")
+
+
+@teachers.command("fetch")
+@click.argument("names", nargs=-1)
+@checkpoints
+def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
+    """Download teachers by name; without names, those of the published tables (CRD)."""
+    from .teachers import Zoo
+
+    zoo = Zoo(checkpoints)
+    for name in names or [name for name, entry in zoo.shipped.items() if entry.origin == "crd"]:
+        zoo.fetch(zoo.get(name), click.echo)
+        click.echo(f"installed {name}; check it with: ./reproduce.sh teachers verify {name}")
+
+
+@teachers.command("train")
+@click.argument("network")
+@click.option("--protocol", "protocol_name", default="cifar100-crd240", show_default=True)
+@epochs
+@device
+@data_root
+@output
+@plugin
+def teachers_train(
+    network: str, protocol_name: str, epochs: int | None, device: str, data_root: Path | None, output: Path,
+    plugins: Sequence[Path],
+) -> None:  # fmt: skip
+    """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""
+    from .driver import train_teacher
+    from .environment import device as choose
+    from .plugins import load
+    from .spec import load_protocol
+
+    registered = load(plugins)
+    protocol = load_protocol(protocol_name).changed(epochs)
+    top1 = train_teacher(network, protocol, data_root, output, choose(device), registered)
+    click.echo(f"{network} under {protocol.name}, {protocol.epochs} epochs: top-1 {top1:.2f}")
+
+
+@teachers.command("verify")
+@click.argument("names", nargs=-1)
+@device
+@data_root
+@checkpoints
+@plugin
+def teachers_verify(
+    names: Sequence[str], device: str, data_root: Path | None, checkpoints: Path, plugins: Sequence[Path]
+) -> None:
+    """Measure installed teachers on the test set; fails if one is off by more than 0.1 points."""
+    from .driver import verify_teachers
+    from .environment import device as choose
+    from .plugins import load
+    from .teachers import Zoo
+
+    load(plugins)
+    verify_teachers(Zoo(checkpoints), names, data_root, choose(device), click.echo)
+
+
+@cli.command()
+@data_root
+@checkpoints
+@output
+def doctor(data_root: Path | None, checkpoints: Path, output: Path) -> None:
+    """Versions, hardware, data and teachers at hand, and what can be run here."""
+    from .doctor import report
+
+    for line in report(data_root, checkpoints, output):
+        click.echo(line)
+
+
+def _prepare(
+    table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
+    holdout: int | None, overrides: Sequence[str], device: str, data_root: Path | None, checkpoints: Path,
+    output: Path, plugins: Sequence[Path], dry_run: bool, no_cost: bool, any_teacher: bool,
+) -> tuple[Request, Options]:  # fmt: skip
+    from .spec import load_protocol, load_table
+
+    # What can be wrong in the YAML is said before torch is imported.
+    load_protocol(load_table(table).preset(preset).protocol)
+    from .driver import Options
+    from .environment import device as choose
+    from .plan import Request
+    from .plugins import load
+
+    request = Request(
+        table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
+        holdout=holdout, overrides=tuple(overrides), data_root=data_root or ROOT / "data", plugins=load(plugins),
+    )  # fmt: skip
+    options = Options(
+        output=output, checkpoints=checkpoints, device=choose(device), dry_run=dry_run, any_teacher=any_teacher,
+        costs=not no_cost, say=lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    return request, options
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _integers(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise UserError(f"--seeds {text}: give whole numbers, for example --seeds 0,1,2") from None
+
+
+def _floats(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise UserError(f"'{text}' is no list of numbers; write for example 0.5071,0.4867,0.4408") from None
+
+
+def main() -> None:
+    """Entry point: mistakes of the user's are one line and exit code 2, an interrupt is 130."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        _fail(f"{error.format_message()} (see --help)")
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except UserError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; what was finished is in the store", err=True)
+        sys.exit(130)
+    except Exception as error:
+        # Known without importing torch: only a command that trains can raise it.
+        if type(error).__name__ != "Interrupted":
+            raise
+        click.echo("stopped after a whole step; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,218 @@
+"""A table's manifest, plan.json: which cells it shows. With the store it determines the table completely.
+
+Rendering reads nothing else: neither data nor checkpoints, clock nor environment. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+from typing import Any
+
+from kd_methods.errors import UserError
+
+from . import report
+from .files import read_json, write_json
+from .spec import TABLES
+from .store import Store
+
+Manifest = dict[str, Any]
+
+
+def merge(old: Manifest | None, new: Manifest) -> Manifest:
+    """Add a plan to what the table showed before, so that a run of some rows or columns loses nothing.
+
+    An old entry stays if its protocol is the same, and in its column the teacher and the data; what was computed
+    otherwise would mix with the new cells, and is left out of the table (it stays in the store).
+    """
+    if not old or old["protocol"] != new["protocol"]:
+        return new
+    columns = {column["key"]: column for column in new["columns"]}
+    kept_columns = {key for key in (c["key"] for c in old["columns"]) if key not in columns}
+    agreeing = {c["key"] for c in old["columns"] if c["key"] in columns and c["teacher"] == columns[c["key"]]["teacher"]}
+    renewed = {(entry["row"], entry["column"]): entry["settings"] for entry in new["cells"]}
+    seeds = {(entry["row"], entry["column"], entry["seed"]) for entry in new["cells"]}
+
+    def stays(entry: dict[str, Any]) -> bool:
+        place = entry["row"], entry["column"]
+        if entry["data"] != new["data"] or entry["column"] not in kept_columns | agreeing:
+            return False
+        return (*place, entry["seed"]) not in seeds and renewed.get(place, entry["settings"]) == entry["settings"]
+
+    cells = [entry for entry in old["cells"] if stays(entry)]
+    costs = [c for c in old["costs"] if not any((c["row"], c["column"]) == (n["row"], n["column"]) for n in new["costs"])]
+    used_rows, used_columns = {e["row"] for e in cells}, {e["column"] for e in cells}
+    rows = [row for row in old["rows"] if row["key"] in used_rows]
+    merged = {**new, "cells": cells + new["cells"]}
+    merged["rows"] = new["rows"] + [row for row in rows if row["key"] not in {r["key"] for r in new["rows"]}]
+    merged["columns"] = new["columns"] + [c for c in old["columns"] if c["key"] in used_columns - set(columns)]
+    shown = {(e["row"], e["column"]) for e in merged["cells"]}
+    merged["costs"] = [c for c in costs + new["costs"] if (c["row"], c["column"]) in shown]
+    order = {name: i for i, name in enumerate(new["row_order"])}
+    merged["rows"].sort(key=lambda row: order.get(row["key"], len(order)))
+    order = {name: i for i, name in enumerate(new["column_order"])}
+    merged["columns"].sort(key=lambda column: order.get(column["key"], len(order)))
+    return merged
+
+
+def path(output: Path, stem: str) -> Path:
+    """Where a table's manifest lies."""
+    return output / "tables" / stem / "plan.json"
+
+
+def save(output: Path, stem: str, new: Manifest) -> Manifest:
+    """Merge a plan into the table's manifest and write it."""
+    merged = merge(read_json(path(output, stem)), new)
+    write_json(path(output, stem), merged)
+    return merged
+
+
+def render(output: Path, stem: str) -> tuple[list[Path], str]:
+    """Write a table and its cost table from the store; returns the files and the table as Markdown.
+
+    Raises:
+        UserError: nothing was ever planned under that name.
+    """
+    manifest = read_json(path(output, stem))
+    if manifest is None:
+        known = sorted(p.parent.name for p in (output / "tables").glob("*/plan.json"))
+        raise UserError(f"no table '{stem}' in {output} (there: {', '.join(known) or 'none'}); run it first")
+    store = Store(output)
+    table = collect(manifest, store)
+    folder = path(output, stem).parent
+    files = report.write(table, folder, manifest["name"])
+    if cost := collect_cost(manifest, store, table):
+        files += report.write_cost(cost, folder, f"{manifest['name']}-cost")
+    return files, report.render(table)[".md"]
+
+
+def collect(manifest: Manifest, store: Store) -> report.Table:
+    """The table's content out of the store."""
+    facts: list[dict[str, Any]] = []
+    entries: dict[str, dict[str, list[report.Run]]] = {}
+    for planned in manifest["cells"]:
+        run = store.run(planned["key"])
+        status = run.status
+        state = status["state"] if status["state"] in ("done", "diverged", "failed") else "missing"
+        figures = {"last": status["last"], "best": status["best"]} if state == "done" else {}
+        entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(
+            report.Run(planned["seed"], state, **figures)
+        )
+        if state == "done":
+            facts.append(run.environment)
+    columns = tuple(_column(column, manifest, store) for column in manifest["columns"])
+    rows = tuple(
+        report.Row(
+            key=row["key"],
+            title=row["title"],
+            family=row["family"],
+            entries={
+                column["key"]: report.Entry(
+                    tuple(sorted(entries.get(row["key"], {}).get(column["key"], []), key=lambda run: run.seed)),
+                    _published(manifest, row["method"], column),
+                )
+                for column in manifest["columns"]
+            },
+            our_choice=tuple(row["our_choice"]),
+            settings_note=row["settings_note"],
+        )
+        for row in manifest["rows"]
+    )
+    return report.Table(
+        name=manifest["name"],
+        title=manifest["title"],
+        metric=manifest["metric"],
+        columns=columns,
+        rows=rows,
+        protocol_lines=tuple(manifest["protocol_lines"]),
+        deviations=tuple(manifest["deviations"]),
+        notes=tuple(manifest["notes"]),
+        provenance=_provenance(facts),
+    )
+
+
+def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> report.CostTable | None:
+    """The cost table's content out of the store, or None where no cost was measured."""
+    measured: dict[str, dict[str, report.CostEntry]] = {}
+    facts = []
+    for planned in manifest["costs"]:
+        figures = read_json(store.cost(planned["key"]))
+        if figures:
+            measured.setdefault(planned["row"], {})[planned["column"]] = report.CostEntry(**figures["cost"])
+            facts.append(figures["environment"])
+    if not measured:
+        return None
+    rows = tuple(
+        report.CostRow(row.key, row.title, row.family, measured[row.key]) for row in table.rows if row.key in measured
+    )
+    return report.CostTable(table.name, table.title, table.columns, rows, (), _provenance(facts))
+
+
+def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.Column:
+    teacher = column["teacher"]
+    accuracy, note = None, ""
+    if teacher and teacher["cell"]:
+        accuracy = store.run(teacher["cell"]).status.get("last")
+        note = "trained here under the same protocol, seed 0"
+    elif teacher:
+        accuracy = teacher["accuracy"]
+        note = f"entry {teacher['entry']}"
+    return report.Column(
+        key=column["key"],
+        teacher=column["teacher_network"],
+        student=column["student"],
+        teacher_accuracy=accuracy,
+        teacher_note=note,
+        teacher_published=_published(manifest, "teacher", column),
+    )
+
+
+def _published(manifest: Manifest, method: str, column: dict[str, Any]) -> report.Published | None:
+    """The literature's figure for a method on a pair, from the first of the table's sources that has one."""
+    if not manifest["published"]:
+        return None
+    found = [line for line in _literature(manifest["published"]) if (line["method"], line["pair"]) == (method, column["key"])]
+    rank = {name: i for i, name in enumerate(manifest["sources"])}
+
+    def order(line: dict[str, str]) -> tuple[int, int]:
+        place = next((i for name, i in rank.items() if name in line["source"]), len(rank))
+        return line["protocol"] != manifest["recipe"], place
+
+    if not found:
+        return None
+    line = min(found, key=order)
+    reasons = []
+    if line["protocol"] != manifest["recipe"]:
+        reasons.append(f"published under {line['protocol']}")
+    elif manifest["deviations"]:
+        reasons.append("our protocol deviates from the published one")
+    ours = column["teacher"]["origin"] if column["teacher"] else line["teacher"]
+    if ours != line["teacher"] and method != "student":
+        reasons.append("another teacher")
+    return report.Published(
+        value=float(line["value"]),
+        std=float(line["std"]) if line["std"] else None,
+        source=line["source"],
+        epoch_rule=line["epoch_rule"],  # type: ignore[arg-type]
+        comparable=not reasons,
+        reason="; ".join(reasons),
+    )
+
+
+@functools.cache
+def _literature(name: str) -> list[dict[str, str]]:
+    with (TABLES / "published" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _provenance(facts: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Dates, machines, commits and versions of a set of runs, each named once."""
+    if not facts:
+        return ()
+    dates = sorted({fact["date"] for fact in facts})
+    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    commits = ", ".join(sorted({fact["commit"] or "no commit" for fact in facts}))
+    machines = ", ".join(sorted({fact["machine"] for fact in facts}))
+    torches = ", ".join(sorted({fact["versions"]["torch"] for fact in facts}))
+    return (f"run {span} at commit {commits}", f"on {machines} with torch {torches}")

@@ -1,0 +1,192 @@
+"""From a request to cells: which rows, columns and seeds of a table, with which teachers, under which protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_methods import registry
+from kd_methods.errors import UserError, unknown
+
+from . import networks
+from .cell import Cell, TeacherRef
+from .spec import Pair, Protocol, Row, TableSpec, load_protocol, load_table, pair_settings
+from .tasks import get_task
+from .teachers import Zoo, load_weights, weights_digest
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    table: str
+    preset: str = "paper"
+    methods: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    epochs: int | None = None
+    holdout: int | None = None
+    overrides: tuple[str, ...] = ()
+    data_root: Path | None = None
+    plugins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a table needs, resolved: no name in it can be wrong any more.
+
+    cells     (row id, pair id, seed) to cell; methods without a teacher share one cell over pairs with one student
+    teachers  network name to the teacher that the pairs use
+    training  the cells that train teachers for which no file is installed
+    """
+
+    table: TableSpec
+    source: str
+    preset: str
+    protocol: Protocol
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+    seeds: tuple[int, ...]
+    cells: Mapping[tuple[str, str, int], Cell]
+    teachers: Mapping[str, TeacherRef]
+    training: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def stem(self) -> str:
+        """Folder of this plan's table: other lengths and splits are other tables."""
+        length = f"-epochs{self.protocol.epochs}" if self.protocol.epochs != self._usual.epochs else ""
+        split = f"-holdout{self.protocol.holdout}" if self.protocol.holdout != self._usual.holdout else ""
+        return f"{self.table.name}-{self.preset}{length}{split}"
+
+    @property
+    def _usual(self) -> Protocol:
+        return load_protocol(self.table.preset(self.preset).protocol)
+
+
+def make(request: Request, zoo: Zoo) -> Plan:
+    """Resolve a request.
+
+    Raises:
+        UserError: an unknown name or setting, missing data, a damaged teacher file.
+    """
+    table = load_table(request.table)
+    preset = table.preset(request.preset)
+    assert preset.pairs is not None and preset.methods is not None
+    protocol = load_protocol(preset.protocol)
+    if preset.task:
+        protocol = protocol.model_copy(update={"task": preset.task})
+    protocol = protocol.changed(request.epochs, request.holdout)
+    rows = _rows(request.methods, preset.methods)
+    pairs = _pairs(request.pairs, preset.pairs)
+    seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
+    overrides = _overrides(request.overrides, rows)
+
+    task = get_task(protocol.task)
+    fingerprint = task.fingerprint(request.data_root)
+    if not protocol.holdout < task.samples(request.data_root):
+        raise UserError(f"--holdout {protocol.holdout}: the training set has {task.samples(request.data_root)} images")
+
+    def cell(method: str, student: str, seed: int, teacher: TeacherRef | None, values: dict[str, Any]) -> Cell:
+        used = {f"method:{method}", f"network:{student}", f"task:{protocol.task}"}
+        used |= {f"network:{teacher.network}"} if teacher else set()
+        return Cell(
+            task=protocol.task,
+            data=fingerprint,
+            protocol=protocol.identity(),
+            student=student,
+            method=method,
+            method_version=registry.card(method).version,
+            settings=registry.settings(method, values).model_dump(mode="json"),
+            seed=seed,
+            teacher=teacher,
+            plugins={name: digest for name, digest in request.plugins.items() if name in used},
+        )
+
+    teachers: dict[str, TeacherRef] = {}
+    training = []
+    taught = [row for row in rows if registry.get(row.method).needs.teacher or registry.get(row.method).needs.teacher_units]
+    for network in dict.fromkeys(pair.teacher for pair in pairs):
+        if not taught:
+            break
+        if entry := zoo.installed(network, protocol.task):
+            weights = weights_digest(load_weights(zoo.path(entry)))
+            teachers[network] = TeacherRef(network, entry.mean, entry.std, weights=weights, entry=entry.name)
+        else:
+            # One teacher, seed 0, serves all seeds of the students.
+            own = cell("student", network, 0, None, {})
+            training.append(own)
+            teachers[network] = TeacherRef(network, protocol.mean, protocol.std, cell=own.key)
+
+    cells = {}
+    for row in rows:
+        for pair in pairs:
+            published = pair_settings(row.method, pair.id, protocol.recipe)
+            values = {**published, **row.settings, **overrides.get(row.id, {})}
+            teacher = teachers[pair.teacher] if row in taught else None
+            for seed in seeds:
+                cells[row.id, pair.id, seed] = cell(row.method, pair.student, seed, teacher, values)
+    return Plan(
+        table, request.table, request.preset, protocol, rows, pairs, seeds, cells, teachers, tuple(training), preset.notes
+    )
+
+
+def teacher_cell(network: str, protocol: Protocol, data_root: Path | None) -> Cell:
+    """The cell that trains a network as a teacher under a protocol."""
+    return Cell(
+        task=protocol.task,
+        data=get_task(protocol.task).fingerprint(data_root),
+        protocol=protocol.identity(),
+        student=network,
+        method="student",
+        method_version=registry.card("student").version,
+        settings=registry.settings("student").model_dump(mode="json"),
+        seed=0,
+    )
+
+
+def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
+    by_id = {row.id: row for row in known}
+    rows = []
+    for name in dict.fromkeys(wanted or by_id):
+        if name not in by_id and name not in registry.available():
+            raise unknown("method", name, {*by_id, *registry.available()})
+        rows.append(by_id.get(name) or Row(id=name, method=name))
+    for row in rows:
+        registry.get(row.method)
+    return tuple(rows)
+
+
+def _pairs(wanted: Sequence[str], known: Sequence[Pair]) -> tuple[Pair, ...]:
+    by_id = {pair.id: pair for pair in known}
+    pairs = []
+    for name in dict.fromkeys(wanted or by_id):
+        teacher, _, student = name.partition("-")
+        if name not in by_id and not {teacher, student} <= set(networks.names()):
+            raise unknown("pair", name, by_id)
+        pairs.append(by_id.get(name) or Pair(id=name, teacher=teacher, student=student))
+    for network in dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student)):
+        if network not in networks.names():
+            raise unknown("network", network, networks.names())
+    return tuple(pairs)
+
+
+def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """``METHOD.key=value`` to values per row; the value is read as YAML."""
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        name, dot, key = path.rpartition(".")
+        if not (equals and dot and key):
+            raise UserError(f"--set {text}: write METHOD.key=value, for example kd.temperature=2")
+        if name not in {row.id for row in rows}:
+            raise unknown("method in --set", name, (row.id for row in rows))
+        try:
+            overrides.setdefault(name, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: '{value}' is not a value") from None
+    return overrides

@@ -1,0 +1,59 @@
+"""Tables as LaTeX, Markdown and CSV: pure functions of `Table` and `CostTable`, the same bytes every time.
+
+>>> from benchmarks import report
+>>> report.write(table, Path("results"), "table2")            # table2.tex, table2.md, table2.csv
+>>> report.write_cost(cost, Path("results"), "table2-cost")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.files import write_text as _write_text
+from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+
+__all__ = [
+    "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
+    "render", "render_cost", "write", "write_cost",
+]  # fmt: skip
+
+WriteText = Callable[[Path, str], None]
+
+
+def render(table: Table) -> dict[str, str]:
+    """File suffix to text: `.tex`, `.md`, `.csv`."""
+    from benchmarks.report import content, csv, latex, markdown
+
+    sheet = content.sheet(table)
+    return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render(table)}
+
+
+def render_cost(cost: CostTable) -> dict[str, str]:
+    """As `render`, for what the methods cost."""
+    from benchmarks.report import cost as content
+    from benchmarks.report import csv, latex, markdown
+
+    sheet = content.sheet(cost)
+    return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
+
+
+def write(table: Table, folder: Path, stem: str, write_text: WriteText = _write_text) -> list[Path]:
+    """Write `stem`.tex, .md and .csv into `folder`, each whole or not at all, and return their paths."""
+    return _write(render(table), folder, stem, write_text)
+
+
+def write_cost(cost: CostTable, folder: Path, stem: str, write_text: WriteText = _write_text) -> list[Path]:
+    """As `write`, for what the methods cost."""
+    return _write(render_cost(cost), folder, stem, write_text)
+
+
+def _write(texts: Mapping[str, str], folder: Path, stem: str, write_text: WriteText) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, text in texts.items():
+        # Not with_suffix: a stem may hold a dot.
+        path = folder / f"{stem}{suffix}"
+        write_text(path, text)
+        paths.append(path)
+    return paths

@@ -1,0 +1,47 @@
+"""GitHub Markdown of a sheet."""
+
+from __future__ import annotations
+
+import re
+
+from benchmarks.report.sheet import Cell, Line, Sheet
+
+
+def escape(text: str) -> str:
+    """Plain text that neither ends a table cell nor turns into mark-up."""
+    return re.sub(r"([\\|*<>`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def render(sheet: Sheet) -> str:
+    sentences = [f"**{escape(part.text)}**" if part.strong else escape(part.text) for part in sheet.caption]
+    pairs = [
+        f"{escape(teacher)}<br>{escape(student)}"
+        for teacher, student in zip(sheet.teachers, sheet.students, strict=True)
+    ]
+    grid = [_row(["Teacher<br>Student", *pairs]), _row(["---", *["---:"] * len(pairs)])]
+    grid += [_line(line, len(pairs)) for block in sheet.blocks for line in block]
+    notes = [f"- {f'{escape(label)}: ' if label else ''}{escape(text)}" for label, text in sheet.notes]
+    parts = [f"## {escape(sheet.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _line(line: Line, count: int) -> str:
+    if line.kind in ("heading", "panel"):
+        return _row([f"*{escape(line.label)}*", *[""] * count])
+    label = f"↳ {escape(line.label)}" if line.kind == "published" else escape(line.label) + line.mark
+    return _row([label, *map(_cell, line.cells)])
+
+
+def _cell(cell: Cell) -> str:
+    if not cell.value:
+        return cell.word
+    value = {1: f"**{cell.value}**", 2: f"<ins>{cell.value}</ins>"}.get(cell.rank, cell.value)
+    std = f" ± {cell.std}" if cell.std else ""
+    seeds = f" ({cell.seeds})" if cell.seeds else ""
+    aside = f" ({cell.aside})" if cell.aside else ""
+    marks = f"<sup>{cell.marks}</sup>" if cell.marks else ""
+    return f"{value}{std}{marks}{seeds}{aside}"

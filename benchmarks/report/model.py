@@ -1,0 +1,131 @@
+"""What a table is made of: the whole input of the renderers, which read neither clock nor environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["done", "diverged", "failed", "missing"]
+EpochRule = Literal["last", "best", "unknown"]
+
+STUDENT = "student"
+"""Key of the row of plainly trained students: a reference, not a competitor."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One planned seed of one cell. `last` and `best` are the metric by epoch rule, in the table's unit."""
+
+    seed: int
+    status: Status
+    last: float | None = None
+    best: float | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature. Where it is not comparable (`reason` says why) it gets a dagger and no gap."""
+
+    value: float
+    std: float | None
+    source: str
+    epoch_rule: EpochRule
+    comparable: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row in one column: every planned seed, run or not, and what was published for it."""
+
+    runs: tuple[Run, ...] = ()
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method. `our_choice` names the settings that no source gives; `settings_note` is printed under the table."""
+
+    key: str
+    title: str
+    family: str
+    entries: Mapping[str, Entry]
+    our_choice: tuple[str, ...] = ()
+    settings_note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A teacher-student pair with the teacher's measured and published metric."""
+
+    key: str
+    teacher: str
+    student: str
+    teacher_accuracy: float | None = None
+    teacher_note: str = ""
+    teacher_published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything one table prints.
+
+    protocol_lines: facts of the protocol, for the caption.
+    deviations:     what was not the paper's protocol; empty means that it was kept.
+    provenance:     dates of the runs, commit, machine, versions.
+    epoch_rule:     which of our epochs the cells show; gaps follow each published value's own rule.
+    """
+
+    name: str
+    title: str
+    metric: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    protocol_lines: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: tuple[str, ...] = ()
+    epoch_rule: Literal["last", "best"] = "last"
+    higher_is_better: bool = True
+    decimals: int = 2
+
+
+@dataclass(frozen=True)
+class CostEntry:
+    """Cost of one row in one column, from a short run of the method alone; None where it was not measured.
+
+    memory_kind says what the peak is, e.g. "CUDA allocated" or "CPU resident above idle".
+    """
+
+    images_per_second: float | None
+    peak_memory_bytes: int | None
+    memory_kind: str
+    extra_train_params: int | None
+    extra_inference_params: int | None
+    batch_size: int
+    device: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A method's costs by column key."""
+
+    key: str
+    title: str
+    family: str
+    entries: Mapping[str, CostEntry]
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The cost of every row of a table, over the same columns."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[CostRow, ...]
+    notes: tuple[str, ...] = ()
+    provenance: tuple[str, ...] = ()

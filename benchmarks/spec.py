@@ -1,0 +1,341 @@
+"""What is written in tables/: protocols and tables, read from YAML and validated. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from kd_methods.errors import UserError, unknown
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "tables"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(Strict):
+    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes have it."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+
+class Protocol(Strict):
+    """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
+
+    ``recipe_epochs`` is the length that the recipe was written for; milestones and the methods' warm-ups are in its
+    epochs, and a run with another ``epochs`` passes through them in proportion.
+    """
+
+    name: str
+    version: int
+    task: str
+    title: str = ""
+    source: str = ""
+    deviations: tuple[str, ...] = ()
+    recipe: str = ""
+    epochs: int = Field(ge=1)
+    recipe_epochs: int = 0
+    batch_size: int = Field(ge=1)
+    drop_last: bool = False
+    optimizer: Optimizer
+    lr_by_student: dict[str, float] = {}
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    crop_padding: int = 0
+    flip: bool = False
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    holdout: int = Field(default=0, ge=0)
+
+    def model_post_init(self, _: Any) -> None:
+        object.__setattr__(self, "recipe", self.recipe or self.name)
+        object.__setattr__(self, "recipe_epochs", self.recipe_epochs or self.epochs)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two protocols different: everything but the texts."""
+        return self.model_dump(mode="json", exclude={"title", "source", "deviations"})
+
+    def lr(self, epoch: int, student: str) -> float:
+        """Learning rate of an epoch, counted from 1 (constant within it)."""
+        start = self.lr_by_student.get(student, self.optimizer.lr)
+        passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
+        return start * self.decay**passed
+
+    def recipe_epoch(self, epoch: float) -> float:
+        """Where ``epoch`` of this run lies in the recipe's own epochs."""
+        return epoch * self.recipe_epochs / self.epochs
+
+    def changed(self, epochs: int | None = None, holdout: int | None = None) -> Protocol:
+        """This protocol with another length, or trained without the last ``holdout`` images and tested on those."""
+        update: dict[str, Any] = {}
+        deviations = list(self.deviations)
+        if epochs is not None and epochs != self.epochs:
+            if epochs < 1:
+                raise UserError(f"--epochs {epochs}: give at least 1")
+            update["epochs"] = epochs
+            deviations.append(f"{epochs} epochs instead of {self.epochs}, milestones scaled")
+        if holdout:
+            update["holdout"] = holdout
+            deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
+        return self.model_copy(update={**update, "deviations": tuple(deviations)}) if update else self
+
+    def lines(self) -> tuple[str, ...]:
+        """The protocol in words, printed under every table."""
+        decays = ", ".join(f"{m * self.epochs / self.recipe_epochs:g}" for m in self.milestones)
+        rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in self.lr_by_student.items())
+        crop = f"random crop with padding {self.crop_padding}" if self.crop_padding else "no crop"
+        return (
+            f"protocol {self.name} v{self.version} on {self.task}: {self.epochs} epochs, batch {self.batch_size}",
+            f"SGD, momentum {self.optimizer.momentum:g}{' (Nesterov)' if self.optimizer.nesterov else ''}, "
+            f"weight decay {self.optimizer.weight_decay:g}, {rates}"
+            + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
+            f"{crop}{', horizontal flip' if self.flip else ''}, fp32",
+        )
+
+
+class Pair(Strict):
+    """A column: teacher and student by network name."""
+
+    id: str
+    teacher: str
+    student: str
+
+
+class Row(Strict):
+    """A method as a row; ``id`` differs from ``method`` where a table shows a method twice."""
+
+    id: str
+    method: str
+    title: str = ""
+    settings: dict[str, Any] = {}
+
+
+class Preset(Strict):
+    """A named way to run a table. What it does not set is the table's."""
+
+    protocol: str
+    seeds: tuple[int, ...]
+    pairs: tuple[Pair, ...] | None = None
+    methods: tuple[Row, ...] | None = None
+    task: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return _read_pairs(value)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return _read_rows(value)
+
+
+class TableSpec(Strict):
+    """One YAML of tables/: rows x columns of cells, and what is published for each."""
+
+    name: str
+    title: str
+    metric: str = "top1"
+    pairs: tuple[Pair, ...]
+    methods: tuple[Row, ...]
+    published: str = ""
+    sources: tuple[str, ...] = ()
+    presets: dict[str, Preset]
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return _read_pairs(value)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return _read_rows(value)
+
+    def preset(self, name: str) -> Preset:
+        """A preset by name, completed with the table's own pairs and methods.
+
+        Raises:
+            UserError: no such preset.
+        """
+        if name not in self.presets:
+            raise unknown("preset", name, self.presets)
+        preset = self.presets[name]
+        update = {"pairs": preset.pairs or self.pairs, "methods": preset.methods or self.methods}
+        return preset.model_copy(update=update)
+
+
+def _read_pairs(value: Any) -> Any:
+    """Pairs may be written ``teacher-student``."""
+    if not isinstance(value, list):
+        return value
+    read = []
+    for item in value:
+        if isinstance(item, str):
+            teacher, dash, student = item.partition("-")
+            if not dash:
+                raise ValueError(f"'{item}' is not of the form teacher-student")
+            item = {"id": item, "teacher": teacher, "student": student}
+        read.append(item)
+    return tuple(read)
+
+
+def _read_rows(value: Any) -> Any:
+    """Methods may be written by name alone."""
+    if not isinstance(value, list):
+        return value
+    return tuple({"id": item, "method": item} if isinstance(item, str) else item for item in value)
+
+
+def table_names() -> list[str]:
+    """The tables that ship with the suite."""
+    return sorted(path.stem for path in TABLES.glob("*.yaml") if path.stem != "settings")
+
+
+def load_table(name: str) -> TableSpec:
+    """A table by name, or by the path of a YAML file of one's own.
+
+    Raises:
+        UserError: no such table, or its YAML is malformed (file and line are named).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("table", name, table_names())
+    return _load(TableSpec, path, "tables")
+
+
+def protocol_names() -> list[str]:
+    """The protocols that ship with the suite."""
+    return sorted(path.stem for path in (TABLES / "protocols").glob("*.yaml"))
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol by name, or by the path of a YAML file of one's own.
+
+    Raises:
+        UserError: no such protocol, or its YAML is malformed (file and line are named).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / "protocols" / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("protocol", name, protocol_names())
+    return _load(Protocol, path, "protocols")
+
+
+class PairSettings(Strict):
+    """Published settings of a method that hold for some pairs under one recipe."""
+
+    recipe: str
+    pairs: tuple[str, ...]
+    values: dict[str, Any]
+    source: str
+
+
+def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
+    """What is published for a method on a pair, where it differs from the method's defaults (tables/settings.yaml)."""
+    for entry in _all_pair_settings().get(method, ()):
+        if entry.recipe == recipe and pair in entry.pairs:
+            return entry.values
+    return {}
+
+
+@functools.cache
+def _all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
+    path = TABLES / "settings.yaml"
+    raw = read_yaml(path)
+    return {
+        method: tuple(_validate(PairSettings, entry, path, (method, i)) for i, entry in enumerate(entries))
+        for method, entries in raw.items()
+    }
+
+
+def _load(model: type[Model], path: Path, kind: str) -> Model:
+    raw = read_yaml(path)
+    if parent := raw.pop("extends", None):
+        folder = TABLES if kind == "tables" else TABLES / kind
+        base = folder / f"{parent}.yaml"
+        if not base.is_file():
+            raise UserError(f"{path} extends '{parent}', but there is no {base}")
+        raw = _merge(_load(model, base, kind).model_dump(mode="python", exclude_unset=True), raw)
+    return _validate(model, raw, path)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        UserError: the file is not YAML (its line is named), or not a mapping.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: {error.problem or 'malformed YAML'}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} line 1: expected a mapping of keys to values")
+    return raw
+
+
+def _validate(model: type[Model], raw: Any, path: Path, prefix: Iterable[str | int] = ()) -> Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [*prefix, *first["loc"]]
+        key = ".".join(map(str, location))
+        line = _line_of(path, location)
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key"
+        raise UserError(f"{path} line {line}: {key}: {message}") from None
+
+
+def _line_of(path: Path, location: Iterable[str | int]) -> int:
+    """The line of the deepest part of ``location`` that is written in the file."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = 1
+    for key in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(key)]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def steps_per_epoch(samples: int, protocol: Protocol) -> int:
+    """Optimisation steps of one epoch."""
+    trained = samples - protocol.holdout
+    return trained // protocol.batch_size if protocol.drop_last else math.ceil(trained / protocol.batch_size)

@@ -1,0 +1,60 @@
+"""What the loop asks of a task, whatever its data: networks, batches, a loss, a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+
+from kd_methods.contract import Batch, DataInfo
+
+from ..networks import NetworkView
+from ..spec import Protocol
+from .images import Normalisation
+
+
+class TaskBatch(Interface):
+    """One training batch, augmented once for the whole group."""
+
+    def student(self) -> Batch:
+        """The batch as students see it."""
+
+    def inputs(self, normalisation: Normalisation) -> Tensor:
+        """The same inputs, normalised as another network wants them."""
+
+
+class TaskData(Interface):
+    """A task's data on one device under one protocol."""
+
+    info: DataInfo
+    device: torch.device
+
+    def build(self, network: str) -> NetworkView:
+        """A freshly initialised network for this task."""
+
+    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[TaskBatch]:
+        """The batches of an epoch (from 1) from step ``start`` on; they depend on (seed, epoch, step) alone."""
+
+    def evaluate(
+        self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Metrics on the test set for each name in what ``predict`` returns."""
+
+
+class Task(Interface):
+    """A registered task."""
+
+    name: str
+    num_classes: int
+
+    def fingerprint(self, root: Path | None) -> str:
+        """Digest of the data. Raises UserError with what to do where there is none."""
+
+    def samples(self, root: Path | None) -> int:
+        """Size of the training set."""
+
+    def open(self, root: Path | None, protocol: Protocol, device: torch.device) -> TaskData:
+        """Load the data onto the device."""

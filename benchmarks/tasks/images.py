@@ -1,0 +1,169 @@
+"""Image classification with the whole data set on the device as uint8."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_methods.contract import Batch, DataInfo
+
+from ..networks import NetworkView, build_network
+from ..training.seeding import generator
+from ..spec import Protocol, steps_per_epoch
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std) per channel, in units of images scaled to [0, 1]."""
+
+EVAL_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, H, W, C) as uint8 and their labels (N,) as int64.
+
+    Channels come last, so that a batch of images is a channels_last tensor without a copy.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """A classification task over a set of images that fits in memory.
+
+    Args:
+        name: how protocols and the command line call it.
+        num_classes: number of classes.
+        load: reads (train, test) from the data root (None: the default place).
+    """
+
+    name: str
+    num_classes: int
+    load: Callable[[Path | None], tuple[Split, Split]]
+    _cache: dict[Path | None, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
+
+    def read(self, root: Path | None) -> tuple[Split, Split, str]:
+        """(train, test, fingerprint); read once per process."""
+        if root not in self._cache:
+            train, test = self.load(root)
+            content = hashlib.sha256()
+            for part in (train.images, train.labels, test.images, test.labels):
+                content.update(part.numpy().tobytes())
+            self._cache[root] = (train, test, content.hexdigest())
+        return self._cache[root]
+
+    def fingerprint(self, root: Path | None) -> str:
+        return self.read(root)[2]
+
+    def samples(self, root: Path | None) -> int:
+        return len(self.read(root)[0].labels)
+
+    def open(self, root: Path | None, protocol: Protocol, device: torch.device) -> ImageData:
+        train, test, _ = self.read(root)
+        return ImageData(train, test, self.num_classes, protocol, device)
+
+
+class ImageBatch:
+    """Augmented uint8 images (B, H, W, C) of one step."""
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor, normalisation: Normalisation) -> None:
+        self.images = images
+        self.labels = labels
+        self.indices = indices
+        self._inputs = {normalisation: normalise(images, normalisation)}
+        self._own = normalisation
+
+    def student(self) -> Batch:
+        return Batch(self._inputs[self._own], self.labels, self.indices, F.cross_entropy)
+
+    def inputs(self, normalisation: Normalisation) -> Tensor:
+        if normalisation not in self._inputs:
+            self._inputs[normalisation] = normalise(self.images, normalisation)
+        return self._inputs[normalisation]
+
+
+class ImageData:
+    """See :class:`benchmarks.tasks.TaskData`."""
+
+    def __init__(self, train: Split, test: Split, num_classes: int, protocol: Protocol, device: torch.device) -> None:
+        if protocol.holdout:
+            # A fixed permutation: the held-out part does not move with the seed.
+            order = torch.randperm(len(train.labels), generator=generator(0, "holdout"))
+            kept, held = order[protocol.holdout :].sort().values, order[: protocol.holdout].sort().values
+            train, test = (Split(train.images[part], train.labels[part]) for part in (kept, held))
+        self.train = Split(train.images.to(device), train.labels.to(device))
+        self.test = Split(test.images.to(device), test.labels.to(device))
+        self.device = device
+        self.protocol = protocol
+        self.normalisation: Normalisation = (protocol.mean, protocol.std)
+        self.info = DataInfo(len(train.labels), num_classes, train.labels)
+        height, width, channels = train.images.shape[1:]
+        self.input_shape = (channels, height, width)
+
+    def build(self, network: str) -> NetworkView:
+        view = build_network(network, self.info.num_classes, self.input_shape)
+        return view.to(self.device, memory_format=torch.channels_last)
+
+    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
+        size = self.protocol.batch_size
+        order = torch.randperm(self.info.num_samples, generator=generator(seed, "order", epoch))
+        for step in range(start, steps_per_epoch(self.info.num_samples + self.protocol.holdout, self.protocol)):
+            indices = order[step * size : (step + 1) * size]
+            draws = generator(seed, "augmentation", epoch, step)
+            images = augment(self.train.images, indices, draws, self.protocol.crop_padding, self.protocol.flip)
+            indices = indices.to(self.device)
+            yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation)
+
+    def evaluate(
+        self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
+    ) -> dict[str, dict[str, float]]:
+        hits: dict[str, Tensor] = {}
+        k = min(5, self.info.num_classes)
+        with torch.no_grad():
+            for images, labels in zip(self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True):
+                for name, logits in predict(normalise(images, normalisation or self.normalisation)).items():
+                    ranked = logits.topk(k, dim=1).indices == labels[:, None]
+                    counts = torch.stack([ranked[:, 0].sum(), ranked.any(1).sum()])
+                    hits[name] = hits.get(name, 0) + counts
+        percent = {name: (100 * counts / len(self.test.labels)).tolist() for name, counts in hits.items()}
+        return {name: {"top1": values[0], "top5": values[1]} for name, values in percent.items()}
+
+
+def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
+    """(B, H, W, C) uint8 to (B, C, H, W) float, channels_last: (x / 255 - mean) / std."""
+    mean, std = (torch.tensor(values, device=images.device) for values in normalisation)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+def augment(images: Tensor, indices: Tensor, draws: torch.Generator, padding: int, flip: bool) -> Tensor:
+    """Random crop (zero padding) and horizontal flip per sample, in one gather on the images' device.
+
+    Args:
+        images: (N, H, W, C) uint8, the whole set.
+        indices: (B,) which images, on the CPU.
+        draws: source of the random numbers, on the CPU.
+        padding: pixels of zero padding on each side before the crop back to (H, W); 0 for no crop.
+        flip: mirror each image with probability 1/2.
+    """
+    batch, (height, width) = len(indices), images.shape[1:3]
+    y, x = torch.arange(height).expand(batch, -1), torch.arange(width).expand(batch, -1)
+    if padding:
+        shift = torch.randint(-padding, padding + 1, (2, batch, 1), generator=draws)
+        y, x = y + shift[0], x + shift[1]
+    if flip:
+        mirrored = torch.rand(batch, 1, generator=draws) < 0.5
+        x = torch.where(mirrored, x.flip(1), x)
+    device = images.device
+    indices, y, x = indices.to(device), y.to(device), x.to(device)
+    crops = images[indices[:, None, None], y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]]
+    if padding:
+        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+        crops = crops * inside[..., None]
+    return crops

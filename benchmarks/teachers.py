@@ -1,0 +1,251 @@
+"""Teachers: entries with sources, normalisation and expected accuracy; files added, fetched and verified."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from kd_methods.errors import UserError, unknown
+
+from .files import read_json, sha256_file, write_bytes, write_json
+from .spec import TABLES, Protocol, read_yaml
+from .tasks import TaskData, get_task
+from .training.member import to_bytes
+
+TOLERANCE = 0.1
+"""Percentage points by which a measured accuracy may differ from the expected one."""
+
+
+# Training scripts put their options and numpy scalars beside the weights; these types run no code when unpickled.
+_HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+]
+
+
+class Teacher(BaseModel):
+    """An entry: what the teacher is, where its file comes from, and what it must measure.
+
+    ``origin`` names the set of teachers that published numbers stand on (``crd`` for RepDistiller's). ``weights`` is
+    the digest of the tensors themselves, so a re-saved file is recognised; ``sha256`` the digest (or its beginning)
+    of the file at ``sources``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    network: str
+    task: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    expected: float | None = None
+    expected_source: str = ""
+    origin: str = ""
+    sources: tuple[str, ...] = ()
+    member: str = ""
+    sha256: str = ""
+    weights: str = ""
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A plain state dict from any of the field's checkpoint files.
+
+    The tensors may lie at the top or under ``model``, ``state_dict`` or ``net``, with or without ``module.``.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds no state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).split(". ")[0].split("\n")[0]
+        raise UserError(f"{path} is no readable checkpoint, or is truncated ({reason}); get the file again") from None
+    for key in ("model", "state_dict", "net"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors or len(tensors) != len(content):
+        raise UserError(f"{path} holds no state dict (looked at the top and under model, state_dict, net)")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def fit(weights: dict[str, Tensor], module: torch.nn.Module, what: str) -> None:
+    """Load weights strictly; what does not fit is one clear line.
+
+    Raises:
+        UserError: keys or shapes differ: the checkpoint is of another architecture or another number of classes.
+    """
+    own = module.state_dict()
+    missing, foreign = [k for k in own if k not in weights], [k for k in weights if k not in own]
+    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if missing or foreign or shapes:
+        detail = (
+            f"'{shapes[0]}' is {tuple(weights[shapes[0]].shape)}, needed {tuple(own[shapes[0]].shape)}"
+            if shapes and not (missing or foreign)
+            else f"{len(missing)} keys missing, {len(foreign)} unknown, e.g. '{(missing + foreign)[0]}'"
+        )
+        raise UserError(f"{what} is a checkpoint of another architecture: {detail}")
+    module.load_state_dict(weights)
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors, independent of how they are packed in a file."""
+    content = hashlib.sha256()
+    for key in sorted(weights):
+        value = weights[key].detach().cpu().contiguous()
+        content.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+        content.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return content.hexdigest()
+
+
+class Zoo:
+    """The entries that ship with the suite and those that the user added, and the files that are installed.
+
+    Args:
+        folder: where checkpoints and the user's entries live.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shipped = read_yaml(TABLES / "teachers.yaml")
+        common = shipped.pop("defaults")
+        self.shipped = {
+            name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
+        }
+        own = read_json(folder / "teachers.json") or {}
+        self.own = {name: Teacher(**entry) for name, entry in own.items()}
+
+    @property
+    def entries(self) -> dict[str, Teacher]:
+        return {**self.shipped, **self.own}
+
+    def get(self, name: str) -> Teacher:
+        if name not in self.entries:
+            raise unknown("teacher", name, self.entries)
+        return self.entries[name]
+
+    def path(self, entry: Teacher) -> Path:
+        """Where the entry's weights lie, or would."""
+        return self.folder / entry.task / f"{entry.name}.pt"
+
+    def installed(self, network: str, task: str) -> Teacher | None:
+        """The installed entry to use for a network: one of the user's own before a shipped one."""
+        for entries in (self.own, self.shipped):
+            fitting = [e for e in entries.values() if (e.network, e.task) == (network, task) and self.path(e).is_file()]
+            if len(fitting) > 1:
+                fitting = [e for e in fitting if e.name == network] or fitting[:1]
+            if fitting:
+                return fitting[0]
+        return None
+
+    def add(self, entry: Teacher, file: Path) -> Teacher:
+        """Install a file under an entry of its own; known weights bring their normalisation and expected accuracy.
+
+        Raises:
+            UserError: the file cannot be read, or is not of the entry's architecture.
+        """
+        from .networks import build_network
+
+        weights = load_weights(file)
+        fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, str(file))
+        digest = weights_digest(weights)
+        known = next((e for e in self.shipped.values() if e.weights == digest), None)
+        update: dict[str, Any] = {"weights": digest}
+        if known:
+            update |= known.model_dump(include={"mean", "std", "expected", "expected_source", "origin"})
+            update |= {} if entry.expected is None else {"expected": entry.expected, "expected_source": "given"}
+        entry = entry.model_copy(update=update)
+        write_bytes(self.path(entry), to_bytes(weights))
+        self._save(entry)
+        return entry
+
+    def _save(self, entry: Teacher) -> None:
+        self.own[entry.name] = entry
+        write_json(self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.own.items()})
+
+    def fetch(self, entry: Teacher, report: Callable[[str], None]) -> None:
+        """Download an entry's file from the first source that answers, check it, install it.
+
+        Raises:
+            UserError: no source answers, or the file's digest is not the entry's.
+        """
+        from .networks import build_network
+
+        if not entry.sources:
+            raise UserError(f"teacher '{entry.name}' has no source; install its file with: teachers add {entry.name} FILE")
+        problems = []
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "download"
+            for source in entry.sources:
+                report(f"fetching {source}")
+                try:
+                    with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
+                        while chunk := answer.read(1 << 20):
+                            file.write(chunk)
+                    break
+                except (urllib.error.URLError, OSError, TimeoutError) as error:
+                    problems.append(f"{source}: {getattr(error, 'reason', error)}")
+            else:
+                raise UserError(
+                    f"teacher '{entry.name}' cannot be fetched ({'; '.join(problems)}); "
+                    f"install a file you have with: teachers add {entry.network} FILE"
+                )
+            if entry.member and tarfile.is_tarfile(target):
+                target = _extract(target, entry.member, Path(folder))
+            found = sha256_file(target)
+            if entry.sha256 and not found.startswith(entry.sha256):
+                raise UserError(f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}")
+            if not entry.sha256:
+                report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
+            weights = load_weights(target)
+            fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, entry.name)
+            write_bytes(self.path(entry), to_bytes(weights))
+
+    def measure(self, entry: Teacher, protocol: Protocol, data_root: Path | None, device: torch.device) -> float:
+        """Top-1 of the installed file on the task's test set, under the entry's own normalisation."""
+        data = get_task(entry.task).open(data_root, protocol, device)
+        network = data.build(entry.network)
+        fit(load_weights(self.path(entry)), network.module, str(self.path(entry)))
+        return accuracy(data, network, entry)
+
+
+def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:
+    """Top-1 accuracy (%) of a teacher, computed with the folded network that training uses."""
+    module = network.folded().module
+    return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""]["top1"]
+
+
+def _extract(archive: Path, member: str, folder: Path) -> Path:
+    """One regular file out of a tar, written under a name of ours: nothing can land outside ``folder``."""
+    with tarfile.open(archive) as tar:
+        try:
+            source = tar.extractfile(member)
+        except KeyError:
+            source = None
+        if source is None:
+            raise UserError(f"the archive holds no file {member}")
+        target = folder / "member"
+        target.write_bytes(source.read())
+    return target

@@ -1,0 +1,136 @@
+"""The training loop: one pass of the teacher for all the cells of a group.
+
+    batch -> augment once -> teacher forward once -> for each cell: student forward, losses, backward, update
+
+A cell's result does not depend on its company: batches are functions of (seed, epoch, step), a cell draws random
+numbers from its own stream, and what the teacher keeps for others changes no kernel.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kd_methods.contract import Outputs, Progress
+from kd_methods.errors import UserError
+
+from ..networks import NetworkView
+from ..spec import Protocol, steps_per_epoch
+from ..tasks import TaskBatch, TaskData
+from ..tasks.images import Normalisation
+from .member import Diverged, Member
+
+CHECK_EVERY = 20
+"""Steps between two looks at the losses: each look waits for the device."""
+
+Report = Callable[[Member, str], None]
+"""Called with a member and an event: "step", "epoch", "done", "diverged" or "failed"."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved."""
+
+
+class SharedTeacher:
+    """The frozen teacher's pass over a batch, kept as the union of what the members need.
+
+    Args:
+        network: the teacher; its batch-norms are folded here, the methods see it as it is.
+        normalisation: how the teacher wants its inputs.
+    """
+
+    def __init__(self, network: NetworkView, normalisation: Normalisation) -> None:
+        self.network = network.requires_grad_(False).eval()
+        self.normalisation = normalisation
+
+    def outputs(self, batch: TaskBatch, members: Sequence[Member]) -> Outputs | None:
+        """One forward pass, or None if no member wants one."""
+        wanting = [member for member in members if member.method.needs_teacher]
+        if not wanting:
+            return None
+        at = {unit for member in wanting for unit in member.needs.teacher_units}
+        fields = {name for member in wanting for name in member.needs.teacher if name != "logits"}
+        with torch.no_grad():
+            return self.network.folded()(batch.inputs(self.normalisation), at=at, fields=fields)
+
+
+def train(
+    members: Sequence[Member],
+    data: TaskData,
+    teacher: SharedTeacher | None,
+    protocol: Protocol,
+    report: Report,
+    stopping: Callable[[], bool] = lambda: False,
+    save_seconds: float = 600.0,
+) -> None:
+    """Train a group to the end; every member's run says how it ended.
+
+    Members may stand at different positions (after a kill between two of their checkpoints): each takes part from
+    its own position on. A member that diverges or crashes is dropped, the others go on.
+
+    Raises:
+        Interrupted: ``stopping`` said so; every member was saved after a whole step.
+        torch.OutOfMemoryError: the group does not fit; members resume from their checkpoints in smaller groups.
+    """
+    active = [member for member in members if member.position[0] <= protocol.epochs]
+    seed = members[0].cell.seed
+    steps = steps_per_epoch(data.info.num_samples + protocol.holdout, protocol)
+    while active:
+        epoch, start = min(member.position for member in active)
+        progress = Progress(protocol.recipe_epoch(epoch), protocol.recipe_epochs)
+        here = [member for member in active if member.position[0] == epoch]
+        for member in here:
+            member.start_epoch(epoch)
+        for step, batch in enumerate(data.batches(seed, epoch, start), start):
+            due = [member for member in here if member in active and member.position <= (epoch, step)]
+            kept = teacher.outputs(batch, due) if teacher else None
+            inputs = batch.student()
+            for member in due:
+                with guarded(member, active, report):
+                    member.step(inputs, kept, (epoch, step), progress)
+                    if step % CHECK_EVERY == 0:
+                        member.check_finite()
+                    report(member, "step")
+            if stopping():
+                for member in active:
+                    member.save()
+                    member.run.set_status("interrupted", epoch=member.position[0] - 1, epochs=protocol.epochs)
+                raise Interrupted
+            for member in due:
+                if member in active and time.monotonic() - member.saved_at > save_seconds:
+                    member.save()
+        for member in here:
+            if member in active:
+                with guarded(member, active, report):
+                    member.end_epoch(epoch, steps)
+                    report(member, "epoch")
+        active = [member for member in active if member.position[0] <= protocol.epochs]
+    for member in members:
+        if member.run.state == "running":
+            member.finish()
+            report(member, "done")
+
+
+class guarded:
+    """Context: a member that fails inside is marked, reported and dropped from ``active``; the others go on."""
+
+    def __init__(self, member: Member, active: list[Member], report: Report) -> None:
+        self.member, self.active, self.report = member, active, report
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        # Running out of memory concerns the whole group, a full disk or other bad input the whole run.
+        if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError | UserError):
+            return False
+        state = "diverged" if isinstance(error, Diverged) else "failed"
+        message = str(error) if state == "diverged" else f"{type(error).__name__}: {error}"
+        trace = "" if state == "diverged" else "".join(traceback.format_exception(error))
+        self.member.run.set_status(state, message=message, trace=trace, epoch=self.member.position[0])
+        self.active.remove(self.member)
+        self.report(self.member, state)
+        return True

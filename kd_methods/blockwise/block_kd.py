@@ -1,0 +1,196 @@
+"""Block-wise logit distillation, Yu et al. 2024 (arXiv 2411.01547), as far as its public descriptions go."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .. import functional
+from ..adapters import Connector, ConnectorKind
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
+from ..registry import register
+
+
+@register
+class BlockKD(Method):
+    """Trains the student's blocks through the teacher's remaining blocks: matching features in logit space."""
+
+    card = Card(
+        name="block_kd",
+        version=1,
+        family="blockwise",
+        title="Block-KD",
+        paper="yu2024blockkd",
+        formula=(
+            "L = alpha * [CE(S, y) + sum_i w_i CE(N_i, y)] + beta * [d(S, T) + sum_i w_i d(N_i, T)]"
+            " + gamma * [d(S, E) + sum_i w_i d(N_i, E)],"
+            " N_i = teacher's tail after connector i after student's blocks 1..i, E = mean_i N_i, w_i = 1 / 2^(n-i)"
+        ),
+        source="arXiv 2411.01547 for the losses; temperature from mdistiller engine/cfg.py; weights 1 as in FCFD",
+        optimum="where the student and all stepping stones give the teacher's logits",
+        divergences=(
+            "no code is public; the connectors, the cuts into blocks, the weights and the temperature are our reading",
+            "w_i also weights the stones' terms against the ensemble, and the ensemble is detached (our reading)",
+            "networks with different numbers of blocks are matched from the last block backwards (our choice)",
+        ),
+        our_choice=(
+            "alpha",
+            "beta",
+            "gamma",
+            "temperature",
+            "connector",
+            "active_stones",
+            "sample_stones",
+            "teacher_bn",
+            "warmup",
+            "warmup_on",
+        ),
+    )
+    needs = Needs(student=("blocks",), teacher=("logits",), min_batch=2)
+
+    class Settings(MethodSettings):
+        alpha: float = Field(1.0, ge=0, description="weight of the task losses of student and stones")
+        beta: float = Field(1.0, ge=0, description="weight of the distances to the teacher")
+        gamma: float = Field(1.0, ge=0, description="weight of the distances to the stones' ensemble")
+        temperature: float = Field(4.0, gt=0, description="temperature of all distances")
+        distance: Literal["kl", "dkd"] = Field("kl", description="distance d between logits")
+        dkd_alpha: float = Field(1.0, ge=0, description="alpha of distance dkd")
+        dkd_beta: float = Field(8.0, ge=0, description="beta of distance dkd")
+        connector: ConnectorKind = Field("conv1x1", description="map from the student's blocks to the teacher's")
+        stone_weighting: Literal["halving", "equal"] = Field("halving", description="w_i = 1 / 2^(n-i), or 1 for all")
+        active_stones: tuple[int, ...] | None = Field(
+            None, description="stones in use, from 1, or from the end if negative; null for all"
+        )
+        sample_stones: int | None = Field(None, ge=1, description="random active stones per step; null for all")
+        teacher_bn: Literal["eval", "batch"] = Field(
+            "eval",
+            description="statistics in the tails while training: running ones or the batch's; probes use running",
+        )
+        warmup: float = Field(0.0, ge=0, description="epochs over which the terms of warmup_on grow linearly")
+        warmup_on: Literal["gamma", "beta_gamma"] = Field("gamma", description="terms that warm up")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        layout = self.teacher.layout
+        n = min(len(student.layout.blocks), len(layout.blocks))
+        self.units = layout.blocks[-n:]
+        self.active = self._active(n)
+        equal = self.settings.stone_weighting == "equal"
+        self.stone_weights = [1.0 if equal else 0.5 ** (n - i) for i in range(1, n + 1)]
+        shapes = student.shapes("blocks")[-n:], self.teacher.shapes("blocks")[-n:]
+        self.connectors = nn.ModuleDict()
+        for i in self.active:
+            rectify = self.units[i - 1] in layout.rectified
+            connector = Connector(shapes[0][i - 1], shapes[1][i - 1], rectify, self.settings.connector)
+            self.connectors[str(i)] = connector
+        self._batch_tail: tuple[Network, ...] = ()
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config = self.settings
+        ramp = progress.ramp(config.warmup)
+        beta = config.beta * (ramp if config.warmup_on == "beta_gamma" else 1.0)
+        result = Losses(
+            task={"task": config.alpha * batch.loss(student.logits)},
+            distill={"kd": beta * self._distance(student.logits, teacher.logits, batch)},
+        )
+        chosen = self._sampled()
+        if not chosen:
+            return result
+        stones = self.stones(student, chosen, batch_statistics=config.teacher_bn == "batch")
+        ensemble = torch.stack(stones).mean(0).detach()
+        weighted = [(self.stone_weights[i - 1], z) for i, z in zip(chosen, stones, strict=True)]
+        result.task["stones_task"] = config.alpha * _sum([w * batch.loss(z) for w, z in weighted])
+        to_teacher = [w * self._distance(z, teacher.logits, batch) for w, z in weighted]
+        to_ensemble = [w * self._distance(z, ensemble, batch) for w, z in weighted]
+        result.distill["stones_kd"] = beta * _sum(to_teacher)
+        result.distill["cross"] = config.gamma * ramp * self._distance(student.logits, ensemble, batch)
+        result.distill["stones_cross"] = config.gamma * ramp * _sum(to_ensemble)
+        return result
+
+    def stones(self, student: Outputs, chosen: list[int], batch_statistics: bool = False) -> list[Tensor]:
+        """Logits (B, K) of the stones ``chosen`` (from 1, ascending).
+
+        The teacher's tails overlap, so they run as one sweep: a stone joins along the batch where its tail begins. With
+        batch statistics each stone has its own pass, since a joint batch would mix their statistics.
+        """
+        blocks = student.blocks[-len(self.units) :]
+        entries = [(self.units[i - 1], self.connectors[str(i)](blocks[i - 1])) for i in chosen]
+        if batch_statistics:
+            tail = self._tail_with_batch_statistics()
+            return [tail.resume(unit, feature) for unit, feature in entries]
+        tail = self.teacher.folded()
+        at, joint = entries[0]
+        for unit, feature in entries[1:]:
+            joint = torch.cat([tail.resume(at, joint, until=unit), feature])
+            at = unit
+        return list(tail.resume(at, joint).chunk(len(entries)))
+
+    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+        if not self.active:
+            return {}
+        return {f"stone_{i}": z for i, z in zip(self.active, self.stones(student, self.active), strict=True)}
+
+    def probe_fields(self) -> tuple[str, ...]:
+        return ("blocks",) if self.active else ()
+
+    def _active(self, n: int) -> list[int]:
+        wanted = self.settings.active_stones
+        if wanted is None:
+            wanted = tuple(range(1, n + 1))
+        for i in wanted:
+            if i == 0 or abs(i) > n:
+                raise UserError(f"setting {self.card.name}.active_stones: no stone {i}; this pair has stones 1 to {n}")
+        active = sorted({i if i > 0 else n + 1 + i for i in wanted})
+        count = self.settings.sample_stones
+        if count is not None and count > len(active):
+            raise UserError(f"setting {self.card.name}.sample_stones={count}: only {len(active)} stones are active")
+        return active
+
+    def _sampled(self) -> list[int]:
+        count = self.settings.sample_stones
+        if count is None:
+            return self.active
+        return sorted(self.active[i] for i in torch.randperm(len(self.active))[:count].tolist())
+
+    def _distance(self, learner: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        config = self.settings
+        if config.distance == "kl":
+            return functional.kd(learner, target, temperature=config.temperature)
+        alpha, beta = config.dkd_alpha, config.dkd_beta
+        return functional.dkd(learner, target, batch.labels, alpha=alpha, beta=beta, temperature=config.temperature)
+
+    def _tail_with_batch_statistics(self) -> Network:
+        # A copy without running statistics normalises by the batch and leaves the teacher's buffers alone. Made on
+        # first use, when the teacher has its weights and its device; in a tuple, so that it is no part of the method.
+        if not self._batch_tail:
+            tail = copy.deepcopy(self.teacher)
+            tail.module.requires_grad_(False).eval()
+            for module in tail.module.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.running_mean = module.running_var = None
+            self._batch_tail = (tail,)
+        return self._batch_tail[0]
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum()
+
+
+@register
+class BlockKDLite(BlockKD):
+    """Block-KD with the last two stepping stones only: the largest weights and the cheapest tails."""
+
+    card = replace(BlockKD.card, name="block_kd.lite", title="Block-KD (lite)")
+
+    class Settings(BlockKD.Settings):
+        active_stones: tuple[int, ...] | None = Field((-2, -1), description="stones in use; see block_kd")

@@ -1,0 +1,83 @@
+"""Losses on the relations between the samples of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._precision import full_precision, unit
+
+
+@full_precision
+def similarity_preserving(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Squared Frobenius distance of the row-normalised (B, B) Gram matrices, divided by B².
+
+    Args:
+        student_map, teacher_map: (B, ...), flattened per sample; their sizes may differ.
+
+    Source: Tung & Mori 2019, section 3.1, for one pair of layers. Agrees with golden ``sp``.
+    """
+    return F.mse_loss(_gram(student_map), _gram(teacher_map.detach()))
+
+
+@full_precision
+def pkt(student_pooled: Tensor, teacher_pooled: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """Probabilistic knowledge transfer: mean over all pairs (i, j) of P_t log(P_t / P_s).
+
+    P holds the cosine similarities moved to [0, 1] and divided by their row sums.
+
+    Args:
+        student_pooled, teacher_pooled: (B, D_s), (B, D_t).
+        eps: keeps the logarithm finite.
+
+    Source: Passalis & Tefas 2018 with the cosine kernel, in the form of the authors' code. Agrees with golden ``pkt``.
+    """
+    s, t = _neighbours(student_pooled), _neighbours(teacher_pooled.detach())
+    # log1p, and the difference of the row sums, which is zero up to rounding and whose rounding is that of the first
+    # term: in fp32 the plain form cancels to four digits.
+    return (t * torch.log1p((t - s) / (s + eps)) - (t - s)).mean()
+
+
+@full_precision
+def rkd(
+    student_pooled: Tensor, teacher_pooled: Tensor, *, distance_weight: float, angle_weight: float, eps: float = 1e-12
+) -> Tensor:
+    """Relational distillation: Huber losses on pairwise distances and on the angles of all triplets.
+
+    Distances are divided by their mean over the pairs of distinct samples; the angle of (i, j, k) enters as the cosine
+    at j.
+
+    Args:
+        student_pooled, teacher_pooled: (B, D_s), (B, D_t) with B >= 2.
+        distance_weight, angle_weight: weights of the two terms.
+        eps: smallest squared distance; keeps the root's gradient finite.
+
+    Source: Park et al. 2019, section 3.2. Agrees with golden ``rkd``.
+    """
+    distances, angles = _relations(student_pooled.flatten(1), eps)
+    with torch.no_grad():
+        target_distances, target_angles = _relations(teacher_pooled.flatten(1), eps)
+    distance = F.smooth_l1_loss(distances, target_distances)
+    return distance_weight * distance + angle_weight * F.smooth_l1_loss(angles, target_angles)
+
+
+def _gram(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return unit(flat @ flat.t())
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    x = unit(x)
+    similarity = (x @ x.t() + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
+
+
+def _relations(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalised distances (B, B) and cosines (B, B, B)."""
+    difference = x.unsqueeze(0) - x.unsqueeze(1)
+    batch = len(x)
+    off_diagonal = 1 - torch.eye(batch, device=x.device, dtype=x.dtype)
+    distances = difference.pow(2).sum(2).clamp_min(eps).sqrt() * off_diagonal
+    directions = unit(difference)
+    return distances * (batch * (batch - 1)) / distances.sum(), directions @ directions.transpose(1, 2)

@@ -1,0 +1,24 @@
+"""The baseline: no teacher."""
+
+from __future__ import annotations
+
+from ..contract import Batch, Card, Losses, Method, Outputs, Progress
+from ..registry import register
+
+
+@register
+class Student(Method):
+    """The student trained alone, with the task's own loss."""
+
+    card = Card(
+        name="student",
+        version=1,
+        family="logit",
+        title="Student (no KD)",
+        formula="L = CE(z_s, y)",
+        source="the task's recipe; no settings",
+        optimum="no distillation terms",
+    )
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        return Losses(task={"task": batch.loss(student.logits)})

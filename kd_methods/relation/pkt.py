@@ -1,0 +1,39 @@
+"""Probabilistic knowledge transfer, Passalis & Tefas 2018."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .. import functional
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
+from ..registry import register
+
+
+@register
+class PKT(Method):
+    """Matches the distribution of cosine similarities within a batch."""
+
+    card = Card(
+        name="pkt",
+        version=1,
+        family="relation",
+        title="PKT",
+        paper="passalis2018pkt",
+        formula="L = CE(z_s, y) + beta * mean_ij P_t log(P_t / P_s), P = row-normalised (cos + 1) / 2",
+        source="RepDistiller scripts/run_cifar_distill.sh (-b 30000); mdistiller engine/cfg.py",
+        divergences=(
+            "mean over all pairs instead of a sum, which the weight of 30000 makes up for",
+            "the relations are those within one device's batch",
+        ),
+    )
+    needs = Needs(student=("pooled",), teacher=("pooled",))
+
+    class Settings(MethodSettings):
+        beta: float = Field(30000.0, ge=0, description="weight of the divergence")
+
+    settings: Settings
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        term = functional.pkt(student.pooled, teacher.pooled)
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"pkt": self.settings.beta * term})

@@ -1,0 +1,36 @@
+"""Similarity-preserving distillation, Tung & Mori 2019."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .. import functional
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
+from ..registry import register
+
+
+@register
+class SP(Method):
+    """Matches which samples of a batch activate the last stage alike."""
+
+    card = Card(
+        name="sp",
+        version=1,
+        family="relation",
+        title="SP",
+        paper="tung2019sp",
+        formula="L = CE(z_s, y) + beta * ||G_s - G_t||_F^2 / B^2, G = row-normalised A A^T of the last stage",
+        source="RepDistiller scripts/run_cifar_distill.sh (-b 3000), distiller_zoo/SP.py; mdistiller engine/cfg.py",
+        divergences=("the relations are those within one device's batch",),
+    )
+    needs = Needs(student=("stages",), teacher=("stages",))
+
+    class Settings(MethodSettings):
+        beta: float = Field(3000.0, ge=0, description="weight of the similarity term")
+
+    settings: Settings
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        term = functional.similarity_preserving(student.stages[-1], teacher.stages[-1])
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"similarity": self.settings.beta * term})

@@ -1,0 +1,170 @@
+"""The pure losses: against the references' golden values, straightforward formulas, and in low precision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_methods import functional
+
+ENTRIES: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "losses.json").read_text())
+
+Call = Callable[[list[Tensor], list[Tensor], list[Tensor], dict[str, Any]], Tensor]
+
+
+def plain(name: str, **renamed: str) -> Call:
+    """One student and one teacher tensor, then labels; ``renamed`` maps our keywords to the entry's parameters."""
+    return lambda s, t, y, p: getattr(functional, name)(*s, *t, *y, **{ours: p[key] for ours, key in renamed.items()})
+
+
+def lists(name: str, **renamed: str) -> Call:
+    """Lists of student and of teacher tensors."""
+    return lambda s, t, y, p: getattr(functional, name)(s, t, **{ours: p[key] for ours, key in renamed.items()})
+
+
+T = {"temperature": "temperature"}
+# Golden entry (up to its parameters) -> function and call; an entry is tested as soon as its function exists.
+CALLS: dict[str, tuple[str, Call]] = {
+    "kd": ("kd", plain("kd", **T)),
+    "dkd": ("dkd", plain("dkd", alpha="alpha", beta="beta", **T)),
+    "dist": ("dist", plain("dist", beta="beta", gamma="gamma", temperature="tau")),
+    "nkd": ("nkd", plain("nkd", gamma="gamma", **T)),
+    "ofa": ("ofa", plain("ofa", eps="eps", **T)),
+    "lskd": ("logit_standardized_kd", plain("logit_standardized_kd", **T)),
+    "mlkd_class": ("class_correlation", plain("class_correlation", **T)),
+    "mlkd_batch": ("batch_correlation", plain("batch_correlation", **T)),
+    "ttm": ("ttm", plain("ttm", power="l")),
+    "wttm": ("wttm", plain("wttm", power="l")),
+    "at": ("attention_transfer", lists("attention_transfer", p="p")),
+    "nst": ("nst", lists("nst")),
+    "pkt": ("pkt", plain("pkt")),
+    "rkd": ("rkd", plain("rkd", distance_weight="distance_weight", angle_weight="angle_weight")),
+    "sp": ("similarity_preserving", plain("similarity_preserving")),
+    "kdsvd": ("kdsvd", lists("kdsvd", k="k")),
+    "reviewkd_hcl": ("hierarchical_context", lists("hierarchical_context")),
+    "cc": ("correlation_congruence", plain("correlation_congruence")),
+    "ft": ("factor_transfer", plain("factor_transfer", p="p1")),
+    "ab": ("activation_boundary", lists("activation_boundary", margin="margin")),
+    "fsp": ("fsp", lists("fsp")),
+    "cat_kd": ("class_activation", plain("class_activation", resolution="cam_resolution", normalize="normalize")),
+}
+
+
+def call_of(entry: str) -> tuple[str, Call]:
+    return CALLS[max((key for key in CALLS if entry == key or entry.startswith(f"{key}_")), key=len)]
+
+
+PRESENT = [entry for entry in ENTRIES if hasattr(functional, call_of(entry)[0])]
+
+
+def test_every_function_has_a_golden_value():
+    called = {call_of(entry)[0] for entry in PRESENT}
+    assert set(functional.__all__) - called == {"hint"}  # F.mse_loss, checked below
+
+
+@pytest.mark.parametrize("entry", PRESENT)
+def test_golden(entry: str, golden_inputs: dict[str, Tensor]):
+    golden = ENTRIES[entry]
+    given = {name: golden_inputs[name].clone() for name in golden["inputs"]}
+    students = {name: given[name].requires_grad_() for name in golden["grad_l2"]}
+    labels = [x for name, x in given.items() if name == "target"]
+    teachers = [x.requires_grad_() for name, x in given.items() if name not in students and name != "target"]
+    value = call_of(entry)[1](list(students.values()), teachers, labels, golden["params"])
+    value.backward()
+    tolerance = 1e-3 if entry == "kdsvd" else 1e-5
+    assert value.item() == pytest.approx(golden["value"], rel=tolerance)
+    for name, x in students.items():
+        assert x.grad is not None and x.grad.norm().item() == pytest.approx(golden["grad_l2"][name], rel=tolerance)
+    assert all(x.grad is None for x in teachers), "the teacher is a constant"
+
+
+def test_kd_by_definition(golden_inputs: dict[str, Tensor]):
+    s, t = golden_inputs["logits_student"].double(), golden_inputs["logits_teacher"].double()
+    p, q = (t / 3).softmax(1), (s / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    assert torch.allclose(functional.kd(s, t, temperature=3.0), expected, rtol=1e-12)
+
+
+def test_dkd_by_definition(golden_inputs: dict[str, Tensor]):
+    s, t = golden_inputs["logits_student"].double(), golden_inputs["logits_teacher"].double()
+    labels = golden_inputs["target"]
+    expected = 0.0
+    for i, y in enumerate(labels.tolist()):
+        p, q = (t[i] / 4).softmax(0), (s[i] / 4).softmax(0)
+        rest_p, rest_q = torch.cat([p[:y], p[y + 1 :]]), torch.cat([q[:y], q[y + 1 :]])
+        binary = p[y] * (p[y] / q[y]).log() + (1 - p[y]) * ((1 - p[y]) / (1 - q[y])).log()
+        rest_p, rest_q = rest_p / rest_p.sum(), rest_q / rest_q.sum()
+        expected += 16 * (0.5 * binary + 3 * (rest_p * (rest_p / rest_q).log()).sum()) / len(labels)
+    found = functional.dkd(s, t, labels, alpha=0.5, beta=3.0, temperature=4.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_dkd_with_equal_mass_weights_is_kd(golden_inputs: dict[str, Tensor]):
+    """Equation 5 of the paper: KD = target term + (1 - p_t[y]) * non-target term, here on one row."""
+    s, t, y = (golden_inputs[name][:1] for name in ("logits_student", "logits_teacher", "target"))
+    s, t = s.double(), t.double()
+    beta = 1 - (t / 4).softmax(1)[0, y].item()
+    decoupled = functional.dkd(s, t, y, alpha=1.0, beta=beta, temperature=4.0)
+    assert decoupled.item() == pytest.approx(functional.kd(s, t, temperature=4.0).item(), rel=1e-9)
+
+
+def test_hint_is_a_mean_square():
+    s, t = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    assert torch.allclose(functional.hint(s, t), ((s - t) ** 2).sum() / s.numel())
+
+
+LOGITS = {
+    "kd": lambda s, t, y: functional.kd(s, t, temperature=1.0),
+    "dkd": lambda s, t, y: functional.dkd(s, t, y, alpha=1.0, beta=8.0, temperature=1.0),
+}
+FEATURES = {
+    "hint": lambda s, t: functional.hint(s, t),
+    "attention_transfer": lambda s, t: functional.attention_transfer([s], [t]),
+    "similarity_preserving": lambda s, t: functional.similarity_preserving(s, t),
+    "pkt": lambda s, t: functional.pkt(s.flatten(1), t.flatten(1)),
+    "rkd": lambda s, t: functional.rkd(s.flatten(1), t.flatten(1), distance_weight=25.0, angle_weight=50.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LOGITS)
+def test_extreme_logits(name: str, dtype: torch.dtype):
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    signs = torch.randint(0, 2, (2, 5, 7), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for s, t in [(signs[0] * 1e4, signs[1] * 1e4), (signs[0] * 1e4, signs[0] * 1e4), (signs[0] * 1e4, signs[1] * 0.0)]:
+        s = s.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = LOGITS[name](s, t.to(dtype), labels)
+        value.backward()
+        assert value.dtype == torch.float32 and value.isfinite() and s.grad is not None and s.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_degenerate_features(name: str):
+    """Dead samples, two equal samples and student ≡ teacher: finite and bounded gradients, zero in the last case."""
+    t = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    dead, twins = t.clone(), t.clone()
+    dead[1] = 0
+    twins[2] = twins[0]
+    sizes = {}
+    for label, features in {"dead": dead, "all dead": t * 0, "twins": twins, "equal": t, "other": t.flip(0)}.items():
+        s = features.clone().requires_grad_()
+        FEATURES[name](s, t).backward()
+        assert s.grad is not None and s.grad.isfinite().all(), label
+        sizes[label] = s.grad.norm().item()
+    assert sizes["equal"] < 1e-5 * sizes["other"]
+    assert max(sizes["dead"], sizes["all dead"]) < 100 * sizes["other"], sizes
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_full_precision_under_autocast(name: str):
+    s, t = torch.rand(2, 6, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = FEATURES[name](s, t)
+    assert torch.equal(inside, FEATURES[name](s, t))

@@ -1,0 +1,522 @@
+"""What must hold of every method: iterates over the registry, so a new method's file is tested by being there."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kd_methods
+from benchmarks.networks import NetworkView, build_network
+from kd_methods import functional, registry
+from kd_methods.adapters import Connector, ConvReg
+from kd_methods.contract import FIELDS, Batch, DataInfo, Losses, Method, Outputs, Progress
+from kd_methods.errors import UserError
+
+CLASSES = 10
+INFO = DataInfo(num_samples=100, num_classes=CLASSES)
+NAMES = kd_methods.available()
+# Settings that switch to other code, tested like methods of their own.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "at": [{"p": 1}],
+    "block_kd": [
+        {"distance": "dkd"},
+        {"teacher_bn": "batch"},
+        {"connector": "conv3x3"},
+        {"connector": "transposed"},
+        {"sample_stones": 2},
+        {"active_stones": (), "warmup": 2.0},
+    ],
+}
+CASES = [(name, values) for name in NAMES for values in ({}, *VARIANTS.get(name, []))]
+IDS = [f"{name}{values or ''}" for name, values in CASES]
+PAIRS = [
+    ("resnet14", "resnet8"),
+    ("wrn_16_1", "wrn_16_1"),
+    ("resnet8", "ShuffleV2x0.5"),  # student's maps smaller
+    ("vgg8", "resnet8"),  # student's maps larger, four stages against three
+    ("vgg8", "MobileNetV2"),
+    ("MobileNetV2", "wrn_16_1"),
+]
+each_case = pytest.mark.parametrize(("name", "values"), CASES, ids=IDS)
+
+
+@functools.cache
+def network(name: str, role: str) -> NetworkView:
+    """A small network whose running statistics have seen data; teachers are frozen."""
+    with torch.random.fork_rng():
+        torch.manual_seed(len(name) + 100 * (role == "teacher"))
+        view = build_network(name, CLASSES, (3, 16, 16))
+        for _ in range(3):
+            view(torch.randn(8, 3, 16, 16), fields=())
+    return view.requires_grad_(False).eval() if role == "teacher" else view
+
+
+def make_batch(size: int = 6, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, 3, 16, 16, generator=generator)
+    labels = torch.randint(0, CLASSES, (size,), generator=generator)
+    return Batch(inputs, labels, torch.arange(size), F.cross_entropy)
+
+
+class Setup:
+    """A method on a pair, and what it sees of one batch."""
+
+    def __init__(
+        self,
+        name: str,
+        values: dict[str, Any] | None = None,
+        pair: tuple[str, str] = ("resnet14", "resnet8"),
+        size: int = 6,
+    ) -> None:
+        torch.manual_seed(7)
+        self.teacher = network(pair[0], "teacher")
+        student = network(pair[1], "student")
+        self.method: Method = kd_methods.build(name, student, self.teacher, INFO, **(values or {})).train()
+        self.student = self.method.adapt(student).train()
+        self.batch = make_batch(size)
+        self.progress = Progress(1.0, 240)
+
+    def outputs(self, everything: bool = False) -> tuple[Outputs, Outputs]:
+        needs = self.method.needs
+        s_fields = FIELDS if everything else needs.student
+        t_fields = FIELDS if everything else [field for field in needs.teacher if field != "logits"]
+        student = self.student(self.batch.inputs, at=needs.student_units, fields=s_fields)
+        with torch.no_grad():
+            teacher = self.teacher.folded()(self.batch.inputs, at=needs.teacher_units, fields=t_fields)
+        return student, teacher
+
+    def losses(self) -> Losses:
+        torch.manual_seed(11)  # methods may draw
+        return self.method.losses(*self.outputs(), self.batch, self.progress)
+
+
+def total_of(terms: dict[str, Tensor]) -> Tensor:
+    return Losses(distill=terms).total()
+
+
+def clear(module: nn.Module) -> None:
+    module.zero_grad(set_to_none=True)
+
+
+def test_registry_lists_the_methods():
+    assert {"student", "kd", "dkd", "fitnet", "at", "sp", "pkt", "rkd", "block_kd", "block_kd.lite"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card(name: str):
+    card, entry = kd_methods.card(name), registry.index()[name]
+    assert (card.name, card.title, card.family) == (entry.name, entry.title, entry.family)
+    assert card.formula and card.source and entry.summary and card.version >= 1
+    fields = registry.get(name).Settings.model_fields
+    assert set(card.our_choice) <= set(fields)
+    assert all(field.description for field in fields.values())
+    references = Path(__file__).parents[1] / "tables" / "references.bib"
+    assert not card.paper or f"{{{card.paper}," in references.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_setting_names_the_nearest(name: str):
+    known = list(registry.get(name).Settings.model_fields)
+    with pytest.raises(UserError) as error:
+        kd_methods.settings(name, {f"{known[0]}x" if known else "temperature": 1})
+    assert "\n" not in str(error.value)
+    assert (f"did you mean {known[0]}" if known else "known: none") in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_value_is_one_line(name: str):
+    for key in registry.get(name).Settings.model_fields:
+        with pytest.raises(UserError, match=rf"setting {name}\.{key}") as error:
+            kd_methods.settings(name, {key: "nonsense"})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_teacher(name: str):
+    student = network("resnet8", "student")
+    if registry.get(name).needs.teacher or registry.get(name).needs.teacher_units:
+        with pytest.raises(UserError, match="needs a teacher"):
+            kd_methods.build(name, student, None, INFO)
+    else:
+        method = kd_methods.build(name, student, None, INFO)
+        batch = make_batch()
+        losses = method.losses(student(batch.inputs, fields=method.needs.student), None, batch, Progress(1, 240))
+        assert losses.total().isfinite()
+
+
+# Every method on every pair, variants only where sizes and numbers of stages differ.
+ON_PAIRS = [(*case, pair) for case in CASES for pair in PAIRS if not case[1] or pair in PAIRS[2:4]]
+ON_PAIRS_IDS = [f"{name}{values or ''}-{'>'.join(pair)}" for name, values, pair in ON_PAIRS]
+
+
+@pytest.mark.parametrize(("name", "values", "pair"), ON_PAIRS, ids=ON_PAIRS_IDS)
+def test_gradients_reach_all_that_is_trained_and_nothing_else(name: str, values: dict, pair: tuple[str, str]):
+    setup = Setup(name, values, pair)
+    clear(setup.student)
+    known = {id(p) for module in (setup.student, setup.method) for p in module.parameters()}
+    for _ in range(6 if "sample_stones" in values else 1):
+        losses = setup.method.losses(*setup.outputs(), setup.batch, setup.progress)
+        assert all(term.isfinite() and term.shape == () for term in losses.terms().values())
+        assert leaves(losses.total()) <= known, "a tensor outside student and method wants a gradient"
+        losses.total().backward()
+    for module in (setup.student, setup.method):
+        for key, parameter in module.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    for key, parameter in setup.method.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+    assert all(p.grad is None and not p.requires_grad for p in setup.teacher.parameters())
+
+
+def leaves(value: Tensor) -> set[int]:
+    """Ids of the leaf tensors that a backward pass from ``value`` would reach."""
+    found, seen, waiting = set(), set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+@each_case
+def test_distillation_reaches_the_student(name: str, values: dict):
+    setup = Setup(name, values)
+    losses = setup.losses()
+    if kd_methods.card(name).optimum == "no distillation terms":
+        assert not losses.distill
+        return
+    first = next(p for p in setup.student.parameters())
+    for key, term in losses.distill.items():
+        (gradient,) = torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)
+        assert gradient is not None and gradient.abs().sum() > 0, key
+
+
+@each_case
+def test_a_step_leaves_the_teacher_alone(name: str, values: dict):
+    setup = Setup(name, values)
+    before = {key: value.clone() for key, value in setup.teacher.state_dict().items()}
+    own = copy.deepcopy(setup.method.state_dict())
+    student = {key: value.clone() for key, value in setup.student.state_dict().items()}
+    optimizer = torch.optim.SGD([*setup.student.parameters(), *setup.method.parameters()], lr=1e-4)
+    clear(setup.student)
+    setup.losses().total().backward()
+    optimizer.step()
+    after = setup.teacher.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert not setup.teacher.training
+    assert not any(key.startswith(("teacher", "student")) for key in own)
+    setup.student.load_state_dict(student)  # the cached network serves other tests
+
+
+@each_case
+def test_state_dict_round_trip(name: str, values: dict):
+    setup = Setup(name, values)
+    with torch.no_grad():
+        for parameter in setup.method.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    state = copy.deepcopy(setup.method.state_dict())
+    expected = setup.losses().terms()
+    torch.manual_seed(99)
+    fresh = kd_methods.build(name, network("resnet8", "student"), setup.teacher, INFO, **values).train()
+    setup.method = fresh
+    changed = setup.losses().terms()
+    if state and any(parameter.requires_grad for parameter in fresh.parameters()):
+        assert any(not torch.equal(changed[key], value) for key, value in expected.items())
+    fresh.load_state_dict(state)
+    restored = setup.losses().terms()
+    assert restored.keys() == expected.keys()
+    assert all(torch.equal(restored[key], value) for key, value in expected.items())
+
+
+@each_case
+def test_order_within_the_batch_does_not_matter(name: str, values: dict):
+    setup = Setup(name, values)
+    total = setup.losses().total()
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    batch = setup.batch
+    setup.batch = Batch(batch.inputs[order], batch.labels[order], batch.indices[order], batch.task_loss)
+    assert setup.losses().total().item() == pytest.approx(total.item(), rel=1e-4)
+    setup.batch = Batch(batch.inputs[order], batch.labels, batch.indices[order], batch.task_loss)
+    assert setup.losses().total().item() != pytest.approx(total.item(), rel=1e-4), "labels must matter"
+
+
+@each_case
+def test_needs_are_honest(name: str, values: dict):
+    """With nothing but what it declares, a method computes the same bits."""
+    setup = Setup(name, values)
+    full, full_teacher = setup.outputs(everything=True)
+    torch.manual_seed(11)
+    expected = setup.method.losses(full, full_teacher, setup.batch, setup.progress).terms()
+    few, few_teacher = setup.outputs()
+    if "logits" not in setup.method.needs.teacher:
+        few_teacher.logits = torch.full_like(few_teacher.logits, torch.nan)
+    torch.manual_seed(11)
+    found = setup.method.losses(few, few_teacher, setup.batch, setup.progress).terms()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@each_case
+def test_terms_vanish_with_their_weights(name: str, values: dict):
+    """All weights scaled by 1e-6: every distillation term shrinks; at 0 they are 0, without NaN."""
+    fields = registry.get(name).Settings.model_fields
+    weights = [key for key, field in fields.items() if isinstance(field.default, float) and allows_zero(name, key)]
+    weights = [key for key in weights if key not in ("warmup", "dkd_alpha", "dkd_beta")]
+    defaults = {key: fields[key].default for key in weights}
+    full = Setup(name, values).losses()
+    tiny = Setup(name, {**values, **{key: 1e-6 * value for key, value in defaults.items()}}).losses()
+    zero = Setup(name, {**values, **dict.fromkeys(weights, 0.0)}).losses()
+    for key, term in full.distill.items():
+        assert term > 0, key
+        assert tiny.distill[key].item() <= 1.001e-6 * term.item(), key
+        assert zero.distill[key].item() == 0, key
+
+
+def allows_zero(name: str, key: str) -> bool:
+    try:
+        kd_methods.settings(name, {key: 0.0})
+    except UserError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("size", ["least", 3])
+@each_case
+def test_odd_last_batches(name: str, values: dict, size: int | str):
+    least = registry.get(name).needs.min_batch
+    losses = Setup(name, values, size=least if size == "least" else 3).losses()
+    losses.total().backward()
+    assert losses.total().isfinite()
+
+
+@each_case
+def test_low_precision_and_extreme_logits(name: str, values: dict):
+    setup = Setup(name, values)
+    clear(setup.student)
+    with torch.autocast("cpu", torch.bfloat16):
+        student, teacher = setup.outputs()
+        signs = torch.randn(2, *student.logits.shape, generator=torch.Generator().manual_seed(3)).sign() * 1e4
+        torch.manual_seed(11)
+        losses = setup.method.losses(student, teacher, setup.batch, setup.progress)
+        student.logits = student.logits + signs[0].to(student.logits.dtype)
+        teacher.logits = signs[1].to(teacher.logits.dtype)
+        extreme = setup.method.losses(student, teacher, setup.batch, setup.progress)
+    for found in (losses, extreme):
+        assert all(term.isfinite() for term in found.terms().values())
+        assert all(term.dtype == torch.float32 for term in found.distill.values())
+        found.total().backward(retain_graph=True)
+    parameters = [*setup.student.parameters(), *setup.method.parameters()]
+    assert all(p.grad.isfinite().all() for p in parameters if p.grad is not None)
+
+
+IDENTITY = [(name, values) for name, values in CASES if kd_methods.card(name).optimum == "identity"]
+
+
+@pytest.mark.parametrize(("name", "values"), IDENTITY, ids=str)
+def test_no_gradient_where_student_and_teacher_agree(name: str, values: dict):
+    teacher = network("resnet8", "teacher")
+    method = kd_methods.build(name, network("resnet8", "student"), teacher, INFO, **values)
+    assert not list(method.parameters()), "with trained parts identity is not an optimum; the card must say so"
+    batch = make_batch()
+    with torch.no_grad():
+        target = teacher(batch.inputs)
+    units = teacher.layout.units(FIELDS)
+
+    def distill(noise: float) -> tuple[float, float]:
+        torch.manual_seed(5)
+        kept = {u: (target[u] * (1 + noise * torch.randn_like(target[u]))).requires_grad_() for u in units}
+        logits = (target.logits * (1 + noise * torch.randn_like(target.logits))).requires_grad_()
+        outputs = Outputs(logits, kept, teacher.layout)
+        value = total_of(method.losses(outputs, target, batch, Progress(100.0, 240)).distill)
+        gradients = torch.autograd.grad(value, [logits, *kept.values()], allow_unused=True)
+        return value.item(), sum(g.norm().item() for g in gradients if g is not None)
+
+    (value, gradient), (off_value, off_gradient) = distill(0.0), distill(0.1)
+    assert off_gradient > 0 and gradient < 1e-4 * off_gradient
+    assert abs(value) < 1e-4 * off_value
+
+
+def test_hint_has_no_gradient_where_the_regressed_map_agrees():
+    t = torch.randn(2, 4, 3, 3)
+    s = t.clone().requires_grad_()
+    functional.hint(s, t).backward()
+    assert s.grad is not None and not s.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [((3, 8, 8), (5, 8, 8)), ((3, 8, 8), (5, 4, 4)), ((3, 4, 4), (5, 8, 8)), ((3, 7, 9), (5, 3, 4))],
+)
+def test_adapters_give_the_teachers_shape(student: tuple, teacher: tuple):
+    x = torch.randn(2, *student)
+    assert ConvReg(student, teacher)(x).shape[1:] == teacher
+    for kind in ("conv1x1", "conv3x3", "transposed"):
+        signed = Connector(student, teacher, rectify=False, kind=kind)(x)
+        assert signed.shape[1:] == teacher and signed.min() < 0
+        assert Connector(student, teacher, rectify=True, kind=kind)(x).min() == 0
+    with pytest.raises(UserError, match="use 'conv1x1'"):
+        Connector(student, teacher, rectify=False, kind="identity")
+
+
+def test_adapters_say_what_they_cannot_do():
+    with pytest.raises(UserError, match="2x2 to 8x8"):
+        ConvReg((3, 2, 2), (3, 8, 8))
+    with pytest.raises(UserError, match="feature maps"):
+        Connector((17, 64), (3, 8, 8), rectify=False)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(Connector((3, 4, 4), (3, 4, 4), rectify=False, kind="identity")(x), x)
+
+
+def test_connector_initialisation():
+    weight = Connector((64, 8, 8), (128, 8, 8), rectify=True).body[0].weight
+    assert weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+
+
+def test_fitnet_stage_out_of_range():
+    with pytest.raises(UserError, match="3 common stages"):
+        Setup("fitnet", {"hint_stage": 4})
+
+
+# --- Block-KD -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=">".join)
+@pytest.mark.parametrize("chosen", [None, (1,), (1, 3), (-2, -1)], ids=str)
+def test_one_sweep_equals_separate_passes(pair: tuple[str, str], chosen: tuple[int, ...] | None):
+    setup = Setup("block_kd", {"active_stones": chosen}, pair)
+    setup.method.eval()  # connectors' running statistics, so that a pass does not change the next
+    student, _ = setup.outputs()
+    n = len(setup.method.units)
+    blocks = student.blocks[-n:]
+    probes = setup.method.probes(student)
+    expected_stones = range(1, n + 1) if chosen is None else sorted(i if i > 0 else n + 1 + i for i in chosen)
+    assert list(probes) == [f"stone_{i}" for i in expected_stones]
+    for i in expected_stones:
+        feature = setup.method.connectors[str(i)](blocks[i - 1])
+        for tail, tolerance in ((setup.teacher.folded(), 2e-6), (setup.teacher, 1e-5)):
+            alone = tail.resume(setup.teacher.layout.blocks[-n:][i - 1], feature)
+            assert (probes[f"stone_{i}"] - alone).norm() <= tolerance * alone.norm()
+
+
+def test_without_stones_it_is_kd():
+    weights = {"alpha": 0.1, "beta": 0.9, "active_stones": ()}
+    block, kd = Setup("block_kd", weights).losses(), Setup("kd").losses()
+    assert block.terms().keys() == kd.terms().keys()
+    assert block.total().item() == pytest.approx(kd.total().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pair", "weights"), [(PAIRS[0], [0.25, 0.5, 1]), (("vgg8", "vgg8"), [0.125, 0.25, 0.5, 1])], ids=["n3", "n4"]
+)
+def test_stone_weights(pair: tuple[str, str], weights: list[float]):
+    assert Setup("block_kd", pair=pair).method.stone_weights == weights
+    assert Setup("block_kd", {"stone_weighting": "equal"}, pair).method.stone_weights == [1.0] * len(weights)
+    last_two = Setup("block_kd.lite", pair=pair).method
+    assert last_two.active == [len(weights) - 1, len(weights)] and last_two.stone_weights == weights
+
+
+@pytest.mark.parametrize("distance", ["kl", "dkd"])
+def test_the_loss_by_definition(distance: str):
+    settings = {"alpha": 0.7, "beta": 1.3, "gamma": 0.4, "distance": distance}
+    setup = Setup("block_kd", settings)
+    setup.method.eval()
+    student, teacher = setup.outputs()
+    found = setup.method.losses(student, teacher, setup.batch, setup.progress)
+    y, s, t = setup.batch.labels, student.logits, teacher.logits
+    stones = list(setup.method.probes(student).values())
+    ensemble = sum(stones) / 3
+
+    def d(a: Tensor, b: Tensor) -> Tensor:
+        if distance == "dkd":
+            return functional.dkd(a, b, y, alpha=1.0, beta=8.0, temperature=4.0)
+        return functional.kd(a, b, temperature=4.0)
+
+    def with_stones(own: Tensor, of: list[Tensor]) -> Tensor:
+        return own + of[0] / 4 + of[1] / 2 + of[2]
+
+    expected = (
+        0.7 * with_stones(F.cross_entropy(s, y), [F.cross_entropy(z, y) for z in stones])
+        + 1.3 * with_stones(d(s, t), [d(z, t) for z in stones])
+        + 0.4 * with_stones(d(s, ensemble), [d(z, ensemble) for z in stones])
+    )
+    assert found.total().item() == pytest.approx(expected.item(), rel=1e-5)
+    assert set(found.task) == {"task", "stones_task"}
+
+
+def test_the_ensemble_is_detached():
+    """The student's term against the ensemble moves the student's own path only, never a connector."""
+    setup = Setup("block_kd")
+    cross = setup.losses().distill["cross"]
+    connectors = list(setup.method.connectors.parameters())
+    assert all(g is None for g in torch.autograd.grad(cross, connectors, retain_graph=True, allow_unused=True))
+    head = list(setup.student.parameters())[-1]
+    assert torch.autograd.grad(cross, head)[0].abs().sum() > 0
+
+
+def test_stones_do_not_train_the_students_classifier():
+    setup = Setup("block_kd")
+    losses = setup.losses()
+    stones = losses.task["stones_task"] + losses.distill["stones_kd"] + losses.distill["stones_cross"]
+    *body, weight, bias = setup.student.parameters()
+    gradients = torch.autograd.grad(stones, [*body, weight, bias], allow_unused=True)
+    assert all(g is not None for g in gradients[:-2]) and gradients[-2] is None and gradients[-1] is None
+
+
+def test_sampled_stones_follow_the_global_generator():
+    setup = Setup("block_kd", {"sample_stones": 1})
+
+    def draws(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return [setup.method._sampled() for _ in range(20)]
+
+    assert draws(1) == draws(1) != draws(2)
+    assert {stone for drawn in draws(1) for stone in drawn} == {1, 2, 3}
+
+
+def test_batch_statistics_in_the_tails():
+    """As a teacher in training mode would compute, but each stone by itself and with the buffers left alone."""
+    setup = Setup("block_kd", {"teacher_bn": "batch"})
+    setup.method.eval()
+    student, _ = setup.outputs()
+    found = setup.method.stones(student, [1, 2, 3], batch_statistics=True)
+    training = copy.deepcopy(setup.teacher).train()
+    for i, z in enumerate(found, 1):
+        feature = setup.method.connectors[str(i)](student.blocks[i - 1])
+        expected = training.resume(setup.teacher.layout.blocks[i - 1], feature)
+        assert torch.allclose(z, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0], setup.method.stones(student, [1])[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("warmup_on", "scaled"), [("gamma", {"cross"}), ("beta_gamma", {"cross", "kd"})], ids=["gamma", "beta_gamma"]
+)
+def test_warm_up(warmup_on: str, scaled: set[str]):
+    full = Setup("block_kd").losses().terms()
+    warm = Setup("block_kd", {"warmup": 4.0, "warmup_on": warmup_on}).losses().terms()
+    for key, term in full.items():
+        factor = 0.25 if key.removeprefix("stones_") in scaled else 1.0
+        assert warm[key].item() == pytest.approx(factor * term.item(), rel=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"active_stones": (4,)}, "stones 1 to 3"),
+        ({"active_stones": (0,)}, "no stone 0"),
+        ({"active_stones": (1,), "sample_stones": 2}, "only 1 stones"),
+        ({"connector": "identity"}, "use 'conv1x1'"),
+    ],
+    ids=str,
+)
+def test_block_kd_refuses(values: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        Setup("block_kd", values, ("vgg8", "resnet8"))
