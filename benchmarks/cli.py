@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 data_root = click.option(
-    "--data-root", type=click.Path(path_type=Path), envvar="KDBENCH_DATA", help="Folder of the data sets."
-)
+    "--data-root", type=click.Path(path_type=Path), envvar="KDBENCH_DATA", default=ROOT / "data",
+    help="Folder of the data sets.",
+)  # fmt: skip
 checkpoints = click.option(
     "--checkpoints", type=click.Path(path_type=Path), envvar="KDBENCH_CHECKPOINTS", default=ROOT / "checkpoints",
     help="Folder of teacher files.",
@@ -42,7 +43,9 @@ holdout = click.option("--holdout", type=int, help="Test on N held-out training 
 class Commands(click.Group):
     """A word that is no command is the name of a table to reproduce."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         from .spec import table_names
 
         name = args[0]
@@ -187,7 +190,9 @@ def teachers_add(
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
     added = Zoo(checkpoints).add(entry, file, keep_normalisation=bool(mean or std))
-    expected = "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
+    expected = (
+        "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
+    )
     click.echo(f"added teacher '{name}' ({added.network} on {task}); expected top-1 {expected}")
 
 
@@ -213,7 +218,7 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
 @output
 @plugin
 def teachers_train(
-    network: str, protocol_name: str, epochs: int | None, device: str, data_root: Path | None, output: Path,
+    network: str, protocol_name: str, epochs: int | None, device: str, data_root: Path, output: Path,
     plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""
@@ -235,7 +240,7 @@ def teachers_train(
 @checkpoints
 @plugin
 def teachers_verify(
-    names: Sequence[str], device: str, data_root: Path | None, checkpoints: Path, plugins: Sequence[Path]
+    names: Sequence[str], device: str, data_root: Path, checkpoints: Path, plugins: Sequence[Path]
 ) -> None:
     """Measure installed teachers on the test set; fails if one is off by more than 0.1 points."""
     from .driver import verify_teachers
@@ -251,7 +256,7 @@ def teachers_verify(
 @data_root
 @checkpoints
 @output
-def doctor(data_root: Path | None, checkpoints: Path, output: Path) -> None:
+def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
     """Versions, hardware, data and teachers at hand, and what can be run here."""
     from .doctor import report
 
@@ -261,7 +266,7 @@ def doctor(data_root: Path | None, checkpoints: Path, output: Path) -> None:
 
 def _prepare(
     table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
-    holdout: int | None, overrides: Sequence[str], device: str, data_root: Path | None, checkpoints: Path,
+    holdout: int | None, overrides: Sequence[str], device: str, data_root: Path, checkpoints: Path,
     output: Path, plugins: Sequence[Path], dry_run: bool, no_cost: bool, any_teacher: bool,
 ) -> tuple[Request, Options]:  # fmt: skip
     from .spec import load_protocol, load_table
@@ -275,7 +280,7 @@ def _prepare(
 
     request = Request(
         table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
-        holdout=holdout, overrides=tuple(overrides), data_root=data_root or ROOT / "data", plugins=load(plugins),
+        holdout=holdout, overrides=tuple(overrides), data_root=data_root, plugins=load(plugins),
     )  # fmt: skip
     options = Options(
         output=output, checkpoints=checkpoints, device=choose(device), dry_run=dry_run, any_teacher=any_teacher,
@@ -317,14 +322,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; what was finished is in the store", err=True)
-        sys.exit(130)
-    except Exception as error:
-        # Known without importing torch: only a command that trains can raise it.
-        if type(error).__name__ != "Interrupted":
-            raise
-        click.echo("stopped after a whole step; the same command goes on from here", err=True)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        click.echo(str(stop) or "stopped; the same command goes on from what was saved", err=True)
         sys.exit(130)
 
 

@@ -11,12 +11,12 @@ from kd_methods.errors import UserError
 
 from . import environment
 from .files import write_text
-from .spec import ROOT, load_protocol, load_table, table_names
+from .spec import load_protocol, load_table, table_names
 from .tasks import get_task
 from .teachers import Zoo
 
 
-def report(data_root: Path | None, checkpoints: Path, output: Path) -> Iterator[str]:
+def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     """Lines for a person: versions, devices, store, data, teachers, tables."""
     facts = environment.describe(environment.device("auto"))
     yield "versions   " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
@@ -34,13 +34,13 @@ def report(data_root: Path | None, checkpoints: Path, output: Path) -> Iterator[
     tasks = {}
     for name in ("digits", "cifar100", "cifar10"):
         try:
-            tasks[name] = get_task(name).samples(data_root or ROOT / "data", download=False)
+            tasks[name] = get_task(name).samples(data_root, download=False)
             yield f"data       {name}: {tasks[name]} training images"
         except UserError as error:
             yield f"data       {name}: {error}"
     zoo = Zoo(checkpoints)
     installed = [name for name, entry in zoo.entries.items() if zoo.path(entry).is_file()]
-    yield f"teachers   {checkpoints}: {', '.join(installed) or 'none installed; they are trained as cells where needed'}"
+    yield f"teachers   {checkpoints}: {', '.join(installed) or 'none installed (trained as cells where needed)'}"
     for name in table_names():
         table = load_table(name)
         ready = [p for p in table.presets if load_protocol(table.presets[p].protocol).task in tasks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from kd_methods import registry
-from kd_methods.errors import UserError
+from kd_methods.errors import UserError, unknown
 
-from . import environment, manifest
+from . import environment, manifest, networks
 from .cell import Cell, TeacherRef
 from .estimate import estimate
 from .executors import local
 from .files import read_json, write_json
-from .plan import Plan, Request, make
+from .plan import Plan, Request, make, student_cell
 from .profiling import cost_key, measure
 from .progress import Reporter, duration
-from .spec import Protocol
+from .spec import Protocol, load_protocol
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
@@ -64,7 +64,10 @@ def reproduce(request: Request, options: Options) -> str:
     record = manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
     if todo:
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
-        run(plan, todo, store, zoo, request, options)
+        training = {cell.key for cell in plan.training}
+        waves = [[cell for cell in todo if (cell.key in training) == first] for first in (True, False)]
+        weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
+        _train(waves, plan.protocol, store, request.data_root, options.device, weights)
     if options.costs:
         measure_costs(plan, store, request, options)
     files, text = manifest.render(options.output, plan.stem)
@@ -72,27 +75,45 @@ def reproduce(request: Request, options: Options) -> str:
     return text
 
 
-def run(plan: Plan, todo: list[Cell], store: Store, zoo: Zoo, request: Request, options: Options) -> None:
-    """Train the cells: first the teachers that others depend on, then everything else."""
-    data = get_task(plan.protocol.task).open(request.data_root, plan.protocol, options.device)
-    samples = get_task(plan.protocol.task).samples(request.data_root)
-    with Reporter(len(todo), plan.protocol, samples) as report, stop_signals() as stopping:
-        context = local.Context(
-            store=store,
-            protocol=plan.protocol,
-            data=data,
-            device=options.device,
-            weights=lambda ref: zoo.path(zoo.get(ref.entry)),
-            report=report,
-            say=report.say,
-            stopping=stopping,
-        )
-        teachers = {cell.key for cell in plan.training}
-        local.run([cell for cell in todo if cell.key in teachers], context)
-        for cell in plan.training:
-            if (state := store.run(cell).status)["state"] != "done":
-                raise UserError(f"the teacher {cell.student} {state['state']} in training: {state.get('message', '')}")
-        local.run([cell for cell in todo if cell.key not in teachers], context)
+def _train(
+    waves: Sequence[Sequence[Cell]],
+    protocol: Protocol,
+    store: Store,
+    data_root: Path,
+    device: torch.device,
+    weights: Callable[[TeacherRef], Path],
+) -> None:
+    """Train cells in waves: a later wave may use what an earlier one trained as its teachers."""
+    task = get_task(protocol.task)
+    data = task.open(data_root, protocol, device)
+    count = sum(map(len, waves))
+    with Reporter(count, protocol, task.samples(data_root)) as report, stop_signals() as stopping:
+        context = local.Context(store, protocol, data, device, weights, report, report.say, stopping)
+        for i, wave in enumerate(waves):
+            local.run(wave, context)
+            if i < len(waves) - 1:
+                for cell in wave:
+                    _trained(store, cell)
+
+
+def train_teacher(
+    network: str, protocol: Protocol, data_root: Path, output: Path, device: torch.device, plugins: dict[str, str]
+) -> float:
+    """Train a network as a teacher and return its top-1; tables under the same protocol find it in the store."""
+    if network not in networks.names():
+        raise unknown("network", network, networks.names())
+    store = Store(output)
+    cell = student_cell(network, protocol, data_root, plugins)
+    if store.run(cell).state != "done":
+        _train([[cell]], protocol, store, data_root, device, lambda ref: Path())
+    return _trained(store, cell)["last"]
+
+
+def _trained(store: Store, cell: Cell) -> dict[str, Any]:
+    status = store.run(cell).status
+    if status["state"] != "done":
+        raise UserError(f"the teacher {cell.student} {status['state']} in training: {status.get('message', '')}")
+    return status
 
 
 @contextmanager
@@ -128,14 +149,38 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
             off = entry.expected is not None and abs(measured[network] - entry.expected) > TOLERANCE
             if off and not plan.protocol.holdout and not options.any_teacher:
                 raise UserError(
-                    f"teacher '{entry.name}' measures {measured[network]:.2f} top-1, its entry expects {entry.expected:.2f} "
-                    f"({entry.expected_source}); mend the entry or the file, or accept it with --any-teacher"
+                    f"teacher '{entry.name}' measures {measured[network]:.2f} top-1, its entry expects "
+                    f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
                 )
     return measured
 
 
+def verify_teachers(
+    zoo: Zoo, names: Sequence[str], data_root: Path, device: torch.device, say: Callable[[str], None]
+) -> None:
+    """Measure installed teachers (all, or those named) and say how far each is from its entry.
+
+    Raises:
+        UserError: one is not installed, or is off by more than the tolerance.
+    """
+    entries = [zoo.get(name) for name in names] or [e for e in zoo.entries.values() if zoo.path(e).is_file()]
+    if not entries:
+        raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
+    usual = load_protocol("cifar100-crd240")
+    off = []
+    for entry in entries:
+        top1 = zoo.measure(entry, usual, data_root, device)
+        gap = None if entry.expected is None else top1 - entry.expected
+        verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
+        say(f"{entry.name:22s} {entry.network:12s} top-1 {top1:.2f}  {verdict}")
+        if gap is not None and abs(gap) > TOLERANCE:
+            off.append(entry.name)
+    if off:
+        raise UserError(f"outside +-{TOLERANCE} of what is expected: {', '.join(off)}; mend the entry or the file")
+
+
 def teacher_accuracy(
-    entry: Teacher, ref: TeacherRef, protocol: Protocol, zoo: Zoo, data_root: Path | None, options: Options
+    entry: Teacher, ref: TeacherRef, protocol: Protocol, zoo: Zoo, data_root: Path, options: Options
 ) -> float:
     """Top-1 of a teacher file, measured once for these weights on this copy of the data."""
     fingerprint = get_task(entry.task).fingerprint(data_root)
@@ -218,7 +263,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "method": row.method,
                 "title": row.title or cards[row.id].title,
                 "family": cards[row.id].family,
-                "our_choice": list(cards[row.id].our_choice),
+                "our_choice": _our_choice(row.id, plan),
                 "settings_note": _settings_note(row.id, plan),
             }
             for row in plan.rows
@@ -233,6 +278,12 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
             if s == first
         ],
     }
+
+
+def _our_choice(row: str, plan: Plan) -> list[str]:
+    """The settings that no source gives, with their values."""
+    cell = plan.cells[row, plan.pairs[0].id, plan.seeds[0]]
+    return [f"{key} {cell.settings[key]}" for key in registry.card(cell.method).our_choice]
 
 
 def _settings_note(row: str, plan: Plan) -> str:
@@ -256,7 +307,9 @@ def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options
         say(f"  {line}")
     say(f"  rows {', '.join(row.id for row in plan.rows)}; seeds {', '.join(map(str, plan.seeds))}")
     for network, ref in plan.teachers.items():
-        origin = f"file {ref.entry}" if ref.entry else "no file installed: trained first (see teachers list, fetch, add)"
+        origin = (
+            f"file {ref.entry}" if ref.entry else "no file installed: trained first (see teachers list, fetch, add)"
+        )
         say(f"  teacher {network}: {origin}")
     keys = {cell.key for cell in todo}
     total = estimate(plan, keys, request.data_root, options.device)
@@ -267,8 +320,8 @@ def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options
             peta = total.operations[cells[0].key] / 1e15
             say(f"  {pair.id:26s} {row.id:16s} {len(cells)} cells, {stored} stored, {peta:8.3g} PFLOP each")
     for cell in plan.training:
-        stored = "stored" if cell.key not in keys else "to train"
-        say(f"  teacher {cell.student:18s} {stored}, {total.operations[cell.key] / 1e15:8.3g} PFLOP")
+        state = "to train" if cell.key in keys else "stored"
+        say(f"  teacher {cell.student:18s} {state}, {total.operations[cell.key] / 1e15:8.3g} PFLOP")
     say(f"{len(keys)} cells to run on {environment.machine(options.device)}: about {duration(total.seconds)}")
     if total.seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
         say(f"that is more than a day; a first look: ./reproduce.sh {plan.source} --preset short")

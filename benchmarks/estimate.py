@@ -35,7 +35,7 @@ class Estimate:
     seconds: float
 
 
-def estimate(plan: Plan, todo: set[str], data_root: Path | None, device: torch.device) -> Estimate:
+def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) -> Estimate:
     """Count a step of every kind of cell, and time one of each pair.
 
     Args:

@@ -30,7 +30,9 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
         return new
     columns = {column["key"]: column for column in new["columns"]}
     kept_columns = {key for key in (c["key"] for c in old["columns"]) if key not in columns}
-    agreeing = {c["key"] for c in old["columns"] if c["key"] in columns and c["teacher"] == columns[c["key"]]["teacher"]}
+    agreeing = {
+        c["key"] for c in old["columns"] if c["key"] in columns and c["teacher"] == columns[c["key"]]["teacher"]
+    }
     renewed = {(entry["row"], entry["column"]): entry["settings"] for entry in new["cells"]}
     seeds = {(entry["row"], entry["column"], entry["seed"]) for entry in new["cells"]}
 
@@ -41,7 +43,9 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
         return (*place, entry["seed"]) not in seeds and renewed.get(place, entry["settings"]) == entry["settings"]
 
     cells = [entry for entry in old["cells"] if stays(entry)]
-    costs = [c for c in old["costs"] if not any((c["row"], c["column"]) == (n["row"], n["column"]) for n in new["costs"])]
+    costs = [
+        c for c in old["costs"] if not any((c["row"], c["column"]) == (n["row"], n["column"]) for n in new["costs"])
+    ]
     used_rows, used_columns = {e["row"] for e in cells}, {e["column"] for e in cells}
     rows = [row for row in old["rows"] if row["key"] in used_rows]
     merged = {**new, "cells": cells + new["cells"]}
@@ -94,7 +98,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     for planned in manifest["cells"]:
         run = store.run(planned["key"])
         status = run.status
-        state = status["state"] if status["state"] in ("done", "diverged", "failed") else "missing"
+        state: Any = status["state"] if status["state"] in ("done", "diverged", "failed") else "missing"
         figures = {"last": status["last"], "best": status["best"]} if state == "done" else {}
         entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(
             report.Run(planned["seed"], state, **figures)
@@ -172,7 +176,9 @@ def _published(manifest: Manifest, method: str, column: dict[str, Any]) -> repor
     """The literature's figure for a method on a pair, from the first of the table's sources that has one."""
     if not manifest["published"]:
         return None
-    found = [line for line in _literature(manifest["published"]) if (line["method"], line["pair"]) == (method, column["key"])]
+    found = [
+        line for line in _literature(manifest["published"]) if (line["method"], line["pair"]) == (method, column["key"])
+    ]
     rank = {name: i for i, name in enumerate(manifest["sources"])}
 
     def order(line: dict[str, str]) -> tuple[int, int]:

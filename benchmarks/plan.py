@@ -14,7 +14,7 @@ from kd_methods.errors import UserError, unknown
 
 from . import networks
 from .cell import Cell, TeacherRef
-from .spec import Pair, Protocol, Row, TableSpec, load_protocol, load_table, pair_settings
+from .spec import ROOT, Pair, Protocol, Row, TableSpec, load_protocol, load_table, pair_settings, stem
 from .tasks import get_task
 from .teachers import Zoo, load_weights, weights_digest
 
@@ -31,7 +31,7 @@ class Request:
     epochs: int | None = None
     holdout: int | None = None
     overrides: tuple[str, ...] = ()
-    data_root: Path | None = None
+    data_root: Path = ROOT / "data"
     plugins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -58,14 +58,9 @@ class Plan:
 
     @property
     def stem(self) -> str:
-        """Folder of this plan's table: other lengths and splits are other tables."""
-        length = f"-epochs{self.protocol.epochs}" if self.protocol.epochs != self._usual.epochs else ""
-        split = f"-holdout{self.protocol.holdout}" if self.protocol.holdout != self._usual.holdout else ""
-        return f"{self.table.name}-{self.preset}{length}{split}"
-
-    @property
-    def _usual(self) -> Protocol:
-        return load_protocol(self.table.preset(self.preset).protocol)
+        """Folder of this plan's table."""
+        usual = load_protocol(self.table.preset(self.preset).protocol)
+        return stem(self.table.name, self.preset, usual, self.protocol)
 
 
 def make(request: Request, zoo: Zoo) -> Plan:
@@ -91,25 +86,11 @@ def make(request: Request, zoo: Zoo) -> Plan:
     if not protocol.holdout < task.samples(request.data_root):
         raise UserError(f"--holdout {protocol.holdout}: the training set has {task.samples(request.data_root)} images")
 
-    def cell(method: str, student: str, seed: int, teacher: TeacherRef | None, values: dict[str, Any]) -> Cell:
-        used = {f"method:{method}", f"network:{student}", f"task:{protocol.task}"}
-        used |= {f"network:{teacher.network}"} if teacher else set()
-        return Cell(
-            task=protocol.task,
-            data=fingerprint,
-            protocol=protocol.identity(),
-            student=student,
-            method=method,
-            method_version=registry.card(method).version,
-            settings=registry.settings(method, values).model_dump(mode="json"),
-            seed=seed,
-            teacher=teacher,
-            plugins={name: digest for name, digest in request.plugins.items() if name in used},
-        )
-
     teachers: dict[str, TeacherRef] = {}
     training = []
-    taught = [row for row in rows if registry.get(row.method).needs.teacher or registry.get(row.method).needs.teacher_units]
+    taught = [
+        row for row in rows if registry.get(row.method).needs.teacher or registry.get(row.method).needs.teacher_units
+    ]
     for network in dict.fromkeys(pair.teacher for pair in pairs):
         if not taught:
             break
@@ -117,8 +98,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
             weights = weights_digest(load_weights(zoo.path(entry)))
             teachers[network] = TeacherRef(network, entry.mean, entry.std, weights=weights, entry=entry.name)
         else:
-            # One teacher, seed 0, serves all seeds of the students.
-            own = cell("student", network, 0, None, {})
+            own = student_cell(network, protocol, request.data_root, request.plugins)
             training.append(own)
             teachers[network] = TeacherRef(network, protocol.mean, protocol.std, cell=own.key)
 
@@ -129,24 +109,54 @@ def make(request: Request, zoo: Zoo) -> Plan:
             values = {**published, **row.settings, **overrides.get(row.id, {})}
             teacher = teachers[pair.teacher] if row in taught else None
             for seed in seeds:
-                cells[row.id, pair.id, seed] = cell(row.method, pair.student, seed, teacher, values)
+                cells[row.id, pair.id, seed] = make_cell(
+                    protocol, fingerprint, row.method, pair.student, seed, teacher, values, request.plugins
+                )
     return Plan(
-        table, request.table, request.preset, protocol, rows, pairs, seeds, cells, teachers, tuple(training), preset.notes
+        table,
+        request.table,
+        request.preset,
+        protocol,
+        rows,
+        pairs,
+        seeds,
+        cells,
+        teachers,
+        tuple(training),
+        preset.notes,
     )
 
 
-def teacher_cell(network: str, protocol: Protocol, data_root: Path | None) -> Cell:
-    """The cell that trains a network as a teacher under a protocol."""
+def make_cell(
+    protocol: Protocol,
+    data: str,
+    method: str,
+    student: str,
+    seed: int,
+    teacher: TeacherRef | None,
+    values: dict[str, Any],
+    plugins: Mapping[str, str],
+) -> Cell:
+    """A cell with complete settings, and with the digests of those plugins that it uses."""
+    used = {f"method:{method}", f"network:{student}", f"task:{protocol.task}"}
+    used |= {f"network:{teacher.network}"} if teacher else set()
     return Cell(
         task=protocol.task,
-        data=get_task(protocol.task).fingerprint(data_root),
+        data=data,
         protocol=protocol.identity(),
-        student=network,
-        method="student",
-        method_version=registry.card("student").version,
-        settings=registry.settings("student").model_dump(mode="json"),
-        seed=0,
+        student=student,
+        method=method,
+        method_version=registry.card(method).version,
+        settings=registry.settings(method, values).model_dump(mode="json"),
+        seed=seed,
+        teacher=teacher,
+        plugins={name: digest for name, digest in plugins.items() if name in used},
     )
+
+
+def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
+    """The cell that trains a network as a teacher: without one of its own, with seed 0, which serves all seeds."""
+    return make_cell(protocol, get_task(protocol.task).fingerprint(data_root), "student", network, 0, None, {}, plugins)
 
 
 def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:

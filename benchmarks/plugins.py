@@ -40,7 +40,9 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
             raise UserError(f"--plugin {path} cannot be imported: {type(error).__name__}: {error}") from None
         new = _names() - before
         if not new:
-            raise UserError(f"--plugin {path} registers nothing; use @kd_methods.register, register_network or register_task")
+            raise UserError(
+                f"--plugin {path} registers nothing; use @kd_methods.register, register_network or register_task"
+            )
         registered.update(dict.fromkeys(new, sha256_file(path)))
     return registered
 

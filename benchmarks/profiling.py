@@ -86,7 +86,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(cell: Cell, protocol: Protocol, data_root: Path | None, device: torch.device) -> dict[str, Any]:
+def measure(cell: Cell, protocol: Protocol, data_root: Path, device: torch.device) -> dict[str, Any]:
     """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.profiling", "sklearn.datasets"])
@@ -104,7 +104,7 @@ def measure(cell: Cell, protocol: Protocol, data_root: Path | None, device: torc
         process.join()
 
 
-def _measure(sender: Any, cell: Cell, protocol: Protocol, data_root: Path | None, device: str, threads: int) -> None:
+def _measure(sender: Any, cell: Cell, protocol: Protocol, data_root: Path, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     chosen = torch.device(device)
     data = get_task(cell.task).open(data_root, protocol, chosen)

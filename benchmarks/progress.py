@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .spec import Protocol, steps_per_epoch
 from .training.member import Member
@@ -47,14 +47,16 @@ class Reporter:
                 TimeElapsedColumn(), console=self.console,
             )  # fmt: skip
             self.overall = self.live.add_task("cells", total=cells, facts="")
-            self.tasks: dict[str, int] = {}
+            self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Reporter:
         if self.live:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.stop()
 

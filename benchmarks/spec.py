@@ -97,11 +97,11 @@ class Protocol(Strict):
 
     def lines(self) -> tuple[str, ...]:
         """The protocol in words, printed under every table."""
-        decays = ", ".join(f"{m * self.epochs / self.recipe_epochs:g}" for m in self.milestones)
+        decays = ", ".join(str(math.ceil(m * self.epochs / self.recipe_epochs)) for m in self.milestones)
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in self.lr_by_student.items())
         crop = f"random crop with padding {self.crop_padding}" if self.crop_padding else "no crop"
         return (
-            f"protocol {self.name} v{self.version} on {self.task}: {self.epochs} epochs, batch {self.batch_size}",
+            f"{self.name} v{self.version} on {self.task}: {self.epochs} epochs, batch {self.batch_size}",
             f"SGD, momentum {self.optimizer.momentum:g}{' (Nesterov)' if self.optimizer.nesterov else ''}, "
             f"weight decay {self.optimizer.weight_decay:g}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
@@ -206,7 +206,7 @@ def _read_rows(value: Any) -> Any:
 
 def table_names() -> list[str]:
     """The tables that ship with the suite."""
-    return sorted(path.stem for path in TABLES.glob("*.yaml") if path.stem != "settings")
+    return sorted(path.stem for path in TABLES.glob("*.yaml"))
 
 
 def load_table(name: str) -> TableSpec:
@@ -248,16 +248,17 @@ class PairSettings(Strict):
 
 
 def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
-    """What is published for a method on a pair, where it differs from the method's defaults (tables/settings.yaml)."""
-    for entry in _all_pair_settings().get(method, ()):
+    """What is published for a method on a pair, where it differs from the method's defaults."""
+    for entry in all_pair_settings().get(method, ()):
         if entry.recipe == recipe and pair in entry.pairs:
             return entry.values
     return {}
 
 
 @functools.cache
-def _all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
-    path = TABLES / "settings.yaml"
+def all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
+    """Published settings by method (tables/published/settings.yaml)."""
+    path = TABLES / "published" / "settings.yaml"
     raw = read_yaml(path)
     return {
         method: tuple(_validate(PairSettings, entry, path, (method, i)) for i, entry in enumerate(entries))
@@ -333,6 +334,13 @@ def _line_of(path: Path, location: Iterable[str | int]) -> int:
         else:
             break
     return line
+
+
+def stem(table: str, preset: str, usual: Protocol, protocol: Protocol) -> str:
+    """Name of the folder of a table: runs of another length or split than the preset's are other tables."""
+    length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
+    split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""
+    return f"{table}-{preset}{length}{split}"
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:

@@ -129,7 +129,7 @@ class Zoo:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shipped = read_yaml(TABLES / "teachers.yaml")
+        shipped = read_yaml(TABLES / "published" / "teachers.yaml")
         common = shipped.pop("defaults")
         self.shipped = {
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
@@ -160,8 +160,13 @@ class Zoo:
                 return fitting[0]
         return None
 
-    def add(self, entry: Teacher, file: Path) -> Teacher:
+    def add(self, entry: Teacher, file: Path, keep_normalisation: bool = False) -> Teacher:
         """Install a file under an entry of its own; known weights bring their normalisation and expected accuracy.
+
+        Args:
+            entry: what the user says of the file.
+            file: the checkpoint.
+            keep_normalisation: the entry's normalisation was given by the user and stays.
 
         Raises:
             UserError: the file cannot be read, or is not of the entry's architecture.
@@ -174,8 +179,10 @@ class Zoo:
         known = next((e for e in self.shipped.values() if e.weights == digest), None)
         update: dict[str, Any] = {"weights": digest}
         if known:
-            update |= known.model_dump(include={"mean", "std", "expected", "expected_source", "origin"})
-            update |= {} if entry.expected is None else {"expected": entry.expected, "expected_source": "given"}
+            brought = {"origin"}
+            brought |= set() if keep_normalisation else {"mean", "std"}
+            brought |= {"expected", "expected_source"} if entry.expected is None else set()
+            update |= known.model_dump(include=brought)
         entry = entry.model_copy(update=update)
         write_bytes(self.path(entry), to_bytes(weights))
         self._save(entry)
@@ -194,7 +201,9 @@ class Zoo:
         from .networks import build_network
 
         if not entry.sources:
-            raise UserError(f"teacher '{entry.name}' has no source; install its file with: teachers add {entry.name} FILE")
+            raise UserError(
+                f"teacher '{entry.name}' has no source; install its file with: teachers add {entry.name} FILE"
+            )
         problems = []
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "download"
@@ -223,7 +232,7 @@ class Zoo:
             fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, entry.name)
             write_bytes(self.path(entry), to_bytes(weights))
 
-    def measure(self, entry: Teacher, protocol: Protocol, data_root: Path | None, device: torch.device) -> float:
+    def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
         """Top-1 of the installed file on the task's test set, under the entry's own normalisation."""
         data = get_task(entry.task).open(data_root, protocol, device)
         network = data.build(entry.network)

@@ -6,11 +6,12 @@ training loop; the loop knows no method. Everything that either side may ask of 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -88,33 +89,42 @@ class Outputs:
         return self[self._layout.pooled]
 
 
-@runtime_checkable
-class Network(Protocol):
-    """An ordered chain of named units over a plain architecture, seen the same way for every family."""
+class Network(nn.Module):
+    """An ordered chain of named units over a plain architecture, seen the same way for every family.
+
+    The interface that methods rely on; ``benchmarks.networks`` holds the implementation.
+    """
 
     module: nn.Module
     layout: Layout
 
-    def __call__(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
+    def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
         """One forward pass; keeps the units named in ``at`` and those of ``fields``."""
+        raise NotImplementedError
 
     def resume(self, unit: str, feature: Tensor, until: str | None = None) -> Tensor:
         """Run what follows ``unit`` on ``feature``: up to the logits, or up to and including the unit ``until``."""
+        raise NotImplementedError
 
     def insert(self, unit: str, name: str, part: nn.Module) -> Network:
         """The network with ``part`` added after ``unit`` as a unit of its own called ``name``."""
+        raise NotImplementedError
 
     def folded(self) -> Network:
         """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
+        raise NotImplementedError
 
     def plain(self) -> nn.Module:
         """A module that maps inputs to logits: ``module``, or with inserted parts a wrapper that runs them too."""
+        raise NotImplementedError
 
     def shape(self, unit: str) -> tuple[int, ...]:
         """Shape of a unit's output without the batch dimension."""
+        raise NotImplementedError
 
     def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
         """Shapes of a field of :class:`Layout`, known without data."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ class Losses:
         return {**self.task, **self.distill}
 
     def total(self) -> Tensor:
-        return torch.stack([term.float() for term in self.terms().values()]).sum()
+        return functools.reduce(operator.add, self.terms().values())
 
 
 class MethodSettings(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kd_methods.contract import FIELDS, Layout, Outputs
+from kd_methods.contract import FIELDS, Layout, Network, Outputs
 from kd_methods.errors import UserError, unknown
 
 
@@ -36,7 +36,7 @@ class Architecture(nn.Module):
         return x
 
 
-class NetworkView(nn.Module):
+class NetworkView(Network):
     """See :class:`kd_methods.contract.Network`.
 
     Args:

@@ -112,7 +112,7 @@ class ResNet(Architecture):
         return F.relu(self.bn1(self.conv1(x)), inplace=True)
 
     def chain(self) -> Chain:
-        units = [("stem", self._stem)]
+        units: list = [("stem", self._stem)]
         ends = []
         for stage in self.stage_names:
             *inner, last = getattr(self, stage).named_children()

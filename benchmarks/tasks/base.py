@@ -47,14 +47,17 @@ class TaskData(Interface):
 class Task(Interface):
     """A registered task."""
 
-    name: str
-    num_classes: int
+    @property
+    def name(self) -> str: ...
 
-    def fingerprint(self, root: Path | None) -> str:
+    @property
+    def num_classes(self) -> int: ...
+
+    def fingerprint(self, root: Path) -> str:
         """Digest of the data. Raises UserError with what to do where there is none."""
 
-    def samples(self, root: Path | None) -> int:
+    def samples(self, root: Path, download: bool = True) -> int:
         """Size of the training set."""
 
-    def open(self, root: Path | None, protocol: Protocol, device: torch.device) -> TaskData:
+    def open(self, root: Path, protocol: Protocol, device: torch.device) -> TaskData:
         """Load the data onto the device."""

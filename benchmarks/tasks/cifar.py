@@ -15,7 +15,7 @@ from .images import ImageTask, Split
 FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
 
 
-def load(data_set: str, root: Path | None) -> tuple[Split, Split]:
+def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
     """The official train and test images, checked by torchvision's digests.
 
     ``root`` is the folder that holds ``cifar-100-python`` (or -10's), or one above it. Where it is missing, the archive
@@ -27,14 +27,17 @@ def load(data_set: str, root: Path | None) -> tuple[Split, Split]:
     import torchvision.datasets
 
     dataset: Any = getattr(torchvision.datasets, data_set)
-    root = root or Path("data")
     places = (root, root / data_set.lower(), root.parent)
     found = next((place for place in places if (place / FOLDERS[data_set]).is_dir()), None)
     try:
-        parts = [dataset(str(found or root), train=train, download=found is None) for train in (True, False)]
+        parts = [
+            dataset(str(found or root), train=train, download=found is None and download) for train in (True, False)
+        ]
     except (OSError, RuntimeError) as error:
         if found:
-            raise UserError(f"{found / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again") from None
+            raise UserError(
+                f"{found / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
+            ) from None
         raise UserError(
             f"no {data_set} below {root} and it cannot be downloaded ({type(error).__name__}); "
             f"put the folder {FOLDERS[data_set]} there, or name its parent with --data-root"

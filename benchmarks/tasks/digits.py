@@ -13,7 +13,7 @@ TEST_IMAGES = 360
 SIZE = 16
 
 
-def load(root: Path | None) -> tuple[Split, Split]:
+def load(root: Path, download: bool) -> tuple[Split, Split]:
     """8x8 grey values 0…16, enlarged to 16x16 RGB bytes; 1,437 for training and 360 for testing, split once."""
     from sklearn.datasets import load_digits
 

@@ -15,7 +15,7 @@ from .images import ImageTask, Split
 SIZE = 32
 
 
-def load(folder: Path, size: int, root: Path | None) -> tuple[Split, Split]:
+def load(folder: Path, size: int, root: Path, download: bool) -> tuple[Split, Split]:
     """All images, resized to ``size`` x ``size`` RGB; classes are the sorted names of the sub-folders.
 
     Raises:
@@ -32,7 +32,9 @@ def load(folder: Path, size: int, root: Path | None) -> tuple[Split, Split]:
     for names in (("train",), ("test", "val")):
         place = next((folder / name for name in names if (folder / name).is_dir()), None)
         if place is None:
-            raise UserError(f"{folder} has no folder '{names[0]}'; expected {folder}/train/CLASS/IMAGE and {folder}/test")
+            raise UserError(
+                f"{folder} has no folder '{names[0]}'; expected {folder}/train/CLASS/IMAGE and {folder}/test"
+            )
         try:
             parts.append(ImageFolder(str(place), loader=read))
         except FileNotFoundError as error:

@@ -14,8 +14,8 @@ from torch import Tensor
 from kd_methods.contract import Batch, DataInfo
 
 from ..networks import NetworkView, build_network
-from ..training.seeding import generator
 from ..spec import Protocol, steps_per_epoch
+from ..training.seeding import generator
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) per channel, in units of images scaled to [0, 1]."""
@@ -41,31 +41,35 @@ class ImageTask:
     Args:
         name: how protocols and the command line call it.
         num_classes: number of classes.
-        load: reads (train, test) from the data root (None: the default place).
+        load: reads (train, test) from the data root; the second argument says whether it may download.
     """
 
     name: str
     num_classes: int
-    load: Callable[[Path | None], tuple[Split, Split]]
-    _cache: dict[Path | None, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
+    load: Callable[[Path, bool], tuple[Split, Split]]
+    _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
 
-    def read(self, root: Path | None) -> tuple[Split, Split, str]:
-        """(train, test, fingerprint); read once per process."""
+    def read(self, root: Path, download: bool = True) -> tuple[Split, Split, str]:
+        """(train, test, fingerprint); read once per process.
+
+        Raises:
+            UserError: no data; the message says where to put it.
+        """
         if root not in self._cache:
-            train, test = self.load(root)
+            train, test = self.load(root, download)
             content = hashlib.sha256()
             for part in (train.images, train.labels, test.images, test.labels):
                 content.update(part.numpy().tobytes())
             self._cache[root] = (train, test, content.hexdigest())
         return self._cache[root]
 
-    def fingerprint(self, root: Path | None) -> str:
+    def fingerprint(self, root: Path) -> str:
         return self.read(root)[2]
 
-    def samples(self, root: Path | None) -> int:
-        return len(self.read(root)[0].labels)
+    def samples(self, root: Path, download: bool = True) -> int:
+        return len(self.read(root, download)[0].labels)
 
-    def open(self, root: Path | None, protocol: Protocol, device: torch.device) -> ImageData:
+    def open(self, root: Path, protocol: Protocol, device: torch.device) -> ImageData:
         train, test, _ = self.read(root)
         return ImageData(train, test, self.num_classes, protocol, device)
 
@@ -109,7 +113,7 @@ class ImageData:
 
     def build(self, network: str) -> NetworkView:
         view = build_network(network, self.info.num_classes, self.input_shape)
-        return view.to(self.device, memory_format=torch.channels_last)
+        return view.to(self.device).to(memory_format=torch.channels_last)
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
         size = self.protocol.batch_size
@@ -127,7 +131,9 @@ class ImageData:
         hits: dict[str, Tensor] = {}
         k = min(5, self.info.num_classes)
         with torch.no_grad():
-            for images, labels in zip(self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True):
+            for images, labels in zip(
+                self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True
+            ):
                 for name, logits in predict(normalise(images, normalisation or self.normalisation)).items():
                     ranked = logits.topk(k, dim=1).indices == labels[:, None]
                     counts = torch.stack([ranked[:, 0].sum(), ranked.any(1).sum()])

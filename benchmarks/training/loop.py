@@ -30,7 +30,7 @@ Report = Callable[[Member, str], None]
 """Called with a member and an event: "step", "epoch", "done", "diverged" or "failed"."""
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """The user asked to stop; everything is saved."""
 
 
@@ -98,7 +98,7 @@ def train(
                 for member in active:
                     member.save()
                     member.run.set_status("interrupted", epoch=member.position[0] - 1, epochs=protocol.epochs)
-                raise Interrupted
+                raise Interrupted("stopped after a whole step; the same command goes on from here")
             for member in due:
                 if member in active and time.monotonic() - member.saved_at > save_seconds:
                     member.save()

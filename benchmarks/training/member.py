@@ -48,7 +48,7 @@ class Member:
             self.method = kd_methods.build(
                 cell.method, student, teacher if cell.teacher else None, data.info, **cell.settings
             )
-            self.method.to(device, memory_format=torch.channels_last)
+            self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student)
         self.deployed = self.method.deployed(self.student)
         optimizer = protocol.optimizer
@@ -173,9 +173,7 @@ class Member:
         self.run.set_metrics(self.records)
         best = max(record["top1"] for record in self.records)
         last = self.records[-1]
-        self.run.set_status(
-            "done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["top1"], best=best
-        )
+        self.run.set_status("done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["top1"], best=best)
 
 
 def to_bytes(state: Any) -> bytes:

@@ -40,18 +40,7 @@ class BlockKD(Method):
             "w_i also weights the stones' terms against the ensemble, and the ensemble is detached (our reading)",
             "networks with different numbers of blocks are matched from the last block backwards (our choice)",
         ),
-        our_choice=(
-            "alpha",
-            "beta",
-            "gamma",
-            "temperature",
-            "connector",
-            "active_stones",
-            "sample_stones",
-            "teacher_bn",
-            "warmup",
-            "warmup_on",
-        ),
+        our_choice=("alpha", "beta", "gamma", "temperature", "connector", "teacher_bn", "warmup"),
     )
     needs = Needs(student=("blocks",), teacher=("logits",), min_batch=2)
 
@@ -190,7 +179,12 @@ def _sum(terms: list[Tensor]) -> Tensor:
 class BlockKDLite(BlockKD):
     """Block-KD with the last two stepping stones only: the largest weights and the cheapest tails."""
 
-    card = replace(BlockKD.card, name="block_kd.lite", title="Block-KD (lite)")
+    card = replace(
+        BlockKD.card,
+        name="block_kd.lite",
+        title="Block-KD (lite)",
+        our_choice=(*BlockKD.card.our_choice, "active_stones"),
+    )
 
     class Settings(BlockKD.Settings):
         active_stones: tuple[int, ...] | None = Field((-2, -1), description="stones in use; see block_kd")
