@@ -22,7 +22,7 @@ from .files import read_json, write_json
 from .plan import Plan, Request, make, student_cell
 from .profiling import cost_key, measure
 from .progress import Reporter, duration
-from .spec import Protocol, load_protocol
+from .spec import METRICS, Protocol, load_protocol
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
@@ -236,13 +236,13 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
 
     return {
         "name": plan.table.name,
-        "title": plan.table.title,
-        "metric": plan.table.metric,
+        "title": plan.table.preset(plan.preset).title or plan.table.title,
+        "metric": METRICS[plan.table.metric],
         "published": plan.table.published,
         "sources": list(plan.table.sources),
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
-        "protocol_lines": list(plan.protocol.lines()),
+        "protocol_lines": list(plan.protocol.lines([pair.student for pair in plan.pairs])),
         "deviations": list(plan.protocol.deviations),
         "notes": list(plan.notes),
         "data": next(iter(plan.cells.values())).data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -95,10 +95,11 @@ class Protocol(Strict):
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         return self.model_copy(update={**update, "deviations": tuple(deviations)}) if update else self
 
-    def lines(self) -> tuple[str, ...]:
-        """The protocol in words, printed under every table."""
+    def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
+        """The protocol in words, printed under every table; learning rates of ``students`` only, where given."""
         decays = ", ".join(str(math.ceil(m * self.epochs / self.recipe_epochs)) for m in self.milestones)
-        rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in self.lr_by_student.items())
+        special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
+        rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
         crop = f"random crop with padding {self.crop_padding}" if self.crop_padding else "no crop"
         return (
             f"{self.name} v{self.version} on {self.task}: {self.epochs} epochs, batch {self.batch_size}",
@@ -131,6 +132,7 @@ class Preset(Strict):
 
     protocol: str
     seeds: tuple[int, ...]
+    title: str = ""
     pairs: tuple[Pair, ...] | None = None
     methods: tuple[Row, ...] | None = None
     task: str | None = None
@@ -147,12 +149,16 @@ class Preset(Strict):
         return _read_rows(value)
 
 
+METRICS = {"top1": "Top-1 accuracy (%)"}
+"""How tables call a metric."""
+
+
 class TableSpec(Strict):
     """One YAML of tables/: rows x columns of cells, and what is published for each."""
 
     name: str
     title: str
-    metric: str = "top1"
+    metric: Literal["top1"] = "top1"
     pairs: tuple[Pair, ...]
     methods: tuple[Row, ...]
     published: str = ""

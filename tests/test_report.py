@@ -17,6 +17,7 @@ from benchmarks.report import Column, CostEntry, CostRow, CostTable, Entry, Publ
 from benchmarks.report.latex import escape
 from benchmarks.report.markdown import escape as escape_markdown
 from benchmarks.report.statistics import gap, ranks, summarise, usual_n
+from kd_methods.errors import UserError
 
 PUBLISHED = Path(__file__).parents[1] / "tables" / "published" / "cifar100.csv"
 
@@ -216,7 +217,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         report.write(empty_table(), tmp_path, "table")
     assert (tmp_path / "table.tex").read_bytes() == before
     assert not list(tmp_path.glob(".*"))

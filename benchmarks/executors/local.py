@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -61,8 +61,11 @@ def run(cells: Sequence[Cell], context: Context) -> None:
     waiting = list({cell.key: cell for cell in cells}.values())
     while waiting:
         held: list[Cell] = []
-        for _, group in groupby(sorted(waiting, key=Cell.group), key=Cell.group):
-            held += _run_group(list(group), context)
+        groups: dict[str, list[Cell]] = defaultdict(list)
+        for cell in waiting:
+            groups[cell.group()].append(cell)
+        for group in groups.values():
+            held += _run_group(group, context)
         if held:
             time.sleep(1)
             if context.stopping():

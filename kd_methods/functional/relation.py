@@ -74,10 +74,23 @@ def _neighbours(x: Tensor) -> Tensor:
 
 
 def _relations(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Normalised distances (B, B) and cosines (B, B, B)."""
-    difference = x.unsqueeze(0) - x.unsqueeze(1)
-    batch = len(x)
-    off_diagonal = 1 - torch.eye(batch, device=x.device, dtype=x.dtype)
-    distances = difference.pow(2).sum(2).clamp_min(eps).sqrt() * off_diagonal
-    directions = unit(difference)
-    return distances * (batch * (batch - 1)) / distances.sum(), directions @ directions.transpose(1, 2)
+    """Normalised distances (B, B) and cosines (B, B, B), both from the Gram matrix.
+
+    With e_ij = x_i - x_j, e_ij . e_kj = G_ik - G_ij - G_jk + G_jj: nothing of size B x B x D is ever formed. The
+    differences cancel, so they are taken in fp64, on centred vectors.
+    """
+    precision = x.dtype
+    x = x.double()
+    x = x - x.mean(0).detach()
+    gram = x @ x.t()
+    square = gram.diagonal()
+    distinct = 1 - torch.eye(len(x), device=x.device, dtype=x.dtype)
+    squared = (square.unsqueeze(0) + square.unsqueeze(1) - 2 * gram) * distinct
+    distances = squared.clamp_min(eps).sqrt()
+    # Coinciding samples have no direction; like a zero vector under normalisation, they give cosine 0.
+    inverse = distinct * (squared > 1e-12 * (square.unsqueeze(0) + square.unsqueeze(1))) / distances
+    products = gram.unsqueeze(0) - gram.unsqueeze(2) - gram.unsqueeze(1) + square.view(-1, 1, 1)
+    cosines = products * inverse.unsqueeze(2) * inverse.unsqueeze(1)
+    distances = distances * distinct
+    distances = distances * (len(x) * (len(x) - 1)) / distances.sum()
+    return distances.to(precision), cosines.to(precision)
