@@ -37,7 +37,9 @@ plugin = click.option(
 )  # fmt: skip
 preset = click.option("--preset", default="paper", help="paper, short or demo.", show_default=True)
 epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
-holdout = click.option("--holdout", type=int, help="Test on N held-out training images (5000 for 45k/5k).")
+holdout = click.option(
+    "--holdout", type=click.IntRange(min=0), help="Test on N held-out training images (5000 for 45k/5k)."
+)
 
 
 class Commands(click.Group):

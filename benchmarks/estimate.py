@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,11 +83,24 @@ def _kind(cell: Cell) -> str:
     return cell.__class__(**{**cell.__dict__, "seed": 0}).key
 
 
+def _conv_backward_flops(
+    grad_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *rest: Any, **_: Any
+) -> int:
+    """Both products of a convolution's backward pass, if wanted; torch's own count leaves out the groups."""
+    transposed, output_mask = rest[4], rest[7]
+    spatial = (x_shape if transposed else grad_shape)[2:]
+    forward = 2 * math.prod(w_shape) * math.prod(spatial) * x_shape[0]
+    return forward * (output_mask[0] + output_mask[1])
+
+
+_CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+
+
 def _count(bench: Bench, data: TaskData, scale: float) -> Work:
     batch = next(endless(data))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
         bench.teach(batch)
     shared = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
         bench.step()
     return Work(shared * scale, (counter.get_total_flops() - shared) * scale)

@@ -16,7 +16,8 @@ from . import networks
 from .cell import Cell, TeacherRef
 from .spec import ROOT, Pair, Protocol, Row, TableSpec, load_protocol, load_table, pair_settings, stem
 from .tasks import get_task
-from .teachers import Zoo, load_weights, weights_digest
+from .teachers import Zoo
+from .weights import load_weights, weights_digest
 
 
 @dataclass(frozen=True)

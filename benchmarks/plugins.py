@@ -29,7 +29,8 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
         before = _names()
         name = f"kd_plugin_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
+        if not (spec and spec.loader):
+            raise UserError(f"--plugin {path}: a plugin is a Python file, its name ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

@@ -63,7 +63,7 @@ class Reporter:
     def __call__(self, member: Member, event: str) -> None:
         """See :data:`benchmarks.training.loop.Report`."""
         if event == "step":
-            self.steps += 1
+            self._step(member)
         elif event == "epoch":
             self._epoch(member)
         else:
@@ -76,6 +76,14 @@ class Reporter:
         left = max(self.total - self.steps, 0)
         return f"ETA {duration((time.monotonic() - self.started) / self.steps * left)}"
 
+    def _step(self, member: Member) -> None:
+        self.steps += 1
+        if self.live:
+            self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
+        elif time.monotonic() - self.spoke > EVERY:
+            epoch, step = member.position
+            self.say(f"  {member.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
+
     def _epoch(self, member: Member) -> None:
         record = member.records[-1]
         losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
@@ -85,7 +93,6 @@ class Reporter:
             if label not in self.tasks:
                 self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
             self.live.update(self.tasks[label], completed=record["epoch"], facts=facts)
-            self.live.update(self.overall, facts=self.eta)
         elif time.monotonic() - self.spoke > EVERY:
             self.say(f"  {member.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 
@@ -99,7 +106,7 @@ class Reporter:
         if self.live:
             if task := self.tasks.pop(member.cell.label, None):
                 self.live.remove_task(task)
-            self.live.update(self.overall, advance=1, facts=self.eta)
+            self.live.update(self.overall, advance=1)
         self.say(line)
 
     def say(self, line: str) -> None:

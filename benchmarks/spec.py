@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class Strict(BaseModel):
     """Unknown keys are errors; values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Optimizer(Strict):
@@ -314,7 +314,7 @@ def _validate(model: type[Model], raw: Any, path: Path, prefix: Iterable[str | i
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key, not its absence
         location = [*prefix, *first["loc"]]
         key = ".".join(map(str, location))
         line = _line_of(path, location)

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import pickle
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from kd_methods.errors import UserError, unknown
 
 from .files import read_json, sha256_file, write_bytes, write_json
 from .spec import TABLES, Protocol, read_yaml
 from .tasks import TaskData, get_task
-from .training.member import to_bytes
+from .weights import fit, load_weights, to_bytes, weights_digest
 
 TOLERANCE = 0.1
 """Percentage points by which a measured accuracy may differ from the expected one."""
-
-
-# Training scripts put their options and numpy scalars beside the weights; these types run no code when unpickled.
-_HARMLESS = [
-    argparse.Namespace,
-    np.dtype,
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
-]
 
 
 class Teacher(BaseModel):
@@ -61,63 +46,6 @@ class Teacher(BaseModel):
     member: str = ""
     sha256: str = ""
     weights: str = ""
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """A plain state dict from any of the field's checkpoint files.
-
-    The tensors may lie at the top or under ``model``, ``state_dict`` or ``net``, with or without ``module.``.
-
-    Raises:
-        UserError: the file is missing, truncated, or holds no state dict.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).split(". ")[0].split("\n")[0]
-        raise UserError(f"{path} is no readable checkpoint, or is truncated ({reason}); get the file again") from None
-    for key in ("model", "state_dict", "net"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors or len(tensors) != len(content):
-        raise UserError(f"{path} holds no state dict (looked at the top and under model, state_dict, net)")
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
-
-
-def fit(weights: dict[str, Tensor], module: torch.nn.Module, what: str) -> None:
-    """Load weights strictly; what does not fit is one clear line.
-
-    Raises:
-        UserError: keys or shapes differ: the checkpoint is of another architecture or another number of classes.
-    """
-    own = module.state_dict()
-    missing, foreign = [k for k in own if k not in weights], [k for k in weights if k not in own]
-    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if missing or foreign or shapes:
-        detail = (
-            f"'{shapes[0]}' is {tuple(weights[shapes[0]].shape)}, needed {tuple(own[shapes[0]].shape)}"
-            if shapes and not (missing or foreign)
-            else f"{len(missing)} keys missing, {len(foreign)} unknown, e.g. '{(missing + foreign)[0]}'"
-        )
-        raise UserError(f"{what} is a checkpoint of another architecture: {detail}")
-    module.load_state_dict(weights)
-
-
-def weights_digest(weights: dict[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of the tensors, independent of how they are packed in a file."""
-    content = hashlib.sha256()
-    for key in sorted(weights):
-        value = weights[key].detach().cpu().contiguous()
-        content.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        content.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return content.hexdigest()
 
 
 class Zoo:

@@ -203,7 +203,7 @@ class Losses:
 class MethodSettings(BaseModel):
     """Base of every method's settings: unknown keys and wrong types are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

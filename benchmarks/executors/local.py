@@ -19,9 +19,9 @@ from ..networks import NetworkView
 from ..spec import Protocol
 from ..store import Store
 from ..tasks import TaskData
-from ..teachers import fit, load_weights
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
+from ..weights import fit, load_weights
 
 
 @dataclass(frozen=True)

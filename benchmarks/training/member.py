@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from ..networks import NetworkView
 from ..spec import Protocol
 from ..store import Run
 from ..tasks import TaskData
+from ..weights import read, to_bytes
 from .seeding import Stream, derive
 
 
@@ -153,11 +153,11 @@ class Member:
         self.saved_at = time.monotonic()
 
     def restore(self) -> bool:
-        """Continue from the last checkpoint; False where there is none, or where it cannot be read."""
+        """Continue from the last checkpoint; False where there is none."""
         path = self.run / "checkpoint.pt"
         if not path.is_file():
             return False
-        state = torch.load(path, map_location=self.data.device, weights_only=True)
+        state = read(path, self.data.device)
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -174,10 +174,3 @@ class Member:
         best = max(record["top1"] for record in self.records)
         last = self.records[-1]
         self.run.set_status("done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["top1"], best=best)
-
-
-def to_bytes(state: Any) -> bytes:
-    """torch.save into memory, to be written atomically."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
