@@ -35,19 +35,22 @@ class TeacherRef:
 class Cell:
     """(task, data, protocol, teacher, student, method and settings, seed), frozen.
 
-    ``protocol`` is :meth:`benchmarks.spec.Protocol.identity`; ``settings`` are complete, defaults included; ``plugins``
-    maps what came from a user's file (as ``method:name``) to that file's digest. The key names the run directory.
+    ``protocol`` is :meth:`benchmarks.spec.Protocol.identity`, ``lr`` the student's own learning rate under it;
+    ``settings`` are complete, defaults included. ``versions`` are those of the task and the networks; ``plugins`` maps
+    what came from a user's file (as ``method:name``) to that file's digest. The key names the run directory.
     """
 
     task: str
     data: str
     protocol: dict[str, Any]
+    lr: float
     student: str
     method: str
     method_version: int
     settings: dict[str, Any]
     seed: int
     teacher: TeacherRef | None = None
+    versions: dict[str, int] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
@@ -57,10 +60,12 @@ class Cell:
             "task": self.task,
             "data": self.data,
             "protocol": self.protocol,
+            "lr": self.lr,
             "teacher": self.teacher.identity() if self.teacher else None,
             "student": self.student,
             "method": {"name": self.method, "version": self.method_version, "settings": self.settings},
             "seed": self.seed,
+            "versions": self.versions,
             "plugins": self.plugins,
         }
 

@@ -179,14 +179,17 @@ def teachers_add(
     name: str, file: Path, network: str | None, task: str, mean: str | None, std: str | None, expect: float | None,
     checkpoints: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
-    """Install FILE as teacher NAME: a state dict, plain or under model, state_dict or net."""
+    """Install FILE as teacher NAME: a state dict, plain or under model, state_dict or net.
+
+    NAME is your own name, or an entry of `teachers list` that the file is a copy of.
+    """
     from .plugins import load
     from .spec import load_protocol
-    from .teachers import Teacher, Zoo
+    from .teachers import Zoo, make_entry
 
     load(plugins)
     usual = load_protocol("cifar100-crd240")
-    entry = Teacher(
+    entry = make_entry(
         name=name, network=network or name, task=task,
         mean=_floats(mean) or usual.mean, std=_floats(std) or usual.std,
         expected=expect, expected_source="given" if expect is not None else "",
@@ -206,9 +209,8 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
     from .teachers import Zoo
 
     zoo = Zoo(checkpoints)
-    for name in names or [name for name, entry in zoo.shipped.items() if entry.origin == "crd"]:
-        zoo.fetch(zoo.get(name), click.echo)
-        click.echo(f"installed {name}; check it with: ./reproduce.sh teachers verify {name}")
+    chosen = [zoo.get(name) for name in names] or [e for e in zoo.shipped.values() if e.origin == "crd"]
+    zoo.fetch(chosen, click.echo)
 
 
 @teachers.command("train")
@@ -282,7 +284,8 @@ def _prepare(
 
     request = Request(
         table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
-        holdout=holdout, overrides=tuple(overrides), data_root=data_root, plugins=load(plugins),
+        holdout=holdout, overrides=tuple(overrides), data_root=data_root,
+        plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
     options = Options(
         output=output, checkpoints=checkpoints, device=choose(device), dry_run=dry_run, any_teacher=any_teacher,

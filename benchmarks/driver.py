@@ -18,11 +18,11 @@ from . import environment, manifest, networks
 from .cell import Cell, TeacherRef
 from .estimate import estimate
 from .executors import local
-from .files import read_json, write_json
+from .files import digest, read_json, write_json
 from .plan import Plan, Request, make, student_cell
 from .profiling import cost_key, measure
 from .progress import Reporter, duration
-from .spec import METRICS, Protocol, load_protocol
+from .spec import METRICS, Protocol, load_protocol, pair_settings
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
@@ -59,19 +59,25 @@ def reproduce(request: Request, options: Options) -> str:
         _print_plan(plan, todo, request, options)
     if options.dry_run:
         return ""
-    write_json(options.output / "last.json", {"table": plan.stem})  # fails now, not after hours, where it cannot write
-    accuracies = check_teachers(plan, zoo, request, options) if todo else _known_accuracies(plan, options)
-    record = manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
+    # Written before anything is run: a folder that cannot be written to fails now, and a table that is stopped can be
+    # rendered.
+    manifest.save(options.output, plan.stem, describe(plan, zoo, _known_accuracies(plan, options), options))
     if todo:
+        accuracies = check_teachers(plan, zoo, request, options)
+        manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
         training = {cell.key for cell in plan.training}
         waves = [[cell for cell in todo if (cell.key in training) == first] for first in (True, False)]
         weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
         _train(waves, plan.protocol, store, request.data_root, options.device, weights)
+    files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
-    files, text = manifest.render(options.output, plan.stem)
-    options.say(f"{record['name']}: " + ", ".join(str(file) for file in files if file.suffix == ".tex"))
+        files, text = manifest.render(options.output, plan.stem)
+    for cell in [*plan.training, *cells]:
+        if (status := store.run(cell).status)["state"] in ("failed", "diverged"):
+            options.say(f"{cell.label}  {status['state'].upper()}: {status['message']}")
+    options.say(f"{plan.table.name}: " + ", ".join(str(file) for file in files if file.suffix == ".tex"))
     return text
 
 
@@ -87,13 +93,19 @@ def _train(
     task = get_task(protocol.task)
     data = task.open(data_root, protocol, device)
     count = sum(map(len, waves))
-    with Reporter(count, protocol, task.samples(data_root)) as report, stop_signals() as stopping:
+    with Reporter(count, protocol, task.samples(data_root), task.metric) as report, stop_signals() as stopping:
         context = local.Context(store, protocol, data, device, weights, report, report.say, stopping)
-        for i, wave in enumerate(waves):
-            local.run(wave, context)
-            if i < len(waves) - 1:
-                for cell in wave:
-                    _trained(store, cell)
+        for wave in waves:
+            # A cell whose teacher could not be trained is left out; the others go on.
+            taught = [c for c in wave if not (c.teacher and c.teacher.cell) or _is_done(store, c.teacher.cell)]
+            for cell in wave:
+                if cell not in taught:
+                    report.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
+            local.run(taught, context)
+
+
+def _is_done(store: Store, key: str) -> bool:
+    return store.run(key).state == "done"
 
 
 def train_teacher(
@@ -104,16 +116,12 @@ def train_teacher(
         raise unknown("network", network, networks.names())
     store = Store(output)
     cell = student_cell(network, protocol, data_root, plugins)
-    if store.run(cell).state != "done":
+    if not _is_done(store, cell.key):
         _train([[cell]], protocol, store, data_root, device, lambda ref: Path())
-    return _trained(store, cell)["last"]
-
-
-def _trained(store: Store, cell: Cell) -> dict[str, Any]:
     status = store.run(cell).status
     if status["state"] != "done":
-        raise UserError(f"the teacher {cell.student} {status['state']} in training: {status.get('message', '')}")
-    return status
+        raise UserError(f"the teacher {network} {status['state']} in training: {status.get('message', '')}")
+    return status["last"][get_task(protocol.task).metric]
 
 
 @contextmanager
@@ -147,6 +155,7 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
             entry = zoo.get(ref.entry)
             measured[network] = teacher_accuracy(entry, ref, plan.protocol, zoo, request.data_root, options)
             off = entry.expected is not None and abs(measured[network] - entry.expected) > TOLERANCE
+            # On held-out training images, which the teacher was trained on, its accuracy says nothing.
             if off and not plan.protocol.holdout and not options.any_teacher:
                 raise UserError(
                     f"teacher '{entry.name}' measures {measured[network]:.2f} top-1, its entry expects "
@@ -188,20 +197,21 @@ def teacher_accuracy(
     known = read_json(path)
     if known is None:
         options.say(f"evaluating teacher {entry.name}")
-        known = {"entry": entry.name, "top1": zoo.measure(entry, protocol, data_root, options.device)}
+        known = {"entry": entry.name, "value": zoo.measure(entry, protocol, data_root, options.device)}
         write_json(path, known)
-    return known["top1"]
+    return known["value"]
 
 
 def _accuracy_path(ref: TeacherRef, fingerprint: str, protocol: Protocol, options: Options) -> Path:
-    return options.output / "teachers" / f"{ref.weights[:16]}-{fingerprint[:16]}-{protocol.holdout}.json"
+    key = digest([ref.identity(), fingerprint, protocol.holdout])
+    return options.output / "teachers" / f"{key[:16]}.json"
 
 
 def _known_accuracies(plan: Plan, options: Options) -> dict[str, float]:
     data = next(iter(plan.cells.values())).data
     refs = {network: ref for network, ref in plan.teachers.items() if ref.weights}
     known = {n: read_json(_accuracy_path(ref, data, plan.protocol, options)) for n, ref in refs.items()}
-    return {network: record["top1"] for network, record in known.items() if record}
+    return {network: record["value"] for network, record in known.items() if record}
 
 
 def measure_costs(plan: Plan, store: Store, request: Request, options: Options) -> None:
@@ -215,7 +225,11 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
         for key, cell in missing.items():
             if stopping():
                 raise Interrupted
-            cost = measure(cell, plan.protocol, request.data_root, options.device)
+            try:
+                cost = measure(cell, plan.protocol, request.data_root, options.device, request.plugin_files)
+            except UserError as error:  # a method that does not apply to the pair, say; its row stays without a cost
+                options.say(str(error))
+                continue
             facts = {**environment.describe(options.device), "date": today()}
             write_json(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
 
@@ -230,21 +244,25 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         ref = plan.teachers.get(network)
         if ref is None:
             return None
-        origin = zoo.get(ref.entry).origin if ref.entry else "trained here"
-        facts = {"weights": ref.weights, "cell": ref.cell, "entry": ref.entry, "origin": origin}
-        return {**facts, "accuracy": accuracies.get(network)}
+        facts: dict[str, Any] = {"identity": ref.identity(), "cell": ref.cell, "entry": ref.entry, "origin": "here"}
+        if ref.entry:
+            entry, accuracy = zoo.get(ref.entry), accuracies.get(network)
+            off = None not in (entry.expected, accuracy) and abs(accuracy - entry.expected) > TOLERANCE  # type: ignore[operator]
+            facts |= {"origin": entry.origin, "accuracy": accuracy, "off": off}
+        return facts
 
     return {
         "name": plan.table.name,
         "title": plan.table.preset(plan.preset).title or plan.table.title,
-        "metric": METRICS[plan.table.metric],
+        "metric": plan.table.metric,
+        "metric_title": METRICS[plan.table.metric],
         "published": plan.table.published,
         "sources": list(plan.table.sources),
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
         "protocol_lines": list(plan.protocol.lines([pair.student for pair in plan.pairs])),
         "deviations": list(plan.protocol.deviations),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *_holdout_note(plan)],
         "data": next(iter(plan.cells.values())).data,
         "row_order": [row.id for row in plan.table.methods],
         "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
@@ -269,7 +287,16 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
             for row in plan.rows
         ],
         "cells": [
-            {"row": r, "column": c, "seed": s, "key": cell.key, "settings": cell.settings, "data": cell.data}
+            {
+                "row": r,
+                "column": c,
+                "seed": s,
+                "key": cell.key,
+                "settings": cell.settings,
+                "published_settings": _has_published_settings(cell, c, plan.protocol.recipe),
+                "taught": cell.teacher is not None,
+                "data": cell.data,
+            }
             for (r, c, s), cell in plan.cells.items()
         ],
         "costs": [
@@ -278,6 +305,19 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
             if s == first
         ],
     }
+
+
+def _holdout_note(plan: Plan) -> list[str]:
+    files = [ref.entry for ref in plan.teachers.values() if ref.entry]
+    if not (plan.protocol.holdout and files):
+        return []
+    return [f"the teacher files {', '.join(files)} were trained on the held-out images too"]
+
+
+def _has_published_settings(cell: Cell, pair: str, recipe: str) -> bool:
+    """Whether a cell runs with what is published for its method and pair, and so may be compared."""
+    usual = registry.settings(cell.method, dict(pair_settings(cell.method, pair, recipe)))
+    return cell.settings == usual.model_dump(mode="json")
 
 
 def _our_choice(row: str, plan: Plan) -> list[str]:

@@ -24,13 +24,16 @@ def device(name: str) -> torch.device:
         UserError: no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name}: give auto, cpu, cuda or cuda:N") from None
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: give auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda":
+        # The protocols say fp32, and mean it: TensorFloat-32 keeps 10 bits of the mantissa.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return chosen

@@ -11,6 +11,9 @@ from typing import Any
 
 from kd_methods.errors import UserError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary name, flush to the disk, rename: readers see the old file or the new one, never a part.
@@ -24,6 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp makes files that only their owner can read
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -31,7 +35,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose another folder with --output or free space") from None
+        raise UserError(f"cannot write {path}: {reason}; choose another folder or free space") from None
 
 
 def write_text(path: Path, content: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +27,44 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
     An old entry stays if its protocol is the same, and in its column the teacher and the data; what was computed
     otherwise would mix with the new cells, and is left out of the table (it stays in the store).
     """
-    if not old or old["protocol"] != new["protocol"]:
+    if not old or any(old[name] != new[name] for name in ("protocol", "data")):
         return new
-    columns = {column["key"]: column for column in new["columns"]}
-    kept_columns = {key for key in (c["key"] for c in old["columns"]) if key not in columns}
-    agreeing = {
-        c["key"] for c in old["columns"] if c["key"] in columns and c["teacher"] == columns[c["key"]]["teacher"]
-    }
-    renewed = {(entry["row"], entry["column"]): entry["settings"] for entry in new["cells"]}
+    teachers = {column["key"]: _identity(column) for column in new["columns"]}
+    settings = {(entry["row"], entry["column"]): entry["settings"] for entry in new["cells"]}
     seeds = {(entry["row"], entry["column"], entry["seed"]) for entry in new["cells"]}
+    before = {column["key"]: _identity(column) for column in old["columns"]}
 
     def stays(entry: dict[str, Any]) -> bool:
-        place = entry["row"], entry["column"]
-        if entry["data"] != new["data"] or entry["column"] not in kept_columns | agreeing:
-            return False
-        return (*place, entry["seed"]) not in seeds and renewed.get(place, entry["settings"]) == entry["settings"]
+        place, column = (entry["row"], entry["column"]), entry["column"]
+        same_teacher = not entry["taught"] or before[column] == teachers.get(column, before[column])
+        return (
+            (*place, entry["seed"]) not in seeds
+            and same_teacher
+            and settings.get(place, entry["settings"]) == entry["settings"]
+        )
 
     cells = [entry for entry in old["cells"] if stays(entry)]
-    costs = [
-        c for c in old["costs"] if not any((c["row"], c["column"]) == (n["row"], n["column"]) for n in new["costs"])
-    ]
-    used_rows, used_columns = {e["row"] for e in cells}, {e["column"] for e in cells}
-    rows = [row for row in old["rows"] if row["key"] in used_rows]
-    merged = {**new, "cells": cells + new["cells"]}
-    merged["rows"] = new["rows"] + [row for row in rows if row["key"] not in {r["key"] for r in new["rows"]}]
-    merged["columns"] = new["columns"] + [c for c in old["columns"] if c["key"] in used_columns - set(columns)]
-    shown = {(e["row"], e["column"]) for e in merged["cells"]}
-    merged["costs"] = [c for c in costs + new["costs"] if (c["row"], c["column"]) in shown]
-    order = {name: i for i, name in enumerate(new["row_order"])}
-    merged["rows"].sort(key=lambda row: order.get(row["key"], len(order)))
-    order = {name: i for i, name in enumerate(new["column_order"])}
-    merged["columns"].sort(key=lambda column: order.get(column["key"], len(order)))
-    return merged
+    shown = {(entry["row"], entry["column"]) for entry in [*cells, *new["cells"]]}
+    measured = {(cost["row"], cost["column"]) for cost in new["costs"]}
+    costs = [cost for cost in old["costs"] if (cost["row"], cost["column"]) in shown - measured]
+    return {
+        **new,
+        "cells": cells + new["cells"],
+        "costs": costs + new["costs"],
+        "rows": _joined(old["rows"], new["rows"], {row for row, _ in shown}, new["row_order"]),
+        "columns": _joined(old["columns"], new["columns"], {column for _, column in shown}, new["column_order"]),
+    }
+
+
+def _identity(column: dict[str, Any]) -> Any:
+    return column["teacher"]["identity"]
+
+
+def _joined(old: list[Any], new: list[Any], shown: set[str], order: list[str]) -> list[Any]:
+    """Old and new rows or columns that still show something, in the table's order; the new description wins."""
+    by_key = {item["key"]: item for item in [*old, *new] if item["key"] in shown}
+    place = {key: i for i, key in enumerate(order)}
+    return sorted(by_key.values(), key=lambda item: place.get(item["key"], len(order)))
 
 
 def path(output: Path, stem: str) -> Path:
@@ -86,9 +93,10 @@ def render(output: Path, stem: str) -> tuple[list[Path], str]:
     table = collect(manifest, store)
     folder = path(output, stem).parent
     files = report.write(table, folder, manifest["name"])
+    text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
     if cost := collect_cost(manifest, store, table):
         files += report.write_cost(cost, folder, f"{manifest['name']}-cost")
-    return files, report.render(table)[".md"]
+    return files, text
 
 
 def collect(manifest: Manifest, store: Store) -> report.Table:
@@ -99,12 +107,16 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         run = store.run(planned["key"])
         status = run.status
         state: Any = status["state"] if status["state"] in ("done", "diverged", "failed") else "missing"
-        figures = {"last": status["last"], "best": status["best"]} if state == "done" else {}
+        metric = manifest["metric"]
+        figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(
             report.Run(planned["seed"], state, **figures)
         )
         if state == "done":
-            facts.append(run.environment)
+            facts += run.environments
+    usual: dict[tuple[str, str], bool] = defaultdict(lambda: True)
+    for planned in manifest["cells"]:
+        usual[planned["row"], planned["column"]] &= planned["published_settings"]
     columns = tuple(_column(column, manifest, store) for column in manifest["columns"])
     rows = tuple(
         report.Row(
@@ -114,7 +126,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
             entries={
                 column["key"]: report.Entry(
                     tuple(sorted(entries.get(row["key"], {}).get(column["key"], []), key=lambda run: run.seed)),
-                    _published(manifest, row["method"], column),
+                    _published(manifest, row["method"], column, usual[row["key"], column["key"]]),
                 )
                 for column in manifest["columns"]
             },
@@ -126,7 +138,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     return report.Table(
         name=manifest["name"],
         title=manifest["title"],
-        metric=manifest["metric"],
+        metric=manifest["metric_title"],
         columns=columns,
         rows=rows,
         protocol_lines=tuple(manifest["protocol_lines"]),
@@ -155,24 +167,25 @@ def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> repor
 
 def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.Column:
     teacher = column["teacher"]
-    accuracy, note = None, ""
-    if teacher and teacher["cell"]:
-        accuracy = store.run(teacher["cell"]).status.get("last")
+    if teacher["cell"]:
+        accuracy = store.run(teacher["cell"]).status.get("last", {}).get(manifest["metric"])
         note = "trained here under the same protocol, seed 0"
-    elif teacher:
+    else:
         accuracy = teacher["accuracy"]
-        note = f"entry {teacher['entry']}"
+        note = f"entry {teacher['entry']}" + (", off its expected accuracy" if teacher["off"] else "")
     return report.Column(
         key=column["key"],
         teacher=column["teacher_network"],
         student=column["student"],
         teacher_accuracy=accuracy,
         teacher_note=note,
-        teacher_published=_published(manifest, "teacher", column),
+        teacher_published=_published(manifest, "teacher", column, True),
     )
 
 
-def _published(manifest: Manifest, method: str, column: dict[str, Any]) -> report.Published | None:
+def _published(
+    manifest: Manifest, method: str, column: dict[str, Any], usual_settings: bool
+) -> report.Published | None:
     """The literature's figure for a method on a pair, from the first of the table's sources that has one."""
     if not manifest["published"]:
         return None
@@ -193,9 +206,13 @@ def _published(manifest: Manifest, method: str, column: dict[str, Any]) -> repor
         reasons.append(f"published under {line['protocol']}")
     elif manifest["deviations"]:
         reasons.append("our protocol deviates from the published one")
-    ours = column["teacher"]["origin"] if column["teacher"] else line["teacher"]
-    if ours != line["teacher"] and method != "student":
-        reasons.append("another teacher")
+    if not usual_settings:
+        reasons.append("other settings than the published ones")
+    if method != "student":
+        if column["teacher"]["origin"] != line["teacher"]:
+            reasons.append("another teacher")
+        elif column["teacher"]["off"]:
+            reasons.append("the teacher is off its expected accuracy")
     return report.Published(
         value=float(line["value"]),
         std=float(line["std"]) if line["std"] else None,

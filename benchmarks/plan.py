@@ -34,6 +34,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     data_root: Path = ROOT / "data"
     plugins: Mapping[str, str] = field(default_factory=dict)
+    plugin_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,14 @@ def make(request: Request, zoo: Zoo) -> Plan:
 
     teachers: dict[str, TeacherRef] = {}
     training = []
-    taught = [
-        row for row in rows if registry.get(row.method).needs.teacher or registry.get(row.method).needs.teacher_units
-    ]
+    taught = [row for row in rows if registry.get(row.method).needs_teacher]
     for network in dict.fromkeys(pair.teacher for pair in pairs):
-        if not taught:
-            break
         if entry := zoo.installed(network, protocol.task):
             weights = weights_digest(load_weights(zoo.path(entry)))
             teachers[network] = TeacherRef(network, entry.mean, entry.std, weights=weights, entry=entry.name)
         else:
             own = student_cell(network, protocol, request.data_root, request.plugins)
-            training.append(own)
+            training += [own] if taught else []
             teachers[network] = TeacherRef(network, protocol.mean, protocol.std, cell=own.key)
 
     cells = {}
@@ -139,19 +136,22 @@ def make_cell(
     plugins: Mapping[str, str],
 ) -> Cell:
     """A cell with complete settings, and with the digests of those plugins that it uses."""
-    used = {f"method:{method}", f"network:{student}", f"task:{protocol.task}"}
-    used |= {f"network:{teacher.network}"} if teacher else set()
+    task = get_task(protocol.task)
+    used = dict.fromkeys((student, *((teacher.network,) if teacher else ())))
+    versions = {f"network:{name}": networks.version(name) for name in used} | {f"task:{task.name}": task.version}
     return Cell(
-        task=protocol.task,
+        task=task.name,
         data=data,
         protocol=protocol.identity(),
+        lr=protocol.lr(student),
         student=student,
         method=method,
         method_version=registry.card(method).version,
         settings=registry.settings(method, values).model_dump(mode="json"),
         seed=seed,
         teacher=teacher,
-        plugins={name: digest for name, digest in plugins.items() if name in used},
+        versions=versions,
+        plugins={name: digest for name, digest in plugins.items() if name in {*versions, f"method:{method}"}},
     )
 
 

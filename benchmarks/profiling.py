@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_methods.contract import Outputs, Progress
+from kd_methods.contract import Outputs
+from kd_methods.errors import UserError
 
+from . import plugins
 from .cell import Cell
+from .environment import device as choose
 from .files import digest
 from .networks import NetworkView
 from .spec import Protocol
 from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
-from .training.loop import SharedTeacher
+from .training.loop import SharedTeacher, protocol_progress
 from .training.member import Member
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
 
 
+SCHEMA = 1
+"""Part of every cost's key. Raised when a change makes steps faster or smaller."""
+
+
 def cost_key(cell: Cell, machine: str) -> str:
-    """A cost does not depend on the seed, the data's content or the teacher's weights, but on the machine."""
+    """What a step's cost depends on: not on seed, weights, content of the data or length, but on machine and torch."""
     identity = cell.identity()
     teacher = cell.teacher.network if cell.teacher else None
-    kept = {name: identity[name] for name in ("schema", "task", "protocol", "student", "method", "plugins")}
-    return digest([kept, teacher, machine, WARM_UP, TIMED])
+    kept = {name: identity[name] for name in ("task", "student", "method", "versions", "plugins")}
+    step = {
+        k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs", "holdout")
+    }
+    return digest([SCHEMA, kept, step, teacher, machine, torch.__version__, WARM_UP, TIMED])
 
 
 class Bench:
@@ -46,7 +57,7 @@ class Bench:
         self.teacher: SharedTeacher | None = None
         network: NetworkView | None = None
         if cell.teacher:
-            network = data.build(cell.teacher.network)
+            network = data.build(cell.teacher.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (cell.teacher.mean, cell.teacher.std))
         self.member = Member(cell, protocol, data, network, Run(Path(tempfile.gettempdir())))
         self.member.start_epoch(1)
@@ -55,7 +66,7 @@ class Bench:
     def step(self) -> None:
         """One training step as the loop makes it, the fetching of the batch included."""
         batch = next(self._batches)
-        self.member.step(batch.student(), self.teach(batch), (1, 0), Progress(1, self.protocol.epochs))
+        self.member.step(batch.student(), self.teach(batch), (1, 0), protocol_progress(self.protocol, 1))
 
     def teach(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
@@ -86,28 +97,48 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(cell: Cell, protocol: Protocol, data_root: Path, device: torch.device) -> dict[str, Any]:
-    """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`."""
+def measure(
+    cell: Cell, protocol: Protocol, data_root: Path, device: torch.device, plugin_files: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
+
+    Raises:
+        UserError: the measurement failed; the message says how.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.profiling", "sklearn.datasets"])
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, cell, protocol, data_root, str(device), torch.get_num_threads())
+    arguments = (sender, cell, protocol, data_root, str(device), torch.get_num_threads(), tuple(plugin_files))
     process = context.Process(target=_measure, args=arguments, daemon=True)
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        answer = receiver.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"the cost measurement of {cell.label} ended with exit code {process.exitcode}") from None
+        answer = f"exit code {process.exitcode}"
     finally:
         process.join()
+    if isinstance(answer, str):
+        raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
+    return answer
 
 
-def _measure(sender: Any, cell: Cell, protocol: Protocol, data_root: Path, device: str, threads: int) -> None:
+def _measure(sender: Any, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
+    try:
+        sender.send(_figures(*arguments))
+    except Exception as error:  # of a method's own code, or no memory: said by the parent
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def _figures(
+    cell: Cell, protocol: Protocol, data_root: Path, device: str, threads: int, plugin_files: tuple[Path, ...]
+) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    chosen = torch.device(device)
-    data = get_task(cell.task).open(data_root, protocol, chosen)
+    plugins.load(plugin_files)
+    chosen = choose(device)
+    data = get_task(protocol.task).open(data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
         bench = Bench(cell, protocol, data)
         seconds = bench.seconds(WARM_UP, TIMED)
@@ -115,18 +146,16 @@ def _measure(sender: Any, cell: Cell, protocol: Protocol, data_root: Path, devic
     plain = parameters(data.build(cell.student).module)
     deployed = parameters(member.deployed)
     trained = {id(p): p.numel() for p in [*member.student.parameters(), *member.method.parameters()]}
-    sender.send(
-        {
-            "images_per_second": protocol.batch_size / seconds,
-            "peak_memory_bytes": memory["bytes"],
-            "memory_kind": memory["kind"],
-            "extra_train_params": sum(trained.values()) - plain,
-            "extra_inference_params": deployed - plain,
-            "batch_size": protocol.batch_size,
-            "device": device,
-            "steps": TIMED,
-        }
-    )
+    return {
+        "images_per_second": protocol.batch_size / seconds,
+        "peak_memory_bytes": memory["bytes"],
+        "memory_kind": memory["kind"],
+        "extra_train_params": sum(trained.values()) - plain,
+        "extra_inference_params": deployed - plain,
+        "batch_size": protocol.batch_size,
+        "device": device,
+        "steps": TIMED,
+    }
 
 
 def parameters(module: nn.Module) -> int:

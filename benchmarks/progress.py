@@ -32,10 +32,11 @@ class Reporter:
         cells: how many cells will be trained.
         protocol: their recipe.
         samples: size of the training set.
+        metric: the task's, by which progress is told.
     """
 
-    def __init__(self, cells: int, protocol: Protocol, samples: int) -> None:
-        self.protocol = protocol
+    def __init__(self, cells: int, protocol: Protocol, samples: int, metric: str) -> None:
+        self.protocol, self.metric = protocol, metric
         self.total = cells * protocol.epochs * steps_per_epoch(samples, protocol)
         self.cells, self.ended, self.steps = cells, 0, 0
         self.started = self.spoke = time.monotonic()
@@ -87,7 +88,7 @@ class Reporter:
     def _epoch(self, member: Member) -> None:
         record = member.records[-1]
         losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
-        facts = f"top-1 {record['top1']:.2f}  {losses}"
+        facts = f"{self.metric} {record['metrics'][self.metric]:.2f}  {losses}"
         if self.live:
             label = member.cell.label
             if label not in self.tasks:
@@ -100,7 +101,8 @@ class Reporter:
         self.ended += 1
         place = f"[{self.ended}/{self.cells}]"
         if state == "done":
-            line = f"{place} {member.cell.label}  top-1 {member.records[-1]['top1']:.2f}  {self.eta}"
+            last = member.records[-1]["metrics"][self.metric]
+            line = f"{place} {member.cell.label}  {self.metric} {last:.2f}  {self.eta}"
         else:
             line = f"{place} {member.cell.label}  {state.upper()}: {member.run.status['message']}"
         if self.live:

@@ -68,14 +68,23 @@ class Protocol(Strict):
         object.__setattr__(self, "recipe_epochs", self.recipe_epochs or self.epochs)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two protocols different: everything but the texts."""
-        return self.model_dump(mode="json", exclude={"title", "source", "deviations"})
+        """What makes two protocols different, as far as a cell does not say it itself (task and learning rate).
 
-    def lr(self, epoch: int, student: str) -> float:
-        """Learning rate of an epoch, counted from 1 (constant within it)."""
-        start = self.lr_by_student.get(student, self.optimizer.lr)
+        What is left at its default is left out, so that a field added later leaves the identity of old cells alone.
+        """
+        own = {"task", "lr_by_student", "title", "source", "deviations", "recipe"}
+        values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
+        values["optimizer"].pop("lr")
+        return values
+
+    def lr(self, student: str) -> float:
+        """The learning rate with which a student starts."""
+        return self.lr_by_student.get(student, self.optimizer.lr)
+
+    def decayed(self, epoch: int) -> float:
+        """Factor on the learning rate in an epoch, counted from 1 (constant within it)."""
         passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
-        return start * self.decay**passed
+        return self.decay**passed
 
     def recipe_epoch(self, epoch: float) -> float:
         """Where ``epoch`` of this run lies in the recipe's own epochs."""
@@ -89,7 +98,7 @@ class Protocol(Strict):
             if epochs < 1:
                 raise UserError(f"--epochs {epochs}: give at least 1")
             update["epochs"] = epochs
-            deviations.append(f"{epochs} epochs instead of {self.epochs}, milestones scaled")
+            deviations.append(f"{_epochs(epochs)} instead of {self.epochs}, milestones scaled")
         if holdout:
             update["holdout"] = holdout
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
@@ -97,17 +106,22 @@ class Protocol(Strict):
 
     def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
         """The protocol in words, printed under every table; learning rates of ``students`` only, where given."""
-        decays = ", ".join(str(math.ceil(m * self.epochs / self.recipe_epochs)) for m in self.milestones)
+        after = sorted({math.ceil(milestone * self.epochs / self.recipe_epochs) for milestone in self.milestones})
+        decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
         crop = f"random crop with padding {self.crop_padding}" if self.crop_padding else "no crop"
         return (
-            f"{self.name} v{self.version} on {self.task}: {self.epochs} epochs, batch {self.batch_size}",
+            f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}",
             f"SGD, momentum {self.optimizer.momentum:g}{' (Nesterov)' if self.optimizer.nesterov else ''}, "
             f"weight decay {self.optimizer.weight_decay:g}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
             f"{crop}{', horizontal flip' if self.flip else ''}, fp32",
         )
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + "s" * (count != 1)
 
 
 class Pair(Strict):
@@ -156,7 +170,7 @@ METRICS = {"top1": "Top-1 accuracy (%)"}
 class TableSpec(Strict):
     """One YAML of tables/: rows x columns of cells, and what is published for each."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     title: str
     metric: Literal["top1"] = "top1"
     pairs: tuple[Pair, ...]

@@ -25,7 +25,7 @@ class Run:
     """The directory of one cell.
 
     cell.json         the cell's identity and label
-    environment.json  versions, hardware, commit, of the process that last worked on it
+    environment.json  versions, hardware, commit and date of every process that worked on it, with its first epoch
     status.json       state (running, interrupted, done, diverged, failed), message, last finished epoch
     metrics.json      one record per epoch: accuracy, losses, seconds, learning rate
     checkpoint.pt     everything that training needs to go on to the same bits
@@ -51,15 +51,16 @@ class Run:
         return read_json(self / "metrics.json") or []
 
     @property
-    def environment(self) -> dict[str, Any]:
-        return read_json(self / "environment.json") or {}
+    def environments(self) -> list[dict[str, Any]]:
+        return read_json(self / "environment.json") or []
 
     def set_status(self, state: str, **facts: Any) -> None:
         write_json(self / "status.json", {"state": state, **facts})
 
-    def set_environment(self, facts: dict[str, Any]) -> None:
-        """Record what computes this run, with the date on which it started or last went on."""
-        write_json(self / "environment.json", {**facts, "date": today()})
+    def add_environment(self, facts: dict[str, Any], epoch: int) -> None:
+        """Record what computes this run from ``epoch`` on, with the date."""
+        earlier = [part for part in self.environments if part["from_epoch"] < epoch]
+        write_json(self / "environment.json", [*earlier, {**facts, "date": today(), "from_epoch": epoch}])
 
     def set_metrics(self, records: list[dict[str, Any]]) -> None:
         write_json(self / "metrics.json", records)
@@ -77,13 +78,17 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self / ".lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; choose another --output folder") from None
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; choose another folder with --output"
+            ) from None
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
             else:
+                for left in self.path.glob(".*.pt.*"):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
                 yield True
         finally:
             os.close(handle)

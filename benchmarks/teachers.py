@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd_methods.errors import UserError, unknown
 
@@ -34,7 +34,7 @@ class Teacher(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     network: str
     task: str
     mean: tuple[float, ...]
@@ -46,6 +46,19 @@ class Teacher(BaseModel):
     member: str = ""
     sha256: str = ""
     weights: str = ""
+
+
+def make_entry(**values: Any) -> Teacher:
+    """An entry of the user's own.
+
+    Raises:
+        UserError: a name that is no file name, or a value of the wrong kind.
+    """
+    try:
+        return Teacher(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"teacher {first['loc'][0]} {first['input']!r}: {first['msg']}") from None
 
 
 class Zoo:
@@ -63,7 +76,7 @@ class Zoo:
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
         }
         own = read_json(folder / "teachers.json") or {}
-        self.own = {name: Teacher(**entry) for name, entry in own.items()}
+        self.own = {name: make_entry(**entry) for name, entry in own.items()}
 
     @property
     def entries(self) -> dict[str, Teacher]:
@@ -89,7 +102,10 @@ class Zoo:
         return None
 
     def add(self, entry: Teacher, file: Path, keep_normalisation: bool = False) -> Teacher:
-        """Install a file under an entry of its own; known weights bring their normalisation and expected accuracy.
+        """Install a file, under an entry of its own or as the shipped entry of that name.
+
+        Known weights bring their normalisation and expected accuracy. A file installed as a shipped entry is held to
+        that entry's accuracy before its first use.
 
         Args:
             entry: what the user says of the file.
@@ -101,6 +117,8 @@ class Zoo:
         """
         from .networks import build_network
 
+        shipped = self.shipped.get(entry.name)
+        entry = shipped or entry
         weights = load_weights(file)
         fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, str(file))
         digest = weights_digest(weights)
@@ -111,8 +129,10 @@ class Zoo:
             brought |= set() if keep_normalisation else {"mean", "std"}
             brought |= {"expected", "expected_source"} if entry.expected is None else set()
             update |= known.model_dump(include=brought)
-        entry = entry.model_copy(update=update)
         write_bytes(self.path(entry), to_bytes(weights))
+        if shipped:
+            return shipped
+        entry = entry.model_copy(update=update)
         self._save(entry)
         return entry
 
@@ -120,45 +140,53 @@ class Zoo:
         self.own[entry.name] = entry
         write_json(self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.own.items()})
 
-    def fetch(self, entry: Teacher, report: Callable[[str], None]) -> None:
-        """Download an entry's file from the first source that answers, check it, install it.
+    def fetch(self, entries: Sequence[Teacher], report: Callable[[str], None]) -> None:
+        """Download entries, each source once; check and install their files.
 
         Raises:
-            UserError: no source answers, or the file's digest is not the entry's.
+            UserError: no source of an entry answers, or a digest is not the entry's.
         """
         from .networks import build_network
 
-        if not entry.sources:
-            raise UserError(
-                f"teacher '{entry.name}' has no source; install its file with: teachers add {entry.name} FILE"
-            )
-        problems = []
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "download"
-            for source in entry.sources:
-                report(f"fetching {source}")
-                try:
-                    with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
-                        while chunk := answer.read(1 << 20):
-                            file.write(chunk)
-                    break
-                except (urllib.error.URLError, OSError, TimeoutError) as error:
-                    problems.append(f"{source}: {getattr(error, 'reason', error)}")
-            else:
-                raise UserError(
-                    f"teacher '{entry.name}' cannot be fetched ({'; '.join(problems)}); "
-                    f"install a file you have with: teachers add {entry.network} FILE"
-                )
-            if entry.member and tarfile.is_tarfile(target):
-                target = _extract(target, entry.member, Path(folder))
-            found = sha256_file(target)
-            if entry.sha256 and not found.startswith(entry.sha256):
-                raise UserError(f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}")
-            if not entry.sha256:
-                report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
-            weights = load_weights(target)
-            fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, entry.name)
-            write_bytes(self.path(entry), to_bytes(weights))
+            fetched: dict[str, Path] = {}
+            for entry in entries:
+                file = self._download(entry, fetched, Path(folder), report)
+                if entry.member:
+                    file = _extract(file, entry.member, Path(folder))
+                found = sha256_file(file)
+                if entry.sha256 and not found.startswith(entry.sha256):
+                    raise UserError(
+                        f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}"
+                    )
+                if not entry.sha256:
+                    report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
+                weights = load_weights(file)
+                fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, entry.name)
+                write_bytes(self.path(entry), to_bytes(weights))
+                report(f"installed {entry.name}; check it with: ./reproduce.sh teachers verify {entry.name}")
+
+    def _download(self, entry: Teacher, fetched: dict[str, Path], folder: Path, report: Callable[[str], None]) -> Path:
+        """The file of the first source that answers; ``fetched`` holds what is there already."""
+        problems = []
+        for source in entry.sources:
+            if source in fetched:
+                return fetched[source]
+            target = folder / f"download{len(fetched)}"
+            report(f"fetching {source}")
+            try:
+                with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
+                    while chunk := answer.read(1 << 20):
+                        file.write(chunk)
+            except (OSError, http.client.HTTPException) as error:
+                problems.append(f"{source}: {getattr(error, 'reason', None) or error}")
+                continue
+            fetched[source] = target
+            return target
+        raise UserError(
+            f"teacher '{entry.name}' cannot be fetched ({'; '.join(problems) or 'it has no source'}); "
+            f"install a file you have with: teachers add {entry.name} FILE"
+        )
 
     def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
         """Top-1 of the installed file on the task's test set, under the entry's own normalisation."""
@@ -169,20 +197,21 @@ class Zoo:
 
 
 def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:
-    """Top-1 accuracy (%) of a teacher, computed with the folded network that training uses."""
+    """A teacher's value of its task's metric, computed with the folded network that training uses."""
     module = network.folded().module
-    return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""]["top1"]
+    return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""][get_task(entry.task).metric]
 
 
 def _extract(archive: Path, member: str, folder: Path) -> Path:
     """One regular file out of a tar, written under a name of ours: nothing can land outside ``folder``."""
-    with tarfile.open(archive) as tar:
-        try:
+    try:
+        with tarfile.open(archive) as tar:
             source = tar.extractfile(member)
-        except KeyError:
-            source = None
-        if source is None:
-            raise UserError(f"the archive holds no file {member}")
-        target = folder / "member"
-        target.write_bytes(source.read())
+            content = source.read() if source else None
+    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
+        raise UserError(f"the archive is damaged or holds no file {member} ({error}); fetch it again") from None
+    if content is None:
+        raise UserError(f"{member} in the archive is no file")
+    target = folder / "member"
+    target.write_bytes(content)
     return target

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -46,6 +48,8 @@ class Context:
         network = self.data.build(ref.network)
         path = self.store.run(ref.cell) / "student.pt" if ref.cell else self.weights(ref)
         fit(load_weights(path), network.module, str(path))
+        # Before any method sees it: one may copy a part of it, or run it while it is built.
+        network.requires_grad_(False).eval()
         return network
 
 
@@ -92,32 +96,60 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
 
 
 def _train(cells: Sequence[Cell], context: Context) -> None:
-    ref = cells[0].teacher
-    network = context.teacher(ref) if ref else None
-    facts = environment.describe(context.device)
-    members = []
+    """Train a group; one that does not fit into memory goes on in halves, from its members' checkpoints."""
+    if _fits(cells, context):
+        return
+    # Outside the except block: there, the error's traceback would keep the whole group in memory.
+    gc.collect()
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(cells) == 1:
+        context.store.run(cells[0]).set_status("failed", message="out of memory, alone in its group")
+        context.say(f"{cells[0].label}  FAILED: out of memory, alone in its group")
+        return
+    middle = len(cells) // 2
+    for part in (cells[:middle], cells[middle:]):
+        _train(part, context)
+
+
+def _fits(cells: Sequence[Cell], context: Context) -> bool:
+    """Train a group; False if it ran out of memory."""
     try:
-        for cell in cells:
-            run = context.store.run(cell)
-            try:
-                member = Member(cell, context.protocol, context.data, network, run)
-            except UserError as error:  # a method that does not apply to this pair
-                run.set_status("failed", message=str(error))
-                context.say(f"{cell.label}  FAILED: {error}")
-                continue
-            member.restore()
-            member.run.set_environment(facts)
-            member.run.set_status("running", epoch=member.position[0] - 1, epochs=context.protocol.epochs)
-            members.append(member)
-        if not members:
-            return
-        shared = SharedTeacher(network, (ref.mean, ref.std)) if ref and network else None
-        train(members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds)
-    except torch.OutOfMemoryError as error:
-        members.clear()
-        if len(cells) == 1:
-            context.store.run(cells[0]).set_status("failed", message=f"out of memory alone in its group: {error}")
-            return
-        middle = len(cells) // 2
-        for part in (cells[:middle], cells[middle:]):
-            _train(part, context)
+        ref = cells[0].teacher
+        network = context.teacher(ref) if ref else None
+        members = [member for cell in cells if (member := _member(cell, network, context))]
+        if members:
+            shared = SharedTeacher(network, (ref.mean, ref.std)) if ref and network else None
+            train(
+                members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
+            )
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _member(cell: Cell, teacher: NetworkView | None, context: Context) -> Member | None:
+    """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
+    run = context.store.run(cell)
+    try:
+        member = Member(cell, context.protocol, context.data, teacher, run)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a method's own code; the other cells of the group go on
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        run.set_status("failed", message=message, trace="".join(traceback.format_exception(error)))
+        context.say(f"{cell.label}  FAILED: {message}")
+        return None
+    try:
+        member.restore()
+    except UserError as error:
+        context.say(f"{cell.label} starts again: {error}")
+        return _fresh(cell, teacher, context)
+    run.add_environment(environment.describe(context.device), member.position[0])
+    run.set_status("running", epoch=member.position[0] - 1, epochs=context.protocol.epochs)
+    return member
+
+
+def _fresh(cell: Cell, teacher: NetworkView | None, context: Context) -> Member | None:
+    (context.store.run(cell) / "checkpoint.pt").unlink()
+    return _member(cell, teacher, context)

@@ -19,21 +19,23 @@ __all__ = ["Architecture", "Chain", "NetworkView", "build_network", "fold_batch_
 
 Builder = Callable[[int], Architecture]
 _builders: dict[str, Builder] = {}
+_versions: dict[str, int] = {}
 
 
-def register_network(name: str, builder: Builder) -> None:
+def register_network(name: str, builder: Builder, version: int = 1) -> None:
     """Make an architecture available by name, here and as timm's ``kd_<name>``.
 
     Args:
         name: how pairs and the command line call it.
         builder: maps a number of classes to an :class:`Architecture` (for plugins: any module with ``chain()``).
+        version: raised when the architecture or its initialisation is mended; part of the cells that use it.
 
     Raises:
         UserError: another network already has that name.
     """
     if name in _builders:
         raise UserError(f"a network called '{name}' is registered already; give yours another name")
-    _builders[name] = builder
+    _builders[name], _versions[name] = builder, version
 
     def entry(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
         if pretrained:
@@ -49,6 +51,11 @@ def register_network(name: str, builder: Builder) -> None:
 def names() -> list[str]:
     """All registered network names."""
     return list(_builders)
+
+
+def version(name: str) -> int:
+    """The version of a registered network."""
+    return _versions[name]
 
 
 def build_network(name: str, num_classes: int = 100, input_shape: tuple[int, ...] = (3, 32, 32)) -> NetworkView:

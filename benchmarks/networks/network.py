@@ -118,14 +118,15 @@ class NetworkView(Network):
         self._index(unit)
         if not self._shapes:
             weight = next(self.module.parameters())
-            was_training = self.training
+            modes = [(module, module.training) for module in self.modules()]
             x = torch.zeros(2, *self.input_shape, device=weight.device, dtype=weight.dtype)
             self.eval()
             with torch.no_grad():
                 for name, run in self._units:
                     x = run(x)
                     self._shapes[name] = tuple(x.shape[1:])
-            self.train(was_training)
+            for module, training in modes:
+                module.training = training
         return self._shapes[unit]
 
     def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:

@@ -138,7 +138,9 @@ class ShuffleNet(Architecture):
             blocks=(*ends[:-1], last_map),
             last_map=last_map,
             pooled="flatten",
-            rectified=frozenset({"stem", "conv2", *(n for n, _ in units if "layer" in n and not n.endswith(".sum"))}),
+            rectified=frozenset(
+                n for n, _ in units if n in ("stem", "conv2") or ("layer" in n and not n.endswith(".sum"))
+            ),
         )
         return Chain(tuple(units), layout)
 

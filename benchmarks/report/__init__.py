@@ -7,18 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.files import write_text as _write_text
+from benchmarks.files import write_text
 from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
     "render", "render_cost", "write", "write_cost",
 ]  # fmt: skip
-
-WriteText = Callable[[Path, str], None]
 
 
 def render(table: Table) -> dict[str, str]:
@@ -38,18 +36,17 @@ def render_cost(cost: CostTable) -> dict[str, str]:
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
 
 
-def write(table: Table, folder: Path, stem: str, write_text: WriteText = _write_text) -> list[Path]:
+def write(table: Table, folder: Path, stem: str) -> list[Path]:
     """Write `stem`.tex, .md and .csv into `folder`, each whole or not at all, and return their paths."""
-    return _write(render(table), folder, stem, write_text)
+    return _write(render(table), folder, stem)
 
 
-def write_cost(cost: CostTable, folder: Path, stem: str, write_text: WriteText = _write_text) -> list[Path]:
+def write_cost(cost: CostTable, folder: Path, stem: str) -> list[Path]:
     """As `write`, for what the methods cost."""
-    return _write(render_cost(cost), folder, stem, write_text)
+    return _write(render_cost(cost), folder, stem)
 
 
-def _write(texts: Mapping[str, str], folder: Path, stem: str, write_text: WriteText) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(texts: Mapping[str, str], folder: Path, stem: str) -> list[Path]:
     paths = []
     for suffix, text in texts.items():
         # Not with_suffix: a stem may hold a dot.

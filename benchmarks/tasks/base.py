@@ -53,6 +53,14 @@ class Task(Interface):
     @property
     def num_classes(self) -> int: ...
 
+    @property
+    def version(self) -> int:
+        """Raised when what the task does with its data is mended; part of every cell."""
+
+    @property
+    def metric(self) -> str:
+        """The metric by which progress is told and the best epoch is found; higher is better."""
+
     def fingerprint(self, root: Path) -> str:
         """Digest of the data. Raises UserError with what to do where there is none."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from pathlib import Path
 
@@ -47,10 +48,11 @@ def load(folder: Path, size: int, root: Path, download: bool) -> tuple[Split, Sp
     return train, test
 
 
+@functools.cache
 def task(path: str) -> ImageTask:
     """The task ``folder:PATH``."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"task folder:{path}: there is no such folder")
     classes = [entry for entry in (folder / "train").glob("*") if entry.is_dir()]
-    return ImageTask(f"folder:{folder.name}", max(len(classes), 1), partial(load, folder, SIZE))
+    return ImageTask("folder", max(len(classes), 1), partial(load, folder, SIZE))

@@ -42,11 +42,14 @@ class ImageTask:
         name: how protocols and the command line call it.
         num_classes: number of classes.
         load: reads (train, test) from the data root; the second argument says whether it may download.
+        version: raised when reading or augmentation is mended; part of every cell.
     """
 
     name: str
     num_classes: int
     load: Callable[[Path, bool], tuple[Split, Split]]
+    version: int = 1
+    metric: str = "top1"
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, root: Path, download: bool = True) -> tuple[Split, Split, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from kd_methods.contract import Outputs, Progress
+from kd_methods.contract import Batch, Outputs, Progress
 from kd_methods.errors import UserError
 
 from ..networks import NetworkView
@@ -38,17 +38,17 @@ class SharedTeacher:
     """The frozen teacher's pass over a batch, kept as the union of what the members need.
 
     Args:
-        network: the teacher; its batch-norms are folded here, the methods see it as it is.
+        network: the frozen teacher; its batch-norms are folded here, the methods see it as it is.
         normalisation: how the teacher wants its inputs.
     """
 
     def __init__(self, network: NetworkView, normalisation: Normalisation) -> None:
-        self.network = network.requires_grad_(False).eval()
+        self.network = network
         self.normalisation = normalisation
 
     def outputs(self, batch: TaskBatch, members: Sequence[Member]) -> Outputs | None:
         """One forward pass, or None if no member wants one."""
-        wanting = [member for member in members if member.method.needs_teacher]
+        wanting = [member for member in members if member.needs.teacher or member.needs.teacher_units]
         if not wanting:
             return None
         at = {unit for member in wanting for unit in member.needs.teacher_units}
@@ -80,7 +80,7 @@ def train(
     steps = steps_per_epoch(data.info.num_samples + protocol.holdout, protocol)
     while active:
         epoch, start = min(member.position for member in active)
-        progress = Progress(protocol.recipe_epoch(epoch), protocol.recipe_epochs)
+        progress = protocol_progress(protocol, epoch)
         here = [member for member in active if member.position[0] == epoch]
         for member in here:
             member.start_epoch(epoch)
@@ -88,12 +88,19 @@ def train(
             due = [member for member in here if member in active and member.position <= (epoch, step)]
             kept = teacher.outputs(batch, due) if teacher else None
             inputs = batch.student()
+            stamp = _stamp(inputs, kept)
             for member in due:
                 with guarded(member, active, report):
                     member.step(inputs, kept, (epoch, step), progress)
+                    if _stamp(inputs, kept) != stamp:
+                        raise RuntimeError("the method writes in place into the batch or the teacher's outputs")
                     if step % CHECK_EVERY == 0:
                         member.check_finite()
                     report(member, "step")
+                if _stamp(inputs, kept) != stamp:  # the others get what they would have got
+                    batch = next(iter(data.batches(seed, epoch, step)))
+                    kept, inputs = teacher.outputs(batch, due) if teacher else None, batch.student()
+                    stamp = _stamp(inputs, kept)
             if stopping():
                 for member in active:
                     member.save()
@@ -112,6 +119,17 @@ def train(
         if member.run.state == "running":
             member.finish()
             report(member, "done")
+
+
+def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
+    """Where an epoch of a run stands in its recipe."""
+    return Progress(protocol.recipe_epoch(epoch), protocol.recipe_epochs, protocol.recipe_epoch(1))
+
+
+def _stamp(batch: Batch, kept: Outputs | None) -> list[int]:
+    """Changes when a tensor that a group shares is written to."""
+    shared = (batch.inputs, batch.labels, batch.indices, *(kept.tensors() if kept else ()))
+    return [tensor._version for tensor in shared]
 
 
 class guarded:

@@ -49,12 +49,13 @@ class Member:
                 cell.method, student, teacher if cell.teacher else None, data.info, **cell.settings
             )
             self.method.to(device).to(memory_format=torch.channels_last)
-            self.student = self.method.adapt(student)
+            self.student = self.method.adapt(student).to(device)
+        self._check_needs(teacher)
         self.deployed = self.method.deployed(self.student)
         optimizer = protocol.optimizer
         self.optimizer = torch.optim.SGD(
             list(dict.fromkeys([*self.student.parameters(), *self.method.parameters()])),
-            lr=optimizer.lr,
+            lr=cell.lr,
             momentum=optimizer.momentum,
             nesterov=optimizer.nesterov,
             weight_decay=optimizer.weight_decay,
@@ -70,14 +71,28 @@ class Member:
     def needs(self) -> Needs:
         return self.method.needs
 
+    def _check_needs(self, teacher: NetworkView | None) -> None:
+        """Asked for before training, so that a wrong name is this cell's failure and not the group's."""
+        needs = self.needs
+        for network, fields, units in (
+            (self.student, needs.student, needs.student_units),
+            (teacher, tuple(name for name in needs.teacher if name != "logits"), needs.teacher_units),
+        ):
+            if network is not None:
+                for unit in (*network.layout.units(fields), *units):
+                    network.shape(unit)
+
     def start_epoch(self, epoch: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.protocol.lr(epoch, self.cell.student)
+            group["lr"] = self.cell.lr * self.protocol.decayed(epoch)
         self.student.train()
         self.method.train()
 
     def step(self, batch: Batch, teacher: Outputs | None, position: tuple[int, int], progress: Progress) -> None:
-        """One optimisation step: forward, losses, backward, update."""
+        """One optimisation step: forward, losses, backward, update.
+
+        The seconds counted are the host's: on a GPU, the time to launch the step.
+        """
         started = time.perf_counter()
         if len(batch.labels) >= self.needs.min_batch:
             with self.stream.active():
@@ -105,9 +120,9 @@ class Member:
             {
                 "epoch": epoch,
                 "lr": self.optimizer.param_groups[0]["lr"],
-                **evaluated.pop(""),
+                "metrics": evaluated.pop(""),
+                "probes": evaluated,
                 "losses": {name: float(total) / steps for name, total in self.sums.items()},
-                "probes": {name: metrics["top1"] for name, metrics in evaluated.items()},
                 "seconds": round(self.seconds, 3),
             }
         )
@@ -171,6 +186,6 @@ class Member:
         weights = {key: value.detach().cpu().contiguous() for key, value in self.deployed.state_dict().items()}
         self.run.write("student.pt", to_bytes(weights))
         self.run.set_metrics(self.records)
-        best = max(record["top1"] for record in self.records)
         last = self.records[-1]
-        self.run.set_status("done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["top1"], best=best)
+        best = {name: max(record["metrics"][name] for record in self.records) for name in last["metrics"]}
+        self.run.set_status("done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["metrics"], best=best)
