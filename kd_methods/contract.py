@@ -7,6 +7,7 @@ training loop; the loop knows no method. Everything that either side may ask of 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ class Outputs:
             return self._kept[unit]
         except KeyError:
             raise LookupError(f"the output of unit '{unit}' was not kept; declare it in the method's needs") from None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that was kept."""
+        return (self.logits, *self._kept.values())
 
     @property
     def stages(self) -> tuple[Tensor, ...]:
@@ -131,8 +136,8 @@ class Network(nn.Module):
 class Needs:
     """What a method reads. The loop keeps the union over a group and nothing else.
 
-    student, teacher  fields of :class:`Layout`; for the teacher also ``"logits"``. A method that lists nothing for the
-                      teacher trains without a teacher pass
+    student, teacher  fields of :class:`Layout`; for the teacher also ``"logits"``. Where no method of a group lists
+                      anything for the teacher, its pass is left out
     student_units, teacher_units  single units by name
     min_batch         smallest batch the losses are defined for; smaller last batches are left out of training
     """
@@ -171,16 +176,20 @@ class Batch:
 class Progress:
     """Where training stands.
 
-    ``epoch`` counts from 1 in epochs of the protocol's recipe: under a shortened schedule it advances in larger
-    steps, so that a 20-epoch warm-up of a 240-epoch recipe stays a twelfth of the training.
+    ``epoch`` counts from 1 in epochs of the protocol's recipe. Under a shortened schedule it advances by ``span`` > 1
+    at a time, so that what a recipe of 240 epochs does in its first 20 stays a twelfth of the training.
     """
 
     epoch: float
     epochs: int
+    span: float = 1.0
 
     def ramp(self, epochs: float) -> float:
-        """Linear warm-up factor min(epoch / epochs, 1); 1 where ``epochs`` is 0."""
-        return min(self.epoch / epochs, 1.0) if epochs > 0 else 1.0
+        """Linear warm-up factor min(epoch / epochs, 1), the mean over the recipe's epochs that this one stands for."""
+        if epochs <= 0:
+            return 1.0
+        covered = range(math.floor(self.epoch - self.span) + 1, math.floor(self.epoch) + 1) or (self.epoch,)
+        return sum(min(epoch / epochs, 1.0) for epoch in covered) / len(covered)
 
 
 @dataclass
@@ -232,6 +241,9 @@ class Card:
 class Method(nn.Module):
     """Base class of all methods. Its own parameters are trained, saved and restored with the student's.
 
+    ``needs`` may be refined per instance. ``needs_teacher`` says whether there has to be a teacher at all: a method may
+    use one only while it is built, or make passes of its own, and read nothing of the shared pass.
+
     Args:
         student: the network to train, as built by the task.
         teacher: the frozen teacher, or None where there is none (only methods that need none accept that).
@@ -241,6 +253,7 @@ class Method(nn.Module):
 
     card: ClassVar[Card]
     needs: Needs = Needs()
+    needs_teacher: ClassVar[bool] = True
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
@@ -250,10 +263,6 @@ class Method(nn.Module):
         self._networks = (student, teacher)
         if teacher is None and self.needs_teacher:
             raise UserError(f"method '{self.card.name}' needs a teacher")
-
-    @property
-    def needs_teacher(self) -> bool:
-        return bool(self.needs.teacher or self.needs.teacher_units)
 
     @property
     def teacher(self) -> Network:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UserError, unknown
+from .modifiers import MODIFIERS, Modifier
 
 if TYPE_CHECKING:
     from .contract import Card, DataInfo, Method, Network
@@ -79,8 +80,9 @@ def register(cls: M) -> M:
         UserError: another class already has that name.
     """
     name = cls.card.name
-    if name in _classes and _classes[name].__qualname__ != cls.__qualname__:
-        raise UserError(f"two methods are called '{name}': {_classes[name].__qualname__} and {cls.__qualname__}")
+    other = _classes.get(name)
+    if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise UserError(f"two methods are called '{name}': {other.__qualname__} and {cls.__qualname__}")
     if name in index() and index()[name].module != cls.__module__:
         raise UserError(f"a method called '{name}' ships with the suite; give yours another name")
     _classes[name] = cls
@@ -88,16 +90,33 @@ def register(cls: M) -> M:
 
 
 def available() -> list[str]:
-    """Names of all methods, plugins included, in the order of tables."""
+    """Names of all methods, plugins included, in the order of tables; without modified ones such as ``kd@ls``."""
     return [*index(), *(name for name in _classes if name not in index())]
 
 
+def modifiers() -> dict[str, Modifier]:
+    """What can follow a method's name after ``@``; see :mod:`kd_methods.modifiers`."""
+    return MODIFIERS
+
+
+def exists(name: str) -> bool:
+    """Whether there is a method of that name or, for ``method@modifier``, both; does not import the method."""
+    base, _, suffix = name.rpartition("@")
+    return name in available() or (suffix in MODIFIERS and exists(base))
+
+
 def get(name: str) -> type[Method]:
-    """The class of a method.
+    """The class of a method, or of a modified one such as ``kd@ls``.
 
     Raises:
-        UserError: no such method; the message names the nearest ones.
+        UserError: no such method (the message names the nearest ones), or a modifier that does not fit it.
     """
+    if "@" in name:
+        if not exists(name):
+            known = available()
+            raise unknown("method", name, [*known, *(f"{method}@{suffix}" for method in known for suffix in MODIFIERS)])
+        base, _, suffix = name.rpartition("@")
+        return MODIFIERS[suffix].applied(get(base))
     if name not in _classes:
         if name not in index():
             raise unknown("method", name, available())

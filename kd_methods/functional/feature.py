@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -37,16 +38,193 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
     Source: Zagoruyko & Komodakis 2017, equation 2, in the form of the authors' code. Agrees with goldens ``at_p2``,
     ``at_p2_resize``.
     """
+    pairs = [same_size(s, t.detach()) for s, t in zip(student_maps, teacher_maps, strict=True)]
+    return torch.stack([F.mse_loss(_attention(s, p), _attention(t, p)) for s, t in pairs]).sum()
+
+
+@full_precision
+def nst(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """Neuron selectivity transfer: sum over stages of MMD² between the normalised channel maps, kernel <a, b>².
+
+    Where sizes differ, the larger feature map is average-pooled to the smaller one first.
+
+    Args:
+        student_maps, teacher_maps: one (B, C, H, W) per stage; channels may differ.
+
+    Source: Huang & Wang 2017, equation 6 with the polynomial kernel (d 2, c 0). Agrees with golden ``nst``. Only
+    (B, C, C) Gram matrices are formed; the reference forms the products of all pairs of maps.
+    """
+    terms = []
+    for s, t in zip(student_maps, teacher_maps, strict=True):
+        s, t = same_size(s, t.detach())
+        s, t = unit(s.flatten(2)), unit(t.flatten(2))
+        terms.append(_kernel(s, s) + _kernel(t, t) - 2 * _kernel(s, t))
+    return torch.stack(terms).sum()
+
+
+@full_precision
+def kdsvd(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, k: int = 1) -> Tensor:
+    """Squared differences of RBF relations between singular vectors of consecutive stages, summed, over the batch size.
+
+    A map is read as a (C H, W) matrix and gives its k leading right singular vectors (k + 3 for the student, of which
+    each teacher vector picks the one nearest to it up to sign), weighted by the teacher's normalised singular values.
+    Where sizes differ, the larger feature map is average-pooled to the smaller one first.
+
+    Args:
+        student_maps, teacher_maps: two or more (B, C, H, W), in order of depth; channels may differ.
+        k: number of singular vectors.
+
+    Source: Lee et al. 2018 in the form of mdistiller ``distillers/KDSVD.py``. Agrees with golden ``kdsvd``. As there,
+    the sign of a teacher's vector is whatever the SVD returns, and the relations depend on it. Where singular values
+    coincide, the derivative of their vectors is taken as zero (the reference gives NaN).
+    """
+    vectors = []
+    for s, t in zip(student_maps, teacher_maps, strict=True):
+        s, t = same_size(s, t.detach())
+        _, values, rows = torch.linalg.svd(t.flatten(1, 2), full_matrices=False)
+        v_t, strength = rows[:, :k].transpose(1, 2), unit(values[:, :k])
+        v_s = _right_singular(s, k + 3)
+        cosines = v_s.detach().transpose(1, 2) @ v_t
+        nearest = cosines.abs().argmax(1, keepdim=True)
+        v_s = v_s.gather(2, nearest.expand(-1, v_s.shape[1], -1)) * cosines.gather(1, nearest).sign()
+        vectors.append((v_s * strength.unsqueeze(1), v_t * strength.unsqueeze(1)))
+    terms = []
+    for (s_below, t_below), (s, t) in itertools.pairwise(vectors):
+        n = min(t.shape[2], t_below.shape[2])
+        relations = [
+            torch.exp(-(above[..., :n].unsqueeze(2) - below[..., :n].unsqueeze(1)).pow(2) / 8)
+            for above, below in ((s, s_below), (t, t_below))
+        ]
+        terms.append((relations[0] - relations[1]).pow(2).sum())
+    return torch.stack(terms).sum() / len(student_maps[0])
+
+
+@full_precision
+def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """ReviewKD's HCL: per map the average of MSE at full size and average-pooled to 4, 2, 1, weighted 1, 1/2, 1/4, ...
+
+    Args:
+        student_maps, teacher_maps: one (B, C, H, W) each of equal shape; the student's are fused.
+
+    Source: Chen et al. 2021, in the form of the authors' code. Agrees with golden ``reviewkd_hcl``.
+    """
     terms = []
     for s, t in zip(student_maps, teacher_maps, strict=True):
         t = t.detach()
-        if s.shape[-1] > t.shape[-1]:
-            s = F.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
-        elif s.shape[-1] < t.shape[-1]:
-            t = F.adaptive_avg_pool2d(t, (s.shape[-2], s.shape[-1]))
-        terms.append(F.mse_loss(_attention(s, p), _attention(t, p)))
+        levels = [F.mse_loss(s, t)]
+        for size in (4, 2, 1):
+            if size < s.shape[2]:
+                levels.append(F.mse_loss(F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)))
+        weights = torch.tensor([0.5**i for i in range(len(levels))]).to(s)
+        terms.append((torch.stack(levels) * weights).sum() / weights.sum())
     return torch.stack(terms).sum()
+
+
+@full_precision
+def class_activation(
+    student_cam: Tensor, teacher_cam: Tensor, *, resolution: int = 2, normalize: bool = True
+) -> Tensor:
+    """Mean squared difference of the class activation maps, average-pooled to ``resolution`` and then normalised.
+
+    Args:
+        student_cam, teacher_cam: (B, K, H, W), one map per class; sizes may differ.
+        resolution: height and width after pooling.
+        normalize: divide every class's map by its 2-norm.
+
+    Source: Guo et al. 2023 (CAT-KD), in the form of the authors' code. Agrees with golden ``cat_kd_norm``.
+    """
+    s, t = (F.adaptive_avg_pool2d(cam, resolution) for cam in (student_cam, teacher_cam.detach()))
+    if normalize:
+        s, t = (unit(cam.flatten(2)) for cam in (s, t))
+    return F.mse_loss(s, t)
+
+
+@full_precision
+def activation_boundary(
+    student_preacts: Sequence[Tensor], teacher_preacts: Sequence[Tensor], *, margin: float = 1.0
+) -> Tensor:
+    """Squared hinge of the student's pre-activations at the teacher's signs, summed; stage l of L weighs 2^(l-L).
+
+    Args:
+        student_preacts, teacher_preacts: one (B, C, H, W) per stage of equal shape; the student's are connected.
+        margin: of the hinge.
+
+    Source: Heo et al. 2019, equation 4, with the factor 3 / (1000 B) of RepDistiller. Agrees with golden ``ab``.
+    """
+    terms = []
+    for i, (s, t) in enumerate(zip(student_preacts, teacher_preacts, strict=True), 1 - len(student_preacts)):
+        sign = torch.where(t.detach() > 0, 1.0, -1.0)
+        terms.append(2.0**i * F.relu(margin - sign * s).pow(2).sum())
+    return torch.stack(terms).sum() * 3 / (1000 * len(student_preacts[0]))
+
+
+@full_precision
+def factor_transfer(student_factor: Tensor, teacher_factor: Tensor, *, p: int = 2) -> Tensor:
+    """Mean absolute difference of the normalised spatial maps mean_c f^p.
+
+    Where sizes differ, the larger factor is average-pooled to the smaller one first.
+
+    Args:
+        student_factor, teacher_factor: (B, C, H, W); channels may differ.
+        p: power of the factors.
+
+    Source: Kim et al. 2018 in the form of RepDistiller ``distiller_zoo/FT.py`` (the paper compares the flattened
+    factors). Agrees with golden ``ft_p2_1``.
+    """
+    s, t = same_size(student_factor, teacher_factor.detach())
+    s, t = (unit(x.pow(p).mean(1).flatten(1)) for x in (s, t))
+    return F.l1_loss(s, t)
+
+
+@full_precision
+def fsp(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """Sum over consecutive stages of the mean squared difference of their channel Gram matrices.
+
+    Args:
+        student_maps, teacher_maps: two or more (B, C, H, W), in order of depth; channels must agree.
+
+    Source: Yim et al. 2017, equations 1 and 2, as a mean over all elements (RepDistiller). Agrees with golden ``fsp``.
+    """
+    flows = [
+        [_flow(below, above) for below, above in itertools.pairwise(maps)]
+        for maps in (student_maps, [t.detach() for t in teacher_maps])
+    ]
+    return torch.stack([F.mse_loss(s, t) for s, t in zip(*flows, strict=True)]).sum()
+
+
+def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps (B, C, H, W), the larger one average-pooled to the size of the smaller one."""
+    if a.shape[-1] > b.shape[-1]:
+        return F.adaptive_avg_pool2d(a, (b.shape[-2], b.shape[-1])), b
+    if a.shape[-1] < b.shape[-1]:
+        return a, F.adaptive_avg_pool2d(b, (a.shape[-2], a.shape[-1]))
+    return a, b
 
 
 def _attention(x: Tensor, p: int) -> Tensor:
     return unit(x.abs().pow(p).mean(1).flatten(1))
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.transpose(1, 2)).pow(2).mean()
+
+
+def _flow(below: Tensor, above: Tensor) -> Tensor:
+    below, above = same_size(below, above)
+    return above.flatten(2) @ below.flatten(2).transpose(1, 2) / below.flatten(2).shape[2]
+
+
+def _right_singular(x: Tensor, n: int) -> Tensor:
+    """Leading right singular vectors (B, W, n) of (B, C H, W); all W where n is larger.
+
+    From an eigendecomposition of the (W, W) Gram matrix, differentiated by first-order perturbation theory, in which
+    pairs of vectors with equal values are left alone.
+    """
+    x = x.flatten(1, 2).double()
+    gram = x.transpose(1, 2) @ x
+    values, vectors = torch.linalg.eigh(gram.detach())
+    gap = values.unsqueeze(1) - values.unsqueeze(2)
+    distinct = gap.abs() > 1e-9 * values[:, -1:, None]
+    change = vectors.transpose(1, 2) @ (gram - gram.detach()) @ vectors
+    vectors = vectors + vectors @ (change * distinct / gap.masked_fill(~distinct, 1.0))
+    return vectors.flip(2)[..., :n].float()

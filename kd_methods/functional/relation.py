@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,9 +64,100 @@ def rkd(
     return distance_weight * distance + angle_weight * F.smooth_l1_loss(angles, target_angles)
 
 
+@full_precision
+def correlation_congruence(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
+    """Mean over neighbouring rows of sum_d Delta_i,d Delta_i+1,d, with Delta = |e_s - e_t|.
+
+    Depends on the order of the batch.
+
+    Args:
+        student_embedding, teacher_embedding: (B, D) with B >= 2.
+
+    Source: RepDistiller ``distiller_zoo/CC.py``, which has it from an author; not the paper's formula, see
+    :func:`kernel_congruence`. Agrees with golden ``cc``.
+    """
+    delta = (student_embedding - teacher_embedding.detach()).abs()
+    return (delta[:-1] * delta[1:]).sum(1).mean()
+
+
+@full_precision
+def kernel_congruence(student_pooled: Tensor, teacher_pooled: Tensor, *, gamma: float, order: int) -> Tensor:
+    """Mean squared difference of the (B, B) correlation matrices under a truncated Gaussian kernel.
+
+    K_ij = exp(-2 gamma) sum_{p=0}^{order} (2 gamma)^p / p! (f_i . f_j)^p on rows f of length 1: the Taylor series of
+    exp(-gamma |f_i - f_j|²).
+
+    Args:
+        student_pooled, teacher_pooled: (B, D_s), (B, D_t).
+        gamma: width of the kernel.
+        order: last power of the series.
+
+    Source: Peng et al. 2019, section 3.3.
+    """
+    return F.mse_loss(_kernel(student_pooled, gamma, order), _kernel(teacher_pooled.detach(), gamma, order))
+
+
+@full_precision
+def bank_scores(embedding: Tensor, bank: Tensor, picks: Tensor, *, temperature: float) -> Tensor:
+    """Products (B, M) of normalised embeddings with chosen entries of a memory bank, divided by the temperature.
+
+    Args:
+        embedding: (B, D).
+        bank: (N, D) entries of length 1.
+        picks: (B, M) positions in the bank.
+        temperature: tau.
+
+    Source: Tian et al. 2020, section 3.2. All N products are formed and M picked: gathering M entries a row would take
+    D times the memory.
+    """
+    return (unit(embedding) @ bank.t()).gather(1, picks) / temperature
+
+
+@full_precision
+def noise_contrastive(log_scores: Tensor, *, num_samples: int) -> Tensor:
+    """-log h(positive) - sum over negatives log(1 - h), averaged over rows, with h = P / (P + M / N).
+
+    Args:
+        log_scores: (B, 1 + M) log P of the positive (first) and of M negatives.
+        num_samples: N, the number of samples that negatives are drawn from.
+
+    Source: Tian et al. 2020, equation 18, in the form of RepDistiller ``crd/criterion.py``, in logarithms.
+    """
+    odds = log_scores - math.log((log_scores.shape[1] - 1) / num_samples)
+    return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(1)).mean()
+
+
+@full_precision
+def discriminative_consistent(similarity: Tensor, *, alpha: float) -> Tensor:
+    """In-batch InfoNCE over rows plus alpha KL(softmax over columns || softmax over rows), averaged over rows.
+
+    Args:
+        similarity: (B, B) scaled similarities of the student's row i and the teacher's row j.
+        alpha: weight of the consistency term.
+
+    Source: Giakoumoglou & Stathaki 2024, in the form of the authors' ``DCD.py``.
+    """
+    rows, columns = F.log_softmax(similarity, 1), F.log_softmax(similarity, 0).t()
+    consistency = F.kl_div(rows, columns, reduction="batchmean", log_target=True)
+    return alpha * consistency - rows.diagonal().mean()
+
+
+@full_precision
+def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines (B_a, B_b) of all rows of ``a`` (B_a, D) with all rows of ``b`` (B_b, D)."""
+    return unit(a) @ unit(b).t()
+
+
 def _gram(x: Tensor) -> Tensor:
     flat = x.flatten(1)
     return unit(flat @ flat.t())
+
+
+def _kernel(x: Tensor, gamma: float, order: int) -> Tensor:
+    x = unit(x)
+    cosine = x @ x.t()
+    series = [(2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1)]
+    return math.exp(-2 * gamma) * torch.stack(series).sum(0)
 
 
 def _neighbours(x: Tensor) -> Tensor:

@@ -20,5 +20,7 @@ class Student(Method):
         optimum="no distillation terms",
     )
 
+    needs_teacher = False
+
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         return Losses(task={"task": batch.loss(student.logits)})

@@ -1,0 +1,101 @@
+"""N-to-one representation matching, Liu et al. 2023."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from .. import functional
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
+from ..registry import register
+
+
+class Expand(nn.Sequential):
+    """1x1 convolution and BN; gives its input and its output side by side along the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, super().forward(x)], 1)
+
+
+class Project(nn.Sequential):
+    """Takes what ``Expand`` gave back to the input's width by 1x1 convolution and BN, and adds the input."""
+
+    def __init__(self, width: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.width] + super().forward(x[:, self.width :])
+
+
+@register
+class NORM(Method):
+    """Expands the student's last map to N representations that each match the teacher's, within a linear residual."""
+
+    card = Card(
+        name="norm",
+        version=1,
+        family="feature",
+        title="NORM",
+        paper="liu2023norm",
+        formula="L = r * CE(z_s, y) + b(epoch) * N * MSE(E(F_s), [F_t repeated N times])",
+        source="authors' models/cifar/resnet_student.py, helper/loops.py (schedule), example run (N 8, r 0.1, b 1)",
+        optimum="where the expanded student map equals N copies of the teacher's",
+        divergences=(
+            "the authors' code standardises the student's logits over the classes and scales them before CE and at"
+            " test; here the logits are plain",
+            "the module is linear at inference and could be folded into one 1x1 convolution; it is deployed unfolded",
+            "it sits on the last map of every network (authors: the last stage, or the pooled one, by architecture)",
+        ),
+    )
+    needs = Needs(student_units=("norm_expand",), teacher=("last_map",), min_batch=2)
+
+    class Settings(MethodSettings):
+        beta: float = Field(1.0, ge=0, description="weight b of the matching term")
+        task: float = Field(0.1, ge=0, description="weight r of the task loss")
+        copies: int = Field(8, ge=1, description="number N of representations")
+        schedule: Literal["authors", "constant"] = Field(
+            "authors", description="factor on b: 0.1, 0.5, 1, 0.5, 0.1 from epochs 1, 10, 20, 180, 210 of 240, or 1"
+        )
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
+        if any(len(shape) != 3 for shape in shapes):
+            raise UserError("method 'norm' needs last maps (C, H, W); use another method for this pair")
+        self.width, wide = shapes[0][0], shapes[1][0] * self.settings.copies
+        self.expand = Expand(nn.Conv2d(self.width, wide, 1, bias=False), nn.BatchNorm2d(wide))
+        self.project = Project(self.width, nn.Conv2d(wide, self.width, 1, bias=False), nn.BatchNorm2d(self.width))
+        for part in (self.expand, self.project):
+            nn.init.kaiming_normal_(next(part.parameters()), mode="fan_out", nonlinearity="relu")
+
+    def adapt(self, student: Network) -> Network:
+        student = student.insert(student.layout.last_map, "norm_expand", self.expand)
+        return student.insert("norm_expand", "norm_project", self.project)
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config, expanded, target = self.settings, student["norm_expand"][:, self.width :], teacher.last_map
+        size = min(expanded.shape[2:], target.shape[2:])
+        expanded, target = (F.adaptive_max_pool2d(x, size) for x in (expanded, target))
+        term = config.copies * functional.hint(expanded, target.repeat(1, config.copies, 1, 1))
+        return Losses(
+            task={"task": config.task * batch.loss(student.logits)},
+            distill={"matching": config.beta * self._factor(progress) * term},
+        )
+
+    def _factor(self, progress: Progress) -> float:
+        if self.settings.schedule == "constant":
+            return 1.0
+        position = 240 * progress.epoch / progress.epochs
+        return next(factor for end, factor in SCHEDULE if position < end)
+
+
+SCHEDULE = ((10, 0.1), (20, 0.5), (180, 1.0), (210, 0.5), (float("inf"), 0.1))

@@ -1,0 +1,134 @@
+"""Overhaul of feature distillation, Heo et al. 2019."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..adapters import Connector
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..functional._precision import full_precision
+from ..functional.feature import same_size
+from ..registry import register
+from ._maps import matched
+
+
+@full_precision
+def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    """Sum of (s - max(t, m))^2, left out where s <= max(t, m) <= 0, over the batch size; m (C) per channel."""
+    target = torch.maximum(teacher, margin.view(1, -1, 1, 1)).detach()
+    active = (student > target) | (teacher > 0)
+    return ((student - target).pow(2) * active).sum() / len(student)
+
+
+def expected_negative(scale: Tensor, shift: Tensor) -> Tensor:
+    """E[x | x < 0] per channel of a normal with deviation |scale| and mean shift; -3 |scale| where x < 0 is rare."""
+    deviation = scale.detach().double().abs().clamp_min(1e-12)
+    ratio = shift.detach().double() / deviation
+    below = torch.special.ndtr(-ratio)
+    density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+    mean = shift.detach().double() - deviation * density / below.clamp_min(1e-3)
+    return torch.where(below > 1e-3, mean, -3 * deviation).float()
+
+
+@register
+class OFD(Method):
+    """Matches pre-activations where they matter after the ReLU: partial L2 with a margin for the negative side."""
+
+    card = Card(
+        name="ofd",
+        version=1,
+        family="feature",
+        title="OFD",
+        paper="heo2019ofd",
+        formula="L = CE(z_s, y) + beta * sum_l 2^-(L-l) / B * sum partial(D(F_s,l), max(F_t,l, m)), m = E[x | x < 0]",
+        source="authors' CIFAR-100/distiller.py (weight 1e-3); mdistiller distillers/OFD.py",
+        optimum="where the connected student pre-activations equal the teacher's, negative ones lifted to the margin",
+        divergences=(
+            "the authors run the teacher in training mode, which also moves its running statistics; here it is in eval"
+            " mode, or with teacher_bn=batch normalised by the batch with its buffers left alone",
+            "m comes from the batch-norm of the main branch before the ReLU, as in the authors' code; where none of the"
+            " right width is there, it is the mean of the channel's negative values in the batch, 0 without any",
+            "networks with different numbers of stages are matched from the last stage backwards, and maps of different"
+            " sizes are average-pooled to the smaller one (mdistiller: the teacher's to the student's size)",
+        ),
+    )
+    needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
+
+    class Settings(MethodSettings):
+        beta: float = Field(1e-3, ge=0, description="weight of the feature term")
+        teacher_bn: Literal["eval", "batch"] = Field(
+            "eval", description="statistics in the teacher for this term: running ones or the batch's"
+        )
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        shapes = matched("ofd", student, self.teacher, "preacts")
+        self.connectors = nn.ModuleList(Connector(s, (t[0], *s[1:]), rectify=False) for s, t in shapes)
+        self._found: tuple[Any, ...] = ()
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        n = len(self.connectors)
+        norms, batch_teacher = self._of_teacher(batch.inputs)
+        targets = teacher.preacts[-n:]
+        if batch_teacher is not None:
+            with torch.no_grad():
+                targets = batch_teacher(batch.inputs, fields=("preacts",)).preacts[-n:]
+        terms = []
+        pairs = zip(self.connectors, student.preacts[-n:], targets, norms, strict=True)
+        for i, (connector, s, t, norm) in enumerate(pairs, 1 - n):
+            margin = _mean_negative(t) if norm is None else expected_negative(norm.weight, norm.bias)
+            terms.append(2.0**i * partial_l2(*same_size(connector(s), t), margin))
+        term = self.settings.beta * torch.stack(terms).sum()
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"feature": term})
+
+    def _of_teacher(self, inputs: Tensor) -> tuple[Any, ...]:
+        # Found on first use, when the teacher has its weights and its device; in a tuple, so no part of the method.
+        if not self._found:
+            norms = norms_before(self.teacher, inputs[:1])[-len(self.connectors) :]
+            copied = batch_normalised(self.teacher) if self.settings.teacher_bn == "batch" else None
+            self._found = (norms, copied)
+        return self._found
+
+
+def _mean_negative(x: Tensor) -> Tensor:
+    negative = x.float().clamp_max(0)
+    return negative.sum((0, 2, 3)) / (negative < 0).sum((0, 2, 3)).clamp_min(1)
+
+
+def batch_normalised(network: Network) -> Network:
+    """A frozen copy without running statistics: it normalises by the batch and leaves the original's buffers alone."""
+    copied = copy.deepcopy(network).requires_grad_(False).eval()
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean = module.running_var = None
+    return copied
+
+
+def norms_before(network: Network, x: Tensor) -> list[nn.BatchNorm2d | None]:
+    """For each pre-activation the batch-norm that gave it, directly or through a sum (there its first operand)."""
+    nodes: dict[Any, nn.BatchNorm2d] = {}
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+    hooks = [m.register_forward_hook(lambda m, _, out: nodes.update({out.grad_fn: m})) for m in norms]
+    with torch.enable_grad():
+        outputs = network(x.detach().float().requires_grad_(), fields=("preacts",)).preacts
+    for hook in hooks:
+        hook.remove()
+    found: list[nn.BatchNorm2d | None] = []
+    for output in outputs:
+        waiting = [output.grad_fn]
+        while waiting and waiting[0] not in nodes:
+            node = waiting.pop(0)
+            if "Add" in node.name():
+                waiting += [parent for parent, _ in node.next_functions if parent is not None]
+        norm = nodes[waiting[0]] if waiting else None
+        found.append(norm if norm is not None and norm.num_features == output.shape[1] else None)
+    return found

@@ -1,0 +1,107 @@
+"""Distillation with the reused teacher classifier, Chen et al. 2022."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from .. import functional
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
+from ..functional.feature import same_size
+from ..registry import register
+
+
+class Projector(nn.Sequential):
+    """Bottleneck of 1x1, 3x3, 1x1 convolutions, each with BN and ReLU, after pooling larger maps to the teacher's."""
+
+    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...], factor: int) -> None:
+        c_t, mid = teacher_shape[0], max(1, teacher_shape[0] // factor)
+        layers: list[nn.Module] = []
+        for c_in, c_out, kernel in ((student_shape[0], mid, 1), (mid, mid, 3), (mid, c_t, 1)):
+            conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
+            layers += [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
+        super().__init__(*layers)
+        self.size = (teacher_shape[1], teacher_shape[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > self.size[-1]:
+            x = F.adaptive_avg_pool2d(x, self.size)
+        return super().forward(x)
+
+
+@register
+class SimKD(Method):
+    """Trains the student's features for the teacher's classifier, which replaces the student's own."""
+
+    card = Card(
+        name="simkd",
+        version=1,
+        family="feature",
+        title="SimKD",
+        paper="chen2022simkd",
+        formula="L = beta * MSE(P(F_s), F_t) on the last maps; prediction by the teacher's classifier after P",
+        source="authors' models/util.py (SimKD) and README (CE 0, KD 0, beta 1, factor 2)",
+        optimum="where the projected student map equals the teacher's",
+        divergences=(
+            "the student's own classifier is removed: it would receive no gradient and is not deployed",
+            "trunk, P and the teacher's classifier are deployed; their size and cost count as the student's",
+            "labels are not used",
+        ),
+    )
+    needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
+
+    class Settings(MethodSettings):
+        beta: float = Field(1.0, ge=0, description="weight of the feature term")
+        factor: int = Field(2, ge=1, description="reduction of the projector's width")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
+        if any(len(shape) != 3 for shape in shapes):
+            raise UserError("method 'simkd' needs last maps (C, H, W); use another method for this pair")
+        if self.teacher.shapes("pooled")[0] != shapes[1][:1]:
+            raise UserError("method 'simkd' needs a teacher that only pools between its last map and its classifier")
+        for network in (student, self.teacher):
+            classifier(network)
+        self.projector = Projector(shapes[0], shapes[1], self.settings.factor)
+
+    def adapt(self, student: Network) -> Network:
+        """The student's trunk, the projector and the teacher's classifier (frozen), as one network."""
+        student = copy.deepcopy(student)
+        head = copy.deepcopy(self.teacher.module.get_submodule(classifier(self.teacher)))
+        student.module.set_submodule(classifier(student), head.requires_grad_(False))
+        return student.insert(student.layout.last_map, "simkd_projector", self.projector)
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        s, t = same_size(student.last_map, teacher.last_map)
+        return Losses(distill={"feature": self.settings.beta * functional.hint(s, t)})
+
+
+def classifier(network: Network) -> str:
+    """Name of the one linear layer that follows the pooled vector.
+
+    Raises:
+        UserError: something else follows it.
+    """
+    device = next(network.module.parameters()).device
+    called: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, module in network.module.named_modules()
+        if not list(module.children())
+    ]
+    with torch.no_grad():
+        network.resume(network.layout.pooled, torch.zeros(2, *network.shapes("pooled")[0], device=device))
+    for hook in hooks:
+        hook.remove()
+    if len(called) != 1 or not isinstance(network.module.get_submodule(called[0]), nn.Linear):
+        raise UserError("method 'simkd' needs classifiers that are one linear layer after the pooled vector")
+    return called[0]

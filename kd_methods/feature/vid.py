@@ -1,0 +1,92 @@
+"""Variational information distillation, Ahn et al. 2019."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..functional._precision import full_precision
+from ..functional.feature import same_size
+from ..registry import register
+from ._maps import matched
+
+
+@full_precision
+def gaussian_nll(mean: Tensor, target: Tensor, theta: Tensor, eps: float) -> Tensor:
+    """Mean of [(target - mean)^2 / s + log s] / 2 with s = softplus(theta) + eps per channel, constants left out."""
+    variance = (F.softplus(theta) + eps).view(1, -1, 1, 1)
+    return ((mean - target.detach()).pow(2) / variance + variance.log()).mean() / 2
+
+
+@register
+class VID(Method):
+    """Maximises a variational bound on the mutual information of the stages."""
+
+    card = Card(
+        name="vid",
+        version=1,
+        family="feature",
+        title="VID",
+        paper="ahn2019vid",
+        formula="L = CE(z_s, y) + beta * sum_stages mean([(F_t - mu(F_s))^2 / s + log s] / 2), s = softplus(theta)",
+        source="RepDistiller distiller_zoo/VID.py, scripts/run_cifar_distill.sh (-b 1)",
+        optimum="where mu(F_s) equals F_t; the value has no lower bound of its own but log(eps) / 2 a stage",
+        divergences=(
+            "mdistiller's copy keeps theta in a plain list, so that the variance is never trained; see vid.mdistiller",
+            "networks with different numbers of stages are matched from the last stage backwards (the references fail)",
+        ),
+    )
+    needs = Needs(student=("stages",), teacher=("stages",))
+    trained_variance = True
+
+    class Settings(MethodSettings):
+        beta: float = Field(1.0, ge=0, description="weight of the information term")
+        initial_variance: float = Field(5.0, gt=1e-4, description="variance of every channel at the start")
+        eps: float = Field(1e-5, gt=0, description="least variance")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        self.means = nn.ModuleList()
+        self.thetas = nn.ParameterList()
+        theta = math.log(math.expm1(self.settings.initial_variance - self.settings.eps))
+        for (c_s, *_), (c_t, *_) in matched("vid", student, self.teacher):
+            widths = [(c_s, c_t), (c_t, c_t), (c_t, c_t)]
+            first, second, third = (nn.Conv2d(a, b, 1, bias=False) for a, b in widths)
+            self.means.append(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
+            self.thetas.append(nn.Parameter(torch.full((c_t,), theta), requires_grad=self.trained_variance))
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        n = len(self.means)
+        terms = []
+        for s, t, mean, theta in zip(student.stages[-n:], teacher.stages[-n:], self.means, self.thetas, strict=True):
+            s, t = same_size(s, t)
+            terms.append(gaussian_nll(mean(s), t, theta, self.settings.eps))
+        term = self.settings.beta * torch.stack(terms).sum()
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"information": term})
+
+
+@register
+class VIDFrozen(VID):
+    """VID as mdistiller runs it: the variance stays at its start."""
+
+    card = replace(
+        VID.card,
+        name="vid.mdistiller",
+        title="VID (mdistiller)",
+        source="mdistiller distillers/VID.py and engine/cfg.py (weight 1, variance 5)",
+        optimum="where mu(F_s) equals F_t",
+        divergences=(
+            "the paper and RepDistiller train the variance; with it frozen the term is a scaled MSE",
+            *VID.card.divergences[1:],
+        ),
+    )
+    trained_variance = False

@@ -1,0 +1,45 @@
+"""Weighted soft labels, Zhou et al. 2021."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .. import functional
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
+from ..registry import register
+
+
+@register
+class WSLD(Method):
+    """Soft labels with a weight per sample: small where the student already does better than the teacher."""
+
+    card = Card(
+        name="wsld",
+        version=1,
+        family="logit",
+        title="WSLD",
+        paper="zhou2021wsld",
+        formula=(
+            "L = ce * CE(z_s, y) + alpha * T^2 * mean[(1 - exp(-CE_s / CE_t)) * H(softmax(z_t / T), softmax(z_s / T))]"
+        ),
+        source="the authors' ImageNet setting (T 2, alpha 2.5); mmrazor weighted_soft_label_distillation.py",
+        optimum="z_s = z_t up to a constant per row; the value there is a weighted entropy of the teacher, not 0",
+        divergences=(
+            "published on ImageNet; the defaults are that setting's on every data set",
+            "the task loss is the protocol's own; label smoothing in it is the protocol's choice",
+        ),
+    )
+    needs = Needs(teacher=("logits",))
+
+    class Settings(MethodSettings):
+        ce: float = Field(1.0, ge=0, description="weight of the task loss")
+        alpha: float = Field(2.5, ge=0, description="weight of the soft-label term")
+        temperature: float = Field(2.0, gt=0, description="temperature T of both softmaxes")
+
+    settings: Settings
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config = self.settings
+        term = functional.wsld(student.logits, teacher.logits, batch.labels, temperature=config.temperature)
+        return Losses(task={"task": config.ce * batch.loss(student.logits)}, distill={"wsld": config.alpha * term})
