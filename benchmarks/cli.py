@@ -318,6 +318,9 @@ def main() -> None:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(2)
     except click.UsageError as error:
         _fail(f"{error.format_message()} (see --help)")
     except click.ClickException as error:

@@ -260,7 +260,8 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         "sources": list(plan.table.sources),
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
-        "protocol_lines": list(plan.protocol.lines([pair.student for pair in plan.pairs])),
+        "protocol_lines": list(plan.protocol.lines(students=())),
+        "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
         "notes": [*plan.notes, *_holdout_note(plan)],
         "data": next(iter(plan.cells.values())).data,
@@ -271,6 +272,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "key": pair.id,
                 "teacher_network": pair.teacher,
                 "student": pair.student,
+                "lr": plan.protocol.lr(pair.student),
                 "teacher": teacher(pair.teacher),
             }
             for pair in plan.pairs
@@ -282,7 +284,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "title": row.title or cards[row.id].title,
                 "family": cards[row.id].family,
                 "our_choice": _our_choice(row.id, plan),
-                "settings_note": _settings_note(row.id, plan),
+                "defaults": registry.settings(row.method).model_dump(mode="json"),
             }
             for row in plan.rows
         ],
@@ -324,20 +326,6 @@ def _our_choice(row: str, plan: Plan) -> list[str]:
     """The settings that no source gives, with their values."""
     cell = plan.cells[row, plan.pairs[0].id, plan.seeds[0]]
     return [f"{key} {cell.settings[key]}" for key in registry.card(cell.method).our_choice]
-
-
-def _settings_note(row: str, plan: Plan) -> str:
-    """Settings of a row that differ from the method's defaults, by pair where they differ between pairs."""
-    changed: dict[str, list[str]] = {}
-    for pair in plan.pairs:
-        cell = plan.cells[row, pair.id, plan.seeds[0]]
-        defaults = registry.settings(cell.method).model_dump(mode="json")
-        differing = ", ".join(f"{k} {v}" for k, v in cell.settings.items() if v != defaults[k])
-        if differing:
-            changed.setdefault(differing, []).append(pair.id)
-    if len(changed) == 1 and len(next(iter(changed.values()))) == len(plan.pairs):
-        return next(iter(changed))
-    return "; ".join(f"{text} for {', '.join(pairs)}" for text, pairs in changed.items())
 
 
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:

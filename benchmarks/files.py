@@ -35,7 +35,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose another folder or free space") from None
+        raise UserError(
+            f"cannot write {path}: {reason}; choose another folder (--output, --checkpoints) or free space"
+        ) from None
 
 
 def write_text(path: Path, content: str) -> None:

@@ -131,7 +131,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
                 for column in manifest["columns"]
             },
             our_choice=tuple(row["our_choice"]),
-            settings_note=row["settings_note"],
+            settings_note=_settings_note(row, manifest),
         )
         for row in manifest["rows"]
     )
@@ -141,7 +141,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         metric=manifest["metric_title"],
         columns=columns,
         rows=rows,
-        protocol_lines=tuple(manifest["protocol_lines"]),
+        protocol_lines=(*manifest["protocol_lines"], *_rates(manifest)),
         deviations=tuple(manifest["deviations"]),
         notes=tuple(manifest["notes"]),
         provenance=_provenance(facts),
@@ -181,6 +181,26 @@ def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.
         teacher_note=note,
         teacher_published=_published(manifest, "teacher", column, True),
     )
+
+
+def _rates(manifest: Manifest) -> list[str]:
+    """The students that have a learning rate of their own."""
+    rates: dict[float, list[str]] = defaultdict(list)
+    for student, rate in sorted({(column["student"], column["lr"]) for column in manifest["columns"]}):
+        rates[rate].append(student)
+    return [f"lr {rate:g} for {', '.join(names)}" for rate, names in rates.items() if rate != manifest["lr"]]
+
+
+def _settings_note(row: dict[str, Any], manifest: Manifest) -> str:
+    """Settings of a row that differ from the method's defaults, by column where they differ between columns."""
+    used = {cell["column"]: cell["settings"] for cell in manifest["cells"] if cell["row"] == row["key"]}
+    changed: dict[str, list[str]] = defaultdict(list)
+    for column, settings in sorted(used.items()):
+        if differing := ", ".join(f"{k} {v}" for k, v in settings.items() if v != row["defaults"].get(k)):
+            changed[differing].append(column)
+    if [len(columns) for columns in changed.values()] == [len(used)]:
+        return next(iter(changed))
+    return "; ".join(f"{text} for {', '.join(columns)}" for text, columns in changed.items())
 
 
 def _published(

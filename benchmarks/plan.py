@@ -164,7 +164,7 @@ def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
     by_id = {row.id: row for row in known}
     rows = []
     for name in dict.fromkeys(wanted or by_id):
-        if name not in by_id and name not in registry.available():
+        if name not in by_id and not registry.exists(name):
             raise unknown("method", name, {*by_id, *registry.available()})
         rows.append(by_id.get(name) or Row(id=name, method=name))
     for row in rows:

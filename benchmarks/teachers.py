@@ -37,8 +37,8 @@ class Teacher(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     network: str
     task: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     expected: float | None = None
     expected_source: str = ""
     origin: str = ""
@@ -75,8 +75,11 @@ class Zoo:
         self.shipped = {
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
         }
-        own = read_json(folder / "teachers.json") or {}
-        self.own = {name: make_entry(**entry) for name, entry in own.items()}
+        path = folder / "teachers.json"
+        try:
+            self.own = {name: Teacher(**entry) for name, entry in (read_json(path) or {}).items()}
+        except (AttributeError, TypeError, ValidationError):
+            raise UserError(f"{path} does not hold teacher entries; mend it or move it away") from None
 
     @property
     def entries(self) -> dict[str, Teacher]:

@@ -254,7 +254,7 @@ def test_an_output_folder_that_cannot_be_is_one_clear_line(call: Call, tmp_path:
     output = file / "results" if kind == "below a file" else file
     (tmp_path / "mine.yaml").write_text(TABLE)
     line = refused(call, tmp_path / "mine.yaml", "--preset", "demo", "--output", output)
-    assert f"cannot write {output}" in line and "--output" in line
+    assert f"cannot write {output}" in line and "choose another folder" in line
     assert file.read_text() == "precious"
 
 
@@ -289,7 +289,6 @@ def test_damaged_entries_of_teachers_are_one_clear_line(call: Call, tmp_path: Pa
     assert entries.read_text() == '{"mine": '
 
 
-@pytest.mark.xfail(strict=True, reason="JSON of another form ends in a KeyError or a ValidationError")
 @pytest.mark.parametrize("content", ['{"mine": {"network": "resnet8"}}', "[]", '{"mine": 3}'])
 def test_entries_of_another_form_are_one_clear_line(call: Call, tmp_path: Path, content: str) -> None:
     entries = tmp_path / "checkpoints" / "teachers.json"
@@ -300,13 +299,11 @@ def test_entries_of_another_form_are_one_clear_line(call: Call, tmp_path: Path, 
     assert str(entries) in refused(call, "teachers", "list")
 
 
-@pytest.mark.xfail(strict=True, reason="the length of --mean and --std is not checked")
 def test_a_normalisation_of_another_length_is_refused(call: Call, tmp_path: Path) -> None:
     file = checkpoint(tmp_path / "a.pth", "resnet8")
     refused(call, "teachers", "add", "resnet8", file, "--task", "digits", "--mean", "0.5,0.5", "--std", "0.2,0.2")
 
 
-@pytest.mark.xfail(strict=True, reason="click's help for a bare call is printed as one line that begins with error:")
 @pytest.mark.parametrize("arguments", [(), ("teachers",)])
 def test_a_bare_call_prints_the_help(call: Call, arguments: tuple[str, ...]) -> None:
     _, out, err = call(*arguments)

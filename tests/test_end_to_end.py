@@ -157,7 +157,9 @@ def test_a_table_tells_the_runs_values(done: tuple[Bench, tuple[int, str, str]])
         cell = record["cell"]
         if cell["teacher"]:
             pair = f"{cell['teacher']['network']}-{cell['student']}"
-            assert float(shown[cell["method"]["name"], pair][cell["seed"]]) == pytest.approx(status["last"], abs=1e-3)
+            assert float(shown[cell["method"]["name"], pair][cell["seed"]]) == pytest.approx(
+                status["last"]["top1"], abs=1e-3
+            )
 
 
 def test_the_second_run_computes_nothing_and_writes_the_same(done: tuple[Bench, tuple[int, str, str]]) -> None:
@@ -204,7 +206,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a folder")
     code, out, err = bench.run("--dry-run", "--methods", "student,kd")
     assert code == 0 and out == ""
-    for words in ("one-epoch v1 on digits: 1 epochs, batch 256", "rows student, kd; seeds 0, 1", "2 cells, 0 stored",
+    for words in ("one-epoch v1 on digits: 1 epoch, batch 256", "rows student, kd; seeds 0, 1", "2 cells, 0 stored",
                   "no file installed: trained first", "PFLOP each", "9 cells to run on"):  # fmt: skip
         assert words in err, err
     assert "about " in err.splitlines()[-1]
@@ -230,7 +232,6 @@ def test_a_method_from_a_file(done: tuple[Bench, tuple[int, str, str]], tmp_path
     assert code == 0 and "1 cells to run" in err, "another file is another method"
 
 
-@pytest.mark.xfail(strict=True, reason="the process that measures costs does not load the plugins")
 def test_a_method_from_a_file_has_a_cost(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a folder")
     plugin = bench.folder / "mine.py"
@@ -272,7 +273,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     assert "25 epochs instead of 1" in bench.files("tiny-demo-epochs25")["tiny.md"].decode()
 
 
-def test_a_damaged_checkpoint_is_named_and_can_be_deleted(
+def test_a_damaged_checkpoint_is_named_and_its_cell_begins_again(
     done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
 ) -> None:
     bench = copied(done[0], tmp_path)
@@ -280,11 +281,9 @@ def test_a_damaged_checkpoint_is_named_and_can_be_deleted(
     (cell.parent / "status.json").write_text('{"state": "interrupted", "epoch": 0, "epochs": 1}')
     (cell.parent / "checkpoint.pt").write_bytes(b"PK\x03\x04 half a file")
     code, _, err = bench.run()
-    last = err.splitlines()[-1]
-    assert code == 2 and last.startswith("error: ") and str(cell.parent / "checkpoint.pt") in last
-    (cell.parent / "checkpoint.pt").unlink()
-    code, _, err = bench.run()
-    assert code == 0 and bench.files() == done[0].files(), err
+    (named,) = (line for line in err.splitlines() if str(cell.parent / "checkpoint.pt") in line)
+    assert code == 0 and "starts again" in named, err
+    assert bench.files() == done[0].files()
 
 
 def label(path: Path) -> str:
