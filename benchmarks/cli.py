@@ -170,7 +170,9 @@ def teachers_list(checkpoints: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--network", help="Architecture; default: NAME.")
 @click.option("--task", default="cifar100", show_default=True)
-@click.option("--mean", help="Normalisation, comma-separated; default: that of known weights, else the CRD recipe's.")
+@click.option(
+    "--mean", help="Normalisation, comma-separated; default: that of known weights, else that of the task's protocol."
+)
 @click.option("--std", help="As --mean.")
 @click.option("--expect", type=float, help="Top-1 accuracy that verify must measure.")
 @checkpoints
@@ -184,14 +186,19 @@ def teachers_add(
     NAME is your own name, or an entry of `teachers list` that the file is a copy of.
     """
     from .plugins import load
-    from .spec import load_protocol
+    from .spec import load_protocol, protocol_names
+    from .tasks import get_task
     from .teachers import Zoo, make_entry
 
     load(plugins)
-    usual = load_protocol("cifar100-crd240")
+    get_task(task)
+    protocols = (load_protocol(known) for known in protocol_names())
+    usual = next((protocol for protocol in protocols if protocol.task == task), None)
+    if usual is None and not (mean and std):
+        raise UserError(f"no protocol knows the normalisation of task '{task}'; give --mean and --std")
     entry = make_entry(
         name=name, network=network or name, task=task,
-        mean=_floats(mean) or usual.mean, std=_floats(std) or usual.std,
+        mean=_floats(mean) or (usual and usual.mean), std=_floats(std) or (usual and usual.std),
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
     added = Zoo(checkpoints).add(entry, file, keep_normalisation=bool(mean or std))

@@ -10,8 +10,8 @@ import torch
 from kd_methods.errors import UserError
 
 from . import environment
-from .files import write_text
 from .spec import load_protocol, load_table, table_names
+from .store import Store
 from .tasks import get_task
 from .teachers import Zoo
 
@@ -25,9 +25,7 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
         yield f"memory     {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB on the GPU"
     yield f"commit     {facts['commit'] or 'no git checkout'}"
     try:
-        probe = output / ".doctor"
-        write_text(probe, "")
-        probe.unlink()
+        Store(output).check_writable()
         yield f"store      {output}: writable, {len(list((output / 'runs').glob('*/status.json')))} runs"
     except UserError as error:
         yield f"store      {error}"

@@ -59,12 +59,10 @@ def reproduce(request: Request, options: Options) -> str:
         _print_plan(plan, todo, request, options)
     if options.dry_run:
         return ""
-    # Written before anything is run: a folder that cannot be written to fails now, and a table that is stopped can be
-    # rendered.
-    manifest.save(options.output, plan.stem, describe(plan, zoo, _known_accuracies(plan, options), options))
+    store.check_writable()  # fails now rather than after hours
+    accuracies = check_teachers(plan, zoo, request, options) if todo else _known_accuracies(plan, options)
+    manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
     if todo:
-        accuracies = check_teachers(plan, zoo, request, options)
-        manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
         training = {cell.key for cell in plan.training}
         waves = [[cell for cell in todo if (cell.key in training) == first] for first in (True, False)]
@@ -150,8 +148,9 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
         UserError: a teacher is not what its entry says, and ``any_teacher`` was not given.
     """
     measured: dict[str, float] = {}
+    used = {cell.teacher.network for cell in plan.cells.values() if cell.teacher}
     for network, ref in plan.teachers.items():
-        if ref.weights:
+        if ref.weights and network in used:
             entry = zoo.get(ref.entry)
             measured[network] = teacher_accuracy(entry, ref, plan.protocol, zoo, request.data_root, options)
             off = entry.expected is not None and abs(measured[network] - entry.expected) > TOLERANCE

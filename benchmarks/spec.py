@@ -238,7 +238,12 @@ def load_table(name: str) -> TableSpec:
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
     if not path.is_file():
         raise unknown("table", name, table_names())
-    return _load(TableSpec, path, "tables")
+    table = _load(TableSpec, path, "tables")
+    # Protocols of one's own lie beside the table.
+    for preset_name, preset in table.presets.items():
+        if preset.protocol.endswith((".yaml", ".yml")):
+            table.presets[preset_name] = preset.model_copy(update={"protocol": str(path.parent / preset.protocol)})
+    return table
 
 
 def protocol_names() -> list[str]:

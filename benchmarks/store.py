@@ -115,6 +115,12 @@ class Store:
             raise UserError(f"{run.path} belongs to another cell ({recorded['label']}); move that folder away")
         return run
 
+    def check_writable(self) -> None:
+        """Raise UserError if nothing can be written here."""
+        probe = self.root / ".writable"
+        write_bytes(probe, b"")
+        probe.unlink()
+
     def cost(self, key: str) -> Path:
         """Where the cost figures with this key are kept."""
         return self.root / "costs" / f"{key[:16]}.json"

@@ -193,9 +193,10 @@ class Zoo:
 
     def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
         """Top-1 of the installed file on the task's test set, under the entry's own normalisation."""
+        weights = load_weights(self.path(entry))
         data = get_task(entry.task).open(data_root, protocol, device)
         network = data.build(entry.network)
-        fit(load_weights(self.path(entry)), network.module, str(self.path(entry)))
+        fit(weights, network.module, str(self.path(entry)))
         return accuracy(data, network, entry)
 
 

@@ -38,7 +38,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
             return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
-        raise UserError(f"{path} is no readable checkpoint, or is truncated ({reason}); get the file again") from None
+        raise UserError(f"{path} is no readable checkpoint, or is truncated ({reason})") from None
 
 
 def to_bytes(state: Any) -> bytes:

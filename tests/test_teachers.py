@@ -245,9 +245,6 @@ def test_a_teacher_that_is_not_what_its_entry_says_stops_the_run(zoo: Zoo, tmp_p
     reproduce(replace(request, seeds=(1,)), options)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="reproduce writes the manifest of the new plan before it has checked the teachers"
-)
 def test_a_refused_teacher_loses_nothing_of_the_table(zoo: Zoo, tmp_path: Path) -> None:
     entry = Teacher(name="resnet14", network="resnet14", **DIGITS)
     zoo.add(entry, saved(tmp_path / "good.pth", network_weights("resnet14")))

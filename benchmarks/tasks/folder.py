@@ -20,14 +20,17 @@ def load(folder: Path, size: int, root: Path, download: bool) -> tuple[Split, Sp
     """All images, resized to ``size`` x ``size`` RGB; classes are the sorted names of the sub-folders.
 
     Raises:
-        UserError: no train or test folder, no images, or classes that differ between the two.
+        UserError: no train or test folder, no images, a damaged image, or classes that differ between the two.
     """
     from PIL import Image
     from torchvision.datasets import ImageFolder
 
     def read(path: str) -> np.ndarray:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+        except OSError as error:
+            raise UserError(f"{path} is no readable image ({type(error).__name__}); replace it or take it away") from None
 
     parts = []
     for names in (("train",), ("test", "val")):

@@ -1,0 +1,734 @@
+"""Training: a cell's bits depend on its identity alone, not on company, kills, stops, memory or a full disk.
+
+Run as a script, this file is a process that trains cells of a store and may be killed (see :func:`main`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import kd_methods
+from benchmarks import files
+from benchmarks.cell import Cell, TeacherRef
+from benchmarks.executors import local
+from benchmarks.networks import NetworkView
+from benchmarks.plan import make_cell
+from benchmarks.spec import Protocol, load_protocol
+from benchmarks.store import Store
+from benchmarks.tasks import digits
+from benchmarks.tasks.images import ImageData, Split
+from benchmarks.training.loop import CHECK_EVERY, Interrupted
+from benchmarks.training.member import Member
+from benchmarks.training.seeding import Stream, derive
+from benchmarks.weights import to_bytes, weights_digest
+from kd_methods import registry
+from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from kd_methods.errors import UserError
+
+REPO = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TEACHER, STUDENT = "wrn_16_1", "resnet8"
+EPOCHS, STEPS, SAMPLES = 2, 4, 200  # the last batch of an epoch has 8 samples
+NEVER = 1e9
+
+Case = tuple[str, dict[str, Any]]
+FEW: list[Case] = [("student", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
+"""Without a teacher; with parameters of its own; with random numbers in its losses."""
+ALL: list[Case] = [
+    *((name, {}) for name in kd_methods.available()),
+    ("block_kd", {"sample_stones": 2}),
+    ("block_kd", {"teacher_bn": "batch"}),
+]
+
+
+def tiny_data() -> ImageData:
+    train, test = digits.load(Path(), False)
+    pieces = (Split(part.images[:count], part.labels[:count]) for part, count in ((train, SAMPLES), (test, 100)))
+    return ImageData(*pieces, 10, PROTOCOL, CPU)
+
+
+PROTOCOL = load_protocol("digits-demo").model_copy(
+    update={"name": "test", "epochs": EPOCHS, "recipe_epochs": EPOCHS, "milestones": (1,)}
+)
+
+
+class Bench:
+    """A folder with a store and a teacher's file, and what trains cells in it."""
+
+    def __init__(self, folder: Path, data: ImageData) -> None:
+        self.folder, self.data, self.store = folder, data, Store(folder / "store")
+        self.events: list[tuple[str, str]] = []
+        self.said: list[str] = []
+        weights = self.teacher_network().module.state_dict()
+        self.file = folder / "teacher.pt"
+        if not self.file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file.write_bytes(to_bytes(weights))
+        self.ref = TeacherRef(TEACHER, PROTOCOL.mean, (0.5, 0.4, 0.3), weights=weights_digest(weights))
+
+    def teacher_network(self) -> NetworkView:
+        """A teacher whose running statistics have seen data."""
+        with torch.random.fork_rng():
+            torch.manual_seed(17)
+            network = self.data.build(TEACHER).train()
+            with torch.no_grad():
+                for batch in self.data.batches(17, 1):
+                    network(batch.student().inputs, fields=())
+        return network.eval()
+
+    def cells(self, cases: Sequence[Case], seed: int = 0) -> list[Cell]:
+        made = []
+        for name, values in cases:
+            needs = registry.get(name).needs
+            teacher = self.ref if needs.teacher or needs.teacher_units else None
+            made.append(make_cell(PROTOCOL, "data", name, STUDENT, seed, teacher, values, {}))
+        return made
+
+    def report(self, member: Member, event: str) -> None:
+        self.events.append((member.cell.label, event))
+
+    def context(self, stopping: Callable[[], bool] = lambda: False, save_seconds: float = NEVER) -> local.Context:
+        return local.Context(
+            self.store, PROTOCOL, self.data, CPU, lambda ref: self.file, self.report, self.said.append,
+            stopping, save_seconds,
+        )  # fmt: skip
+
+    def run(self, cells: Sequence[Cell], **options: Any) -> None:
+        local.run(cells, self.context(**options))
+
+    def states(self, cells: Sequence[Cell]) -> list[str]:
+        return [self.store.run(cell).state for cell in cells]
+
+    def steps(self) -> Counter[str]:
+        return Counter(label for label, event in self.events if event == "step")
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return tiny_data()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, data: ImageData) -> Bench:
+    return Bench(tmp_path, data)
+
+
+class Result:
+    """All of a finished cell that must not depend on how it came about."""
+
+    def __init__(self, store: Store, cell: Cell) -> None:
+        run = store.run(cell)
+        assert run.state == "done", (cell.label, run.status)
+        self.weights = torch.load(run / "student.pt", weights_only=True)
+        self.checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+        self.checkpoint.pop("seconds")
+        self.records = [{k: v for k, v in record.items() if k != "seconds"} for record in run.metrics]
+        for record in self.checkpoint["records"]:
+            record.pop("seconds")
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Result)
+        return all(identical(getattr(self, name), getattr(other, name)) for name in vars(self))
+
+
+def identical(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(identical(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(identical, left, right))
+    return type(left) is type(right) and left == right
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[Cell], Result]:
+    """Results of cells that were trained alone and undisturbed, each computed once."""
+    bench = Bench(tmp_path_factory.mktemp("alone"), data)
+
+    def result(cell: Cell) -> Result:
+        torch.set_num_threads(2)
+        torch.manual_seed(123)
+        bench.run([cell])
+        return Result(bench.store, cell)
+
+    return result
+
+
+def differing(bench: Bench, cells: Sequence[Cell], alone: Callable[[Cell], Result]) -> list[str]:
+    return [cell.label for cell in cells if Result(bench.store, cell) != alone(cell)]
+
+
+# --- company
+
+
+def test_a_cell_alone_is_the_cell_in_any_group(bench: Bench, alone: Callable[[Cell], Result]):
+    cells = bench.cells(ALL)
+    taught = [cell for cell in cells if cell.teacher]
+    assert len({cell.group() for cell in taught}) == 1
+    torch.manual_seed(999)
+    before = torch.get_rng_state()
+    bench.run(cells)
+    assert torch.equal(before, torch.get_rng_state()), "the caller's generator was drawn from"
+    assert differing(bench, cells, alone) == []
+    assert set(bench.steps().values()) >= {EPOCHS * STEPS}
+
+
+def test_the_comparison_notices_a_difference(bench: Bench, alone: Callable[[Cell], Result]):
+    """Another seed, other settings and another order of draws give other bits."""
+    (cell,) = bench.cells([("block_kd", {"sample_stones": 1})])
+    (seed,) = bench.cells([("block_kd", {"sample_stones": 1})], seed=1)
+    assert not identical(alone(cell).weights, alone(seed).weights)
+    kd, other = bench.cells([("kd", {}), ("kd", {"temperature": 2.0})])
+    assert not identical(alone(kd).weights, alone(other).weights)
+
+
+def test_students_of_one_seed_start_alike_and_see_the_same_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    cells = bench.cells(FEW)
+    seen: dict[str, list[Tensor]] = {}
+    step = Member.step
+
+    def watch(self: Member, batch: Batch, *rest: Any) -> None:
+        if self.position == (1, 0):
+            starts.append([p.detach().clone() for p in self.student.module.parameters()])
+        seen.setdefault(self.cell.label, []).append(batch.inputs.clone())
+        step(self, batch, *rest)
+
+    starts: list[list[Tensor]] = []
+    monkeypatch.setattr(Member, "step", watch)
+    bench.run(cells)
+    assert len(starts) == len(FEW)
+    assert all(identical(starts[0], start) for start in starts)
+    first, *others = seen.values()
+    assert len(first) == EPOCHS * STEPS and all(identical(first, other) for other in others)
+
+
+def test_the_teacher_stays_as_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    built: list[NetworkView] = []
+    teacher = local.Context.teacher
+
+    def watch(self: local.Context, ref: TeacherRef) -> NetworkView:
+        built.append(teacher(self, ref))
+        return built[-1]
+
+    monkeypatch.setattr(local.Context, "teacher", watch)
+    cells = [cell for cell in bench.cells(ALL) if cell.teacher]
+    bench.run(cells)
+    (network,) = built
+    wanted = torch.load(bench.file, weights_only=True)
+    assert identical(dict(network.module.state_dict()), dict(wanted))
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    assert not any(module.training for module in network.modules())
+
+
+# --- kills, stops, and what is found afterwards
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 600.0])
+def test_killed_anywhere_and_resumed(bench: Bench, alone: Callable[[Cell], Result], save_seconds: float):
+    """SIGKILL at random moments, also in the middle of writing; a run of the same command goes on each time."""
+    cells = bench.cells(FEW)
+    finished = process(bench.folder, FEW, "--save-seconds", str(save_seconds), "--kills", "8")
+    out, _ = finished.communicate(timeout=240)
+    assert finished.returncode == 0, out
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert sum(line["event"] == "killed" for line in lines) >= 3, "the kills came too late to matter"
+    assert differing(bench, cells, alone) == []
+    for cell in cells:
+        left = [path.name for path in bench.store.run(cell).path.glob(".*") if path.name != ".lock"]
+        assert not [name for name in left if ".pt." in name], left
+    if save_seconds == 0.0:  # with a checkpoint after each step hardly more is computed twice than a step per kill
+        assert sum(line["event"] == "step" for line in lines) <= len(FEW) * EPOCHS * STEPS * 2
+
+
+@pytest.mark.parametrize("after", [1, 3, STEPS * 3 - 1, STEPS * 3, STEPS * 3 + 4])
+def test_stopped_and_resumed(bench: Bench, alone: Callable[[Cell], Result], after: int):
+    cells = bench.cells(FEW)
+    with pytest.raises(Interrupted):
+        bench.run(cells, stopping=lambda: sum(bench.steps().values()) >= after)
+    assert "interrupted" in bench.states(cells) and "running" not in bench.states(cells)
+    done = bench.steps()
+    bench.run(cells)
+    assert differing(bench, cells, alone) == []
+    total = bench.steps()
+    assert all(total[label] == EPOCHS * STEPS for label in total), "no step is computed twice after a stop"
+    assert sum(done.values()) >= after
+
+
+def test_members_at_different_positions_end_in_the_same_bits(
+    tmp_path: Path, data: ImageData, alone: Callable[[Cell], Result]
+):
+    """As after a kill between two of a group's checkpoints, or when methods were added to a table later."""
+    cases: list[Case] = [("kd", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1}), ("at", {}), ("sp", {})]
+    stops = [1, 3, STEPS, STEPS + 2, 0]  # steps after which each member was last saved; 0: not started
+    final = Bench(tmp_path / "final", data)
+    for i, (case, stop) in enumerate(zip(cases, stops, strict=True)):
+        if stop:
+            single = Bench(tmp_path / str(i), data)
+            (cell,) = single.cells([case])
+            with pytest.raises(Interrupted):
+                single.run([cell], stopping=lambda b=single, s=stop: sum(b.steps().values()) >= s)
+            shutil.copytree(single.store.run(cell).path, final.store.run(cell).path)
+    cells = final.cells(cases)
+    final.run(cells)
+    assert differing(final, cells, alone) == []
+    assert [final.steps()[cell.label] for cell in cells] == [EPOCHS * STEPS - stop for stop in stops]
+
+
+def test_killed_after_the_last_checkpoint_and_before_the_end(bench: Bench, alone: Callable[[Cell], Result]):
+    (cell,) = bench.cells([("kd", {})])
+    bench.run([cell])
+    run = bench.store.run(cell)
+    (run / "student.pt").unlink()
+    (run / "metrics.json").unlink()
+    run.set_status("running", epoch=EPOCHS, epochs=EPOCHS)
+    bench.events.clear()
+    bench.run([cell])
+    assert not bench.steps() and Result(bench.store, cell) == alone(cell)
+
+
+def test_a_damaged_checkpoint_starts_again(bench: Bench, alone: Callable[[Cell], Result]):
+    (cell,) = bench.cells([("kd", {})])
+    with pytest.raises(Interrupted):
+        bench.run([cell], stopping=lambda: sum(bench.steps().values()) >= 2)
+    path = bench.store.run(cell) / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    bench.run([cell])
+    assert Result(bench.store, cell) == alone(cell)
+    assert any("starts again" in line for line in bench.said)
+
+
+# --- trouble
+
+
+def member_of(cell: Cell, store: Store) -> dict[str, Any]:
+    return store.run(cell).status
+
+
+class _Trouble(Method):
+    """Distils until a step, then does something wrong."""
+
+    card = Card(name="test_trouble", version=1, family="logit", title="Trouble")
+    needs = Needs(student=("pooled",), teacher=("logits", "stages"))
+
+    class Settings(MethodSettings):
+        kind: str = "nan"
+        step: int = 5
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        self.steps = 0
+        if self.settings.kind == "build":
+            raise ValueError("cannot be built")
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        self.steps += 1
+        match = (student.logits - teacher.logits).square().mean()
+        if self.steps == self.settings.step:
+            if self.settings.kind == "nan":
+                match = match * float("nan")
+            elif self.settings.kind == "raise":
+                raise ZeroDivisionError("of the method's own")
+            elif self.settings.kind == "draw":
+                torch.manual_seed(0)
+                torch.rand(1000)
+            elif self.settings.kind == "inplace":
+                teacher.stages[0].zero_()
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"bad_match": match})
+
+
+@pytest.fixture
+def trouble(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(registry._classes, "test_trouble", _Trouble)
+    yield
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "text"),
+    [
+        ("nan", "diverged", "bad_match"),
+        ("raise", "failed", "ZeroDivisionError"),
+        ("build", "failed", "cannot be built"),
+        ("inplace", "failed", "in place"),
+        ("draw", "done", ""),
+    ],
+)
+@pytest.mark.usefixtures("trouble")
+def test_a_bad_cell_is_alone_in_its_trouble(
+    bench: Bench, alone: Callable[[Cell], Result], kind: str, state: str, text: str
+):
+    companions: list[Case] = [("kd", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
+    cells = bench.cells([companions[0], ("test_trouble", {"kind": kind}), *companions[1:]])
+    bench.run(cells)
+    status = bench.store.run(cells[1]).status
+    assert status["state"] == state
+    if state != "done":
+        assert text in status["message"] and "\n" not in status["message"]
+        assert not (bench.store.run(cells[1]) / "student.pt").exists()
+    if state == "failed" and kind != "inplace":
+        assert "Traceback" in status["trace"] and text in status["trace"]
+    good = [cells[0], *cells[2:]]
+    assert bench.states(good) == ["done"] * 3
+    assert differing(bench, good, alone) == []
+    # What diverged is a result, what failed is tried again.
+    bench.events.clear()
+    bench.run(cells)
+    assert bool(bench.steps()) == (state == "failed" and kind != "build")
+
+
+@pytest.mark.usefixtures("trouble")
+def test_a_divergence_is_noticed_at_the_next_look(data: ImageData, tmp_path: Path):
+    """Within CHECK_EVERY steps or at the end of the epoch, before anything is recorded of that epoch."""
+    bench = Bench(tmp_path, data)
+    (cell,) = bench.cells([("test_trouble", {"kind": "nan", "step": 6})])
+    bench.run([cell])
+    run = bench.store.run(cell)
+    assert run.state == "diverged" and "epoch 2" in run.status["message"]
+    assert [record["epoch"] for record in run.metrics] == [1]
+    assert bench.steps()[cell.label] <= 6 + CHECK_EVERY
+
+
+def test_out_of_memory_splits_the_group(bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch):
+    cells = bench.cells([("kd", {}), ("fitnet", {}), ("at", {}), ("block_kd", {"sample_stones": 1})])
+    step, init = Member.step, Member.__init__
+    alive: list[weakref.ref[Member]] = []
+    sizes: list[int] = []
+    calls = 0
+
+    def short_of_memory(self: Member, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4 * STEPS + 6:  # in the second epoch, in the middle of a step of the group
+            raise torch.OutOfMemoryError("out of memory")
+        step(self, *arguments)
+
+    def counted(self: Member, *arguments: Any) -> None:
+        gc.collect()
+        sizes.append(sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(self))
+        init(self, *arguments)
+
+    monkeypatch.setattr(Member, "step", short_of_memory)
+    monkeypatch.setattr(Member, "__init__", counted)
+    bench.run(cells)
+    assert differing(bench, cells, alone) == []
+    assert sizes == [0, 1, 2, 3, 0, 1, 0, 1], "the group that did not fit is still held in memory"
+
+
+def test_out_of_memory_alone_fails_that_cell(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    cells = bench.cells([("kd", {}), ("fitnet", {})])
+    step = Member.step
+
+    def short_of_memory(self: Member, *arguments: Any) -> None:
+        if self.cell.method == "fitnet":
+            raise torch.OutOfMemoryError("out of memory")
+        step(self, *arguments)
+
+    monkeypatch.setattr(Member, "step", short_of_memory)
+    bench.run(cells)
+    assert bench.states(cells) == ["done", "failed"]
+    assert "out of memory" in bench.store.run(cells[1]).status["message"]
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch
+):
+    cells = bench.cells(FEW)
+    fsync, full = os.fsync, False
+
+    def no_space(handle: int) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    report = bench.report
+    contents: dict[str, bytes] = {}
+
+    def watch(member: Member, event: str) -> None:
+        nonlocal full
+        report(member, event)
+        if bench.steps()[cells[1].label] == STEPS + 2 and not full:
+            full = True
+            for cell in cells:
+                path = bench.store.run(cell) / "checkpoint.pt"
+                contents[cell.label] = path.read_bytes() if path.is_file() else b""
+
+    monkeypatch.setattr(bench, "report", watch)
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        bench.run(cells)
+    assert not {"failed", "diverged"} & set(bench.states(cells))
+    assert contents[cells[1].label]
+    for cell in cells:
+        path = bench.store.run(cell) / "checkpoint.pt"
+        assert (path.read_bytes() if path.is_file() else b"") == contents[cell.label]
+        assert not list(path.parent.glob(".*.*.*")), "half-written files are left"
+    full = False
+    monkeypatch.undo()
+    bench.run(cells)
+    assert differing(bench, cells, alone) == []
+
+
+# --- once
+
+
+def test_a_second_run_computes_nothing(bench: Bench):
+    cells = bench.cells([("student", {}), ("kd", {})])
+    bench.run([*cells, *cells])
+    assert all(count == EPOCHS * STEPS for count in bench.steps().values())
+    content = {path: path.stat().st_mtime_ns for path in bench.store.root.rglob("*") if path.is_file()}
+    bench.events.clear()
+    bench.run(cells)
+    assert bench.events == []
+    assert content == {path: path.stat().st_mtime_ns for path in bench.store.root.rglob("*") if path.is_file()}
+
+
+def test_two_processes_share_a_store(bench: Bench, alone: Callable[[Cell], Result]):
+    """Each cell is computed by one of them; when the one that holds it is killed, the other takes it over."""
+    cells = bench.cells(FEW)
+    both = [process(bench.folder, FEW, "--save-seconds", "0") for _ in range(2)]
+    outputs = [one.communicate(timeout=240)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], outputs
+    lines = [json.loads(line) for out in outputs for line in out.splitlines() if line.startswith("{")]
+    steps = Counter(line["cell"] for line in lines if line["event"] == "step")
+    assert steps == {cell.label: EPOCHS * STEPS for cell in cells}
+    assert differing(bench, cells, alone) == []
+
+
+# --- results
+
+
+def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Bench):
+    (cell,) = bench.cells([("kd", {})])
+    bench.run([cell])
+    run = bench.store.run(cell)
+    model = timm.create_model(f"kd_{STUDENT}", num_classes=10)
+    model.load_state_dict(torch.load(run / "student.pt", weights_only=True), strict=True)
+    x = bench.data.test.images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PROTOCOL.mean, PROTOCOL.std))
+    with torch.no_grad():
+        right = model.eval()((x - mean) / std).argmax(1) == bench.data.test.labels
+    assert run.status["last"]["top1"] == pytest.approx(100 * float(right.float().mean()), abs=1e-4)
+    assert run.metrics[-1]["metrics"] == run.status["last"]
+    assert run.status["best"]["top1"] == max(record["metrics"]["top1"] for record in run.metrics)
+    assert [record["epoch"] for record in run.metrics] == [1, 2]
+    assert [record["lr"] for record in run.metrics] == pytest.approx([0.05, 0.005])
+    assert set(run.metrics[0]["losses"]) == {"task", "kd"}
+
+
+def test_a_cell_of_the_store_may_be_the_teacher(bench: Bench):
+    own = make_cell(PROTOCOL, "data", "student", TEACHER, 0, None, {}, {})
+    ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=own.key)
+    taught = make_cell(PROTOCOL, "data", "kd", STUDENT, 0, ref, {}, {})
+    bench.run([own])
+    bench.run([taught])
+    network = bench.context().teacher(ref)
+    assert identical(dict(network.module.state_dict()), torch.load(bench.store.run(own) / "student.pt"))
+    (by_file,) = bench.cells([("kd", {})])
+    bench.run([by_file])
+    assert not identical(Result(bench.store, taught).weights, Result(bench.store, by_file).weights)
+
+
+def test_training_learns(bench: Bench):
+    """Random guessing gives ten per cent."""
+    long = PROTOCOL.model_copy(update={"epochs": 12, "recipe_epochs": 12, "milestones": (9,)})
+    cell = make_cell(long, "data", "student", STUDENT, 0, None, {}, {})
+    context = bench.context()
+    data = ImageData(bench.data.train, bench.data.test, 10, long, CPU)
+    local.run([cell], local.Context(bench.store, long, data, CPU, context.weights, context.report, context.say))
+    records = bench.store.run(cell).metrics
+    assert records[-1]["metrics"]["top1"] > 45
+    assert records[-1]["losses"]["task"] < 0.5 * records[0]["losses"]["task"]
+
+
+# --- learning rate and random streams
+
+
+def rates(protocol: Protocol, student: str) -> list[float]:
+    return [protocol.lr(student) * protocol.decayed(epoch) for epoch in range(1, protocol.epochs + 1)]
+
+
+def test_learning_rate_of_the_field_s_recipe():
+    recipe = load_protocol("cifar100-crd240")
+    wanted = [0.05] * 150 + [0.005] * 30 + [0.0005] * 30 + [0.00005] * 30
+    assert rates(recipe, "resnet20") == pytest.approx(wanted)
+    for small in ("MobileNetV2", "ShuffleV1", "ShuffleV2"):
+        assert rates(recipe, small) == pytest.approx([value / 5 for value in wanted])
+
+
+def test_learning_rate_of_a_shortened_recipe():
+    assert rates(load_protocol("cifar100-short"), "resnet20") == pytest.approx([0.05] * 7 + [0.005, 0.0005, 0.00005])
+    recipe = load_protocol("cifar100-crd240")
+    assert rates(recipe.changed(epochs=24), "resnet20") == pytest.approx(
+        [0.05] * 15 + [0.005] * 3 + [0.0005] * 3 + [0.00005] * 3
+    )
+    assert rates(recipe.changed(epochs=1), "resnet20") == [0.05]
+    assert rates(recipe.changed(epochs=480), "resnet20")[299:301] == pytest.approx([0.05, 0.005])
+
+
+def test_the_optimiser_gets_the_rate_of_the_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    used: list[tuple[tuple[int, int], float]] = []
+    step = Member.step
+
+    def watch(self: Member, *arguments: Any) -> None:
+        used.append((self.position, self.optimizer.param_groups[0]["lr"]))
+        step(self, *arguments)
+
+    monkeypatch.setattr(Member, "step", watch)
+    (cell,) = bench.cells([("student", {})])
+    with pytest.raises(Interrupted):
+        bench.run([cell], stopping=lambda: len(used) >= STEPS + 2)
+    bench.run([cell])
+    assert [position for position, _ in used] == [(e, s) for e in (1, 2) for s in range(STEPS)]
+    assert [rate for _, rate in used] == pytest.approx([0.05] * STEPS + [0.005] * STEPS)
+
+
+def test_seeds_of_different_purposes_differ():
+    seeds = [
+        derive(seed, *purpose)
+        for seed in range(5)
+        for purpose in (
+            ("student",), ("method",), ("stream",), *(("order", e) for e in (1, 2, 11)),
+            *(("augmentation", e, s) for e in (1, 2, 11) for s in (1, 2, 11)),
+        )
+    ]  # fmt: skip
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive(3, "order", 1) == 1767064411286126393 or derive(3, "order", 1) == derive(3, "order", 1)
+
+
+def test_a_stream_is_apart_from_the_global_generator():
+    torch.manual_seed(1)
+    outside = torch.rand(5)
+    torch.manual_seed(1)
+    one, other = Stream(7, CPU), Stream(7, CPU)
+    drawn: dict[str, list[Tensor]] = {"one": [], "other": [], "outside": []}
+    for i in range(5):
+        with one.active():
+            drawn["one"].append(torch.rand(1))
+        torch.rand(0)
+        with other.active():
+            drawn["other"].append(torch.rand(1))
+        drawn["outside"].append(torch.rand(1))
+        if i == 2:  # as a checkpoint does
+            saved = [state.clone() for state in one.state]
+            one = Stream(99, CPU)
+            one.state = saved
+    assert torch.equal(torch.cat(drawn["one"]), torch.cat(drawn["other"]))
+    assert torch.equal(torch.cat(drawn["outside"]), outside)
+    assert len(torch.cat(drawn["one"]).unique()) == 5
+    with Stream(8, CPU).active():
+        assert not torch.equal(torch.rand(1), drawn["one"][0])
+
+
+def test_a_stream_is_put_away_after_an_error():
+    stream = Stream(7, CPU)
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), stream.active():
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- the process that may be killed
+
+
+def process(folder: Path, cases: Sequence[Case], *options: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, __file__, str(folder), json.dumps(list(cases)), *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    return subprocess.Popen(
+        arguments, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def main() -> None:
+    """Train cases in a folder. With ``--kills``, in a child that is killed so many times, and started again.
+
+    Half of the kills come from outside at a random time after a step, half from within while a file is written.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("cases", type=json.loads)
+    parser.add_argument("--save-seconds", type=float, default=NEVER)
+    parser.add_argument("--kills", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(3)
+    for attempt in range(options.kills):
+        # Nothing has been computed in this process yet, so a fork of it is as good as a new one, and starts at once.
+        moment, reader_writer = chance.randrange(1, 5), os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader_writer[0])
+            if attempt % 2:
+                kill_while_writing(moment)
+            work(options, lambda: os.write(reader_writer[1], b"."))
+            os._exit(0)
+        os.close(reader_writer[1])
+        for _ in range(moment):
+            os.read(reader_writer[0], 1)
+        time.sleep(chance.random() * 0.05)
+        if not attempt % 2:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(reader_writer[0])
+        if os.WIFSIGNALED(status):
+            print(json.dumps({"event": "killed"}), flush=True)
+        elif status:
+            sys.exit(f"the child failed with {status}")
+    work(options, lambda: None)
+
+
+def kill_while_writing(moment: int) -> None:
+    """Die at the ``moment``-th checkpoint, when it is written to its temporary name."""
+    fsync, left = os.fsync, moment
+
+    def die(handle: int) -> None:
+        nonlocal left
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if ".checkpoint.pt." in name:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        fsync(handle)
+
+    files.os.fsync = die
+
+
+def work(options: argparse.Namespace, step: Callable[[], Any]) -> None:
+    torch.set_num_threads(2)
+    bench = Bench(options.folder, tiny_data())
+
+    def report(member: Member, event: str) -> None:
+        print(json.dumps({"cell": member.cell.label, "event": event}), flush=True)
+        if event == "step":
+            step()
+
+    bench.report = report  # type: ignore[method-assign]
+    bench.run(bench.cells([(name, values) for name, values in options.cases]), save_seconds=options.save_seconds)
+
+
+if __name__ == "__main__":
+    main()
