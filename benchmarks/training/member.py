@@ -61,6 +61,11 @@ class Member:
             weight_decay=optimizer.weight_decay,
             fused=True,
         )
+        # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
+        # later (a stone that was not drawn); a momentum of zero is the same as none.
+        if optimizer.momentum:
+            for parameter in self.optimizer.param_groups[0]["params"]:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.position = (1, 0)  # the epoch and step that come next
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
