@@ -180,11 +180,6 @@ def test_csv_holds_every_figure() -> None:
     assert lines["teacher"]["gap"] == "-0.0100"
 
 
-def test_extra_figures_reach_the_csv() -> None:
-    runs = (Run(0, "done", 70.0, 70.0, {"stone1": 60.0}), Run(1, "done", 70.0, 70.0, {"stone1": 62.0}))
-    assert lines_of(make_table(kd=runs))["kd"]["extra.stone1"] == "61.0000"
-
-
 def test_a_table_in_which_nothing_ran() -> None:
     text = report.render(empty_table())
     assert "No run of this table has finished yet" in text[".tex"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from statistics import fmean
 
 from benchmarks.report.model import CostTable, Published, Table
 from benchmarks.report.statistics import finished, gap, ranks, summarise, teacher_gap
@@ -26,8 +25,6 @@ def render(table: Table) -> str:
             entry = row.entries.get(column.key)
             summary, published = summarise(entry), entry.published if entry else None
             done = [run for run in (entry.runs if entry else ()) if finished(run)]
-            names = {name for run in done for name in run.extra}
-            extra = {f"extra.{name}": fmean(run.extra[name] for run in done if name in run.extra) for name in names}
             lines.append({
                 "row": row.key, "title": row.title, "family": row.family, "pair": column.key,
                 "teacher": column.teacher, "student": column.student, "value": summary.mean(table.epoch_rule),
@@ -38,7 +35,7 @@ def render(table: Table) -> str:
                 "values_last": " ".join(_text(run.last) for run in done),
                 "values_best": " ".join(_text(run.best) for run in done),
                 "our_choice": "; ".join(row.our_choice),
-            } | _published(published, gap(summary, published)) | extra)  # fmt: skip
+            } | _published(published, gap(summary, published)))  # fmt: skip
     return _write(_HEADER, lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["done", "diverged", "failed", "missing"]
@@ -21,7 +21,6 @@ class Run:
     status: Status
     last: float | None = None
     best: float | None = None
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
