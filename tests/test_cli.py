@@ -177,7 +177,7 @@ def test_bad_input_ends_the_process_with_2(arguments: tuple[str, ...]) -> None:
         ("[0]", "zero", "line 6: presets.demo.seeds"),
         ("resnet14-resnet8", "resnet14", "line 3: pairs: 'resnet14' is not of the form teacher-student"),
         ("digits-demo", "digits-demoo", "unknown protocol 'digits-demoo'; did you mean digits-demo"),
-        ("digits-demo", "absent.yaml", "unknown protocol 'absent.yaml'"),
+        ("digits-demo", "absent.yaml", "absent.yaml'; known: cifar100-crd240"),
         ("resnet14-resnet8", "resnet14-resnet9", "unknown network 'resnet9'; did you mean resnet8"),
     ],
 )
