@@ -26,7 +26,7 @@ class Run:
 
     cell.json         the cell's identity and label
     environment.json  versions, hardware, commit and date of every process that worked on it, with its first epoch
-    status.json       state (running, interrupted, done, diverged, failed), message, last finished epoch
+    status.json       state (running, interrupted, done, diverged, failed), message, epoch
     metrics.json      one record per epoch: accuracy, losses, seconds, learning rate
     checkpoint.pt     everything that training needs to go on to the same bits
     student.pt        the deployed network as a plain state dict

@@ -141,7 +141,8 @@ class ImageData:
                     ranked = logits.topk(k, dim=1).indices == labels[:, None]
                     counts = torch.stack([ranked[:, 0].sum(), ranked.any(1).sum()])
                     hits[name] = hits.get(name, 0) + counts
-        percent = {name: (100 * counts / len(self.test.labels)).tolist() for name, counts in hits.items()}
+        size = len(self.test.labels)
+        percent = {name: [100 * count / size for count in counts.tolist()] for name, counts in hits.items()}
         return {name: {"top1": values[0], "top5": values[1]} for name, values in percent.items()}
 
 
