@@ -81,6 +81,7 @@ class Cell:
         return f"{self.method}/{source}{self.student}/s{self.seed}"
 
     def group(self) -> str:
-        """Cells with the same group share one pass of the teacher over the same batches."""
+        """Cells of one group share the teacher's pass over the same batches; their optimisers may differ."""
         teacher = self.teacher.identity() if self.teacher else None
-        return digest([self.task, self.data, self.protocol, teacher, self.seed])
+        shared = {key: value for key, value in self.protocol.items() if key != "optimizer"}
+        return digest([self.task, self.data, shared, teacher, self.seed])

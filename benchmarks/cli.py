@@ -40,6 +40,10 @@ epochs = click.option("--epochs", type=int, help="Another length; milestones and
 holdout = click.option(
     "--holdout", type=click.IntRange(min=0), help="Test on N held-out training images (5000 for 45k/5k)."
 )
+settings = click.option(
+    "--settings", type=click.Choice(["published", "uniform"]), default="published", show_default=True,
+    help="Settings per pair as published, or each method's defaults on all pairs.",
+)  # fmt: skip
 
 
 class Commands(click.Group):
@@ -77,6 +81,7 @@ def cli() -> None:
 @click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
 @epochs
 @holdout
+@settings
 @click.option("--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
 @device
 @data_root
@@ -100,15 +105,18 @@ def run_table(**arguments: Any) -> None:
 @preset
 @epochs
 @holdout
+@settings
 @output
-def render(table: str, preset: str, epochs: int | None, holdout: int | None, output: Path) -> None:
+def render(table: str, preset: str, epochs: int | None, holdout: int | None, settings: str, output: Path) -> None:
     """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
     from . import manifest
     from .spec import load_protocol, load_table, stem
 
     spec = load_table(table)
     usual = load_protocol(spec.preset(preset).protocol)
-    files, text = manifest.render(output, stem(spec.name, preset, usual, usual.changed(epochs, holdout)))
+    files, text = manifest.render(
+        output, stem(spec.name, preset, usual, usual.changed(epochs, holdout), settings == "uniform")
+    )
     click.echo(text)
     for file in files:
         click.echo(file)
@@ -133,18 +141,27 @@ def list_everything() -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["table", "protocol", "method"]))
-@click.argument("name")
+@click.argument("kind", type=click.Choice(["table", "protocol", "method", "methods"]))
+@click.argument("name", default="")
+@click.option("--pair", help="With a method: its extra parameters on this pair, teacher-student.")
 @plugin
-def show(kind: str, name: str, plugins: Sequence[Path]) -> None:
-    """Everything about a table, a protocol or a method."""
+def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> None:
+    """Everything about a table, a protocol or a method; `methods` is the page of all methods."""
     from . import show as views
 
     if plugins:
         from . import plugins as loader
 
         loader.load(plugins)
-    click.echo({"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name))
+    if (kind == "methods") == bool(name):
+        raise UserError(f"show {kind} takes {'no' if name else 'a'} name")
+    if kind == "methods":
+        click.echo(views.methods_page())
+        return
+    text = {"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name)
+    if pair and kind == "method":
+        text += f"\n\n{views.parameters(name, pair)}"
+    click.echo(text)
 
 
 @cli.group()
@@ -277,7 +294,7 @@ def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
 
 def _prepare(
     table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
-    holdout: int | None, overrides: Sequence[str], device: str, data_root: Path, checkpoints: Path,
+    holdout: int | None, settings: str, overrides: Sequence[str], device: str, data_root: Path, checkpoints: Path,
     output: Path, plugins: Sequence[Path], dry_run: bool, no_cost: bool, any_teacher: bool,
 ) -> tuple[Request, Options]:  # fmt: skip
     from .spec import load_protocol, load_table
@@ -291,7 +308,7 @@ def _prepare(
 
     request = Request(
         table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
-        holdout=holdout, overrides=tuple(overrides), data_root=data_root,
+        holdout=holdout, uniform=settings == "uniform", overrides=tuple(overrides), data_root=data_root,
         plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
     options = Options(

@@ -22,7 +22,7 @@ from .files import digest, read_json, write_json
 from .plan import Plan, Request, make, student_cell
 from .profiling import cost_key, measure
 from .progress import Reporter, duration
-from .spec import METRICS, Protocol, load_protocol, pair_settings
+from .spec import METRICS, Protocol, Row, load_protocol, merged, pair_settings
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
@@ -54,7 +54,7 @@ def reproduce(request: Request, options: Options) -> str:
     store, zoo = Store(options.output), Zoo(options.checkpoints)
     plan = make(request, zoo)
     cells = list({cell.key: cell for cell in plan.cells.values()}.values())
-    todo = [cell for cell in [*plan.training, *cells] if store.run(cell).state not in ("done", "diverged")]
+    todo = [cell for cell in [*plan.training, *cells] if not store.run(cell).ended]
     if options.dry_run or (todo and plan.preset == "paper"):
         _print_plan(plan, todo, request, options)
     if options.dry_run:
@@ -73,7 +73,8 @@ def reproduce(request: Request, options: Options) -> str:
         measure_costs(plan, store, request, options)
         files, text = manifest.render(options.output, plan.stem)
     for cell in [*plan.training, *cells]:
-        if (status := store.run(cell).status)["state"] in ("failed", "diverged"):
+        status = store.run(cell).status
+        if status["state"] in ("failed", "diverged"):
             options.say(f"{cell.label}  {status['state'].upper()}: {status['message']}")
     options.say(f"{plan.table.name}: " + ", ".join(str(file) for file in files if file.suffix == ".tex"))
     return text
@@ -217,7 +218,11 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
     """Measure each row in each column alone, in a fresh process, once per machine."""
     machine = environment.machine(options.device)
     wanted = {cost_key(cell, machine): cell for cell in plan.cells.values()}
-    missing = {key: cell for key, cell in wanted.items() if not store.cost(key).is_file()}
+    missing = {
+        key: cell
+        for key, cell in wanted.items()
+        if not store.cost(key).is_file() and store.run(cell).state != "refused"
+    }
     if missing:
         options.say(f"measuring the cost of {len(missing)} rows alone")
     with stop_signals() as stopping:
@@ -226,7 +231,7 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
                 raise Interrupted
             try:
                 cost = measure(cell, plan.protocol, request.data_root, options.device, request.plugin_files)
-            except UserError as error:  # a method that does not apply to the pair, say; its row stays without a cost
+            except UserError as error:  # its row stays without a cost
                 options.say(str(error))
                 continue
             facts = {**environment.describe(options.device), "date": today()}
@@ -237,6 +242,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
     """The plan as the table's manifest."""
     machine = environment.machine(options.device)
     cards = {row.id: registry.card(row.method) for row in plan.rows}
+    rows = {row.id: row for row in plan.rows}
     first = plan.seeds[0]
 
     def teacher(network: str) -> dict[str, Any] | None:
@@ -262,7 +268,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         "protocol_lines": list(plan.protocol.lines(students=())),
         "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
-        "notes": [*plan.notes, *_holdout_note(plan)],
+        "notes": [*plan.notes, *_uniform_note(plan), *_holdout_note(plan)],
         "data": next(iter(plan.cells.values())).data,
         "row_order": [row.id for row in plan.table.methods],
         "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
@@ -282,6 +288,8 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "method": row.method,
                 "title": row.title or cards[row.id].title,
                 "family": cards[row.id].family,
+                "published": row.published or row.method,
+                "optimizer": plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",
                 "our_choice": _our_choice(row.id, plan),
                 "defaults": registry.settings(row.method).model_dump(mode="json"),
             }
@@ -294,7 +302,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "seed": s,
                 "key": cell.key,
                 "settings": cell.settings,
-                "published_settings": _has_published_settings(cell, c, plan.protocol.recipe),
+                "published_settings": _has_published_settings(cell, c, rows[r], plan.protocol.recipe),
                 "taught": cell.teacher is not None,
                 "data": cell.data,
             }
@@ -315,16 +323,25 @@ def _holdout_note(plan: Plan) -> list[str]:
     return [f"the teacher files {', '.join(files)} were trained on the held-out images too"]
 
 
-def _has_published_settings(cell: Cell, pair: str, recipe: str) -> bool:
+def _uniform_note(plan: Plan) -> list[str]:
+    return ["every method runs with its default settings on every pair"] * plan.uniform
+
+
+def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> bool:
     """Whether a cell runs with what is published for its method and pair, and so may be compared."""
-    usual = registry.settings(cell.method, dict(pair_settings(cell.method, pair, recipe)))
+    if row.optimizer and not row.published:
+        return False
+    # A row that says which published one it repeats brings that one's settings along.
+    values = merged(pair_settings(cell.method, pair, recipe), row.settings if row.published else {})
+    usual = registry.settings(cell.method, values)
     return cell.settings == usual.model_dump(mode="json")
 
 
 def _our_choice(row: str, plan: Plan) -> list[str]:
     """The settings that no source gives, with their values."""
     cell = plan.cells[row, plan.pairs[0].id, plan.seeds[0]]
-    return [f"{key} {cell.settings[key]}" for key in registry.card(cell.method).our_choice]
+    settings = manifest.flat(cell.settings)
+    return [f"{key} {settings[key]}" for key in registry.card(cell.method).our_choice]
 
 
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_methods.errors import UserError
+
 from .cell import Cell
 from .plan import Plan
 from .profiling import Bench, endless
@@ -54,6 +56,7 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     steps = protocol.epochs * steps_per_epoch(task.samples(data_root), protocol)
     scale = protocol.batch_size / SMALL_BATCH
 
+    longer: dict[str, float] = {}
     work: dict[str, Work] = {}
     rates: dict[tuple[str, str], float] = {}
     operations: dict[str, float] = {}
@@ -61,9 +64,16 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     for cell in {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values():
         kind = _kind(cell)
         if kind not in work:
-            work[kind] = _count(Bench(cell, small, small_data), small_data, scale)
-        operations[cell.key] = steps * (work[kind].teacher + work[kind].own)
-        if cell.key in todo:
+            try:
+                bench = Bench(cell, small, small_data)
+            except UserError:  # the method is not for this pair: a cell that costs nothing
+                work[kind], longer[kind] = Work(0.0, 0.0), 1.0
+            else:
+                work[kind] = _count(bench, small_data, scale)
+                # A step of a first phase costs about as much as one of the training proper.
+                longer[kind] = (protocol.epochs + 1 - bench.member.first_epoch) / protocol.epochs
+        operations[cell.key] = steps * longer[kind] * (work[kind].teacher + work[kind].own)
+        if cell.key in todo and operations[cell.key]:
             groups[cell.group()].append(cell)
 
     seconds = 0.0
@@ -73,8 +83,9 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
             timed = Bench(members[0], protocol, data).seconds(warm_up=1, timed=3)
             counted = work[_kind(members[0])]
             rates[pair] = timed / (counted.teacher + counted.own)
-        counts = [work[_kind(cell)] for cell in members]
-        seconds += steps * rates[pair] * (max(c.teacher for c in counts) + sum(c.own for c in counts))
+        kinds = [_kind(cell) for cell in members]
+        own = sum(work[kind].own * longer[kind] for kind in kinds)
+        seconds += steps * rates[pair] * (max(work[kind].teacher * longer[kind] for kind in kinds) + own)
     return Estimate(operations, seconds)
 
 

@@ -61,7 +61,9 @@ def read_json(path: Path) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, the next run writes it again") from None
+        raise UserError(
+            f"{path} is damaged ({error}); mend or delete it; what the suite wrote, the next run writes again"
+        ) from None
 
 
 def sha256_file(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,11 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     for planned in manifest["cells"]:
         run = store.run(planned["key"])
         status = run.status
-        state: Any = status["state"] if status["state"] in ("done", "diverged", "failed") else "missing"
+        state: Any = status["state"] if status["state"] in ("done", "diverged", "failed", "refused") else "missing"
         metric = manifest["metric"]
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(
-            report.Run(planned["seed"], state, **figures)
+            report.Run(planned["seed"], state, **figures, message=status["message"] if state == "refused" else "")
         )
         if state == "done":
             facts += run.environments
@@ -126,7 +127,9 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
             entries={
                 column["key"]: report.Entry(
                     tuple(sorted(entries.get(row["key"], {}).get(column["key"], []), key=lambda run: run.seed)),
-                    _published(manifest, row["method"], column, usual[row["key"], column["key"]]),
+                    _published(
+                        manifest, row.get("published") or row["method"], column, usual[row["key"], column["key"]]
+                    ),
                 )
                 for column in manifest["columns"]
             },
@@ -162,7 +165,7 @@ def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> repor
     rows = tuple(
         report.CostRow(row.key, row.title, row.family, measured[row.key]) for row in table.rows if row.key in measured
     )
-    return report.CostTable(table.name, table.title, table.columns, rows, (), _provenance(facts))
+    return report.CostTable(table.name, table.title, table.columns, rows, _provenance(facts))
 
 
 def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.Column:
@@ -193,14 +196,27 @@ def _rates(manifest: Manifest) -> list[str]:
 
 def _settings_note(row: dict[str, Any], manifest: Manifest) -> str:
     """Settings of a row that differ from the method's defaults, by column where they differ between columns."""
-    used = {cell["column"]: cell["settings"] for cell in manifest["cells"] if cell["row"] == row["key"]}
+    used = {cell["column"]: flat(cell["settings"]) for cell in manifest["cells"] if cell["row"] == row["key"]}
+    defaults = flat(row["defaults"])
     changed: dict[str, list[str]] = defaultdict(list)
     for column, settings in sorted(used.items()):
-        if differing := ", ".join(f"{k} {v}" for k, v in settings.items() if v != row["defaults"].get(k)):
+        if differing := ", ".join(f"{k} {v}" for k, v in settings.items() if v != defaults.get(k)):
             changed[differing].append(column)
+    texts = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
     if [len(columns) for columns in changed.values()] == [len(used)]:
-        return next(iter(changed))
-    return "; ".join(f"{text} for {', '.join(columns)}" for text, columns in changed.items())
+        texts = list(changed)
+    if optimizer := row.get("optimizer"):
+        texts = [optimizer, *texts]
+    return "; ".join(texts)
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of a combination's parts as ``part.key``."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = flat(value) if isinstance(value, dict) else None
+        found |= {key: value} if inner is None else {f"{key}.{name}": x for name, x in inner.items()}
+    return found
 
 
 def _published(

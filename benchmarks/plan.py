@@ -14,7 +14,19 @@ from kd_methods.errors import UserError, unknown
 
 from . import networks
 from .cell import Cell, TeacherRef
-from .spec import ROOT, Pair, Protocol, Row, TableSpec, load_protocol, load_table, pair_settings, stem
+from .spec import (
+    ROOT,
+    Pair,
+    Protocol,
+    Row,
+    TableSpec,
+    load_protocol,
+    load_table,
+    merged,
+    pair_settings,
+    protocol_names,
+    stem,
+)
 from .tasks import get_task
 from .teachers import Zoo
 from .weights import load_weights, weights_digest
@@ -22,7 +34,7 @@ from .weights import load_weights, weights_digest
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for."""
+    """What the user asked for; ``uniform``: no settings per pair, each method's defaults everywhere."""
 
     table: str
     preset: str = "paper"
@@ -31,6 +43,7 @@ class Request:
     seeds: tuple[int, ...] = ()
     epochs: int | None = None
     holdout: int | None = None
+    uniform: bool = False
     overrides: tuple[str, ...] = ()
     data_root: Path = ROOT / "data"
     plugins: Mapping[str, str] = field(default_factory=dict)
@@ -57,12 +70,13 @@ class Plan:
     teachers: Mapping[str, TeacherRef]
     training: tuple[Cell, ...]
     notes: tuple[str, ...]
+    uniform: bool = False
 
     @property
     def stem(self) -> str:
         """Folder of this plan's table."""
         usual = load_protocol(self.table.preset(self.preset).protocol)
-        return stem(self.table.name, self.preset, usual, self.protocol)
+        return stem(self.table.name, self.preset, usual, self.protocol, self.uniform)
 
 
 def make(request: Request, zoo: Zoo) -> Plan:
@@ -82,6 +96,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     pairs = _pairs(request.pairs, preset.pairs)
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
     overrides = _overrides(request.overrides, rows)
+    _check_views(rows, protocol)
 
     task = get_task(protocol.task)
     fingerprint = task.fingerprint(request.data_root)
@@ -103,12 +118,19 @@ def make(request: Request, zoo: Zoo) -> Plan:
     cells = {}
     for row in rows:
         for pair in pairs:
-            published = pair_settings(row.method, pair.id, protocol.recipe)
-            values = {**published, **row.settings, **overrides.get(row.id, {})}
+            published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
+            values = merged(merged(published, row.settings), overrides.get(row.id, {}))
             teacher = teachers[pair.teacher] if row in taught else None
             for seed in seeds:
                 cells[row.id, pair.id, seed] = make_cell(
-                    protocol, fingerprint, row.method, pair.student, seed, teacher, values, request.plugins
+                    protocol.with_optimizer(row.optimizer),
+                    fingerprint,
+                    row.method,
+                    pair.student,
+                    seed,
+                    teacher,
+                    values,
+                    request.plugins,
                 )
     return Plan(
         table,
@@ -122,6 +144,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
         teachers,
         tuple(training),
         preset.notes,
+        request.uniform,
     )
 
 
@@ -151,13 +174,28 @@ def make_cell(
         seed=seed,
         teacher=teacher,
         versions=versions,
-        plugins={name: digest for name, digest in plugins.items() if name in {*versions, f"method:{method}"}},
+        plugins={
+            name: digest
+            for name, digest in plugins.items()
+            if name in {*versions, *(f"method:{part}" for part in registry.parts(method))}
+        },
     )
 
 
 def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
     """The cell that trains a network as a teacher: without one of its own, with seed 0, which serves all seeds."""
     return make_cell(protocol, get_task(protocol.task).fingerprint(data_root), "student", network, 0, None, {}, plugins)
+
+
+def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:
+    for row in rows:
+        if registry.get(row.method).needs.views > protocol.views:
+            others = [other for name in protocol_names() if (other := load_protocol(name)).views > 1]
+            fitting = [other.name for other in others if other.task == protocol.task] or [o.name for o in others]
+            raise UserError(
+                f"method '{row.method}' needs two views of each image and protocol {protocol.name} gives one; "
+                f"run it in a table under {' or '.join(fitting)}, or leave it out with --methods"
+            )
 
 
 def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
@@ -191,13 +229,18 @@ def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str,
     overrides: dict[str, dict[str, Any]] = {}
     for text in texts:
         path, equals, value = text.partition("=")
-        name, dot, key = path.rpartition(".")
-        if not (equals and dot and key):
+        row = max((row for row in rows if path.startswith(f"{row.id}.")), key=lambda row: len(row.id), default=None)
+        if not (equals and "." in path.strip(".")):
             raise UserError(f"--set {text}: write METHOD.key=value, for example kd.temperature=2")
-        if name not in {row.id for row in rows}:
-            raise unknown("method in --set", name, (row.id for row in rows))
+        if row is None:
+            raise unknown("method in --set", path.rpartition(".")[0], (row.id for row in rows))
+        key = path.removeprefix(f"{row.id}.")
         try:
-            overrides.setdefault(name, {})[key] = yaml.safe_load(value)
+            read: Any = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: '{value}' is not a value") from None
+        # A combination's settings lie under the names of its parts: crd+kd.kd.temperature=2.
+        part = next((part for part in row.method.split("+") if "+" in row.method and key.startswith(f"{part}.")), None)
+        change = {part: {key.removeprefix(f"{part}."): read}} if part else {key: read}
+        overrides[row.id] = merged(overrides.get(row.id, {}), change)
     return overrides

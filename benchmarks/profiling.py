@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kd_methods.contract import Outputs
 from kd_methods.errors import UserError
@@ -23,7 +22,7 @@ from . import plugins
 from .cell import Cell
 from .environment import device as choose
 from .files import digest
-from .networks import NetworkView
+from .networks import NetworkView, count
 from .spec import Protocol
 from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
@@ -66,7 +65,8 @@ class Bench:
     def step(self) -> None:
         """One training step as the loop makes it, the fetching of the batch included."""
         batch = next(self._batches)
-        self.member.step(batch.student(), self.teach(batch), (1, 0), protocol_progress(self.protocol, 1))
+        inputs = batch.student(self.member.needs.views)
+        self.member.step(inputs, self.teach(batch), (1, 0), protocol_progress(self.protocol, 1))
 
     def teach(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
@@ -143,24 +143,19 @@ def _figures(
         bench = Bench(cell, protocol, data)
         seconds = bench.seconds(WARM_UP, TIMED)
     member = bench.member
-    plain = parameters(data.build(cell.student).module)
-    deployed = parameters(member.deployed)
-    trained = {id(p): p.numel() for p in [*member.student.parameters(), *member.method.parameters()]}
+    plain = count(data.build(cell.student).module.parameters())
+    deployed = count(member.deployed.parameters())
+    trained = count([*member.student.parameters(), *member.method.parameters()])
     return {
         "images_per_second": protocol.batch_size / seconds,
         "peak_memory_bytes": memory["bytes"],
         "memory_kind": memory["kind"],
-        "extra_train_params": sum(trained.values()) - plain,
+        "extra_train_params": trained - plain,
         "extra_inference_params": deployed - plain,
         "batch_size": protocol.batch_size,
         "device": device,
         "steps": TIMED,
     }
-
-
-def parameters(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextmanager

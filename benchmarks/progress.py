@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -37,7 +38,9 @@ class Reporter:
 
     def __init__(self, cells: int, protocol: Protocol, samples: int, metric: str) -> None:
         self.protocol, self.metric = protocol, metric
-        self.total = cells * protocol.epochs * steps_per_epoch(samples, protocol)
+        self.steps_per_epoch = steps_per_epoch(samples, protocol)
+        self.total = cells * protocol.epochs * self.steps_per_epoch
+        self.longer: set[Path] = set()  # runs with first phases, once they are known
         self.cells, self.ended, self.steps = cells, 0, 0
         self.started = self.spoke = time.monotonic()
         self.console = Console(stderr=True)
@@ -79,6 +82,9 @@ class Reporter:
 
     def _step(self, member: Member) -> None:
         self.steps += 1
+        if member.first_epoch < 1 and member.run.path not in self.longer:
+            self.longer.add(member.run.path)
+            self.total += (1 - member.first_epoch) * self.steps_per_epoch
         if self.live:
             self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
         elif time.monotonic() - self.spoke > EVERY:
@@ -88,12 +94,13 @@ class Reporter:
     def _epoch(self, member: Member) -> None:
         record = member.records[-1]
         losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
-        facts = f"{self.metric} {record['metrics'][self.metric]:.2f}  {losses}"
+        figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
+        facts = f"{figures}  {losses}"
         if self.live:
             label = member.cell.label
             if label not in self.tasks:
                 self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
-            self.live.update(self.tasks[label], completed=record["epoch"], facts=facts)
+            self.live.update(self.tasks[label], completed=max(record["epoch"], 0), facts=facts)
         elif time.monotonic() - self.spoke > EVERY:
             self.say(f"  {member.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kd_methods.errors import UserError, unknown
+from kd_methods.registry import index
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tables"
@@ -26,20 +27,39 @@ class Strict(BaseModel):
 
 
 class Optimizer(Strict):
-    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes have it."""
+    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes have it.
 
-    name: Literal["sgd"] = "sgd"
+    ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum + delta.
+    """
+
+    name: Literal["sgd", "dot"] = "sgd"
     lr: float = Field(gt=0)
-    momentum: float = 0.9
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = 0.0
+    delta: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Optimizer:
+        if self.name == "sgd" and self.delta:
+            raise ValueError("delta is a setting of the optimiser dot")
+        if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
+            raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
+        return self
+
+    def line(self) -> str:
+        """In words, without the learning rate."""
+        kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}[self.name]
+        nesterov = " (Nesterov)" if self.nesterov else ""
+        return f"{kind}, momentum {self.momentum:g}{nesterov}, weight decay {self.weight_decay:g}"
 
 
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
     ``recipe_epochs`` is the length that the recipe was written for; milestones and the methods' warm-ups are in its
-    epochs, and a run with another ``epochs`` passes through them in proportion.
+    epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
+    of each image is made for the methods that want one, on top of crop and flip.
     """
 
     name: str
@@ -59,6 +79,7 @@ class Protocol(Strict):
     decay: float = 0.1
     crop_padding: int = 0
     flip: bool = False
+    second_view: Literal["", "randaugment"] = ""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     holdout: int = Field(default=0, ge=0)
@@ -86,6 +107,21 @@ class Protocol(Strict):
         passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
         return self.decay**passed
 
+    @property
+    def views(self) -> int:
+        """How many views of each image a method can have."""
+        return 2 if self.second_view else 1
+
+    def epochs_of(self, recipe_epochs: float) -> int:
+        """How many epochs of this run, one at least, stand for that many of the recipe."""
+        return max(1, round(recipe_epochs * self.epochs / self.recipe_epochs))
+
+    def with_optimizer(self, changes: Mapping[str, Any]) -> Protocol:
+        """This protocol with some of the optimiser's settings changed."""
+        if not changes:
+            return self
+        return self.model_copy(update={"optimizer": Optimizer(**{**self.optimizer.model_dump(), **changes})})
+
     def recipe_epoch(self, epoch: float) -> float:
         """Where ``epoch`` of this run lies in the recipe's own epochs."""
         return epoch * self.recipe_epochs / self.epochs
@@ -111,12 +147,11 @@ class Protocol(Strict):
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
         crop = f"random crop with padding {self.crop_padding}" if self.crop_padding else "no crop"
+        second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
         return (
             f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}",
-            f"SGD, momentum {self.optimizer.momentum:g}{' (Nesterov)' if self.optimizer.nesterov else ''}, "
-            f"weight decay {self.optimizer.weight_decay:g}, {rates}"
-            + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
-            f"{crop}{', horizontal flip' if self.flip else ''}, fp32",
+            f"{self.optimizer.line()}, {rates}" + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
+            f"{crop}{', horizontal flip' if self.flip else ''}{second}, fp32",
         )
 
 
@@ -133,12 +168,26 @@ class Pair(Strict):
 
 
 class Row(Strict):
-    """A method as a row; ``id`` differs from ``method`` where a table shows a method twice."""
+    """A method as a row; ``id`` differs from ``method`` where a table shows a method twice.
+
+    ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
+    that this one repeats, where that is not the method's own.
+    """
 
     id: str
     method: str
     title: str = ""
     settings: dict[str, Any] = {}
+    optimizer: dict[str, Any] = {}
+    published: str = ""
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "lr" in value:
+            raise ValueError("the learning rate belongs to the protocol")
+        Optimizer(**{"lr": 1.0, **value})
+        return value
 
 
 class Preset(Strict):
@@ -218,10 +267,14 @@ def _read_pairs(value: Any) -> Any:
 
 
 def _read_rows(value: Any) -> Any:
-    """Methods may be written by name alone."""
+    """Methods may be written by name alone; ``"*"`` is every one that shares the field's recipe, but for variants."""
     if not isinstance(value, list):
         return value
-    return tuple({"id": item, "method": item} if isinstance(item, str) else item for item in value)
+    rows = [{"id": item, "method": item} if isinstance(item, str) else item for item in value]
+    named = {row.get("id") for row in rows if isinstance(row, dict)}
+    others = [entry.name for entry in index().values() if not entry.recipe and "." not in entry.name]
+    every = [{"id": name, "method": name} for name in others if name not in named]
+    return tuple(x for row in rows for x in (every if isinstance(row, dict) and row.get("id") == "*" else [row]))
 
 
 def table_names() -> list[str]:
@@ -264,20 +317,26 @@ def load_protocol(name: str) -> Protocol:
 
 
 class PairSettings(Strict):
-    """Published settings of a method that hold for some pairs under one recipe."""
+    """Published settings of a method that hold for some pairs, or for all, under one recipe."""
 
     recipe: str
-    pairs: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
     values: dict[str, Any]
     source: str
 
 
 def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
-    """What is published for a method on a pair, where it differs from the method's defaults."""
+    """What is published for a method on a pair, where it differs from the method's defaults.
+
+    A combination has its own published settings above those of its parts.
+    """
+    found: dict[str, Any] = {}
+    if "+" in method:
+        found = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
     for entry in all_pair_settings().get(method, ()):
-        if entry.recipe == recipe and pair in entry.pairs:
-            return entry.values
-    return {}
+        if entry.recipe == recipe and (pair in entry.pairs or not entry.pairs):
+            return merged(found, entry.values)
+    return found
 
 
 @functools.cache
@@ -298,16 +357,29 @@ def _load(model: type[Model], path: Path, kind: str) -> Model:
         base = folder / f"{parent}.yaml"
         if not base.is_file():
             raise UserError(f"{path} extends '{parent}', but there is no {base}")
-        raw = _merge(_load(model, base, kind).model_dump(mode="python", exclude_unset=True), raw)
+        raw = merged(_load(model, base, kind).model_dump(mode="python", exclude_unset=True), raw)
     return _validate(model, raw, path)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, mappings within them merged likewise."""
+    result = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+class _Loader(yaml.SafeLoader):
+    """A key that stands twice in a mapping is an error: the first one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -317,7 +389,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is not YAML (its line is named), or not a mapping.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}" if mark else ""
@@ -361,11 +433,11 @@ def _line_of(path: Path, location: Iterable[str | int]) -> int:
     return line
 
 
-def stem(table: str, preset: str, usual: Protocol, protocol: Protocol) -> str:
-    """Name of the folder of a table: runs of another length or split than the preset's are other tables."""
+def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: bool = False) -> str:
+    """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
     length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
     split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""
-    return f"{table}-{preset}{length}{split}"
+    return f"{table}-{preset}{length}{split}{'-uniform' if uniform else ''}"
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:

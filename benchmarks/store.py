@@ -21,12 +21,16 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
+FINAL = ("done", "diverged", "refused")
+"""States of a run that has ended for good."""
+
+
 class Run:
     """The directory of one cell.
 
     cell.json         the cell's identity and label
     environment.json  versions, hardware, commit and date of every process that worked on it, with its first epoch
-    status.json       state (running, interrupted, done, diverged, failed), message, epoch
+    status.json       state (running, interrupted, done, diverged, failed; refused: not for this pair), message, epoch
     metrics.json      one record per epoch: accuracy, losses, seconds, learning rate
     checkpoint.pt     everything that training needs to go on to the same bits
     student.pt        the deployed network as a plain state dict
@@ -45,6 +49,11 @@ class Run:
     @property
     def state(self) -> str:
         return self.status["state"]
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to compute."""
+        return self.state in FINAL
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -87,8 +96,9 @@ class Run:
             except BlockingIOError:
                 yield False
             else:
-                for left in self.path.glob(".*.pt.*"):  # of a process that was killed while it wrote
-                    left.unlink(missing_ok=True)
+                for name in ("status.json", "metrics.json", "environment.json", "checkpoint.pt", "student.pt"):
+                    for left in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
+                        left.unlink(missing_ok=True)
                 yield True
         finally:
             os.close(handle)

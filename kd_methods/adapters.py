@@ -68,19 +68,20 @@ class Connector(nn.Module):
 
 
 class ConvReg(nn.Sequential):
-    """FitNet's regressor: one convolution that also settles the size, BN, ReLU.
+    """FitNet's regressor: one convolution that also settles the size, BN, and unless told otherwise ReLU.
 
     3x3 of stride 2 where the student's map is twice as large, transposed 4x4 of stride 2 where it is half as large,
     else (1 + H_s - H_t) x (1 + W_s - W_t) without padding (RepDistiller ``models/util.py``).
 
     Args:
         student_shape, teacher_shape: (C, H, W) of the two maps.
+        rectify: end in a ReLU.
 
     Raises:
         UserError: a shape is not (C, H, W), or the student's map is smaller by anything but a factor of two.
     """
 
-    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
+    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...], rectify: bool = True) -> None:
         _require_maps("FitNet's regressor", student_shape, teacher_shape)
         c_s, h_s, w_s = student_shape
         c_t, h_t, w_t = teacher_shape
@@ -95,7 +96,7 @@ class ConvReg(nn.Sequential):
             raise UserError(
                 f"FitNet's regressor cannot map {h_s}x{w_s} to {h_t}x{w_t}; match another stage or another pair"
             )
-        super().__init__(conv, nn.BatchNorm2d(c_t), nn.ReLU())
+        super().__init__(conv, nn.BatchNorm2d(c_t), *([nn.ReLU()] if rectify else []))
 
 
 def _require_maps(who: str, *shapes: tuple[int, ...]) -> None:

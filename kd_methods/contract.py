@@ -11,14 +11,14 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .errors import UserError
 
-FIELDS = ("stages", "preacts", "blocks", "last_map", "pooled")
+FIELDS = ("stem", "stages", "preacts", "blocks", "last_map", "pooled")
 """What can be kept of a forward pass besides the logits; see :class:`Layout`."""
 
 
@@ -26,6 +26,7 @@ FIELDS = ("stages", "preacts", "blocks", "last_map", "pooled")
 class Layout:
     """Which units of a network's chain carry the features that methods match.
 
+    stem      the output that enters the first stage
     stages    outputs that end a resolution stage, (B, C, H, W) or (B, L, D); what most feature methods match
     preacts   the same positions before the ReLU that follows (equal to ``stages`` where there is none)
     blocks    outputs that end the blocks of a block-wise method: as ``stages``, but layers with weights between the
@@ -35,6 +36,7 @@ class Layout:
     rectified the units whose outputs are non-negative by construction (they end in a ReLU)
     """
 
+    stem: str
     stages: tuple[str, ...]
     preacts: tuple[str, ...]
     blocks: tuple[str, ...]
@@ -54,14 +56,18 @@ class Layout:
 class Outputs:
     """What one forward pass computed and kept.
 
-    ``logits`` (B, K) are always there. The fields of :class:`Layout` and single units (``outputs["layer3.0"]``) are
-    there if they were asked for; reading one that was not raises ``LookupError``, so undeclared needs cannot hide.
+    ``logits`` (B, K) are always there. The fields of :class:`Layout`, single units (``outputs["layer3.0"]``) and the
+    outputs of a second view of the same images (``outputs.second``) are there if they were asked for; reading one that
+    was not raises ``LookupError``, so undeclared needs cannot hide.
     """
 
-    def __init__(self, logits: Tensor, kept: Mapping[str, Tensor], layout: Layout) -> None:
+    def __init__(
+        self, logits: Tensor, kept: Mapping[str, Tensor], layout: Layout, second: Outputs | None = None
+    ) -> None:
         self.logits = logits
         self._kept = kept
         self._layout = layout
+        self._second = second
 
     def __getitem__(self, unit: str) -> Tensor:
         try:
@@ -71,7 +77,27 @@ class Outputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that was kept."""
-        return (self.logits, *self._kept.values())
+        return (self.logits, *self._kept.values(), *(self._second.tensors() if self._second else ()))
+
+    def with_second(self, second: Outputs) -> Outputs:
+        """These outputs, with those of the second view beside them."""
+        return Outputs(self.logits, self._kept, self._layout, second)
+
+    def with_logits(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Nothing but the logits, changed, of every view."""
+        second = self._second.with_logits(change) if self._second else None
+        return Outputs(change(self.logits), {}, self._layout, second)
+
+    @property
+    def second(self) -> Outputs:
+        """The same network's outputs on the second view of the batch."""
+        if self._second is None:
+            raise LookupError("there is no second view; declare views=2 in the method's needs")
+        return self._second
+
+    @property
+    def stem(self) -> Tensor:
+        return self[self._layout.stem]
 
     @property
     def stages(self) -> tuple[Tensor, ...]:
@@ -140,6 +166,7 @@ class Needs:
                       anything for the teacher, its pass is left out
     student_units, teacher_units  single units by name
     min_batch         smallest batch the losses are defined for; smaller last batches are left out of training
+    views             2 to see a second, differently augmented view of every image (``outputs.second``)
     """
 
     student: tuple[str, ...] = ()
@@ -147,6 +174,15 @@ class Needs:
     student_units: tuple[str, ...] = ()
     teacher_units: tuple[str, ...] = ()
     min_batch: int = 1
+    views: int = 1
+
+    def joined(self, other: Needs) -> Needs:
+        """What both need."""
+        fields = {
+            name: tuple(dict.fromkeys((*getattr(self, name), *getattr(other, name))))
+            for name in ("student", "teacher", "student_units", "teacher_units")
+        }
+        return Needs(**fields, min_batch=max(self.min_batch, other.min_batch), views=max(self.views, other.views))
 
 
 @dataclass(frozen=True)
@@ -160,12 +196,17 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch on the device: inputs as the student sees them, labels (B,), positions in the training set."""
+    """One training batch on the device.
+
+    inputs as the student sees them, labels (B,), positions in the training set (B,), and where a method of the group
+    asked for it, a second view of the same images.
+    """
 
     inputs: Tensor
     labels: Tensor
     indices: Tensor
     task_loss: Callable[[Tensor, Tensor], Tensor]
+    second: Tensor | None = None
 
     def loss(self, logits: Tensor) -> Tensor:
         """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels."""
@@ -209,6 +250,28 @@ class Losses:
         return functools.reduce(operator.add, self.terms().values())
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Epochs before the training proper with losses of their own, run by the same loop.
+
+    What gets no gradient from a phase's losses stays as it is. The optimiser starts anew after it.
+
+    name     how logs call it
+    epochs   in epochs of the protocol's recipe; a shortened run shortens it in proportion, to one epoch at least
+    losses   as :meth:`Method.losses`
+    needs    what these losses read
+    lr       learning rate throughout the phase; None for the one that the student starts with
+    student  whether the student is run; if not, ``losses`` gets None for its outputs
+    """
+
+    name: str
+    epochs: float
+    losses: Callable[[Any, Any, Batch, Progress], Losses]
+    needs: Needs
+    lr: float | None = None
+    student: bool = True
+
+
 class MethodSettings(BaseModel):
     """Base of every method's settings: unknown keys and wrong types are errors, values do not change."""
 
@@ -222,8 +285,10 @@ class Card:
     title       as printed in tables                    paper    key in tables/references.bib
     formula     the loss, in plain text                 source   where the default settings come from
     optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where
+    order       why the losses depend on the order of the samples within a batch; empty if they do not
     divergences where paper, reference code and this implementation differ
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
+    recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
     """
 
     name: str
@@ -234,8 +299,10 @@ class Card:
     formula: str = ""
     source: str = ""
     optimum: str = "identity"
+    order: str = ""
     divergences: tuple[str, ...] = ()
     our_choice: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 class Method(nn.Module):
@@ -274,6 +341,10 @@ class Method(nn.Module):
     def adapt(self, student: Network) -> Network:
         """The student as it is trained, for methods that change it; by default unchanged."""
         return student
+
+    def phases(self) -> Sequence[Phase]:
+        """What is trained before the training proper; by default nothing."""
+        return ()
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         """The terms to minimise for one batch. ``teacher`` is detached and holds what ``needs`` lists."""

@@ -102,13 +102,12 @@ def _not_logits_only(method: type[Method]) -> str | None:
 
 def _standardized(method: type[Method]) -> type[Method]:
     from .contract import Losses as Terms
-    from .contract import Outputs as Kept
     from .functional import standardize
 
     class Standardized(method):  # type: ignore[valid-type, misc]
         def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
             assert teacher is not None
-            kept = [Kept(standardize(outputs.logits), {}, outputs._layout) for outputs in (student, teacher)]
+            kept = [outputs.with_logits(standardize) for outputs in (student, teacher)]
             # Two calls, because the task loss stays on the raw logits; on (B, K) they cost next to nothing.
             task = super().losses(student, teacher, batch, progress).task
             return Terms(task=task, distill=super().losses(kept[0], kept[1], batch, progress).distill)
@@ -132,6 +131,7 @@ MODIFIERS: dict[str, Modifier] = {
                 " the defaults of dkd@ls follow the README and the corrected script: both weights times 9, T 2",
             ),
             defaults={
+                "mlld": {"ce": 0.1, "kd": 9.0, "temperature": 2.0},
                 "kd": {"ce": 0.1, "kd": 9.0, "temperature": 2.0},
                 "dkd": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0},
             },

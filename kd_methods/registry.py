@@ -13,6 +13,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .combination import combined
 from .errors import UserError, unknown
 from .modifiers import MODIFIERS, Modifier
 
@@ -36,6 +37,7 @@ class Entry:
     title: str
     summary: str
     module: str
+    recipe: str
 
 
 @functools.cache
@@ -53,7 +55,8 @@ def index() -> dict[str, Entry]:
                     summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
                     name = literals["name"]
                     module = f"{__package__}.{family}.{path.stem}"
-                    entries[name] = Entry(name, family, literals.get("title", name), summary, module)
+                    recipe = literals.get("recipe", "")
+                    entries[name] = Entry(name, family, literals.get("title", name), summary, module, recipe)
     return entries
 
 
@@ -90,7 +93,7 @@ def register(cls: M) -> M:
 
 
 def available() -> list[str]:
-    """Names of all methods, plugins included, in the order of tables; without modified ones such as ``kd@ls``."""
+    """Names of all methods, plugins included, in the order of tables; without modified and combined ones."""
     return [*index(), *(name for name in _classes if name not in index())]
 
 
@@ -99,18 +102,27 @@ def modifiers() -> dict[str, Modifier]:
     return MODIFIERS
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """The plain methods that a name is made of: ``crd`` and ``kd`` for ``crd+kd@ls``."""
+    return tuple(part.partition("@")[0] for part in name.split("+"))
+
+
 def exists(name: str) -> bool:
-    """Whether there is a method of that name or, for ``method@modifier``, both; does not import the method."""
+    """Whether there is a method of that name, modified (``kd@ls``) or combined (``crd+kd``); imports no method."""
+    if "+" in name:
+        return all(map(exists, name.split("+")))
     base, _, suffix = name.rpartition("@")
     return name in available() or (suffix in MODIFIERS and exists(base))
 
 
 def get(name: str) -> type[Method]:
-    """The class of a method, or of a modified one such as ``kd@ls``.
+    """The class of a method, of a modified one such as ``kd@ls``, or of a combination such as ``crd+kd``.
 
     Raises:
-        UserError: no such method (the message names the nearest ones), or a modifier that does not fit it.
+        UserError: no such method (the message names the nearest ones), or a modifier or combination that does not fit.
     """
+    if "+" in name:
+        return combined(*(get(part) for part in name.split("+")))  # type: ignore[arg-type]  # classes are hashable
     if "@" in name:
         if not exists(name):
             known = available()
@@ -142,6 +154,11 @@ def settings(name: str, values: dict[str, Any] | None = None) -> Any:
     for key in values:
         if key not in cls.Settings.model_fields:
             raise unknown(f"setting of method '{name}'", key, cls.Settings.model_fields)
+    if "+" in name:
+        for part, own in values.items():
+            if not isinstance(own, dict):
+                raise UserError(f"setting {name}.{part}={own!r}: name a setting of the part, as in {part}.KEY")
+        return cls.Settings(**{part: settings(part, own) for part, own in values.items()})
     try:
         return cls.Settings(**values)
     except ValidationError as error:

@@ -213,7 +213,7 @@ def test_changed_data_or_protocol_drops_everything_old(lab: Lab) -> None:
     for cell in other["cells"]:
         cell.update(data="another copy", key=cell["key"][::-1])
     assert places(merge(old, other)) == places(other) and names(merge(old, other), "rows") == ["kd"]
-    assert merge(old, {**new, "protocol": {**new["protocol"], "version": 2}})["cells"] == new["cells"]
+    assert merge(old, {**new, "protocol": {**new["protocol"], "version": 99}})["cells"] == new["cells"]
 
 
 def test_merging_leaves_its_arguments_alone(lab: Lab) -> None:
@@ -385,3 +385,31 @@ def test_a_damaged_file_of_the_store_is_named(tmp_path: Path, name: str) -> None
         manifest.render(tmp_path, "table1-paper")
     assert str(path) in str(caught.value) and "damaged" in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()) == before, "nothing was lost"
+
+
+def test_a_row_with_an_optimiser_of_its_own(lab: Lab) -> None:
+    """It is named under the table, and no published value is held against it unless the row says which."""
+    lab.table.write_text(TABLE.replace("dkd]", "{id: kd-dot, method: kd, optimizer: {name: dot, delta: 0.05}}]"))
+    shown = lab.manifest()
+    assert note(shown, "kd-dot") == "DOT, delta 0.05, momentum 0.9, weight decay 0.0005"
+    usual = {cell["row"]: cell["published_settings"] for cell in shown["cells"]}
+    assert usual == {"student": True, "kd": True, "kd-dot": False}
+    keys = {(cell["row"], cell["column"], cell["seed"]): cell["key"] for cell in shown["cells"]}
+    assert keys["kd", "resnet14-resnet8", 0] != keys["kd-dot", "resnet14-resnet8", 0]
+    lab.table.write_text(lab.table.read_text().replace("delta: 0.05}", "delta: 0.05}, published: kd-dot"))
+    assert all(cell["published_settings"] for cell in lab.manifest()["cells"])
+    changed = lab.manifest(overrides=("kd-dot.temperature=2",))["cells"]
+    assert not any(cell["published_settings"] for cell in changed if cell["row"] == "kd-dot")
+
+
+def test_settings_of_a_combination_are_named_by_part(lab: Lab) -> None:
+    shown = lab.manifest(methods=("sp+kd",), overrides=("sp+kd.kd.temperature=2", "sp+kd.sp.beta=10"))
+    assert note(shown, "sp+kd") == "sp.beta 10.0, kd.temperature 2.0"
+
+
+def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:
+    shown = manifest.save(lab.folder, "mine", lab.manifest(methods=("kd",)))
+    for cell in shown["cells"]:
+        Store(lab.folder).run(cell["key"]).set_status("refused", message="method 'kd' is not for 'tests'")
+    _, text = manifest.render(lab.folder, "mine")
+    assert text.count("n/a") == 3 and "is not for 'tests'" in text and "fail" not in text

@@ -15,7 +15,7 @@ import torch
 from benchmarks import plugins, tasks
 from benchmarks.networks import build_network
 from benchmarks.plan import Plan, Request, make, student_cell
-from benchmarks.spec import load_protocol
+from benchmarks.spec import load_protocol, pair_settings
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import Split
 from benchmarks.teachers import Teacher, Zoo
@@ -352,3 +352,48 @@ def test_protocols_are_not_confused_by_their_length(table: str, zoo: Zoo) -> Non
     usual = load_protocol("digits-demo").epochs
     assert keys(plan(table, zoo)) == keys(plan(table, zoo, epochs=usual))
     assert not set(keys(plan(table, zoo)).values()) & set(keys(plan(table, zoo, epochs=usual + 1)).values())
+
+
+def test_uniform_settings_leave_out_what_is_published_for_a_pair(tmp_path: Path, zoo: Zoo) -> None:
+    text = TABLE.replace("digits-demo", "recipe.yaml").replace("resnet14-resnet8", "resnet56-resnet20")
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text("extends: digits-demo\nname: r\nversion: 1\nrecipe: cifar100-crd240\n")
+    place = ("dkd", "resnet56-resnet20", 0)
+    published, uniform = (plan(str(tmp_path / "mine.yaml"), zoo, uniform=choice) for choice in (False, True))
+    assert published.cells[place].settings["beta"] == 2.0 and uniform.cells[place].settings["beta"] == 8.0
+    assert keys(published)["dkd", "wrn_16_1-resnet8", 0] == keys(uniform)["dkd", "wrn_16_1-resnet8", 0]
+    assert (published.stem, uniform.stem) == ("mine-paper", "mine-paper-uniform")
+
+
+def test_a_combination_takes_the_published_settings_of_its_parts() -> None:
+    assert pair_settings("crd+kd", "resnet56-resnet20", "cifar100-crd240") == {"kd": {"kd": 1.0}}
+    found = pair_settings("reviewkd+dkd", "resnet56-resnet20", "cifar100-crd240")
+    assert found == {"reviewkd": {"beta": 0.6}, "dkd": {"beta": 2.0}}
+    assert pair_settings("crd+kd", "resnet56-resnet20", "digits-demo") == {}
+
+
+def test_settings_of_a_combination(table: str, zoo: Zoo) -> None:
+    made = plan(table, zoo, methods=("crd+kd", "kd"), overrides=("crd+kd.kd.temperature=2", "crd+kd.crd.dim=64"))
+    settings = made.cells["crd+kd", "resnet14-resnet8", 0].settings
+    assert settings["kd"] == {"ce": 0.1, "kd": 0.9, "temperature": 2.0} and settings["crd"]["dim"] == 64
+    assert made.cells["kd", "resnet14-resnet8", 0].settings["temperature"] == 4.0
+    for text, words in {
+        "crd+kd.dkd.beta=2": "unknown setting of method 'crd.kd' 'dkd.beta'",
+        "crd+kd.kd.temprature=2": "did you mean temperature",
+        "crd+kd.kd=2": "name a setting of the part",
+        "crd+kd=2": "write METHOD.key=value",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            plan(table, zoo, methods=("crd+kd",), overrides=(text,))
+
+
+def test_a_method_that_wants_two_views_is_told_where_it_gets_them(table: str, zoo: Zoo) -> None:
+    with pytest.raises(UserError, match=r"two views .* digits-demo gives one; .* digits-mlld-demo"):
+        plan(table, zoo, methods=("mlld",))
+
+
+def test_a_plugins_method_is_known_within_modified_and_combined_names(table: str, zoo: Zoo) -> None:
+    digests = {"method:kd": "1" * 64, "method:sp": "2" * 64}
+    cells = plan(table, zoo, methods=("kd@ls", "crd+sp", "dkd"), plugins=digests).cells
+    used = {row: cells[row, "resnet14-resnet8", 0].plugins for row in ("kd@ls", "crd+sp", "dkd")}
+    assert used == {"kd@ls": {"method:kd": "1" * 64}, "crd+sp": {"method:sp": "2" * 64}, "dkd": {}}

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from benchmarks import tasks
 from benchmarks.spec import Protocol, load_protocol, steps_per_epoch
-from benchmarks.tasks import cifar, get_task, register_task, task_names
+from benchmarks.tasks import cifar, get_task, randaugment, register_task, task_names
 from benchmarks.tasks.images import ImageData, ImageTask, Split, augment, normalise
 from benchmarks.training.seeding import generator
 from kd_methods.errors import UserError
@@ -427,3 +428,87 @@ def test_cifar100(real_data: Path):
 def test_generators_of_one_purpose_agree_and_of_two_do_not():
     draws = [torch.rand(4, generator=generator(*key)) for key in ((0, "order", 1), (0, "order", 1), (0, "order", 2))]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+# --- the second view
+
+
+def pillow(operation: str, image: Image.Image, strength: float) -> Image.Image:
+    """What the MLLD code does with Pillow."""
+    enhancers = {
+        "brightness": ImageEnhance.Brightness,
+        "color": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast,
+        "sharpness": ImageEnhance.Sharpness,
+    }
+    width = image.size[0]
+    matrices = {
+        "shear_x": (1, strength, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, strength, 1, 0),
+        "translate_x": (1, 0, strength * width, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, strength * width),
+    }
+    if operation in enhancers:
+        return enhancers[operation](image).enhance(strength)
+    if operation in matrices:
+        return image.transform(image.size, Image.Transform.AFFINE, matrices[operation])
+    return {
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "identity": lambda: image,
+        "posterize": lambda: ImageOps.posterize(image, int(strength)),
+        "rotate": lambda: image.rotate(strength),
+        "solarize": lambda: ImageOps.solarize(image, strength),
+    }[operation]()
+
+
+@pytest.mark.parametrize(("operation", "low", "high"), randaugment.TABLE, ids=lambda x: getattr(x, "__name__", ""))
+def test_operations_give_what_pillow_gives(operation: randaugment.Operation, low: float, high: float):
+    images = torch.cat([images_of(20, side=12).images, images_of(20, side=12, seed=1).images // 3 + 40])
+    images[0], images[1, :, :6] = 77, 200  # one level; two levels in a half
+    strengths = low + (high - low) * torch.rand(len(images), generator=torch.Generator().manual_seed(3))
+    found = operation(images.float(), strengths).clamp(0, 255).floor().int()
+    for image, strength, ours in zip(images, strengths.tolist(), found, strict=True):
+        name = operation.__name__.removeprefix("_")
+        theirs = torch.from_numpy(np.array(pillow(name, Image.fromarray(image.numpy()), strength))).int()
+        off = (ours - theirs).abs() > 1
+        # Rotation may round a pixel's source to its neighbour.
+        assert off.float().mean() <= (0.02 if name == "rotate" else 0), (name, strength)
+
+
+def test_the_cut_out_square():
+    x = torch.full((3, 10, 10, 3), 50.0)
+    side, centre = torch.tensor([0.4, 0.4, 0.0]), torch.tensor([[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]])
+    found = randaugment.cut_out(x, side, centre)
+    painted = (found == torch.tensor(randaugment.FILL, dtype=x.dtype)).all(3)
+    inside = torch.zeros(3, 10, 10, dtype=torch.bool)
+    inside[0, 3:8, 3:8] = True
+    inside[1, 8:, :5] = True  # clipped at the corner; columns from x, rows from y
+    assert torch.equal(painted, inside) and torch.equal(found[~inside], x[~inside])
+
+
+def test_the_second_view_is_a_function_of_seed_epoch_and_step():
+    views = {"second_view": "randaugment", "crop_padding": 2, "flip": True}
+    data = data_of(**views)
+
+    def second(seed: int, epoch: int, step: int) -> Tensor:
+        batch = next(iter(data.batches(seed, epoch, step))).student(2)
+        assert batch.second is not None and batch.second.shape == batch.inputs.shape
+        return batch.second
+
+    assert torch.equal(second(0, 1, 1), second(0, 1, 1))
+    assert not any(torch.equal(second(0, 1, 1), second(*other)) for other in ((1, 1, 1), (0, 2, 1), (0, 1, 0)))
+    first = [batch.student(2).inputs for batch in data.batches(0, 1)]
+    plain = [batch.student().inputs for batch in data_of(crop_padding=2, flip=True).batches(0, 1)]
+    assert all(map(torch.equal, first, plain)), "asking for a second view changes nothing in the first"
+    with pytest.raises(UserError, match="one view"):
+        next(iter(data_of().batches(0, 1))).student(2)
+
+
+def test_randaugment_draws_every_operation():
+    images = images_of(400, side=8).images
+    before = images.clone()
+    found = randaugment.randaugment(images, torch.Generator().manual_seed(0))
+    assert found.dtype == torch.uint8 and found.shape == images.shape and torch.equal(images, before)
+    changed = (found != images).flatten(1).any(1).float().mean()
+    assert changed > 0.9

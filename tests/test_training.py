@@ -9,6 +9,7 @@ import argparse
 import errno
 import functools
 import gc
+import itertools
 import json
 import os
 import random
@@ -34,11 +35,12 @@ from benchmarks.cell import Cell, TeacherRef
 from benchmarks.executors import local
 from benchmarks.networks import NetworkView
 from benchmarks.plan import make_cell
-from benchmarks.spec import Protocol, load_protocol
-from benchmarks.store import Run, Store
+from benchmarks.spec import Optimizer, Protocol, load_protocol
+from benchmarks.store import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split
-from benchmarks.training.loop import CHECK_EVERY, Interrupted
+from benchmarks.training import optimizers
+from benchmarks.training.loop import CHECK_EVERY, Interrupted, SharedTeacher
 from benchmarks.training.member import Member
 from benchmarks.training.seeding import Stream, derive
 from benchmarks.weights import to_bytes, weights_digest
@@ -59,6 +61,7 @@ ALL: list[Case] = [
     *((name, {}) for name in kd_methods.available()),
     ("block_kd", {"sample_stones": 2}),
     ("block_kd", {"teacher_bn": "batch"}),
+    ("crd+kd", {}),
 ]
 
 
@@ -69,7 +72,13 @@ def tiny_data() -> ImageData:
 
 
 PROTOCOL = load_protocol("digits-demo").model_copy(
-    update={"name": "test", "epochs": EPOCHS, "recipe_epochs": EPOCHS, "milestones": (1,)}
+    update={
+        "name": "test",
+        "epochs": EPOCHS,
+        "recipe_epochs": 30 * EPOCHS,  # a first phase of 30 epochs takes one
+        "milestones": (30,),
+        "second_view": "randaugment",
+    }
 )
 
 
@@ -102,8 +111,7 @@ class Bench:
     def cells(self, cases: Sequence[Case], seed: int = 0) -> list[Cell]:
         made = []
         for name, values in cases:
-            needs = registry.get(name).needs
-            teacher = self.ref if needs.teacher or needs.teacher_units else None
+            teacher = self.ref if registry.get(name).needs_teacher else None
             made.append(make_cell(PROTOCOL, "data", name, STUDENT, seed, teacher, values, {}))
         return made
 
@@ -520,23 +528,6 @@ def test_a_second_run_computes_nothing(bench: Bench):
     assert content == {path: path.stat().st_mtime_ns for path in bench.store.root.rglob("*") if path.is_file()}
 
 
-def test_a_cell_that_another_process_finished_before_it_was_locked(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    (cell,) = bench.cells([("kd", {})])
-    bench.run([cell])
-    looks, state = 0, Run.state.fget
-    assert state
-
-    def outdated(run: Run) -> str:
-        nonlocal looks
-        looks += 1
-        return "running" if looks == 1 else state(run)
-
-    monkeypatch.setattr(Run, "state", property(outdated))
-    bench.events.clear()
-    bench.run([cell])
-    assert looks == 2 and bench.events == []
-
-
 def test_two_processes_share_a_store(bench: Bench, alone: Callable[[Cell], Result]):
     """Each cell is computed by one of them; when the one that holds it is killed, the other takes it over."""
     cells = bench.cells(FEW)
@@ -547,6 +538,133 @@ def test_two_processes_share_a_store(bench: Bench, alone: Callable[[Cell], Resul
     steps = Counter(line["cell"] for line in lines if line["event"] == "step")
     assert steps == {cell.label: EPOCHS * STEPS for cell in cells}
     assert differing(bench, cells, alone) == []
+
+
+# --- first phases, second views, optimisers
+
+
+def test_a_first_phase_comes_before_the_epochs_that_count(bench: Bench):
+    cells = bench.cells([("student", {}), ("ft", {}), ("ab", {"epochs": 60.0})])
+    bench.run(cells)
+    assert [bench.steps()[cell.label] for cell in cells] == [EPOCHS * STEPS, (1 + EPOCHS) * STEPS, (2 + EPOCHS) * STEPS]
+    records = bench.store.run(cells[2]).metrics
+    assert [(r["epoch"], r["phase"]) for r in records] == [(-1, "boundaries"), (0, "boundaries"), (1, ""), (2, "")]
+    assert [set(r["losses"]) for r in records] == [{"boundaries"}] * 2 + [{"task"}] * 2
+    assert [bool(r["metrics"]) for r in records] == [False, False, True, True]
+    factor = bench.store.run(cells[1]).metrics
+    assert factor[0]["lr"] == 0.01 and factor[1]["lr"] == PROTOCOL.optimizer.lr
+    assert bench.store.run(cells[1]).status["best"]["top1"] == max(r["metrics"]["top1"] for r in factor[1:])
+
+
+def test_a_phase_moves_only_what_its_losses_reach(bench: Bench, data: ImageData):
+    """In FT's first phase the paraphraser alone, not even the student's running statistics; after it all but that."""
+    context = bench.context()
+    member = Member(bench.cells([("ft", {})])[0], PROTOCOL, data, context.teacher(bench.ref), bench.store.run("x" * 64))
+    shared = SharedTeacher(context.teacher(bench.ref), (PROTOCOL.mean, PROTOCOL.std))
+
+    def step(epoch: int) -> set[str]:
+        before = {key: value.clone() for key, value in state(member).items()}
+        member.position = (epoch, 0)
+        member.start_epoch(epoch)
+        batch = next(iter(data.batches(0, epoch)))
+        member.step(batch.student(), shared.outputs(batch, [member]), (epoch, 0), Progress(1, 2))
+        return {key.split(".")[1] for key, value in state(member).items() if not torch.equal(value, before[key])}
+
+    assert member.first_epoch == 0 and step(0) == {"paraphraser"}
+    moved = step(1)
+    assert "paraphraser" not in moved and {"translator", "module"} <= moved
+
+
+def state(member: Member) -> dict[str, Tensor]:
+    parts = {"student": member.student, "method": member.method}
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+def test_the_optimiser_starts_anew_after_a_phase(bench: Bench, data: ImageData):
+    teacher = bench.context().teacher(bench.ref)
+    member = Member(bench.cells([("fsp", {})])[0], PROTOCOL, data, teacher, bench.store.run("x" * 64))
+    parameter = next(member.student.parameters())
+    momentum: Any = member.optimizer.state[parameter]  # type: ignore[attr-defined]
+    for position, kept in (((0, 0), False), ((0, 2), True), ((1, 0), False), ((1, 3), True), ((2, 0), True)):
+        momentum["momentum_buffer"] = torch.ones_like(parameter)
+        member.position = position
+        member.start_epoch(position[0])
+        assert bool(momentum["momentum_buffer"].any()) == kept, position
+
+
+def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData):
+    (cell,) = bench.cells([("mlld", {})])
+    teacher = bench.context().teacher(bench.ref)
+    member = Member(cell, PROTOCOL, data, teacher, bench.store.run(cell))
+    batch = next(iter(data.batches(0, 1)))
+    kept = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3))).outputs(batch, [member])
+    assert kept is not None
+    given = batch.student(2)
+    assert given.second is not None and not torch.equal(given.second, given.inputs)
+    seen = given.second * torch.tensor(PROTOCOL.std).view(3, 1, 1) / torch.tensor((0.5, 0.4, 0.3)).view(3, 1, 1)
+    assert torch.allclose(kept.second.logits, teacher(seen, fields=()).logits, rtol=1e-3, atol=1e-4)
+    assert batch.student().second is None
+    with pytest.raises(LookupError, match="views=2"):
+        _ = teacher(given.inputs).second
+
+
+DOT = {"name": "dot", "delta": 0.075}
+
+
+def test_dot_by_definition():
+    """Algorithm 1 of the paper, and mdistiller's rule for parameters that one kind of terms reaches."""
+    torch.manual_seed(0)
+    start = [torch.randn(3, dtype=torch.float64) for _ in range(3)]
+    parameters = [torch.nn.Parameter(value.clone()) for value in start]
+    config = Optimizer(lr=0.1, momentum=0.9, weight_decay=0.01, **DOT)
+    optimizer = optimizers.build(parameters, 0.1, config)
+    momenta: dict[tuple[int, str], Tensor | float] = dict.fromkeys(
+        itertools.product(range(3), ("task", "distill")), 0.0
+    )
+    values = [value.clone() for value in start]
+    reached = {"task": (0, 1), "distill": (0, 2)}
+    rates = {(0, "task"): 0.825, (0, "distill"): 0.975, (1, "task"): 0.9, (2, "distill"): 0.9}
+    for _ in range(5):
+        gradients = {
+            kind: {i: 2 * values[i] * (1 + j) for i in which} for j, (kind, which) in enumerate(reached.items())
+        }
+        for (i, kind), rate in rates.items():
+            decay = 0.01 * values[i] if (i, kind) != (0, "distill") else 0.0
+            momenta[i, kind] = rate * momenta[i, kind] + gradients[kind][i] + decay
+        values = [value - 0.1 * (momenta[i, "task"] + momenta[i, "distill"]) for i, value in enumerate(values)]
+        a, b, c = (parameter.pow(2).sum() for parameter in parameters)
+        optimizer.descend(Losses(task={"a": a, "b": b}, distill={"a": 2 * a, "c": 2 * c}))
+    for parameter, value in zip(parameters, values, strict=True):
+        assert torch.allclose(parameter, value, rtol=1e-12)
+
+
+def test_dot_without_distillation_is_sgd():
+    torch.manual_seed(0)
+    start = torch.randn(4)
+    found = []
+    for change in ({}, DOT):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = optimizers.build([parameter], 0.1, Optimizer(lr=0.1, weight_decay=0.01, **change))
+        for _ in range(4):
+            optimizer.descend(Losses(task={"task": parameter.pow(4).sum()}))
+        found.append(parameter.detach())
+    assert torch.allclose(*found, rtol=1e-6)
+
+
+def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result], tmp_path: Path):
+    """Optimisers of a row's own share the teacher's pass with the others, and resume to the same bits."""
+    plain, other = bench.cells([("kd", {}), ("dkd", {})])
+    protocol = PROTOCOL.with_optimizer(DOT)
+    dotted = make_cell(protocol, "data", "kd", STUDENT, 0, bench.ref, {}, {})
+    assert dotted.key != plain.key and dotted.group() == plain.group()
+    bench.run([dotted])
+    expected = Result(bench.store, dotted)
+    again = Bench(tmp_path / "again", bench.data)
+    with pytest.raises(Interrupted):
+        again.run([plain, dotted, other], stopping=lambda: again.steps()[dotted.label] >= 8)
+    again.run([plain, dotted, other])
+    assert Result(again.store, dotted) == expected != Result(again.store, plain)
+    assert Result(again.store, plain) == alone(plain)
 
 
 # --- results

@@ -83,12 +83,10 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
     with ExitStack() as locks:
         mine = []
         for cell in cells:
-            if context.store.run(cell).state in ("done", "diverged"):
-                continue
             run = context.store.create(cell)
             if not locks.enter_context(run.lock()):
                 held.append(cell)
-            elif run.state not in ("done", "diverged"):  # not finished by its holder in the meantime
+            elif not run.ended:  # by whoever held it before
                 mine.append(cell)
         if mine:
             _train(mine, context)
@@ -131,25 +129,26 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
 def _member(cell: Cell, teacher: NetworkView | None, context: Context) -> Member | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
-    try:
-        member = Member(cell, context.protocol, context.data, teacher, run)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a method's own code; the other cells of the group go on
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        run.set_status("failed", message=message, trace="".join(traceback.format_exception(error)))
-        context.say(f"{cell.label}  FAILED: {message}")
-        return None
-    try:
-        member.restore()
-    except UserError as error:
-        context.say(f"{cell.label} starts again: {error}")
-        return _fresh(cell, teacher, context)
+    while True:
+        try:
+            member = Member(cell, context.protocol, context.data, teacher, run)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a method's own code; the other cells of the group go on
+            if isinstance(error, UserError):  # the method says why it is not for this pair
+                run.set_status("refused", message=str(error))
+                context.say(f"{cell.label}  n/a: {error}")
+            else:
+                message = f"{type(error).__name__}: {error}"
+                run.set_status("failed", message=message, trace="".join(traceback.format_exception(error)))
+                context.say(f"{cell.label}  FAILED: {message}")
+            return None
+        try:
+            member.restore()
+            break
+        except UserError as error:  # a damaged checkpoint: begin anew without it
+            context.say(f"{cell.label} starts again: {error}")
+            (run / "checkpoint.pt").unlink()
     run.add_environment(environment.describe(context.device), member.position[0])
-    run.set_status("running", epoch=member.position[0] - 1, epochs=context.protocol.epochs)
+    run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
     return member
-
-
-def _fresh(cell: Cell, teacher: NetworkView | None, context: Context) -> Member | None:
-    (context.store.run(cell) / "checkpoint.pt").unlink()
-    return _member(cell, teacher, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import methodcaller
 from typing import Any
 
@@ -15,7 +15,16 @@ from kd_methods.errors import UserError, unknown
 from . import mobilenetv2, resnet, shufflenet, vgg, wrn
 from .network import Architecture, Chain, NetworkView, fold_batch_norms
 
-__all__ = ["Architecture", "Chain", "NetworkView", "build_network", "fold_batch_norms", "names", "register_network"]
+__all__ = [
+    "Architecture",
+    "Chain",
+    "NetworkView",
+    "build_network",
+    "count",
+    "fold_batch_norms",
+    "names",
+    "register_network",
+]
 
 Builder = Callable[[int], Architecture]
 _builders: dict[str, Builder] = {}
@@ -56,6 +65,11 @@ def names() -> list[str]:
 def version(name: str) -> int:
     """The version of a registered network."""
     return _versions[name]
+
+
+def count(parameters: Iterable[nn.Parameter]) -> int:
+    """Number of values in parameters; one that is shared counts once."""
+    return sum({id(parameter): parameter.numel() for parameter in parameters}.values())
 
 
 def build_network(name: str, num_classes: int = 100, input_shape: tuple[int, ...] = (3, 32, 32)) -> NetworkView:

@@ -73,6 +73,7 @@ class MobileNetV2(Architecture):
         units += [("flatten", _flatten), ("classifier", self.classifier)]
         stages = tuple(f"blocks.{g}.{GROUPS[g][2] - 1}" for g in (1, 2, 4, 6))
         layout = Layout(
+            stem="conv1",
             stages=stages,
             preacts=stages,
             blocks=(*stages[:-1], "conv2"),

@@ -125,6 +125,7 @@ class ResNet(Architecture):
         units += [(self.head, getattr(self, self.head))]
         stages = tuple(ends)
         layout = Layout(
+            stem="stem",
             stages=stages,
             preacts=tuple(f"{end}.sum" for end in ends),
             blocks=stages,

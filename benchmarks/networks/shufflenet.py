@@ -133,6 +133,7 @@ class ShuffleNet(Architecture):
         units += [*head, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
         units += [("linear", self.linear)]
         layout = Layout(
+            stem="stem",
             stages=tuple(ends),
             preacts=tuple(f"{end}.sum" for end in ends),
             blocks=(*ends[:-1], last_map),

@@ -57,6 +57,7 @@ class VGG(Architecture):
         units += [("classifier", self.classifier)]
         stages = tuple(f"block{i}" for i in range(1, 5))
         layout = Layout(
+            stem="block0",
             stages=stages,
             preacts=tuple(f"{stage}.conv" for stage in stages),
             blocks=stages,

@@ -85,6 +85,7 @@ class WideResNet(Architecture):
         units += [("bn1", self.bn1), ("relu", F.relu), ("pool", partial(F.adaptive_avg_pool2d, output_size=1))]
         units += [("flatten", _flatten), ("fc", self.fc)]
         layout = Layout(
+            stem="conv1",
             stages=tuple(stages),
             preacts=(*preacts, "bn1"),
             blocks=tuple(stages),

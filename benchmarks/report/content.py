@@ -9,6 +9,7 @@ from benchmarks.report.sheet import (
     DAGGER,
     DASH,
     MISSING,
+    NOT_FOR,
     UNKNOWN,
     Cell,
     Line,
@@ -86,7 +87,7 @@ def _own_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> Cell:
     mean, std = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
     if mean is None:
         if not summary.diverged and not summary.failed:
-            return Cell(word=MISSING)
+            return Cell(word=NOT_FOR if summary.refused else MISSING)
         word = "div." if summary.diverged >= summary.failed else "fail."
         count = max(summary.diverged, summary.failed)
         return Cell(word=word if count == summary.planned else f"{word} {count}/{summary.planned}")
@@ -153,8 +154,8 @@ def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
 
 def _incomplete(table: Table) -> list[tuple[str, str]]:
     cells = [(row, column, summarise(row.entries.get(column.key))) for row in table.rows for column in table.columns]
-    notes = []
-    blank = sum(not cell.n and not cell.diverged and not cell.failed for _, _, cell in cells)
+    notes = _refusals(table)
+    blank = sum(not (cell.n or cell.diverged or cell.failed or cell.refused) for _, _, cell in cells)
     if blank:
         notes.append((MISSING, f"missing: {blank} of {len(cells)} cells have no finished run."))
     broken = [
@@ -166,6 +167,13 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
         more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
         notes.append(("Incomplete (div.: diverged, fail.: failed)", "; ".join(broken[:MAX_LISTED]) + more + "."))
     return notes
+
+
+def _refusals(table: Table) -> list[tuple[str, str]]:
+    reasons = dict.fromkeys(
+        run.message for row in table.rows for entry in row.entries.values() for run in entry.runs if run.message
+    )
+    return [(NOT_FOR, sentence("; ".join(reasons)))] if reasons else []
 
 
 def _counts(cell: Summary) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.report.model import STUDENT, CostEntry, CostRow, CostTable
-from benchmarks.report.sheet import DASH, MISSING, TIMES, Cell, Line, Sentence, Sheet, sentence
+from benchmarks.report.sheet import DASH, MISSING, TIMES, Cell, Line, Sentence, Sheet
 
 _REFERENCES = (STUDENT, "kd")
 _MIB = 2**20
@@ -113,7 +113,7 @@ def _caption(cost: CostTable) -> tuple[Sentence, ...]:
 
 
 def _notes(cost: CostTable) -> tuple[tuple[str, str], ...]:
-    notes = [("", sentence(note)) for note in cost.notes]
+    notes: list[tuple[str, str]] = []
     settings = _settings(cost)
     if len(settings) > 1:
         usual = max(settings, key=lambda text: len(settings[text]))

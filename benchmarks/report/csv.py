@@ -29,7 +29,8 @@ def render(table: Table) -> str:
                 "row": row.key, "title": row.title, "family": row.family, "pair": column.key,
                 "teacher": column.teacher, "student": column.student, "value": summary.mean(table.epoch_rule),
                 "n": summary.n, "planned": summary.planned, "diverged": summary.diverged, "failed": summary.failed,
-                "missing": summary.missing, "mean_last": summary.mean_last, "std_last": summary.std_last,
+                "refused": summary.refused, "missing": summary.missing,
+                "mean_last": summary.mean_last, "std_last": summary.std_last,
                 "mean_best": summary.mean_best, "std_best": summary.std_best, "rank": rank.get((row.key, column.key)),
                 "seeds": " ".join(str(run.seed) for run in done),
                 "values_last": " ".join(_text(run.last) for run in done),
@@ -40,9 +41,9 @@ def render(table: Table) -> str:
 
 
 _HEADER = [
-    "row", "title", "family", "pair", "teacher", "student", "value", "n", "planned", "diverged", "failed", "missing",
-    "mean_last", "std_last", "mean_best", "std_best", "rank", "published", "published_std", "gap", "epoch_rule",
-    "comparable", "reason", "source", "seeds", "values_last", "values_best", "our_choice",
+    "row", "title", "family", "pair", "teacher", "student", "value", "n", "planned", "diverged", "failed", "refused",
+    "missing", "mean_last", "std_last", "mean_best", "std_best", "rank", "published", "published_std", "gap",
+    "epoch_rule", "comparable", "reason", "source", "seeds", "values_last", "values_best", "our_choice",
 ]  # fmt: skip
 
 

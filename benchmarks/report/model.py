@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["done", "diverged", "failed", "missing"]
+Status = Literal["done", "diverged", "failed", "refused", "missing"]
 EpochRule = Literal["last", "best", "unknown"]
 
 STUDENT = "student"
@@ -15,12 +15,16 @@ STUDENT = "student"
 
 @dataclass(frozen=True)
 class Run:
-    """One planned seed of one cell. `last` and `best` are the metric by epoch rule, in the table's unit."""
+    """One planned seed of one cell. `last` and `best` are the metric by epoch rule, in the table's unit.
+
+    A method refuses a pair that it is not made for; `message` says why.
+    """
 
     seed: int
     status: Status
     last: float | None = None
     best: float | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,5 +130,4 @@ class CostTable:
     title: str
     columns: tuple[Column, ...]
     rows: tuple[CostRow, ...]
-    notes: tuple[str, ...] = ()
     provenance: tuple[str, ...] = ()

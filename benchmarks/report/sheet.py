@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-MISSING, DASH, TIMES = "--", "–", "×"
+MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
 DAGGER, CHOICE, BEST, UNKNOWN = "†", "∗", "b", "u"
 
 

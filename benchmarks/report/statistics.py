@@ -22,6 +22,7 @@ class Summary:
     n: int
     diverged: int
     failed: int
+    refused: int
     missing: int
     mean_last: float | None
     std_last: float | None
@@ -53,9 +54,10 @@ def summarise(entry: Entry | None) -> Summary:
     best = [run.best for run in done if run.best is not None and math.isfinite(run.best)]
     mean_best, std_best = mean_std(best) if len(best) == len(done) else (None, None)
     diverged = sum(run.status == "diverged" for run in runs)
+    refused = sum(run.status == "refused" for run in runs)
     missing = sum(run.status == "missing" for run in runs)
     return Summary(
-        len(runs), len(done), diverged, len(runs) - len(done) - diverged - missing, missing,
+        len(runs), len(done), diverged, len(runs) - len(done) - diverged - refused - missing, refused, missing,
         *mean_std(last), mean_best, std_best,
     )  # fmt: skip
 

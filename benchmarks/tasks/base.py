@@ -19,11 +19,11 @@ from .images import Normalisation
 class TaskBatch(Interface):
     """One training batch, augmented once for the whole group."""
 
-    def student(self) -> Batch:
-        """The batch as students see it."""
+    def student(self, views: int = 1) -> Batch:
+        """The batch as students see it; with two ``views``, the second one beside the first."""
 
-    def inputs(self, normalisation: Normalisation) -> Tensor:
-        """The same inputs, normalised as another network wants them."""
+    def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:
+        """The inputs of a view, normalised as another network wants them."""
 
 
 class TaskData(Interface):
@@ -36,7 +36,10 @@ class TaskData(Interface):
         """A freshly initialised network for this task."""
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[TaskBatch]:
-        """The batches of an epoch (from 1) from step ``start`` on; they depend on (seed, epoch, step) alone."""
+        """The batches of an epoch from step ``start`` on; they depend on (seed, epoch, step) alone.
+
+        Epochs count from 1; those of a method's first phases are 0, -1, and so on.
+        """
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo
+from kd_methods.errors import UserError
 
 from ..networks import NetworkView, build_network
 from ..spec import Protocol, steps_per_epoch
 from ..training.seeding import generator
+from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) per channel, in units of images scaled to [0, 1]."""
@@ -78,22 +81,36 @@ class ImageTask:
 
 
 class ImageBatch:
-    """Augmented uint8 images (B, H, W, C) of one step."""
+    """Augmented uint8 images (B, H, W, C) of one step; ``second`` draws their second view when it is asked for."""
 
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor, normalisation: Normalisation) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        normalisation: Normalisation,
+        second: Callable[[], Tensor] | None = None,
+    ) -> None:
         self.images = images
         self.labels = labels
         self.indices = indices
-        self._inputs = {normalisation: normalise(images, normalisation)}
+        self._views = {1: images}
+        self._second = second
+        self._inputs: dict[tuple[int, Normalisation], Tensor] = {}
         self._own = normalisation
 
-    def student(self) -> Batch:
-        return Batch(self._inputs[self._own], self.labels, self.indices, F.cross_entropy)
+    def student(self, views: int = 1) -> Batch:
+        second = self.inputs(self._own, 2) if views > 1 else None
+        return Batch(self.inputs(self._own), self.labels, self.indices, F.cross_entropy, second)
 
-    def inputs(self, normalisation: Normalisation) -> Tensor:
-        if normalisation not in self._inputs:
-            self._inputs[normalisation] = normalise(self.images, normalisation)
-        return self._inputs[normalisation]
+    def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:
+        if view not in self._views:
+            if self._second is None:
+                raise UserError("the protocol gives one view of each image; set its second_view")
+            self._views[view] = self._second()
+        if (view, normalisation) not in self._inputs:
+            self._inputs[view, normalisation] = normalise(self._views[view], normalisation)
+        return self._inputs[view, normalisation]
 
 
 class ImageData:
@@ -122,11 +139,20 @@ class ImageData:
         size = self.protocol.batch_size
         order = torch.randperm(self.info.num_samples, generator=generator(seed, "order", epoch))
         for step in range(start, steps_per_epoch(self.info.num_samples + self.protocol.holdout, self.protocol)):
-            indices = order[step * size : (step + 1) * size]
+            chosen = order[step * size : (step + 1) * size]
+            indices = chosen.to(self.device)
+            second = partial(self._second_view, seed, epoch, step, chosen) if self.protocol.second_view else None
             draws = generator(seed, "augmentation", epoch, step)
-            images = augment(self.train.images, indices, draws, self.protocol.crop_padding, self.protocol.flip)
-            indices = indices.to(self.device)
-            yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation)
+            yield ImageBatch(
+                self._cropped(chosen, draws), self.train.labels[indices], indices, self.normalisation, second
+            )
+
+    def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
+        return augment(self.train.images, chosen, draws, self.protocol.crop_padding, self.protocol.flip)
+
+    def _second_view(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
+        draws = generator(seed, "second view", epoch, step)
+        return randaugment(self._cropped(chosen, draws), draws)
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None

@@ -18,7 +18,7 @@ from kd_methods.contract import Batch, Outputs, Progress
 from kd_methods.errors import UserError
 
 from ..networks import NetworkView
-from ..spec import Protocol, steps_per_epoch
+from ..spec import Protocol
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import Normalisation
 from .member import Diverged, Member
@@ -51,10 +51,21 @@ class SharedTeacher:
         wanting = [member for member in members if member.needs.teacher or member.needs.teacher_units]
         if not wanting:
             return None
-        at = {unit for member in wanting for unit in member.needs.teacher_units}
-        fields = {name for member in wanting for name in member.needs.teacher if name != "logits"}
+        at, fields = set[str](), set[str]()
+        for member in wanting:
+            at.update(member.needs.teacher_units)
+            fields.update(name for name in member.needs.teacher if name != "logits")
+        network = self.network.folded()
         with torch.no_grad():
-            return self.network.folded()(batch.inputs(self.normalisation), at=at, fields=fields)
+            kept = network(batch.inputs(self.normalisation), at=at, fields=fields)
+            if views(wanting) > 1:
+                kept = kept.with_second(network(batch.inputs(self.normalisation, view=2), at=at, fields=fields))
+        return kept
+
+
+def views(members: Sequence[Member]) -> int:
+    """How many views of each image a group wants."""
+    return max((member.needs.views for member in members), default=1)
 
 
 def train(
@@ -77,7 +88,6 @@ def train(
     """
     active = [member for member in members if member.position[0] <= protocol.epochs]
     seed = members[0].cell.seed
-    steps = steps_per_epoch(data.info.num_samples + protocol.holdout, protocol)
     while active:
         epoch, start = min(member.position for member in active)
         progress = protocol_progress(protocol, epoch)
@@ -87,7 +97,7 @@ def train(
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
             due = [member for member in here if member in active and member.position <= (epoch, step)]
             kept = teacher.outputs(batch, due) if teacher else None
-            inputs = batch.student()
+            inputs = batch.student(views(due))
             stamp = _stamp(inputs, kept)
             for member in due:
                 with guarded(member, active, report):
@@ -99,12 +109,12 @@ def train(
                     report(member, "step")
                 if _stamp(inputs, kept) != stamp:  # the others get what they would have got
                     batch = next(iter(data.batches(seed, epoch, step)))
-                    kept, inputs = teacher.outputs(batch, due) if teacher else None, batch.student()
+                    kept, inputs = teacher.outputs(batch, due) if teacher else None, batch.student(views(due))
                     stamp = _stamp(inputs, kept)
             if stopping():
                 for member in active:
                     member.save()
-                    member.run.set_status("interrupted", epoch=member.position[0] - 1, epochs=protocol.epochs)
+                    member.run.set_status("interrupted", epoch=max(member.position[0] - 1, 0), epochs=protocol.epochs)
                 raise Interrupted("stopped after a whole step; the same command goes on from here")
             for member in due:
                 if member in active and time.monotonic() - member.saved_at > save_seconds:
@@ -112,7 +122,7 @@ def train(
         for member in here:
             if member in active:
                 with guarded(member, active, report):
-                    member.end_epoch(epoch, steps)
+                    member.end_epoch(epoch)
                     report(member, "epoch")
         active = [member for member in active if member.position[0] <= protocol.epochs]
     for member in members:
@@ -128,8 +138,8 @@ def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
 
 def _stamp(batch: Batch, kept: Outputs | None) -> list[int]:
     """Changes when a tensor that a group shares is written to."""
-    shared = (batch.inputs, batch.labels, batch.indices, *(kept.tensors() if kept else ()))
-    return [tensor._version for tensor in shared]
+    shared = (batch.inputs, batch.second, batch.labels, batch.indices, *(kept.tensors() if kept else ()))
+    return [tensor._version for tensor in shared if tensor is not None]
 
 
 class guarded:
@@ -148,7 +158,7 @@ class guarded:
         state = "diverged" if isinstance(error, Diverged) else "failed"
         message = str(error) if state == "diverged" else f"{type(error).__name__}: {error}"
         trace = "" if state == "diverged" else "".join(traceback.format_exception(error))
-        self.member.run.set_status(state, message=message, trace=trace, epoch=self.member.position[0])
+        self.member.run.set_status(state, message=message, trace=trace, epoch=max(self.member.position[0], 0))
         self.active.remove(self.member)
         self.report(self.member, state)
         return True

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import kd_methods
-from kd_methods.contract import Batch, Needs, Outputs, Progress
+from kd_methods.contract import Batch, Losses, Needs, Outputs, Phase, Progress
 
 from ..cell import Cell
 from ..networks import NetworkView
-from ..spec import Protocol
+from ..spec import Optimizer, Protocol
 from ..store import Run
 from ..tasks import TaskData
 from ..weights import read, to_bytes
+from . import optimizers
 from .seeding import Stream, derive
 
 
@@ -28,6 +29,8 @@ class Diverged(Exception):
 
 class Member:
     """A cell of a group while it trains.
+
+    Epochs count from 1; a method's first phases end with epoch 0, so that all cells of a group then start together.
 
     Args:
         cell: what is trained.
@@ -50,48 +53,54 @@ class Member:
             )
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
-        self._check_needs(teacher)
+        phases = self.method.phases()
+        self._check_needs(teacher, [self.method.needs, *(phase.needs for phase in phases)])
         self.deployed = self.method.deployed(self.student)
-        optimizer = protocol.optimizer
-        self.optimizer = torch.optim.SGD(
-            list(dict.fromkeys([*self.student.parameters(), *self.method.parameters()])),
-            lr=cell.lr,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.nesterov,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
+        self.optimizer = optimizers.build(
+            [*self.student.parameters(), *self.method.parameters()],
+            cell.lr,
+            Optimizer.model_validate({**cell.protocol["optimizer"], "lr": cell.lr}),
         )
-        # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
-        # later (a stone that was not drawn); a momentum of zero is the same as none.
-        if optimizer.momentum:
-            for parameter in self.optimizer.param_groups[0]["params"]:
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        self.position = (1, 0)  # the epoch and step that come next
+        self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
+        self.first_epoch = 1 - len(self._phases)
+        self.phase: Phase | None = None
+        self.position = (self.first_epoch, 0)  # the epoch and step that come next
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}
+        self.counted = 0
         self.saved_at = time.monotonic()
 
     @property
     def needs(self) -> Needs:
-        return self.method.needs
+        """What the losses of the current phase read."""
+        return self.phase.needs if self.phase else self.method.needs
 
-    def _check_needs(self, teacher: NetworkView | None) -> None:
+    def _check_needs(self, teacher: NetworkView | None, all_needs: Sequence[Needs]) -> None:
         """Asked for before training, so that a wrong name is this cell's failure and not the group's."""
-        needs = self.needs
-        for network, fields, units in (
-            (self.student, needs.student, needs.student_units),
-            (teacher, tuple(name for name in needs.teacher if name != "logits"), needs.teacher_units),
-        ):
-            if network is not None:
-                for unit in (*network.layout.units(fields), *units):
-                    network.shape(unit)
+        for needs in all_needs:
+            for network, fields, units in (
+                (self.student, needs.student, needs.student_units),
+                (teacher, tuple(name for name in needs.teacher if name != "logits"), needs.teacher_units),
+            ):
+                if network is not None:
+                    for unit in (*network.layout.units(fields), *units):
+                        network.shape(unit)
 
     def start_epoch(self, epoch: int) -> None:
+        before, self.phase = self._phase_of(epoch - 1), self._phase_of(epoch)
+        if before is not self.phase and self.position == (epoch, 0):
+            self.optimizer.restart()
+        lr = self.cell.lr * self.protocol.decayed(epoch)
+        if self.phase:
+            lr = self.phase.lr or self.cell.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = self.cell.lr * self.protocol.decayed(epoch)
+            group["lr"] = lr
         self.student.train()
         self.method.train()
+
+    def _phase_of(self, epoch: int) -> Phase | None:
+        return self._phases[epoch - self.first_epoch] if self.first_epoch <= epoch < 1 else None
 
     def step(self, batch: Batch, teacher: Outputs | None, position: tuple[int, int], progress: Progress) -> None:
         """One optimisation step: forward, losses, backward, update.
@@ -101,15 +110,23 @@ class Member:
         started = time.perf_counter()
         if len(batch.labels) >= self.needs.min_batch:
             with self.stream.active():
-                outputs = self.student(batch.inputs, at=self.needs.student_units, fields=self.needs.student)
-                losses = self.method.losses(outputs, teacher, batch, progress)
-                self.optimizer.zero_grad(set_to_none=True)
-                losses.total().backward()
-                self.optimizer.step()
+                losses = self._losses(batch, teacher, progress)
+                self.optimizer.descend(losses)
             for name, term in losses.terms().items():
                 self.sums[name] = self.sums.get(name, 0) + term.detach().double()
+            self.counted += 1
         self.position = (position[0], position[1] + 1)
         self.seconds += time.perf_counter() - started
+
+    def _losses(self, batch: Batch, teacher: Outputs | None, progress: Progress) -> Losses:
+        if self.phase and not self.phase.student:
+            return self.phase.losses(None, teacher, batch, progress)
+        needs = self.needs
+        outputs = self.student(batch.inputs, at=needs.student_units, fields=needs.student)
+        if needs.views > 1:
+            assert batch.second is not None
+            outputs = outputs.with_second(self.student(batch.second, at=needs.student_units, fields=needs.student))
+        return (self.phase or self.method).losses(outputs, teacher, batch, progress)
 
     def check_finite(self) -> None:
         """Raise Diverged, naming the term, if any loss since the epoch's start was not finite."""
@@ -117,25 +134,26 @@ class Member:
             if not math.isfinite(float(total)):
                 raise Diverged(f"loss term '{name}' is {float(total)} in epoch {self.position[0]}")
 
-    def end_epoch(self, epoch: int, steps: int) -> dict[str, Any]:
-        """Evaluate, record, save. Returns the epoch's record."""
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Evaluate (in the training proper), record, save. Returns the epoch's record."""
         self.check_finite()
-        evaluated = self.evaluate()
+        evaluated = {"": {}} if self.phase else self.evaluate()
         self.records.append(
             {
                 "epoch": epoch,
+                "phase": self.phase.name if self.phase else "",
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "metrics": evaluated.pop(""),
                 "probes": evaluated,
-                "losses": {name: float(total) / steps for name, total in self.sums.items()},
+                "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
                 "seconds": round(self.seconds, 3),
             }
         )
-        self.seconds, self.sums = 0.0, {}
+        self.seconds, self.sums, self.counted = 0.0, {}, 0
         self.position = (epoch + 1, 0)
         self.save()
         self.run.set_metrics(self.records)
-        self.run.set_status("running", epoch=epoch, epochs=self.protocol.epochs)
+        self.run.set_status("running", epoch=max(epoch, 0), epochs=self.protocol.epochs)
         return self.records[-1]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -167,6 +185,7 @@ class Member:
             "position": list(self.position),
             "records": self.records,
             "sums": self.sums,
+            "counted": self.counted,
             "seconds": self.seconds,
         }
         self.run.write("checkpoint.pt", to_bytes(state))
@@ -184,6 +203,7 @@ class Member:
         self.stream.state = [part.cpu() for part in state["stream"]]
         self.position = (state["position"][0], state["position"][1])
         self.records, self.sums, self.seconds = state["records"], state["sums"], state["seconds"]
+        self.counted = state["counted"]
         return True
 
     def finish(self) -> None:
@@ -192,5 +212,6 @@ class Member:
         self.run.write("student.pt", to_bytes(weights))
         self.run.set_metrics(self.records)
         last = self.records[-1]
-        best = {name: max(record["metrics"][name] for record in self.records) for name in last["metrics"]}
+        proper = [record["metrics"] for record in self.records if not record["phase"]]
+        best = {name: max(metrics[name] for metrics in proper) for name in last["metrics"]}
         self.run.set_status("done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["metrics"], best=best)

@@ -46,7 +46,7 @@ class ITRD(Method):
             "L = CE(z_s, y) + l_c * log2 sum_i |r_i - 1|^(2 alpha) + l_m * sum (G_s^2 - G_st^2),"
             " r = correlation of D(f_s) and f_t, G = cosine Gram matrices of unit trace"
         ),
-        source="authors' distiller_zoo/IT.py; weights 2, 0.05 and alpha 1.5 (README: 1.0 and 1.01 within a family)",
+        source="authors' distiller_zoo/IT.py; train_student.py (2, 0.05, alpha 1.5; README, a WRN pair: 2, 1, 1.01)",
         optimum="where the correlations are largest; the logarithm has no other stationary point",
         divergences=(
             "constant dimensions and zero vectors, NaN in the authors' code, count as uncorrelated",

@@ -44,13 +44,16 @@ class NORM(Method):
         title="NORM",
         paper="liu2023norm",
         formula="L = r * CE(z_s, y) + b(epoch) * N * MSE(E(F_s), [F_t repeated N times])",
-        source="authors' models/cifar/resnet_student.py, helper/loops.py (schedule), example run (N 8, r 0.1, b 1)",
+        source="authors' models/cifar/resnet_student.py, helper/loops.py; README example (N 8, r 0.1, b 1)",
         optimum="where the expanded student map equals N copies of the teacher's",
         divergences=(
-            "the authors' code standardises the student's logits over the classes and scales them before CE and at"
-            " test; here the logits are plain",
+            "the authors' code standardises the student's logits over the classes and scales them by 2.5 before CE"
+            " and at test; here the logits are plain",
+            "the default r is the README's for resnet32x4 to resnet8x4; the authors' script for resnet110 to resnet32"
+            " tries 0.0625, 0.125, 0.25 and 0.5",
             "the module is linear at inference and could be folded into one 1x1 convolution; it is deployed unfolded",
-            "it sits on the last map of every network (authors: the last stage, or the pooled one, by architecture)",
+            "in the authors' ShuffleNet students the residual is added to the input image's tensor by mistake; here it"
+            " is added to the last map, as in their other networks",
         ),
     )
     needs = Needs(student_units=("norm_expand",), teacher=("last_map",), min_batch=2)

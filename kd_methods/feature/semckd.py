@@ -59,8 +59,9 @@ class SemCKD(Method):
             "L = CE(z_s, y) + kd * KD(z_s, z_t; T) + beta * mean_s sum_t a_st MSE(proj_st(F_s), F_t),"
             " a = softmax_t of query_s . key_t, both learned from rows of the batch's Gram matrices"
         ),
-        source="SimKD toolbox models/util.py (SelfA), distiller_zoo/SemCKD.py (CE 1, KD 1, beta 400)",
+        source="SimKD toolbox models/util.py (SelfA, factor 4), train_student.py (soft 1), scripts (1, 1, beta 400)",
         optimum="where the projected student maps equal the teacher's and the logits agree",
+        order="its attention reads rows of the Gram matrix in batch order",
         divergences=(
             "queries and keys read a Gram row as wide as the batch, so the loss depends on the order of the samples",
             "smaller batches are padded with zeros to the setting batch_size (the authors leave them out)",

@@ -1,13 +1,17 @@
-"""Softmax regression representation learning, Yang et al. 2021."""
+"""Softmax regression representation learning, Yang et al. 2021: on pooled vectors (CIFAR) and on maps (ImageNet)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from .. import functional
+from ..adapters import Connector
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..registry import register
+from ._maps import matched
 
 
 @register
@@ -24,8 +28,9 @@ class SRRL(Method):
         source="SimKD toolbox models/util.py (SRRL) for CIFAR-100; beta 1 as given there",
         optimum="where the connected student features equal the teacher's",
         divergences=(
-            "CIFAR form: pooled vectors are matched by MSE; the authors' ImageNet code matches channel means of maps",
-            "the SimKD toolbox adds a KD term to every method; here it is left out (use a combination)",
+            "pooled vectors are matched, the form that CIFAR-100 tables ran; the authors' ImageNet code connects maps"
+            " and matches their channel means: srrl.map",
+            "the SimKD toolbox adds a KD term of weight 1 to every method; here it is left out (use a combination)",
         ),
     )
     needs = Needs(student=("pooled",), teacher=("pooled", "logits"), min_batch=2)
@@ -37,18 +42,53 @@ class SRRL(Method):
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
-        d_s, d_t = student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
-        self.connector = nn.Sequential(nn.Linear(d_s, d_t, bias=False), nn.BatchNorm1d(d_t), nn.ReLU())
+        self.connector = self.connected(student, self.teacher)
+
+    def connected(self, student: Network, teacher: Network) -> nn.Module:
+        d_s, d_t = student.shapes("pooled")[0][0], teacher.shapes("pooled")[0][0]
+        return nn.Sequential(nn.Linear(d_s, d_t, bias=False), nn.BatchNorm1d(d_t), nn.ReLU())
+
+    def features(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors (B, D) to match, and the logits of the student's features by the teacher's classifier."""
+        features = self.connector(student.pooled)
+        return features, teacher.pooled, self.teacher.resume(self.teacher.layout.pooled, features)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
         beta = self.settings.beta
-        features = self.connector(student.pooled)
-        logits = self.teacher.resume(self.teacher.layout.pooled, features)
+        features, target, logits = self.features(student, teacher)
         return Losses(
             task={"task": batch.loss(student.logits)},
             distill={
-                "feature": beta * functional.hint(features, teacher.pooled),
+                "feature": beta * functional.hint(features, target),
                 "regression": beta * functional.hint(logits, teacher.logits),
             },
         )
+
+
+@register
+class SRRLMap(SRRL):
+    """SRRL on the last map: its channel means are matched, and the teacher's head runs on the connected map."""
+
+    card = replace(
+        SRRL.card,
+        name="srrl.map",
+        title="SRRL (map)",
+        formula=(
+            "L = CE(z_s, y) + beta * [MSE(mean_hw D(F_s), mean_hw F_t) + MSE(h_t(D(F_s)), z_t)],"
+            " h_t = teacher's pooling and classifier"
+        ),
+        source="authors' train_imagenet_distillation.py, distiller_zoo/AIN.py (weight 1)",
+        optimum="where the connected student map has the teacher's channel means",
+        divergences=("written for ImageNet; CIFAR-100 tables ran the form on pooled vectors: srrl",),
+    )
+    needs = Needs(student=("last_map",), teacher=("last_map", "logits"), min_batch=2)
+
+    def connected(self, student: Network, teacher: Network) -> nn.Module:
+        (s, t), = matched("srrl.map", student, teacher, "last_map")  # fmt: skip
+        return Connector(s, (t[0], *s[1:]), rectify=True)
+
+    def features(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        connected = self.connector(student.last_map)
+        logits = self.teacher.resume(self.teacher.layout.last_map, connected)
+        return connected.mean((2, 3)), teacher.last_map.mean((2, 3)), logits

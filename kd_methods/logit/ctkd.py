@@ -28,7 +28,7 @@ class CTKD(Method):
             "L = ce * CE(z_s, y) + kd * T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), T = start + range *"
             " sigmoid(theta); the gradient of theta is multiplied by -(1 - cos(pi * min(epoch / loops, 1))) / 2"
         ),
-        source="CTKD scripts (-r 0.1 -a 0.9), helper/loops.py, models/temp_global.py",
+        source="CTKD scripts/run_cifar_distill.sh (0.1, 0.9; T 1 to 21, 10 loops), helper/loops.py, temp_global.py",
         optimum="z_s = z_t up to a constant per row, at every temperature; theta ascends and has none",
         divergences=(
             "global temperature only; the instance-wise one (a small network on both logits) is missing",

@@ -26,7 +26,8 @@ class NKD(Method):
         source="cls_KD mmcls/models/dis_losses/nkd.py (gamma 1.5, temperature 1)",
         optimum="no finite one: where q_s = q_t and the student's target logit exceeds all others without bound",
         divergences=(
-            "published on ImageNet; the paper tunes gamma and temperature on CIFAR-100, the default is ImageNet's",
+            "the default is ImageNet's; the authors' CIFAR-100 configuration (cls_KD, ResNet34 to ResNet18) has gamma"
+            " 3.5 and temperature 3",
             "computed in logarithms; the reference code removes the target with a mask",
         ),
     )

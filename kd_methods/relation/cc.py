@@ -24,6 +24,7 @@ class CC(Method):
         formula="L = CE(z_s, y) + beta * mean_i <D_i, D_{i+1}>, D = |E_s(f_s) - E_t(f_t)|, E linear",
         source="RepDistiller scripts/run_cifar_distill.sh (-b 0.02), distiller_zoo/CC.py",
         optimum="E_s(f_s) = E_t(f_t); also any D with disjoint supports of neighbours",
+        order="its formula pairs neighbours in the batch",
         divergences=(
             "not the paper's formula (that is cc.paper): RepDistiller has this from an author and its tables use it",
             "depends on the order of samples within the batch",

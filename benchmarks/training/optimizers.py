@@ -1,0 +1,110 @@
+"""Optimisers that descend on a method's losses: one backward pass for all terms (SGD), or one for each kind (DOT)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor, nn
+
+from kd_methods.contract import Losses
+
+from ..spec import Optimizer
+
+
+class Descent(Interface):
+    """An optimiser as the loop uses it."""
+
+    param_groups: list[dict]
+
+    def descend(self, losses: Losses) -> None:
+        """One update by the gradients of ``losses``."""
+
+    def restart(self) -> None:
+        """Forget the momentum."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class SGD(torch.optim.SGD):
+    """Stochastic gradient descent on the sum of all terms."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
+        super().__init__(
+            parameters,
+            lr=lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
+        # later (a stone that was not drawn); a momentum of zero is the same as none.
+        if self.param_groups[0]["momentum"]:
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def descend(self, losses: Losses) -> None:
+        self.zero_grad(set_to_none=True)
+        losses.total().backward()
+        self.step()
+
+
+class DOT(torch.optim.Optimizer):
+    """Distillation-oriented trainer: task and distillation terms have a momentum each, m - delta and m + delta.
+
+    Zhao et al. 2023, algorithm 1, as mdistiller ``engine/dot.py`` has it: weight decay goes with the task gradients;
+    parameters that only one kind of terms reaches use m, and have weight decay.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.momentum, self.delta, self.weight_decay = config.momentum, config.delta, config.weight_decay
+        self.restart()
+
+    def restart(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {kind: torch.zeros_like(parameter) for kind in ("task", "distill")}
+
+    def descend(self, losses: Losses) -> None:
+        parameters, lr = self.param_groups[0]["params"], self.param_groups[0]["lr"]
+        task = _gradients(losses.task.values(), parameters, keep=bool(losses.distill))
+        distill = _gradients(losses.distill.values(), parameters)
+        with torch.no_grad():
+            for parameter, own, taught in zip(parameters, task, distill, strict=True):
+                change = self.delta if own is not None and taught is not None else 0.0
+                decayed = False
+                for kind, gradient, shift in (("task", own, -change), ("distill", taught, change)):
+                    if gradient is not None:
+                        buffer = self.state[parameter][kind].mul_(self.momentum + shift).add_(gradient)
+                        if not decayed:
+                            buffer.add_(parameter, alpha=self.weight_decay)
+                            decayed = True
+                if own is not None:
+                    parameter.sub_(self.state[parameter]["task"], alpha=lr)
+                if taught is not None:
+                    parameter.sub_(self.state[parameter]["distill"], alpha=lr)
+
+
+def _gradients(
+    terms: Iterable[Tensor], parameters: list[nn.Parameter], keep: bool = False
+) -> tuple[Tensor | None, ...] | list[None]:
+    terms = list(terms)
+    if not terms:
+        return [None] * len(parameters)
+    return torch.autograd.grad(sum(terms[1:], terms[0]), parameters, retain_graph=keep, allow_unused=True)
+
+
+_KINDS: dict[str, type[SGD] | type[DOT]] = {"sgd": SGD, "dot": DOT}
+
+
+def build(parameters: Iterable[nn.Parameter], lr: float, config: Optimizer) -> Descent:
+    """The optimiser that a protocol or a row names."""
+    trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
+    return _KINDS[config.name](trained, lr, config)

@@ -1,0 +1,141 @@
+"""Two or more methods at once, by name: ``crd+kd`` trains with the terms of both.
+
+The first method gives the task loss and may change the network; what follows adds its distillation terms. A class of
+its own is made from the classes of the parts, so that a combination is built, listed and stored like a method. Settings
+are those of the parts, each under its name. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from .contract import (
+        Batch,
+        Card,
+        DataInfo,
+        Losses,
+        Method,
+        MethodSettings,
+        Network,
+        Outputs,
+        Phase,
+        Progress,
+    )  # fmt: skip
+
+
+@functools.cache
+def combined(*parts: type[Method]) -> type[Method]:
+    """The class that trains with the terms of all ``parts``; the same one every time.
+
+    Raises:
+        UserError: a part is there twice, has no distillation terms, or would change the network after the first.
+    """
+    from pydantic import create_model
+
+    from .contract import Method, MethodSettings
+
+    names = [part.card.name for part in parts]
+    title = "+".join(names)
+    for i, part in enumerate(parts):
+        if names.count(names[i]) > 1:
+            raise UserError(f"'{title}' is not possible: it has '{names[i]}' twice")
+        if part.card.optimum == "no distillation terms":
+            raise UserError(f"'{title}' is not possible: '{names[i]}' has no distillation terms to combine")
+        if i and (part.adapt is not Method.adapt or part.deployed is not Method.deployed):
+            raise UserError(f"'{title}' is not possible: '{names[i]}' changes the network and has to come first")
+    fields: dict[str, Any] = {name: (part.Settings, part.Settings()) for name, part in zip(names, parts, strict=True)}
+    needs = functools.reduce(lambda a, b: a.joined(b), (part.needs for part in parts))
+    members: dict[str, Any] = {
+        "card": _card([part.card for part in parts]),
+        "needs": needs,
+        "needs_teacher": any(part.needs_teacher for part in parts),
+        "Settings": create_model("Settings", __base__=MethodSettings, **fields),
+        "parts_of": parts,
+        "__doc__": f"{' and '.join(part.card.title for part in parts)} at once; the task loss is {names[0]}'s.",
+        "__module__": parts[0].__module__,
+    }
+    return type("_".join(part.__name__ for part in parts), (_base(),), members)
+
+
+def _card(cards: Sequence[Card]) -> Card:
+    from .contract import Card
+
+    first, *others = cards
+    return Card(
+        name="+".join(card.name for card in cards),
+        version=sum(card.version for card in cards) - len(others),
+        family=first.family,
+        title=" + ".join(card.title for card in cards),
+        paper=first.paper,
+        formula=f"{first.formula}; plus the distillation terms of "
+        + ", of ".join(f"{card.name}: {card.formula}" for card in others),
+        source="; ".join(f"{card.name}: {card.source}" for card in cards),
+        optimum="identity"
+        if all(card.optimum == "identity" for card in cards)
+        else "; ".join(f"{card.name}: {card.optimum}" for card in cards),
+        order="; ".join(card.order for card in cards if card.order),
+        divergences=tuple(f"{card.name}: {text}" for card in cards for text in card.divergences),
+        our_choice=tuple(f"{card.name}.{key}" for card in cards for key in card.our_choice),
+    )
+
+
+@functools.cache
+def _base() -> type[Method]:
+    from torch import nn
+
+    from .contract import Losses as Terms
+    from .contract import Method
+
+    class Combination(Method):
+        """See the module; ``parts_of`` are the classes of the parts."""
+
+        parts_of: tuple[type[Method], ...]
+
+        def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+            super().__init__(student, teacher, info, settings)
+            first = self.parts_of[0](student, teacher, info, getattr(settings, self.parts_of[0].card.name))
+            # The others are built for the network as the first method changes it, and see its outputs.
+            changed = first.adapt(student)
+            self._adapted = (changed,)
+            others = [part(changed, teacher, info, getattr(settings, part.card.name)) for part in self.parts_of[1:]]
+            self.parts = nn.ModuleList([first, *others])
+            self.needs = functools.reduce(lambda a, b: a.joined(b), (part.needs for part in [first, *others]))
+
+        def adapt(self, student: Network) -> Network:
+            return self._adapted[0]
+
+        def phases(self) -> Sequence[Phase]:
+            return [phase for part in self.parts for phase in part.phases()]  # type: ignore[operator]
+
+        def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+            found = [part.losses(student, teacher, batch, progress) for part in self.parts]  # type: ignore[operator]
+            task: dict[str, Tensor] = dict(found[0].task)
+            distill: dict[str, Tensor] = {}
+            for part, terms in zip(self.parts_of, found, strict=True):
+                own = {f"{part.card.name}.{key}": term for key, term in terms.task.items() if key != "task"}
+                task |= own if part is not self.parts_of[0] else {}
+                distill |= {f"{part.card.name}.{key}": term for key, term in terms.distill.items()}
+            return Terms(task, distill)
+
+        def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+            return {
+                f"{kind.card.name}.{name}": logits
+                for kind, part in zip(self.parts_of, self.parts, strict=True)
+                for name, logits in part.probes(student).items()  # type: ignore[operator]
+            }
+
+        def probe_fields(self) -> Sequence[str]:
+            return list(dict.fromkeys(field for part in self.parts for field in part.probe_fields()))  # type: ignore[operator]
+
+        def deployed(self, student: Network) -> nn.Module:
+            return self.parts[0].deployed(student)  # type: ignore[operator]
+
+    return Combination

@@ -1,0 +1,65 @@
+"""Distillation of activation boundaries, Heo et al. 2019."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from .. import functional
+from ..adapters import ConvReg
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..registry import register
+from ._maps import matched
+
+
+@register
+class AB(Method):
+    """First trains the student to switch its units on where the teacher's are on, then trains it as usual."""
+
+    card = Card(
+        name="ab",
+        version=1,
+        family="feature",
+        title="AB",
+        paper="heo2019ab",
+        formula=(
+            "first phase: sum_l 2^(l-L) * 3 / (1000 B) * sum max(0, margin - sign(F_t,l) * D(F_s,l))^2;"
+            " then L = CE(z_s, y)"
+        ),
+        source="RepDistiller distiller_zoo/AB.py (margin 1), helper/pretrain.py, train_student.py (init_epochs 30)",
+        optimum="in the first phase where every connected pre-activation has the teacher's sign beyond the margin",
+        divergences=(
+            "the authors train the second phase by KD (temperature 3), RepDistiller by CE; the default is CE, since the"
+            " published CIFAR-100 table is RepDistiller's; ab+kd has both",
+            "connectors are RepDistiller's (none where shapes agree, else a convolution that settles the size and BN);"
+            " the authors' are 1x1",
+            "networks with different numbers of stages are matched from the last stage backwards (the references fail)",
+        ),
+    )
+    needs = Needs()
+
+    class Settings(MethodSettings):
+        margin: float = Field(1.0, gt=0, description="margin of the hinge")
+        epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        self.connectors = nn.ModuleList(
+            nn.Identity() if s == t else ConvReg(s, t, rectify=False)
+            for s, t in matched("ab", student, self.teacher, "preacts")
+        )
+
+    def phases(self) -> tuple[Phase, ...]:
+        needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
+        return (Phase("boundaries", self.settings.epochs, self._boundaries, needs),)
+
+    def _boundaries(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
+        n = len(self.connectors)
+        connected = [connector(s) for connector, s in zip(self.connectors, student.preacts[-n:], strict=True)]
+        term = functional.activation_boundary(connected, teacher.preacts[-n:], margin=self.settings.margin)
+        return Losses(distill={"boundaries": term})
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        return Losses(task={"task": batch.loss(student.logits)})
