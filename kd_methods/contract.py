@@ -309,7 +309,8 @@ class Method(nn.Module):
     """Base class of all methods. Its own parameters are trained, saved and restored with the student's.
 
     ``needs`` may be refined per instance. ``needs_teacher`` says whether there has to be a teacher at all: a method may
-    use one only while it is built, or make passes of its own, and read nothing of the shared pass.
+    use one only while it is built, or make passes of its own, and read nothing of the shared pass. ``raw_terms`` names
+    distillation terms that a modifier of the logits leaves alone.
 
     Args:
         student: the network to train, as built by the task.
@@ -321,6 +322,7 @@ class Method(nn.Module):
     card: ClassVar[Card]
     needs: Needs = Needs()
     needs_teacher: ClassVar[bool] = True
+    raw_terms: ClassVar[tuple[str, ...]] = ()
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:

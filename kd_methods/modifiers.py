@@ -109,8 +109,9 @@ def _standardized(method: type[Method]) -> type[Method]:
             assert teacher is not None
             kept = [outputs.with_logits(standardize) for outputs in (student, teacher)]
             # Two calls, because the task loss stays on the raw logits; on (B, K) they cost next to nothing.
-            task = super().losses(student, teacher, batch, progress).task
-            return Terms(task=task, distill=super().losses(kept[0], kept[1], batch, progress).distill)
+            raw = super().losses(student, teacher, batch, progress)
+            distill = super().losses(kept[0], kept[1], batch, progress).distill
+            return Terms(task=raw.task, distill=distill | {name: raw.distill[name] for name in self.raw_terms})
 
     return Standardized
 

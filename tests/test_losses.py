@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,12 @@ NO_GOLDEN = {
     "noise_contrastive",
     "discriminative_consistent",
     "cosine_similarity",
+    "attention_distance",
+    "factor_direction",
+    "partial_l2",
+    "gaussian_nll",
+    "correlation_information",
+    "mutual_information",
 }
 
 
@@ -139,6 +147,8 @@ LOGITS = {
 FEATURES = {
     "hint": lambda s, t: functional.hint(s, t),
     "attention_transfer": lambda s, t: functional.attention_transfer([s], [t]),
+    "attention_distance": lambda s, t: functional.attention_distance([s], [t]),
+    "factor_direction": lambda s, t: functional.factor_direction(s, t),
     "nst": lambda s, t: functional.nst([s], [t]),
     "kdsvd": lambda s, t: functional.kdsvd([s, s.flip(1) ** 2], [t, t.flip(1) ** 2]),
     "hierarchical_context": lambda s, t: functional.hierarchical_context([s], [t]),
@@ -231,3 +241,89 @@ def test_standardize_by_definition(golden_inputs: dict[str, Tensor]):
     flat = torch.ones(2, 5, requires_grad=True)
     functional.standardize(flat).sum().backward()
     assert flat.grad is not None and not flat.grad.any()
+
+
+def test_wsld_by_definition(golden_inputs: dict[str, Tensor]):
+    s, t = golden_inputs["logits_student"].double(), golden_inputs["logits_teacher"].double()
+    labels = golden_inputs["target"]
+    expected = 0.0
+    for i, y in enumerate(labels.tolist()):
+        weight = 1 - math.exp(-s[i].log_softmax(0)[y] / t[i].log_softmax(0)[y])
+        soft = -((t[i] / 3).softmax(0) * (s[i] / 3).log_softmax(0)).sum()
+        expected += 9 * weight * soft.item() / len(labels)
+    found = functional.wsld(s, t, labels, temperature=3.0, eps=0.0)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_congruence_by_definition():
+    """The Taylor series of exp(-gamma |a - b|^2) on unit vectors, up to the given power; for high powers the kernel."""
+    s, t = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).double()
+    for order, tolerance in ((2, None), (30, 1e-12)):
+        matrices = []
+        for x in (s, t):
+            x = x / x.norm(dim=1, keepdim=True)
+            cosines = x @ x.t()
+            series = sum((0.8 * cosines) ** p / float(math.factorial(p)) for p in range(order + 1)) * math.exp(-0.8)
+            if tolerance:
+                kernel = torch.exp(-0.4 * (x[:, None] - x[None]).pow(2).sum(2))
+                assert torch.allclose(series, kernel, rtol=tolerance)
+            matrices.append(series)
+        expected = (matrices[0] - matrices[1]).pow(2).sum() / 25
+        assert torch.allclose(functional.kernel_congruence(s, t, gamma=0.4, order=order), expected, rtol=1e-12)
+
+
+def test_bank_scores_by_definition():
+    draws = torch.Generator().manual_seed(0)
+    embedding, bank = torch.randn(3, 4, generator=draws).double(), torch.randn(9, 4, generator=draws).double()
+    picks = torch.randint(0, 9, (3, 5), generator=draws)
+    found = functional.bank_scores(embedding, bank, picks, temperature=0.1)
+    for i in range(3):
+        for j in range(5):
+            expected = (embedding[i] / embedding[i].norm()) @ bank[picks[i, j]] / 0.1
+            assert found[i, j].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_attention_distance_by_definition():
+    """Equation 2 of the paper with beta = 10^3 / (positions x batch), over 10^3."""
+    s, t = torch.randn(2, 3, 4, 2, 5, generator=torch.Generator().manual_seed(0)).double()
+    expected = 0.0
+    for i in range(3):
+        a, b = (x[i].abs().pow(2).sum(0).flatten() for x in (s, t))
+        expected += (a / a.norm() - b / b.norm()).norm().item() / (2 * 10 * 3)
+    found = functional.attention_distance([s, s], [t, t])
+    assert found.item() == pytest.approx(2 * expected, rel=1e-12)
+
+
+def test_factor_direction_by_definition():
+    s, t = torch.randn(2, 3, 4, 2, 5, generator=torch.Generator().manual_seed(0)).double()
+    expected = sum((s[i] / s[i].norm() - t[i] / t[i].norm()).abs().mean().item() for i in range(3)) / 3
+    assert functional.factor_direction(s, t).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_partial_l2_by_definition():
+    s, t = torch.randn(2, 3, 4, 2, 5, generator=torch.Generator().manual_seed(0)).double()
+    margin = -torch.rand(4, generator=torch.Generator().manual_seed(1)).double()
+    expected = 0.0
+    for i, c, y, x in itertools.product(range(3), range(4), range(2), range(5)):
+        target = max(t[i, c, y, x].item(), margin[c].item())
+        if not s[i, c, y, x] <= target <= 0:
+            expected += (s[i, c, y, x].item() - target) ** 2 / 3
+    assert functional.partial_l2(s, t, margin).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gaussian_nll_by_definition():
+    mean, target = torch.randn(2, 3, 4, 2, 5, generator=torch.Generator().manual_seed(0)).double()
+    theta = torch.randn(4, generator=torch.Generator().manual_seed(1)).double()
+    normal = torch.distributions.Normal(mean, (theta.exp().log1p() + 1e-5).sqrt().view(1, 4, 1, 1))
+    expected = -normal.log_prob(target).mean() - 0.5 * math.log(2 * math.pi)
+    assert torch.allclose(functional.gaussian_nll(mean, target, theta, eps=1e-5), expected, rtol=1e-12)
+
+
+def test_the_terms_of_itrd_by_definition():
+    s, t = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)).double()
+    total = sum(abs(5 / 6 * torch.corrcoef(torch.stack([s[:, i], t[:, i]]))[0, 1].item() - 1) ** 3 for i in range(3))
+    found = functional.correlation_information(s, t, alpha=1.5)
+    assert found.item() == pytest.approx(math.log2(total), rel=1e-10)
+    cosines = [torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2) for x in (s, t)]
+    own, joint = cosines[0] / 6, cosines[0] * cosines[1] / 6
+    assert torch.allclose(functional.mutual_information(s, t), (own**2).sum() - (joint**2).sum(), rtol=1e-10)

@@ -259,7 +259,6 @@ def awkward_table() -> Table:
     return replace(table, rows=(*table.rows, row), deviations=("5 epochs_instead",))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_compiles_alone_and_by_input(tmp_path: Path) -> None:
     for stem, table in {"table1": make_table(), "odd_2": awkward_table(), "none": empty_table()}.items():

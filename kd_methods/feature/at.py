@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
-from ..functional._precision import full_precision, unit
-from ..functional.feature import same_size
 from ..registry import register
-
-
-@full_precision
-def attention_distance(student_maps: list[Tensor], teacher_maps: list[Tensor], p: int) -> Tensor:
-    """Sum over stages of 1 / (2 H W) times the 2-norm of the attention maps' difference, averaged over samples."""
-    terms = []
-    for s, t in zip(student_maps, teacher_maps, strict=True):
-        s, t = (unit(x.abs().pow(p).sum(1).flatten(1)) for x in same_size(s, t.detach()))
-        terms.append(torch.linalg.vector_norm(s - t, dim=1).mean() / (2 * s.shape[1]))
-    return torch.stack(terms).sum()
 
 
 @register
@@ -86,4 +73,4 @@ class ATPaper(AT):
     )
 
     def distance(self, student_maps: tuple[Tensor, ...], teacher_maps: tuple[Tensor, ...]) -> Tensor:
-        return attention_distance(list(student_maps), list(teacher_maps), self.settings.p)
+        return functional.attention_distance(student_maps, teacher_maps, p=self.settings.p)

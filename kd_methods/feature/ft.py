@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
 from ..errors import UserError
-from ..functional._precision import full_precision, unit
-from ..functional.feature import same_size
 from ..registry import register
 from ._maps import matched
 
@@ -39,13 +36,6 @@ class Paraphraser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.encoder(x)
-
-
-@full_precision
-def flat_factors(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
-    """Mean absolute difference of the factors (B, C, H, W), each flattened and divided by its 2-norm."""
-    s, t = same_size(student_factor, teacher_factor.detach())
-    return F.l1_loss(unit(s.flatten(1)), unit(t.flatten(1)))
 
 
 @register
@@ -141,4 +131,4 @@ class FTPaper(FT):
         beta: float = Field(500.0, ge=0, description="weight of the factor term")
 
     def distance(self, student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
-        return flat_factors(student_factor, teacher_factor)
+        return functional.factor_direction(student_factor, teacher_factor)

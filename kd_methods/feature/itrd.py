@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from ..functional._precision import full_precision, unit
 from ..registry import register
-
-
-@full_precision
-def correlation_loss(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
-    """log2 of sum_i |r_i - 1|^(2 alpha), r_i the correlation over the batch of dimension i of (B, D) vectors.
-
-    As in the authors' code r_i is the unbiased covariance scaled by (B - 1) / B, so that it stays below 1.
-    """
-    n = len(student)
-    s, t = (unit(x - x.mean(0), dim=0) for x in (student, teacher.detach()))
-    correlation = (s * t).sum(0) * (n - 1) / n
-    return (correlation - 1).abs().pow(2 * alpha).sum().log2()
-
-
-@full_precision
-def mutual_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of G_s^2 - G_st^2, cosine Gram matrices (B, B) of unit trace; G_st = G_s G_t elementwise."""
-    s, t = unit(student), unit(teacher.detach())
-    own = s @ s.t()
-    joint = own * (t @ t.t())
-    own, joint = (gram / gram.trace().clamp_min(1e-12) for gram in (own, joint))
-    return (own.pow(2) - joint.pow(2)).sum()
 
 
 @register
@@ -72,11 +50,12 @@ class ITRD(Method):
         assert teacher is not None
         config = self.settings
         embedded = self.embed(student.pooled)
-        mutual = mutual_loss(student.pooled if self.same else embedded, teacher.pooled)
+        mutual = functional.mutual_information(student.pooled if self.same else embedded, teacher.pooled)
         return Losses(
             task={"task": batch.loss(student.logits)},
             distill={
-                "correlation": config.correlation * correlation_loss(embedded, teacher.pooled, config.alpha),
+                "correlation": config.correlation
+                * functional.correlation_information(embedded, teacher.pooled, alpha=config.alpha),
                 "mutual": config.mutual * mutual,
             },
         )

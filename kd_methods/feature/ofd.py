@@ -10,20 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .. import functional
 from ..adapters import Connector
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from ..functional._precision import full_precision
 from ..functional.feature import same_size
 from ..registry import register
 from ._maps import matched
-
-
-@full_precision
-def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
-    """Sum of (s - max(t, m))^2, left out where s <= max(t, m) <= 0, over the batch size; m (C) per channel."""
-    target = torch.maximum(teacher, margin.view(1, -1, 1, 1)).detach()
-    active = (student > target) | (teacher > 0)
-    return ((student - target).pow(2) * active).sum() / len(student)
 
 
 def expected_negative(scale: Tensor, shift: Tensor) -> Tensor:
@@ -86,7 +78,7 @@ class OFD(Method):
         pairs = zip(self.connectors, student.preacts[-n:], targets, norms, strict=True)
         for i, (connector, s, t, norm) in enumerate(pairs, 1 - n):
             margin = _mean_negative(t) if norm is None else expected_negative(norm.weight, norm.bias)
-            terms.append(2.0**i * partial_l2(*same_size(connector(s), t), margin))
+            terms.append(2.0**i * functional.partial_l2(*same_size(connector(s), t), margin))
         term = self.settings.beta * torch.stack(terms).sum()
         return Losses(task={"task": batch.loss(student.logits)}, distill={"feature": term})
 

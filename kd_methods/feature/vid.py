@@ -6,22 +6,14 @@ import math
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from ..functional._precision import full_precision
 from ..functional.feature import same_size
 from ..registry import register
 from ._maps import matched
-
-
-@full_precision
-def gaussian_nll(mean: Tensor, target: Tensor, theta: Tensor, eps: float) -> Tensor:
-    """Mean of [(target - mean)^2 / s + log s] / 2 with s = softplus(theta) + eps per channel, constants left out."""
-    variance = (F.softplus(theta) + eps).view(1, -1, 1, 1)
-    return ((mean - target.detach()).pow(2) / variance + variance.log()).mean() / 2
 
 
 @register
@@ -69,7 +61,7 @@ class VID(Method):
         terms = []
         for s, t, mean, theta in zip(student.stages[-n:], teacher.stages[-n:], self.means, self.thetas, strict=True):
             s, t = same_size(s, t)
-            terms.append(gaussian_nll(mean(s), t, theta, self.settings.eps))
+            terms.append(functional.gaussian_nll(mean(s), t, theta, eps=self.settings.eps))
         term = self.settings.beta * torch.stack(terms).sum()
         return Losses(task={"task": batch.loss(student.logits)}, distill={"information": term})
 

@@ -43,6 +43,23 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
 
 
 @full_precision
+def attention_distance(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, p: int = 2) -> Tensor:
+    """Sum over stages of the 2-norm of the attention maps' difference over 2 H W, averaged over samples.
+
+    Args:
+        student_maps, teacher_maps: one (B, C, H, W) per stage; channels may differ.
+        p: power of the activations.
+
+    Source: Zagoruyko & Komodakis 2017, equation 2, and its weight but for the factor 10^3.
+    """
+    terms = []
+    for s, t in zip(student_maps, teacher_maps, strict=True):
+        s, t = (_attention(x, p) for x in same_size(s, t.detach()))
+        terms.append(torch.linalg.vector_norm(s - t, dim=1).mean() / (2 * s.shape[1]))
+    return torch.stack(terms).sum()
+
+
+@full_precision
 def nst(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Neuron selectivity transfer: sum over stages of MMD² between the normalised channel maps, kernel <a, b>².
 
@@ -174,6 +191,51 @@ def factor_transfer(student_factor: Tensor, teacher_factor: Tensor, *, p: int = 
     s, t = same_size(student_factor, teacher_factor.detach())
     s, t = (unit(x.pow(p).mean(1).flatten(1)) for x in (s, t))
     return F.l1_loss(s, t)
+
+
+@full_precision
+def factor_direction(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
+    """Mean absolute difference of the factors, each flattened and divided by its 2-norm.
+
+    Where sizes differ, the larger factor is average-pooled to the smaller one first.
+
+    Args:
+        student_factor, teacher_factor: (B, C, H, W) of equal channels.
+
+    Source: Kim et al. 2018 in the form of the authors' ``Factor-Transfer-pytorch``.
+    """
+    s, t = same_size(student_factor, teacher_factor.detach())
+    return F.l1_loss(unit(s.flatten(1)), unit(t.flatten(1)))
+
+
+@full_precision
+def partial_l2(student_preact: Tensor, teacher_preact: Tensor, margin: Tensor) -> Tensor:
+    """Sum of (s - max(t, m))², left out where s <= max(t, m) <= 0, over the batch size.
+
+    Args:
+        student_preact, teacher_preact: (B, C, H, W) of equal shape; the student's is connected.
+        margin: (C) m, negative.
+
+    Source: Heo et al. 2019 (overhaul) in the form of the authors' ``CIFAR-100/distiller.py``.
+    """
+    target = torch.maximum(teacher_preact, margin.view(1, -1, 1, 1)).detach()
+    active = (student_preact > target) | (teacher_preact > 0)
+    return ((student_preact - target).pow(2) * active).sum() / len(student_preact)
+
+
+@full_precision
+def gaussian_nll(mean: Tensor, target: Tensor, theta: Tensor, *, eps: float) -> Tensor:
+    """Mean of [(target - mean)² / s + log s] / 2 with s = softplus(theta) + eps, constants left out.
+
+    Args:
+        mean, target: (B, C, H, W) of equal shape; the mean is computed from the student's map.
+        theta: (C).
+        eps: least variance.
+
+    Source: Ahn et al. 2019 in the form of RepDistiller ``distiller_zoo/VID.py``.
+    """
+    variance = (F.softplus(theta) + eps).view(1, -1, 1, 1)
+    return ((mean - target.detach()).pow(2) / variance + variance.log()).mean() / 2
 
 
 @full_precision

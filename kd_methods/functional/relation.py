@@ -98,6 +98,40 @@ def kernel_congruence(student_pooled: Tensor, teacher_pooled: Tensor, *, gamma: 
 
 
 @full_precision
+def correlation_information(student: Tensor, teacher: Tensor, *, alpha: float) -> Tensor:
+    """log2 of sum_i |r_i - 1|^(2 alpha), r_i the correlation over the batch of dimension i.
+
+    As in the authors' code r_i is the unbiased covariance scaled by (B - 1) / B, so that it stays below 1.
+
+    Args:
+        student, teacher: (B, D) vectors; the student's are embedded.
+        alpha: exponent.
+
+    Source: Miles et al. 2022 in the form of the authors' ``distiller_zoo/IT.py``.
+    """
+    n = len(student)
+    s, t = (unit(x - x.mean(0), dim=0) for x in (student, teacher.detach()))
+    correlation = (s * t).sum(0) * (n - 1) / n
+    return (correlation - 1).abs().pow(2 * alpha).sum().log2()
+
+
+@full_precision
+def mutual_information(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of G_s² - G_st², cosine Gram matrices (B, B) of unit trace; G_st is G_s G_t elementwise.
+
+    Args:
+        student, teacher: (B, D_s), (B, D_t).
+
+    Source: Miles et al. 2022 in the form of the authors' ``distiller_zoo/IT.py``.
+    """
+    s, t = unit(student), unit(teacher.detach())
+    own = s @ s.t()
+    joint = own * (t @ t.t())
+    own, joint = (gram / gram.trace().clamp_min(1e-12) for gram in (own, joint))
+    return (own.pow(2) - joint.pow(2)).sum()
+
+
+@full_precision
 def bank_scores(embedding: Tensor, bank: Tensor, picks: Tensor, *, temperature: float) -> Tensor:
     """Products (B, M) of normalised embeddings with chosen entries of a memory bank, divided by the temperature.
 

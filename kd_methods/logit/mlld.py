@@ -35,12 +35,12 @@ class MLLD(Method):
             " averaged loss and so only scales it by m (about 1/2), temperatures 2 and 6 of the strong view read the"
             " weak one's logits, and the strong view's class and batch terms are computed but not added;"
             " mlld.paper has every term on both views, unmasked",
-            "with @ls all terms see standardised logits; the code released with logit standardisation does so for KD"
-            " alone",
+            "with @ls the KD terms alone see standardised logits, as in the code released with logit standardisation",
         ),
         recipe="cifar100-mlld",
     )
     needs = Needs(teacher=("logits",), views=2)
+    raw_terms = ("class", "batch")
 
     class Settings(MethodSettings):
         ce: float = Field(0.1, ge=0, description="weight of the task loss of each view")
