@@ -78,7 +78,9 @@ class Cell:
     def label(self) -> str:
         """How logs call the cell."""
         source = f"{self.teacher.network}-" if self.teacher else ""
-        return f"{self.method}/{source}{self.student}/s{self.seed}"
+        optimizer = self.protocol.get("optimizer", {}).get("name", "sgd")
+        method = self.method if optimizer == "sgd" else f"{self.method}({optimizer})"
+        return f"{method}/{source}{self.student}/s{self.seed}"
 
     def group(self) -> str:
         """Cells of one group share the teacher's pass over the same batches; their optimisers may differ."""

@@ -93,13 +93,16 @@ def _train(
     data = task.open(data_root, protocol, device)
     count = sum(map(len, waves))
     with Reporter(count, protocol, task.samples(data_root), task.metric) as report, stop_signals() as stopping:
-        context = local.Context(store, protocol, data, device, weights, report, report.say, stopping)
+        context = local.Context(
+            store, protocol, data, device, weights, report, report.say, stopping, left_out=report.left_out
+        )
         for wave in waves:
             # A cell whose teacher could not be trained is left out; the others go on.
             taught = [c for c in wave if not (c.teacher and c.teacher.cell) or _is_done(store, c.teacher.cell)]
             for cell in wave:
                 if cell not in taught:
                     report.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
+                    report.left_out()
             local.run(taught, context)
 
 
@@ -324,7 +327,7 @@ def _holdout_note(plan: Plan) -> list[str]:
 
 
 def _uniform_note(plan: Plan) -> list[str]:
-    return ["every method runs with its default settings on every pair"] * plan.uniform
+    return ["no settings per pair: a method has the same settings in every column"] * plan.uniform
 
 
 def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> bool:

@@ -26,10 +26,11 @@ SMALL_BATCH = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of one training step: the pass that a group shares, and the cell's own part."""
+    """Floating-point operations of a cell: the pass that a group shares, its own part, and one epoch of both."""
 
     teacher: float
     own: float
+    epoch: float
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,9 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     small = protocol.model_copy(update={"batch_size": SMALL_BATCH})
     small_data = task.open(data_root, small, device)
     data = task.open(data_root, protocol, device)
-    steps = protocol.epochs * steps_per_epoch(task.samples(data_root), protocol)
+    steps = steps_per_epoch(task.samples(data_root), protocol)
     scale = protocol.batch_size / SMALL_BATCH
 
-    longer: dict[str, float] = {}
     work: dict[str, Work] = {}
     rates: dict[tuple[str, str], float] = {}
     operations: dict[str, float] = {}
@@ -65,14 +65,10 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
         kind = _kind(cell)
         if kind not in work:
             try:
-                bench = Bench(cell, small, small_data)
+                work[kind] = _epochs(Bench(cell, small, small_data), small_data, scale * steps)
             except UserError:  # the method is not for this pair: a cell that costs nothing
-                work[kind], longer[kind] = Work(0.0, 0.0), 1.0
-            else:
-                work[kind] = _count(bench, small_data, scale)
-                # A step of a first phase costs about as much as one of the training proper.
-                longer[kind] = (protocol.epochs + 1 - bench.member.first_epoch) / protocol.epochs
-        operations[cell.key] = steps * longer[kind] * (work[kind].teacher + work[kind].own)
+                work[kind] = Work(0.0, 0.0, 0.0)
+        operations[cell.key] = work[kind].teacher + work[kind].own
         if cell.key in todo and operations[cell.key]:
             groups[cell.group()].append(cell)
 
@@ -81,11 +77,9 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
         pair = (members[0].teacher.network if members[0].teacher else "", members[0].student)
         if pair not in rates:
             timed = Bench(members[0], protocol, data).seconds(warm_up=1, timed=3)
-            counted = work[_kind(members[0])]
-            rates[pair] = timed / (counted.teacher + counted.own)
-        kinds = [_kind(cell) for cell in members]
-        own = sum(work[kind].own * longer[kind] for kind in kinds)
-        seconds += steps * rates[pair] * (max(work[kind].teacher * longer[kind] for kind in kinds) + own)
+            rates[pair] = steps * timed / work[_kind(members[0])].epoch
+        counts = [work[_kind(cell)] for cell in members]
+        seconds += rates[pair] * (max(c.teacher for c in counts) + sum(c.own for c in counts))
     return Estimate(operations, seconds)
 
 
@@ -107,11 +101,23 @@ def _conv_backward_flops(
 _CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
 
 
-def _count(bench: Bench, data: TaskData, scale: float) -> Work:
+def _epochs(bench: Bench, data: TaskData, scale: float) -> Work:
+    """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
+    teacher, own = _count(bench, data)
+    epochs = bench.protocol.epochs
+    total = [epochs * teacher, epochs * own]
+    for epoch in range(bench.member.first_epoch, 1):
+        bench.go_to(epoch)
+        total = [sum(parts) for parts in zip(total, _count(bench, data), strict=True)]
+    return Work(total[0] * scale, total[1] * scale, (teacher + own) * scale)
+
+
+def _count(bench: Bench, data: TaskData) -> tuple[float, float]:
+    """Operations of one step: the shared pass and the cell's own part."""
     batch = next(endless(data))
     with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
         bench.teach(batch)
     shared = counter.get_total_flops()
     with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
         bench.step()
-    return Work(shared * scale, (counter.get_total_flops() - shared) * scale)
+    return shared, counter.get_total_flops() - shared

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -19,7 +19,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary name, flush to the disk, rename: readers see the old file or the new one, never a part.
 
     Raises:
-        UserError: the folder is read-only, the disk full, or a parent is a file.
+        DiskError: the folder is read-only, the disk full, or a parent is a file.
     """
     temporary = None
     try:
@@ -35,7 +35,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise UserError(
+        raise DiskError(
             f"cannot write {path}: {reason}; choose another folder (--output, --checkpoints) or free space"
         ) from None
 

@@ -163,9 +163,15 @@ def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> repor
     if not measured:
         return None
     rows = tuple(
-        report.CostRow(row.key, row.title, row.family, measured[row.key]) for row in table.rows if row.key in measured
+        report.CostRow(row.key, row.title, row.family, measured[row.key], _refused(row))
+        for row in table.rows
+        if row.key in measured
     )
     return report.CostTable(table.name, table.title, table.columns, rows, _provenance(facts))
+
+
+def _refused(row: report.Row) -> frozenset[str]:
+    return frozenset(key for key, entry in row.entries.items() if any(run.status == "refused" for run in entry.runs))
 
 
 def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.Column:

@@ -240,7 +240,8 @@ def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str,
         except yaml.YAMLError:
             raise UserError(f"--set {text}: '{value}' is not a value") from None
         # A combination's settings lie under the names of its parts: crd+kd.kd.temperature=2.
-        part = next((part for part in row.method.split("+") if "+" in row.method and key.startswith(f"{part}.")), None)
+        parts = [part for part in row.method.split("+") if "+" in row.method and key.startswith(f"{part}.")]
+        part = max(parts, key=len, default=None)
         change = {part: {key.removeprefix(f"{part}."): read}} if part else {key: read}
         overrides[row.id] = merged(overrides.get(row.id, {}), change)
     return overrides

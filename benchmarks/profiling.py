@@ -33,7 +33,7 @@ WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
 
 
-SCHEMA = 1
+SCHEMA = 2
 """Part of every cost's key. Raised when a change makes steps faster or smaller."""
 
 
@@ -59,14 +59,19 @@ class Bench:
             network = data.build(cell.teacher.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (cell.teacher.mean, cell.teacher.std))
         self.member = Member(cell, protocol, data, network, Run(Path(tempfile.gettempdir())))
-        self.member.start_epoch(1)
+        self.go_to(1)
         self._batches = endless(data)
+
+    def go_to(self, epoch: int) -> None:
+        """Make the steps of this epoch from now on: from 1 those of the training proper, before it of first phases."""
+        self.epoch = epoch
+        self.member.start_epoch(epoch)
 
     def step(self) -> None:
         """One training step as the loop makes it, the fetching of the batch included."""
         batch = next(self._batches)
         inputs = batch.student(self.member.needs.views)
-        self.member.step(inputs, self.teach(batch), (1, 0), protocol_progress(self.protocol, 1))
+        self.member.step(inputs, self.teach(batch), (self.epoch, 0), protocol_progress(self.protocol, self.epoch))
 
     def teach(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
@@ -155,6 +160,7 @@ def _figures(
         "batch_size": protocol.batch_size,
         "device": device,
         "steps": TIMED,
+        "first_phases": member.first_epoch < 1,
     }
 
 

@@ -118,6 +118,13 @@ class Reporter:
             self.live.update(self.overall, advance=1)
         self.say(line)
 
+    def left_out(self) -> None:
+        """A cell is not trained after all."""
+        self.cells -= 1
+        self.total -= self.protocol.epochs * self.steps_per_epoch
+        if self.live:
+            self.live.update(self.overall, total=self.cells)
+
     def say(self, line: str) -> None:
         """A line that stays."""
         self.spoke = time.monotonic()

@@ -67,6 +67,11 @@ def reads(cls: type[Method]) -> str:
     teacher = ", ".join((*needs.teacher, *needs.teacher_units)) or "nothing"
     more = [f"batches of {needs.min_batch} at least"] * (needs.min_batch > 1)
     more += ["two views of each image"] * (needs.views > 1)
+    more += [f"batches of {needs.max_batch} at most"] * bool(needs.max_batch)
+    if cls.phase_needs:
+        first = cls.phase_needs
+        more.append(f"in the first phase student: {', '.join(first.student) or 'nothing'},"
+                    f" teacher: {', '.join(first.teacher)}")  # fmt: skip
     return "; ".join([f"student: {student}", f"teacher: {teacher}", *more])
 
 

@@ -117,10 +117,19 @@ class Protocol(Strict):
         return max(1, round(recipe_epochs * self.epochs / self.recipe_epochs))
 
     def with_optimizer(self, changes: Mapping[str, Any]) -> Protocol:
-        """This protocol with some of the optimiser's settings changed."""
+        """This protocol with some of the optimiser's settings changed.
+
+        Raises:
+            UserError: they do not fit this protocol's other settings.
+        """
         if not changes:
             return self
-        return self.model_copy(update={"optimizer": Optimizer(**{**self.optimizer.model_dump(), **changes})})
+        try:
+            optimizer = Optimizer(**{**self.optimizer.model_dump(), **changes})
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"optimizer {dict(changes)} under protocol {self.name}: {message}") from None
+        return self.model_copy(update={"optimizer": optimizer})
 
     def recipe_epoch(self, epoch: float) -> float:
         """Where ``epoch`` of this run lies in the recipe's own epochs."""
@@ -184,9 +193,8 @@ class Row(Strict):
     @field_validator("optimizer")
     @classmethod
     def _optimizer(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "lr" in value:
-            raise ValueError("the learning rate belongs to the protocol")
-        Optimizer(**{"lr": 1.0, **value})
+        if other := set(value) - (set(Optimizer.model_fields) - {"lr"}):
+            raise ValueError(f"{', '.join(sorted(other))} is no setting of a row's optimiser")
         return value
 
 
@@ -210,6 +218,11 @@ class Preset(Strict):
     @classmethod
     def _methods(cls, value: Any) -> Any:
         return _read_rows(value)
+
+    @field_validator("methods")
+    @classmethod
+    def _all_methods(cls, value: Any) -> Any:
+        return value and _expanded(value)
 
 
 METRICS = {"top1": "Top-1 accuracy (%)"}
@@ -237,6 +250,11 @@ class TableSpec(Strict):
     @classmethod
     def _methods(cls, value: Any) -> Any:
         return _read_rows(value)
+
+    @field_validator("methods")
+    @classmethod
+    def _all_methods(cls, value: Any) -> Any:
+        return value and _expanded(value)
 
     def preset(self, name: str) -> Preset:
         """A preset by name, completed with the table's own pairs and methods.
@@ -267,14 +285,18 @@ def _read_pairs(value: Any) -> Any:
 
 
 def _read_rows(value: Any) -> Any:
-    """Methods may be written by name alone; ``"*"`` is every one that shares the field's recipe, but for variants."""
+    """Methods may be written by name alone."""
     if not isinstance(value, list):
         return value
-    rows = [{"id": item, "method": item} if isinstance(item, str) else item for item in value]
-    named = {row.get("id") for row in rows if isinstance(row, dict)}
+    return tuple({"id": item, "method": item} if isinstance(item, str) else item for item in value)
+
+
+def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """``"*"`` is every method of the suite that shares the field's recipe, without variants such as ``cc.paper``."""
+    named = {row.id for row in rows}
     others = [entry.name for entry in index().values() if not entry.recipe and "." not in entry.name]
-    every = [{"id": name, "method": name} for name in others if name not in named]
-    return tuple(x for row in rows for x in (every if isinstance(row, dict) and row.get("id") == "*" else [row]))
+    every = tuple(Row(id=name, method=name) for name in others if name not in named)
+    return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
 
 
 def table_names() -> list[str]:
@@ -370,16 +392,20 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-class _Loader(yaml.SafeLoader):
+def _check_keys(node: yaml.Node | None) -> None:
     """A key that stands twice in a mapping is an error: the first one would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _check_keys(child)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"the key '{key.value}' is there twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+            _check_keys(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -389,7 +415,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is not YAML (its line is named), or not a mapping.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        raw = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}" if mark else ""

@@ -84,6 +84,7 @@ def _card(cards: Sequence[Card]) -> Card:
         order="; ".join(card.order for card in cards if card.order),
         divergences=tuple(f"{card.name}: {text}" for card in cards for text in card.divergences),
         our_choice=tuple(f"{card.name}.{key}" for card in cards for key in card.our_choice),
+        recipe=next((card.recipe for card in cards if card.recipe), ""),
     )
 
 
@@ -102,8 +103,9 @@ def _base() -> type[Method]:
         def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
             super().__init__(student, teacher, info, settings)
             first = self.parts_of[0](student, teacher, info, getattr(settings, self.parts_of[0].card.name))
-            # The others are built for the network as the first method changes it, and see its outputs.
-            changed = first.adapt(student)
+            # The others are built for the network as the first method changes it, and see its outputs. They may ask it
+            # for shapes, so what the first one inserts has to be where the student is.
+            changed = first.to(next(student.parameters()).device).adapt(student)
             self._adapted = (changed,)
             others = [part(changed, teacher, info, getattr(settings, part.card.name)) for part in self.parts_of[1:]]
             self.parts = nn.ModuleList([first, *others])

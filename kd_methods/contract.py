@@ -166,6 +166,7 @@ class Needs:
                       anything for the teacher, its pass is left out
     student_units, teacher_units  single units by name
     min_batch         smallest batch the losses are defined for; smaller last batches are left out of training
+    max_batch         largest batch they are defined for, or 0
     views             2 to see a second, differently augmented view of every image (``outputs.second``)
     """
 
@@ -174,6 +175,7 @@ class Needs:
     student_units: tuple[str, ...] = ()
     teacher_units: tuple[str, ...] = ()
     min_batch: int = 1
+    max_batch: int = 0
     views: int = 1
 
     def joined(self, other: Needs) -> Needs:
@@ -182,7 +184,13 @@ class Needs:
             name: tuple(dict.fromkeys((*getattr(self, name), *getattr(other, name))))
             for name in ("student", "teacher", "student_units", "teacher_units")
         }
-        return Needs(**fields, min_batch=max(self.min_batch, other.min_batch), views=max(self.views, other.views))
+        limits = [limit for limit in (self.max_batch, other.max_batch) if limit]
+        return Needs(
+            **fields,
+            min_batch=max(self.min_batch, other.min_batch),
+            max_batch=min(limits, default=0),
+            views=max(self.views, other.views),
+        )
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ class Losses:
 class Phase:
     """Epochs before the training proper with losses of their own, run by the same loop.
 
-    What gets no gradient from a phase's losses stays as it is. The optimiser starts anew after it.
+    Parameters that get no gradient from a phase's losses stay as they are. The optimiser starts anew after it.
 
     name     how logs call it
     epochs   in epochs of the protocol's recipe; a shortened run shortens it in proportion, to one epoch at least
@@ -310,7 +318,8 @@ class Method(nn.Module):
 
     ``needs`` may be refined per instance. ``needs_teacher`` says whether there has to be a teacher at all: a method may
     use one only while it is built, or make passes of its own, and read nothing of the shared pass. ``raw_terms`` names
-    distillation terms that a modifier of the logits leaves alone.
+    distillation terms that a modifier of the logits leaves alone. ``phase_needs`` is what the first phases read, where
+    there are any.
 
     Args:
         student: the network to train, as built by the task.
@@ -323,6 +332,7 @@ class Method(nn.Module):
     needs: Needs = Needs()
     needs_teacher: ClassVar[bool] = True
     raw_terms: ClassVar[tuple[str, ...]] = ()
+    phase_needs: ClassVar[Needs | None] = None
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:

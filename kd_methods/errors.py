@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input. The message is one line that says what is wrong and what to do; the command line exits with 2."""
 
 
+class DiskError(UserError):
+    """Nothing can be written: it concerns a whole run, not one cell of it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with its nearest neighbours."""
     names = sorted(known)

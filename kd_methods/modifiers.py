@@ -94,6 +94,8 @@ def _with_defaults(settings: type[MethodSettings], defaults: Mapping[str, Any]) 
 
 def _not_logits_only(method: type[Method]) -> str | None:
     needs = method.needs
+    if method.phase_needs:
+        return f"'{method.card.name}' has a first phase; @ls works on methods that read nothing but logits"
     reads = [*needs.student, *needs.student_units, *needs.teacher_units, *(x for x in needs.teacher if x != "logits")]
     if reads:
         return f"'{method.card.name}' reads {reads[0]}; @ls works on methods that read nothing but logits"

@@ -47,11 +47,12 @@ def index() -> dict[str, Entry]:
     root = Path(__file__).parent
     for family in FAMILIES:
         for path in sorted((root / family).glob("[!_]*.py")):
+            cards: dict[str, dict[str, Any]] = {}
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef) and any(
                     isinstance(d, ast.Name) and d.id == "register" for d in node.decorator_list
                 ):
-                    literals = _card_literals(node)
+                    literals = cards[node.name] = _card_literals(node, cards)
                     summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
                     name = literals["name"]
                     module = f"{__package__}.{family}.{path.stem}"
@@ -60,7 +61,8 @@ def index() -> dict[str, Entry]:
     return entries
 
 
-def _card_literals(node: ast.ClassDef) -> dict[str, Any]:
+def _card_literals(node: ast.ClassDef, cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a ``card = Card(...)``, or ``card = replace(Other.card, ...)`` after it in the file, says in literals."""
     for statement in node.body:
         if (
             isinstance(statement, ast.Assign)
@@ -68,11 +70,14 @@ def _card_literals(node: ast.ClassDef) -> dict[str, Any]:
             and statement.targets[0].id == "card"
             and isinstance(statement.value, ast.Call)
         ):
-            return {
+            own = {
                 keyword.arg: keyword.value.value
                 for keyword in statement.value.keywords
                 if keyword.arg and isinstance(keyword.value, ast.Constant)
             }
+            bases = [argument.value for argument in statement.value.args if isinstance(argument, ast.Attribute)]
+            inherited = [cards.get(base.id, {}) for base in bases if isinstance(base, ast.Name)]
+            return {**(inherited[0] if inherited else {}), **own}
     raise UserError(f"the registered class {node.name} has no 'card = Card(...)'")
 
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import cli
 from benchmarks.networks import build_network
-from benchmarks.spec import protocol_names, table_names
+from benchmarks.spec import load_table, protocol_names, table_names
 from kd_methods import registry
 
 REPO = Path(__file__).parents[1]
@@ -135,8 +135,11 @@ def test_list_names_everything() -> None:
         ((*DEMO, "--presett", "demo"), "No such option"),
         (("table2", "table1"), "unexpected extra argument"),
         (("--verbose",), "No such option"),
-        (("show", "method"), "Missing argument"),
-        (("show", "methods", "kd"), "'methods' is not one of"),
+        (("show", "method"), "show method takes a name"),
+        (("show", "methods", "kd"), "show methods takes no name"),
+        (("show", "metods", "kd"), "'metods' is not one of"),
+        (("show", "method", "dkd", "--pair", "resnet56-resnet21"), "did you mean resnet32"),
+        (("show", "method", "fsp", "--pair", "vgg13-MobileNetV2"), "maps of equal channels"),
         (("show", "method", "dkdd"), "unknown method 'dkdd'; did you mean dkd"),
         (("show", "table", "tabel1"), "did you mean table1"),
         (("show", "protocol", "cifar100-crd"), "did you mean cifar100-crd240"),
@@ -314,7 +317,8 @@ def test_a_bare_call_prints_the_help(call: Call, arguments: tuple[str, ...]) -> 
 def test_show_table(call: Call, name: str) -> None:
     code, out, _ = call("show", "table", name)
     assert code == 0 and out.startswith(f"{name}: ")
-    assert "preset demo: digits-demo" in out and "preset paper: cifar100-crd240" in out and "block_kd" in out
+    paper, demo = (load_table(name).presets[preset].protocol for preset in ("paper", "demo"))
+    assert f"preset demo: {demo}" in out and f"preset paper: {paper}" in out and "student, " in out
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -337,6 +341,17 @@ def test_show_method(call: Call, name: str) -> None:
 def test_show_method_names_the_published_settings(call: Call) -> None:
     _, out, _ = call("show", "method", "dkd")
     assert "beta = 2.0 for resnet56-resnet20, resnet110-resnet32" in out and "beta = 6.0 for wrn_40_2-wrn_16_2" in out
+
+
+def test_show_method_counts_what_it_adds_on_a_pair(call: Call) -> None:
+    """SimKD's projector at factor 2 on 64 channels: 1x1, 3x3, 1x1 convolutions and three batch-norms, all deployed."""
+    own = 64 * 32 + 32 * 32 * 9 + 32 * 64 + 2 * (32 + 32 + 64)
+    _, out, _ = call("show", "method", "simkd", "--pair", "resnet56-resnet20")
+    assert f"{own:+,} in training, {own:+,} at inference" in out
+    _, out, _ = call("show", "method", "crd+kd", "--pair", "resnet56-resnet20")
+    assert "+16,640 in training, +0 at inference" in out and "tian2020crd" in out and "hinton2015kd" in out
+    _, out, _ = call("show", "method", "kd", "--pair", "resnet56-resnet20")
+    assert "has 278,324 parameters; +0 in training, +0 at inference" in out
 
 
 def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:

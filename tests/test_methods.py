@@ -600,7 +600,7 @@ def test_sampled_stones_follow_the_global_generator():
 
     def draws(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return [setup.method._sampled() for _ in range(20)]
+        return [setup.method._sampled([1, 2, 3]) for _ in range(20)]
 
     assert draws(1) == draws(1) != draws(2)
     assert {stone for drawn in draws(1) for stone in drawn} == {1, 2, 3}
@@ -629,6 +629,38 @@ def test_warm_up(warmup_on: str, scaled: set[str]):
     for key, term in full.items():
         factor = 0.25 if key.removeprefix("stones_") in scaled else 1.0
         assert warm[key].item() == pytest.approx(factor * term.item(), rel=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arrived"),
+    [
+        ("together", [[1, 2, 3]] * 4),
+        ("deep_first", [[3], [3], [2, 3], [1, 2, 3]]),
+        ("shallow_first", [[1], [1], [1, 2], [1, 2, 3]]),
+    ],
+)
+def test_stones_that_come_in_one_by_one(schedule: str, arrived: list[list[int]]):
+    setup = Setup("block_kd", {"stone_schedule": schedule, "stone_epochs": 30.0})
+    student, teacher = setup.outputs()
+    for epoch, stones in zip((1, 30, 31, 61), arrived, strict=True):
+        assert setup.method._arrived(Progress(epoch, 240)) == stones
+        alone = Setup("block_kd", {"active_stones": tuple(stones)})
+        for parts in (setup, alone):
+            torch.manual_seed(3)
+            for parameter in parts.method.parameters():
+                torch.nn.init.constant_(parameter, 0.05)
+        found, expected = (
+            parts.method.losses(student, teacher, setup.batch, Progress(epoch, 240)).total() for parts in (setup, alone)
+        )
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_stones_task_loss_has_a_factor_of_its_own():
+    full, half, none = (Setup("block_kd", {"stone_task": factor}).losses() for factor in (1.0, 0.5, 0.0))
+    assert torch.equal(full.task["task"], none.task["task"])
+    assert half.task["stones_task"].item() == pytest.approx(full.task["stones_task"].item() / 2, rel=1e-6)
+    assert none.task["stones_task"].item() == 0
+    assert all(torch.equal(none.distill[key], term) for key, term in full.distill.items())
 
 
 @pytest.mark.parametrize(
@@ -752,9 +784,22 @@ def test_the_first_method_may_change_the_network_and_the_others_see_it_changed()
     assert torch.allclose(setup.method.deployed(setup.student)(x), setup.student(x, fields=()).logits)
 
 
+@pytest.mark.parametrize("name", ["norm+fitnet", "simkd+cat_kd", "norm+crd"])
+def test_a_combination_is_built_where_the_student_is(name: str):
+    """On a GPU, say; here on the device that keeps shapes alone."""
+    student, teacher = (
+        copy.deepcopy(network(n, role)).to("meta") for n, role in (("resnet8", "student"), ("resnet14", "teacher"))
+    )
+    for view in (student, teacher):
+        view._shapes.clear()
+    method = kd_methods.build(name, student, teacher, INFO)
+    assert {p.device.type for p in method.adapt(student).parameters()} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("fitnet.paper@ls", "has a first phase"),
         ("kd+simkd", "'simkd' changes the network and has to come first"),
         ("kd+kd", "has 'kd' twice"),
         ("kd+student", "no distillation terms"),

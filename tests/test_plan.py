@@ -135,11 +135,11 @@ def test_a_request_chooses_rows_columns_and_seeds(table: str, zoo: Zoo) -> None:
 
 def test_overrides_change_their_row_alone(table: str, zoo: Zoo) -> None:
     before = plan(table, zoo)
-    after = plan(table, zoo, overrides=("kd.temperature=3", "kd.temperature=5", "dkd.beta=2"))
+    after = plan(table, zoo, overrides=("kd.temperature=3", "kd.temperature=5", "dkd.beta=3"))
     pair = "resnet14-resnet8"
     assert after.cells["kd", pair, 0].settings["temperature"] == 5.0, "the last one holds"
     assert after.cells["kd-2", pair, 0].settings["temperature"] == 2.0
-    assert after.cells["dkd", pair, 0].settings["beta"] == 2.0
+    assert after.cells["dkd", pair, 0].settings["beta"] == 3.0
     changed = {place for place in before.cells if keys(before)[place] != keys(after)[place]}
     assert {row for row, _, _ in changed} == {"kd", "dkd"} and len(changed) == 12
 

@@ -274,3 +274,12 @@ def test_compiles_alone_and_by_input(tmp_path: Path) -> None:
         (tmp_path / "paper.tex").write_text(text, encoding="utf-8")
         compile_tex(tmp_path, "paper.tex")
         assert len(re.findall(r"\\contentsline|\\newlabel\{tab:", (tmp_path / "paper.aux").read_text())) >= 4
+
+
+def test_a_refused_pair_is_not_a_missing_one() -> None:
+    reason = "method 'kd' is not made for 'this'"
+    table = make_table(kd=(Run(0, "refused", message=reason), Run(1, "refused", message=reason)))
+    text = report.render(table)[".md"]
+    assert "n/a" in text and reason in text and "fail" not in text
+    row = lines_of(table)["kd"]
+    assert (row["refused"], row["failed"], row["missing"], row["value"]) == ("2", "0", "0", "")

@@ -19,6 +19,7 @@ from benchmarks.spec import (
     load_table,
     pair_settings,
     protocol_names,
+    read_yaml,
     stem,
     steps_per_epoch,
     table_names,
@@ -195,6 +196,45 @@ def test_tables_find_methods_through_the_registry() -> None:
     assert {"mlld", "mlld.paper"} <= {row.method for row in load_table("mlld").methods}
 
 
+def test_a_variant_has_its_methods_recipe() -> None:
+    assert registry.index()["mlld.paper"].recipe == "cifar100-mlld" == registry.card("crd+mlld").recipe
+    assert {e.name: e.recipe for e in registry.index().values()} == {
+        name: registry.card(name).recipe for name in registry.available() if name in registry.index()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("methods: [kd]\nmethods: [dkd]", "line 7: the key 'methods' is there twice"),
+        ("x: {{a: 1}: 2}", "line 6"),
+        ("methods: [{id: a, method: kd, optimizer: {lr: 1}}]", "lr is no setting of a row's optimiser"),
+        ('methods: ["*", {id: a, methd: kd}]', "methods.1.methd: unknown key"),
+    ],
+)
+def test_what_a_table_may_get_wrong(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "t.yaml").write_text(TABLE.replace("methods: [kd]\n", "") + text + "\n")
+    with pytest.raises(UserError) as error:
+        load_table(str(tmp_path / "t.yaml"))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_anchors_and_merged_keys_are_no_duplicates(tmp_path: Path) -> None:
+    text = "name: a\nx: {q: &q {<<: {z: 1}, z: 2}}\ny: {<<: *q, 1: a, '1': b}\n"
+    (tmp_path / "t.yaml").write_text(text)
+    assert read_yaml(tmp_path / "t.yaml")["y"]["z"] == 2
+
+
+def test_an_optimiser_of_a_row_has_to_fit_the_protocol() -> None:
+    nesterov = Protocol.model_validate(
+        {**load_protocol("digits-demo").model_dump(), "optimizer": {"lr": 0.1, "nesterov": True}}
+    )
+    with pytest.raises(UserError, match="dot needs delta > 0"):
+        nesterov.with_optimizer({"name": "dot", "delta": 0.05})
+    dot = load_protocol("digits-demo").with_optimizer({"name": "dot", "delta": 0.05})
+    assert dot.with_optimizer({"delta": 0.09}).optimizer.delta == 0.09 and dot.optimizer.lr == 0.05
+
+
 def test_two_views_never_stand_beside_the_papers_recipe() -> None:
     for name in table_names():
         for preset_name in load_table(name).presets:
@@ -320,7 +360,7 @@ def test_dkd_takes_the_published_beta_of_a_pair(pair: str, beta: float) -> None:
 
 
 def test_published_settings_belong_to_their_recipe_and_method() -> None:
-    assert pair_settings("dkd", "resnet56-resnet20", "digits-demo") == {}
+    assert pair_settings("dkd", "resnet56-resnet20", "cifar100-mlld") == {}
     assert pair_settings("kd", "resnet56-resnet20", "cifar100-crd240") == {}
 
 

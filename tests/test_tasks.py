@@ -483,7 +483,7 @@ def test_the_cut_out_square():
     painted = (found == torch.tensor(randaugment.FILL, dtype=x.dtype)).all(3)
     inside = torch.zeros(3, 10, 10, dtype=torch.bool)
     inside[0, 3:8, 3:8] = True
-    inside[1, 8:, :5] = True  # clipped at the corner; columns from x, rows from y
+    inside[1, :5, 8:] = True  # clipped at the corner; columns from x, rows from y; draws run from the far side
     assert torch.equal(painted, inside) and torch.equal(found[~inside], x[~inside])
 
 

@@ -40,7 +40,7 @@ from benchmarks.store import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training import optimizers
-from benchmarks.training.loop import CHECK_EVERY, Interrupted, SharedTeacher
+from benchmarks.training.loop import CHECK_EVERY, Interrupted, SharedTeacher, protocol_progress
 from benchmarks.training.member import Member
 from benchmarks.training.seeding import Stream, derive
 from benchmarks.weights import to_bytes, weights_digest
@@ -362,6 +362,8 @@ class _Trouble(Method):
         self.steps = 0
         if self.settings.kind == "build":
             raise ValueError("cannot be built")
+        if self.settings.kind == "refuse":
+            raise UserError("not made for this pair")
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
@@ -392,6 +394,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("nan", "diverged", "bad_match"),
         ("raise", "failed", "ZeroDivisionError"),
         ("build", "failed", "cannot be built"),
+        ("refuse", "refused", "not made for this pair"),
         ("inplace", "failed", "in place"),
         ("draw", "done", ""),
     ],
@@ -413,7 +416,7 @@ def test_a_bad_cell_is_alone_in_its_trouble(
     good = [cells[0], *cells[2:]]
     assert bench.states(good) == ["done"] * 3
     assert differing(bench, good, alone) == []
-    # What diverged is a result, what failed is tried again.
+    # What diverged or was refused is a result, what failed is tried again.
     bench.events.clear()
     bench.run(cells)
     assert bool(bench.steps()) == (state == "failed" and kind != "build")
@@ -543,6 +546,45 @@ def test_two_processes_share_a_store(bench: Bench, alone: Callable[[Cell], Resul
 # --- first phases, second views, optimisers
 
 
+PHASED: list[Case] = [("ab", {"epochs": 60.0}), ("ft", {}), ("mlld", {}), ("kd", {})]
+"""With first phases of two epochs and of one, with two views, and without either."""
+
+
+@pytest.mark.parametrize("after", [1, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS + 3, 4 * STEPS, 4 * STEPS + 2])
+def test_stopped_in_a_first_phase_and_resumed(bench: Bench, alone: Callable[[Cell], Result], after: int):
+    """Inside a phase, at its end and just behind it, for members of one group that stand at different epochs."""
+    cells = bench.cells(PHASED)
+    with pytest.raises(Interrupted):
+        bench.run(cells, stopping=lambda: sum(bench.steps().values()) >= after)
+    bench.run(cells)
+    expected = {cells[0].label: 4, cells[1].label: 3, cells[2].label: 2, cells[3].label: 2}
+    assert bench.steps() == {label: epochs * STEPS for label, epochs in expected.items()}
+    assert differing(bench, cells, alone) == []
+
+
+def test_killed_in_a_first_phase(bench: Bench, alone: Callable[[Cell], Result]):
+    """Members fall back to checkpoints of their own: one saved in the phase, one after it, one never."""
+    cells = bench.cells(PHASED[:3])
+    teacher = bench.context().teacher(bench.ref)
+    shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)))
+    for cell, steps in zip(cells, (3, STEPS + 2, 0), strict=True):
+        run = bench.store.create(cell)
+        member = Member(cell, PROTOCOL, bench.data, teacher, run)
+        for done in range(steps):
+            epoch, step = member.position
+            if step == 0 or done == 0:
+                member.start_epoch(epoch)
+            batch = next(iter(bench.data.batches(0, epoch, step)))
+            inputs = batch.student(member.needs.views)
+            member.step(inputs, shared.outputs(batch, [member]), (epoch, step), protocol_progress(PROTOCOL, epoch))
+            if step + 1 == STEPS:
+                member.end_epoch(epoch)
+        if steps:
+            member.save()
+    bench.run(cells)
+    assert differing(bench, cells, alone) == []
+
+
 def test_a_first_phase_comes_before_the_epochs_that_count(bench: Bench):
     cells = bench.cells([("student", {}), ("ft", {}), ("ab", {"epochs": 60.0})])
     bench.run(cells)
@@ -608,6 +650,12 @@ def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData
         _ = teacher(given.inputs).second
 
 
+def test_block_kd_without_stones_is_kd_to_the_bit(alone: Callable[[Cell], Result], bench: Bench):
+    """The first line of the ablation table."""
+    block, kd = bench.cells([("block_kd", {"active_stones": ()}), ("kd", {"ce": 1.0, "kd": 1.0})])
+    assert identical(alone(block).weights, alone(kd).weights)
+
+
 DOT = {"name": "dot", "delta": 0.075}
 
 
@@ -665,6 +713,33 @@ def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result
     again.run([plain, dotted, other])
     assert Result(again.store, dotted) == expected != Result(again.store, plain)
     assert Result(again.store, plain) == alone(plain)
+
+
+def test_what_a_protocol_cannot_give_is_said_before_training(bench: Bench, data: ImageData):
+    teacher, run = bench.context().teacher(bench.ref), bench.store.run("x" * 64)
+    (semckd, mlld, kd) = bench.cells([("semckd", {"batch_size": 32}), ("mlld", {}), ("at", {})])
+    with pytest.raises(UserError, match="needs batches of at most 32 samples, the protocol has 64"):
+        Member(semckd, PROTOCOL, data, teacher, run)
+    with pytest.raises(UserError, match="needs two views"):
+        Member(mlld, PROTOCOL.model_copy(update={"second_view": ""}), data, teacher, run)
+    bench.run([semckd, kd])
+    assert bench.states([semckd, kd]) == ["refused", "done"]
+    assert Member(kd, PROTOCOL.model_copy(update={"batch_size": 1}), data, teacher, run)
+    (fitnet,) = bench.cells([("fitnet", {})])
+    with pytest.raises(UserError, match="needs batches of at least 2 samples, the protocol has 1"):
+        Member(fitnet, PROTOCOL.model_copy(update={"batch_size": 1}), data, teacher, run)
+
+
+def test_a_checkpoint_of_other_code_is_left_behind(bench: Bench, alone: Callable[[Cell], Result]):
+    (cell,) = bench.cells([("kd", {})])
+    with pytest.raises(Interrupted):
+        bench.run([cell], stopping=lambda: bench.steps()[cell.label] >= 3)
+    run = bench.store.run(cell)
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    del checkpoint["counted"]
+    run.write("checkpoint.pt", to_bytes(checkpoint))
+    bench.run([cell])
+    assert "another version of the code" in " ".join(bench.said) and differing(bench, [cell], alone) == []
 
 
 # --- results

@@ -30,7 +30,8 @@ from ..weights import fit, load_weights
 class Context:
     """What groups need besides their cells.
 
-    ``weights`` finds the file of a teacher that is no cell of the store.
+    ``weights`` finds the file of a teacher that is no cell of the store; ``left_out`` hears of each cell that is not
+    trained after all.
     """
 
     store: Store
@@ -42,6 +43,7 @@ class Context:
     say: Callable[[str], None]
     stopping: Callable[[], bool] = lambda: False
     save_seconds: float = 600.0
+    left_out: Callable[[], None] = lambda: None
 
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
@@ -142,6 +144,7 @@ def _member(cell: Cell, teacher: NetworkView | None, context: Context) -> Member
                 message = f"{type(error).__name__}: {error}"
                 run.set_status("failed", message=message, trace="".join(traceback.format_exception(error)))
                 context.say(f"{cell.label}  FAILED: {message}")
+            context.left_out()
             return None
         try:
             member.restore()

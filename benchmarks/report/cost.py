@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.report.model import STUDENT, CostEntry, CostRow, CostTable
-from benchmarks.report.sheet import DASH, MISSING, TIMES, Cell, Line, Sentence, Sheet
+from benchmarks.report.model import STUDENT, Column, CostEntry, CostRow, CostTable
+from benchmarks.report.sheet import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet
 
 _REFERENCES = (STUDENT, "kd")
 _MIB = 2**20
@@ -63,7 +63,7 @@ def _panel(
             other = reference.entries.get(column.key) if reference and reference is not row else None
             base = figure(other) if other else None
             aside = f"{TIMES}{value / base:.2f}" if value is not None and base else ""
-            cells.append(Cell(word=MISSING) if value is None else Cell(show(value), aside=aside))
+            cells.append(_blank(row, column) if value is None else Cell(show(value), aside=aside))
         lines.append(Line("row", row.title, tuple(cells)))
     return tuple(lines)
 
@@ -78,11 +78,15 @@ def _parameters(cost: CostTable) -> tuple[Line, ...]:
         for column in cost.columns:
             entry = row.entries.get(column.key)
             if entry is None or entry.extra_train_params is None or entry.extra_inference_params is None:
-                cells.append(Cell(word=MISSING))
+                cells.append(_blank(row, column))
             else:
                 cells.append(Cell(f"{count(entry.extra_train_params)} / {count(entry.extra_inference_params)}"))
         lines.append(Line("row", row.title, tuple(cells)))
     return tuple(lines) if len(lines) > 1 else ()
+
+
+def _blank(row: CostRow, column: Column) -> Cell:
+    return Cell(word=NOT_FOR if column.key in row.refused else MISSING)
 
 
 def _is_plain(row: CostRow) -> bool:
@@ -124,7 +128,11 @@ def _notes(cost: CostTable) -> tuple[tuple[str, str], ...]:
     plain = [row.title for row in cost.rows if _is_plain(row)]
     if plain:
         notes.append(("No extra parameters", f"{', '.join(plain)}."))
-    cells = [row.entries.get(column.key) for row in cost.rows for column in cost.columns]
+    if phased := [row.title for row in cost.rows if any(entry.first_phases for entry in row.entries.values())]:
+        notes.append(("Without their first phases", f"{', '.join(phased)}."))
+    if any(row.refused for row in cost.rows):
+        notes.append((NOT_FOR, "the method is not made for the pair."))
+    cells = [row.entries.get(c.key) for row in cost.rows for c in cost.columns if c.key not in row.refused]
     blank = sum(entry is None or entry.images_per_second is None for entry in cells)
     if blank:
         notes.append((MISSING, f"not measured: {blank} of {len(cells)} cells have no throughput."))

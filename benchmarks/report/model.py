@@ -99,7 +99,8 @@ class Table:
 class CostEntry:
     """Cost of one row in one column, from a short run of the method alone; None where it was not measured.
 
-    memory_kind says what the peak is, e.g. "CUDA allocated" or "CPU resident above idle".
+    memory_kind says what the peak is, e.g. "CUDA allocated" or "CPU resident above idle". first_phases: the training
+    proper, which was measured, has others before it.
     """
 
     images_per_second: float | None
@@ -110,16 +111,18 @@ class CostEntry:
     batch_size: int
     device: str
     steps: int
+    first_phases: bool = False
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """A method's costs by column key."""
+    """A method's costs by column key; ``refused`` are the columns that it is not made for."""
 
     key: str
     title: str
     family: str
     entries: Mapping[str, CostEntry]
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,13 @@ def randaugment(images: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def cut_out(x: Tensor, side: Tensor, centre: Tensor) -> Tensor:
-    """Paint a square of ``side`` (B,) shares of the width around ``centre`` (2, B), inclusive of its lower corner."""
+    """Paint a square of ``side`` (B,) shares of the width around ``centre`` (2, B), both in [0, 1)."""
     height, width = x.shape[1:3]
     side = side * width
     inside = []
     for position, length in zip(centre, (width, height), strict=True):
-        low = (position * length - side / 2).clamp_min(0).floor()
+        # numpy.random.uniform(w), as the source has it, is uniform in (1, w].
+        low = (length - (length - 1) * position - side / 2).clamp_min(0).floor()
         pixel = torch.arange(length, device=x.device)
         inside.append((pixel >= low[:, None]) & (pixel <= (low + side)[:, None]))
     square = (inside[1][:, :, None] & inside[0][:, None, :] & (side > 0)[:, None, None])[..., None]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kd_methods.contract import Batch, Outputs, Progress
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError
 
 from ..networks import NetworkView
 from ..spec import Protocol
@@ -152,8 +152,8 @@ class guarded:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        # Running out of memory concerns the whole group, a full disk or other bad input the whole run.
-        if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError | UserError):
+        # Running out of memory concerns the whole group, a full disk the whole run.
+        if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError | DiskError):
             return False
         state = "diverged" if isinstance(error, Diverged) else "failed"
         message = str(error) if state == "diverged" else f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import kd_methods
 from kd_methods.contract import Batch, Losses, Needs, Outputs, Phase, Progress
+from kd_methods.errors import UserError
 
 from ..cell import Cell
 from ..networks import NetworkView
@@ -54,7 +55,8 @@ class Member:
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
         phases = self.method.phases()
-        self._check_needs(teacher, [self.method.needs, *(phase.needs for phase in phases)])
+        for needs in (self.method.needs, *(phase.needs for phase in phases)):
+            self._check_needs(teacher, needs)
         self.deployed = self.method.deployed(self.student)
         self.optimizer = optimizers.build(
             [*self.student.parameters(), *self.method.parameters()],
@@ -76,16 +78,29 @@ class Member:
         """What the losses of the current phase read."""
         return self.phase.needs if self.phase else self.method.needs
 
-    def _check_needs(self, teacher: NetworkView | None, all_needs: Sequence[Needs]) -> None:
-        """Asked for before training, so that a wrong name is this cell's failure and not the group's."""
-        for needs in all_needs:
-            for network, fields, units in (
-                (self.student, needs.student, needs.student_units),
-                (teacher, tuple(name for name in needs.teacher if name != "logits"), needs.teacher_units),
-            ):
-                if network is not None:
-                    for unit in (*network.layout.units(fields), *units):
+    def _check_needs(self, teacher: NetworkView | None, needs: Needs) -> None:
+        """Asked for before training, so that what cannot be had is this cell's failure and not the group's.
+
+        Raises:
+            UserError: batches or views that this protocol does not give.
+            LookupError: a unit that the network does not have, a mistake in the method.
+        """
+        name, size = self.cell.method, min(self.protocol.batch_size, self.data.info.num_samples)
+        if size < needs.min_batch or (needs.max_batch and size > needs.max_batch):
+            limit = f"at least {needs.min_batch}" if size < needs.min_batch else f"at most {needs.max_batch}"
+            raise UserError(f"method '{name}' needs batches of {limit} samples, the protocol has {size}")
+        if needs.views > self.protocol.views:
+            raise UserError(f"method '{name}' needs two views of each image and the protocol gives one")
+        for network, fields, units in (
+            (self.student, needs.student, needs.student_units),
+            (teacher, tuple(field for field in needs.teacher if field != "logits"), needs.teacher_units),
+        ):
+            if network is not None:
+                for unit in (*network.layout.units(fields), *units):
+                    try:
                         network.shape(unit)
+                    except UserError as error:
+                        raise LookupError(f"method '{name}' reads what is not there: {error}") from None
 
     def start_epoch(self, epoch: int) -> None:
         before, self.phase = self._phase_of(epoch - 1), self._phase_of(epoch)
@@ -192,18 +207,26 @@ class Member:
         self.saved_at = time.monotonic()
 
     def restore(self) -> bool:
-        """Continue from the last checkpoint; False where there is none."""
+        """Continue from the last checkpoint; False where there is none.
+
+        Raises:
+            UserError: the checkpoint is damaged or does not fit; the member is no longer of use.
+        """
         path = self.run / "checkpoint.pt"
         if not path.is_file():
             return False
         state = read(path, self.data.device)
-        self.student.load_state_dict(state["student"])
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.stream.state = [part.cpu() for part in state["stream"]]
-        self.position = (state["position"][0], state["position"][1])
-        self.records, self.sums, self.seconds = state["records"], state["sums"], state["seconds"]
-        self.counted = state["counted"]
+        try:
+            self.student.load_state_dict(state["student"])
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.stream.state = [part.cpu() for part in state["stream"]]
+            self.position = (state["position"][0], state["position"][1])
+            self.records, self.sums, self.seconds = state["records"], state["sums"], state["seconds"]
+            self.counted = state["counted"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"{path} was written by another version of the code ({text})") from None
         return True
 
     def finish(self) -> None:

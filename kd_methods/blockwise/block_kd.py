@@ -48,6 +48,7 @@ class BlockKD(Method):
         alpha: float = Field(1.0, ge=0, description="weight of the task losses of student and stones")
         beta: float = Field(1.0, ge=0, description="weight of the distances to the teacher")
         gamma: float = Field(1.0, ge=0, description="weight of the distances to the stones' ensemble")
+        stone_task: float = Field(1.0, ge=0, description="factor on the stones' task losses")
         temperature: float = Field(4.0, gt=0, description="temperature of all distances")
         distance: Literal["kl", "dkd"] = Field("kl", description="distance d between logits")
         dkd_alpha: float = Field(1.0, ge=0, description="alpha of distance dkd")
@@ -58,6 +59,10 @@ class BlockKD(Method):
             None, description="stones in use, from 1, or from the end if negative; null for all"
         )
         sample_stones: int | None = Field(None, ge=1, description="random active stones per step; null for all")
+        stone_schedule: Literal["together", "deep_first", "shallow_first"] = Field(
+            "together", description="whether all stones are there from the start, or come in one by one"
+        )
+        stone_epochs: float = Field(30.0, gt=0, description="epochs between two stones that come in one by one")
         teacher_bn: Literal["eval", "batch"] = Field(
             "eval",
             description="statistics in the tails while training: running ones or the batch's; probes use running",
@@ -92,13 +97,14 @@ class BlockKD(Method):
             task={"task": config.alpha * batch.loss(student.logits)},
             distill={"kd": beta * self._distance(student.logits, teacher.logits, batch)},
         )
-        chosen = self._sampled()
+        chosen = self._sampled(self._arrived(progress))
         if not chosen:
             return result
         stones = self.stones(student, chosen, batch_statistics=config.teacher_bn == "batch")
         ensemble = torch.stack(stones).mean(0).detach()
         weighted = [(self.stone_weights[i - 1], z) for i, z in zip(chosen, stones, strict=True)]
-        result.task["stones_task"] = config.alpha * _sum([w * batch.loss(z) for w, z in weighted])
+        task = config.alpha * config.stone_task
+        result.task["stones_task"] = task * _sum([w * batch.loss(z) for w, z in weighted])
         to_teacher = [w * self._distance(z, teacher.logits, batch) for w, z in weighted]
         to_ensemble = [w * self._distance(z, ensemble, batch) for w, z in weighted]
         result.distill["stones_kd"] = beta * _sum(to_teacher)
@@ -145,11 +151,19 @@ class BlockKD(Method):
             raise UserError(f"setting {self.card.name}.sample_stones={count}: only {len(active)} stones are active")
         return active
 
-    def _sampled(self) -> list[int]:
-        count = self.settings.sample_stones
-        if count is None:
+    def _arrived(self, progress: Progress) -> list[int]:
+        """The active stones that have come in by now; the first one is there from the start."""
+        schedule, every = self.settings.stone_schedule, self.settings.stone_epochs
+        if schedule == "together":
             return self.active
-        return sorted(self.active[i] for i in torch.randperm(len(self.active))[:count].tolist())
+        order = self.active[::-1] if schedule == "deep_first" else self.active
+        return sorted(stone for place, stone in enumerate(order) if not place or progress.epoch > place * every)
+
+    def _sampled(self, stones: list[int]) -> list[int]:
+        count = self.settings.sample_stones
+        if count is None or count >= len(stones):
+            return stones
+        return sorted(stones[i] for i in torch.randperm(len(stones))[:count].tolist())
 
     def _distance(self, learner: Tensor, target: Tensor, batch: Batch) -> Tensor:
         config = self.settings

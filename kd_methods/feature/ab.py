@@ -37,6 +37,7 @@ class AB(Method):
         ),
     )
     needs = Needs()
+    phase_needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
 
     class Settings(MethodSettings):
         margin: float = Field(1.0, gt=0, description="margin of the hinge")
@@ -52,8 +53,7 @@ class AB(Method):
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
-        return (Phase("boundaries", self.settings.epochs, self._boundaries, needs),)
+        return (Phase("boundaries", self.settings.epochs, self._boundaries, self.phase_needs),)
 
     def _boundaries(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = len(self.connectors)

@@ -69,7 +69,7 @@ class FitNetPaper(FitNet):
             "first phase: MSE(regressor(F_s), F_t) / 2 at one stage; then"
             " L = CE(z_s, y) + w * KD(z_s, z_t; T), w falls linearly from weight to a quarter of it"
         ),
-        source="the paper's equations 1 and 3, algorithm 1; temperature 3 and weight 4, as far as we know it",
+        source="the paper's equations 1 and 3, algorithm 1; without reference code, the values are ours",
         optimum="in the first phase where the regressed student map equals the teacher's, then where the logits agree",
         divergences=(
             "the paper ends the first phase when its validation error no longer falls; here it has a fixed length",
@@ -79,6 +79,7 @@ class FitNetPaper(FitNet):
         our_choice=("epochs", "temperature", "weight"),
     )
     needs = Needs(teacher=("logits",))
+    phase_needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
     class Settings(MethodSettings):
         hint_stage: int = Field(2, ge=1, description="stage that is matched, counted from 1")
@@ -89,8 +90,7 @@ class FitNetPaper(FitNet):
     settings: Settings  # type: ignore[assignment]
 
     def phases(self) -> tuple[Phase, ...]:
-        needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
-        return (Phase("hint", self.settings.epochs, self._hint, needs),)
+        return (Phase("hint", self.settings.epochs, self._hint, self.phase_needs),)
 
     def _hint(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         regressed = self.regressor(student.stages[self.index])

@@ -33,6 +33,7 @@ class FSP(Method):
         ),
     )
     needs = Needs()
+    phase_needs = Needs(student=("stem", "stages"), teacher=("stem", "stages"), min_batch=2)
 
     class Settings(MethodSettings):
         epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
@@ -51,8 +52,7 @@ class FSP(Method):
             )
 
     def phases(self) -> tuple[Phase, ...]:
-        needs = Needs(student=("stem", "stages"), teacher=("stem", "stages"), min_batch=2)
-        return (Phase("flow", self.settings.epochs, self._flow, needs),)
+        return (Phase("flow", self.settings.epochs, self._flow, self.phase_needs),)
 
     def _flow(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         term = functional.fsp((student.stem, *student.stages), (teacher.stem, *teacher.stages))

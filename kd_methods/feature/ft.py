@@ -62,6 +62,7 @@ class FT(Method):
         ),
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
+    phase_needs = Needs(teacher=("stages",))
 
     spatial = True
 
@@ -84,9 +85,7 @@ class FT(Method):
 
     def phases(self) -> tuple[Phase, ...]:
         config = self.settings
-        return (
-            Phase("paraphraser", config.epochs, self._paraphrase, Needs(teacher=("stages",)), config.lr, student=False),
-        )
+        return (Phase("paraphraser", config.epochs, self._paraphrase, self.phase_needs, config.lr, student=False),)
 
     def _paraphrase(self, student: None, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         target = teacher.stages[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -9,7 +11,6 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from ..errors import UserError
 from ..functional._precision import full_precision, unit
 from ..functional.feature import same_size
 from ..registry import register
@@ -83,6 +84,7 @@ class SemCKD(Method):
         super().__init__(student, teacher, info, settings)
         matched("semckd", student, self.teacher)
         rows = self.settings.batch_size
+        self.needs = replace(self.needs, max_batch=rows)
         width = max(1, rows // self.settings.factor)
         ours, theirs = student.shapes("stages"), self.teacher.shapes("stages")
         self.queries = nn.ModuleList(Embedding(rows, width) for _ in ours)
@@ -92,8 +94,6 @@ class SemCKD(Method):
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
         config = self.settings
-        if len(batch.labels) > config.batch_size:
-            raise UserError(f"setting semckd.batch_size={config.batch_size}: the batch has {len(batch.labels)} samples")
         queries, keys = (
             torch.stack([embed(gram_rows(x, config.batch_size)) for embed, x in zip(embeds, maps, strict=True)], 1)
             for embeds, maps in ((self.queries, student.stages), (self.keys, teacher.stages))
