@@ -273,7 +273,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         "deviations": list(plan.protocol.deviations),
         "notes": [*plan.notes, *_uniform_note(plan), *_holdout_note(plan)],
         "data": next(iter(plan.cells.values())).data,
-        "row_order": [row.id for row in plan.table.methods],
+        "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
         "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
         "columns": [
             {

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kd_methods.errors import UserError, unknown
-from kd_methods.registry import index
+from kd_methods.registry import FAMILIES, index
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tables"
@@ -292,10 +292,14 @@ def _read_rows(value: Any) -> Any:
 
 
 def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """``"*"`` is every method of the suite that shares the field's recipe, without variants such as ``cc.paper``."""
+    """``"*"`` is every method of the suite that shares the field's recipe, without variants such as ``cc.paper``.
+
+    Families stand in the registry's order, methods of one family in that of their papers' years.
+    """
     named = {row.id for row in rows}
-    others = [entry.name for entry in index().values() if not entry.recipe and "." not in entry.name]
-    every = tuple(Row(id=name, method=name) for name in others if name not in named)
+    others = [entry for entry in index().values() if not entry.recipe and "." not in entry.name]
+    others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
+    every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)
     return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
 
 

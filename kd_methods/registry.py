@@ -38,6 +38,7 @@ class Entry:
     summary: str
     module: str
     recipe: str
+    year: str
 
 
 @functools.cache
@@ -56,8 +57,9 @@ def index() -> dict[str, Entry]:
                     summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
                     name = literals["name"]
                     module = f"{__package__}.{family}.{path.stem}"
-                    recipe = literals.get("recipe", "")
-                    entries[name] = Entry(name, family, literals.get("title", name), summary, module, recipe)
+                    year = "".join(filter(str.isdigit, literals.get("paper", "")))[:4]
+                    title, recipe = literals.get("title", name), literals.get("recipe", "")
+                    entries[name] = Entry(name, family, title, summary, module, recipe, year)
     return entries
 
 
