@@ -22,7 +22,7 @@ from .files import digest, read_json, write_json
 from .plan import Plan, Request, make, student_cell
 from .profiling import cost_key, measure
 from .progress import Reporter, duration
-from .spec import METRICS, Protocol, Row, load_protocol, merged, pair_settings
+from .spec import METRICS, Protocol, Row, load_protocol, merged, pair_entry, pair_settings
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
@@ -344,7 +344,13 @@ def _our_choice(row: str, plan: Plan) -> list[str]:
     """The settings that no source gives, with their values."""
     cell = plan.cells[row, plan.pairs[0].id, plan.seeds[0]]
     settings = manifest.flat(cell.settings)
-    return [f"{key} {settings[key]}" for key in registry.card(cell.method).our_choice]
+    chosen = list(registry.card(cell.method).our_choice)
+    for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
+        entry = None if plan.uniform else pair_entry(part, plan.pairs[0].id, plan.protocol.recipe)
+        if entry and entry.our_choice:
+            prefix = "" if part == cell.method else f"{part}."
+            chosen += [f"{prefix}{key}" for key in manifest.flat(entry.values)]
+    return [f"{key} {settings[key]}" for key in dict.fromkeys(chosen)]
 
 
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:

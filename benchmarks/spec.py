@@ -343,12 +343,16 @@ def load_protocol(name: str) -> Protocol:
 
 
 class PairSettings(Strict):
-    """Published settings of a method that hold for some pairs, or for all, under one recipe."""
+    """Settings of a method that are published for some pairs, or for all, under one recipe.
+
+    ``our_choice``: nobody published them; they are marked as our choice wherever they show.
+    """
 
     recipe: str
     pairs: tuple[str, ...] = ()
     values: dict[str, Any]
     source: str
+    our_choice: bool = False
 
 
 def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
@@ -359,10 +363,14 @@ def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     if "+" in method:
         found = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
-    for entry in all_pair_settings().get(method, ()):
-        if entry.recipe == recipe and (pair in entry.pairs or not entry.pairs):
-            return merged(found, entry.values)
-    return found
+    entry = pair_entry(method, pair, recipe)
+    return merged(found, entry.values) if entry else found
+
+
+def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
+    """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
+    entries = (entry for entry in all_pair_settings().get(method, ()) if entry.recipe == recipe)
+    return next((entry for entry in entries if pair in entry.pairs or not entry.pairs), None)
 
 
 @functools.cache

@@ -413,3 +413,11 @@ def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:
         Store(lab.folder).run(cell["key"]).set_status("refused", message="method 'kd' is not for 'tests'")
     _, text = manifest.render(lab.folder, "mine")
     assert text.count("n/a") == 3 and "is not for 'tests'" in text and "fail" not in text
+
+
+def test_settings_that_nobody_published_are_marked(lab: Lab) -> None:
+    """Those of the demonstrations' recipes are data with a source, and the source is us."""
+    rows = {row["key"]: row["our_choice"] for row in lab.manifest(methods=("kd", "dkd", "sp+dkd", "at"))["rows"]}
+    assert rows == {"kd": [], "dkd": ["beta 2.0"], "sp+dkd": ["dkd.beta 2.0"], "at": ["beta 250.0"]}
+    rows = {row["key"]: row["our_choice"] for row in lab.manifest(methods=("dkd",), uniform=True)["rows"]}
+    assert rows == {"dkd": []}
