@@ -104,11 +104,14 @@ _CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
 def _epochs(bench: Bench, data: TaskData, scale: float) -> Work:
     """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
     teacher, own = _count(bench, data)
-    epochs = bench.protocol.epochs
-    total = [epochs * teacher, epochs * own]
+    total = [bench.protocol.epochs * teacher, bench.protocol.epochs * own]
+    counted: dict[int, tuple[float, float]] = {}
     for epoch in range(bench.member.first_epoch, 1):
         bench.go_to(epoch)
-        total = [sum(parts) for parts in zip(total, _count(bench, data), strict=True)]
+        phase = id(bench.member.phase)
+        if phase not in counted:
+            counted[phase] = _count(bench, data)
+        total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]
     return Work(total[0] * scale, total[1] * scale, (teacher + own) * scale)
 
 

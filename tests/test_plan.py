@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import plugins, tasks
+from benchmarks.estimate import estimate
 from benchmarks.networks import build_network
 from benchmarks.plan import Plan, Request, make, student_cell
 from benchmarks.spec import load_protocol, pair_settings
@@ -397,3 +398,17 @@ def test_a_plugins_method_is_known_within_modified_and_combined_names(table: str
     cells = plan(table, zoo, methods=("kd@ls", "crd+sp", "dkd"), plugins=digests).cells
     used = {row: cells[row, "resnet14-resnet8", 0].plugins for row in ("kd@ls", "crd+sp", "dkd")}
     assert used == {"kd@ls": {"method:kd": "1" * 64}, "crd+sp": {"method:sp": "2" * 64}, "dkd": {}}
+
+
+def test_an_estimate_counts_first_phases(table: str, zoo: Zoo) -> None:
+    """AB: one epoch with the teacher's pass, then eight of the student alone; a pair that is refused costs nothing."""
+    pair = "resnet14-resnet8"
+    made = plan(table, zoo, methods=("student", "kd", "ab"), pairs=(pair,), seeds=(0,))
+    found = estimate(made, {made.cells["kd", pair, 0].key}, zoo.folder, torch.device("cpu"))
+    student, kd, ab = (found.operations[made.cells[row, pair, 0].key] for row in ("student", "kd", "ab"))
+    teacher = kd - student
+    assert ab == pytest.approx(9 / 8 * student + teacher / 8, rel=0.01)
+    assert found.seconds > 0
+    refused = plan(table, zoo, methods=("fsp",), pairs=("vgg8-resnet8",), seeds=(0,))
+    cell = refused.cells["fsp", "vgg8-resnet8", 0]
+    assert estimate(refused, {cell.key}, zoo.folder, torch.device("cpu")).operations[cell.key] == 0
