@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import kd_methods
 from benchmarks import plugins
 from benchmarks.networks import build_network
+from kd_methods import registry
 from kd_methods.contract import Batch, DataInfo, Progress
 
 REPO = Path(__file__).parents[1]
@@ -19,7 +21,8 @@ README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-def test_the_method_of_ones_own_trains(tmp_path: Path) -> None:
+def test_the_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     file = tmp_path / "logit_mse.py"
     file.write_text(BLOCKS[0])
     assert list(plugins.load([file])) == ["method:logit_mse"]

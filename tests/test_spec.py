@@ -188,7 +188,7 @@ def test_table1_and_table2_have_the_pairs_of_the_literature() -> None:
 def test_tables_find_methods_through_the_registry() -> None:
     """Every method that shares the recipe is a row of tables 1 and 2; one with a recipe of its own never is."""
     rows = {row.method for row in load_table("table1").methods}
-    for name in registry.available():
+    for name in registry.index():
         card, views = registry.card(name), registry.get(name).needs.views
         assert (views > 1) <= bool(card.recipe) and (not card.recipe or card.recipe in protocol_names())
         if "." not in name:
