@@ -83,9 +83,9 @@ def test_it_trains(runs: Callable[..., list[Run]], name: str) -> None:
 
 def share(name: str, term: str, record: dict[str, Any]) -> float:
     """The share of its weight that a distillation term has in an epoch, where that changes."""
-    part, _, own = term.partition(".") if "+" in name else (name, "", term)
-    if own == "task" or record["phase"]:
+    if term == "task" or record["phase"]:
         return 1.0
+    part = term.partition(".")[0] if "+" in name else name
     if name == "fitnet.paper":
         return 1 - 0.75 * record["epoch"] / 8
     fields = registry.get(part).Settings.model_fields
