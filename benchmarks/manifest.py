@@ -17,7 +17,7 @@ from kd_methods.errors import UserError
 from . import report
 from .files import read_json, write_json
 from .spec import TABLES
-from .store import Store
+from .store import FINAL, Store
 
 Manifest = dict[str, Any]
 
@@ -107,7 +107,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     for planned in manifest["cells"]:
         run = store.run(planned["key"])
         status = run.status
-        state: Any = status["state"] if status["state"] in ("done", "diverged", "failed", "refused") else "missing"
+        state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
         metric = manifest["metric"]
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(

@@ -198,7 +198,26 @@ class Row(Strict):
         return value
 
 
-class Preset(Strict):
+class Matrix(Strict):
+    """Rows and columns as they are written in YAML; what a table and its presets have in common."""
+
+    @field_validator("pairs", mode="before", check_fields=False)
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return _read_pairs(value)
+
+    @field_validator("methods", mode="before", check_fields=False)
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return _read_rows(value)
+
+    @field_validator("methods", check_fields=False)
+    @classmethod
+    def _all_methods(cls, value: Any) -> Any:
+        return value and _expanded(value)
+
+
+class Preset(Matrix):
     """A named way to run a table. What it does not set is the table's."""
 
     protocol: str
@@ -209,27 +228,12 @@ class Preset(Strict):
     task: str | None = None
     notes: tuple[str, ...] = ()
 
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        return _read_pairs(value)
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _methods(cls, value: Any) -> Any:
-        return _read_rows(value)
-
-    @field_validator("methods")
-    @classmethod
-    def _all_methods(cls, value: Any) -> Any:
-        return value and _expanded(value)
-
 
 METRICS = {"top1": "Top-1 accuracy (%)"}
 """How tables call a metric."""
 
 
-class TableSpec(Strict):
+class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -240,21 +244,6 @@ class TableSpec(Strict):
     published: str = ""
     sources: tuple[str, ...] = ()
     presets: dict[str, Preset]
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        return _read_pairs(value)
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _methods(cls, value: Any) -> Any:
-        return _read_rows(value)
-
-    @field_validator("methods")
-    @classmethod
-    def _all_methods(cls, value: Any) -> Any:
-        return value and _expanded(value)
 
     def preset(self, name: str) -> Preset:
         """A preset by name, completed with the table's own pairs and methods.
@@ -428,8 +417,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-        raw = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_keys(node)
+        raw = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}" if mark else ""
