@@ -6,6 +6,7 @@ training loop; the loop knows no method. Everything that either side may ask of 
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
@@ -144,6 +145,14 @@ class Network(nn.Module):
     def folded(self) -> Network:
         """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
         raise NotImplementedError
+
+    def batch_normalised(self) -> Network:
+        """A frozen copy that normalises by the batch, without running statistics; this network stays as it is."""
+        copied = copy.deepcopy(self).requires_grad_(False).eval()
+        for module in copied.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean = module.running_var = None
+        return copied
 
     def plain(self) -> nn.Module:
         """A module that maps inputs to logits: ``module``, or with inserted parts a wrapper that runs them too."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -173,15 +172,9 @@ class BlockKD(Method):
         return functional.dkd(learner, target, batch.labels, alpha=alpha, beta=beta, temperature=config.temperature)
 
     def _tail_with_batch_statistics(self) -> Network:
-        # A copy without running statistics normalises by the batch and leaves the teacher's buffers alone. Made on
-        # first use, when the teacher has its weights and its device; in a tuple, so that it is no part of the method.
+        # Made on first use, when the teacher has its weights and its device; in a tuple, so no part of the method.
         if not self._batch_tail:
-            tail = copy.deepcopy(self.teacher)
-            tail.module.requires_grad_(False).eval()
-            for module in tail.module.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.running_mean = module.running_var = None
-            self._batch_tail = (tail,)
+            self._batch_tail = (self.teacher.batch_normalised(),)
         return self._batch_tail[0]
 
 

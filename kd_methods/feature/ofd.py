@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, Literal
 
@@ -86,7 +85,7 @@ class OFD(Method):
         # Found on first use, when the teacher has its weights and its device; in a tuple, so no part of the method.
         if not self._found:
             norms = norms_before(self.teacher, inputs[:1])[-len(self.connectors) :]
-            copied = batch_normalised(self.teacher) if self.settings.teacher_bn == "batch" else None
+            copied = self.teacher.batch_normalised() if self.settings.teacher_bn == "batch" else None
             self._found = (norms, copied)
         return self._found
 
@@ -94,15 +93,6 @@ class OFD(Method):
 def _mean_negative(x: Tensor) -> Tensor:
     negative = x.float().clamp_max(0)
     return negative.sum((0, 2, 3)) / (negative < 0).sum((0, 2, 3)).clamp_min(1)
-
-
-def batch_normalised(network: Network) -> Network:
-    """A frozen copy without running statistics: it normalises by the batch and leaves the original's buffers alone."""
-    copied = copy.deepcopy(network).requires_grad_(False).eval()
-    for module in copied.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean = module.running_var = None
-    return copied
 
 
 def norms_before(network: Network, x: Tensor) -> list[nn.BatchNorm2d | None]:
