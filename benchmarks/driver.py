@@ -294,6 +294,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "published": row.published or row.method,
                 "optimizer": plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",
                 "our_choice": _our_choice(row.id, plan),
+                "student": row.student,
                 "defaults": registry.settings(row.method).model_dump(mode="json"),
             }
             for row in plan.rows

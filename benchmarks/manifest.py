@@ -134,7 +134,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
                 for column in manifest["columns"]
             },
             our_choice=tuple(row["our_choice"]),
-            settings_note=_settings_note(row, manifest),
+            settings_note="; ".join([*_settings_note(row, manifest), *_remarks(row, manifest, store)]),
         )
         for row in manifest["rows"]
     )
@@ -200,8 +200,19 @@ def _rates(manifest: Manifest) -> list[str]:
     return [f"lr {rate:g} for {', '.join(names)}" for rate, names in rates.items() if rate != manifest["lr"]]
 
 
-def _settings_note(row: dict[str, Any], manifest: Manifest) -> str:
-    """Settings of a row that differ from the method's defaults, by column where they differ between columns."""
+def _remarks(row: dict[str, Any], manifest: Manifest, store: Store) -> list[str]:
+    """What the runs of a row say of how the method was built, by column where that differs."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    columns = dict.fromkeys(cell["column"] for cell in manifest["cells"] if cell["row"] == row["key"])
+    for cell in manifest["cells"]:
+        if cell["row"] == row["key"]:
+            for remark in store.run(cell["key"]).status.get("remarks", []):
+                found[remark][cell["column"]] = None
+    return [remark if len(own) == len(columns) else f"{remark} ({', '.join(own)})" for remark, own in found.items()]
+
+
+def _settings_note(row: dict[str, Any], manifest: Manifest) -> list[str]:
+    """What differs in a row from the method's defaults, by column where it differs between columns."""
     used = {cell["column"]: flat(cell["settings"]) for cell in manifest["cells"] if cell["row"] == row["key"]}
     defaults = flat(row["defaults"])
     changed: dict[str, list[str]] = defaultdict(list)
@@ -213,7 +224,9 @@ def _settings_note(row: dict[str, Any], manifest: Manifest) -> str:
         texts = list(changed)
     if optimizer := row.get("optimizer"):
         texts = [optimizer, *texts]
-    return "; ".join(texts)
+    if student := row.get("student"):
+        texts = [f"the network trained is {student}", *texts]
+    return texts
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

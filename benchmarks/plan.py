@@ -126,7 +126,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
                     protocol.with_optimizer(row.optimizer),
                     fingerprint,
                     row.method,
-                    pair.student,
+                    row.student or pair.student,
                     seed,
                     teacher,
                     values,
@@ -207,6 +207,8 @@ def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
         rows.append(by_id.get(name) or Row(id=name, method=name))
     for row in rows:
         registry.get(row.method)
+        if row.student and row.student not in networks.names():
+            raise unknown(f"network of row '{row.id}'", row.student, networks.names())
     return tuple(rows)
 
 

@@ -59,7 +59,8 @@ class Protocol(Strict):
 
     ``recipe_epochs`` is the length that the recipe was written for; milestones and the methods' warm-ups are in its
     epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
-    of each image is made for the methods that want one, on top of crop and flip.
+    of each image is made for the methods that want one, on top of crop and flip. ``label_noise`` is the share of
+    training labels that are exchanged for another class.
     """
 
     name: str
@@ -78,7 +79,9 @@ class Protocol(Strict):
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     crop_padding: int = 0
+    crop_fill: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
     second_view: Literal["", "randaugment"] = ""
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -155,12 +158,15 @@ class Protocol(Strict):
         decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
-        crop = f"random crop with padding {self.crop_padding}" if self.crop_padding else "no crop"
+        fill = " (reflected)" if self.crop_fill == "reflect" else ""
+        crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
+        noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
+        last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
         return (
-            f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}",
+            f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
             f"{self.optimizer.line()}, {rates}" + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
-            f"{crop}{', horizontal flip' if self.flip else ''}{second}, fp32",
+            f"{crop}{', horizontal flip' if self.flip else ''}{second}{noise}, fp32",
         )
 
 
@@ -180,7 +186,7 @@ class Row(Strict):
     """A method as a row; ``id`` differs from ``method`` where a table shows a method twice.
 
     ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
-    that this one repeats, where that is not the method's own.
+    that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's.
     """
 
     id: str
@@ -189,6 +195,7 @@ class Row(Strict):
     settings: dict[str, Any] = {}
     optimizer: dict[str, Any] = {}
     published: str = ""
+    student: str = ""
 
     @field_validator("optimizer")
     @classmethod

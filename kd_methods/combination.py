@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Outputs,
         Phase,
         Progress,
+        Study,
     )  # fmt: skip
 
 
@@ -113,6 +114,13 @@ def _base() -> type[Method]:
 
         def adapt(self, student: Network) -> Network:
             return self._adapted[0]
+
+        def prepare(self, study: Study) -> None:
+            for part in self.parts:
+                part.prepare(study)  # type: ignore[operator]
+
+        def remarks(self) -> Sequence[str]:
+            return [remark for part in self.parts for remark in part.remarks()]  # type: ignore[operator]
 
         def phases(self) -> Sequence[Phase]:
             return [phase for part in self.parts for phase in part.phases()]  # type: ignore[operator]

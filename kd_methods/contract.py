@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ class Layout:
     last_map  the map that is pooled
     pooled    the (B, D) vector that the classifier sees
     rectified the units whose outputs are non-negative by construction (they end in a ReLU)
+    layers    all generalised layers in order: outputs of residual blocks, of convolutions with their ReLU, of encoder
+              blocks, of the flattening (arXiv 2511.14981, as its code has them); where not given, stages and pooled
     """
 
     stem: str
@@ -44,6 +46,17 @@ class Layout:
     last_map: str
     pooled: str
     rectified: frozenset[str] = frozenset()
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", self.layers or (*self.stages, self.pooled))
+
+    @property
+    def entry(self) -> str:
+        """The output of the last stage's first block."""
+        if len(self.stages) < 2:
+            return self.stages[0]
+        return self.layers[self.layers.index(self.stages[-2]) + 1]
 
     def units(self, fields: Iterable[str]) -> frozenset[str]:
         """The units to keep so that every field of ``fields`` can be read from the outputs."""
@@ -211,6 +224,34 @@ class DataInfo:
     labels: Tensor | None = None
 
 
+class Study:
+    """The frozen teacher on the training set as it is: what :meth:`Method.prepare` computes from.
+
+    labels are the training set's, (N,) on the CPU.
+    """
+
+    labels: Tensor
+
+    def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
+        """Batches of the teacher's outputs with ``units`` kept, and their labels (B,), without augmentation.
+
+        Args:
+            units: names of the teacher's units.
+            indices: (M,) positions of the images to see, in this order; by default all.
+        """
+        raise NotImplementedError
+
+    def stored(
+        self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What ``compute`` returns, from the store where it has been computed before.
+
+        It is kept under the teacher, the data, ``what`` and ``settings``, so it may depend on nothing else; what it
+        draws from torch's random numbers is the same for every cell. A process that is killed loses what it was at.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Batch:
     """One training batch on the device.
@@ -362,6 +403,17 @@ class Method(nn.Module):
     def adapt(self, student: Network) -> Network:
         """The student as it is trained, for methods that change it; by default unchanged."""
         return student
+
+    def prepare(self, study: Study) -> None:
+        """Compute once, before training, what the losses need of the teacher and the training set.
+
+        Called after :meth:`adapt`, and not at all where only the cost of a step is asked for: what it fills in has to
+        have stand-ins of the right shapes from the start.
+        """
+
+    def remarks(self) -> Sequence[str]:
+        """What a reader of a table has to know of how the method was built for this pair and this data."""
+        return ()
 
     def phases(self) -> Sequence[Phase]:
         """What is trained before the training proper; by default nothing."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from kd_methods.errors import UserError
+from kd_methods.contract import Study
+from kd_methods.errors import DiskError, UserError
 
 from .. import environment
 from ..cell import Cell, TeacherRef
@@ -23,6 +24,7 @@ from ..store import Store
 from ..tasks import TaskData
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
+from ..training.study import TeacherStudy
 from ..weights import fit, load_weights
 
 
@@ -117,7 +119,8 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     try:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
-        members = [member for cell in cells if (member := _member(cell, network, context))]
+        study = _study(cells[0], network, context) if network else None
+        members = [member for cell in cells if (member := _member(cell, network, study, context))]
         if members:
             shared = SharedTeacher(network, (ref.mean, ref.std)) if ref and network else None
             train(
@@ -128,13 +131,36 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     return True
 
 
-def _member(cell: Cell, teacher: NetworkView | None, context: Context) -> Member | None:
+def _study(cell: Cell, network: NetworkView, context: Context) -> TeacherStudy:
+    """What the methods of a cell's group are prepared from."""
+    assert cell.teacher
+    same = {name: version for name, version in cell.versions.items() if name != f"network:{cell.student}"}
+    same[f"network:{cell.teacher.network}"] = cell.versions[f"network:{cell.teacher.network}"]
+    identity = {
+        "teacher": cell.teacher.identity(),
+        "task": cell.task,
+        "data": cell.data,
+        "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")},
+        "versions": same,
+    }
+    return TeacherStudy(
+        network,
+        (cell.teacher.mean, cell.teacher.std),
+        context.data,
+        identity,
+        context.store.root / "prepared",
+        context.say,
+        context.stopping,
+    )
+
+
+def _member(cell: Cell, teacher: NetworkView | None, study: Study | None, context: Context) -> Member | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
     while True:
         try:
-            member = Member(cell, context.protocol, context.data, teacher, run)
-        except torch.OutOfMemoryError:
+            member = Member(cell, context.protocol, context.data, teacher, run, study if cell.teacher else None)
+        except (torch.OutOfMemoryError, DiskError):  # concern the whole group, or the whole run
             raise
         except Exception as error:  # a method's own code; the other cells of the group go on
             if isinstance(error, UserError):  # the method says why it is not for this pair

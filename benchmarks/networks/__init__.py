@@ -8,7 +8,9 @@ from operator import methodcaller
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.errors import UserError, unknown
 
@@ -22,6 +24,7 @@ __all__ = [
     "build_network",
     "count",
     "fold_batch_norms",
+    "macs",
     "names",
     "register_network",
 ]
@@ -70,6 +73,15 @@ def version(name: str) -> int:
 def count(parameters: Iterable[nn.Parameter]) -> int:
     """Number of values in parameters; one that is shared counts once."""
     return sum({id(parameter): parameter.numel() for parameter in parameters}.values())
+
+
+def macs(module: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of a forward pass over one input (1, C, H, W), in convolutions and matrix products."""
+    training = module.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(x)
+    module.train(training)
+    return counter.get_total_flops() // 2
 
 
 def build_network(name: str, num_classes: int = 100, input_shape: tuple[int, ...] = (3, 32, 32)) -> NetworkView:

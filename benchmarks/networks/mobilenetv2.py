@@ -80,6 +80,7 @@ class MobileNetV2(Architecture):
             last_map="conv2",
             pooled="flatten",
             rectified=frozenset({"conv1", "conv2"}),
+            layers=tuple(n for n, _ in units if n not in ("pool", "classifier")),
         )
         return Chain(tuple(units), layout)
 

@@ -124,7 +124,9 @@ class NetworkView(Network):
             with torch.no_grad():
                 for name, run in self._units:
                     x = run(x)
-                    self._shapes[name] = tuple(x.shape[1:])
+                    parts = x if isinstance(x, tuple) else (x,)
+                    shapes = tuple(tuple(part.shape[1:]) for part in parts)
+                    self._shapes[name] = shapes if isinstance(x, tuple) else shapes[0]
             for module, training in modes:
                 module.training = training
         return self._shapes[unit]

@@ -124,6 +124,7 @@ class ResNet(Architecture):
         units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
         units += [(self.head, getattr(self, self.head))]
         stages = tuple(ends)
+        blocks = ("stem", *(n for n, _ in units if n.startswith("layer") and not n.endswith(".sum")))
         layout = Layout(
             stem="stem",
             stages=stages,
@@ -131,7 +132,8 @@ class ResNet(Architecture):
             blocks=stages,
             last_map=stages[-1],
             pooled="flatten",
-            rectified=frozenset({"stem", *(n for n, _ in units if n.startswith("layer") and not n.endswith(".sum"))}),
+            rectified=frozenset(blocks),
+            layers=(*blocks, "flatten"),
         )
         return Chain(tuple(units), layout)
 

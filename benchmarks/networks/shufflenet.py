@@ -132,6 +132,7 @@ class ShuffleNet(Architecture):
         last_map = head[-1][0] if head else ends[-1]
         units += [*head, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
         units += [("linear", self.linear)]
+        rectified = [n for n, _ in units if n in ("stem", "conv2") or ("layer" in n and not n.endswith(".sum"))]
         layout = Layout(
             stem="stem",
             stages=tuple(ends),
@@ -139,9 +140,8 @@ class ShuffleNet(Architecture):
             blocks=(*ends[:-1], last_map),
             last_map=last_map,
             pooled="flatten",
-            rectified=frozenset(
-                n for n, _ in units if n in ("stem", "conv2") or ("layer" in n and not n.endswith(".sum"))
-            ),
+            rectified=frozenset(rectified),
+            layers=(*rectified, "flatten"),
         )
         return Chain(tuple(units), layout)
 

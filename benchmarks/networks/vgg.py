@@ -51,8 +51,12 @@ class VGG(Architecture):
     def chain(self) -> Chain:
         units: list = []
         for i in range(5):
-            units += [(f"block{i}.conv", getattr(self, f"block{i}")), (f"block{i}", F.relu)]
+            block = getattr(self, f"block{i}")
+            *inner, last = range(0, len(block), 3)  # convolution, batch-norm, ReLU; the last ReLU is not in there
+            units += [(f"block{i}.{j}", block[j : j + 3]) for j in inner]
+            units += [(f"block{i}.conv", block[last:]), (f"block{i}", F.relu)]
             units += [(f"pool{i}", self.pool3 if i == 3 else partial(F.max_pool2d, kernel_size=2))] if i < 4 else []
+        rectified = [n for n, _ in units if n.startswith("block") and not n.endswith(".conv")]
         units += [("pool4", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
         units += [("classifier", self.classifier)]
         stages = tuple(f"block{i}" for i in range(1, 5))
@@ -63,7 +67,8 @@ class VGG(Architecture):
             blocks=stages,
             last_map="block4",
             pooled="flatten",
-            rectified=frozenset({"block0", *stages}),
+            rectified=frozenset(rectified),
+            layers=(*rectified, "flatten"),
         )
         return Chain(tuple(units), layout)
 

@@ -92,6 +92,7 @@ class WideResNet(Architecture):
             last_map="relu",
             pooled="flatten",
             rectified=frozenset({"relu"}),
+            layers=(*(n for n, _ in units if n.startswith("block") and not n.endswith(".bn1")), "relu", "flatten"),
         )
         return Chain(tuple(units), layout)
 

@@ -41,6 +41,9 @@ class TaskData(Interface):
         Epochs count from 1; those of a method's first phases are 0, -1, and so on.
         """
 
+    def clean(self, indices: Tensor) -> TaskBatch:
+        """Training samples by position, without augmentation."""
+
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
     ) -> dict[str, dict[str, float]]:

@@ -122,6 +122,8 @@ class ImageData:
             order = torch.randperm(len(train.labels), generator=generator(0, "holdout"))
             kept, held = order[protocol.holdout :].sort().values, order[: protocol.holdout].sort().values
             train, test = (Split(train.images[part], train.labels[part]) for part in (kept, held))
+        if protocol.label_noise:
+            train = Split(train.images, noisy(train.labels, protocol.label_noise, num_classes))
         self.train = Split(train.images.to(device), train.labels.to(device))
         self.test = Split(test.images.to(device), test.labels.to(device))
         self.device = device
@@ -147,8 +149,13 @@ class ImageData:
                 self._cropped(chosen, draws), self.train.labels[indices], indices, self.normalisation, second
             )
 
+    def clean(self, indices: Tensor) -> ImageBatch:
+        chosen = indices.to(self.device)
+        return ImageBatch(self.train.images[chosen], self.train.labels[chosen], chosen, self.normalisation)
+
     def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
-        return augment(self.train.images, chosen, draws, self.protocol.crop_padding, self.protocol.flip)
+        p = self.protocol
+        return augment(self.train.images, chosen, draws, p.crop_padding, p.flip, p.crop_fill)
 
     def _second_view(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
         draws = generator(seed, "second view", epoch, step)
@@ -178,15 +185,18 @@ def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
     return images.to(torch.float32).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
-def augment(images: Tensor, indices: Tensor, draws: torch.Generator, padding: int, flip: bool) -> Tensor:
-    """Random crop (zero padding) and horizontal flip per sample, in one gather on the images' device.
+def augment(
+    images: Tensor, indices: Tensor, draws: torch.Generator, padding: int, flip: bool, fill: str = "zeros"
+) -> Tensor:
+    """Random crop and horizontal flip per sample, in one gather on the images' device.
 
     Args:
         images: (N, H, W, C) uint8, the whole set.
         indices: (B,) which images, on the CPU.
         draws: source of the random numbers, on the CPU.
-        padding: pixels of zero padding on each side before the crop back to (H, W); 0 for no crop.
+        padding: pixels of padding on each side before the crop back to (H, W); 0 for no crop.
         flip: mirror each image with probability 1/2.
+        fill: ``zeros``, or ``reflect`` for the image mirrored at its border pixels.
     """
     batch, (height, width) = len(indices), images.shape[1:3]
     y, x = torch.arange(height).expand(batch, -1), torch.arange(width).expand(batch, -1)
@@ -198,8 +208,25 @@ def augment(images: Tensor, indices: Tensor, draws: torch.Generator, padding: in
         x = torch.where(mirrored, x.flip(1), x)
     device = images.device
     indices, y, x = indices.to(device), y.to(device), x.to(device)
+    if fill == "reflect":
+        y, x = _reflected(y, height), _reflected(x, width)
     crops = images[indices[:, None, None], y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]]
-    if padding:
+    if padding and fill == "zeros":
         inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
         crops = crops * inside[..., None]
     return crops
+
+
+def _reflected(position: Tensor, size: int) -> Tensor:
+    """Positions outside 0 … size - 1 mirrored at the border, which is not repeated."""
+    return size - 1 - (size - 1 - position.abs()).abs()
+
+
+def noisy(labels: Tensor, share: float, num_classes: int) -> Tensor:
+    """Labels (N,) of which a share, the same for every seed, is exchanged for another class, uniformly."""
+    draws = generator(0, "label noise")
+    changed = torch.randperm(len(labels), generator=draws)[: round(share * len(labels))]
+    shift = torch.randint(1, num_classes, (len(changed),), generator=draws)
+    labels = labels.clone()
+    labels[changed] = (labels[changed] + shift) % num_classes
+    return labels

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import kd_methods
-from kd_methods.contract import Batch, Losses, Needs, Outputs, Phase, Progress
+from kd_methods.contract import Batch, Losses, Needs, Outputs, Phase, Progress, Study
 from kd_methods.errors import UserError
 
 from ..cell import Cell
-from ..networks import NetworkView
+from ..networks import NetworkView, count, macs
 from ..spec import Optimizer, Protocol
 from ..store import Run
 from ..tasks import TaskData
@@ -39,9 +39,18 @@ class Member:
         data: the task's data on the device.
         teacher: the frozen teacher as the methods get it (not folded), or None.
         run: where its results go.
+        study: what the method is prepared from; without one it keeps its stand-ins.
     """
 
-    def __init__(self, cell: Cell, protocol: Protocol, data: TaskData, teacher: NetworkView | None, run: Run) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        protocol: Protocol,
+        data: TaskData,
+        teacher: NetworkView | None,
+        run: Run,
+        study: Study | None = None,
+    ) -> None:
         self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
         device = data.device
         self.stream = Stream(cell.seed, device)
@@ -54,6 +63,8 @@ class Member:
             )
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
+            if study:
+                self.method.prepare(study)
         phases = self.method.phases()
         for needs in (self.method.needs, *(phase.needs for phase in phases)):
             self._check_needs(teacher, needs)
@@ -237,4 +248,25 @@ class Member:
         last = self.records[-1]
         proper = [record["metrics"] for record in self.records if not record["phase"]]
         best = {name: max(metrics[name] for metrics in proper) for name in last["metrics"]}
-        self.run.set_status("done", epoch=last["epoch"], epochs=self.protocol.epochs, last=last["metrics"], best=best)
+        self.run.set_status(
+            "done",
+            epoch=last["epoch"],
+            epochs=self.protocol.epochs,
+            last=last["metrics"],
+            best=best,
+            remarks=[*self.method.remarks(), *self._size()],
+        )
+
+    def _size(self) -> list[str]:
+        """How large the deployed network is, where it is another one than the plain student."""
+        with torch.random.fork_rng(devices=[]):
+            plain = self.data.build(self.cell.student).module
+        own, usual = count(self.deployed.parameters()), count(plain.parameters())
+        if own == usual:
+            return []
+        x = self.data.clean(torch.zeros(1, dtype=torch.long)).student().inputs
+        arithmetic = [f"{macs(module, x) / 1e6:.1f} M" for module in (self.deployed, plain)]
+        return [
+            f"deployed with {own / 1e6:.3f} M parameters and {arithmetic[0]} MACs, "
+            f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {arithmetic[1]}"
+        ]

@@ -33,6 +33,7 @@ from .logit import (
     wsld,
     wttm,
 )
+from .matching import decision_matching, word_matching
 from .relation import (
     bank_scores,
     correlation_congruence,
@@ -58,6 +59,7 @@ __all__ = [
     "correlation_congruence",
     "correlation_information",
     "cosine_similarity",
+    "decision_matching",
     "discriminative_consistent",
     "dist",
     "dkd",
@@ -82,6 +84,7 @@ __all__ = [
     "similarity_preserving",
     "standardize",
     "ttm",
+    "word_matching",
     "wsld",
     "wttm",
 ]

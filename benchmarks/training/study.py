@@ -1,0 +1,96 @@
+"""What methods compute once from a frozen teacher and the training images, kept by content."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_methods.contract import Outputs, Study
+from kd_methods.errors import UserError
+
+from ..files import digest, write_bytes, write_json
+from ..networks import NetworkView
+from ..progress import duration
+from ..tasks import TaskData
+from ..tasks.images import Normalisation
+from ..weights import read, to_bytes
+from .loop import Interrupted
+from .seeding import derive
+
+BATCH = 250
+EVERY = 20.0
+"""Seconds between two lines about a pass."""
+
+
+@dataclass(frozen=True)
+class TeacherStudy(Study):
+    """See :class:`kd_methods.contract.Study`.
+
+    Args:
+        network: the frozen teacher.
+        normalisation: how it wants its inputs.
+        data: the training images.
+        identity: what teacher and data are, as JSON values.
+        folder: where results are kept.
+        say: hears what is computed.
+        stopping: whether the user asked to stop.
+    """
+
+    network: NetworkView
+    normalisation: Normalisation
+    data: TaskData
+    identity: Mapping[str, Any]
+    folder: Path
+    say: Callable[[str], None]
+    stopping: Callable[[], bool] = lambda: False
+
+    @property
+    def labels(self) -> Tensor:  # type: ignore[override]
+        assert self.data.info.labels is not None
+        return self.data.info.labels
+
+    def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
+        indices = torch.arange(self.data.info.num_samples) if indices is None else indices
+        network, units = self.network.folded(), tuple(units)
+        started = spoke = time.monotonic()
+        for done, part in enumerate(indices.split(BATCH)):
+            if self.stopping():
+                raise Interrupted("stopped while a method was prepared; the same command goes on from here")
+            if time.monotonic() - spoke > EVERY:
+                spoke, share = time.monotonic(), done * BATCH / len(indices)
+                self.say(f"    {share:.0%} of {len(indices)} images, {duration(spoke - started)}")
+            batch = self.data.clean(part)
+            with torch.no_grad():
+                outputs = network(batch.inputs(self.normalisation), at=units, fields=())
+            yield outputs, batch.student().labels
+
+    def stored(
+        self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        key = {"what": what, "settings": dict(settings), **self.identity}
+        path = self.folder / f"{digest(key)[:16]}.pt"
+        state = self._found(path)
+        if state is None:
+            self.say(f"  preparing {what.rpartition(' ')[0]} of {self.identity['teacher']['network']}")
+            started = time.monotonic()
+            with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
+                torch.manual_seed(derive(0, what))
+                state = {name: value.detach().cpu().contiguous() for name, value in compute().items()}
+            write_json(path.with_suffix(".json"), key)
+            write_bytes(path, to_bytes(state))
+            self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
+        return {name: value.to(self.data.device) for name, value in state.items()}
+
+    def _found(self, path: Path) -> dict[str, Tensor] | None:
+        if path.is_file():
+            try:
+                return read(path)
+            except UserError as error:
+                self.say(f"{error}; computing it again")
+        return None

@@ -1,0 +1,222 @@
+"""The KD layer that lets the student decide, Gorgun et al. 2023 (arXiv 2309.02843)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .. import functional
+from ..analysis import locations, subclasses
+from ..analysis.vocabulary import vocabulary
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
+from ..kd_layer import Assign, Match
+from ..registry import register
+
+PER_WORD = 39
+"""Fewest locations per visual word; where the data has fewer there are fewer words."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a KD layer sits: the units of both networks, their shapes, how the teacher's map is pooled."""
+
+    name: str
+    student_unit: str
+    teacher_unit: str
+    channels: int
+    width: int
+    factor: int
+    alpha: float
+    weight: float
+
+
+@register
+class LetKD1(Method):
+    """KD layer before the pooling: features match visual words of the teacher, and are enriched by what they match."""
+
+    card = Card(
+        name="letkd1",
+        version=1,
+        family="feature",
+        title="letKD-1",
+        paper="gorgun2023letkd",
+        formula=(
+            "L = CE(z_s, y) + weight * mean over locations KL(p_T || softmax(a)); a = g_T cos(x, T),"
+            " x' = x + alpha * g_V cos(ReLU(BN(a)), V); p_T = softmax(-||f_t - word||²) before the pooling,"
+            " at the first block of the last stage: row of the sub-classes' confusion, nearest of the label's own"
+        ),
+        source="adagorgun/letKD-framework @4fb2289 and its supplement",
+        optimum="where the softmax of the student's scores equals the teacher's assignment",
+        divergences=(
+            "the supplement's algorithm 1 writes softmax(d) of distances; as in the code it is softmax(-d)",
+            "the second convolution's input is normalised as in the code (setting normalise_assignment); the"
+            " supplement's appendix argues for leaving it as it is",
+            "words by mini-batch k-means over a stream and sub-classes by scikit-learn's k-means, for faiss with 20"
+            " iterations; scores from the centres themselves, for the clusters' means",
+            "fewer words where the data has less than 39 locations for each, and min(60, classes - 1, channels)"
+            " discriminants; said under the table",
+            "the intermediate target uses the labels; the KD layers stay in the network that is deployed and counted",
+            "on networks outside the paper teacher maps are pooled by any whole factor",
+        ),
+        our_choice=("passes",),
+        recipe="cifar100-letkd",
+    )
+    needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
+
+    class Settings(MethodSettings):
+        penultimate: bool = Field(True, description="a KD layer before the pooling")
+        intermediate: bool = Field(False, description="a KD layer after the first block of the last stage")
+        alpha_penultimate: float = Field(1.0, ge=0, description="mixing factor; 0: scores alone, nothing is added")
+        alpha_intermediate: float = Field(1.0, ge=0, description="as alpha_penultimate")
+        weight_penultimate: float = Field(1.0, ge=0, description="weight of the matching term; 0: no supervision")
+        weight_intermediate: float = Field(1.0, ge=0, description="as weight_penultimate")
+        words: int = Field(4096, ge=2, description="visual words, the templates before the pooling")
+        passes: int = Field(1, ge=1, description="passes of mini-batch k-means over the training images")
+        inverse_temperature: float = Field(1.0, gt=0, description="factor on squared distances to the words")
+        subclasses: int = Field(8, ge=1, description="sub-classes per class, the intermediate templates")
+        dimensions: int = Field(60, ge=1, description="discriminants that sub-classes are found in")
+        normalise_assignment: bool = Field(True, description="unit-norm assignments, as in the code")
+
+    settings: Settings
+    words: Tensor
+    projection: Tensor
+    mean: Tensor
+    centres: Tensor
+    decisions: Tensor
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        config, self.classes = self.settings, info.num_classes
+        wanted = [self._place(name, student) for name in ("intermediate", "penultimate") if getattr(config, name)]
+        self.places = [place for place in wanted if place.alpha or place.weight]
+        self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
+        for place in self.places:
+            if place.name == "penultimate":
+                found = info.num_samples * locations.count(self.teacher.shape(place.teacher_unit), place.factor)
+                templates = max(2, min(config.words, found // PER_WORD))
+                self.register_buffer("words", _stand_in(templates, place.width), persistent=False)
+            else:
+                templates = config.subclasses * info.num_classes
+                self.dimensions = max(1, min(config.dimensions, info.num_classes - 1, place.width))
+                self.register_buffer("projection", _stand_in(place.width, self.dimensions), persistent=False)
+                self.register_buffer("mean", torch.zeros(place.width), persistent=False)
+                shape = (info.num_classes, config.subclasses, self.dimensions)
+                self.register_buffer("centres", _stand_in(*shape), persistent=False)
+                self.register_buffer("decisions", torch.eye(templates), persistent=False)
+            self.matches[place.name] = Match(place.channels, templates)
+            if place.alpha:
+                self.assigns[place.name] = Assign(place.channels, templates, place.alpha, config.normalise_assignment)
+        taught = tuple(place for place in self.places if place.weight)
+        self.needs = Needs(
+            student_units=tuple(f"letkd_{place.name}_match" if place.alpha else place.student_unit for place in taught),
+            teacher_units=tuple(place.teacher_unit for place in taught),
+            min_batch=2,
+        )
+
+    def _place(self, name: str, student: Network) -> Place:
+        ours, theirs = (
+            (network.layout.entry if name == "intermediate" else network.layout.last_map)
+            for network in (student, self.teacher)
+        )
+        shapes = student.shape(ours), self.teacher.shape(theirs)
+        factor = locations.pooling(f"method '{self.card.name}'", *shapes)
+        channels, width = (shape[0] if len(shape) == 3 else shape[-1] for shape in shapes)
+        alpha, weight = (getattr(self.settings, f"{kind}_{name}") for kind in ("alpha", "weight"))
+        return Place(name, ours, theirs, channels, width, factor, alpha, weight)
+
+    def adapt(self, student: Network) -> Network:
+        for place in self.places:
+            if place.alpha:
+                # Where the last stage is one block both layers follow the same unit, the intermediate one first.
+                unit = place.student_unit if place.name == "intermediate" else student.layout.last_map
+                name = f"letkd_{place.name}"
+                student = student.insert(unit, f"{name}_match", self.matches[place.name])
+                student = student.insert(f"{name}_match", name, self.assigns[place.name])
+        return student
+
+    def prepare(self, study: Study) -> None:
+        config = self.settings
+        for place in self.places:
+            if place.weight and place.name == "penultimate":
+                words = vocabulary(study, place.teacher_unit, place.factor, len(self.words), config.passes)
+                self.words.copy_(words)
+            elif place.weight:
+                found = subclasses.find(
+                    study, place.teacher_unit, place.factor, self.classes, config.subclasses, self.dimensions
+                )
+                for name, value in vars(found).items():
+                    getattr(self, name).copy_(value)
+
+    def remarks(self) -> Sequence[str]:
+        found = []
+        if "penultimate" in self.matches and len(self.words) < self.settings.words:
+            found.append(f"{len(self.words)} visual words instead of {self.settings.words}, {PER_WORD} locations each")
+        if "intermediate" in self.matches and self.dimensions < self.settings.dimensions:
+            found.append(f"{self.dimensions} discriminants instead of {self.settings.dimensions}")
+        return found
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        result = Losses(task={"task": batch.loss(student.logits)})
+        for place in self.places:
+            if not place.weight:
+                continue
+            assert teacher is not None
+            features = locations.rows(teacher[place.teacher_unit], place.factor)
+            scores = self._scores(place, student)
+            if place.name == "penultimate":
+                inverse = self.settings.inverse_temperature
+                term = functional.word_matching(scores, features, self.words, inverse_temperature=inverse)
+            else:
+                term = functional.decision_matching(scores, self._decisions(features, batch.labels))
+            result.distill[place.name] = place.weight * term
+        return result
+
+    def _scores(self, place: Place, student: Outputs) -> Tensor:
+        if place.alpha:
+            return student[f"letkd_{place.name}_match"][1].flatten(0, -2)
+        match = self.matches[place.name]
+        assert isinstance(match, Match)
+        return match.scores(student[place.student_unit]).flatten(0, -2)
+
+    def _decisions(self, features: Tensor, labels: Tensor) -> Tensor:
+        points = subclasses.project(features, self.projection, self.mean)
+        labels = labels.repeat_interleave(len(points) // len(labels))
+        return self.decisions[subclasses.nearest_of_class(points, labels, self.centres)]
+
+
+def _stand_in(*shape: int) -> Tensor:
+    """What the losses can be computed with until the method is prepared."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@register
+class LetKD2(LetKD1):
+    """letKD-1 and a second KD layer after the first block of the last stage, taught the teacher's local decisions."""
+
+    card = replace(LetKD1.card, name="letkd2", title="letKD-2")
+
+    class Settings(LetKD1.Settings):
+        intermediate: bool = Field(True, description="a KD layer after the first block of the last stage")
+
+
+@register
+class Quest(LetKD1):
+    """Scores against visual words of the teacher as a loss alone: letKD-1 with nothing added to the student."""
+
+    card = replace(
+        LetKD1.card,
+        name="quest",
+        title="QuEST",
+        paper="jain2020quest",
+        divergences=(
+            "as letKD's code runs it (alpha 0): squared distances times 1; QuEST's own configurations multiply by 5",
+            *LetKD1.card.divergences[2:4],
+        ),
+    )
+
+    class Settings(LetKD1.Settings):
+        alpha_penultimate: float = Field(0.0, ge=0, description="mixing factor; 0: scores alone, nothing is added")
