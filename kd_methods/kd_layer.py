@@ -57,7 +57,7 @@ class Assign(nn.Module):
         """What :class:`Match` gave to features of the same shape; a location that matches nothing stays as it is."""
         x, scores = matched
         with torch.autocast(x.device.type, enabled=False):
-            assigned = F.relu(self.norm(scores.flatten(0, -2)))
+            assigned = F.relu(self.norm(scores.flatten(0, -2)), inplace=True)
             # The product is linear in the assignment, so its norm divides the small result and not the large factor.
             values = F.linear(assigned, unit(self.values) * (self.alpha * self.scale))
             if self.normalise:

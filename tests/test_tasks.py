@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks import tasks
 from benchmarks.spec import Protocol, load_protocol, steps_per_epoch
-from benchmarks.tasks import cifar, get_task, randaugment, register_task, task_names
-from benchmarks.tasks.images import ImageData, ImageTask, Split, augment, normalise
+from benchmarks.tasks import cifar, digits, get_task, randaugment, register_task, task_names
+from benchmarks.tasks.images import ImageData, ImageTask, Split, augment, noisy, normalise
 from benchmarks.training.seeding import generator
 from kd_methods.errors import UserError
 
@@ -512,3 +512,27 @@ def test_randaugment_draws_every_operation():
     assert found.dtype == torch.uint8 and found.shape == images.shape and torch.equal(images, before)
     changed = (found != images).flatten(1).any(1).float().mean()
     assert changed > 0.9
+
+
+def test_reflected_crops_are_numpys():
+    split = digits.load(Path(), False)[0]
+    chosen = torch.arange(40)
+    found = augment(split.images, chosen, torch.Generator().manual_seed(3), 4, False, "reflect")
+    draws = torch.Generator().manual_seed(3)
+    shift = torch.randint(-4, 5, (2, 40, 1), generator=draws).squeeze(2)
+    for i, (down, right) in enumerate(shift.t().tolist()):
+        image = np.pad(split.images[i].numpy(), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+        assert np.array_equal(found[i].numpy(), image[4 + down : 20 + down, 4 + right : 20 + right])
+
+
+def test_label_noise_changes_its_share_of_labels_to_others_whatever_the_seed():
+    labels = torch.arange(1000) % 10
+    found = noisy(labels, 0.4, 10)
+    assert (found != labels).sum() == 400 and torch.equal(found, noisy(labels, 0.4, 10))
+    assert found.min() >= 0 and found.max() < 10 and torch.equal(labels, torch.arange(1000) % 10)
+    train, test = digits.load(Path(), False)
+    protocol = load_protocol("digits-noise-demo")
+    data = ImageData(train, test, 10, protocol, torch.device("cpu"))
+    assert (data.info.labels != train.labels).sum() == round(0.4 * len(train.labels))
+    assert torch.equal(data.test.labels, test.labels) and torch.equal(data.info.labels, data.train.labels)
+    assert "40% of the training labels exchanged" in " ".join(protocol.lines())

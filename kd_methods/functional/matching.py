@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,12 @@ def word_matching(scores: Tensor, features: Tensor, words: Tensor, *, inverse_te
     Source: letKD (arXiv 2309.02843) and its code, section 2.2 of QuEST's lineage; the supplement's algorithm writes
     the distances without the minus.
     """
-    features = features.detach()
     # ||z||² is the same for all words and drops out of the softmax.
-    closeness = inverse_temperature * (2 * features @ words.t() - words.pow(2).sum(1))
-    return _divergence(scores, closeness)
+    closeness = torch.addmm(
+        -inverse_temperature * words.pow(2).sum(1), features.detach(), words.t(), alpha=2 * inverse_temperature
+    )
+    targets = torch.softmax(closeness, 1)
+    return _SoftCrossEntropy.apply(scores, targets) + _expected_log(targets, targets, closeness).mean()
 
 
 @full_precision
@@ -40,12 +44,34 @@ def decision_matching(scores: Tensor, targets: Tensor) -> Tensor:
     Source: letKD (arXiv 2309.02843), supplement algorithm 2.
     """
     targets = targets.detach()
-    return (torch.xlogy(targets, targets).sum(1) - (targets * scores).sum(1) + scores.logsumexp(1)).mean()
+    return _SoftCrossEntropy.apply(scores, targets) + torch.xlogy(targets, targets).sum(1).mean()
 
 
-def _divergence(scores: Tensor, target_logits: Tensor) -> Tensor:
-    # KL(p || q) = sum p log p - sum p a + lse(a): no matrix of log-probabilities is kept for the backward pass.
-    partition = target_logits.logsumexp(1, keepdim=True)
-    targets = (target_logits - partition).exp_()
-    entropy = (targets * target_logits).sum(1) - partition.squeeze(1)
-    return (entropy - (targets * scores).sum(1) + scores.logsumexp(1)).mean()
+class _SoftCrossEntropy(torch.autograd.Function):
+    """-mean over rows of <targets, log_softmax(scores)>.
+
+    Of all that autograd would keep, one matrix is enough: the gradient itself. With 4096 words for each of 4096
+    locations these matrices, and not the products, are what the loss costs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, targets: Tensor) -> Tensor:
+        probabilities = torch.softmax(scores, 1)
+        value = -_expected_log(targets, probabilities, scores).mean()
+        ctx.save_for_backward(probabilities.sub_(targets))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (difference,) = ctx.saved_tensors
+        return difference * (gradient / len(difference)), None
+
+
+def _expected_log(weights: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
+    """<weights, log_softmax(logits)> per row, where ``weights`` sum to 1 and ``probabilities`` are the softmax.
+
+    The logarithm is taken of the largest probability only, and the others follow from the logits.
+    """
+    largest, at = probabilities.max(1)
+    partition = logits.gather(1, at[:, None]).squeeze(1) - largest.log()
+    return torch.linalg.vecdot(weights, logits) - partition
