@@ -271,7 +271,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         "protocol_lines": list(plan.protocol.lines(students=())),
         "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
-        "notes": [*plan.notes, *_uniform_note(plan), *_holdout_note(plan)],
+        "notes": [*plan.notes, *_uniform_note(plan), *_holdout_note(plan), *_unpublished_note(plan)],
         "data": next(iter(plan.cells.values())).data,
         "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
         "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
@@ -339,6 +339,10 @@ def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> boo
     values = merged(pair_settings(cell.method, pair, recipe), row.settings if row.published else {})
     usual = registry.settings(cell.method, values)
     return cell.settings == usual.model_dump(mode="json")
+
+
+def _unpublished_note(plan: Plan) -> list[str]:
+    return [] if plan.table.published else ["no published values are known for this table"]
 
 
 def _our_choice(row: str, plan: Plan) -> list[str]:

@@ -93,7 +93,7 @@ def test_every_shipped_table_loads_with_its_presets(name: str) -> None:
             load_protocol(preset.protocol).with_optimizer(row.optimizer)
         for ids in ([pair.id for pair in preset.pairs], [row.id for row in preset.methods]):
             assert len(ids) == len(set(ids))
-    assert table.published and (TABLES / "published" / table.published).is_file()
+    assert not table.published or (TABLES / "published" / table.published).is_file()
 
 
 @pytest.mark.parametrize("name", table_names())

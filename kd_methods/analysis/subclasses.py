@@ -105,7 +105,8 @@ def discriminants(study: Study, unit: str, factor: int, classes: int, dimensions
     kept = values > values.max() * 1e-10  # channels that are constant, or sums of others, have no spread to divide by
     whiten = vectors[:, kept] / values[kept].sqrt()
     _, directions = torch.linalg.eigh(whiten.t() @ between @ whiten)
-    return (whiten @ directions.flip(1))[:, :dimensions], mean + shift
+    rank = min(dimensions, int(present.sum()) - 1)
+    return (whiten @ directions.flip(1))[:, :rank], mean + shift
 
 
 def centres(study: Study, unit: str, factor: int, projection: Tensor, mean: Tensor, classes: int, per: int) -> Tensor:
