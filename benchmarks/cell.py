@@ -79,7 +79,7 @@ class Cell:
         """How logs call the cell."""
         source = f"{self.teacher.network}-" if self.teacher else ""
         optimizer = self.protocol.get("optimizer", {}).get("name", "sgd")
-        method = self.method if optimizer == "sgd" else f"{self.method}({optimizer})"
+        method = f"{self.method}({optimizer})" if optimizer == "dot" else self.method
         return f"{method}/{source}{self.student}/s{self.seed}"
 
     def group(self) -> str:

@@ -30,28 +30,37 @@ class Optimizer(Strict):
     """Stochastic gradient descent; weight decay on every parameter, as the field's recipes have it.
 
     ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum + delta.
+    ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient.
     """
 
-    name: Literal["sgd", "dot"] = "sgd"
+    name: Literal["sgd", "dot", "adamw"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = 0.0
     delta: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
-        if self.name == "sgd" and self.delta:
+        if self.name != "dot" and self.delta:
             raise ValueError("delta is a setting of the optimiser dot")
+        if self.name != "adamw" and self.beta2 != 0.999:
+            raise ValueError("beta2 is a setting of the optimiser adamw")
+        if self.name == "adamw" and self.nesterov:
+            raise ValueError("adamw has no nesterov")
         if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
             raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
         return self
 
     def line(self) -> str:
         """In words, without the learning rate."""
+        decay = f"weight decay {self.weight_decay:g}"
+        if self.name == "adamw":
+            return f"AdamW, betas {self.momentum:g} and {self.beta2:g}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}[self.name]
         nesterov = " (Nesterov)" if self.nesterov else ""
-        return f"{kind}, momentum {self.momentum:g}{nesterov}, weight decay {self.weight_decay:g}"
+        return f"{kind}, momentum {self.momentum:g}{nesterov}, {decay}"
 
 
 class Protocol(Strict):
@@ -59,8 +68,10 @@ class Protocol(Strict):
 
     ``recipe_epochs`` is the length that the recipe was written for; milestones and the methods' warm-ups are in its
     epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
-    of each image is made for the methods that want one, on top of crop and flip. ``label_noise`` is the share of
-    training labels that are exchanged for another class.
+    of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
+    of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
+    ``schedule``: the learning rate falls at the milestones, or rises and falls once (one cycle, which also moves the
+    momentum).
     """
 
     name: str
@@ -76,11 +87,13 @@ class Protocol(Strict):
     drop_last: bool = False
     optimizer: Optimizer
     lr_by_student: dict[str, float] = {}
+    schedule: Literal["steps", "onecycle"] = "steps"
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     crop_padding: int = 0
     crop_fill: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
+    one_crop_per_batch: bool = False
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     second_view: Literal["", "randaugment"] = ""
     mean: tuple[float, ...]
@@ -105,10 +118,15 @@ class Protocol(Strict):
         """The learning rate with which a student starts."""
         return self.lr_by_student.get(student, self.optimizer.lr)
 
-    def decayed(self, epoch: int) -> float:
-        """Factor on the learning rate in an epoch, counted from 1 (constant within it)."""
+    def pace(self, epoch: int, done: int = 0, total: int = 1) -> tuple[float, float | None]:
+        """Factor on the learning rate, and the momentum where it moves, after ``done`` of ``total`` steps.
+
+        With milestones the factor is that of the epoch, counted from 1, and constant within it.
+        """
+        if self.schedule == "onecycle":
+            return one_cycle(done, total)
         passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
-        return self.decay**passed
+        return self.decay**passed, None
 
     @property
     def views(self) -> int:
@@ -160,14 +178,31 @@ class Protocol(Strict):
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
         fill = " (reflected)" if self.crop_fill == "reflect" else ""
         crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
+        crop += " (the same for a whole batch)" if self.one_crop_per_batch else ""
         noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
         last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
         return (
             f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
-            f"{self.optimizer.line()}, {rates}" + (f", times {self.decay:g} after epochs {decays}" if decays else ""),
+            f"{self.optimizer.line()}, {rates}"
+            + (f", times {self.decay:g} after epochs {decays}" if decays else "")
+            + (" at the peak of one cycle" if self.schedule == "onecycle" else ""),
             f"{crop}{', horizontal flip' if self.flip else ''}{second}{noise}, fp32",
         )
+
+
+def one_cycle(done: int, total: int) -> tuple[float, float]:
+    """Factor on the peak learning rate, and momentum, after ``done`` of ``total`` steps: torch's OneCycleLR.
+
+    By cosines from 1/25 to 1 over the first 30 % and on to 1/250,000; the momentum from 0.95 to 0.85 and back.
+    """
+    top, end = 0.3 * total - 1, total - 1
+    rising = done <= top
+    way = done / top if rising and top > 0 else (done - top) / max(1, end - top)
+    there = (1 - math.cos(math.pi * min(way, 1.0))) / 2
+    low, momentum = (1 / 25, (0.95, 0.85)) if rising else (1 / 25e4, (0.85, 0.95))
+    factor = low + (1 - low) * (there if rising else 1 - there)
+    return factor, momentum[0] + (momentum[1] - momentum[0]) * there
 
 
 def _epochs(count: int) -> str:

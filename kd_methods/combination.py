@@ -110,7 +110,7 @@ def _base() -> type[Method]:
             self._adapted = (changed,)
             others = [part(changed, teacher, info, getattr(settings, part.card.name)) for part in self.parts_of[1:]]
             self.parts = nn.ModuleList([first, *others])
-            self.needs = functools.reduce(lambda a, b: a.joined(b), (part.needs for part in [first, *others]))
+            self._join_needs()
 
         def adapt(self, student: Network) -> Network:
             return self._adapted[0]
@@ -118,6 +118,10 @@ def _base() -> type[Method]:
         def prepare(self, study: Study) -> None:
             for part in self.parts:
                 part.prepare(study)  # type: ignore[operator]
+            self._join_needs()
+
+        def _join_needs(self) -> None:
+            self.needs = functools.reduce(lambda a, b: a.joined(b), (part.needs for part in self.parts))  # type: ignore
 
         def remarks(self) -> Sequence[str]:
             return [remark for part in self.parts for remark in part.remarks()]  # type: ignore[operator]

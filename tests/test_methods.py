@@ -36,6 +36,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ofa": [{"eps": 1.5}],
     "crd": [{"negatives": 20}],
     "mgd": [{"dropped": "pixels"}],
+    "feature_only": [
+        {"detach": False, "kd": 1.0},
+        {"mapping": "full", "projector": "three_layer"},
+        {"distance": "gram"},
+    ],
     "letkd1": [{"normalise_assignment": False}],
     "letkd2": [{"alpha_intermediate": 0.0}],
     "block_kd": [
@@ -382,8 +387,8 @@ def test_needs_are_honest(name: str, values: dict):
 def test_terms_vanish_with_their_weights(name: str, values: dict):
     """All weights scaled by 1e-6: every distillation term shrinks; at 0 they are 0, without NaN."""
     full = Setup(name, values).losses()
-    tiny = Setup(name, {**values, **scaled(name, 1e-6)}).losses()
-    zero = Setup(name, {**values, **scaled(name, 0.0)}).losses()
+    tiny = Setup(name, {**values, **scaled(name, 1e-6, values)}).losses()
+    zero = Setup(name, {**values, **scaled(name, 0.0, values)}).losses()
     for key, term in full.distill.items():
         assert term > 0, key
         if "/" not in key:  # a first phase has one term and no weight
@@ -391,14 +396,14 @@ def test_terms_vanish_with_their_weights(name: str, values: dict):
             assert key not in zero.distill or zero.distill[key].item() == 0, key
 
 
-def scaled(name: str, factor: float) -> dict[str, Any]:
+def scaled(name: str, factor: float, values: dict[str, Any]) -> dict[str, Any]:
     """A method's weights, its settings that may be zero, times ``factor``."""
     if "+" in name:
-        return {part: scaled(part, factor) for part in name.split("+")}
+        return {part: scaled(part, factor, {}) for part in name.split("+")}
     fields = registry.get(name).Settings.model_fields
     weights = [key for key, field in fields.items() if isinstance(field.default, float) and allows_zero(name, key)]
     others = ("warmup", "dkd_alpha", "dkd_beta", "alpha_penultimate", "alpha_intermediate")
-    return {key: factor * fields[key].default for key in weights if key not in others}
+    return {key: factor * values.get(key, fields[key].default) for key in weights if key not in others}
 
 
 def allows_zero(name: str, key: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import networks
 from benchmarks.spec import (
@@ -17,6 +18,7 @@ from benchmarks.spec import (
     all_pair_settings,
     load_protocol,
     load_table,
+    one_cycle,
     pair_settings,
     protocol_names,
     read_yaml,
@@ -71,7 +73,7 @@ def message(load: Callable[[str], object], path: Path, text: str) -> str:
 
 
 def rate(protocol: Protocol, epoch: int, student: str) -> float:
-    return protocol.lr(student) * protocol.decayed(epoch)
+    return protocol.lr(student) * protocol.pace(epoch)[0]
 
 
 def published() -> list[dict[str, str]]:
@@ -129,14 +131,14 @@ def test_the_learning_rate_falls_after_the_milestone_epoch() -> None:
     protocol = load_protocol("cifar100-crd240")
     expected = {1: 0.05, 150: 0.05, 151: 0.005, 180: 0.005, 181: 5e-4, 210: 5e-4, 211: 5e-5, 240: 5e-5}
     for epoch, value in expected.items():
-        assert protocol.lr("resnet20") * protocol.decayed(epoch) == pytest.approx(value), epoch
+        assert protocol.lr("resnet20") * protocol.pace(epoch)[0] == pytest.approx(value), epoch
     assert [protocol.lr(name) for name in ("ShuffleV1", "ShuffleV2", "MobileNetV2")] == [0.01] * 3
 
 
 def test_another_length_scales_the_milestones() -> None:
     paper = load_protocol("cifar100-crd240")
     tenth = paper.changed(24)
-    rates = [0.05 * tenth.decayed(epoch) for epoch in (15, 16, 18, 19, 21, 22)]
+    rates = [0.05 * tenth.pace(epoch)[0] for epoch in (15, 16, 18, 19, 21, 22)]
     assert rates == pytest.approx([0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5])
     assert (tenth.recipe_epoch(12), tenth.recipe_epochs, tenth.epochs) == (120, 240, 24)
     assert tenth.deviations == ("24 epochs instead of 240, milestones scaled",)
@@ -149,7 +151,7 @@ def test_another_length_scales_the_milestones() -> None:
 def test_the_short_protocol_is_the_papers_in_ten_epochs() -> None:
     short, paper = load_protocol("cifar100-short"), load_protocol("cifar100-crd240")
     assert (short.epochs, short.recipe_epochs, short.recipe) == (10, 240, "cifar100-crd240")
-    assert [0.05 * short.decayed(epoch) for epoch in (7, 8, 9, 10)] == pytest.approx([0.05, 0.005, 5e-4, 5e-5])
+    assert [0.05 * short.pace(epoch)[0] for epoch in (7, 8, 9, 10)] == pytest.approx([0.05, 0.005, 5e-4, 5e-5])
     assert short.deviations, "a shortened recipe must say so under the table"
     same = set(Protocol.model_fields) - {"name", "title", "epochs", "deviations", "version"}
     assert {key: getattr(short, key) for key in same} == {key: getattr(paper, key) for key in same}
@@ -453,3 +455,24 @@ def test_a_table_is_frozen() -> None:
     assert isinstance(table, TableSpec)
     with pytest.raises(ValueError, match="frozen"):
         table.name = "other"
+
+
+def test_one_cycle_is_torchs() -> None:
+    total, parameter = 157, torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.0075, total_steps=total)
+    for step in range(total):
+        factor, momentum = one_cycle(step, total)
+        assert 0.0075 * factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert momentum == pytest.approx(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        if step + 1 < total:
+            schedule.step()
+
+
+def test_settings_of_another_optimizer_are_errors() -> None:
+    usual = load_protocol("digits-demo")
+    for changes in ({"beta2": 0.9}, {"name": "adamw", "nesterov": True}, {"name": "adamw", "delta": 0.1}):
+        with pytest.raises(UserError, match="under protocol digits-demo"):
+            usual.with_optimizer(changes)
+    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, betas 0.9 and 0.999, weight decay 0.0005"

@@ -792,7 +792,7 @@ def test_training_learns(bench: Bench):
 
 
 def rates(protocol: Protocol, student: str) -> list[float]:
-    return [protocol.lr(student) * protocol.decayed(epoch) for epoch in range(1, protocol.epochs + 1)]
+    return [protocol.lr(student) * protocol.pace(epoch)[0] for epoch in range(1, protocol.epochs + 1)]
 
 
 def test_learning_rate_of_the_field_s_recipe():

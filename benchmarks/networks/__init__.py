@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.errors import UserError, unknown
 
-from . import mobilenetv2, resnet, shufflenet, vgg, wrn
+from . import libraries, mobilenetv2, resnet, shufflenet, vgg, wrn
 from .network import Architecture, Chain, NetworkView, fold_batch_norms
 
 __all__ = [
@@ -100,6 +100,6 @@ def build_network(name: str, num_classes: int = 100, input_shape: tuple[int, ...
     return NetworkView(_builders[name](num_classes), methodcaller("chain"), input_shape)
 
 
-for _family in (resnet, wrn, vgg, mobilenetv2, shufflenet):
+for _family in (resnet, wrn, vgg, mobilenetv2, shufflenet, libraries):
     for _name, _builder in _family.FAMILY.items():
         register_network(_name, _builder)

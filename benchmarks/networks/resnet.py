@@ -1,4 +1,4 @@
-"""CIFAR ResNets: He et al. 2016 (resnet8 … resnet110, the wide x4 variants) and the ImageNet-style ResNet18/50.
+"""CIFAR ResNets: He et al. 2016 (resnet8 … resnet110, the wide x4 variants) and ImageNet-style ResNets.
 
 State dicts have the keys of the checkpoints that the field shares (RepDistiller, mdistiller).
 """
@@ -79,6 +79,7 @@ class ResNet(Architecture):
         stem_width: channels of the 3x3 stem.
         head, shortcut: names of the classifier and of the projections in the checkpoints.
         num_classes: size of the classifier.
+        zero_last: residual blocks start as their shortcuts, with a last batch-norm of weight zero.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ResNet(Architecture):
         head: str,
         shortcut: str,
         num_classes: int,
+        zero_last: bool = False,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, stem_width, 3, padding=1, bias=False)
@@ -107,6 +109,8 @@ class ResNet(Architecture):
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_last and type(m) is BasicBlock:
+                nn.init.zeros_(m.bn2.weight)
 
     def _stem(self, x: Tensor) -> Tensor:
         return F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -147,13 +151,18 @@ def _cifar(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> R
     return ResNet(BasicBlock, (n, n, n), widths[1:], widths[0], "fc", "downsample", num_classes)
 
 
-def _imagenet_style(block: type[BasicBlock], depths: tuple[int, ...], num_classes: int) -> ResNet:
-    return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes)
+def _imagenet_style(
+    block: type[BasicBlock], depths: tuple[int, ...], num_classes: int, zero_last: bool = False
+) -> ResNet:
+    return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes, zero_last)
 
 
 FAMILY = {
     **{f"resnet{d}": partial(_cifar, d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}x4": partial(_cifar, d, (32, 64, 128, 256)) for d in (8, 32)},
     "ResNet18": partial(_imagenet_style, BasicBlock, (2, 2, 2, 2)),
+    # As arXiv 2511.14981 has them.
+    "ResNet9": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True),
+    "ResNet34": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True),
     "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
 }

@@ -155,7 +155,7 @@ class ImageData:
 
     def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
         p = self.protocol
-        return augment(self.train.images, chosen, draws, p.crop_padding, p.flip, p.crop_fill)
+        return augment(self.train.images, chosen, draws, p.crop_padding, p.flip, p.crop_fill, p.one_crop_per_batch)
 
     def _second_view(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
         draws = generator(seed, "second view", epoch, step)
@@ -186,7 +186,13 @@ def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
 
 
 def augment(
-    images: Tensor, indices: Tensor, draws: torch.Generator, padding: int, flip: bool, fill: str = "zeros"
+    images: Tensor,
+    indices: Tensor,
+    draws: torch.Generator,
+    padding: int,
+    flip: bool,
+    fill: str = "zeros",
+    one_for_all: bool = False,
 ) -> Tensor:
     """Random crop and horizontal flip per sample, in one gather on the images' device.
 
@@ -197,14 +203,16 @@ def augment(
         padding: pixels of padding on each side before the crop back to (H, W); 0 for no crop.
         flip: mirror each image with probability 1/2.
         fill: ``zeros``, or ``reflect`` for the image mirrored at its border pixels.
+        one_for_all: all images get the same crop and flip.
     """
     batch, (height, width) = len(indices), images.shape[1:3]
+    drawn = 1 if one_for_all else batch
     y, x = torch.arange(height).expand(batch, -1), torch.arange(width).expand(batch, -1)
     if padding:
-        shift = torch.randint(-padding, padding + 1, (2, batch, 1), generator=draws)
+        shift = torch.randint(-padding, padding + 1, (2, drawn, 1), generator=draws)
         y, x = y + shift[0], x + shift[1]
     if flip:
-        mirrored = torch.rand(batch, 1, generator=draws) < 0.5
+        mirrored = torch.rand(drawn, 1, generator=draws) < 0.5
         x = torch.where(mirrored, x.flip(1), x)
     device = images.device
     indices, y, x = indices.to(device), y.to(device), x.to(device)

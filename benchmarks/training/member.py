@@ -16,7 +16,7 @@ from kd_methods.errors import UserError
 
 from ..cell import Cell
 from ..networks import NetworkView, count, macs
-from ..spec import Optimizer, Protocol
+from ..spec import Optimizer, Protocol, steps_per_epoch
 from ..store import Run
 from ..tasks import TaskData
 from ..weights import read, to_bytes
@@ -117,13 +117,16 @@ class Member:
         before, self.phase = self._phase_of(epoch - 1), self._phase_of(epoch)
         if before is not self.phase and self.position == (epoch, 0):
             self.optimizer.restart()
-        lr = self.cell.lr * self.protocol.decayed(epoch)
-        if self.phase:
-            lr = self.phase.lr or self.cell.lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.student.train()
         self.method.train()
+
+    def _set_pace(self, epoch: int, step: int) -> None:
+        if self.phase:
+            self.optimizer.set_pace(self.phase.lr or self.cell.lr, None)
+            return
+        steps = steps_per_epoch(self.data.info.num_samples + self.protocol.holdout, self.protocol)
+        factor, momentum = self.protocol.pace(epoch, (epoch - 1) * steps + step, self.protocol.epochs * steps)
+        self.optimizer.set_pace(self.cell.lr * factor, momentum)
 
     def _phase_of(self, epoch: int) -> Phase | None:
         return self._phases[epoch - self.first_epoch] if self.first_epoch <= epoch < 1 else None
@@ -134,6 +137,7 @@ class Member:
         The seconds counted are the host's: on a GPU, the time to launch the step.
         """
         started = time.perf_counter()
+        self._set_pace(*position)
         if len(batch.labels) >= self.needs.min_batch:
             with self.stream.active():
                 losses = self._losses(batch, teacher, progress)

@@ -1,4 +1,4 @@
-"""Optimisers that descend on a method's losses: one backward pass for all terms (SGD), or one for each kind (DOT)."""
+"""Optimisers that descend on a method's losses: one backward pass for all terms, or one for each kind (DOT)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class Descent(Interface):
     """An optimiser as the loop uses it."""
 
     param_groups: list[dict]
+
+    def set_pace(self, lr: float, momentum: float | None) -> None:
+        """Learning rate and, where it moves, momentum of the next updates."""
 
     def descend(self, losses: Losses) -> None:
         """One update by the gradients of ``losses``."""
@@ -43,12 +46,36 @@ class SGD(torch.optim.SGD):
         )
         self.restart()
 
+    def set_pace(self, lr: float, momentum: float | None) -> None:
+        for group in self.param_groups:
+            group.update(lr=lr, momentum=group["momentum"] if momentum is None else momentum)
+
     def restart(self) -> None:
         # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
         # later (a stone that was not drawn); a momentum of zero is the same as none.
         if self.param_groups[0]["momentum"]:
             for parameter in self.param_groups[0]["params"]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def descend(self, losses: Losses) -> None:
+        self.zero_grad(set_to_none=True)
+        losses.total().backward()
+        self.step()
+
+
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay on the sum of all terms."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
+        betas = (config.momentum, config.beta2)
+        super().__init__(parameters, lr=lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+    def set_pace(self, lr: float, momentum: float | None) -> None:
+        for group in self.param_groups:
+            group.update(lr=lr, betas=group["betas"] if momentum is None else (momentum, group["betas"][1]))
+
+    def restart(self) -> None:
+        self.state.clear()
 
     def descend(self, losses: Losses) -> None:
         self.zero_grad(set_to_none=True)
@@ -67,6 +94,10 @@ class DOT(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
         self.momentum, self.delta, self.weight_decay = config.momentum, config.delta, config.weight_decay
         self.restart()
+
+    def set_pace(self, lr: float, momentum: float | None) -> None:
+        self.param_groups[0]["lr"] = lr
+        self.momentum = self.momentum if momentum is None else momentum
 
     def restart(self) -> None:
         for parameter in self.param_groups[0]["params"]:
@@ -101,7 +132,7 @@ def _gradients(
     return torch.autograd.grad(sum(terms[1:], terms[0]), parameters, retain_graph=keep, allow_unused=True)
 
 
-_KINDS: dict[str, type[SGD] | type[DOT]] = {"sgd": SGD, "dot": DOT}
+_KINDS: dict[str, type[SGD] | type[DOT] | type[AdamW]] = {"sgd": SGD, "dot": DOT, "adamw": AdamW}
 
 
 def build(parameters: Iterable[nn.Parameter], lr: float, config: Optimizer) -> Descent:

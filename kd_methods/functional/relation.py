@@ -24,6 +24,21 @@ def similarity_preserving(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 @full_precision
+def cosine_gram(student: Tensor, teacher: Tensor, *, first_row: bool = False) -> Tensor:
+    """Mean squared difference of the (B, B) matrices of cosines between samples.
+
+    Args:
+        student, teacher: (B, ...), flattened per sample; their sizes may differ.
+        first_row: compare the first sample's cosines only.
+
+    Source: the similarity-preserving baseline of arXiv 2511.14981 (KD_wo_CE @3abceed), whose code reads one row.
+    """
+    s, t = (unit(x.flatten(1)) for x in (student, teacher.detach()))
+    rows = slice(0, 1) if first_row else slice(None)
+    return F.mse_loss(s[rows] @ s.t(), t[rows] @ t.t())
+
+
+@full_precision
 def pkt(student_pooled: Tensor, teacher_pooled: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Probabilistic knowledge transfer: mean over all pairs (i, j) of P_t log(P_t / P_s).
 

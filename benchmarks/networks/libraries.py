@@ -1,0 +1,147 @@
+"""Networks of torchvision and timm at CIFAR's resolution, with the libraries' own state-dict keys.
+
+VGG11/19-BN with two hidden linear layers, MobileNetV2 at full width, ViT-B and a small ViT, as arXiv 2511.14981 has
+them. Importing this module builds nothing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, vgg11_bn, vgg19_bn
+
+from kd_methods.contract import Layout
+
+from .network import Architecture, Chain
+from .resnet import _flatten
+
+HIDDEN = 4096
+
+
+class VGGBN(Architecture):
+    """torchvision's VGG-BN, pooled to one position, so that the first linear layer has 512 inputs."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = {11: vgg11_bn, 19: vgg19_bn}[depth](weights=None).features
+        hidden = [nn.Linear(512, HIDDEN), nn.ReLU(True), nn.Dropout(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(True)]
+        self.classifier = nn.Sequential(*hidden, nn.Dropout(), nn.Linear(HIDDEN, num_classes))
+        for m in self.classifier:
+            if isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, 0, 0.01)
+                nn.init.zeros_(m.bias)
+
+    def chain(self) -> Chain:
+        units: list = []
+        stages: list[str] = []
+        modules = list(self.features)
+        pools = [i for i, m in enumerate(modules) if isinstance(m, nn.MaxPool2d)]
+        start = 0
+        for block, pool in enumerate(pools):
+            for j in range(start, pool, 3):  # convolution, batch-norm, ReLU
+                if j + 3 < pool:
+                    units.append((f"block{block}.{(j - start) // 3}", nn.Sequential(*modules[j : j + 3])))
+                else:  # in two units: methods may match what comes before the last ReLU of a block
+                    units += [(f"block{block}.conv", nn.Sequential(*modules[j : j + 2])), (f"block{block}", F.relu)]
+            units.append((f"pool{block}", modules[pool]))
+            stages.append(f"block{block}")
+            start = pool + 1
+        rectified = [n for n, _ in units if n.startswith("block") and not n.endswith(".conv")]
+        linear = self.classifier
+        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [("fc1", linear[:2]), ("drop1", linear[2]), ("fc2", linear[3:5]), ("drop2", linear[5])]
+        units += [("classifier", linear[6])]
+        layout = Layout(
+            stem=stages[0],
+            stages=tuple(stages[1:]),
+            preacts=tuple(f"{stage}.conv" for stage in stages[1:]),
+            blocks=tuple(stages[1:]),
+            last_map=stages[-1],
+            pooled="drop2",
+            rectified=frozenset(rectified),
+            layers=(*rectified, "flatten", "fc1", "fc2"),
+        )
+        return Chain(tuple(units), layout)
+
+
+class MobileNetV2Full(Architecture):
+    """torchvision's MobileNetV2 with a stem of stride 1, for images of 32x32."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        network = mobilenet_v2(weights=None, num_classes=num_classes, dropout=0.0)
+        network.features[0][0].stride = (1, 1)
+        self.features, self.classifier = network.features, network.classifier
+
+    def chain(self) -> Chain:
+        inner = [(f"features.{i}", block) for i, block in enumerate(self.features)]
+        units = [*inner, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        stages = tuple(f"features.{i}" for i in (3, 6, 13, 17))
+        layout = Layout(
+            stem="features.0",
+            stages=stages,
+            preacts=stages,
+            blocks=(*stages[:-1], "features.18"),
+            last_map="features.18",
+            pooled="flatten",
+            rectified=frozenset({"features.0", "features.18"}),
+            layers=(*(name for name, _ in inner), "flatten"),
+        )
+        return Chain((*units, ("classifier", self.classifier)), layout)
+
+
+class ViT(Architecture):
+    """timm's vision transformer on patches of 4x4; the mean over all tokens, the class token's too, is classified.
+
+    Args:
+        depth, width, heads, mlp: blocks, embedding width, attention heads and hidden width over embedding width.
+        stages: the blocks, from 1, whose outputs count as ends of stages.
+        num_classes: size of the classifier.
+    """
+
+    def __init__(
+        self, depth: int, width: int, heads: int, mlp: float, stages: tuple[int, ...], num_classes: int
+    ) -> None:
+        super().__init__()
+        self.vit = VisionTransformer(
+            img_size=32,
+            patch_size=4,
+            num_classes=num_classes,
+            global_pool="avg",
+            pool_include_prefix=True,
+            fc_norm=False,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=mlp,
+            dynamic_img_size=True,
+        )
+        for parameter in self.vit.head.parameters():
+            nn.init.zeros_(parameter)
+        self.stages = stages
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(x))))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return self.vit.forward_head(x, pre_logits=True)
+
+    def chain(self) -> Chain:
+        blocks = [(f"blocks.{i + 1}", block) for i, block in enumerate(self.vit.blocks)]
+        units: list = [("tokens", self._tokens), *blocks, ("norm", self.vit.norm)]
+        units += [("pool", self._pool), ("head", self.vit.head)]
+        stages = tuple(f"blocks.{i}" for i in self.stages)
+        layers = ("tokens", *(name for name, _ in blocks))
+        return Chain(tuple(units), Layout("tokens", stages, stages, stages, "norm", "pool", layers=layers))
+
+
+FAMILY = {
+    "vgg11_bn": partial(VGGBN, 11),
+    "vgg19_bn": partial(VGGBN, 19),
+    "MobileNetV2x1": MobileNetV2Full,
+    "vit_b": partial(ViT, 12, 768, 12, 4.0, (2, 4, 8, 10)),
+    "vit_ett": partial(ViT, 8, 192, 6, 3.0, (1, 3, 5, 7)),
+}

@@ -1,0 +1,167 @@
+"""Knowledge quality of a teacher's layers, arXiv 2511.14981 in the closed form of its public code.
+
+S = mean |cos| within classes - mean |cos| between classes
+I = (1 - mean over classes of the least |cos| within) * mean entropy of the class-wise spectra / ln(norm)
+E = 2 * mean over classes of the distance to the nearest other class / mean norm * (N / pi)^(1 / min(n, d))
+Q = S + sqrt(I * E)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..contract import Study
+
+EntropyNorm = Literal["ln5", "lnN"]
+Metric = Literal["Q", "S", "I", "E", "sqrtIE"]
+MEMORY = 2**28
+"""Values of features held at once; layers that do not fit together have passes of their own."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the metric is made of, one value per layer (L,), in fp64.
+
+    units         names of the layers, in order
+    separation    S
+    least         mean over classes of the least absolute cosine within a class
+    entropy       mean over classes of the entropy of the class-wise spectrum
+    expansion     E
+    per_class     samples per class of the spectra
+    """
+
+    units: tuple[str, ...]
+    separation: Tensor
+    least: Tensor
+    entropy: Tensor
+    expansion: Tensor
+    per_class: int
+
+    def information(self, norm: EntropyNorm = "ln5") -> Tensor:
+        """I; the public code divides by ln 5 whatever the data, ln of the samples per class bounds it by about 1."""
+        return (1 - self.least) * self.entropy / math.log(5 if norm == "ln5" else self.per_class)
+
+    def values(self, metric: Metric = "Q", norm: EntropyNorm = "ln5") -> Tensor:
+        """A metric of every layer; ``sqrtIE`` is the quality without S."""
+        information = self.information(norm)
+        root = (information * self.expansion).clamp_min(0).sqrt()
+        return {
+            "Q": self.separation + root,
+            "S": self.separation,
+            "I": information,
+            "E": self.expansion,
+            "sqrtIE": root,
+        }[metric]
+
+    def best(self, count: int, metric: Metric = "Q", norm: EntropyNorm = "ln5") -> tuple[str, ...]:
+        """The ``count`` layers with the highest values, in order of depth; of equal ones the deeper."""
+        values = self.values(metric, norm)
+        ranked = sorted(range(len(values)), key=lambda i: (float(values[i]), i), reverse=True)
+        return tuple(self.units[i] for i in sorted(ranked[:count]))
+
+
+def quality(study: Study, units: Sequence[str], classes: int, samples: int = 5000, per_class: int = 500) -> Quality:
+    """Quality of the teacher's ``units`` on its training images, without augmentation; computed once.
+
+    Args:
+        study: the teacher on its training images.
+        units: layers, in order of depth.
+        classes: number of classes.
+        samples: size of the class-balanced random subset for S, E and the least cosines.
+        per_class: largest number of samples of a class for its spectrum.
+    """
+    settings = {"units": list(units), "samples": samples, "per_class": per_class}
+    names = ("separation", "least", "entropy", "expansion", "per_class")
+
+    def compute() -> dict[str, Tensor]:
+        return dict(zip(names, _measure(study, units, classes, samples, per_class), strict=True))
+
+    found = study.stored("layer quality 1", settings, compute)
+    separation, least, entropy, expansion, size = (found[name].cpu() for name in names)
+    return Quality(tuple(units), separation, least, entropy, expansion, int(size))
+
+
+def _measure(study: Study, units: Sequence[str], classes: int, samples: int, per_class: int) -> list[Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    own = [torch.nonzero(study.labels == label).flatten() for label in range(classes)]
+    own = [found[torch.randperm(len(found), generator=draws)] for found in own if len(found)]
+    few = [found[: max(2, samples // classes)] for found in own]
+    many = [found[:per_class] for found in own]
+
+    results: dict[str, tuple[float, float, float]] = {}
+    for unit, features in _features(study, units, torch.cat(few)):
+        results[unit] = distances(features, [len(part) for part in few], len(study.labels))
+    entropies: dict[str, list[float]] = {unit: [] for unit in units}
+    for part in many:
+        for unit, features in _features(study, units, part):
+            entropies[unit].append(spectral_entropy(features))
+    separation, least, expansion = (
+        torch.tensor([results[unit][i] for unit in units], dtype=torch.float64) for i in range(3)
+    )
+    entropy = torch.tensor([entropies[unit] for unit in units], dtype=torch.float64).mean(1)
+    size = torch.tensor(sum(map(len, many)) / len(many)).round()
+    return [separation, least, entropy, expansion, size]
+
+
+def _features(study: Study, units: Sequence[str], indices: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Every unit with its features (n, d) of those images, in as many passes as memory asks for."""
+    outputs, _ = next(iter(study.outputs(units, indices[:1])))
+    sizes = {unit: outputs[unit].numel() * len(indices) for unit in units}
+    waiting = list(units)
+    while waiting:
+        now: list[str] = []
+        held = 0
+        while waiting and (not now or held + sizes[waiting[0]] <= MEMORY):
+            held += sizes[waiting[0]]
+            now.append(waiting.pop(0))
+        parts: dict[str, list[Tensor]] = {unit: [] for unit in now}
+        for outputs, _ in study.outputs(now, indices):
+            for unit in now:
+                parts[unit].append(outputs[unit].flatten(1).float())
+        for unit in now:
+            yield unit, torch.cat(parts.pop(unit))
+
+
+def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple[float, float, float]:
+    """S, the mean least cosine and E of features (n, d) that are sorted by class.
+
+    Args:
+        features: (n, d).
+        counts: samples of each class, in order.
+        population: size N of the whole training set.
+    """
+    products = features @ features.t()
+    norms = products.diagonal().clamp_min(1e-24).sqrt()
+    cosines = (products / norms / norms[:, None]).abs()
+    member = torch.zeros(len(features), len(counts), device=features.device)
+    parts = list(zip(torch.tensor([0, *counts[:-1]]).cumsum(0).tolist(), counts, strict=True))
+    for label, (start, count) in enumerate(parts):
+        member[start : start + count, label] = 1 / count
+    means = member.t() @ cosines @ member
+    within = means.diagonal().mean()
+    between = (means.sum() - means.diagonal().sum()) / (len(counts) * (len(counts) - 1))
+    least = torch.stack([cosines[a : a + n, a : a + n].min() for a, n in parts]).mean()
+
+    squares = norms.pow(2)
+    apart = squares + squares[:, None] - 2 * products
+    for start, count in parts:
+        apart[start : start + count, start : start + count] = torch.inf
+    nearest = torch.stack([apart[a : a + n].min().clamp_min(0).sqrt() for a, n in parts]).mean()
+    length = torch.stack([norms[a : a + n].mean() for a, n in parts]).mean()
+    expansion = 2 * nearest / length * (population / math.pi) ** (1 / min(features.shape))
+    return float(within - between), float(least), float(expansion)
+
+
+def spectral_entropy(features: Tensor) -> float:
+    """Entropy of the shares of variance (squared singular values) of features (n, d) of one class, about their mean."""
+    features = features - features.mean(0)
+    small = features @ features.t() if len(features) <= features.shape[1] else features.t() @ features
+    shares = torch.linalg.eigvalsh(small.double()).clamp_min(0)
+    shares = shares / shares.sum().clamp_min(1e-300)
+    return float(-torch.xlogy(shares, shares).sum())

@@ -1,0 +1,172 @@
+"""Feature-only distillation, Cooper et al. 2025 (arXiv 2511.14981)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .. import functional
+from ..analysis.quality import EntropyNorm, quality
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
+from ..errors import UserError
+from ..functional.feature import same_size
+from ..registry import register
+
+LAYERS = 4
+"""How many layers are matched at most."""
+
+
+class Detach(nn.Module):
+    """Passes features on and no gradients back: what follows is trained by the labels alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+@register
+class FeatureOnly(Method):
+    """Trains the student's backbone by feature losses alone; labels train what follows it, on detached features."""
+
+    card = Card(
+        name="feature_only",
+        version=1,
+        family="feature",
+        title="Feature-only KD",
+        paper="cooper2025featureonly",
+        formula=(
+            "L = CE(head(stop_grad(f_s)), y) + beta * mean_i MSE(P_i(f_s,i), f_t,m(i)); f_t the teacher's layers of"
+            " highest quality Q = S + sqrt(I E), in order of depth; the larger map average-pooled to the smaller"
+        ),
+        source="Thegolfingocto/KD_wo_CE @3abceed, its configurations (OursMulti)",
+        optimum="where the projected student maps equal the teacher's",
+        divergences=(
+            "the public code holds lists of layers; here the layers of highest quality are found for every teacher",
+            "ln 5 in I is the code's, perhaps meant as ln of the samples per class: setting entropy_norm",
+            "one teacher pass with the student's batch, where the code stores teacher features and logits",
+            "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram)",
+        ),
+        our_choice=("entropy_norm",),
+        recipe="cifar100-feature-only",
+    )
+    needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
+
+    class Settings(MethodSettings):
+        beta: float = Field(1.0, ge=0, description="weight of the feature term")
+        selection: Literal["Q", "S", "I", "E", "sqrtIE", "stages"] = Field(
+            "Q", description="teacher's layers: those of highest quality, of one of its parts, or the ends of stages"
+        )
+        layers: tuple[int, ...] | None = Field(None, description="teacher's generalised layers by index; null to find")
+        detach: bool = Field(True, description="labels train only what follows the last matched layer")
+        kd: float = Field(0.0, ge=0, description="weight of a KD term on the logits (T^2 included)")
+        temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
+        mapping: Literal["one_to_one", "full"] = Field("one_to_one", description="which layers are matched with which")
+        distance: Literal["mse", "gram"] = Field("mse", description="projected features, or Gram matrices of cosines")
+        projector: Literal["conv1x1", "three_layer"] = Field("conv1x1", description="map to the teacher's channels")
+        entropy_norm: EntropyNorm = Field("ln5", description="what the entropy in I is divided by")
+        samples: int = Field(5000, ge=20, description="images that S and E are measured on")
+        per_class: int = Field(500, ge=2, description="images per class that spectra are measured on")
+        legacy: tuple[Literal["view", "gram"], ...] = Field((), description="mistakes of the public code to repeat")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        self.classes = info.num_classes
+        ours, theirs = student.layout.stages, self.teacher.layout
+        count = min(LAYERS, len(ours), len(theirs.layers))
+        self.student_units = ours[-count:]
+        self._shapes = [student.shape(unit) for unit in self.student_units]
+        if self.settings.layers is not None:
+            if not {len(self.settings.layers)} <= {count} or max(self.settings.layers) >= len(theirs.layers):
+                raise UserError(
+                    f"setting {self.card.name}.layers={list(self.settings.layers)}: {count} indices below "
+                    f"{len(theirs.layers)} are needed for this pair"
+                )
+            self._choose([theirs.layers[i] for i in self.settings.layers])
+        else:
+            self._choose(theirs.stages[-count:])
+
+    def _choose(self, units: Sequence[str]) -> None:
+        """Match the teacher's ``units``; every pair of layers that is compared gets its projector."""
+        config, self.teacher_units = self.settings, tuple(units)
+        whole = config.mapping == "full"
+        self.pairs = [(i, j) for i in range(len(units)) for j in range(len(units)) if whole or i == j]
+        self.projectors = nn.ModuleDict()
+        for i, j in self.pairs:
+            shapes = self._shapes[i], self.teacher.shape(units[j])
+            if config.distance == "mse":
+                self.projectors[f"{i}-{j}"] = _projector(self.card.name, *shapes, config.projector == "three_layer")
+        device = next(self.teacher.parameters()).device
+        self.projectors.to(device)
+        self.needs = Needs(
+            student_units=self.student_units,
+            teacher_units=self.teacher_units,
+            teacher=("logits",) if config.kd else (),
+            min_batch=2,
+        )
+
+    def adapt(self, student: Network) -> Network:
+        return student.insert(self.student_units[-1], "detached", Detach()) if self.settings.detach else student
+
+    def deployed(self, student: Network) -> nn.Module:
+        return student.module
+
+    def prepare(self, study: Study) -> None:
+        config = self.settings
+        if config.layers is None and config.selection != "stages":
+            found = quality(study, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
+            self._choose(found.best(len(self.student_units), config.selection, config.entropy_norm))
+
+    def remarks(self) -> Sequence[str]:
+        layers = self.teacher.layout.layers
+        return [f"teacher's layers {', '.join(f'{layers.index(unit)} ({unit})' for unit in self.teacher_units)}"]
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config = self.settings
+        terms = [self._distance(i, j, student, teacher) for i, j in self.pairs]
+        result = Losses(
+            task={"task": batch.loss(student.logits)},
+            distill={"feature": config.beta * torch.stack(terms).mean()},
+        )
+        if config.kd:
+            kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
+            result.distill["kd"] = config.kd * kd
+        return result
+
+    def _distance(self, i: int, j: int, student: Outputs, teacher: Outputs) -> Tensor:
+        s, t = student[self.student_units[i]], teacher[self.teacher_units[j]]
+        if self.settings.distance == "gram":
+            return functional.cosine_gram(s, t, first_row="gram" in self.settings.legacy)
+        s, t = _spatial(s), _spatial(t, scrambled="view" in self.settings.legacy)
+        s, t = same_size(s, t)
+        return functional.hint(self.projectors[f"{i}-{j}"](s), t)
+
+
+def _spatial(x: Tensor, scrambled: bool = False) -> Tensor:
+    """Maps (B, C, H, W) as they are, tokens (B, L, D) as (B, D, 1, L), vectors (B, C) as (B, C, 1, 1)."""
+    if x.dim() == 3:
+        x = x.reshape(len(x), x.shape[2], x.shape[1]) if scrambled else x.transpose(1, 2)
+        return x[:, :, None]
+    return x[..., None, None] if x.dim() == 2 else x
+
+
+def _projector(name: str, student: tuple[int, ...], teacher: tuple[int, ...], three_layer: bool) -> nn.Sequential:
+    if {len(student), len(teacher)} == {2, 3}:
+        raise UserError(
+            f"method '{name}' needs maps on both sides or tokens on both, here {student} and {teacher}; "
+            f"use another method for this pair"
+        )
+    c_s, c_t = (shape[1] if len(shape) == 2 else shape[0] for shape in (student, teacher))
+    if not three_layer:
+        return nn.Sequential(nn.Conv2d(c_s, c_t, 1, bias=False))
+    layers: list[nn.Module] = []
+    for c_in, kernel in ((c_s, 1), (2 * c_t, 3)):
+        size = (1 if len(student) == 2 else kernel, kernel)
+        padding = (size[0] // 2, size[1] // 2)
+        layers += [nn.Conv2d(c_in, 2 * c_t, size, padding=padding, bias=False), nn.BatchNorm2d(2 * c_t), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(2 * c_t, c_t, 1, bias=False))
