@@ -280,6 +280,35 @@ def teachers_verify(
     verify_teachers(Zoo(checkpoints), names, data_root, choose(device), click.echo)
 
 
+@cli.command("quality")
+@click.argument("teacher")
+@click.option("--protocol", "protocol_name", default="cifar100-crd240", show_default=True, help="Task, data and split.")
+@device
+@data_root
+@checkpoints
+@output
+@plugin
+def quality_of(
+    teacher: str, protocol_name: str, device: str, data_root: Path, checkpoints: Path, output: Path,
+    plugins: Sequence[Path],
+) -> None:  # fmt: skip
+    """Knowledge quality (S, I, E, Q) of every layer of TEACHER, an installed or trained one; a table and a plot."""
+    from .spec import load_protocol
+
+    protocol = load_protocol(protocol_name)
+    from . import quality
+    from .environment import device as choose
+    from .plugins import load
+    from .teachers import Zoo
+
+    load(plugins)
+    say = lambda line: click.echo(line, err=True)  # noqa: E731
+    text, files = quality.report(teacher, protocol, Zoo(checkpoints), data_root, output, choose(device), say)
+    click.echo(text)
+    for file in files:
+        click.echo(file)
+
+
 @cli.command()
 @data_root
 @checkpoints

@@ -266,6 +266,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         "metric_title": METRICS[plan.table.metric],
         "published": plan.table.published,
         "sources": list(plan.table.sources),
+        "efficiency": plan.table.efficiency,
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
         "protocol_lines": list(plan.protocol.lines(students=())),

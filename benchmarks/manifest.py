@@ -95,6 +95,8 @@ def render(output: Path, stem: str) -> tuple[list[Path], str]:
     folder = path(output, stem).parent
     files = report.write(table, folder, manifest["name"])
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
+    if ours := manifest.get("efficiency"):
+        files += report.write_efficiency(table, _curves(manifest, store), ours, folder)
     if cost := collect_cost(manifest, store, table):
         files += report.write_cost(cost, folder, f"{manifest['name']}-cost")
     return files, text
@@ -149,6 +151,18 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         notes=tuple(manifest["notes"]),
         provenance=_provenance(facts),
     )
+
+
+def _curves(manifest: Manifest, store: Store) -> dict[tuple[str, str, int], list[float]]:
+    """The metric after every epoch of the training proper, by row, column and seed."""
+    return {
+        (cell["row"], cell["column"], cell["seed"]): [
+            record["metrics"][manifest["metric"]]
+            for record in store.run(cell["key"]).metrics
+            if not record.get("phase")
+        ]
+        for cell in manifest["cells"]
+    }
 
 
 def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> report.CostTable | None:

@@ -276,7 +276,11 @@ METRICS = {"top1": "Top-1 accuracy (%)"}
 
 
 class TableSpec(Matrix):
-    """One YAML of tables/: rows x columns of cells, and what is published for each."""
+    """One YAML of tables/: rows x columns of cells, and what is published for each.
+
+    ``efficiency`` names a row: a second table then gives the epochs that each row takes to the plain student's best,
+    and how far that row is ahead of the others (ARI).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     title: str
@@ -285,6 +289,7 @@ class TableSpec(Matrix):
     methods: tuple[Row, ...]
     published: str = ""
     sources: tuple[str, ...] = ()
+    efficiency: str = ""
     presets: dict[str, Preset]
 
     def preset(self, name: str) -> Preset:

@@ -24,7 +24,7 @@ from ..store import Store
 from ..tasks import TaskData
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
-from ..training.study import TeacherStudy
+from ..training.study import TeacherStudy, identity
 from ..weights import fit, load_weights
 
 
@@ -55,6 +55,13 @@ class Context:
         # Before any method sees it: one may copy a part of it, or run it while it is built.
         network.requires_grad_(False).eval()
         return network
+
+    def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
+        """What the methods of the cell's group are prepared from."""
+        assert cell.teacher
+        own = (cell.teacher.mean, cell.teacher.std)
+        folder = self.store.root / "prepared"
+        return TeacherStudy(network, own, self.data, identity(cell, cell.teacher), folder, self.say, self.stopping)
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -119,7 +126,7 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     try:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
-        study = _study(cells[0], network, context) if network else None
+        study = context.study(cells[0], network) if network else None
         members = [member for cell in cells if (member := _member(cell, network, study, context))]
         if members:
             shared = SharedTeacher(network, (ref.mean, ref.std)) if ref and network else None
@@ -129,29 +136,6 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     except torch.OutOfMemoryError:
         return False
     return True
-
-
-def _study(cell: Cell, network: NetworkView, context: Context) -> TeacherStudy:
-    """What the methods of a cell's group are prepared from."""
-    assert cell.teacher
-    same = {name: version for name, version in cell.versions.items() if name != f"network:{cell.student}"}
-    same[f"network:{cell.teacher.network}"] = cell.versions[f"network:{cell.teacher.network}"]
-    identity = {
-        "teacher": cell.teacher.identity(),
-        "task": cell.task,
-        "data": cell.data,
-        "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")},
-        "versions": same,
-    }
-    return TeacherStudy(
-        network,
-        (cell.teacher.mean, cell.teacher.std),
-        context.data,
-        identity,
-        context.store.root / "prepared",
-        context.say,
-        context.stopping,
-    )
 
 
 def _member(cell: Cell, teacher: NetworkView | None, study: Study | None, context: Context) -> Member | None:

@@ -15,7 +15,7 @@ from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
-    "render", "render_cost", "write", "write_cost",
+    "render", "render_cost", "write", "write_cost", "write_efficiency",
 ]  # fmt: skip
 
 
@@ -34,6 +34,16 @@ def render_cost(cost: CostTable) -> dict[str, str]:
 
     sheet = content.sheet(cost)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
+
+
+def write_efficiency(
+    table: Table, curves: Mapping[tuple[str, str, int], list[float]], ours: str, folder: Path
+) -> list[Path]:
+    """Write epochs to the plain student's best and the ARI of the row ``ours``, as .tex and .md."""
+    from benchmarks.report import efficiency, latex, markdown
+
+    sheet = efficiency.sheet(table, curves, ours)
+    return _write({".tex": latex.render(sheet), ".md": markdown.render(sheet)}, folder, sheet.name)
 
 
 def write(table: Table, folder: Path, stem: str) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kd_methods.contract import Outputs, Study
 from kd_methods.errors import UserError
 
+from ..cell import Cell, TeacherRef
 from ..files import digest, write_bytes, write_json
 from ..networks import NetworkView
 from ..progress import duration
@@ -26,6 +27,18 @@ from .seeding import derive
 BATCH = 250
 EVERY = 20.0
 """Seconds between two lines about a pass."""
+
+
+def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
+    """What a study of a teacher on a cell's training images depends on, as JSON values."""
+    versions = (f"task:{cell.task}", f"network:{teacher.network}")
+    return {
+        "teacher": teacher.identity(),
+        "task": cell.task,
+        "data": cell.data,
+        "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")},
+        "versions": {name: cell.versions[name] for name in versions},
+    }
 
 
 @dataclass(frozen=True)

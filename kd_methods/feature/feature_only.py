@@ -49,7 +49,6 @@ class FeatureOnly(Method):
             "one teacher pass with the student's batch, where the code stores teacher features and logits",
             "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram)",
         ),
-        our_choice=("entropy_norm",),
         recipe="cifar100-feature-only",
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)

@@ -1,0 +1,115 @@
+"""Knowledge quality of a teacher, layer by layer: a table, a plot, and the layers that feature-only KD would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kd_methods.analysis.quality import Quality, quality
+from kd_methods.contract import Study
+from kd_methods.errors import UserError, unknown
+
+from . import networks
+from .cell import TeacherRef
+from .files import write_bytes, write_text
+from .plan import student_cell
+from .spec import Protocol
+from .store import Store
+from .tasks import get_task
+from .teachers import Zoo
+from .training.study import TeacherStudy, identity
+from .weights import fit, load_weights, weights_digest
+
+METRICS = ("S", "I", "E", "Q")
+CHOSEN = 4
+
+
+def report(
+    name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[str, list[Path]]:  # fmt: skip
+    """Measure a teacher, by the name of its entry or of its network; returns the table and the files written.
+
+    Raises:
+        UserError: no such teacher, or none is installed and none was trained under the protocol.
+    """
+    ref = _teacher(name, protocol, zoo, data_root, output)
+    data = get_task(protocol.task).open(data_root, protocol, device)
+    network = data.build(ref.network).requires_grad_(False).eval()
+    path = Store(output).run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
+    fit(load_weights(path), network.module, str(path))
+    cell = student_cell(ref.network, protocol, data_root, {})
+    study = TeacherStudy(network, (ref.mean, ref.std), data, identity(cell, ref), output / "prepared", say)
+    found = measure(study, network, data.info.num_classes)
+    text = table(found)
+    folder = output / "quality"
+    stem = f"{name}-{protocol.name}"
+    files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
+    write_text(files[0], csv(found))
+    write_bytes(files[1], plot(found, f"{name} on {protocol.task}"))
+    return text, files
+
+
+def measure(study: Study, network: networks.NetworkView, classes: int) -> Quality:
+    """The quality of every generalised layer of a network."""
+    return quality(study, network.layout.layers, classes)
+
+
+def _teacher(name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path) -> TeacherRef:
+    entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
+    if entry is not None and zoo.path(entry).is_file():
+        weights = weights_digest(load_weights(zoo.path(entry)))
+        return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
+    if name not in networks.names():
+        raise unknown("teacher", name, [*zoo.entries, *networks.names()])
+    cell = student_cell(name, protocol, data_root, {})
+    if Store(output).run(cell).state != "done":
+        raise UserError(
+            f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "
+            f"see: teachers add, teachers fetch, or teachers train {name} --protocol {protocol.name}"
+        )
+    return TeacherRef(name, protocol.mean, protocol.std, cell=cell.key)
+
+
+def table(found: Quality) -> str:
+    """Layers with their values as plain text; a star marks the layers of highest Q."""
+    chosen = found.best(min(CHOSEN, len(found.units)))
+    values = {metric: found.values(metric) for metric in METRICS}  # type: ignore[arg-type]
+    width = max(map(len, found.units))
+    lines = [f"{'':4s} {'layer':{width}s} " + " ".join(f"{metric:>8s}" for metric in METRICS)]
+    for i, unit in enumerate(found.units):
+        figures = " ".join(f"{float(values[metric][i]):8.4f}" for metric in METRICS)
+        lines.append(f"{i:4d} {unit:{width}s} {figures}{'  *' if unit in chosen else ''}")
+    picks = {metric: found.best(len(chosen), metric) for metric in ("Q", "S", "I", "E", "sqrtIE")}  # type: ignore[arg-type]
+    for metric, units in picks.items():
+        lines.append(f"layers by {metric:6s}: {', '.join(f'{found.units.index(u)} ({u})' for u in units)}")
+    return "\n".join(lines)
+
+
+def csv(found: Quality) -> str:
+    """One line per layer."""
+    chosen = found.best(min(CHOSEN, len(found.units)))
+    values = {metric: found.values(metric) for metric in METRICS}  # type: ignore[arg-type]
+    lines = ["index,layer,S,I,E,Q,chosen"]
+    for i, unit in enumerate(found.units):
+        figures = ",".join(f"{float(values[metric][i]):.6f}" for metric in METRICS)
+        lines.append(f"{i},{unit},{figures},{'yes' if unit in chosen else 'no'}")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Quality, title: str) -> bytes:
+    """S, I, E and Q over depth as a PNG, the chosen layers marked."""
+    from .report.figures import figure, png
+
+    fig, axes = figure(title)
+    depth = range(len(found.units))
+    for metric in METRICS:
+        axes.plot(depth, found.values(metric), label=metric, linewidth=2.4 if metric == "Q" else 1.2)  # type: ignore[arg-type]
+    chosen = [found.units.index(unit) for unit in found.best(min(CHOSEN, len(found.units)))]
+    axes.scatter(chosen, found.values("Q")[chosen], marker="o", zorder=3, color="black", label="chosen by Q")
+    axes.set_xticks(depth, found.units, rotation=90, fontsize=7)
+    axes.set_ylabel("value")
+    axes.legend(ncols=5, fontsize=8)
+    return png(fig)

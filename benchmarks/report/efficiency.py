@@ -1,0 +1,93 @@
+"""How soon each row reaches the plain student, and how far one row is ahead of the others (ARI)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from benchmarks.report.model import STUDENT, Column, Entry, Table
+from benchmarks.report.sheet import MISSING, Cell, Line, Sentence, Sheet, sentence
+from benchmarks.report.statistics import finished, summarise
+
+GAIN = 0.5
+"""Points above the plain student from which on a method counts as a competitor."""
+STABLE = 15.0
+"""Mean ratios outside 0 … this are called unstable, as in the public code."""
+
+Curves = Mapping[tuple[str, str, int], list[float]]
+"""The metric on the test set after each epoch, by (row, column, seed)."""
+
+
+def reached(curves: Curves, row: str, column: Column, entry: Entry | None) -> tuple[list[int], int]:
+    """First epochs, from 1, at which a row's seeds are at their plain student's best; and how many were asked."""
+    epochs, asked = [], 0
+    for run in entry.runs if entry else ():
+        student = curves.get((STUDENT, column.key, run.seed))
+        own = curves.get((row, column.key, run.seed))
+        if finished(run) and student and own:
+            asked += 1
+            epochs += [epoch for epoch, value in enumerate(own, 1) if value >= max(student)][:1]
+    return epochs, asked
+
+
+def ari(table: Table, ours: str, column: Column) -> float | None:
+    """Mean over the competitors b of (ours - student) / (b - student) in last-epoch means, or None without any.
+
+    Competitors are the rows that end at least half a point above the plain student.
+
+    Source: arXiv 2511.14981, plot code of KD_wo_CE @3abceed, there with best epochs.
+    """
+    means = {row.key: summarise(row.entries.get(column.key)).mean_last for row in table.rows}
+    student, own = means.get(STUDENT), means.get(ours)
+    if student is None or own is None:
+        return None
+    others = [mean for key, mean in means.items() if key not in (STUDENT, ours) and mean is not None]
+    gains = [mean - student for mean in others if mean - student >= GAIN]
+    return fmean((own - student) / gain for gain in gains) if gains else None
+
+
+def sheet(table: Table, curves: Curves, ours: str) -> Sheet:
+    """Epochs to the plain student's best, and the ARI of the row ``ours``, as a table like the one of accuracies."""
+    lines = [Line("panel", "First epoch at which the plain student's best is reached")]
+    for row in table.rows:
+        if row.key != STUDENT:
+            cells = [_epochs(*reached(curves, row.key, c, row.entries.get(c.key))) for c in table.columns]
+            lines.append(Line("row", row.title, tuple(cells)))
+    title = next((row.title for row in table.rows if row.key == ours), ours)
+    panel = [Line("panel", f"Average relative improvement (ARI) of {title}")]
+    panel.append(Line("row", "ARI", tuple(_ratio(ari(table, ours, column)) for column in table.columns)))
+    return Sheet(
+        name=f"{table.name}-efficiency",
+        title=f"{table.title}: training efficiency",
+        caption=(
+            Sentence(f"{table.metric}, mean over the seeds that reached it, on the test set after every epoch."),
+            *(Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), True),)
+            * bool(table.deviations),
+        ),
+        teachers=tuple(column.teacher for column in table.columns),
+        students=tuple(column.student for column in table.columns),
+        blocks=(tuple(lines), tuple(panel)),
+        notes=(
+            ("never", "no finished seed reached it; k/n: k of n did."),
+            (
+                "ARI",
+                "mean over the methods that end at least half a point above the student of the row's gain over theirs, "
+                "last epoch; unstable outside 0 to 1500 %.",
+            ),
+            *((("Provenance", "; ".join(table.provenance) + "."),) * bool(table.provenance)),
+        ),
+    )
+
+
+def _epochs(found: list[int], asked: int) -> Cell:
+    if not asked:
+        return Cell(word=MISSING)
+    if not found:
+        return Cell(word="never")
+    return Cell(f"{fmean(found):.1f}", seeds="" if len(found) == asked else f"{len(found)}/{asked}")
+
+
+def _ratio(value: float | None) -> Cell:
+    if value is None:
+        return Cell(word=MISSING)
+    return Cell(f"{100 * value:.0f} %") if 0 < value < STABLE else Cell(word="unstable")
