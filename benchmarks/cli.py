@@ -90,6 +90,7 @@ def cli() -> None:
 @plugin
 @click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
 @click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
+@click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
 @click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
 def run_table(**arguments: Any) -> None:
     """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
@@ -280,6 +281,38 @@ def teachers_verify(
     verify_teachers(Zoo(checkpoints), names, data_root, choose(device), click.echo)
 
 
+@cli.command()
+@click.argument("table")
+@preset
+@click.option("--methods", help="Rows to probe, comma-separated; default: the table's.")
+@click.option("--pairs", help="Columns to probe, comma-separated; default: the table's.")
+@click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
+@epochs
+@device
+@data_root
+@checkpoints
+@output
+@plugin
+def probe(
+    table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
+    device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path],
+) -> None:  # fmt: skip
+    """Linear probe of TABLE's finished students: classes read off the last stage's first block."""
+    from . import linear_probe
+    from .environment import device as choose
+    from .plan import Request
+    from .plugins import load
+    from .teachers import Zoo
+
+    request = Request(
+        table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
+        data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
+    )  # fmt: skip
+    text, file = linear_probe.report(request, Zoo(checkpoints), output, choose(device))
+    click.echo(text)
+    click.echo(file)
+
+
 @cli.command("quality")
 @click.argument("teacher")
 @click.option("--protocol", "protocol_name", default="cifar100-crd240", show_default=True, help="Task, data and split.")
@@ -324,7 +357,7 @@ def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
 def _prepare(
     table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
     holdout: int | None, settings: str, overrides: Sequence[str], device: str, data_root: Path, checkpoints: Path,
-    output: Path, plugins: Sequence[Path], dry_run: bool, no_cost: bool, any_teacher: bool,
+    output: Path, plugins: Sequence[Path], dry_run: bool, no_cost: bool, similarity: bool, any_teacher: bool,
 ) -> tuple[Request, Options]:  # fmt: skip
     from .spec import load_protocol, load_table
 
@@ -342,7 +375,7 @@ def _prepare(
     )  # fmt: skip
     options = Options(
         output=output, checkpoints=checkpoints, device=choose(device), dry_run=dry_run, any_teacher=any_teacher,
-        costs=not no_cost, say=lambda line: click.echo(line, err=True),
+        costs=not no_cost, similarity=similarity, say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     return request, options
 

@@ -14,7 +14,7 @@ import torch
 from kd_methods import registry
 from kd_methods.errors import UserError, unknown
 
-from . import environment, manifest, networks
+from . import environment, manifest, networks, similarity
 from .cell import Cell, TeacherRef
 from .estimate import estimate
 from .executors import local
@@ -41,6 +41,7 @@ class Options:
     dry_run: bool = False
     any_teacher: bool = False
     costs: bool = True
+    similarity: bool = False
     say: Callable[[str], None] = print
 
 
@@ -67,11 +68,16 @@ def reproduce(request: Request, options: Options) -> str:
         training = {cell.key for cell in plan.training}
         waves = [[cell for cell in todo if (cell.key in training) == first] for first in (True, False)]
         weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
-        _train(waves, plan.protocol, store, request.data_root, options.device, weights)
+        _train(waves, plan.protocol, store, request.data_root, options.device, weights, options.similarity)
     files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
         files, text = manifest.render(options.output, plan.stem)
+    if options.similarity:
+        shown = read_json(manifest.path(options.output, plan.stem))
+        folder = manifest.path(options.output, plan.stem).parent
+        for file in similarity.write(shown, store, folder, options.say):
+            options.say(str(file))
     for cell in [*plan.training, *cells]:
         status = store.run(cell).status
         if status["state"] in ("failed", "diverged"):
@@ -87,6 +93,7 @@ def _train(
     data_root: Path,
     device: torch.device,
     weights: Callable[[TeacherRef], Path],
+    watched: bool = False,
 ) -> None:
     """Train cells in waves: a later wave may use what an earlier one trained as its teachers."""
     task = get_task(protocol.task)
@@ -94,7 +101,16 @@ def _train(
     count = sum(map(len, waves))
     with Reporter(count, protocol, task.samples(data_root), task.metric) as report, stop_signals() as stopping:
         context = local.Context(
-            store, protocol, data, device, weights, report, report.say, stopping, left_out=report.left_out
+            store,
+            protocol,
+            data,
+            device,
+            weights,
+            report,
+            report.say,
+            stopping,
+            left_out=report.left_out,
+            similarity=watched,
         )
         for wave in waves:
             # A cell whose teacher could not be trained is left out; the others go on.

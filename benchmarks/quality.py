@@ -103,7 +103,7 @@ def plot(found: Quality, title: str) -> bytes:
     """S, I, E and Q over depth as a PNG, the chosen layers marked."""
     from .report.figures import figure, png
 
-    fig, axes = figure(title)
+    fig, ((axes,),) = figure(title)
     depth = range(len(found.units))
     for metric in METRICS:
         axes.plot(depth, found.values(metric), label=metric, linewidth=2.4 if metric == "Q" else 1.2)  # type: ignore[arg-type]

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 import kd_methods
+from benchmarks.cli import cli
 from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.spec import load_protocol
 from benchmarks.tasks import digits
@@ -324,3 +326,18 @@ def test_prepared_targets_are_distributions_and_small_data_is_said(prepared: Any
 def test_a_student_with_larger_maps_is_refused():
     with pytest.raises(UserError, match="teacher maps that are as large"):
         adapted("letkd1", ("ShuffleV2", "resnet8"))
+
+
+def test_probe_reads_classes_off_both_sides_of_the_layer(tmp_path: Path):
+    paths = ["--output", str(tmp_path), "--checkpoints", str(tmp_path)]
+    chosen = ["letkd", "--preset", "demo", "--pairs", "resnet14-resnet8", "--seeds", "0", "--epochs", "2"]
+    chosen += ["--methods", "student,letkd1,letkd2"]
+    result = CliRunner().invoke(cli, ["probe", *chosen, *paths])
+    assert isinstance(result.exception, UserError) and "run the table first" in str(result.exception)
+    assert CliRunner().invoke(cli, [*chosen, *paths, "--no-cost"]).exit_code == 0
+    result = CliRunner().invoke(cli, ["probe", *chosen, *paths])
+    assert result.exit_code == 0, result.exception
+    lines = [line.split(",") for line in result.output.splitlines() if line.count(",") == 4][1:]
+    found = {(line[0], line[3]): float(line[4]) for line in lines}
+    assert set(found) == {("student", UNIT), ("letkd1", UNIT), ("letkd2", UNIT), ("letkd2", "letkd_intermediate")}
+    assert all(50 < value <= 100 for value in found.values()), found

@@ -19,6 +19,7 @@ from kd_methods.errors import DiskError, UserError
 from .. import environment
 from ..cell import Cell, TeacherRef
 from ..networks import NetworkView
+from ..similarity import BlockSimilarity
 from ..spec import Protocol
 from ..store import Store
 from ..tasks import TaskData
@@ -33,7 +34,7 @@ class Context:
     """What groups need besides their cells.
 
     ``weights`` finds the file of a teacher that is no cell of the store; ``left_out`` hears of each cell that is not
-    trained after all.
+    trained after all; ``similarity``: students are measured against their teacher after every epoch.
     """
 
     store: Store
@@ -46,6 +47,7 @@ class Context:
     stopping: Callable[[], bool] = lambda: False
     save_seconds: float = 600.0
     left_out: Callable[[], None] = lambda: None
+    similarity: bool = False
 
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
@@ -127,7 +129,12 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
         study = context.study(cells[0], network) if network else None
-        members = [member for cell in cells if (member := _member(cell, network, study, context))]
+        observe = (
+            BlockSimilarity(network, (ref.mean, ref.std), context.data)
+            if context.similarity and ref and network
+            else None
+        )
+        members = [member for cell in cells if (member := _member(cell, network, study, observe, context))]
         if members:
             shared = SharedTeacher(network, (ref.mean, ref.std)) if ref and network else None
             train(
@@ -138,12 +145,14 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     return True
 
 
-def _member(cell: Cell, teacher: NetworkView | None, study: Study | None, context: Context) -> Member | None:
+def _member(
+    cell: Cell, teacher: NetworkView | None, study: Study | None, observe: BlockSimilarity | None, context: Context
+) -> Member | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
     while True:
         try:
-            member = Member(cell, context.protocol, context.data, teacher, run, study if cell.teacher else None)
+            member = Member(cell, context.protocol, context.data, teacher, run, study, observe)
         except (torch.OutOfMemoryError, DiskError):  # concern the whole group, or the whole run
             raise
         except Exception as error:  # a method's own code; the other cells of the group go on

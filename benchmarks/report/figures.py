@@ -6,23 +6,24 @@ import io
 from typing import Any
 
 
-def figure(title: str, columns: int = 1) -> tuple[Any, Any]:
-    """A figure with one row of axes; the axes themselves where there is one column."""
+def figure(title: str, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure, and its axes by row and column."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(3.2 + 3.6 * columns, 4.2), layout="constrained")
+    width = 6.8 if columns == 1 else 3.4 * columns
+    fig = Figure(figsize=(width, 1.2 + 3.0 * rows), layout="constrained")
     FigureCanvasAgg(fig)
     fig.suptitle(title, fontsize=10)
-    axes = fig.subplots(1, columns)
-    for one in axes if columns > 1 else (axes,):
+    axes = fig.subplots(rows, columns, squeeze=False)
+    for one in axes.flat:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
     return fig, axes
 
 
 def png(fig: Any) -> bytes:
-    """A figure as PNG, without the date and version that matplotlib would write into it."""
+    """A figure as PNG, without the version that matplotlib would write into it."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

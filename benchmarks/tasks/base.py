@@ -31,6 +31,7 @@ class TaskData(Interface):
 
     info: DataInfo
     device: torch.device
+    test_samples: int
 
     def build(self, network: str) -> NetworkView:
         """A freshly initialised network for this task."""
@@ -41,8 +42,8 @@ class TaskData(Interface):
         Epochs count from 1; those of a method's first phases are 0, -1, and so on.
         """
 
-    def clean(self, indices: Tensor) -> TaskBatch:
-        """Training samples by position, without augmentation."""
+    def clean(self, indices: Tensor, test: bool = False) -> TaskBatch:
+        """Training or test samples by position, without augmentation."""
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None

@@ -130,6 +130,7 @@ class ImageData:
         self.protocol = protocol
         self.normalisation: Normalisation = (protocol.mean, protocol.std)
         self.info = DataInfo(len(train.labels), num_classes, train.labels)
+        self.test_samples = len(test.labels)
         height, width, channels = train.images.shape[1:]
         self.input_shape = (channels, height, width)
 
@@ -149,9 +150,9 @@ class ImageData:
                 self._cropped(chosen, draws), self.train.labels[indices], indices, self.normalisation, second
             )
 
-    def clean(self, indices: Tensor) -> ImageBatch:
-        chosen = indices.to(self.device)
-        return ImageBatch(self.train.images[chosen], self.train.labels[chosen], chosen, self.normalisation)
+    def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
+        chosen, split = indices.to(self.device), self.test if test else self.train
+        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.normalisation)
 
     def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
         p = self.protocol

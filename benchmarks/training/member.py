@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import kd_methods
-from kd_methods.contract import Batch, Losses, Needs, Outputs, Phase, Progress, Study
+from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, Study
 from kd_methods.errors import UserError
 
 from ..cell import Cell
@@ -40,6 +40,7 @@ class Member:
         teacher: the frozen teacher as the methods get it (not folded), or None.
         run: where its results go.
         study: what the method is prepared from; without one it keeps its stand-ins.
+        observe: measures the student after every epoch; what it returns is recorded.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Member:
         teacher: NetworkView | None,
         run: Run,
         study: Study | None = None,
+        observe: Callable[[Network], dict[str, Any]] | None = None,
     ) -> None:
+        self.observe = observe
         self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
         device = data.device
         self.stream = Stream(cell.seed, device)
@@ -175,6 +178,7 @@ class Member:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "metrics": evaluated.pop(""),
                 "probes": evaluated,
+                **({"similarity": self.observe(self.student)} if self.observe and not self.phase else {}),
                 "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
                 "seconds": round(self.seconds, 3),
             }

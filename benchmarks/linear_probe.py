@@ -1,0 +1,88 @@
+"""How well the classes can be read off inner features of trained students: pooled features and a linear classifier.
+
+Supplement table 4 of letKD (arXiv 2309.02843) compares the input and the output of its intermediate layer so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch import Tensor
+
+import kd_methods
+from kd_methods.errors import UserError
+
+from .cell import Cell
+from .files import write_text
+from .networks import NetworkView
+from .plan import Request, make
+from .store import Store
+from .tasks import TaskData, get_task
+from .teachers import Zoo
+from .weights import load_weights
+
+BATCH = 250
+
+
+def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tuple[str, Path]:
+    """Probe every finished student of a table; returns the table and the file written.
+
+    The units are the output of the last stage's first block, and what methods inserted right behind it.
+
+    Raises:
+        UserError: none of the table's cells is finished.
+    """
+    plan, store = make(request, zoo), Store(output)
+    data = get_task(plan.protocol.task).open(request.data_root, plan.protocol, device)
+    lines = ["row,pair,seed,unit,top1"]
+    for (row, pair, seed), cell in plan.cells.items():
+        if store.run(cell).state == "done":
+            network = trained(cell, data, store)
+            for unit in probed(network, data.build(cell.student)):
+                lines.append(f"{row},{pair},{seed},{unit},{accuracy(network, unit, data):.2f}")
+    if len(lines) == 1:
+        raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
+    file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
+    write_text(file, "\n".join(lines) + "\n")
+    return "\n".join(lines), file
+
+
+def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
+    """The network of a finished cell as it was trained, with its weights."""
+    student = data.build(cell.student)
+    teacher = data.build(cell.teacher.network).requires_grad_(False).eval() if cell.teacher else None
+    method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings).to(data.device)
+    network = method.adapt(student).to(data.device).eval()
+    method.deployed(network).load_state_dict(load_weights(store.run(cell) / "student.pt"))
+    assert isinstance(network, NetworkView)
+    return network
+
+
+def probed(network: NetworkView, plain: NetworkView) -> list[str]:
+    """The output of the last stage's first block, and the last of the parts inserted behind it, if any."""
+    entry = network.layout.entry
+    after = network.units[network.units.index(entry) + 1 :]
+    behind = list(itertools.takewhile(lambda unit: unit not in plain.units, after))
+    return [entry, *behind[-1:]]
+
+
+def accuracy(network: NetworkView, unit: str, data: TaskData) -> float:
+    """Test accuracy (%) of linear discriminant analysis on the unit's globally averaged features."""
+    train, labels = _features(network, unit, data, test=False)
+    test, wanted = _features(network, unit, data, test=True)
+    found = LinearDiscriminantAnalysis().fit(train.numpy(), labels.numpy()).predict(test.numpy())
+    return 100 * float((found == wanted.numpy()).mean())
+
+
+def _features(network: NetworkView, unit: str, data: TaskData, test: bool) -> tuple[Tensor, Tensor]:
+    features, labels = [], []
+    for part in torch.arange(data.test_samples if test else data.info.num_samples).split(BATCH):
+        batch = data.clean(part, test).student()
+        with torch.no_grad():
+            x = network(batch.inputs, at=(unit,), fields=())[unit]
+        features.append((x.mean((2, 3)) if x.dim() == 4 else x.mean(1) if x.dim() == 3 else x).cpu())
+        labels.append(batch.labels.cpu())
+    return torch.cat(features), torch.cat(labels)
