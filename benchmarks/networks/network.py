@@ -141,6 +141,9 @@ class NetworkView(Network):
         return self._position[unit]
 
 
+PARTS = "parts."
+
+
 class LogitsOnly(nn.Module):
     """A network with inserted parts, called like any plain architecture."""
 
@@ -154,8 +157,14 @@ class LogitsOnly(nn.Module):
     def state_dict(self, *args, **kwargs) -> Mapping[str, Tensor]:  # type: ignore[no-untyped-def, override]
         """Keys of the plain architecture and of the parts, without the wrappers' own prefixes."""
         own = {**self.network.module.state_dict()}
-        own.update({f"parts.{key}": value for key, value in self.network.parts.state_dict().items()})
+        own.update({f"{PARTS}{key}": value for key, value in self.network.parts.state_dict().items()})
         return own
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *args, **kwargs) -> None:  # type: ignore[no-untyped-def, override]
+        """What :meth:`state_dict` gave, strictly."""
+        parts = {key.removeprefix(PARTS): value for key, value in state.items() if key.startswith(PARTS)}
+        self.network.parts.load_state_dict(parts)
+        self.network.module.load_state_dict({k: v for k, v in state.items() if not k.startswith(PARTS)})
 
 
 class _Tracer(fx.Tracer):
