@@ -62,11 +62,11 @@ def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
 
 
 def probed(network: NetworkView, plain: NetworkView) -> list[str]:
-    """The output of the last stage's first block, and the last of the parts inserted behind it, if any."""
+    """The output of the last stage's first block, and those of the parts inserted right behind it."""
     entry = network.layout.entry
     after = network.units[network.units.index(entry) + 1 :]
     behind = list(itertools.takewhile(lambda unit: unit not in plain.units, after))
-    return [entry, *behind[-1:]]
+    return [entry, *(unit for unit in behind if isinstance(network.shape(unit)[0], int))]
 
 
 def accuracy(network: NetworkView, unit: str, data: TaskData) -> float:

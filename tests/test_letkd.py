@@ -330,7 +330,7 @@ def test_a_student_with_larger_maps_is_refused():
 
 def test_probe_reads_classes_off_both_sides_of_the_layer(tmp_path: Path):
     paths = ["--output", str(tmp_path), "--checkpoints", str(tmp_path)]
-    chosen = ["letkd", "--preset", "demo", "--pairs", "resnet14-resnet8", "--seeds", "0", "--epochs", "2"]
+    chosen = ["letkd", "--preset", "demo", "--pairs", "resnet8-resnet14", "--seeds", "0", "--epochs", "2"]
     chosen += ["--methods", "student,letkd1,letkd2"]
     result = CliRunner().invoke(cli, ["probe", *chosen, *paths])
     assert isinstance(result.exception, UserError) and "run the table first" in str(result.exception)
