@@ -249,7 +249,8 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
             if stopping():
                 raise Interrupted
             try:
-                cost = measure(cell, plan.protocol, request.data_root, options.device, request.plugin_files)
+                files = request.plugin_files
+                cost = measure(cell, plan.protocol, request.data_root, options.device, files, store.prepared)
             except UserError as error:  # its row stays without a cost
                 options.say(str(error))
                 continue

@@ -28,6 +28,7 @@ from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
 from .training.loop import SharedTeacher, protocol_progress
 from .training.member import Member
+from .training.study import NotKept, TeacherStudy, identity
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
@@ -49,16 +50,27 @@ def cost_key(cell: Cell, machine: str) -> str:
 
 
 class Bench:
-    """One cell set up to make steps outside the loop, on real batches and a teacher of random weights."""
+    """One cell set up to make steps outside the loop, on real batches and a teacher of random weights.
 
-    def __init__(self, cell: Cell, protocol: Protocol, data: TaskData) -> None:
+    What its method prepares is taken from ``prepared`` where it is kept there, and else stays a stand-in.
+    """
+
+    def __init__(self, cell: Cell, protocol: Protocol, data: TaskData, prepared: Path | None = None) -> None:
         self.protocol, self.data = protocol, data
         self.teacher: SharedTeacher | None = None
         network: NetworkView | None = None
         if cell.teacher:
             network = data.build(cell.teacher.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (cell.teacher.mean, cell.teacher.std))
-        self.member = Member(cell, protocol, data, network, Run(Path(tempfile.gettempdir())))
+        run = Run(Path(tempfile.gettempdir()))
+        study = None
+        if prepared and cell.teacher and network:
+            own = (cell.teacher.mean, cell.teacher.std)
+            study = TeacherStudy(network, own, data, identity(cell, cell.teacher), prepared, _silent).kept_only()
+        try:
+            self.member = Member(cell, protocol, data, network, run, study)
+        except NotKept:
+            self.member = Member(cell, protocol, data, network, run)
         self.go_to(1)
         self._batches = endless(data)
 
@@ -91,6 +103,10 @@ class Bench:
         return statistics.median(times)
 
 
+def _silent(line: str) -> None:
+    """Hears what a study would say."""
+
+
 def endless(data: TaskData) -> Iterator[TaskBatch]:
     """Batches of one epoch after another."""
     for epoch in itertools.count(1):
@@ -103,9 +119,16 @@ def synchronise(device: torch.device) -> None:
 
 
 def measure(
-    cell: Cell, protocol: Protocol, data_root: Path, device: torch.device, plugin_files: Sequence[Path] = ()
+    cell: Cell,
+    protocol: Protocol,
+    data_root: Path,
+    device: torch.device,
+    plugin_files: Sequence[Path] = (),
+    prepared: Path | None = None,
 ) -> dict[str, Any]:
     """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
+
+    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept.
 
     Raises:
         UserError: the measurement failed; the message says how.
@@ -113,7 +136,7 @@ def measure(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.profiling", "sklearn.datasets"])
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, cell, protocol, data_root, str(device), torch.get_num_threads(), tuple(plugin_files))
+    arguments = (sender, cell, protocol, data_root, str(device), torch.get_num_threads(), tuple(plugin_files), prepared)
     process = context.Process(target=_measure, args=arguments, daemon=True)
     process.start()
     sender.close()
@@ -138,14 +161,20 @@ def _measure(sender: Any, *arguments: Any) -> None:
 
 
 def _figures(
-    cell: Cell, protocol: Protocol, data_root: Path, device: str, threads: int, plugin_files: tuple[Path, ...]
+    cell: Cell,
+    protocol: Protocol,
+    data_root: Path,
+    device: str,
+    threads: int,
+    plugin_files: tuple[Path, ...],
+    prepared: Path | None,
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     plugins.load(plugin_files)
     chosen = choose(device)
     data = get_task(protocol.task).open(data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
-        bench = Bench(cell, protocol, data)
+        bench = Bench(cell, protocol, data, prepared)
         seconds = bench.seconds(WARM_UP, TIMED)
     member = bench.member
     plain = count(data.build(cell.student).module.parameters())

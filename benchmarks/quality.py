@@ -41,7 +41,7 @@ def report(
     path = Store(output).run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
     fit(load_weights(path), network.module, str(path))
     cell = student_cell(ref.network, protocol, data_root, {})
-    study = TeacherStudy(network, (ref.mean, ref.std), data, identity(cell, ref), output / "prepared", say)
+    study = TeacherStudy(network, (ref.mean, ref.std), data, identity(cell, ref), Store(output).prepared, say)
     found = measure(study, network, data.info.num_classes)
     text = table(found)
     folder = output / "quality"

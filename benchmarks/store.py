@@ -125,6 +125,11 @@ class Store:
             raise UserError(f"{run.path} belongs to another cell ({recorded['label']}); move that folder away")
         return run
 
+    @property
+    def prepared(self) -> Path:
+        """Where what methods compute once from a teacher is kept."""
+        return self.root / "prepared"
+
     def check_writable(self) -> None:
         """Raise UserError if nothing can be written here."""
         probe = self.root / ".writable"

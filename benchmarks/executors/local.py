@@ -62,8 +62,8 @@ class Context:
         """What the methods of the cell's group are prepared from."""
         assert cell.teacher
         own = (cell.teacher.mean, cell.teacher.std)
-        folder = self.store.root / "prepared"
-        return TeacherStudy(network, own, self.data, identity(cell, cell.teacher), folder, self.say, self.stopping)
+        facts = identity(cell, cell.teacher)
+        return TeacherStudy(network, own, self.data, facts, self.store.prepared, self.say, self.stopping)
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:

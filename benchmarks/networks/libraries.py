@@ -15,10 +15,19 @@ from torchvision.models import mobilenet_v2, vgg11_bn, vgg19_bn
 
 from kd_methods.contract import Layout
 
-from .network import Architecture, Chain
+from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 
 HIDDEN = 4096
+
+
+class Halve(nn.Module):
+    """Max pooling of what is larger than one position: images of 16x16 are that small before the last pooling."""
+
+    fx_leaf = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
 
 
 class VGGBN(Architecture):
@@ -27,7 +36,8 @@ class VGGBN(Architecture):
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         self.features = {11: vgg11_bn, 19: vgg19_bn}[depth](weights=None).features
-        hidden = [nn.Linear(512, HIDDEN), nn.ReLU(True), nn.Dropout(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(True)]
+        self.halve = Halve()
+        hidden = [nn.Linear(512, HIDDEN), nn.ReLU(), nn.Dropout(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()]
         self.classifier = nn.Sequential(*hidden, nn.Dropout(), nn.Linear(HIDDEN, num_classes))
         for m in self.classifier:
             if isinstance(m, nn.Linear):
@@ -43,16 +53,22 @@ class VGGBN(Architecture):
         for block, pool in enumerate(pools):
             for j in range(start, pool, 3):  # convolution, batch-norm, ReLU
                 if j + 3 < pool:
-                    units.append((f"block{block}.{(j - start) // 3}", nn.Sequential(*modules[j : j + 3])))
+                    units.append((f"block{block}.{(j - start) // 3}", in_turn(*modules[j : j + 3])))
                 else:  # in two units: methods may match what comes before the last ReLU of a block
-                    units += [(f"block{block}.conv", nn.Sequential(*modules[j : j + 2])), (f"block{block}", F.relu)]
-            units.append((f"pool{block}", modules[pool]))
+                    convolved = in_turn(*modules[j : j + 2])
+                    units += [(f"block{block}.conv", convolved), (f"block{block}", F.relu)]
+            units.append((f"pool{block}", self.halve))
             stages.append(f"block{block}")
             start = pool + 1
         rectified = [n for n, _ in units if n.startswith("block") and not n.endswith(".conv")]
         linear = self.classifier
         units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
-        units += [("fc1", linear[:2]), ("drop1", linear[2]), ("fc2", linear[3:5]), ("drop2", linear[5])]
+        units += [
+            ("fc1", in_turn(*linear[:2])),
+            ("drop1", linear[2]),
+            ("fc2", in_turn(*linear[3:5])),
+            ("drop2", linear[5]),
+        ]
         units += [("classifier", linear[6])]
         layout = Layout(
             stem=stages[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,6 +35,17 @@ class Architecture(nn.Module):
         for _, run in self.chain().units:
             x = run(x)
         return x
+
+
+def in_turn(*modules: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A unit of several modules; not a module itself, which tracing would not find in the network."""
+    return partial(_in_turn, modules)
+
+
+def _in_turn(modules: tuple[Callable[[Tensor], Tensor], ...], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
 
 
 class NetworkView(Network):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Layout
 
-from .network import Architecture, Chain
+from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -53,8 +53,8 @@ class VGG(Architecture):
         for i in range(5):
             block = getattr(self, f"block{i}")
             *inner, last = range(0, len(block), 3)  # convolution, batch-norm, ReLU; the last ReLU is not in there
-            units += [(f"block{i}.{j}", block[j : j + 3]) for j in inner]
-            units += [(f"block{i}.conv", block[last:]), (f"block{i}", F.relu)]
+            units += [(f"block{i}.{j}", in_turn(*block[j : j + 3])) for j in inner]
+            units += [(f"block{i}.conv", in_turn(*block[last:])), (f"block{i}", F.relu)]
             units += [(f"pool{i}", self.pool3 if i == 3 else partial(F.max_pool2d, kernel_size=2))] if i < 4 else []
         rectified = [n for n, _ in units if n.startswith("block") and not n.endswith(".conv")]
         units += [("pool4", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]

@@ -29,6 +29,10 @@ EVERY = 20.0
 """Seconds between two lines about a pass."""
 
 
+class NotKept(Exception):
+    """What a method prepares has not been computed yet."""
+
+
 def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
     """What a study of a teacher on a cell's training images depends on, as JSON values."""
     versions = (f"task:{cell.task}", f"network:{teacher.network}")
@@ -100,6 +104,10 @@ class TeacherStudy(Study):
             self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
         return {name: value.to(self.data.device) for name, value in state.items()}
 
+    def kept_only(self) -> TeacherStudy:
+        """This study where nothing is computed: asking for what is not kept raises :class:`NotKept`."""
+        return _Kept(**vars(self))
+
     def _found(self, path: Path) -> dict[str, Tensor] | None:
         if path.is_file():
             try:
@@ -107,3 +115,8 @@ class TeacherStudy(Study):
             except UserError as error:
                 self.say(f"{error}; computing it again")
         return None
+
+
+class _Kept(TeacherStudy):
+    def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
+        raise NotKept
