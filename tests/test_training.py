@@ -6,6 +6,7 @@ Run as a script, this file is a process that trains cells of a store and may be 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import functools
 import gc
@@ -35,7 +36,7 @@ from benchmarks.cell import Cell, TeacherRef
 from benchmarks.executors import local
 from benchmarks.networks import NetworkView
 from benchmarks.plan import make_cell
-from benchmarks.spec import Optimizer, Protocol, load_protocol
+from benchmarks.spec import Optimizer, Protocol, load_protocol, steps_per_epoch
 from benchmarks.store import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split
@@ -713,6 +714,31 @@ def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result
     again.run([plain, dotted, other])
     assert Result(again.store, dotted) == expected != Result(again.store, plain)
     assert Result(again.store, plain) == alone(plain)
+
+
+def test_adamw_over_one_cycle_follows_torch_and_resumes_exactly(tmp_path: Path, data: ImageData):
+    adamw = Optimizer(name="adamw", lr=0.005, weight_decay=0.01)
+    protocol = PROTOCOL.model_copy(update={"name": "cycle", "optimizer": adamw, "schedule": "onecycle"})
+    results = []
+    for name, stops in (("straight", ()), ("stopped", (1, 3, 2))):
+        bench = Bench(tmp_path / name, data)
+        cell = make_cell(protocol, "data", "feature_only", STUDENT, 0, bench.ref, {"samples": 40, "per_class": 4}, {})
+        for stop in stops:
+            asked = functools.partial(lambda steps, stop, label: steps()[label] >= stop, bench.steps, stop, cell.label)
+            with pytest.raises(Interrupted):
+                local.run([cell], dataclasses.replace(bench.context(stopping=asked), protocol=protocol))
+        local.run([cell], dataclasses.replace(bench.context(), protocol=protocol))
+        results.append(Result(bench.store, cell))
+    assert results[0] == results[1]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    reference = torch.optim.AdamW([parameter], lr=1.0)
+    steps = steps_per_epoch(SAMPLES, protocol)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(reference, max_lr=0.005, total_steps=EPOCHS * steps)
+    for epoch, record in enumerate(results[0].records, 1):
+        while schedule.last_epoch < epoch * steps - 1:
+            reference.step()
+            schedule.step()
+        assert record["lr"] == pytest.approx(reference.param_groups[0]["lr"], rel=1e-5)
 
 
 def test_what_a_protocol_cannot_give_is_said_before_training(bench: Bench, data: ImageData):
