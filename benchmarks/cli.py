@@ -282,6 +282,22 @@ def teachers_verify(
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--accuracy", type=click.Path(path_type=Path), help="A table's .csv: plot its accuracies against cost.")
+@output
+def table6(file: Path, accuracy: Path | None, output: Path) -> None:
+    """The cost table and its plots, from FILE that `pytest benchmarks/ --benchmark-json FILE` wrote."""
+    from .report import suite
+
+    folder = output / "tables" / "table6"
+    files = suite.write(suite.read(file), folder, accuracy)
+    for text in (path for path in files if path.suffix == ".md"):
+        click.echo(text.read_text(encoding="utf-8"))
+    for path in files:
+        click.echo(path)
+
+
+@cli.command()
 @click.argument("table")
 @preset
 @click.option("--methods", help="Rows to probe, comma-separated; default: the table's.")
@@ -334,9 +350,9 @@ def quality_of(
     from .plugins import load
     from .teachers import Zoo
 
-    load(plugins)
+    named = load(plugins)
     say = lambda line: click.echo(line, err=True)  # noqa: E731
-    text, files = quality.report(teacher, protocol, Zoo(checkpoints), data_root, output, choose(device), say)
+    text, files = quality.report(teacher, protocol, Zoo(checkpoints), data_root, output, choose(device), say, named)
     click.echo(text)
     for file in files:
         click.echo(file)

@@ -283,13 +283,20 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
         "metric_title": METRICS[plan.table.metric],
         "published": plan.table.published,
         "sources": list(plan.table.sources),
-        "efficiency": plan.table.efficiency,
+        "efficiency": plan.table.efficiency
+        and {"ours": plan.table.efficiency.row, "against": list(plan.table.efficiency.against)},
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
         "protocol_lines": list(plan.protocol.lines(students=())),
         "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
-        "notes": [*plan.notes, *_uniform_note(plan), *_holdout_note(plan), *_unpublished_note(plan)],
+        "notes": [
+            *plan.notes,
+            *_uniform_note(plan),
+            *_holdout_note(plan),
+            *_noise_note(plan),
+            *_unpublished_note(plan),
+        ],
         "data": next(iter(plan.cells.values())).data,
         "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
         "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
@@ -309,7 +316,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "method": row.method,
                 "title": row.title or cards[row.id].title,
                 "family": cards[row.id].family,
-                "published": row.published or row.method,
+                "published": _published_row(row),
                 "optimizer": plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",
                 "our_choice": _our_choice(row.id, plan),
                 "student": row.student,
@@ -357,6 +364,19 @@ def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> boo
     values = merged(pair_settings(cell.method, pair, recipe), row.settings if row.published else {})
     usual = registry.settings(cell.method, values)
     return cell.settings == usual.model_dump(mode="json")
+
+
+def _noise_note(plan: Plan) -> list[str]:
+    if not (plan.protocol.label_noise and plan.training):
+        return []
+    return [
+        f"the teachers {', '.join(cell.student for cell in plan.training)} were trained on the exchanged labels too"
+    ]
+
+
+def _published_row(row: Row) -> str:
+    """The row of the published values that this one repeats; none where it trains or sets something of its own."""
+    return row.published or ("" if row.student or row.settings else row.method)
 
 
 def _unpublished_note(plan: Plan) -> list[str]:

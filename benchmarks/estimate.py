@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.errors import UserError
 
 from .cell import Cell
 from .plan import Plan
-from .profiling import Bench, endless
+from .profiling import Bench
 from .spec import steps_per_epoch
-from .tasks import TaskData, get_task
+from .tasks import get_task
 
 SMALL_BATCH = 4
 """Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
@@ -65,7 +61,7 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
         kind = _kind(cell)
         if kind not in work:
             try:
-                work[kind] = _epochs(Bench(cell, small, small_data), small_data, scale * steps)
+                work[kind] = _epochs(Bench(cell, small, small_data), scale * steps)
             except UserError:  # the method is not for this pair: a cell that costs nothing
                 work[kind] = Work(0.0, 0.0, 0.0)
         operations[cell.key] = work[kind].teacher + work[kind].own
@@ -88,39 +84,15 @@ def _kind(cell: Cell) -> str:
     return cell.__class__(**{**cell.__dict__, "seed": 0}).key
 
 
-def _conv_backward_flops(
-    grad_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *rest: Any, **_: Any
-) -> int:
-    """Both products of a convolution's backward pass, if wanted; torch's own count leaves out the groups."""
-    transposed, output_mask = rest[4], rest[7]
-    spatial = (x_shape if transposed else grad_shape)[2:]
-    forward = 2 * math.prod(w_shape) * math.prod(spatial) * x_shape[0]
-    return forward * (output_mask[0] + output_mask[1])
-
-
-_CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
-
-
-def _epochs(bench: Bench, data: TaskData, scale: float) -> Work:
+def _epochs(bench: Bench, scale: float) -> Work:
     """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
-    teacher, own = _count(bench, data)
-    total = [bench.protocol.epochs * teacher, bench.protocol.epochs * own]
-    counted: dict[int, tuple[float, float]] = {}
+    teacher, own = bench.operations()
+    total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * own]
+    counted: dict[int, tuple[int, int]] = {}
     for epoch in range(bench.member.first_epoch, 1):
         bench.go_to(epoch)
         phase = id(bench.member.phase)
         if phase not in counted:
-            counted[phase] = _count(bench, data)
+            counted[phase] = bench.operations()
         total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]
     return Work(total[0] * scale, total[1] * scale, (teacher + own) * scale)
-
-
-def _count(bench: Bench, data: TaskData) -> tuple[float, float]:
-    """Operations of one step: the shared pass and the cell's own part."""
-    batch = next(endless(data))
-    with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
-        bench.teach(batch)
-    shared = counter.get_total_flops()
-    with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
-        bench.step()
-    return shared, counter.get_total_flops() - shared

@@ -95,8 +95,8 @@ def render(output: Path, stem: str) -> tuple[list[Path], str]:
     folder = path(output, stem).parent
     files = report.write(table, folder, manifest["name"])
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
-    if ours := manifest.get("efficiency"):
-        files += report.write_efficiency(table, _curves(manifest, store), ours, folder)
+    if efficiency := manifest.get("efficiency"):
+        files += report.write_efficiency(table, _curves(manifest, store), **efficiency, folder=folder)
     if cost := collect_cost(manifest, store, table):
         files += report.write_cost(cost, folder, f"{manifest['name']}-cost")
     return files, text
@@ -129,9 +129,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
             entries={
                 column["key"]: report.Entry(
                     tuple(sorted(entries.get(row["key"], {}).get(column["key"], []), key=lambda run: run.seed)),
-                    _published(
-                        manifest, row.get("published") or row["method"], column, usual[row["key"], column["key"]]
-                    ),
+                    _published(manifest, row.get("published", row["method"]), column, usual[row["key"], column["key"]]),
                 )
                 for column in manifest["columns"]
             },

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Outputs
 from kd_methods.errors import UserError
@@ -32,6 +35,9 @@ from .training.study import NotKept, TeacherStudy, identity
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
+
+PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
+"""What a training step is made of: fetching the batch, two forward passes, the losses, their gradients, the update."""
 
 
 SCHEMA = 2
@@ -89,6 +95,52 @@ class Bench:
         """The part of a step that a group shares."""
         return self.teacher.outputs(batch, [self.member]) if self.teacher else None
 
+    def split(self, timed: int) -> dict[str, float]:
+        """Median seconds of each of :data:`PARTS`, every one awaited on the device before the next begins."""
+        times: dict[str, list[float]] = {part: [] for part in PARTS}
+        for _ in range(timed):
+            for part, run in self.parts():
+                synchronise(self.data.device)
+                start = time.perf_counter()
+                run()
+                synchronise(self.data.device)
+                times[part].append(time.perf_counter() - start)
+        return {part: statistics.median(values) for part, values in times.items()}
+
+    def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """One training step in pieces, in order, each to be run before the next is asked for."""
+        member, progress = self.member, protocol_progress(self.protocol, self.epoch)
+        at: dict[str, Any] = {}
+
+        def keep(name: str, make: Callable[[], object]) -> Callable[[], object]:
+            return lambda: at.update({name: make()})
+
+        def fetch() -> object:
+            at["raw"] = next(self._batches)
+            return at["raw"].student(member.needs.views)
+
+        with member.stream.active():
+            yield "data", keep("batch", fetch)
+            yield "teacher", keep("teacher", lambda: self.teach(at["raw"]))
+            yield "student", keep("student", lambda: member.forward(at["batch"]))
+            yield (
+                "method",
+                keep("losses", lambda: member.losses(at["student"], at["teacher"], at["batch"], progress).total()),
+            )
+            member.optimizer.zero_grad()
+            yield "backward", lambda: at["losses"].backward()
+            yield "optimiser", member.optimizer.step
+
+    def operations(self) -> tuple[int, int]:
+        """Floating-point operations of one step: the pass that a group shares, and the cell's own part."""
+        batch = next(self._batches)
+        with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
+            self.teach(batch)
+        shared = counter.get_total_flops()
+        with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
+            self.step()
+        return shared, counter.get_total_flops() - shared
+
     def seconds(self, warm_up: int, timed: int) -> float:
         """Median seconds of a step."""
         for _ in range(warm_up):
@@ -101,6 +153,33 @@ class Bench:
             synchronise(self.data.device)
             times.append(time.perf_counter() - start)
         return statistics.median(times)
+
+
+def _conv_backward_flops(
+    grad_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *rest: Any, **_: Any
+) -> int:
+    """Both products of a convolution's backward pass, if wanted; torch's own count leaves out the groups."""
+    transposed, output_mask = rest[4], rest[7]
+    spatial = (x_shape if transposed else grad_shape)[2:]
+    forward = 2 * math.prod(w_shape) * math.prod(spatial) * x_shape[0]
+    return forward * (output_mask[0] + output_mask[1])
+
+
+_CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+
+
+def inference(module: nn.Module, x: Tensor, timed: int) -> float:
+    """Median seconds of a forward pass over x (B, C, H, W) in evaluation mode, after one to warm up."""
+    times = []
+    module.eval()
+    with torch.no_grad():
+        for _ in range(timed + 1):
+            synchronise(x.device)
+            start = time.perf_counter()
+            module(x)
+            synchronise(x.device)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
 
 def _silent(line: str) -> None:
@@ -176,6 +255,11 @@ def _figures(
     with peak_memory(chosen) as memory:
         bench = Bench(cell, protocol, data, prepared)
         seconds = bench.seconds(WARM_UP, TIMED)
+    by_part: dict[str, int | None] = {}
+    for part, run in bench.parts():
+        with peak_memory(chosen, memory["idle"]) as within:
+            run()
+        by_part[part] = within["bytes"]
     member = bench.member
     plain = count(data.build(cell.student).module.parameters())
     deployed = count(member.deployed.parameters())
@@ -184,6 +268,8 @@ def _figures(
         "images_per_second": protocol.batch_size / seconds,
         "peak_memory_bytes": memory["bytes"],
         "memory_kind": memory["kind"],
+        "reserved_memory_bytes": memory["reserved"],
+        "memory_by_part": by_part,
         "extra_train_params": trained - plain,
         "extra_inference_params": deployed - plain,
         "batch_size": protocol.batch_size,
@@ -194,22 +280,30 @@ def _figures(
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Fills in the peak of what is inside: CUDA's allocator, or on the CPU resident memory above the idle process."""
+def peak_memory(device: torch.device, idle: int | None = None) -> Iterator[dict[str, Any]]:
+    """Fills in the peak of what is inside: CUDA's allocator, or on the CPU resident memory above the idle process.
+
+    ``idle`` is what the process had resident before, by default on entry.
+    """
     figures: dict[str, Any] = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield figures
-        figures.update(bytes=torch.cuda.max_memory_allocated(device), kind="CUDA allocated")
+        figures.update(
+            bytes=torch.cuda.max_memory_allocated(device),
+            reserved=torch.cuda.max_memory_reserved(device),
+            idle=0,
+            kind="CUDA allocated",
+        )
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
-        idle = _status("VmRSS")
+        idle = _status("VmRSS") if idle is None else idle
     except OSError:
         idle = None
     yield figures
-    peak = _status("VmHWM") if idle is not None else None
-    figures.update(bytes=peak - idle if peak is not None and idle is not None else None, kind="CPU resident above idle")
+    peak = _status("VmHWM") - idle if idle is not None else None
+    figures.update(bytes=peak, reserved=None, idle=idle, kind="CPU resident above idle")
 
 
 def _status(field: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,19 +28,19 @@ CHOSEN = 4
 
 def report(
     name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, device: torch.device,
-    say: Callable[[str], None],
+    say: Callable[[str], None], plugins: Mapping[str, str],
 ) -> tuple[str, list[Path]]:  # fmt: skip
     """Measure a teacher, by the name of its entry or of its network; returns the table and the files written.
 
     Raises:
         UserError: no such teacher, or none is installed and none was trained under the protocol.
     """
-    ref = _teacher(name, protocol, zoo, data_root, output)
+    ref = _teacher(name, protocol, zoo, data_root, output, plugins)
     data = get_task(protocol.task).open(data_root, protocol, device)
     network = data.build(ref.network).requires_grad_(False).eval()
     path = Store(output).run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
     fit(load_weights(path), network.module, str(path))
-    cell = student_cell(ref.network, protocol, data_root, {})
+    cell = student_cell(ref.network, protocol, data_root, plugins)
     study = TeacherStudy(network, (ref.mean, ref.std), data, identity(cell, ref), Store(output).prepared, say)
     found = measure(study, network, data.info.num_classes)
     text = table(found)
@@ -57,14 +57,16 @@ def measure(study: Study, network: networks.NetworkView, classes: int) -> Qualit
     return quality(study, network.layout.layers, classes)
 
 
-def _teacher(name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path) -> TeacherRef:
+def _teacher(
+    name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, plugins: Mapping[str, str]
+) -> TeacherRef:
     entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
     if entry is not None and zoo.path(entry).is_file():
         weights = weights_digest(load_weights(zoo.path(entry)))
         return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
     if name not in networks.names():
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
-    cell = student_cell(name, protocol, data_root, {})
+    cell = student_cell(name, protocol, data_root, plugins)
     if Store(output).run(cell).state != "done":
         raise UserError(
             f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "

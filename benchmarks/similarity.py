@@ -80,24 +80,26 @@ def _alike(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(x.mean(1, keepdim=True) if x.dim() == 3 else F.adaptive_avg_pool2d(x, 1) for x in (s, t))  # type: ignore[return-value]
 
 
-Curves = dict[str, list[dict[str, list[float]]]]
+Curves = dict[str, dict[int, dict[str, list[float]]]]
+"""Measures by title of the row and by epoch."""
 
 
 def collect(manifest: Mapping[str, Any], store: Store, column: str) -> Curves:
-    """By row title, the measures after every epoch, mean over the seeds that have them."""
+    """The measures after every epoch that all seeds with measurements have, mean over those."""
     found: Curves = {}
     for row in manifest["rows"]:
         runs = []
         for cell in manifest["cells"]:
             if (cell["row"], cell["column"]) == (row["key"], column):
-                records = [r["similarity"] for r in store.run(cell["key"]).metrics if "similarity" in r]
+                records = {r["epoch"]: r["similarity"] for r in store.run(cell["key"]).metrics if r.get("similarity")}
                 runs += [records] if records else []
-        if runs:
-            found[row["title"]] = [
-                {name: [fmean(values) for values in zip(*(r[name] for r in epoch), strict=True)] for name in MEASURES}
-                for epoch in zip(*runs, strict=False)
-            ]
+        if common := sorted(set.intersection(*map(set, runs))) if runs else []:
+            found[row["title"]] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
     return found
+
+
+def _mean(measured: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    return {name: [fmean(values) for values in zip(*(m[name] for m in measured), strict=True)] for name in MEASURES}
 
 
 def write(manifest: Mapping[str, Any], store: Store, folder: Path, say: Callable[[str], None]) -> list[Path]:
@@ -122,9 +124,10 @@ def csv(curves: Curves) -> str:
     """One line per row, epoch and block."""
     lines = ["row,epoch,block,cka,distance"]
     for title, epochs in curves.items():
-        for epoch, values in enumerate(epochs, 1):
+        for epoch, values in epochs.items():
             for block, (cka, distance) in enumerate(zip(values["cka"], values["distance"], strict=True), 1):
-                lines.append(f'"{title}",{epoch},{block},{cka:.6f},{distance:.6f}')
+                quoted = title.replace('"', '""')
+                lines.append(f'"{quoted}",{epoch},{block},{cka:.6f},{distance:.6f}')
     return "\n".join(lines) + "\n"
 
 
@@ -132,19 +135,15 @@ def plot(curves: Curves, title: str) -> bytes:
     """One panel per measure and block, one line per row of the table."""
     from .report.figures import figure, png
 
-    blocks = len(next(iter(curves.values()))[0]["cka"])
+    blocks = min(len(values["cka"]) for epochs in curves.values() for values in epochs.values())
     fig, axes = figure(title, columns=blocks, rows=len(MEASURES))
     for line, (name, label) in enumerate(MEASURES.items()):
         for block in range(blocks):
             panel = axes[line][block]
             for row, epochs in curves.items():
-                panel.plot(range(1, len(epochs) + 1), _series(epochs, name, block), marker=".", label=row)
+                panel.plot(list(epochs), [v[name][block] for v in epochs.values()], marker=".", label=row)
             panel.set_title(f"block {block + 1}", fontsize=9)
             panel.set_xlabel("epoch")
         axes[line][0].set_ylabel(label)
     axes[0][0].legend(fontsize=7)
     return png(fig)
-
-
-def _series(epochs: Sequence[Mapping[str, list[float]]], name: str, block: int) -> list[float]:
-    return [values[name][block] for values in epochs]

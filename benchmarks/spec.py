@@ -57,7 +57,7 @@ class Optimizer(Strict):
         """In words, without the learning rate."""
         decay = f"weight decay {self.weight_decay:g}"
         if self.name == "adamw":
-            return f"AdamW, betas {self.momentum:g} and {self.beta2:g}, {decay}"
+            return f"AdamW, beta2 {self.beta2:g}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}[self.name]
         nesterov = " (Nesterov)" if self.nesterov else ""
         return f"{kind}, momentum {self.momentum:g}{nesterov}, {decay}"
@@ -186,7 +186,7 @@ class Protocol(Strict):
             f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
             f"{self.optimizer.line()}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
-            + (" at the peak of one cycle" if self.schedule == "onecycle" else ""),
+            + (" at the peak of one cycle, momentum 0.95 to 0.85 and back" if self.schedule == "onecycle" else ""),
             f"{crop}{', horizontal flip' if self.flip else ''}{second}{noise}, fp32",
         )
 
@@ -275,11 +275,18 @@ METRICS = {"top1": "Top-1 accuracy (%)"}
 """How tables call a metric."""
 
 
+class Efficiency(Strict):
+    """Which row's average relative improvement (ARI) is told, and against which rows."""
+
+    row: str
+    against: tuple[str, ...]
+
+
 class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each.
 
-    ``efficiency`` names a row: a second table then gives the epochs that each row takes to the plain student's best,
-    and how far that row is ahead of the others (ARI).
+    With ``efficiency`` a second table gives the epochs that each row takes to the plain student's best, and how far one
+    row is ahead of others (ARI).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -289,8 +296,16 @@ class TableSpec(Matrix):
     methods: tuple[Row, ...]
     published: str = ""
     sources: tuple[str, ...] = ()
-    efficiency: str = ""
+    efficiency: Efficiency | None = None
     presets: dict[str, Preset]
+
+    @model_validator(mode="after")
+    def _known_rows(self) -> TableSpec:
+        if self.efficiency:
+            rows = {row.id for row in self.methods}
+            if absent := {self.efficiency.row, *self.efficiency.against} - rows:
+                raise ValueError(f"efficiency names no row of the table: {', '.join(sorted(absent))}")
+        return self
 
     def preset(self, name: str) -> Preset:
         """A preset by name, completed with the table's own pairs and methods.
@@ -381,10 +396,12 @@ def load_protocol(name: str) -> Protocol:
 class PairSettings(Strict):
     """Settings of a method that are published for some pairs, or for all, under one recipe.
 
-    ``our_choice``: nobody published them; they are marked as our choice wherever they show.
+    ``also`` are other recipes under which papers quote the method with them. ``our_choice``: nobody published them;
+    they are marked as our choice wherever they show.
     """
 
     recipe: str
+    also: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     values: dict[str, Any]
     source: str
@@ -405,7 +422,8 @@ def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
 
 def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
     """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
-    entries = (entry for entry in all_pair_settings().get(method, ()) if entry.recipe == recipe)
+    known = all_pair_settings().get(method, ())
+    entries = (entry for entry in known if recipe in (entry.recipe, *entry.also))
     return next((entry for entry in entries if pair in entry.pairs or not entry.pairs), None)
 
 

@@ -241,6 +241,9 @@ class Study:
         """
         raise NotImplementedError
 
+    def progress(self, text: str) -> None:
+        """Say how far a long computation is; heard every now and then."""
+
     def stored(
         self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import kd_methods
 from benchmarks.cli import cli
 from benchmarks.networks import NetworkView, build_network, count
-from benchmarks.spec import load_protocol
+from benchmarks.report import efficiency, latex, markdown
+from benchmarks.report.model import Column, Entry, Row, Run, Table
+from benchmarks.spec import load_protocol, load_table
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.study import TeacherStudy
@@ -151,8 +153,22 @@ def test_legacy_switches_repeat_the_public_codes_mistakes():
     assert torch.allclose(functional.cosine_gram(s, t, first_row=True), row)
 
 
+@pytest.mark.parametrize("selection", ["Q", "stages"])
+def test_every_layer_of_the_student_is_matched_whatever_the_number_of_stages(selection: str):
+    """Three stages beside four: the last ones meet, and nothing before the detached head is left untrained."""
+    method, student = built(("resnet14", "MobileNetV2"), selection=selection)
+    assert len(method.student_units) == len(method.teacher_units) == (4 if selection == "Q" else 3)
+    assert method.student_units[-1] == student.layout.stages[-1]
+    x = torch.randn(4, 3, 32, 32)
+    outputs = student(x, at=method.needs.student_units, fields=())
+    teacher = method.teacher(x, at=method.needs.teacher_units, fields=())
+    batch = Batch(x, torch.arange(4), torch.arange(4), nn.functional.cross_entropy)
+    total = method.losses(outputs, teacher, batch, Progress(1, 50)).total()
+    assert all(g is not None for g in torch.autograd.grad(total, list(student.parameters()), allow_unused=True))
+
+
 def test_layers_that_are_not_there_are_one_line():
-    for layers in ((1, 2), (0, 1, 99)):
+    for layers in ((1, 2), (0, 1, 99), (1, 1, 1), (5, 1, 2)):
         with pytest.raises(UserError, match=r"feature_only\.layers"):
             built(("resnet14", "resnet8"), layers=layers)
 
@@ -285,3 +301,34 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
 def test_an_unknown_teacher_is_named(tmp_path: Path):
     result = CliRunner().invoke(cli, ["quality", "resnet65", "--checkpoints", str(tmp_path)])
     assert isinstance(result.exception, UserError) and "did you mean resnet56" in str(result.exception)
+
+
+def test_average_relative_improvement_is_against_the_named_rows():
+    columns = (Column("a-b", "a", "b"),)
+    last = {"student": 60.0, "x": 64.0, "y": 60.3, "variant": 70.0, "ours": 66.0}
+    rows = tuple(
+        Row(key, key, "feature", {"a-b": Entry((Run(0, "done", value, value),))}) for key, value in last.items()
+    )
+    table = Table("t", "T", "Top-1", columns, rows)
+    assert efficiency.ari(table, "ours", ("x", "y"), columns[0]) == pytest.approx(1.5), "y gains too little to count"
+    assert efficiency.ari(table, "ours", ("y",), columns[0]) is None
+    curves = {
+        ("student", "a-b", 0): [50.0, 60.0],
+        ("ours", "a-b", 0): [59.0, 61.0, 66.0],
+        ("x", "a-b", 0): [40.0, 59.0],
+    }
+    assert efficiency.reached(curves, "ours", columns[0], rows[-1].entries["a-b"]) == ([2], 1)
+    assert efficiency.reached(curves, "x", columns[0], rows[1].entries["a-b"]) == ([], 1)
+    page = efficiency.sheet(table, curves, "ours", ("x", "y"))
+    assert "never" in markdown.render(page) and "| ARI, % | 150 |" in markdown.render(page)
+    row = next(line for line in latex.render(page).splitlines() if line.startswith("ARI"))
+    assert row.replace(r"\%", "").count("%") == 0, "a comment would end the row"
+        "a comment would end the row"
+    )
+
+
+def test_efficiency_of_unknown_rows_is_one_line(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: feature-only\nname: mine\nefficiency: {row: feature_only, against: [nobody]}\n")
+    with pytest.raises(UserError, match="efficiency names no row of the table: nobody"):
+        load_table(str(file))

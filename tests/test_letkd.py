@@ -98,6 +98,18 @@ def test_without_mixing_and_supervision_the_student_is_the_plain_one():
     assert not method.needs.teacher_units and method.deployed(student)(x).shape == (4, 10)
 
 
+def test_scores_before_the_pooling_come_after_the_intermediate_layer_where_the_last_stage_is_one_block():
+    for pair, unit in ((("resnet32x4", "resnet8x4"), "letkd_intermediate"), (("resnet56", "resnet20"), "layer3.2")):
+        method, student = adapted("letkd2", pair, alpha_penultimate=0.0)
+        assert method.needs.student_units == ("letkd_intermediate_match", unit)
+        assert student.layout.last_map == unit
+
+
+def test_a_method_without_any_layer_is_one_line():
+    with pytest.raises(UserError, match="penultimate or intermediate has to be true"):
+        adapted("letkd1", penultimate=False)
+
+
 def test_quest_deploys_the_plain_student():
     method, student = adapted("quest")
     assert method.deployed(student) is student.module
@@ -312,10 +324,10 @@ def prepared(data: ImageData, study: TeacherStudy) -> Iterator[Any]:
 
 def test_prepared_targets_are_distributions_and_small_data_is_said(prepared: Any, features: tuple[Tensor, Tensor]):
     assert len(prepared.words) == 600 * 16 // 39
-    assert prepared.remarks() == [
-        "246 visual words instead of 4096, 39 locations each",
-        "9 discriminants instead of 60",
-    ]
+    words, sharpness, discriminants = prepared.remarks()
+    assert words == "246 visual words instead of 4096, 39 locations each"
+    assert 0 < float(sharpness.rpartition(" ")[2]) <= 1 and "largest target probability" in sharpness
+    assert discriminants == "9 discriminants instead of 60"
     rows, labels = features[0][:160], features[1][:160:16]
     targets = prepared._decisions(rows, labels)
     assert targets.shape == (160, 80) and torch.allclose(targets.sum(1), torch.ones(160), atol=1e-5)

@@ -363,6 +363,7 @@ def test_dkd_takes_the_published_beta_of_a_pair(pair: str, beta: float) -> None:
 
 def test_published_settings_belong_to_their_recipe_and_method() -> None:
     assert pair_settings("dkd", "resnet56-resnet20", "cifar100-mlld") == {}
+    assert pair_settings("dkd", "resnet56-resnet20", "cifar100-letkd") == {"beta": 2.0}  # quoted there as it was
     assert pair_settings("kd", "resnet56-resnet20", "cifar100-crd240") == {}
 
 
@@ -475,4 +476,4 @@ def test_settings_of_another_optimizer_are_errors() -> None:
     for changes in ({"beta2": 0.9}, {"name": "adamw", "nesterov": True}, {"name": "adamw", "delta": 0.1}):
         with pytest.raises(UserError, match="under protocol digits-demo"):
             usual.with_optimizer(changes)
-    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, betas 0.9 and 0.999, weight decay 0.0005"
+    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, beta2 0.999, weight decay 0.0005"

@@ -11,7 +11,8 @@ from functools import partial
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2, vgg11_bn, vgg19_bn
+from torchvision.models import mobilenet_v2
+from torchvision.models.vgg import cfgs, make_layers
 
 from kd_methods.contract import Layout
 
@@ -35,12 +36,17 @@ class VGGBN(Architecture):
 
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
-        self.features = {11: vgg11_bn, 19: vgg19_bn}[depth](weights=None).features
+        # Not the whole network: its first linear layer, which is not this one's, takes seconds to initialise.
+        self.features = make_layers(cfgs[{11: "A", 19: "E"}[depth]], batch_norm=True)
         self.halve = Halve()
         hidden = [nn.Linear(512, HIDDEN), nn.ReLU(), nn.Dropout(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()]
         self.classifier = nn.Sequential(*hidden, nn.Dropout(), nn.Linear(HIDDEN, num_classes))
-        for m in self.classifier:
-            if isinstance(m, nn.Linear):
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+                assert m.bias is not None
+                nn.init.zeros_(m.bias)
+            elif isinstance(m, nn.Linear):
                 nn.init.normal_(m.weight, 0, 0.01)
                 nn.init.zeros_(m.bias)
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.files import write_text
@@ -37,12 +37,16 @@ def render_cost(cost: CostTable) -> dict[str, str]:
 
 
 def write_efficiency(
-    table: Table, curves: Mapping[tuple[str, str, int], list[float]], ours: str, folder: Path
+    table: Table,
+    curves: Mapping[tuple[str, str, int], list[float]],
+    ours: str,
+    against: Sequence[str],
+    folder: Path,
 ) -> list[Path]:
-    """Write epochs to the plain student's best and the ARI of the row ``ours``, as .tex and .md."""
+    """Write epochs to the plain student's best, and the ARI of the row ``ours`` against others, as .tex and .md."""
     from benchmarks.report import efficiency, latex, markdown
 
-    sheet = efficiency.sheet(table, curves, ours)
+    sheet = efficiency.sheet(table, curves, ours, against)
     return _write({".tex": latex.render(sheet), ".md": markdown.render(sheet)}, folder, sheet.name)
 
 

@@ -57,9 +57,8 @@ def render_cost(cost: CostTable) -> str:
         for column in cost.columns:
             entry = row.entries.get(column.key)
             names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
-            lines.append(
-                names | {"teacher": column.teacher, "student": column.student} | (vars(entry) if entry else {})
-            )
+            figures = {key: value for key, value in vars(entry).items() if key in header} if entry else {}
+            lines.append(names | {"teacher": column.teacher, "student": column.student} | figures)
     return _write(header, lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.report.model import STUDENT, Column, Entry, Table
@@ -30,10 +30,10 @@ def reached(curves: Curves, row: str, column: Column, entry: Entry | None) -> tu
     return epochs, asked
 
 
-def ari(table: Table, ours: str, column: Column) -> float | None:
+def ari(table: Table, ours: str, against: Sequence[str], column: Column) -> float | None:
     """Mean over the competitors b of (ours - student) / (b - student) in last-epoch means, or None without any.
 
-    Competitors are the rows that end at least half a point above the plain student.
+    Competitors are those rows of ``against`` that end at least half a point above the plain student.
 
     Source: arXiv 2511.14981, plot code of KD_wo_CE @3abceed, there with best epochs.
     """
@@ -41,21 +41,23 @@ def ari(table: Table, ours: str, column: Column) -> float | None:
     student, own = means.get(STUDENT), means.get(ours)
     if student is None or own is None:
         return None
-    others = [mean for key, mean in means.items() if key not in (STUDENT, ours) and mean is not None]
+    others = [mean for key in against if (mean := means.get(key)) is not None]
     gains = [mean - student for mean in others if mean - student >= GAIN]
     return fmean((own - student) / gain for gain in gains) if gains else None
 
 
-def sheet(table: Table, curves: Curves, ours: str) -> Sheet:
+def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sheet:
     """Epochs to the plain student's best, and the ARI of the row ``ours``, as a table like the one of accuracies."""
     lines = [Line("panel", "First epoch at which the plain student's best is reached")]
     for row in table.rows:
         if row.key != STUDENT:
             cells = [_epochs(*reached(curves, row.key, c, row.entries.get(c.key))) for c in table.columns]
             lines.append(Line("row", row.title, tuple(cells)))
-    title = next((row.title for row in table.rows if row.key == ours), ours)
+    titles = {row.key: row.title for row in table.rows}
+    title = titles.get(ours, ours)
+    compared = ", ".join(titles[key] for key in against if key in titles)
     panel = [Line("panel", f"Average relative improvement (ARI) of {title}")]
-    panel.append(Line("row", "ARI", tuple(_ratio(ari(table, ours, column)) for column in table.columns)))
+    panel.append(Line("row", "ARI, %", tuple(_ratio(ari(table, ours, against, column)) for column in table.columns)))
     return Sheet(
         name=f"{table.name}-efficiency",
         title=f"{table.title}: training efficiency",
@@ -71,8 +73,8 @@ def sheet(table: Table, curves: Curves, ours: str) -> Sheet:
             ("never", "no finished seed reached it; k/n: k of n did."),
             (
                 "ARI",
-                "mean over the methods that end at least half a point above the student of the row's gain over theirs, "
-                "last epoch; unstable outside 0 to 1500 %.",
+                f"mean of the row's gain over those of {compared or 'none'}, as far as they end at least half a point "
+                "above the student; last epoch; unstable outside 0 to 1500 %.",
             ),
             *((("Provenance", "; ".join(table.provenance) + "."),) * bool(table.provenance)),
         ),
@@ -90,4 +92,4 @@ def _epochs(found: list[int], asked: int) -> Cell:
 def _ratio(value: float | None) -> Cell:
     if value is None:
         return Cell(word=MISSING)
-    return Cell(f"{100 * value:.0f} %") if 0 < value < STABLE else Cell(word="unstable")
+    return Cell(f"{100 * value:.0f}") if 0 < value < STABLE else Cell(word="unstable")

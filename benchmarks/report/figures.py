@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 
-def figure(title: str, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def figure(title: str, columns: int = 1, rows: float = 1) -> tuple[Any, Any]:
     """A figure, and its axes by row and column."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ def figure(title: str, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     fig = Figure(figsize=(width, 1.2 + 3.0 * rows), layout="constrained")
     FigureCanvasAgg(fig)
     fig.suptitle(title, fontsize=10)
-    axes = fig.subplots(rows, columns, squeeze=False)
+    axes = fig.subplots(max(1, int(rows)) if columns > 1 else 1, columns, squeeze=False)
     for one in axes.flat:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)

@@ -103,7 +103,7 @@ def render(sheet: Sheet) -> str:
     count = len(sheet.teachers)
     wide = count >= _WIDE_FROM
     sentences = [rf"\textbf{{{escape(part.text)}}}" if part.strong else escape(part.text) for part in sheet.caption]
-    body = [_line_of("Teacher", sheet.teachers), _line_of("Student", sheet.students)]
+    body = [_line_of(sheet.heads[0], sheet.teachers), _line_of(sheet.heads[1], sheet.students)]
     for index, block in enumerate(sheet.blocks):
         body.append(r"\addlinespace[3pt]" if index > 1 and block[0].kind == "heading" else r"\midrule")
         body += [_line(line) for line in block]
@@ -124,7 +124,7 @@ def render(sheet: Sheet) -> str:
 
 
 def _line_of(label: str, texts: tuple[str, ...]) -> str:
-    return " & ".join([label, *map(escape, texts)]) + r" \\"
+    return " & ".join(map(escape, [label, *texts])) + r" \\"
 
 
 def _line(line: Line) -> str:

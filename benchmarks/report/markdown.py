@@ -18,7 +18,7 @@ def render(sheet: Sheet) -> str:
         f"{escape(teacher)}<br>{escape(student)}"
         for teacher, student in zip(sheet.teachers, sheet.students, strict=True)
     ]
-    grid = [_row(["Teacher<br>Student", *pairs]), _row(["---", *["---:"] * len(pairs)])]
+    grid = [_row(["<br>".join(filter(None, sheet.heads)), *pairs]), _row(["---", *["---:"] * len(pairs)])]
     grid += [_line(line, len(pairs)) for block in sheet.blocks for line in block]
     notes = [f"- {f'{escape(label)}: ' if label else ''}{escape(text)}" for label, text in sheet.notes]
     parts = [f"## {escape(sheet.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]

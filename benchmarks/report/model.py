@@ -112,6 +112,8 @@ class CostEntry:
     device: str
     steps: int
     first_phases: bool = False
+    reserved_memory_bytes: int | None = None
+    memory_by_part: Mapping[str, int | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Blocks are separated by a rule; notes stand below the table, each with a short label or none."""
+    """Blocks are separated by a rule; notes stand below the table, each with a short label or none.
+
+    ``heads`` label the two lines of column heads, ``teachers`` and ``students`` unless a table is of something else.
+    """
 
     name: str
     title: str
@@ -52,6 +55,7 @@ class Sheet:
     students: tuple[str, ...]
     blocks: tuple[tuple[Line, ...], ...]
     notes: tuple[tuple[str, str], ...]
+    heads: tuple[str, str] = ("Teacher", "Student")
 
 
 def signed(value: float, decimals: int) -> str:

@@ -127,8 +127,10 @@ def train(
         active = [member for member in active if member.position[0] <= protocol.epochs]
     for member in members:
         if member.run.state == "running":
-            member.finish()
-            report(member, "done")
+            active = [member]
+            with guarded(member, active, report):
+                member.finish()
+                report(member, "done")
 
 
 def protocol_progress(protocol: Protocol, epoch: int) -> Progress:

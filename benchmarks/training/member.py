@@ -143,7 +143,7 @@ class Member:
         self._set_pace(*position)
         if len(batch.labels) >= self.needs.min_batch:
             with self.stream.active():
-                losses = self._losses(batch, teacher, progress)
+                losses = self.losses(self.forward(batch), teacher, batch, progress)
                 self.optimizer.descend(losses)
             for name, term in losses.terms().items():
                 self.sums[name] = self.sums.get(name, 0) + term.detach().double()
@@ -151,15 +151,23 @@ class Member:
         self.position = (position[0], position[1] + 1)
         self.seconds += time.perf_counter() - started
 
-    def _losses(self, batch: Batch, teacher: Outputs | None, progress: Progress) -> Losses:
+    def forward(self, batch: Batch) -> Outputs | None:
+        """The student's pass over every view that the losses read, or None in a phase without the student."""
         if self.phase and not self.phase.student:
-            return self.phase.losses(None, teacher, batch, progress)
+            return None
         needs = self.needs
         outputs = self.student(batch.inputs, at=needs.student_units, fields=needs.student)
         if needs.views > 1:
             assert batch.second is not None
             outputs = outputs.with_second(self.student(batch.second, at=needs.student_units, fields=needs.student))
-        return (self.phase or self.method).losses(outputs, teacher, batch, progress)
+        return outputs
+
+    def losses(self, student: Outputs | None, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        """The terms of the current phase, or of the training proper."""
+        if self.phase:
+            return self.phase.losses(student, teacher, batch, progress)
+        assert student is not None
+        return self.method.losses(student, teacher, batch, progress)
 
     def check_finite(self) -> None:
         """Raise Diverged, naming the term, if any loss since the epoch's start was not finite."""
@@ -178,7 +186,7 @@ class Member:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "metrics": evaluated.pop(""),
                 "probes": evaluated,
-                **({"similarity": self.observe(self.student)} if self.observe and not self.phase else {}),
+                **({"similarity": self._observed()} if self.observe and not self.phase else {}),
                 "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
                 "seconds": round(self.seconds, 3),
             }
@@ -189,6 +197,14 @@ class Member:
         self.run.set_metrics(self.records)
         self.run.set_status("running", epoch=max(epoch, 0), epochs=self.protocol.epochs)
         return self.records[-1]
+
+    def _observed(self) -> dict[str, Any]:
+        """What is measured beside the results; that it fails is no failure of the cell."""
+        assert self.observe is not None
+        try:
+            return self.observe(self.student)
+        except (RuntimeError, ValueError, LookupError):
+            return {}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Test metrics of the deployed network under the name "" and of the method's probes under theirs."""

@@ -27,6 +27,11 @@ class Descent(Interface):
     def restart(self) -> None:
         """Forget the momentum."""
 
+    def zero_grad(self) -> None: ...
+
+    def step(self) -> object:
+        """The update alone, by gradients that are there (not of DOT, which has two kinds)."""
+
     def state_dict(self) -> dict: ...
 
     def load_state_dict(self, state: dict) -> None: ...

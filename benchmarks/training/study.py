@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from .loop import Interrupted
 from .seeding import derive
 
 BATCH = 250
+LONG = 2000
+"""Images from which on a pass tells how far it is."""
+
 EVERY = 20.0
-"""Seconds between two lines about a pass."""
+"""Seconds between two lines about what is computed."""
 
 
 class NotKept(Exception):
@@ -42,6 +45,7 @@ def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
         "data": cell.data,
         "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")},
         "versions": {name: cell.versions[name] for name in versions},
+        "plugins": {name: file for name, file in cell.plugins.items() if name in versions},
     }
 
 
@@ -66,6 +70,7 @@ class TeacherStudy(Study):
     folder: Path
     say: Callable[[str], None]
     stopping: Callable[[], bool] = lambda: False
+    spoke: list[float] = field(default_factory=lambda: [time.monotonic()], compare=False)
 
     @property
     def labels(self) -> Tensor:  # type: ignore[override]
@@ -75,17 +80,22 @@ class TeacherStudy(Study):
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
         indices = torch.arange(self.data.info.num_samples) if indices is None else indices
         network, units = self.network.folded(), tuple(units)
-        started = spoke = time.monotonic()
+        started = time.monotonic()
         for done, part in enumerate(indices.split(BATCH)):
             if self.stopping():
                 raise Interrupted("stopped while a method was prepared; the same command goes on from here")
-            if time.monotonic() - spoke > EVERY:
-                spoke, share = time.monotonic(), done * BATCH / len(indices)
-                self.say(f"    {share:.0%} of {len(indices)} images, {duration(spoke - started)}")
+            elapsed = duration(time.monotonic() - started)
+            if len(indices) > LONG:
+                self.progress(f"{done * BATCH / len(indices):.0%} of {len(indices)} images, {elapsed}")
             batch = self.data.clean(part)
             with torch.no_grad():
                 outputs = network(batch.inputs(self.normalisation), at=units, fields=())
             yield outputs, batch.student().labels
+
+    def progress(self, text: str) -> None:
+        if time.monotonic() - self.spoke[0] > EVERY:
+            self.spoke[0] = time.monotonic()
+            self.say(f"    {text}")
 
     def stored(
         self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]

@@ -45,7 +45,7 @@ class Quality:
 
     def information(self, norm: EntropyNorm = "ln5") -> Tensor:
         """I; the public code divides by ln 5 whatever the data, ln of the samples per class bounds it by about 1."""
-        return (1 - self.least) * self.entropy / math.log(5 if norm == "ln5" else self.per_class)
+        return (1 - self.least) * self.entropy / math.log(5 if norm == "ln5" else max(2, self.per_class))
 
     def values(self, metric: Metric = "Q", norm: EntropyNorm = "ln5") -> Tensor:
         """A metric of every layer; ``sqrtIE`` is the quality without S."""
@@ -98,7 +98,8 @@ def _measure(study: Study, units: Sequence[str], classes: int, samples: int, per
     for unit, features in _features(study, units, torch.cat(few)):
         results[unit] = distances(features, [len(part) for part in few], len(study.labels))
     entropies: dict[str, list[float]] = {unit: [] for unit in units}
-    for part in many:
+    for label, part in enumerate(many, 1):
+        study.progress(f"spectra, class {label} of {len(many)}")
         for unit, features in _features(study, units, part):
             entropies[unit].append(spectral_entropy(features))
     separation, least, expansion = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..contract import Study
@@ -113,11 +114,14 @@ def centres(study: Study, unit: str, factor: int, projection: Tensor, mean: Tens
     """Centres (classes, per, dimensions) of each class's projected features by k-means, one class after another."""
     found = []
     for label in range(classes):
+        study.progress(f"class {label + 1} of {classes}")
         own = torch.nonzero(study.labels == label).flatten()
         parts = [project(features, projection, mean).cpu() for features, _ in stream(study, unit, factor, own)]
         if sum(map(len, parts)) < per:
             raise UserError(f"class {label} has {sum(map(len, parts))} locations, too few for {per} sub-classes")
-        means = KMeans(per, n_init=1, max_iter=ITERATIONS, random_state=0).fit(torch.cat(parts).numpy())
+        # Several threads would add up in the order in which they finish: other bits every time.
+        with threadpool_limits(1):
+            means = KMeans(per, n_init=1, max_iter=ITERATIONS, random_state=0).fit(torch.cat(parts).numpy())
         found.append(torch.from_numpy(means.cluster_centers_).float())
     return torch.stack(found)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from .. import functional
@@ -46,6 +46,7 @@ class FeatureOnly(Method):
         divergences=(
             "the public code holds lists of layers; here the layers of highest quality are found for every teacher",
             "ln 5 in I is the code's, perhaps meant as ln of the samples per class: setting entropy_norm",
+            "the paper's variant of SimKD (four layers, CE and KD beside) is not built; simkd is its authors'",
             "one teacher pass with the student's batch, where the code stores teacher features and logits",
             "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram)",
         ),
@@ -58,7 +59,9 @@ class FeatureOnly(Method):
         selection: Literal["Q", "S", "I", "E", "sqrtIE", "stages"] = Field(
             "Q", description="teacher's layers: those of highest quality, of one of its parts, or the ends of stages"
         )
-        layers: tuple[int, ...] | None = Field(None, description="teacher's generalised layers by index; null to find")
+        layers: tuple[NonNegativeInt, ...] | None = Field(
+            None, description="teacher's generalised layers by index; null to find"
+        )
         detach: bool = Field(True, description="labels train only what follows the last matched layer")
         kd: float = Field(0.0, ge=0, description="weight of a KD term on the logits (T^2 included)")
         temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
@@ -75,23 +78,25 @@ class FeatureOnly(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         self.classes = info.num_classes
-        ours, theirs = student.layout.stages, self.teacher.layout
-        count = min(LAYERS, len(ours), len(theirs.layers))
+        ours, theirs, chosen = student.layout.stages, self.teacher.layout, self.settings.layers
+        by_stage = self.settings.selection == "stages" and chosen is None
+        count = min(LAYERS, len(ours), len(theirs.stages if by_stage else theirs.layers))
         self.student_units = ours[-count:]
         self._shapes = [student.shape(unit) for unit in self.student_units]
-        if self.settings.layers is not None:
-            if not {len(self.settings.layers)} <= {count} or max(self.settings.layers) >= len(theirs.layers):
-                raise UserError(
-                    f"setting {self.card.name}.layers={list(self.settings.layers)}: {count} indices below "
-                    f"{len(theirs.layers)} are needed for this pair"
-                )
-            self._choose([theirs.layers[i] for i in self.settings.layers])
-        else:
-            self._choose(theirs.stages[-count:])
+        if chosen is None:
+            self._choose((theirs.stages if by_stage else theirs.layers)[-count:])
+            return
+        if len(chosen) != count or list(chosen) != sorted(set(chosen)) or max(chosen) >= len(theirs.layers):
+            raise UserError(
+                f"setting {self.card.name}.layers={list(chosen)}: {count} ascending indices below "
+                f"{len(theirs.layers)} are needed for this pair"
+            )
+        self._choose([theirs.layers[i] for i in chosen])
 
     def _choose(self, units: Sequence[str]) -> None:
         """Match the teacher's ``units``; every pair of layers that is compared gets its projector."""
         config, self.teacher_units = self.settings, tuple(units)
+        assert len(units) == len(self.student_units)
         whole = config.mapping == "full"
         self.pairs = [(i, j) for i in range(len(units)) for j in range(len(units)) if whole or i == j]
         self.projectors = nn.ModuleDict()
@@ -100,7 +105,7 @@ class FeatureOnly(Method):
             if config.distance == "mse":
                 self.projectors[f"{i}-{j}"] = _projector(self.card.name, *shapes, config.projector == "three_layer")
         device = next(self.teacher.parameters()).device
-        self.projectors.to(device)
+        self.projectors.to(device).to(memory_format=torch.channels_last)
         self.needs = Needs(
             student_units=self.student_units,
             teacher_units=self.teacher_units,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from .. import functional
@@ -18,6 +19,10 @@ from ..registry import register
 
 PER_WORD = 39
 """Fewest locations per visual word; where the data has fewer there are fewer words."""
+
+
+SAMPLE = 250
+"""Images on which targets are looked at."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,14 @@ class LetKD1(Method):
         dimensions: int = Field(60, ge=1, description="discriminants that sub-classes are found in")
         normalise_assignment: bool = Field(True, description="unit-norm assignments, as in the code")
 
+        @model_validator(mode="after")
+        def _has_a_layer(self) -> Self:
+            if not (self.penultimate or self.intermediate):
+                raise ValueError("penultimate or intermediate has to be true")
+            return self
+
     settings: Settings
+    sharpness: float | None = None
     words: Tensor
     projection: Tensor
     mean: Tensor
@@ -93,6 +105,10 @@ class LetKD1(Method):
         config, self.classes = self.settings, info.num_classes
         wanted = [self._place(name, student) for name in ("intermediate", "penultimate") if getattr(config, name)]
         self.places = [place for place in wanted if place.alpha or place.weight]
+        inner, outer = (self.places or wanted)[0], (self.places or wanted)[-1]
+        if self.places and inner.alpha and not outer.alpha and inner.student_unit == outer.student_unit:
+            # The last stage is one block: what is pooled has been through the intermediate layer.
+            self.places[-1] = replace(outer, student_unit=f"letkd_{inner.name}")
         self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
         for place in self.places:
             if place.name == "penultimate":
@@ -144,6 +160,7 @@ class LetKD1(Method):
             if place.weight and place.name == "penultimate":
                 words = vocabulary(study, place.teacher_unit, place.factor, len(self.words), config.passes)
                 self.words.copy_(words)
+                self.sharpness = self._mean_largest_target(study, place)
             elif place.weight:
                 found = subclasses.find(
                     study, place.teacher_unit, place.factor, self.classes, config.subclasses, self.dimensions
@@ -151,10 +168,21 @@ class LetKD1(Method):
                 for name, value in vars(found).items():
                     getattr(self, name).copy_(value)
 
+    def _mean_largest_target(self, study: Study, place: Place) -> float:
+        """How near to one-hot the targets are, on a few images: the first thing to compare between implementations."""
+        few = torch.arange(min(SAMPLE, len(study.labels)))
+        largest = [
+            torch.softmax(-self.settings.inverse_temperature * torch.cdist(features, self.words).pow(2), 1).amax(1)
+            for features, _ in locations.stream(study, place.teacher_unit, place.factor, few)
+        ]
+        return float(torch.cat(largest).mean())
+
     def remarks(self) -> Sequence[str]:
         found = []
         if "penultimate" in self.matches and len(self.words) < self.settings.words:
             found.append(f"{len(self.words)} visual words instead of {self.settings.words}, {PER_WORD} locations each")
+        if self.sharpness is not None:
+            found.append(f"mean largest target probability of a word {self.sharpness:.2f}")
         if "intermediate" in self.matches and self.dimensions < self.settings.dimensions:
             found.append(f"{self.dimensions} discriminants instead of {self.settings.dimensions}")
         return found

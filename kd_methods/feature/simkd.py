@@ -96,7 +96,7 @@ def classifier(network: Network) -> str:
     hooks = [
         module.register_forward_hook(lambda *_, name=name: called.append(name))
         for name, module in network.module.named_modules()
-        if not list(module.children())
+        if not list(module.children()) and not isinstance(module, nn.Dropout | nn.Identity)
     ]
     with torch.no_grad():
         network.resume(network.layout.pooled, torch.zeros(2, *network.shapes("pooled")[0], device=device))

@@ -1,0 +1,104 @@
+"""What a training step of each method costs: time by part, memory, parameters, arithmetic; and its student's inference.
+
+pytest benchmarks/test_training_step.py --benchmark-only --benchmark-json costs.json && ./reproduce.sh table6 costs.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.conftest import Suite
+from benchmarks.networks import count, macs
+from benchmarks.profiling import Bench, inference, measure, synchronise
+from kd_methods import registry
+from kd_methods.errors import UserError
+
+SPLIT_ROUNDS = 3
+LARGE = 256
+
+
+@pytest.fixture
+def bench(suite: Suite, method: str, pair: str) -> Bench:
+    try:
+        return Bench(suite.cell(method, pair), suite.protocol, suite.data)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str) -> None:
+    """One step with everything that belongs to it, the batch's fetching included; memory in a process of its own."""
+
+    def step() -> None:
+        bench.step()
+        synchronise(suite.device)
+
+    benchmark.group = f"training step, {pair}"
+    benchmark.pedantic(step, rounds=suite.rounds, warmup_rounds=2)
+    size = suite.protocol.batch_size
+    member = bench.member
+    shared, own = bench.operations()
+    card = registry.card(method)
+    student = suite.data.build(member.cell.student).module
+    trained = count([*member.student.parameters(), *member.method.parameters()])
+    plain = count(student.parameters())
+    benchmark.extra_info.update(
+        kind="training step",
+        method=method,
+        title=card.title,
+        family=card.family,
+        pair=pair,
+        batch_size=size,
+        split=bench.split(SPLIT_ROUNDS),
+        teacher_operations=shared,
+        own_operations=own,
+        student_params=plain,
+        extra_train_params=trained - plain,
+        extra_inference_params=count(member.deployed.parameters()) - plain,
+        first_phases=member.first_epoch < 1,
+        memory=_memory(suite, member.cell),
+        machine=suite.machine,
+    )
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        benchmark.extra_info["images_per_second"] = size / benchmark.stats.stats.median
+
+
+def _memory(suite: Suite, cell: Any) -> dict[str, Any]:
+    found = measure(cell, suite.protocol, Path(), suite.device)
+    return {
+        "bytes": found["peak_memory_bytes"],
+        "reserved": found["reserved_memory_bytes"],
+        "kind": found["memory_kind"],
+        "by_part": found["memory_by_part"],
+    }
+
+
+@pytest.mark.parametrize("batch", [1, LARGE])
+def test_inference(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, batch: int) -> None:
+    """A forward pass of what is deployed. Most methods deploy the plain student, which is measured once."""
+    deployed = bench.member.deployed.eval()
+    plain = suite.data.build(bench.member.cell.student).module
+    if method != "student" and count(deployed.parameters()) == count(plain.parameters()):
+        pytest.skip("deploys the plain student")
+    import torch
+
+    x = torch.zeros(batch, *suite.data.build(bench.member.cell.student).input_shape, device=suite.device)
+    inference(deployed, x, timed=1)
+    benchmark.group = f"inference, batch {batch}, {pair}"
+
+    def forward() -> None:
+        with torch.no_grad():
+            deployed(x)
+        synchronise(suite.device)
+
+    benchmark.pedantic(forward, rounds=20 if batch == 1 else suite.rounds, warmup_rounds=1)
+    benchmark.extra_info.update(
+        kind="inference",
+        method=method,
+        pair=pair,
+        batch_size=batch,
+        macs=macs(deployed, x[:1]),
+        machine=suite.machine,
+    )

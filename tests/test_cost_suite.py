@@ -1,0 +1,108 @@
+"""The benchmark suites run, and the cost table comes out of the file that they write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.cli import cli
+from benchmarks.plan import make_cell
+from benchmarks.profiling import PARTS, Bench
+from benchmarks.report import suite
+from benchmarks.spec import load_protocol
+from benchmarks.tasks import get_task
+from kd_methods.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as `pytest benchmarks/ --benchmark-json FILE` writes it, of a few methods on a small pair."""
+    file = tmp_path_factory.mktemp("costs") / "costs.json"
+    chosen = ["--methods", "student,kd,simkd,mlld", "--pairs", "resnet14-resnet8", "--batch-size", "8", "--rounds", "2"]
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_training_step.py", "--benchmark-only", *chosen,
+               "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return file
+
+
+def test_every_figure_is_there_and_adds_up(costs: Path):
+    methods = suite.read(costs)["resnet14-resnet8"]
+    assert list(methods) == ["student", "kd", "simkd", "mlld"]
+    for name, found in methods.items():
+        facts = found.facts
+        assert set(facts["split"]) == set(PARTS) and all(value >= 0 for value in facts["split"].values())
+        assert facts["images_per_second"] == pytest.approx(8 / found.seconds)
+        assert facts["own_operations"] > 0 and bool(facts["teacher_operations"]) == (name != "student")
+        assert set(facts["memory"]["by_part"]) == set(PARTS) and facts["machine"]["versions"]["torch"]
+        assert set(found.inference) == {1, 256}
+    student, simkd, mlld = methods["student"], methods["simkd"], methods["mlld"]
+    assert student.facts["extra_train_params"] == student.facts["extra_inference_params"] == 0
+    assert simkd.facts["extra_inference_params"] > 0 and simkd.inference[1]["macs"] > student.inference[1]["macs"]
+    assert mlld.facts["own_operations"] > 1.9 * methods["kd"].facts["own_operations"], "it sees two views of each image"
+    assert mlld.inference == student.inference, "the plain student is measured once"
+
+
+def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
+    table = tmp_path / "table1.csv"
+    table.write_text("row,pair,mean_last\nstudent,resnet14-resnet8,70.1\nkd,resnet14-resnet8,71.5\nkd,other,1\n")
+    result = CliRunner().invoke(cli, ["table6", str(costs), "--accuracy", str(table), "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.exception
+    folder = tmp_path / "tables" / "table6"
+    names = {file.name for file in folder.iterdir()}
+    stem = "table6-resnet14-resnet8"
+    assert names == {f"{stem}{end}" for end in (".tex", ".md", "-split.png", "-memory.png", "-accuracy.png")}
+    text = (folder / f"{stem}.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| KD |")).split("|")[2:-1]
+    assert len(row) == len(suite.HEADS) and row[1].strip() == "1.00"
+    assert 99 <= sum(int(cell) for cell in row[2:8]) <= 101, "shares of a step"
+    assert (folder / f"{stem}.tex").read_text().count(r"\toprule") == 1
+
+
+def test_a_wrong_file_is_one_clear_line(tmp_path: Path):
+    other = tmp_path / "other.json"
+    for content in ("", "[]", '{"benchmarks": []}', '{"benchmarks": [{"extra_info": {}, "stats": {}}]}'):
+        other.write_text(content)
+        with pytest.raises(UserError, match="--benchmark-json"):
+            suite.read(other)
+    with pytest.raises(UserError, match="--benchmark-json"):
+        suite.read(tmp_path / "absent.json")
+    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no table's"):
+        suite.accuracies(tmp_path / "no.csv", "p", {})
+
+
+def test_a_step_in_parts_is_the_step_of_the_loop():
+    """The same weights after it, bit for bit."""
+    protocol = load_protocol("digits-demo")
+    data = get_task("digits").open(Path(), protocol, torch.device("cpu"))
+    torch.set_num_threads(1)
+    found = []
+    for whole in (True, False):
+        bench = Bench(make_cell(protocol, "", "student", "resnet8", 0, None, {}, {}), protocol, data)
+        for _ in range(2):
+            if whole:
+                bench.step()
+            else:
+                for _, run in bench.parts():
+                    run()
+        found.append(bench.member.student.state_dict())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_the_harness_suites_run(tmp_path: Path):
+    file = tmp_path / "harness.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_harness.py", "--benchmark-only",
+               "-k", "pipeline or start_up", "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    groups = {entry["group"] for entry in json.loads(file.read_text())["benchmarks"]}
+    assert groups == {"data pipeline", "start-up"}
