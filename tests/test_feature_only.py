@@ -323,8 +323,6 @@ def test_average_relative_improvement_is_against_the_named_rows():
     assert "never" in markdown.render(page) and "| ARI, % | 150 |" in markdown.render(page)
     row = next(line for line in latex.render(page).splitlines() if line.startswith("ARI"))
     assert row.replace(r"\%", "").count("%") == 0, "a comment would end the row"
-        "a comment would end the row"
-    )
 
 
 def test_efficiency_of_unknown_rows_is_one_line(tmp_path: Path):
