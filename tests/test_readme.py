@@ -13,6 +13,7 @@ import torch
 import kd_methods
 from benchmarks import plugins
 from benchmarks.networks import build_network
+from benchmarks.spec import table_names
 from kd_methods import registry
 from kd_methods.contract import Batch, DataInfo, Progress
 
@@ -48,5 +49,5 @@ def test_every_command_and_file_exists() -> None:
         assert list(REPO.glob(word.rstrip("/."))), word
     from benchmarks.cli import cli
 
-    known = {*cli.commands, "TABLE", "test", "table1", "table2"}
-    assert set(re.findall(r"\./reproduce\.sh (\w+)", README)) <= known
+    known = {*cli.commands, *table_names(), "TABLE", "test"}
+    assert set(re.findall(r"\./reproduce\.sh ([\w-]+)", README)) <= known

@@ -844,8 +844,9 @@ def test_the_optimiser_gets_the_rate_of_the_epoch(bench: Bench, monkeypatch: pyt
     step = Member.step
 
     def watch(self: Member, *arguments: Any) -> None:
-        used.append((self.position, self.optimizer.param_groups[0]["lr"]))
+        position = self.position
         step(self, *arguments)
+        used.append((position, self.optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(Member, "step", watch)
     (cell,) = bench.cells([("student", {})])
