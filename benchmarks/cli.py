@@ -281,6 +281,26 @@ def teachers_verify(
     verify_teachers(Zoo(checkpoints), names, data_root, choose(device), click.echo)
 
 
+@cli.command("profile")
+@click.argument("method")
+@click.argument("pair")
+@click.option("--batch-size", default=64, show_default=True)
+@device
+@output
+@plugin
+def profile_of(method: str, pair: str, batch_size: int, device: str, output: Path, plugins: Sequence[Path]) -> None:
+    """A training step of METHOD on PAIR (teacher-student): its parts, memory over it, operators, a Chrome trace."""
+    from . import profile_cell
+    from .plugins import load
+    from .suite import Suite
+
+    load(plugins)
+    text, files = profile_cell.report(method, pair, Suite(device, batch_size), output)
+    click.echo(text)
+    for file in files:
+        click.echo(file)
+
+
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--accuracy", type=click.Path(path_type=Path), help="A table's .csv: plot its accuracies against cost.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-CARD = "cifar100-crd240"
-SUITE_TASK = "synthetic"
+if TYPE_CHECKING:
+    from benchmarks.suite import Suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,37 +33,16 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-class Suite:
-    """The protocol, data and device that all measurements of a session share."""
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest) -> Suite:
+    """Protocol, data and device of all measurements of this session."""
+    from benchmarks.suite import Suite
 
-    def __init__(self, config: pytest.Config) -> None:
-        from benchmarks.environment import describe
-        from benchmarks.environment import device as choose
-        from benchmarks.spec import load_protocol
-        from benchmarks.tasks import get_task
-
-        usual = load_protocol(CARD)
-        update = {"task": SUITE_TASK, "batch_size": config.getoption("--batch-size"), "second_view": "randaugment"}
-        self.protocol = usual.model_copy(update=update)
-        self.device = choose(config.getoption("--device"))
-        self.data = get_task(SUITE_TASK).open(Path(), self.protocol, self.device)
-        self.rounds = config.getoption("--rounds")
-        self.machine = describe(self.device)
-
-    def cell(self, method: str, pair: str) -> Any:
-        """The cell of a method on a pair, with the settings that are published for it."""
-        from benchmarks.cell import TeacherRef
-        from benchmarks.plan import make_cell
-        from benchmarks.spec import pair_settings
-        from kd_methods import registry
-
-        teacher, _, student = pair.partition("-")
-        needed = registry.get(method).needs_teacher
-        ref = TeacherRef(teacher, self.protocol.mean, self.protocol.std, weights="none") if needed else None
-        values = dict(pair_settings(method, pair, CARD))
-        return make_cell(self.protocol, "synthetic", method, student, 0, ref, values, {})
+    option = request.config.getoption
+    return Suite(option("--device"), option("--batch-size"))
 
 
 @pytest.fixture(scope="session")
-def suite(request: pytest.FixtureRequest) -> Suite:
-    return Suite(request.config)
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How many steps are timed."""
+    return request.config.getoption("--rounds")

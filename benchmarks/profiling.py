@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Outputs
@@ -166,20 +165,6 @@ def _conv_backward_flops(
 
 
 _CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
-
-
-def inference(module: nn.Module, x: Tensor, timed: int) -> float:
-    """Median seconds of a forward pass over x (B, C, H, W) in evaluation mode, after one to warm up."""
-    times = []
-    module.eval()
-    with torch.no_grad():
-        for _ in range(timed + 1):
-            synchronise(x.device)
-            start = time.perf_counter()
-            module(x)
-            synchronise(x.device)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def _silent(line: str) -> None:

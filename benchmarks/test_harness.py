@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from benchmarks import manifest
-from benchmarks.conftest import Suite
 from benchmarks.files import write_json
 from benchmarks.profiling import endless, synchronise
 from benchmarks.store import Store
+from benchmarks.suite import Suite
 
 ROWS, SEEDS = 400, 5
 PAIRS = 5

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.conftest import Suite
 from benchmarks.networks import count, macs
-from benchmarks.profiling import Bench, inference, measure, synchronise
+from benchmarks.profiling import Bench, measure, synchronise
+from benchmarks.suite import Suite
 from kd_methods import registry
 from kd_methods.errors import UserError
 
@@ -23,12 +24,12 @@ LARGE = 256
 @pytest.fixture
 def bench(suite: Suite, method: str, pair: str) -> Bench:
     try:
-        return Bench(suite.cell(method, pair), suite.protocol, suite.data)
+        return suite.bench(method, pair)
     except UserError as error:
         pytest.skip(str(error))
 
 
-def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str) -> None:
+def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, rounds: int) -> None:
     """One step with everything that belongs to it, the batch's fetching included; memory in a process of its own."""
 
     def step() -> None:
@@ -36,7 +37,7 @@ def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, 
         synchronise(suite.device)
 
     benchmark.group = f"training step, {pair}"
-    benchmark.pedantic(step, rounds=suite.rounds, warmup_rounds=2)
+    benchmark.pedantic(step, rounds=rounds, warmup_rounds=2)
     size = suite.protocol.batch_size
     member = bench.member
     shared, own = bench.operations()
@@ -76,16 +77,13 @@ def _memory(suite: Suite, cell: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("batch", [1, LARGE])
-def test_inference(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, batch: int) -> None:
+def test_inference(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, batch: int, rounds: int) -> None:
     """A forward pass of what is deployed. Most methods deploy the plain student, which is measured once."""
     deployed = bench.member.deployed.eval()
     plain = suite.data.build(bench.member.cell.student).module
     if method != "student" and count(deployed.parameters()) == count(plain.parameters()):
         pytest.skip("deploys the plain student")
-    import torch
-
     x = torch.zeros(batch, *suite.data.build(bench.member.cell.student).input_shape, device=suite.device)
-    inference(deployed, x, timed=1)
     benchmark.group = f"inference, batch {batch}, {pair}"
 
     def forward() -> None:
@@ -93,7 +91,7 @@ def test_inference(benchmark: Any, suite: Suite, bench: Bench, method: str, pair
             deployed(x)
         synchronise(suite.device)
 
-    benchmark.pedantic(forward, rounds=20 if batch == 1 else suite.rounds, warmup_rounds=1)
+    benchmark.pedantic(forward, rounds=20 if batch == 1 else rounds, warmup_rounds=2)
     benchmark.extra_info.update(
         kind="inference",
         method=method,

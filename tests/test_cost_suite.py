@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks import profile_cell
 from benchmarks.cli import cli
 from benchmarks.plan import make_cell
 from benchmarks.profiling import PARTS, Bench
@@ -96,6 +97,35 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
                     run()
         found.append(bench.member.student.state_dict())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_profile_of_a_cell(tmp_path: Path):
+    command = ["profile", "kd", "resnet14-resnet8", "--batch-size", "8", "--output", str(tmp_path)]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.exception
+    assert all(f"  {part}" in result.output for part in PARTS) and "images/s" in result.output
+    assert "aten::" in result.output, "the operators"
+    folder = tmp_path / "profiles"
+    trace = folder / "kd-resnet14-resnet8.trace.json"
+    timeline, starts = profile_cell.memory_timeline(trace, "cpu")
+    assert list(starts) == list(PARTS) and list(starts.values()) == sorted(starts.values())
+    assert max(live for _, live in timeline) > 8 * 16 * 32 * 32 * 4, "one activation of the batch at least"
+    assert (folder / "kd-resnet14-resnet8.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "kd-resnet14-resnet8.txt").read_text().startswith("kd on resnet14-resnet8, batch 8")
+
+
+@pytest.mark.parametrize(
+    ("method", "pair", "message"),
+    [
+        ("kdd", "resnet14-resnet8", "did you mean"),
+        ("kd", "resnet14", "write teacher-student"),
+        ("kd", "resnet14-resnet7", "did you mean resnet8"),
+        ("fsp", "wrn_40_2-resnet8", "equal channels"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_clear_line(tmp_path: Path, method: str, pair: str, message: str):
+    result = CliRunner().invoke(cli, ["profile", method, pair, "--output", str(tmp_path)])
+    assert isinstance(result.exception, UserError) and message in str(result.exception)
 
 
 def test_the_harness_suites_run(tmp_path: Path):
