@@ -70,7 +70,8 @@ def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float
     The profiler counts from its own start, so what lived before the step is not in it.
     """
     events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    starts = {e["name"].removeprefix(MARK): e["ts"] for e in events if e.get("cat") == "user_annotation"}
+    marked = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(MARK)]
+    starts = {e["name"].removeprefix(MARK): e["ts"] for e in marked}
     kind = 1 if device == "cuda" else 0
     memory = [e for e in events if e.get("name") == "[memory]" and e["args"].get("Device Type") == kind]
     begin = min(starts.values(), default=0.0)

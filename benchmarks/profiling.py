@@ -189,10 +189,11 @@ def measure(
     device: torch.device,
     plugin_files: Sequence[Path] = (),
     prepared: Path | None = None,
+    timed: int = TIMED,
 ) -> dict[str, Any]:
     """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
 
-    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept.
+    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept; ``timed`` steps count.
 
     Raises:
         UserError: the measurement failed; the message says how.
@@ -200,7 +201,8 @@ def measure(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.profiling", "sklearn.datasets"])
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, cell, protocol, data_root, str(device), torch.get_num_threads(), tuple(plugin_files), prepared)
+    threads, plugged = torch.get_num_threads(), tuple(plugin_files)
+    arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, timed)
     process = context.Process(target=_measure, args=arguments, daemon=True)
     process.start()
     sender.close()
@@ -232,6 +234,7 @@ def _figures(
     threads: int,
     plugin_files: tuple[Path, ...],
     prepared: Path | None,
+    timed: int,
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     plugins.load(plugin_files)
@@ -239,7 +242,7 @@ def _figures(
     data = get_task(protocol.task).open(data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
         bench = Bench(cell, protocol, data, prepared)
-        seconds = bench.seconds(WARM_UP, TIMED)
+        seconds = bench.seconds(WARM_UP, timed)
     by_part: dict[str, int | None] = {}
     for part, run in bench.parts():
         with peak_memory(chosen, memory["idle"]) as within:
@@ -259,7 +262,7 @@ def _figures(
         "extra_inference_params": deployed - plain,
         "batch_size": protocol.batch_size,
         "device": device,
-        "steps": TIMED,
+        "steps": timed,
         "first_phases": member.first_epoch < 1,
     }
 

@@ -5,6 +5,9 @@ pytest benchmarks/test_training_step.py --benchmark-only --benchmark-json costs.
 
 from __future__ import annotations
 
+import functools
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from kd_methods.errors import UserError
 
 SPLIT_ROUNDS = 3
 LARGE = 256
+REFERENCE = "kd"
 
 
 @pytest.fixture
@@ -29,7 +33,23 @@ def bench(suite: Suite, method: str, pair: str) -> Bench:
         pytest.skip(str(error))
 
 
-def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, rounds: int) -> None:
+@pytest.fixture(scope="session")
+def references(suite: Suite) -> Callable[[str], Bench]:
+    """The reference method on a pair, set up once."""
+    return functools.cache(lambda pair: suite.bench(REFERENCE, pair))
+
+
+def in_turn(own: Bench, reference: Bench, rounds: int) -> float:
+    """How many times the reference's throughput a method has: the median over steps that take turns.
+
+    Machines slow down and speed up within minutes; two steps in a row see the same machine.
+    """
+    return statistics.median(reference.seconds(0, 1) / own.seconds(0, 1) for _ in range(rounds))
+
+
+def test_training_step(
+    benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, rounds: int, references: Any
+) -> None:
     """One step with everything that belongs to it, the batch's fetching included; memory in a process of its own."""
 
     def step() -> None:
@@ -53,6 +73,7 @@ def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, 
         pair=pair,
         batch_size=size,
         split=bench.split(SPLIT_ROUNDS),
+        times_reference=in_turn(bench, references(pair), rounds),
         teacher_operations=shared,
         own_operations=own,
         student_params=plain,
@@ -67,7 +88,7 @@ def test_training_step(benchmark: Any, suite: Suite, bench: Bench, method: str, 
 
 
 def _memory(suite: Suite, cell: Any) -> dict[str, Any]:
-    found = measure(cell, suite.protocol, Path(), suite.device)
+    found = measure(cell, suite.protocol, Path(), suite.device, timed=1)
     return {
         "bytes": found["peak_memory_bytes"],
         "reserved": found["reserved_memory_bytes"],

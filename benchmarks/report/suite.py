@@ -112,11 +112,15 @@ def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
         if found.facts["family"] != family:
             family = found.facts["family"]
             lines.append(Line("heading", family))
-        lines.append(Line("row", found.facts["title"] if name != "student" else "Student", _cells(found, methods)))
+        lines.append(Line("row", found.facts["title"] if name != "student" else "Student", _cells(found)))
     first = next(iter(methods.values()))
     facts, machine = first.facts, first.facts["machine"]
     phased = [m.facts["title"] for m in methods.values() if m.facts["first_phases"]]
     notes = [
+        (
+            f"{TIMES} KD",
+            "throughput as a multiple of KD's, from steps that take turns; images/s are one after another.",
+        ),
         ("Data to optimiser", "shares of a step whose parts were awaited one by one; the images/s are of whole steps."),
         ("Params", f"beside the student's {count(facts['student_params'])}, in training and in what is deployed."),
         ("GFLOP per step", "convolutions and matrix products, forward and backward, the teacher's pass included."),
@@ -142,18 +146,16 @@ def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
     )
 
 
-def _cells(found: Measured, methods: Mapping[str, Measured]) -> tuple[Cell, ...]:
+def _cells(found: Measured) -> tuple[Cell, ...]:
     facts, split = found.facts, found.facts["split"]
     total = sum(split.values())
     rate = facts["batch_size"] / found.seconds
-    other = methods.get(REFERENCE)
-    ratio = other.seconds / found.seconds if other else None
     peak = facts["memory"]["bytes"]
     small, large = found.inference.get(1), found.inference.get(256)
     operations = (facts["teacher_operations"] + facts["own_operations"]) / 1e9
     return (
         Cell(f"{rate:.0f}"),
-        _figure(ratio, "{:.2f}"),
+        Cell(f"{facts['times_reference']:.2f}"),
         *(Cell(f"{100 * split[part] / total:.0f}") for part in PARTS),
         _figure(None if peak is None else peak / _MIB, "{:.0f}"),
         Cell(count(facts["extra_train_params"])),
