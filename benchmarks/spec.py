@@ -150,6 +150,8 @@ class Protocol(Strict):
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"optimizer {dict(changes)} under protocol {self.name}: {message}") from None
+        if self.schedule == "onecycle" and optimizer.name == "dot":
+            raise UserError(f"optimizer dot under protocol {self.name}: one cycle moves the momentum, dot has two")
         return self.model_copy(update={"optimizer": optimizer})
 
     def recipe_epoch(self, epoch: float) -> float:

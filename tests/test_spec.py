@@ -476,4 +476,6 @@ def test_settings_of_another_optimizer_are_errors() -> None:
     for changes in ({"beta2": 0.9}, {"name": "adamw", "nesterov": True}, {"name": "adamw", "delta": 0.1}):
         with pytest.raises(UserError, match="under protocol digits-demo"):
             usual.with_optimizer(changes)
+    with pytest.raises(UserError, match="one cycle moves the momentum"):
+        load_protocol("digits-feature-only-demo").with_optimizer({"name": "dot", "delta": 0.05})
     assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, beta2 0.999, weight decay 0.0005"

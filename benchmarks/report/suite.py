@@ -18,6 +18,8 @@ from kd_methods.errors import UserError
 REFERENCE = "kd"
 PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
 _MIB = 2**20
+NAMED = 6
+"""Methods that the memory plot names beside student and KD: those that need most."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,13 @@ def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
     from benchmarks.report.figures import figure, png
 
     fig, ((axes,),) = figure(f"Peak memory within each part of a step: {pair}", rows=1.4)
-    for name, found in methods.items():
-        values = [found.facts["memory"]["by_part"][part] for part in PARTS]
-        if all(value is not None for value in values):
-            bold = name in ("student", REFERENCE)
-            shade = {"label": name, "linewidth": 2.2} if bold else {"color": "grey", "alpha": 0.5, "linewidth": 0.8}
-            axes.plot(PARTS, [value / _MIB for value in values], marker=".", **shade)
-            if not bold:
-                axes.annotate(name, (len(PARTS) - 1, values[-1] / _MIB), fontsize=5)
+    curves = {name: [found.facts["memory"]["by_part"][part] for part in PARTS] for name, found in methods.items()}
+    curves = {name: [value / _MIB for value in values] for name, values in curves.items() if None not in values}
+    highest = sorted(curves, key=lambda name: max(curves[name]))[-NAMED:]
+    for name, values in curves.items():
+        bold = name in ("student", REFERENCE, *highest)
+        shade = {"label": name} if bold else {"color": "grey", "alpha": 0.4, "linewidth": 0.8}
+        axes.plot(PARTS, values, marker=".", **shade)
     axes.set_ylabel("MiB above the idle process")
     axes.legend(fontsize=7)
     return png(fig)
