@@ -36,6 +36,9 @@ plugin = click.option(
     help="Python file with a method, network or task of your own; may be given more than once.",
 )  # fmt: skip
 preset = click.option("--preset", default="paper", help="paper, short or demo.", show_default=True)
+methods = click.option("--methods", help="Rows, comma-separated; default: the table's.")
+pairs = click.option("--pairs", help="Columns (teacher-student), comma-separated; default: the table's.")
+seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
 epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
 holdout = click.option(
     "--holdout", type=click.IntRange(min=0), help="Test on N held-out training images (5000 for 45k/5k)."
@@ -76,9 +79,9 @@ def cli() -> None:
 @cli.command("run", hidden=True)
 @click.argument("table")
 @preset
-@click.option("--methods", help="Rows to run, comma-separated; default: the table's.")
-@click.option("--pairs", help="Columns to run (teacher-student), comma-separated; default: the table's.")
-@click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
+@methods
+@pairs
+@seeds
 @epochs
 @holdout
 @settings
@@ -320,9 +323,9 @@ def table6(file: Path, accuracy: Path | None, output: Path) -> None:
 @cli.command()
 @click.argument("table")
 @preset
-@click.option("--methods", help="Rows to probe, comma-separated; default: the table's.")
-@click.option("--pairs", help="Columns to probe, comma-separated; default: the table's.")
-@click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
+@methods
+@pairs
+@seeds
 @epochs
 @device
 @data_root
@@ -341,7 +344,7 @@ def probe(
     from .teachers import Zoo
 
     request = Request(
-        table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
+        table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds), epochs=epochs,
         data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
     text, file = linear_probe.report(request, Zoo(checkpoints), output, choose(device))
@@ -405,7 +408,7 @@ def _prepare(
     from .plugins import load
 
     request = Request(
-        table=table, preset=preset, methods=_words(methods), pairs=_words(pairs), seeds=_integers(seeds), epochs=epochs,
+        table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds), epochs=epochs,
         holdout=holdout, uniform=settings == "uniform", overrides=tuple(overrides), data_root=data_root,
         plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
@@ -416,20 +419,21 @@ def _prepare(
     return request, options
 
 
-def _words(text: str | None) -> tuple[str, ...]:
+def words(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas."""
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 def _integers(text: str | None) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(text))
+        return tuple(int(word) for word in words(text))
     except ValueError:
         raise UserError(f"--seeds {text}: give whole numbers, for example --seeds 0,1,2") from None
 
 
 def _floats(text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(word) for word in _words(text))
+        return tuple(float(word) for word in words(text))
     except ValueError:
         raise UserError(f"'{text}' is no list of numbers; write for example 0.5071,0.4867,0.4408") from None
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.cli import words
+
 if TYPE_CHECKING:
     from benchmarks.suite import Suite
 
@@ -22,15 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     if "pair" in metafunc.fixturenames:
-        metafunc.parametrize("pair", _words(option("--pairs")))
+        metafunc.parametrize("pair", words(option("--pairs")))
     if "method" in metafunc.fixturenames:
         from kd_methods import registry
 
-        metafunc.parametrize("method", _words(option("--methods")) or registry.available())
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+        metafunc.parametrize("method", words(option("--methods")) or registry.available())
 
 
 @pytest.fixture(scope="session")

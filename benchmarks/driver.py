@@ -62,7 +62,7 @@ def reproduce(request: Request, options: Options) -> str:
         return ""
     store.check_writable()  # fails now rather than after hours
     accuracies = check_teachers(plan, zoo, request, options) if todo else _known_accuracies(plan, options)
-    manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
+    shown = manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
     if todo:
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
         training = {cell.key for cell in plan.training}
@@ -74,7 +74,6 @@ def reproduce(request: Request, options: Options) -> str:
         measure_costs(plan, store, request, options)
         files, text = manifest.render(options.output, plan.stem)
     if options.similarity:
-        shown = read_json(manifest.path(options.output, plan.stem))
         folder = manifest.path(options.output, plan.stem).parent
         for file in similarity.write(shown, store, folder, options.say):
             options.say(str(file))

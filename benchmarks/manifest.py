@@ -106,9 +106,12 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     """The table's content out of the store."""
     facts: list[dict[str, Any]] = []
     entries: dict[str, dict[str, list[report.Run]]] = {}
+    remarks: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for planned in manifest["cells"]:
         run = store.run(planned["key"])
         status = run.status
+        for remark in status.get("remarks", []):
+            remarks[planned["row"]][remark][planned["column"]] = None
         state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
         metric = manifest["metric"]
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
@@ -134,7 +137,9 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
                 for column in manifest["columns"]
             },
             our_choice=tuple(row["our_choice"]),
-            settings_note="; ".join([*_settings_note(row, manifest), *_remarks(row, manifest, store)]),
+            settings_note="; ".join(
+                [*_settings_note(row, manifest), *_remarks(remarks[row["key"]], len(entries.get(row["key"], {})))]
+            ),
         )
         for row in manifest["rows"]
     )
@@ -212,15 +217,9 @@ def _rates(manifest: Manifest) -> list[str]:
     return [f"lr {rate:g} for {', '.join(names)}" for rate, names in rates.items() if rate != manifest["lr"]]
 
 
-def _remarks(row: dict[str, Any], manifest: Manifest, store: Store) -> list[str]:
-    """What the runs of a row say of how the method was built, by column where that differs."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    columns = dict.fromkeys(cell["column"] for cell in manifest["cells"] if cell["row"] == row["key"])
-    for cell in manifest["cells"]:
-        if cell["row"] == row["key"]:
-            for remark in store.run(cell["key"]).status.get("remarks", []):
-                found[remark][cell["column"]] = None
-    return [remark if len(own) == len(columns) else f"{remark} ({', '.join(own)})" for remark, own in found.items()]
+def _remarks(found: Mapping[str, Mapping[str, None]], columns: int) -> list[str]:
+    """What a row's runs say of how the method was built, with the columns where it is not all of them."""
+    return [text if len(own) == columns else f"{text} ({', '.join(own)})" for text, own in found.items()]
 
 
 def _settings_note(row: dict[str, Any], manifest: Manifest) -> list[str]:

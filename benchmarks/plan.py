@@ -29,7 +29,6 @@ from .spec import (
 )
 from .tasks import get_task
 from .teachers import Zoo
-from .weights import load_weights, weights_digest
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     taught = [row for row in rows if registry.get(row.method).needs_teacher]
     for network in dict.fromkeys(pair.teacher for pair in pairs):
         if entry := zoo.installed(network, protocol.task):
-            weights = weights_digest(load_weights(zoo.path(entry)))
-            teachers[network] = TeacherRef(network, entry.mean, entry.std, weights=weights, entry=entry.name)
+            teachers[network] = zoo.ref(entry)
         else:
             own = student_cell(network, protocol, request.data_root, request.plugins)
             training += [own] if taught else []

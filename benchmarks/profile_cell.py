@@ -9,7 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from .files import write_bytes, write_text
-from .profiling import PARTS, Bench
+from .profiling import Bench
+from .report.model import PARTS
 from .suite import Suite
 
 ROUNDS, WARM_UP = 5, 2

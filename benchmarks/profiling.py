@@ -25,19 +25,16 @@ from .cell import Cell
 from .environment import device as choose
 from .files import digest
 from .networks import NetworkView, count
+from .report.model import PARTS
 from .spec import Protocol
 from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
 from .training.loop import SharedTeacher, protocol_progress
 from .training.member import Member
-from .training.study import NotKept, TeacherStudy, identity
+from .training.study import NotKept, TeacherStudy
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
-
-PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
-"""What a training step is made of: fetching the batch, two forward passes, the losses, their gradients, the update."""
-
 
 SCHEMA = 2
 """Part of every cost's key. Raised when a change makes steps faster or smaller."""
@@ -70,8 +67,7 @@ class Bench:
         run = Run(Path(tempfile.gettempdir()))
         study = None
         if prepared and cell.teacher and network:
-            own = (cell.teacher.mean, cell.teacher.std)
-            study = TeacherStudy(network, own, data, identity(cell, cell.teacher), prepared, _silent).kept_only()
+            study = TeacherStudy.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
         try:
             self.member = Member(cell, protocol, data, network, run, study)
         except NotKept:
@@ -95,7 +91,7 @@ class Bench:
         return self.teacher.outputs(batch, [self.member]) if self.teacher else None
 
     def split(self, timed: int) -> dict[str, float]:
-        """Median seconds of each of :data:`PARTS`, every one awaited on the device before the next begins."""
+        """Median seconds of each of ``PARTS``, every one awaited on the device before the next begins."""
         times: dict[str, list[float]] = {part: [] for part in PARTS}
         for _ in range(timed):
             for part, run in self.parts():

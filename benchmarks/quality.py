@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from kd_methods.analysis.quality import Quality, quality
-from kd_methods.contract import Study
 from kd_methods.errors import UserError, unknown
 
 from . import networks
@@ -19,8 +18,8 @@ from .spec import Protocol
 from .store import Store
 from .tasks import get_task
 from .teachers import Zoo
-from .training.study import TeacherStudy, identity
-from .weights import fit, load_weights, weights_digest
+from .training.study import TeacherStudy
+from .weights import frozen
 
 METRICS = ("S", "I", "E", "Q")
 CHOSEN = 4
@@ -37,12 +36,12 @@ def report(
     """
     ref = _teacher(name, protocol, zoo, data_root, output, plugins)
     data = get_task(protocol.task).open(data_root, protocol, device)
-    network = data.build(ref.network).requires_grad_(False).eval()
-    path = Store(output).run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
-    fit(load_weights(path), network.module, str(path))
+    store = Store(output)
+    path = store.run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
+    network = frozen(data.build(ref.network), path)
     cell = student_cell(ref.network, protocol, data_root, plugins)
-    study = TeacherStudy(network, (ref.mean, ref.std), data, identity(cell, ref), Store(output).prepared, say)
-    found = measure(study, network, data.info.num_classes)
+    study = TeacherStudy.of(cell, ref, network, data, store.prepared, say)
+    found = quality(study, network.layout.layers, data.info.num_classes)
     text = table(found)
     folder = output / "quality"
     stem = f"{name}-{protocol.name}"
@@ -52,18 +51,12 @@ def report(
     return text, files
 
 
-def measure(study: Study, network: networks.NetworkView, classes: int) -> Quality:
-    """The quality of every generalised layer of a network."""
-    return quality(study, network.layout.layers, classes)
-
-
 def _teacher(
     name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, plugins: Mapping[str, str]
 ) -> TeacherRef:
     entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
     if entry is not None and zoo.path(entry).is_file():
-        weights = weights_digest(load_weights(zoo.path(entry)))
-        return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
+        return zoo.ref(entry)
     if name not in networks.names():
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
     cell = student_cell(name, protocol, data_root, plugins)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd_methods.errors import UserError, unknown
 
+from .cell import TeacherRef
 from .files import read_json, sha256_file, write_bytes, write_json
 from .spec import TABLES, Protocol, read_yaml
 from .tasks import TaskData, get_task
@@ -93,6 +94,11 @@ class Zoo:
     def path(self, entry: Teacher) -> Path:
         """Where the entry's weights lie, or would."""
         return self.folder / entry.task / f"{entry.name}.pt"
+
+    def ref(self, entry: Teacher) -> TeacherRef:
+        """An installed entry as part of a cell's identity."""
+        weights = weights_digest(load_weights(self.path(entry)))
+        return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
 
     def installed(self, network: str, task: str) -> Teacher | None:
         """The installed entry to use for a network: one of the user's own before a shipped one."""

@@ -62,9 +62,8 @@ def test_training_step(
     member = bench.member
     shared, own = bench.operations()
     card = registry.card(method)
-    student = suite.data.build(member.cell.student).module
-    trained = count([*member.student.parameters(), *member.method.parameters()])
-    plain = count(student.parameters())
+    plain = count(suite.data.build(member.cell.student).module.parameters())
+    found = measure(member.cell, suite.protocol, Path(), suite.device, timed=1)
     benchmark.extra_info.update(
         kind="training step",
         method=method,
@@ -77,24 +76,19 @@ def test_training_step(
         teacher_operations=shared,
         own_operations=own,
         student_params=plain,
-        extra_train_params=trained - plain,
-        extra_inference_params=count(member.deployed.parameters()) - plain,
-        first_phases=member.first_epoch < 1,
-        memory=_memory(suite, member.cell),
+        extra_train_params=found["extra_train_params"],
+        extra_inference_params=found["extra_inference_params"],
+        first_phases=found["first_phases"],
+        memory={
+            "bytes": found["peak_memory_bytes"],
+            "reserved": found["reserved_memory_bytes"],
+            "kind": found["memory_kind"],
+            "by_part": found["memory_by_part"],
+        },
         machine=suite.machine,
     )
     if benchmark.stats is not None:  # None with --benchmark-disable
         benchmark.extra_info["images_per_second"] = size / benchmark.stats.stats.median
-
-
-def _memory(suite: Suite, cell: Any) -> dict[str, Any]:
-    found = measure(cell, suite.protocol, Path(), suite.device, timed=1)
-    return {
-        "bytes": found["peak_memory_bytes"],
-        "reserved": found["reserved_memory_bytes"],
-        "kind": found["memory_kind"],
-        "by_part": found["memory_by_part"],
-    }
 
 
 @pytest.mark.parametrize("batch", [1, LARGE])

@@ -8,13 +8,16 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kd_methods.contract import Network
 from kd_methods.errors import UserError
+
+Net = TypeVar("Net", bound=Network)
 
 # Training scripts put their options and numpy scalars beside the weights; these types run no code when unpickled.
 _HARMLESS = [
@@ -86,6 +89,16 @@ def fit(weights: dict[str, Tensor], module: nn.Module, what: str) -> None:
         )
         raise UserError(f"{what} is a checkpoint of another architecture: {detail}")
     module.load_state_dict(weights)
+
+
+def frozen(network: Net, path: Path) -> Net:
+    """A network view with the weights of a file, in evaluation mode and without gradients.
+
+    Raises:
+        UserError: the file cannot be read, or is of another architecture.
+    """
+    fit(load_weights(path), network.module, str(path))
+    return network.requires_grad_(False).eval()
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:

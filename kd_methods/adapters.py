@@ -67,6 +67,18 @@ class Connector(nn.Module):
         return F.relu(x) if self.rectify else x
 
 
+def three_layers(c_in: int, c_out: int, tokens: bool = False) -> nn.Sequential:
+    """1x1, 3x3 and 1x1 convolutions without biases, twice as wide within, BN and ReLU between them.
+
+    SemCKD's projection. For ``tokens`` (B, C, 1, L) the middle one spans three tokens.
+    """
+    mid, layers = 2 * c_out, []
+    for a, kernel in ((c_in, (1, 1)), (mid, (1 if tokens else 3, 3))):
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        layers += [nn.Conv2d(a, mid, kernel, padding=padding, bias=False), nn.BatchNorm2d(mid), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(mid, c_out, 1, bias=False))
+
+
 class ConvReg(nn.Sequential):
     """FitNet's regressor: one convolution that also settles the size, BN, and unless told otherwise ReLU.
 

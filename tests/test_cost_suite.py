@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from benchmarks import profile_cell
 from benchmarks.cli import cli
 from benchmarks.plan import make_cell
-from benchmarks.profiling import PARTS, Bench
+from benchmarks.profiling import Bench
 from benchmarks.report import suite
+from benchmarks.report.model import PARTS
 from benchmarks.spec import load_protocol
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError

@@ -25,8 +25,8 @@ from ..store import Store
 from ..tasks import TaskData
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
-from ..training.study import TeacherStudy, identity
-from ..weights import fit, load_weights
+from ..training.study import TeacherStudy
+from ..weights import frozen
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,14 @@ class Context:
 
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
-        network = self.data.build(ref.network)
         path = self.store.run(ref.cell) / "student.pt" if ref.cell else self.weights(ref)
-        fit(load_weights(path), network.module, str(path))
         # Before any method sees it: one may copy a part of it, or run it while it is built.
-        network.requires_grad_(False).eval()
-        return network
+        return frozen(self.data.build(ref.network), path)
 
     def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
         """What the methods of the cell's group are prepared from."""
         assert cell.teacher
-        own = (cell.teacher.mean, cell.teacher.std)
-        facts = identity(cell, cell.teacher)
-        return TeacherStudy(network, own, self.data, facts, self.store.prepared, self.say, self.stopping)
+        return TeacherStudy.of(cell, cell.teacher, network, self.data, self.store.prepared, self.say, self.stopping)
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:

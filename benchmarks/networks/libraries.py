@@ -18,17 +18,9 @@ from kd_methods.contract import Layout
 
 from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
+from .vgg import PoolLarge
 
 HIDDEN = 4096
-
-
-class Halve(nn.Module):
-    """Max pooling of what is larger than one position: images of 16x16 are that small before the last pooling."""
-
-    fx_leaf = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
 
 
 class VGGBN(Architecture):
@@ -38,7 +30,7 @@ class VGGBN(Architecture):
         super().__init__()
         # Not the whole network: its first linear layer, which is not this one's, takes seconds to initialise.
         self.features = make_layers(cfgs[{11: "A", 19: "E"}[depth]], batch_norm=True)
-        self.halve = Halve()
+        self.halve = PoolLarge(2)  # images of 16x16 are one position before the last pooling
         hidden = [nn.Linear(512, HIDDEN), nn.ReLU(), nn.Dropout(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()]
         self.classifier = nn.Sequential(*hidden, nn.Dropout(), nn.Linear(HIDDEN, num_classes))
         for m in self.modules():

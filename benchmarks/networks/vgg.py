@@ -18,12 +18,16 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class PoolLarge(nn.Module):
-    """Max pooling of maps of 8x8 and more: the fourth pooling is there for 64x64 inputs and left out for 32x32."""
+    """Max pooling of maps of ``least`` positions a side and more; smaller ones stay as they are."""
 
     fx_leaf = True
 
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2) if x.shape[-1] >= 8 else x
+        return F.max_pool2d(x, 2) if x.shape[-1] >= self.least else x
 
 
 class VGG(Architecture):
@@ -38,7 +42,7 @@ class VGG(Architecture):
                 layers += [nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 c_in = width
             self.add_module(f"block{i}", nn.Sequential(*layers[:-1]))
-        self.pool3 = PoolLarge()
+        self.pool3 = PoolLarge(8)  # there for 64x64 inputs, left out for 32x32
         self.classifier = nn.Linear(c_in, num_classes)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):

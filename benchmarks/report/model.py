@@ -13,6 +13,10 @@ STUDENT = "student"
 """Key of the row of plainly trained students: a reference, not a competitor."""
 
 
+PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
+"""What a training step is made of: fetching the batch, two forward passes, the losses, their gradients, the update."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One planned seed of one cell. `last` and `best` are the metric by epoch rule, in the table's unit.

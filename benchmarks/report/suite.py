@@ -12,11 +12,11 @@ from typing import Any
 from benchmarks.files import write_bytes, write_text
 from benchmarks.report import latex, markdown
 from benchmarks.report.cost import count
+from benchmarks.report.model import PARTS
 from benchmarks.report.sheet import MISSING, TIMES, Cell, Line, Sentence, Sheet
 from kd_methods.errors import UserError
 
 REFERENCE = "kd"
-PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
 _MIB = 2**20
 NAMED = 6
 """Methods that the memory plot names beside student and KD: those that need most."""

@@ -36,7 +36,7 @@ class NotKept(Exception):
     """What a method prepares has not been computed yet."""
 
 
-def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
+def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
     """What a study of a teacher on a cell's training images depends on, as JSON values."""
     versions = (f"task:{cell.task}", f"network:{teacher.network}")
     return {
@@ -72,6 +72,20 @@ class TeacherStudy(Study):
     stopping: Callable[[], bool] = lambda: False
     spoke: list[float] = field(default_factory=lambda: [time.monotonic()], compare=False)
 
+    @classmethod
+    def of(
+        cls,
+        cell: Cell,
+        teacher: TeacherRef,
+        network: NetworkView,
+        data: TaskData,
+        folder: Path,
+        say: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> TeacherStudy:
+        """The study of a teacher on the training images of a cell, which need not have that teacher itself."""
+        return cls(network, (teacher.mean, teacher.std), data, _identity(cell, teacher), folder, say, stopping)
+
     @property
     def labels(self) -> Tensor:  # type: ignore[override]
         assert self.data.info.labels is not None
@@ -84,8 +98,8 @@ class TeacherStudy(Study):
         for done, part in enumerate(indices.split(BATCH)):
             if self.stopping():
                 raise Interrupted("stopped while a method was prepared; the same command goes on from here")
-            elapsed = duration(time.monotonic() - started)
             if len(indices) > LONG:
+                elapsed = duration(time.monotonic() - started)
                 self.progress(f"{done * BATCH / len(indices):.0%} of {len(indices)} images, {elapsed}")
             batch = self.data.clean(part)
             with torch.no_grad():

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from .. import functional
+from ..adapters import three_layers
 from ..analysis.quality import EntropyNorm, quality
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
 from ..errors import UserError
@@ -166,11 +167,6 @@ def _projector(name: str, student: tuple[int, ...], teacher: tuple[int, ...], th
             f"use another method for this pair"
         )
     c_s, c_t = (shape[1] if len(shape) == 2 else shape[0] for shape in (student, teacher))
-    if not three_layer:
-        return nn.Sequential(nn.Conv2d(c_s, c_t, 1, bias=False))
-    layers: list[nn.Module] = []
-    for c_in, kernel in ((c_s, 1), (2 * c_t, 3)):
-        size = (1 if len(student) == 2 else kernel, kernel)
-        padding = (size[0] // 2, size[1] // 2)
-        layers += [nn.Conv2d(c_in, 2 * c_t, size, padding=padding, bias=False), nn.BatchNorm2d(2 * c_t), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(2 * c_t, c_t, 1, bias=False))
+    if three_layer:
+        return three_layers(c_s, c_t, tokens=len(student) == 2)
+    return nn.Sequential(nn.Conv2d(c_s, c_t, 1, bias=False))

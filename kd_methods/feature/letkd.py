@@ -105,10 +105,11 @@ class LetKD1(Method):
         config, self.classes = self.settings, info.num_classes
         wanted = [self._place(name, student) for name in ("intermediate", "penultimate") if getattr(config, name)]
         self.places = [place for place in wanted if place.alpha or place.weight]
-        inner, outer = (self.places or wanted)[0], (self.places or wanted)[-1]
-        if self.places and inner.alpha and not outer.alpha and inner.student_unit == outer.student_unit:
-            # The last stage is one block: what is pooled has been through the intermediate layer.
-            self.places[-1] = replace(outer, student_unit=f"letkd_{inner.name}")
+        if len(self.places) == 2:
+            inner, outer = self.places
+            if inner.alpha and not outer.alpha and inner.student_unit == outer.student_unit:
+                # The last stage is one block: what is pooled has been through the intermediate layer.
+                self.places[1] = replace(outer, student_unit=f"letkd_{inner.name}")
         self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
         for place in self.places:
             if place.name == "penultimate":

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
+from ..adapters import three_layers
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..functional._precision import full_precision, unit
 from ..functional.feature import same_size
@@ -89,7 +90,7 @@ class SemCKD(Method):
         ours, theirs = student.shapes("stages"), self.teacher.shapes("stages")
         self.queries = nn.ModuleList(Embedding(rows, width) for _ in ours)
         self.keys = nn.ModuleList(Embedding(rows, width) for _ in theirs)
-        self.projections = nn.ModuleList(nn.ModuleList(_projection(s[0], t[0]) for t in theirs) for s in ours)
+        self.projections = nn.ModuleList(nn.ModuleList(three_layers(s[0], t[0]) for t in theirs) for s in ours)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
@@ -120,10 +121,3 @@ def _children(module: nn.Module) -> list[nn.Module]:
 def _distance(projection: nn.Module, s: Tensor, t: Tensor) -> Tensor:
     s, t = same_size(s, t)
     return row_mse(projection(s), t)
-
-
-def _projection(c_in: int, c_out: int) -> nn.Sequential:
-    mid, layers = 2 * c_out, []
-    for a, b, kernel in ((c_in, mid, 1), (mid, mid, 3)):
-        layers += [nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(mid, c_out, 1, bias=False))
