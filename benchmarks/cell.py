@@ -37,7 +37,8 @@ class Cell:
 
     ``protocol`` is :meth:`benchmarks.spec.Protocol.identity`, ``lr`` the student's own learning rate under it;
     ``settings`` are complete, defaults included. ``versions`` are those of the task and the networks; ``plugins`` maps
-    what came from a user's file (as ``method:name``) to that file's digest. The key names the run directory.
+    what came from a user's file (as ``method:name``) to that file's digest. ``init``: the student starts from a choice
+    of its teacher's layers. The key names the run directory.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Cell:
     teacher: TeacherRef | None = None
     versions: dict[str, int] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
+    init: str = ""
 
     def identity(self) -> dict[str, Any]:
         """Everything that the result depends on, as JSON values."""
@@ -67,6 +69,7 @@ class Cell:
             "seed": self.seed,
             "versions": self.versions,
             "plugins": self.plugins,
+            **({"init": self.init} if self.init else {}),
         }
 
     @property

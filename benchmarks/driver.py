@@ -12,23 +12,26 @@ from typing import Any
 import torch
 
 from kd_methods import registry
-from kd_methods.errors import UserError, unknown
+from kd_methods.errors import UserError
 
 from . import environment, manifest, networks, similarity
 from .cell import Cell, TeacherRef
 from .estimate import estimate
 from .executors import local
 from .files import digest, read_json, write_json
-from .plan import Plan, Request, make, student_cell
+from .plan import Plan, Request, make, on_task, student_cell
 from .profiling import cost_key, measure
 from .progress import Reporter, duration
-from .spec import METRICS, Protocol, Row, load_protocol, merged, pair_entry, pair_settings
+from .spec import METRICS, Pair, Protocol, Row, load_protocol, merged, pair_entry, pair_settings
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
 from .training.loop import Interrupted
 
 DAY = 86400.0
+
+Accuracies = dict[tuple[str, str], float]
+"""What teacher files measure, by network and task."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,12 @@ def reproduce(request: Request, options: Options) -> str:
     if todo:
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
         training = {cell.key for cell in plan.training}
-        waves = [[cell for cell in todo if (cell.key in training) == first] for first in (True, False)]
         weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
-        _train(waves, plan.protocol, store, request.data_root, options.device, weights, options.similarity)
+        for task in plan.tasks:
+            own = [cell for cell in todo if cell.task == task]
+            waves = [[cell for cell in own if (cell.key in training) == first] for first in (True, False)]
+            protocol = on_task(plan.protocol, task)
+            _train(waves, protocol, store, request.data_root, options.device, weights, options.similarity)
     files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
@@ -129,8 +135,7 @@ def train_teacher(
     network: str, protocol: Protocol, data_root: Path, output: Path, device: torch.device, plugins: dict[str, str]
 ) -> float:
     """Train a network as a teacher and return its top-1; tables under the same protocol find it in the store."""
-    if network not in networks.names():
-        raise unknown("network", network, networks.names())
+    networks.check(network)
     store = Store(output)
     cell = student_cell(network, protocol, data_root, plugins)
     if not _is_done(store, cell.key):
@@ -160,23 +165,23 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> dict[str, float]:
-    """Evaluate every teacher file once per file and copy of the data; returns top-1 by network.
+def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> Accuracies:
+    """Evaluate every teacher file once per file and copy of the data; returns its metric by network and task.
 
     Raises:
         UserError: a teacher is not what its entry says, and ``any_teacher`` was not given.
     """
-    measured: dict[str, float] = {}
-    used = {cell.teacher.network for cell in plan.cells.values() if cell.teacher}
-    for network, ref in plan.teachers.items():
-        if ref.weights and network in used:
-            entry = zoo.get(ref.entry)
-            measured[network] = teacher_accuracy(entry, ref, plan.protocol, zoo, request.data_root, options)
-            off = entry.expected is not None and abs(measured[network] - entry.expected) > TOLERANCE
+    measured: Accuracies = {}
+    used = {(cell.teacher.network, cell.task) for cell in plan.cells.values() if cell.teacher}
+    for place, ref in plan.teachers.items():
+        if ref.weights and place in used:
+            entry, protocol = zoo.get(ref.entry), on_task(plan.protocol, place[1])
+            measured[place] = teacher_accuracy(entry, ref, protocol, zoo, request.data_root, options)
+            off = entry.expected is not None and abs(measured[place] - entry.expected) > TOLERANCE
             # On held-out training images, which the teacher was trained on, its accuracy says nothing.
             if off and not plan.protocol.holdout and not options.any_teacher:
                 raise UserError(
-                    f"teacher '{entry.name}' measures {measured[network]:.2f} top-1, its entry expects "
+                    f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry says "
                     f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
                 )
     return measured
@@ -210,7 +215,7 @@ def teacher_accuracy(
     entry: Teacher, ref: TeacherRef, protocol: Protocol, zoo: Zoo, data_root: Path, options: Options
 ) -> float:
     """Top-1 of a teacher file, measured once for these weights on this copy of the data."""
-    fingerprint = get_task(entry.task).fingerprint(data_root)
+    fingerprint = get_task(entry.task).fingerprint(data_root, protocol)
     path = _accuracy_path(ref, fingerprint, protocol, options)
     known = read_json(path)
     if known is None:
@@ -225,11 +230,13 @@ def _accuracy_path(ref: TeacherRef, fingerprint: str, protocol: Protocol, option
     return options.output / "teachers" / f"{key[:16]}.json"
 
 
-def _known_accuracies(plan: Plan, options: Options) -> dict[str, float]:
-    data = next(iter(plan.cells.values())).data
-    refs = {network: ref for network, ref in plan.teachers.items() if ref.weights}
-    known = {n: read_json(_accuracy_path(ref, data, plan.protocol, options)) for n, ref in refs.items()}
-    return {network: record["value"] for network, record in known.items() if record}
+def _known_accuracies(plan: Plan, options: Options) -> Accuracies:
+    data = {cell.task: cell.data for cell in plan.cells.values()}
+    refs = {place: ref for place, ref in plan.teachers.items() if ref.weights}
+    known = {
+        place: read_json(_accuracy_path(ref, data[place[1]], plan.protocol, options)) for place, ref in refs.items()
+    }
+    return {place: record["value"] for place, record in known.items() if record}
 
 
 def measure_costs(plan: Plan, store: Store, request: Request, options: Options) -> None:
@@ -248,8 +255,8 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
             if stopping():
                 raise Interrupted
             try:
-                files = request.plugin_files
-                cost = measure(cell, plan.protocol, request.data_root, options.device, files, store.prepared)
+                files, protocol = request.plugin_files, on_task(plan.protocol, cell.task)
+                cost = measure(cell, protocol, request.data_root, options.device, files, store.prepared)
             except UserError as error:  # its row stays without a cost
                 options.say(str(error))
                 continue
@@ -257,20 +264,20 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
             write_json(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
 
 
-def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Options) -> manifest.Manifest:
+def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> manifest.Manifest:
     """The plan as the table's manifest."""
     machine = environment.machine(options.device)
     cards = {row.id: registry.card(row.method) for row in plan.rows}
     rows = {row.id: row for row in plan.rows}
     first = plan.seeds[0]
 
-    def teacher(network: str) -> dict[str, Any] | None:
-        ref = plan.teachers.get(network)
-        if ref is None:
-            return None
+    data = {cell.task: cell.data for cell in plan.cells.values()}
+
+    def teacher(pair: Pair) -> dict[str, Any]:
+        ref = plan.teacher_of(pair)
         facts: dict[str, Any] = {"identity": ref.identity(), "cell": ref.cell, "entry": ref.entry, "origin": "here"}
         if ref.entry:
-            entry, accuracy = zoo.get(ref.entry), accuracies.get(network)
+            entry, accuracy = zoo.get(ref.entry), accuracies.get((pair.teacher, plan.protocol_of(pair).task))
             off = None not in (entry.expected, accuracy) and abs(accuracy - entry.expected) > TOLERANCE  # type: ignore[operator]
             facts |= {"origin": entry.origin, "accuracy": accuracy, "off": off}
         return facts
@@ -278,15 +285,13 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
     return {
         "name": plan.table.name,
         "title": plan.table.preset(plan.preset).title or plan.table.title,
-        "metric": plan.table.metric,
-        "metric_title": METRICS[plan.table.metric],
         "published": plan.table.published,
         "sources": list(plan.table.sources),
         "efficiency": plan.table.efficiency
         and {"ours": plan.table.efficiency.row, "against": list(plan.table.efficiency.against)},
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
-        "protocol_lines": list(plan.protocol.lines(students=())),
+        "protocol_lines": list(plan.protocol.lines(students=(), tasks=plan.tasks)),
         "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
         "notes": [
@@ -296,7 +301,6 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
             *_noise_note(plan),
             *_unpublished_note(plan),
         ],
-        "data": next(iter(plan.cells.values())).data,
         "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
         "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
         "columns": [
@@ -305,7 +309,12 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "teacher_network": pair.teacher,
                 "student": pair.student,
                 "lr": plan.protocol.lr(pair.student),
-                "teacher": teacher(pair.teacher),
+                "task": plan.protocol_of(pair).task,
+                "metric": (metric := pair.metric or get_task(plan.protocol_of(pair).task).metric),
+                "metric_title": METRICS.get(metric, metric),
+                "init": pair.init,
+                "data": data[plan.protocol_of(pair).task],
+                "teacher": teacher(pair),
             }
             for pair in plan.pairs
         ],
@@ -332,7 +341,6 @@ def describe(plan: Plan, zoo: Zoo, accuracies: dict[str, float], options: Option
                 "settings": cell.settings,
                 "published_settings": _has_published_settings(cell, c, rows[r], plan.protocol.recipe),
                 "taught": cell.teacher is not None,
-                "data": cell.data,
             }
             for (r, c, s), cell in plan.cells.items()
         ],
@@ -398,14 +406,14 @@ def _our_choice(row: str, plan: Plan) -> list[str]:
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:
     say = options.say
     say(f"{plan.table.name}: {plan.table.title}  (preset {plan.preset})")
-    for line in plan.protocol.lines():
+    for line in plan.protocol.lines(tasks=plan.tasks):
         say(f"  {line}")
     say(f"  rows {', '.join(row.id for row in plan.rows)}; seeds {', '.join(map(str, plan.seeds))}")
-    for network, ref in plan.teachers.items():
+    for (network, task), ref in plan.teachers.items():
         origin = (
             f"file {ref.entry}" if ref.entry else "no file installed: trained first (see teachers list, fetch, add)"
         )
-        say(f"  teacher {network}: {origin}")
+        say(f"  teacher {network}{f' on {task}' * (len(plan.tasks) > 1)}: {origin}")
     keys = {cell.key for cell in todo}
     total = estimate(plan, keys, request.data_root, options.device)
     for pair in plan.pairs:

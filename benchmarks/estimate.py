@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 from kd_methods.errors import UserError
 
 from .cell import Cell
-from .plan import Plan
+from .plan import Plan, on_task
 from .profiling import Bench
-from .spec import steps_per_epoch
+from .spec import Protocol, steps_per_epoch
 from .tasks import get_task
 
 SMALL_BATCH = 4
@@ -45,7 +46,20 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
         todo: keys of the cells that the store does not have.
         data_root, device: where the calibration runs.
     """
-    protocol = plan.protocol
+    cells = {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values()
+    operations: dict[str, float] = {}
+    seconds = 0.0
+    for task in plan.tasks:
+        own = [cell for cell in cells if cell.task == task]
+        part = _on_one_task(own, on_task(plan.protocol, task), todo, data_root, device)
+        operations |= part.operations
+        seconds += part.seconds
+    return Estimate(operations, seconds)
+
+
+def _on_one_task(
+    cells: Sequence[Cell], protocol: Protocol, todo: set[str], data_root: Path, device: torch.device
+) -> Estimate:
     task = get_task(protocol.task)
     small = protocol.model_copy(update={"batch_size": SMALL_BATCH})
     small_data = task.open(data_root, small, device)
@@ -57,7 +71,7 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     rates: dict[tuple[str, str], float] = {}
     operations: dict[str, float] = {}
     groups: dict[str, list[Cell]] = defaultdict(list)
-    for cell in {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values():
+    for cell in cells:
         kind = _kind(cell)
         if kind not in work:
             try:

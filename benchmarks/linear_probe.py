@@ -36,6 +36,8 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
         UserError: none of the table's cells is finished.
     """
     plan, store = make(request, zoo), Store(output)
+    if "text" in {get_task(task).inputs for task in plan.tasks}:
+        raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
     data = get_task(plan.protocol.task).open(request.data_root, plan.protocol, device)
     lines = ["row,pair,seed,unit,top1"]
     for (row, pair, seed), cell in plan.cells.items():

@@ -28,7 +28,10 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
     An old entry stays if its protocol is the same, and in its column the teacher and the data; what was computed
     otherwise would mix with the new cells, and is left out of the table (it stays in the store).
     """
-    if not old or any(old[name] != new[name] for name in ("protocol", "data")):
+    if not old or old["protocol"] != new["protocol"]:
+        return new
+    data = {column["task"]: column["data"] for column in new["columns"]}
+    if any(data.get(column["task"], column["data"]) != column["data"] for column in old["columns"]):
         return new
     teachers = {column["key"]: _identity(column) for column in new["columns"]}
     settings = {(entry["row"], entry["column"]): entry["settings"] for entry in new["cells"]}
@@ -106,6 +109,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     """The table's content out of the store."""
     facts: list[dict[str, Any]] = []
     entries: dict[str, dict[str, list[report.Run]]] = {}
+    metrics = {column["key"]: column["metric"] for column in manifest["columns"]}
     remarks: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for planned in manifest["cells"]:
         run = store.run(planned["key"])
@@ -113,7 +117,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         for remark in status.get("remarks", []):
             remarks[planned["row"]][remark][planned["column"]] = None
         state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
-        metric = manifest["metric"]
+        metric = metrics[planned["column"]]
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(
             report.Run(planned["seed"], state, **figures, message=status["message"] if state == "refused" else "")
@@ -124,6 +128,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     for planned in manifest["cells"]:
         usual[planned["row"], planned["column"]] &= planned["published_settings"]
     columns = tuple(_column(column, manifest, store) for column in manifest["columns"])
+    titles = dict.fromkeys(column["metric_title"] for column in manifest["columns"])
     rows = tuple(
         report.Row(
             key=row["key"],
@@ -143,10 +148,12 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         )
         for row in manifest["rows"]
     )
+    if len({column.task for column in columns}) > 1:
+        columns, rows = report.with_means(columns, rows)
     return report.Table(
         name=manifest["name"],
         title=manifest["title"],
-        metric=manifest["metric_title"],
+        metric=next(iter(titles)) if len(titles) == 1 else "The metric named over each column",
         columns=columns,
         rows=rows,
         protocol_lines=(*manifest["protocol_lines"], *_rates(manifest)),
@@ -158,9 +165,10 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
 
 def _curves(manifest: Manifest, store: Store) -> dict[tuple[str, str, int], list[float]]:
     """The metric after every epoch of the training proper, by row, column and seed."""
+    metrics = {column["key"]: column["metric"] for column in manifest["columns"]}
     return {
         (cell["row"], cell["column"], cell["seed"]): [
-            record["metrics"][manifest["metric"]]
+            record["metrics"][metrics[cell["column"]]]
             for record in store.run(cell["key"]).metrics
             if not record.get("phase")
         ]
@@ -194,7 +202,7 @@ def _refused(row: report.Row) -> frozenset[str]:
 def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.Column:
     teacher = column["teacher"]
     if teacher["cell"]:
-        accuracy = store.run(teacher["cell"]).status.get("last", {}).get(manifest["metric"])
+        accuracy = store.run(teacher["cell"]).status.get("last", {}).get(column["metric"])
         note = "trained here under the same protocol, seed 0"
     else:
         accuracy = teacher["accuracy"]
@@ -206,6 +214,8 @@ def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.
         teacher_accuracy=accuracy,
         teacher_note=note,
         teacher_published=_published(manifest, "teacher", column, True),
+        task=column["task"],
+        metric=column["metric"],
     )
 
 

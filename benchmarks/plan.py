@@ -20,6 +20,8 @@ from .spec import (
     Protocol,
     Row,
     TableSpec,
+    TaskColumn,
+    columns,
     load_protocol,
     load_table,
     merged,
@@ -54,7 +56,7 @@ class Plan:
     """Everything that a table needs, resolved: no name in it can be wrong any more.
 
     cells     (row id, pair id, seed) to cell; methods without a teacher share one cell over pairs with one student
-    teachers  network name to the teacher that the pairs use
+    teachers  (network name, task) to the teacher that the pairs use
     training  the cells that train teachers for which no file is installed
     """
 
@@ -66,10 +68,23 @@ class Plan:
     pairs: tuple[Pair, ...]
     seeds: tuple[int, ...]
     cells: Mapping[tuple[str, str, int], Cell]
-    teachers: Mapping[str, TeacherRef]
+    teachers: Mapping[tuple[str, str], TeacherRef]
     training: tuple[Cell, ...]
     notes: tuple[str, ...]
     uniform: bool = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the columns, each once."""
+        return tuple(dict.fromkeys(self.protocol_of(pair).task for pair in self.pairs))
+
+    def protocol_of(self, pair: Pair) -> Protocol:
+        """The protocol of a column: the plan's, on the column's task."""
+        return on_task(self.protocol, pair.task)
+
+    def teacher_of(self, pair: Pair) -> TeacherRef:
+        """The teacher of a column."""
+        return self.teachers[pair.teacher, self.protocol_of(pair).task]
 
     @property
     def stem(self) -> str:
@@ -92,36 +107,46 @@ def make(request: Request, zoo: Zoo) -> Plan:
         protocol = protocol.model_copy(update={"task": preset.task})
     protocol = protocol.changed(request.epochs, request.holdout)
     rows = _rows(request.methods, preset.methods)
-    pairs = _pairs(request.pairs, preset.pairs)
+    pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
     overrides = _overrides(request.overrides, rows)
     _check_views(rows, protocol)
 
-    task = get_task(protocol.task)
-    fingerprint = task.fingerprint(request.data_root)
-    if not protocol.holdout < task.samples(request.data_root):
-        raise UserError(f"--holdout {protocol.holdout}: the training set has {task.samples(request.data_root)} images")
+    deviations: list[str] = []
+    for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
+        task, samples = get_task(name), get_task(name).samples(request.data_root)
+        if not protocol.holdout < samples:
+            raise UserError(f"--holdout {protocol.holdout}: the training set of {name} has {samples} samples")
+        deviations += task.deviations(request.data_root)
+    protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
+    _check_inputs(pairs, rows, protocol)
 
-    teachers: dict[str, TeacherRef] = {}
+    teachers: dict[tuple[str, str], TeacherRef] = {}
     training = []
     taught = [row for row in rows if registry.get(row.method).needs_teacher]
-    for network in dict.fromkeys(pair.teacher for pair in pairs):
-        if entry := zoo.installed(network, protocol.task):
-            teachers[network] = zoo.ref(entry)
+    for pair in pairs:
+        own_protocol = on_task(protocol, pair.task)
+        place = (pair.teacher, own_protocol.task)
+        if place in teachers:
+            continue
+        if entry := zoo.installed(*place):
+            teachers[place] = zoo.ref(entry)
         else:
-            own = student_cell(network, protocol, request.data_root, request.plugins)
-            training += [own] if taught else []
-            teachers[network] = TeacherRef(network, protocol.mean, protocol.std, cell=own.key)
+            own = student_cell(pair.teacher, own_protocol, request.data_root, request.plugins)
+            training += [own] if taught or pair.init else []
+            teachers[place] = TeacherRef(pair.teacher, protocol.mean, protocol.std, cell=own.key)
 
     cells = {}
     for row in rows:
         for pair in pairs:
+            own_protocol = on_task(protocol, pair.task)
+            fingerprint = get_task(own_protocol.task).fingerprint(request.data_root, own_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
             values = merged(merged(published, row.settings), overrides.get(row.id, {}))
-            teacher = teachers[pair.teacher] if row in taught else None
+            teacher = teachers[pair.teacher, own_protocol.task] if row in taught or pair.init else None
             for seed in seeds:
                 cells[row.id, pair.id, seed] = make_cell(
-                    protocol.with_optimizer(row.optimizer),
+                    own_protocol.with_optimizer(row.optimizer),
                     fingerprint,
                     row.method,
                     row.student or pair.student,
@@ -129,6 +154,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
                     teacher,
                     values,
                     request.plugins,
+                    pair.init,
                 )
     return Plan(
         table,
@@ -155,8 +181,9 @@ def make_cell(
     teacher: TeacherRef | None,
     values: dict[str, Any],
     plugins: Mapping[str, str],
+    init: str = "",
 ) -> Cell:
-    """A cell with complete settings, and with the digests of those plugins that it uses."""
+    """A cell with complete settings, and with the digests of the plugins and the checkpoints that it uses."""
     task = get_task(protocol.task)
     used = dict.fromkeys((student, *((teacher.network,) if teacher else ())))
     versions = {f"network:{name}": networks.version(name) for name in used} | {f"task:{task.name}": task.version}
@@ -176,13 +203,31 @@ def make_cell(
             name: digest
             for name, digest in plugins.items()
             if name in {*versions, *(f"method:{part}" for part in registry.parts(method))}
-        },
+        }
+        | {f"network:{name}": networks.source_digest(name) for name in used if networks.pretrained_source(name)},
+        init=init,
     )
 
 
 def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
     """The cell that trains a network as a teacher: without one of its own, with seed 0, which serves all seeds."""
-    return make_cell(protocol, get_task(protocol.task).fingerprint(data_root), "student", network, 0, None, {}, plugins)
+    fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
+    return make_cell(protocol, fingerprint, "student", network, 0, None, {}, plugins)
+
+
+def on_task(protocol: Protocol, task: str) -> Protocol:
+    """A protocol on another task, or as it is where none is named."""
+    return protocol.model_copy(update={"task": task}) if task else protocol
+
+
+def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
+    for pair in pairs:
+        task = get_task(pair.task or protocol.task)
+        for network in (pair.teacher, pair.student, *(row.student for row in rows if row.student)):
+            if networks.inputs_of(network) != task.inputs:
+                raise UserError(
+                    f"network '{network}' reads {networks.inputs_of(network)}, task {task.name} has {task.inputs}"
+                )
 
 
 def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:
@@ -205,23 +250,34 @@ def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
         rows.append(by_id.get(name) or Row(id=name, method=name))
     for row in rows:
         registry.get(row.method)
-        if row.student and row.student not in networks.names():
-            raise unknown(f"network of row '{row.id}'", row.student, networks.names())
+        if row.student:
+            networks.check(row.student, f"network of row '{row.id}'")
     return tuple(rows)
 
 
-def _pairs(wanted: Sequence[str], known: Sequence[Pair]) -> tuple[Pair, ...]:
-    by_id = {pair.id: pair for pair in known}
-    pairs = []
-    for name in dict.fromkeys(wanted or by_id):
-        teacher, _, student = name.partition("-")
-        if name not in by_id and not {teacher, student} <= set(networks.names()):
-            raise unknown("pair", name, by_id)
-        pairs.append(by_id.get(name) or Pair(id=name, teacher=teacher, student=student))
-    for network in dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student)):
-        if network not in networks.names():
-            raise unknown("network", network, networks.names())
-    return tuple(pairs)
+def _pairs(wanted: Sequence[str], known: Sequence[Pair], tasks: tuple[TaskColumn, ...]) -> tuple[Pair, ...]:
+    pairs: dict[str, Pair] = {}
+    for name in wanted or (pair.id for pair in known):
+        # A pair's name without a task means its columns on all tasks.
+        found = tuple(pair for pair in known if name in (pair.id, pair.id.partition(":")[0]))
+        pairs |= {pair.id: pair for pair in found or columns((_free_pair(name, known),), tasks)}
+    for network in dict.fromkeys(name for pair in pairs.values() for name in (pair.teacher, pair.student)):
+        networks.check(network)
+    return tuple(pairs.values())
+
+
+def _free_pair(name: str, known: Sequence[Pair]) -> Pair:
+    """``teacher-student`` of any two networks; a dash may be part of a name."""
+    parts = name.split("-")
+    for i in range(1, len(parts)):
+        teacher, student = "-".join(parts[:i]), "-".join(parts[i:])
+        try:
+            networks.check(teacher)
+            networks.check(student)
+        except UserError:
+            continue
+        return Pair(id=name, teacher=teacher, student=student)
+    raise unknown("pair", name, [pair.id for pair in known])
 
 
 def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:

@@ -27,9 +27,11 @@ class Strict(BaseModel):
 
 
 class Optimizer(Strict):
-    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes have it.
+    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes for images have it.
 
-    ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum + delta.
+    ``decay_matrices_only`` leaves biases and normalisations out of the decay. ``clip`` is the largest norm of all
+    gradients of a step together; 0 for no limit. ``dot`` is the distillation-oriented trainer: task terms have momentum
+    - delta, distillation terms momentum + delta.
     ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient.
     """
 
@@ -40,9 +42,13 @@ class Optimizer(Strict):
     weight_decay: float = 0.0
     delta: float = Field(default=0.0, ge=0)
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    clip: float = Field(default=0.0, ge=0)
+    decay_matrices_only: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
+        if self.name == "dot" and (self.clip or self.decay_matrices_only):
+            raise ValueError("dot has no clip and decays every parameter")
         if self.name != "dot" and self.delta:
             raise ValueError("delta is a setting of the optimiser dot")
         if self.name != "adamw" and self.beta2 != 0.999:
@@ -55,7 +61,8 @@ class Optimizer(Strict):
 
     def line(self) -> str:
         """In words, without the learning rate."""
-        decay = f"weight decay {self.weight_decay:g}"
+        decay = f"weight decay {self.weight_decay:g}" + " of matrices only" * self.decay_matrices_only
+        decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
         if self.name == "adamw":
             return f"AdamW, beta2 {self.beta2:g}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}[self.name]
@@ -70,8 +77,10 @@ class Protocol(Strict):
     epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
     of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
     of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
-    ``schedule``: the learning rate falls at the milestones, or rises and falls once (one cycle, which also moves the
-    momentum).
+    ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
+    momentum), or rises over the share ``warmup`` of all steps and then falls to zero, both linearly.
+
+    Texts are cut after ``max_length`` tokens; ``tokenizer`` is a folder or a name on the hub, by default the task's.
     """
 
     name: str
@@ -87,7 +96,8 @@ class Protocol(Strict):
     drop_last: bool = False
     optimizer: Optimizer
     lr_by_student: dict[str, float] = {}
-    schedule: Literal["steps", "onecycle"] = "steps"
+    schedule: Literal["steps", "onecycle", "linear"] = "steps"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     crop_padding: int = 0
@@ -96,8 +106,10 @@ class Protocol(Strict):
     one_crop_per_batch: bool = False
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     second_view: Literal["", "randaugment"] = ""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    max_length: int = Field(default=0, ge=0)
+    tokenizer: str = ""
     holdout: int = Field(default=0, ge=0)
 
     def model_post_init(self, _: Any) -> None:
@@ -125,6 +137,9 @@ class Protocol(Strict):
         """
         if self.schedule == "onecycle":
             return one_cycle(done, total)
+        if self.schedule == "linear":
+            rising = self.warmup * total
+            return (done / rising if done < rising else (total - done) / (total - rising)), None
         passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
         return self.decay**passed, None
 
@@ -172,8 +187,12 @@ class Protocol(Strict):
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         return self.model_copy(update={**update, "deviations": tuple(deviations)}) if update else self
 
-    def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
-        """The protocol in words, printed under every table; learning rates of ``students`` only, where given."""
+    def lines(self, students: Collection[str] | None = None, tasks: Collection[str] = ()) -> tuple[str, ...]:
+        """The protocol in words, printed under every table; learning rates of ``students`` only, where given.
+
+        ``tasks`` are named in place of the protocol's own; of several, the columns say which they are on.
+        """
+        where = "" if len(tasks) > 1 else f" on {next(iter(tasks), self.task)}"
         after = sorted({math.ceil(milestone * self.epochs / self.recipe_epochs) for milestone in self.milestones})
         decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
@@ -184,12 +203,17 @@ class Protocol(Strict):
         noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
         last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
+        data = f"{crop}{', horizontal flip' if self.flip else ''}{second}{noise}"
+        if self.max_length:
+            data = f"at most {self.max_length} tokens, batches of texts of similar length"
+            data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
         return (
-            f"{self.name} v{self.version} on {self.task}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
+            f"{self.name} v{self.version}{where}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
             f"{self.optimizer.line()}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
-            + (" at the peak of one cycle, momentum 0.95 to 0.85 and back" if self.schedule == "onecycle" else ""),
-            f"{crop}{', horizontal flip' if self.flip else ''}{second}{noise}, fp32",
+            + (" at the peak of one cycle, momentum 0.95 to 0.85 and back" if self.schedule == "onecycle" else "")
+            + (f", linear decay after a warm-up over {self.warmup:.0%} of the steps" * (self.schedule == "linear")),
+            f"{data}, fp32",
         )
 
 
@@ -212,11 +236,31 @@ def _epochs(count: int) -> str:
 
 
 class Pair(Strict):
-    """A column: teacher and student by network name."""
+    """A column: teacher and student by network name.
+
+    ``task`` is the protocol's unless the column has its own, ``metric`` the task's own. With ``init`` the student
+    starts from its teacher's weights and some of its layers: the ``first``, the ``last``, or those at equal shares
+    (``spread``).
+    """
 
     id: str
     teacher: str
     student: str
+    task: str = ""
+    metric: str = ""
+    init: Literal["", "first", "last", "spread"] = ""
+
+
+class TaskColumn(Strict):
+    """A task that every pair of a table has a column for, and the metric to show."""
+
+    task: str
+    metric: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tells this column of a pair from its others."""
+        return self.task.rpartition("/")[2] + (f".{self.metric}" if self.metric else "")
 
 
 class Row(Strict):
@@ -255,6 +299,12 @@ class Matrix(Strict):
     def _methods(cls, value: Any) -> Any:
         return _read_rows(value)
 
+    @field_validator("tasks", mode="before", check_fields=False)
+    @classmethod
+    def _tasks(cls, value: Any) -> Any:
+        """Tasks may be written by name alone."""
+        return tuple({"task": t} if isinstance(t, str) else t for t in value) if isinstance(value, list) else value
+
     @field_validator("methods", check_fields=False)
     @classmethod
     def _all_methods(cls, value: Any) -> Any:
@@ -270,10 +320,19 @@ class Preset(Matrix):
     pairs: tuple[Pair, ...] | None = None
     methods: tuple[Row, ...] | None = None
     task: str | None = None
+    tasks: tuple[TaskColumn, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
-METRICS = {"top1": "Top-1 accuracy (%)"}
+METRICS = {
+    "top1": "Top-1 accuracy (%)",
+    "accuracy": "accuracy (%)",
+    "accuracy_mm": "accuracy (%), mismatched",
+    "mcc": "Matthews correlation (x100)",
+    "f1": "F1 (%)",
+    "pearson": "Pearson correlation (x100)",
+    "spearman": "Spearman correlation (x100)",
+}
 """How tables call a metric."""
 
 
@@ -287,14 +346,16 @@ class Efficiency(Strict):
 class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each.
 
-    With ``efficiency`` a second table gives the epochs that each row takes to the plain student's best, and how far one
-    row is ahead of others (ARI).
+    With ``tasks`` every pair has a column for each, and one for their mean. ``extra`` is the optional part of the suite
+    that the table needs. With ``efficiency`` a second table gives the epochs that each row takes to the plain student's
+    best, and how far one row is ahead of others (ARI).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     title: str
-    metric: Literal["top1"] = "top1"
+    extra: Literal["", "text"] = ""
     pairs: tuple[Pair, ...]
+    tasks: tuple[TaskColumn, ...] = ()
     methods: tuple[Row, ...]
     published: str = ""
     sources: tuple[str, ...] = ()
@@ -318,8 +379,20 @@ class TableSpec(Matrix):
         if name not in self.presets:
             raise unknown("preset", name, self.presets)
         preset = self.presets[name]
-        update = {"pairs": preset.pairs or self.pairs, "methods": preset.methods or self.methods}
-        return preset.model_copy(update=update)
+        tasks = self.tasks if preset.tasks is None else preset.tasks
+        update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": preset.methods or self.methods}
+        return preset.model_copy(update={**update, "tasks": tasks})
+
+
+def columns(pairs: tuple[Pair, ...], tasks: tuple[TaskColumn, ...]) -> tuple[Pair, ...]:
+    """A column of each pair on each task; the pairs as they are where no tasks are named."""
+    if not tasks:
+        return pairs
+    return tuple(
+        pair.model_copy(update={"id": f"{pair.id}:{t.label}", "task": t.task, "metric": t.metric})
+        for pair in pairs
+        for t in tasks
+    )
 
 
 def _read_pairs(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd_methods import registry
-from kd_methods.errors import UserError, unknown
+from kd_methods.errors import UserError
 
 from . import networks
 from .cell import Cell, TeacherRef
@@ -46,8 +46,7 @@ class Suite:
         if not dash:
             raise UserError(f"'{pair}' is no pair; write teacher-student, for example resnet56-resnet20")
         for network in (teacher, student):
-            if network not in networks.names():
-                raise unknown("network", network, networks.names())
+            networks.check(network)
         needed = registry.get(method).needs_teacher
         ref = TeacherRef(teacher, self.protocol.mean, self.protocol.std, weights="none") if needed else None
         values = dict(pair_settings(method, pair, RECIPE))

@@ -208,7 +208,7 @@ class Zoo:
 
 def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:
     """A teacher's value of its task's metric, computed with the folded network that training uses."""
-    module = network.folded().module
+    module = network.folded().plain()
     return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""][get_task(entry.task).metric]
 
 

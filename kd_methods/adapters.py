@@ -8,9 +8,51 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .contract import Tokens
 from .errors import UserError
 
 ConnectorKind = Literal["conv1x1", "conv3x3", "transposed", "identity"]
+
+
+def spread(count: int, of: int) -> list[int]:
+    """The layers, from 1, that end ``count`` equal shares of a network of ``of`` layers: the last one is among them."""
+    return [round(i * of / count) for i in range(1, count + 1)]
+
+
+def connector(
+    student_shape: tuple[int, ...], teacher_shape: tuple[int, ...], rectify: bool, kind: ConnectorKind
+) -> nn.Module:
+    """The connector between two outputs of one kind: of maps (C, H, W) or of tokens (L, D)."""
+    if len(student_shape) == len(teacher_shape) == 2:
+        return TokenConnector(student_shape[1], teacher_shape[1], kind)
+    return Connector(student_shape, teacher_shape, rectify, kind)
+
+
+class TokenConnector(nn.Module):
+    """Maps hidden states to what the next layer of the teacher expects: a linear map where widths differ, LayerNorm.
+
+    Our reading of Block-KD (arXiv 2411.01547) for encoders; ``identity`` leaves the states as they are.
+
+    Raises:
+        UserError: a kind that is for maps, or ``identity`` with widths that differ.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, kind: ConnectorKind = "conv1x1") -> None:
+        super().__init__()
+        if kind == "identity" and student_width != teacher_width:
+            raise UserError(
+                f"connector 'identity' needs equal widths, here {student_width} and {teacher_width}; use 'conv1x1'"
+            )
+        if kind not in ("identity", "conv1x1"):
+            raise UserError(
+                f"connector '{kind}' is for feature maps; tokens have 'conv1x1' (a linear map) or 'identity'"
+            )
+        wider = nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width)
+        self.body = nn.Identity() if kind == "identity" else nn.Sequential(wider, nn.LayerNorm(teacher_width))
+
+    def forward(self, x: Tensor | Tokens) -> Tensor | Tokens:
+        """(B, L, D_s) to (B, L, D_t)."""
+        return Tokens(self.body(x.hidden), x.inputs) if isinstance(x, Tokens) else self.body(x)
 
 
 class Connector(nn.Module):

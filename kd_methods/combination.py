@@ -86,6 +86,8 @@ def _card(cards: Sequence[Card]) -> Card:
         divergences=tuple(f"{card.name}: {text}" for card in cards for text in card.divergences),
         our_choice=tuple(f"{card.name}.{key}" for card in cards for key in card.our_choice),
         recipe=next((card.recipe for card in cards if card.recipe), ""),
+        inputs=next((card.inputs for card in cards if card.inputs != "any"), "any"),
+        classes=max(card.classes for card in cards),
     )
 
 

@@ -12,8 +12,9 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -21,6 +22,35 @@ from .errors import UserError
 
 FIELDS = ("stem", "stages", "preacts", "blocks", "last_map", "pooled")
 """What can be kept of a forward pass besides the logits; see :class:`Layout`."""
+
+
+Inputs = Literal["images", "text"]
+
+
+class Tokens(NamedTuple):
+    """Hidden states of a padded batch of texts: what the layers of a text encoder hand on.
+
+    hidden  (B, L, D)
+    inputs  (B, 3, L) ids, mask and segments that the batch began with
+    calls   how this encoder's layers are called for these inputs; None where the states come from elsewhere
+    """
+
+    hidden: Tensor
+    inputs: Tensor
+    calls: Any = None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L), true where there is a token and no padding."""
+        return self.inputs[:, 1].bool()
+
+
+def joined(features: Sequence[Tensor | Tokens]) -> Any:
+    """Features of one kind, one after another along the batch."""
+    if isinstance(features[0], Tokens):
+        parts = [torch.cat([getattr(feature, name) for feature in features]) for name in ("hidden", "inputs")]
+        return Tokens(*parts)
+    return torch.cat(list(features))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -37,6 +67,9 @@ class Layout:
     rectified the units whose outputs are non-negative by construction (they end in a ReLU)
     layers    all generalised layers in order: outputs of residual blocks, of convolutions with their ReLU, of encoder
               blocks, of the flattening (arXiv 2511.14981, as its code has them); where not given, stages and pooled
+    uniform   the blocks are layers of one kind, so that networks of different depth are matched at equal shares of it
+    inputs    what the network reads; the features of a text encoder are :class:`Tokens`
+    queries, keys, values  (B, L, D) of every layer's attention, all ``heads`` side by side, where they can be had
     """
 
     stem: str
@@ -47,6 +80,12 @@ class Layout:
     pooled: str
     rectified: frozenset[str] = frozenset()
     layers: tuple[str, ...] = ()
+    uniform: bool = False
+    inputs: Inputs = "images"
+    queries: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    heads: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", self.layers or (*self.stages, self.pooled))
@@ -75,15 +114,13 @@ class Outputs:
     was not raises ``LookupError``, so undeclared needs cannot hide.
     """
 
-    def __init__(
-        self, logits: Tensor, kept: Mapping[str, Tensor], layout: Layout, second: Outputs | None = None
-    ) -> None:
+    def __init__(self, logits: Tensor, kept: Mapping[str, Any], layout: Layout, second: Outputs | None = None) -> None:
         self.logits = logits
         self._kept = kept
         self._layout = layout
         self._second = second
 
-    def __getitem__(self, unit: str) -> Tensor:
+    def __getitem__(self, unit: str) -> Any:
         try:
             return self._kept[unit]
         except KeyError:
@@ -91,7 +128,8 @@ class Outputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that was kept."""
-        return (self.logits, *self._kept.values(), *(self._second.tensors() if self._second else ()))
+        kept = [value.hidden if isinstance(value, Tokens) else value for value in self._kept.values()]
+        return (self.logits, *kept, *(self._second.tensors() if self._second else ()))
 
     def with_second(self, second: Outputs) -> Outputs:
         """These outputs, with those of the second view beside them."""
@@ -110,11 +148,11 @@ class Outputs:
         return self._second
 
     @property
-    def stem(self) -> Tensor:
+    def stem(self) -> Any:
         return self[self._layout.stem]
 
     @property
-    def stages(self) -> tuple[Tensor, ...]:
+    def stages(self) -> tuple[Any, ...]:
         return tuple(self[unit] for unit in self._layout.stages)
 
     @property
@@ -122,8 +160,20 @@ class Outputs:
         return tuple(self[unit] for unit in self._layout.preacts)
 
     @property
-    def blocks(self) -> tuple[Tensor, ...]:
+    def blocks(self) -> tuple[Any, ...]:
         return tuple(self[unit] for unit in self._layout.blocks)
+
+    @property
+    def queries(self) -> tuple[Tensor, ...]:
+        return tuple(self[unit] for unit in self._layout.queries)
+
+    @property
+    def keys(self) -> tuple[Tensor, ...]:
+        return tuple(self[unit] for unit in self._layout.keys)
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        return tuple(self[unit] for unit in self._layout.values)
 
     @property
     def last_map(self) -> Tensor:
@@ -147,7 +197,7 @@ class Network(nn.Module):
         """One forward pass; keeps the units named in ``at`` and those of ``fields``."""
         raise NotImplementedError
 
-    def resume(self, unit: str, feature: Tensor, until: str | None = None) -> Tensor:
+    def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
         """Run what follows ``unit`` on ``feature``: up to the logits, or up to and including the unit ``until``."""
         raise NotImplementedError
 
@@ -217,11 +267,18 @@ class Needs:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know of the training set: its size, its labels (N,) and the number of classes."""
+    """What a method may know of the training set: its size, its labels (N,) and the number of classes.
+
+    One class means a regression: labels are numbers, logits (B, 1) are predictions of them.
+    """
 
     num_samples: int
     num_classes: int
     labels: Tensor | None = None
+
+    @property
+    def regression(self) -> bool:
+        return self.num_classes == 1
 
 
 class Study:
@@ -350,6 +407,8 @@ class Card:
     divergences where paper, reference code and this implementation differ
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
+    inputs      what the networks read: "images", "text", or "any"
+    classes     the least number of classes; 1 where a regression will do
     """
 
     name: str
@@ -364,6 +423,17 @@ class Card:
     divergences: tuple[str, ...] = ()
     our_choice: tuple[str, ...] = ()
     recipe: str = ""
+    inputs: Literal["images", "text", "any"] = "images"
+    classes: int = 2
+
+    def check(self, student: Layout, info: DataInfo) -> None:
+        """Raise UserError where the method is not made for what the student reads, or for the number of classes."""
+        if self.inputs not in ("any", student.inputs):
+            raise UserError(f"method '{self.name}' is made for {self.inputs}, not for {student.inputs}")
+        if info.num_classes < self.classes:
+            task = "a regression" if info.regression else f"{info.num_classes} classes"
+            least = f", but for {self.classes} classes at least" if self.classes > 2 else ""
+            raise UserError(f"method '{self.name}' is not made for {task}{least}")
 
 
 class Method(nn.Module):

@@ -72,6 +72,7 @@ def _applied(modifier: str, method: type[Method]) -> type[Method]:
             source=f"{self.source}; else {base.source}" if defaults else f"{base.source} ({ours})",
             divergences=(*base.divergences, *self.divergences),
             optimum="identity" if base.optimum == "identity" else f"{base.optimum} (after the change)",
+            classes=max(base.classes, 2),
             our_choice=base.our_choice if defaults else tuple(method.Settings.model_fields),
         ),
         "Settings": _with_defaults(method.Settings, defaults or {}),

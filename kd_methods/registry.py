@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=type[Method])
 
-FAMILIES = ("logit", "feature", "relation", "blockwise")
+FAMILIES = ("logit", "feature", "relation", "blockwise", "text")
 """The packages that hold methods, in the order in which tables group them."""
 
 _classes: dict[str, type[Method]] = {}
@@ -186,4 +186,6 @@ def build(name: str, student: Network, teacher: Network | None, info: DataInfo, 
     Raises:
         UserError: unknown name or setting, or a pair that the method cannot work on.
     """
-    return get(name)(student, teacher, info, settings(name, values))
+    cls = get(name)
+    cls.card.check(student.layout, info)
+    return cls(student, teacher, info, settings(name, values))

@@ -1,7 +1,13 @@
-"""Every network as a chain of units, by name; ours are timm models too, under the prefix ``kd_``."""
+"""Every network as a chain of units, by name; ours are timm models too, under the prefix ``kd_``.
+
+``hf:SOURCE`` is any encoder of transformers with a classification head, from a folder or the hub, with the source's
+weights; ``hf:SOURCE[first6]`` has its first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
+"""
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 from collections.abc import Callable, Iterable
 from operator import methodcaller
@@ -12,22 +18,45 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_methods.contract import Inputs
 from kd_methods.errors import UserError, unknown
 
-from . import libraries, mobilenetv2, resnet, shufflenet, vgg, wrn
-from .network import Architecture, Chain, NetworkView, fold_batch_norms
+from ..files import digest, sha256_file
+from . import libraries, mobilenetv2, resnet, shufflenet, text, vgg, wrn
+from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [
     "Architecture",
     "Chain",
+    "LogitsOnly",
     "NetworkView",
     "build_network",
+    "check",
     "count",
     "fold_batch_norms",
+    "inherit",
+    "inputs_of",
     "macs",
     "names",
+    "pretrained_source",
     "register_network",
+    "source_digest",
 ]
+
+VOCABULARY = 30522
+"""Words of bert-base-uncased."""
+
+ENCODERS = {
+    "bert_base": (12, 768, 12),
+    "bert_base_l6": (6, 768, 12),
+    "bert_base_l3": (3, 768, 12),
+    "bert_l4_h128": (4, 128, 2),
+    "bert_l2_h128": (2, 128, 2),
+    "bert_l2_h64": (2, 64, 2),
+}
+"""BERTs that start from random weights: layers, width, heads."""
+
+_PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d*)\])?")
 
 Builder = Callable[[int], Architecture]
 _builders: dict[str, Builder] = {}
@@ -45,7 +74,7 @@ def register_network(name: str, builder: Builder, version: int = 1) -> None:
     Raises:
         UserError: another network already has that name.
     """
-    if name in _builders:
+    if name in names():
         raise UserError(f"a network called '{name}' is registered already; give yours another name")
     _builders[name], _versions[name] = builder, version
 
@@ -61,13 +90,47 @@ def register_network(name: str, builder: Builder, version: int = 1) -> None:
 
 
 def names() -> list[str]:
-    """All registered network names."""
-    return list(_builders)
+    """All network names but those of ``hf:``."""
+    return [*_builders, *ENCODERS]
+
+
+def check(name: str, what: str = "network") -> None:
+    """Raise UserError where there is no network of that name."""
+    if name not in _builders and name not in ENCODERS and not pretrained_source(name):
+        raise unknown(what, name, names())
 
 
 def version(name: str) -> int:
-    """The version of a registered network."""
-    return _versions[name]
+    """The version of a network."""
+    return _versions.get(name, 1)
+
+
+def inputs_of(name: str) -> Inputs:
+    """What a network reads."""
+    return "images" if name in _builders else "text"
+
+
+def pretrained_source(name: str) -> str:
+    """The folder or the hub's name in ``hf:SOURCE`` or ``hf:SOURCE[first6]``; empty for other networks."""
+    found = _PRETRAINED.fullmatch(name)
+    return found["source"] if found else ""
+
+
+@functools.cache
+def source_digest(name: str) -> str:
+    """What the weights are that an ``hf:`` network starts from; part of the cells that use it."""
+    return digest([sha256_file(path) for path in text.files(pretrained_source(name))])
+
+
+def inherit(student: NetworkView, teacher: NetworkView, which: str) -> None:
+    """Start a text encoder from its teacher's weights and a choice of its layers, ``first``, ``last`` or ``spread``.
+
+    Raises:
+        UserError: networks of images, or of different families or widths.
+    """
+    if {student.layout.inputs, teacher.layout.inputs} != {"text"}:
+        raise UserError("a student can start from its teacher's layers only if both are text encoders")
+    text.inherit(student.module, teacher.module, which)  # type: ignore[arg-type]
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
@@ -84,19 +147,32 @@ def macs(module: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def build_network(name: str, num_classes: int = 100, input_shape: tuple[int, ...] = (3, 32, 32)) -> NetworkView:
-    """The Network view of a freshly initialised architecture.
+def build_network(
+    name: str,
+    num_classes: int = 100,
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    vocabulary: int = VOCABULARY,
+) -> NetworkView:
+    """The Network view of a freshly initialised architecture, or of a checkpoint with a new classifier.
 
     Args:
-        name: a name of :func:`names`.
+        name: a name of :func:`names`, or ``hf:SOURCE``.
         num_classes: size of the classifier.
-        input_shape: (C, H, W) of one input; feature shapes derive from it.
+        input_shape: (C, H, W) of one image; feature shapes derive from it.
+        vocabulary: words that a text encoder without weights of its own can read.
 
     Raises:
         UserError: no such network; the message names the nearest ones.
     """
-    if name not in _builders:
-        raise unknown("network", name, _builders)
+    check(name)
+    if inputs_of(name) == "text":
+        found = _PRETRAINED.fullmatch(name)
+        if found:
+            layers = (found["which"], int(found["count"])) if found["count"] else None
+            model = text.pretrained(found["source"], layers, num_classes)
+        else:
+            model = text.bert(*ENCODERS[name], vocabulary, num_classes)
+        return NetworkView(model, text.chain, (3, text.LENGTH))
     return NetworkView(_builders[name](num_classes), methodcaller("chain"), input_shape)
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kd_methods.contract import FIELDS, Layout, Network, Outputs
+from kd_methods.contract import FIELDS, Layout, Network, Outputs, Tokens
 from kd_methods.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The units of a network in the order in which they run, and which of them carry which features."""
+    """The units of a network in the order in which they run, and which of them carry which features.
 
-    units: tuple[tuple[str, Callable[[Tensor], Tensor]], ...]
+    ``taps`` are modules within units whose outputs can be kept as well; nothing can be resumed from them.
+    """
+
+    units: tuple[tuple[str, Callable[[Any], Any]], ...]
     layout: Layout
+    taps: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 class Architecture(nn.Module):
@@ -54,7 +60,7 @@ class NetworkView(Network):
     Args:
         module: the plain architecture; calling it gives logits, its state dict has its own library's keys.
         chain: gives the chain of ``module`` or of a copy of it.
-        input_shape: (C, H, W) of one input, from which feature shapes are known without data.
+        input_shape: shape of one input, (C, H, W) or (3, L), from which feature shapes are known without data.
         inserted: parts added by :meth:`insert`, as (unit, name, part).
     """
 
@@ -81,6 +87,7 @@ class NetworkView(Network):
         self.layout = layout
         self._units = tuple(units)
         self._position = {name: i for i, (name, _) in enumerate(units)}
+        self._taps = plain.taps
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._folded: NetworkView | None = None
 
@@ -92,15 +99,25 @@ class NetworkView(Network):
     def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
         wanted = self.layout.units(fields).union(at)
         for name in wanted:
-            self._index(name)
-        kept: dict[str, Tensor] = {}
-        for name, run in self._units:
-            x = run(x)
-            if name in wanted:
-                kept[name] = x
-        return Outputs(x, kept, self.layout)
+            if name not in self._taps:
+                self._index(name)
+        return Outputs(*self._run(x, wanted), self.layout)
 
-    def resume(self, unit: str, feature: Tensor, until: str | None = None) -> Tensor:
+    def _run(self, x: Any, wanted: Collection[str]) -> tuple[Any, dict[str, Any]]:
+        """The logits, and the outputs of the units and taps that are wanted."""
+        kept: dict[str, Any] = {}
+        with ExitStack() as hooks:
+            for name in wanted:
+                if name in self._taps:
+                    keep = partial(_keep, kept, name)
+                    hooks.callback(self._taps[name].register_forward_hook(keep).remove)
+            for name, run in self._units:
+                x = run(x)
+                if name in wanted:
+                    kept[name] = x
+        return x, kept
+
+    def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
         start = self._index(unit) + 1
         stop = len(self._units) if until is None else self._index(until) + 1
         for _, run in self._units[start:stop]:
@@ -114,6 +131,10 @@ class NetworkView(Network):
         return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, part)))
 
     def folded(self) -> NetworkView:
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()) and not (
+            self.training or any(parameter.requires_grad for parameter in self.parameters())
+        ):
+            return self  # nothing to fold, and frozen as it is
         if self._folded is None:
             parts = tuple((unit, name, fold_batch_norms(part)) for unit, name, part in self._inserted)
             folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, parts)
@@ -124,21 +145,26 @@ class NetworkView(Network):
 
     def plain(self) -> nn.Module:
         """A module that maps inputs to logits: the plain architecture, or with parts a wrapper that runs them too."""
-        return LogitsOnly(self) if self._inserted else self.module
+        return LogitsOnly(self) if self._inserted or self.layout.inputs == "text" else self.module
+
+    def example(self, batch: int = 2) -> Tensor:
+        """Inputs of no meaning, in the right form."""
+        weight = next(self.module.parameters())
+        if self.layout.inputs == "text":
+            x = torch.zeros(batch, *self.input_shape, device=weight.device, dtype=torch.long)
+            x[:, 1] = 1
+            return x
+        return torch.zeros(batch, *self.input_shape, device=weight.device, dtype=weight.dtype)
 
     def shape(self, unit: str) -> tuple[int, ...]:
-        self._index(unit)
+        if unit not in self._taps:
+            self._index(unit)
         if not self._shapes:
-            weight = next(self.module.parameters())
             modes = [(module, module.training) for module in self.modules()]
-            x = torch.zeros(2, *self.input_shape, device=weight.device, dtype=weight.dtype)
             self.eval()
             with torch.no_grad():
-                for name, run in self._units:
-                    x = run(x)
-                    parts = x if isinstance(x, tuple) else (x,)
-                    shapes = tuple(tuple(part.shape[1:]) for part in parts)
-                    self._shapes[name] = shapes if isinstance(x, tuple) else shapes[0]
+                _, kept = self._run(self.example(), {*self._position, *self._taps})
+            self._shapes = {name: _shape(x) for name, x in kept.items()}
             for module, training in modes:
                 module.training = training
         return self._shapes[unit]
@@ -151,6 +177,17 @@ class NetworkView(Network):
         if unit not in self._position:
             raise unknown("unit", unit, self._position)
         return self._position[unit]
+
+
+def _keep(kept: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    kept[name] = output
+
+
+def _shape(x: Any) -> tuple[Any, ...]:
+    """Without the batch dimension; of a tuple the shapes of its parts."""
+    if isinstance(x, Tokens):
+        return tuple(x.hidden.shape[1:])
+    return tuple(map(_shape, x)) if isinstance(x, tuple) else tuple(x.shape[1:])
 
 
 PARTS = "parts."

@@ -15,7 +15,7 @@ from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
-    "render", "render_cost", "write", "write_cost", "write_efficiency",
+    "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency",
 ]  # fmt: skip
 
 
@@ -34,6 +34,13 @@ def render_cost(cost: CostTable) -> dict[str, str]:
 
     sheet = content.sheet(cost)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
+
+
+def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+    """Columns and rows with the mean over the tasks of each pair behind its columns."""
+    from benchmarks.report import statistics
+
+    return statistics.with_means(columns, rows)
 
 
 def write_efficiency(

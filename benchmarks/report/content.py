@@ -15,6 +15,7 @@ from benchmarks.report.sheet import (
     Line,
     Sentence,
     Sheet,
+    pair_heads,
     sentence,
     signed,
 )
@@ -42,8 +43,7 @@ def sheet(table: Table) -> Sheet:
         name=table.name,
         title=table.title,
         caption=tuple(_caption(table, n)),
-        teachers=tuple(column.teacher for column in table.columns),
-        students=tuple(column.student for column in table.columns),
+        heads=pair_heads(table.columns),
         blocks=tuple(blocks),
         notes=tuple(_notes(table, bool(rank), n)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.report.model import STUDENT, Column, CostEntry, CostRow, CostTable
-from benchmarks.report.sheet import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet
+from benchmarks.report.sheet import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet, pair_heads
 
 _REFERENCES = (STUDENT, "kd")
 _MIB = 2**20
@@ -27,8 +27,7 @@ def sheet(cost: CostTable) -> Sheet:
         name=f"{cost.name}-cost",
         title=cost.title,
         caption=_caption(cost),
-        teachers=tuple(column.teacher for column in cost.columns),
-        students=tuple(column.student for column in cost.columns),
+        heads=pair_heads(cost.columns),
         blocks=tuple(block for block in blocks if block),
         notes=_notes(cost),
     )

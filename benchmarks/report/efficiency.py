@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.report.model import STUDENT, Column, Entry, Table
-from benchmarks.report.sheet import MISSING, Cell, Line, Sentence, Sheet, sentence
+from benchmarks.report.sheet import MISSING, Cell, Line, Sentence, Sheet, pair_heads, sentence
 from benchmarks.report.statistics import finished, summarise
 
 GAIN = 0.5
@@ -66,8 +66,7 @@ def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sh
             *(Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), True),)
             * bool(table.deviations),
         ),
-        teachers=tuple(column.teacher for column in table.columns),
-        students=tuple(column.student for column in table.columns),
+        heads=pair_heads(table.columns),
         blocks=(tuple(lines), tuple(panel)),
         notes=(
             ("never", "no finished seed reached it; k/n: k of n did."),

@@ -100,10 +100,10 @@ def escape(text: str) -> str:
 
 
 def render(sheet: Sheet) -> str:
-    count = len(sheet.teachers)
+    count = sheet.width
     wide = count >= _WIDE_FROM
     sentences = [rf"\textbf{{{escape(part.text)}}}" if part.strong else escape(part.text) for part in sheet.caption]
-    body = [_line_of(sheet.heads[0], sheet.teachers), _line_of(sheet.heads[1], sheet.students)]
+    body = [_line_of(label, texts) for label, texts in sheet.heads]
     for index, block in enumerate(sheet.blocks):
         body.append(r"\addlinespace[3pt]" if index > 1 and block[0].kind == "heading" else r"\midrule")
         body += [_line(line) for line in block]
@@ -176,7 +176,7 @@ def _label(label: str) -> str:
 
 def _page_width(sheet: Sheet) -> int:
     """In mm, for a table that stands alone."""
-    return max(150, 50 + 22 * len(sheet.teachers))
+    return max(150, 50 + 22 * sheet.width)
 
 
 def _page_height(sheet: Sheet) -> int:
@@ -184,5 +184,5 @@ def _page_height(sheet: Sheet) -> int:
     width = _page_width(sheet) - 24
     caption = 2 + sum(len(part.text) for part in sheet.caption) * 1.75 / width
     notes = sum(1 + len(label + note) * 1.3 / width for label, note in sheet.notes)
-    lines = 3 + sum(len(block) + 1 for block in sheet.blocks)
+    lines = 1 + len(sheet.heads) + sum(len(block) + 1 for block in sheet.blocks)
     return int(35 + 4 * lines + 4.2 * caption + 2.9 * notes)

@@ -14,11 +14,9 @@ def escape(text: str) -> str:
 
 def render(sheet: Sheet) -> str:
     sentences = [f"**{escape(part.text)}**" if part.strong else escape(part.text) for part in sheet.caption]
-    pairs = [
-        f"{escape(teacher)}<br>{escape(student)}"
-        for teacher, student in zip(sheet.teachers, sheet.students, strict=True)
-    ]
-    grid = [_row(["<br>".join(filter(None, sheet.heads)), *pairs]), _row(["---", *["---:"] * len(pairs)])]
+    pairs = ["<br>".join(map(escape, texts)) for texts in zip(*(texts for _, texts in sheet.heads), strict=True)]
+    labels = "<br>".join(label for label, _ in sheet.heads if label)
+    grid = [_row([labels, *pairs]), _row(["---", *["---:"] * len(pairs)])]
     grid += [_line(line, len(pairs)) for block in sheet.blocks for line in block]
     notes = [f"- {f'{escape(label)}: ' if label else ''}{escape(text)}" for label, text in sheet.notes]
     parts = [f"## {escape(sheet.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]

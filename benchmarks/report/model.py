@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A teacher-student pair with the teacher's measured and published metric."""
+    """A teacher-student pair on a task, with the teacher's measured and published metric."""
 
     key: str
     teacher: str
@@ -73,6 +73,8 @@ class Column:
     teacher_accuracy: float | None = None
     teacher_note: str = ""
     teacher_published: Published | None = None
+    task: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)

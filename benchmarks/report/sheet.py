@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from benchmarks.report.model import Column
 
 MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
 DAGGER, CHOICE, BEST, UNKNOWN = "†", "∗", "b", "u"
@@ -45,17 +48,32 @@ class Sentence:
 class Sheet:
     """Blocks are separated by a rule; notes stand below the table, each with a short label or none.
 
-    ``heads`` label the two lines of column heads, ``teachers`` and ``students`` unless a table is of something else.
+    ``heads`` are the lines over the columns: a label and a text for each column.
     """
 
     name: str
     title: str
     caption: tuple[Sentence, ...]
-    teachers: tuple[str, ...]
-    students: tuple[str, ...]
+    heads: tuple[tuple[str, tuple[str, ...]], ...]
     blocks: tuple[tuple[Line, ...], ...]
     notes: tuple[tuple[str, str], ...]
-    heads: tuple[str, str] = ("Teacher", "Student")
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return len(self.heads[0][1])
+
+
+def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Teacher and student of each column; where columns are of several tasks, the task and its metric as well."""
+    heads = [
+        ("Teacher", tuple(column.teacher for column in columns)),
+        ("Student", tuple(column.student for column in columns)),
+    ]
+    if len({column.task for column in columns}) > 1:
+        heads.append(("Task", tuple(column.task.rpartition("/")[2] for column in columns)))
+        heads.append(("Metric", tuple(column.metric for column in columns)))
+    return tuple(heads)
 
 
 def signed(value: float, decimals: int) -> str:

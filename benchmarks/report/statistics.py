@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics as std_statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.report.model import STUDENT, Entry, Published, Run, Table
+from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Run, Table
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,39 @@ def usual_n(table: Table) -> int | None:
 def unusual(summary: Summary, usual: int | None) -> bool:
     """Whether a cell's mean has another n than the caption says, or lacks some of its seeds."""
     return bool(summary.n) and not usual == summary.n == summary.planned
+
+
+def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+    """Behind the columns of each pair one for the mean over its tasks: taken per seed, so that seeds stay what varies.
+
+    Where a task is missing for a seed, or the method is not made for it, there is no mean.
+    """
+    out: list[Column] = []
+    entries: dict[str, dict[str, Entry]] = {row.key: dict(row.entries) for row in rows}
+    for pair in dict.fromkeys((column.teacher, column.student) for column in columns):
+        own = [column for column in columns if (column.teacher, column.student) == pair]
+        out += own
+        if len(own) < 2:
+            continue
+        teachers = [column.teacher_accuracy for column in own if column.teacher_accuracy is not None]
+        accuracy = std_statistics.fmean(teachers) if len(teachers) == len(own) else None
+        key = f"{own[0].key.partition(':')[0]}:mean"
+        out.append(Column(key, *pair, accuracy, task="mean", metric=f"of {len(own)}"))
+        for row in rows:
+            entries[row.key][key] = _mean([row.entries.get(column.key, Entry()) for column in own])
+    return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
+
+
+def _mean(entries: list[Entry]) -> Entry:
+    runs = []
+    for seed in sorted({run.seed for entry in entries for run in entry.runs}):
+        own = [run for entry in entries for run in entry.runs if run.seed == seed]
+        states = {run.status for run in own}
+        if len(own) < len(entries) or states != {"done"}:
+            worst = next((s for s in ("refused", "diverged", "failed") if s in states), "missing")
+            runs.append(Run(seed, worst))  # type: ignore[arg-type]
+            continue
+        last, best = ([getattr(run, rule) for run in own] for rule in ("last", "best"))
+        means = [None if None in values else std_statistics.fmean(values) for values in (last, best)]
+        runs.append(Run(seed, "done", last=means[0], best=means[1]))
+    return Entry(tuple(runs))

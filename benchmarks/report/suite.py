@@ -140,11 +140,9 @@ def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
                 "CIFAR-100's shape without content."
             ),
         ),
-        teachers=tuple(head for head, _ in HEADS),
-        students=tuple(unit for _, unit in HEADS),
         blocks=(tuple(lines),),
         notes=tuple(notes),
-        heads=("", "Method"),
+        heads=(("", tuple(head for head, _ in HEADS)), ("Method", tuple(unit for _, unit in HEADS))),
     )
 
 

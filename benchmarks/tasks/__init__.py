@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kd_methods.errors import UserError, unknown
 
-from . import cifar, digits, folder, synthetic
+from . import cifar, digits, folder, glue, grammar, synthetic
 from .base import Task, TaskBatch, TaskData
 
 __all__ = ["Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
@@ -41,5 +41,6 @@ def get_task(name: str) -> Task:
     return _tasks[name]
 
 
-for _task in (digits.TASK, *cifar.TASKS, synthetic.TASK):
+_every: tuple[Task, ...] = (digits.TASK, *cifar.TASKS, synthetic.TASK, grammar.TASK, *glue.TASKS)
+for _task in _every:
     register_task(_task)

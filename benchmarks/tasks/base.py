@@ -68,8 +68,15 @@ class Task(Interface):
     def metric(self) -> str:
         """The metric by which progress is told and the best epoch is found; higher is better."""
 
-    def fingerprint(self, root: Path) -> str:
-        """Digest of the data. Raises UserError with what to do where there is none."""
+    @property
+    def inputs(self) -> str:
+        """What its networks read, ``images`` or ``text``."""
+
+    def fingerprint(self, root: Path, protocol: Protocol) -> str:
+        """Digest of the data as networks see it. Raises UserError with what to do where there is none."""
+
+    def deviations(self, root: Path) -> tuple[str, ...]:
+        """How this copy of the data differs from the official one."""
 
     def samples(self, root: Path, download: bool = True) -> int:
         """Size of the training set."""

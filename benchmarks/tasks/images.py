@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import UserError
 
-from ..networks import NetworkView, build_network
+from ..networks import NetworkView, build_network, inputs_of
 from ..spec import Protocol, steps_per_epoch
 from ..training.seeding import generator
 from .randaugment import randaugment
@@ -55,6 +55,8 @@ class ImageTask:
     metric: str = "top1"
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
 
+    inputs = "images"
+
     def read(self, root: Path, download: bool = True) -> tuple[Split, Split, str]:
         """(train, test, fingerprint); read once per process.
 
@@ -69,13 +71,18 @@ class ImageTask:
             self._cache[root] = (train, test, content.hexdigest())
         return self._cache[root]
 
-    def fingerprint(self, root: Path) -> str:
+    def fingerprint(self, root: Path, protocol: Protocol) -> str:
         return self.read(root)[2]
+
+    def deviations(self, root: Path) -> tuple[str, ...]:
+        return ()
 
     def samples(self, root: Path, download: bool = True) -> int:
         return len(self.read(root, download)[0].labels)
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> ImageData:
+        if protocol.max_length or not protocol.mean:
+            raise UserError(f"protocol {protocol.name} is one for texts; task {self.name} is one of images")
         train, test, _ = self.read(root)
         return ImageData(train, test, self.num_classes, protocol, device)
 
@@ -135,6 +142,8 @@ class ImageData:
         self.input_shape = (channels, height, width)
 
     def build(self, network: str) -> NetworkView:
+        if inputs_of(network) != "images":
+            raise UserError(f"network '{network}' reads text, protocol {self.protocol.name} gives it images")
         view = build_network(network, self.info.num_classes, self.input_shape)
         return view.to(self.device).to(memory_format=torch.channels_last)
 

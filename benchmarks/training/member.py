@@ -15,7 +15,7 @@ from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, P
 from kd_methods.errors import UserError
 
 from ..cell import Cell
-from ..networks import NetworkView, count, macs
+from ..networks import LogitsOnly, NetworkView, count, inherit, macs
 from ..spec import Optimizer, Protocol, steps_per_epoch
 from ..store import Run
 from ..tasks import TaskData
@@ -60,10 +60,11 @@ class Member:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(derive(cell.seed, "student"))
             student = data.build(cell.student)
+            if cell.init:
+                assert teacher is not None
+                inherit(student, teacher, cell.init)
             torch.manual_seed(derive(cell.seed, "method"))
-            self.method = kd_methods.build(
-                cell.method, student, teacher if cell.teacher else None, data.info, **cell.settings
-            )
+            self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings)
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
             if study:
@@ -220,7 +221,8 @@ class Member:
 
         def predict(x: Tensor) -> Mapping[str, Tensor]:
             outputs = self.student(x, fields=fields)
-            plain = self.deployed is self.student.module
+            own = self.deployed.network if isinstance(self.deployed, LogitsOnly) else self.deployed
+            plain = own in (self.student, self.student.module)
             return {"": outputs.logits if plain else self.deployed(x), **self.method.probes(outputs)}
 
         return predict
@@ -284,7 +286,7 @@ class Member:
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""
         with torch.random.fork_rng(devices=[]):
-            plain = self.data.build(self.cell.student).module
+            plain = self.data.build(self.cell.student).plain()
         own, usual = count(self.deployed.parameters()), count(plain.parameters())
         if own == usual:
             return []

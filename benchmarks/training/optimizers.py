@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from typing import Protocol as Interface
 
 import torch
@@ -37,18 +38,38 @@ class Descent(Interface):
     def load_state_dict(self, state: dict) -> None: ...
 
 
+def _groups(parameters: list[nn.Parameter], config: Optimizer) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and those that the configuration leaves out of it."""
+    if not config.decay_matrices_only:
+        return [{"params": parameters}]
+    groups: list[list[nn.Parameter]] = [[], []]
+    for parameter in parameters:
+        groups[parameter.dim() < 2].append(parameter)
+    decays = (config.weight_decay, 0.0)
+    return [{"params": part, "weight_decay": decay} for part, decay in zip(groups, decays, strict=True) if part]
+
+
+def _descend(optimizer: torch.optim.Optimizer, losses: Losses, clip: float) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    losses.total().backward()
+    if clip:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+    optimizer.step()
+
+
 class SGD(torch.optim.SGD):
     """Stochastic gradient descent on the sum of all terms."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
         super().__init__(
-            parameters,
+            _groups(parameters, config),
             lr=lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.clip = config.clip
         self.restart()
 
     def set_pace(self, lr: float, momentum: float | None) -> None:
@@ -58,14 +79,13 @@ class SGD(torch.optim.SGD):
     def restart(self) -> None:
         # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
         # later (a stone that was not drawn); a momentum of zero is the same as none.
-        if self.param_groups[0]["momentum"]:
-            for parameter in self.param_groups[0]["params"]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for group in self.param_groups:
+            if group["momentum"]:
+                for parameter in group["params"]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def descend(self, losses: Losses) -> None:
-        self.zero_grad(set_to_none=True)
-        losses.total().backward()
-        self.step()
+        _descend(self, losses, self.clip)
 
 
 class AdamW(torch.optim.AdamW):
@@ -73,7 +93,9 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
         betas = (config.momentum, config.beta2)
-        super().__init__(parameters, lr=lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+        groups = _groups(parameters, config)
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+        self.clip = config.clip
 
     def set_pace(self, lr: float, momentum: float | None) -> None:
         for group in self.param_groups:
@@ -83,9 +105,7 @@ class AdamW(torch.optim.AdamW):
         self.state.clear()
 
     def descend(self, losses: Losses) -> None:
-        self.zero_grad(set_to_none=True)
-        losses.total().backward()
-        self.step()
+        _descend(self, losses, self.clip)
 
 
 class DOT(torch.optim.Optimizer):

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import Connector, ConnectorKind
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..adapters import ConnectorKind, connector, spread
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, joined
 from ..errors import UserError
 from ..registry import register
 
@@ -37,9 +37,13 @@ class BlockKD(Method):
         divergences=(
             "no code is public; the connectors, the cuts into blocks, the weights and the temperature are our reading",
             "w_i also weights the stones' terms against the ensemble, and the ensemble is detached (our reading)",
-            "networks with different numbers of blocks are matched from the last block backwards (our choice)",
+            "networks with different numbers of blocks are matched from the last block backwards, encoders of equal"
+            " layers at equal shares of their depth (our choice)",
+            "between encoders a connector is a linear map, none where widths agree, and LayerNorm (our reading)",
         ),
         our_choice=("alpha", "beta", "gamma", "temperature", "connector", "teacher_bn", "warmup"),
+        inputs="any",
+        classes=1,
     )
     needs = Needs(student=("blocks",), teacher=("logits",), min_batch=2)
 
@@ -74,17 +78,23 @@ class BlockKD(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         layout = self.teacher.layout
-        n = min(len(student.layout.blocks), len(layout.blocks))
-        self.units = layout.blocks[-n:]
+        if self.settings.distance == "dkd" and info.num_classes < 3:
+            raise UserError(f"setting {self.card.name}.distance=dkd: DKD is for three classes at least; use 'kl'")
+        counts = len(student.layout.blocks), len(layout.blocks)
+        n = min(counts)
+        evenly = layout.uniform and student.layout.uniform
+        # Which blocks, from 0, of the student and of the teacher end together.
+        own, theirs = ([i - 1 for i in spread(n, m)] if evenly else list(range(m - n, m)) for m in counts)
+        self.own = own
+        self.units = [layout.blocks[i] for i in theirs]
         self.active = self._active(n)
         equal = self.settings.stone_weighting == "equal"
         self.stone_weights = [1.0 if equal else 0.5 ** (n - i) for i in range(1, n + 1)]
-        shapes = student.shapes("blocks")[-n:], self.teacher.shapes("blocks")[-n:]
+        shapes = [student.shapes("blocks")[i] for i in own], [self.teacher.shapes("blocks")[i] for i in theirs]
         self.connectors = nn.ModuleDict()
         for i in self.active:
             rectify = self.units[i - 1] in layout.rectified
-            connector = Connector(shapes[0][i - 1], shapes[1][i - 1], rectify, self.settings.connector)
-            self.connectors[str(i)] = connector
+            self.connectors[str(i)] = connector(shapes[0][i - 1], shapes[1][i - 1], rectify, self.settings.connector)
         self._batch_tail: tuple[Network, ...] = ()
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
@@ -117,7 +127,7 @@ class BlockKD(Method):
         The teacher's tails overlap, so they run as one sweep: a stone joins along the batch where its tail begins. With
         batch statistics each stone has its own pass, since a joint batch would mix their statistics.
         """
-        blocks = student.blocks[-len(self.units) :]
+        blocks = [student.blocks[i] for i in self.own]
         entries = [(self.units[i - 1], self.connectors[str(i)](blocks[i - 1])) for i in chosen]
         if batch_statistics:
             tail = self._tail_with_batch_statistics()
@@ -125,7 +135,7 @@ class BlockKD(Method):
         tail = self.teacher.folded()
         at, joint = entries[0]
         for unit, feature in entries[1:]:
-            joint = torch.cat([tail.resume(at, joint, until=unit), feature])
+            joint = joined([tail.resume(at, joint, until=unit), feature])
             at = unit
         return list(tail.resume(at, joint).chunk(len(entries)))
 

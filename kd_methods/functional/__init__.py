@@ -48,10 +48,13 @@ from .relation import (
     rkd,
     similarity_preserving,
 )
+from .text import attention_relation, attention_scores, hidden_states, patient_states
 
 __all__ = [
     "activation_boundary",
     "attention_distance",
+    "attention_relation",
+    "attention_scores",
     "attention_transfer",
     "bank_scores",
     "batch_correlation",
@@ -69,6 +72,7 @@ __all__ = [
     "factor_transfer",
     "fsp",
     "gaussian_nll",
+    "hidden_states",
     "hierarchical_context",
     "hint",
     "kd",
@@ -81,6 +85,7 @@ __all__ = [
     "nst",
     "ofa",
     "partial_l2",
+    "patient_states",
     "pkt",
     "rkd",
     "similarity_preserving",

@@ -13,6 +13,8 @@ from ._precision import full_precision
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float | Tensor) -> Tensor:
     """Hinton's distillation term: T² KL(softmax(t/T) || softmax(s/T)), summed over classes, averaged over rows.
 
+    A single output is a prediction of a number and no logit: there it is the mean squared error, whatever T.
+
     Args:
         student_logits, teacher_logits: (B, K).
         temperature: T; a scalar tensor receives gradients.
@@ -20,6 +22,8 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float | T
     Source: Hinton et al. 2015, section 2, with the factor T² recommended there. Agrees with goldens ``kd_T1``,
     ``kd_T4``.
     """
+    if student_logits.shape[1] == 1:
+        return F.mse_loss(student_logits, teacher_logits.detach())
     log_s = F.log_softmax(student_logits / temperature, 1)
     log_t = F.log_softmax(teacher_logits.detach() / temperature, 1)
     return temperature**2 * _kl(log_s, log_t)

@@ -35,6 +35,7 @@ class CTKD(Method):
             "the factor T^2 takes part in the temperature's gradient, as in the reference code",
             "theta has the student's optimiser, weight decay included, as in the reference code",
         ),
+        inputs="any",
     )
     needs = Needs(teacher=("logits",))
 

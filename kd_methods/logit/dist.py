@@ -29,6 +29,7 @@ class DIST(Method):
             "the paper names temperature 1; the authors' CIFAR configuration, our default, has 4 and the factor T^2",
             "correlations over the batch are those within one device's batch",
         ),
+        inputs="any",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

@@ -19,9 +19,14 @@ class KD(Method):
         family="logit",
         title="KD",
         paper="hinton2015kd",
-        formula="L = ce * CE(z_s, y) + kd * T^2 * KL(softmax(z_t / T) || softmax(z_s / T))",
+        formula=(
+            "L = ce * CE(z_s, y) + kd * T^2 * KL(softmax(z_t / T) || softmax(z_s / T));"
+            " on a regression both terms are mean squared errors"
+        ),
         source="RepDistiller scripts/run_cifar_distill.sh (-r 0.1 -a 0.9); mdistiller engine/cfg.py",
         divergences=("the paper names no default weights or temperature; these are the field's",),
+        inputs="any",
+        classes=1,
     )
     needs = Needs(teacher=("logits",))
 

@@ -30,6 +30,7 @@ class NKD(Method):
             " 3.5 and temperature 3",
             "computed in logarithms; the reference code removes the target with a mask",
         ),
+        inputs="any",
     )
     needs = Needs(teacher=("logits",))
 

@@ -18,6 +18,8 @@ class Student(Method):
         formula="L = CE(z_s, y)",
         source="the task's recipe; no settings",
         optimum="no distillation terms",
+        inputs="any",
+        classes=1,
     )
 
     needs_teacher = False

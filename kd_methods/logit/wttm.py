@@ -27,6 +27,7 @@ class WTTM(Method):
             " of WTTM with CRD, whose values are the defaults here",
         ),
         our_choice=("weight", "power"),
+        inputs="any",
     )
     needs = Needs(teacher=("logits",))
 

@@ -30,6 +30,8 @@ class CC(Method):
             "depends on the order of samples within the batch",
             "the teacher's embedding is trained too, as in RepDistiller; both may shrink",
         ),
+        inputs="any",
+        classes=1,
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

@@ -40,6 +40,7 @@ class CRD(Method):
             "the banks' random start is normalised, like their updates; the reference code's has length 1 on average",
             "computed in logarithms, without the reference code's 1e-7 in the denominators",
         ),
+        inputs="any",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 

@@ -32,6 +32,7 @@ class DCD(Method):
             "tau has no gradient once exp(tau) passes the limit, as in the reference code",
             "the contrast is within one device's batch",
         ),
+        inputs="any",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

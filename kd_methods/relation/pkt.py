@@ -25,6 +25,8 @@ class PKT(Method):
             "mean over all pairs instead of a sum, which the weight of 30000 makes up for",
             "the relations are those within one device's batch",
         ),
+        inputs="any",
+        classes=1,
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 

@@ -1,0 +1,78 @@
+"""Patient knowledge distillation, Sun et al. 2019."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from .. import functional
+from ..adapters import spread
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
+from ..registry import register
+from ._layers import same_width
+
+
+@register
+class PatientKD(Method):
+    """Matches, besides softened logits, the direction of the first token's hidden states in intermediate layers."""
+
+    card = Card(
+        name="pkd_patient",
+        version=1,
+        family="text",
+        title="PKD (patient)",
+        paper="sun2019pkd",
+        formula=(
+            "L = (1 - alpha) * CE(z_s, y) + alpha * T^2 * KL(softmax(z_t / T) || softmax(z_s / T))"
+            " + beta * mean (h_s / |h_s| - h_t / |h_t|)^2, h: first token after layers 1..n-1 of the student"
+        ),
+        source=(
+            "intersun/PKD-for-BERT-Model-Compression src/argument_parser.py (alpha 0.7, T 10, beta 500), src/KD_loss.py"
+        ),
+        divergences=(
+            "the paper sums KL over classes and the patient term over layers and values; the code, our default,"
+            " averages both over all values (reduction=batchmean sums KL over classes)",
+            "named apart from PKD by Pearson correlation, a method for detectors",
+        ),
+        inputs="text",
+        classes=1,
+    )
+    needs = Needs(student=("stages",), teacher=("stages", "logits"))
+
+    class Settings(MethodSettings):
+        alpha: float = Field(0.7, ge=0, le=1, description="share of the softened term, 1 - alpha is the task loss's")
+        beta: float = Field(500.0, ge=0, description="weight of the patient term")
+        temperature: float = Field(10.0, gt=0, description="temperature T of both softmaxes")
+        layers: Literal["skip", "last"] = Field("skip", description="teacher layers: at equal shares, or the last ones")
+        reduction: Literal["mean", "batchmean"] = Field("mean", description="KL over all values, or over rows")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        same_width(self.card.name, student, self.teacher)
+        n, m = len(student.layout.stages), len(self.teacher.layout.stages)
+        if n < 2:
+            raise UserError(
+                f"method '{self.card.name}' matches the layers before the last one; the student has one layer"
+            )
+        if n > m:
+            raise UserError(f"method '{self.card.name}' needs a teacher with as many layers as the student, here {m}")
+        skip = self.settings.layers == "skip"
+        self.layers = [i - 1 for i in spread(n, m)][:-1] if skip else list(range(m - n, m - 1))
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config = self.settings
+        softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
+        if config.reduction == "mean":
+            softened = softened / student.logits.shape[1]
+        own = torch.stack([feature.hidden[:, 0] for feature in student.stages[:-1]], 1)
+        theirs = torch.stack([teacher.stages[i].hidden[:, 0] for i in self.layers], 1)
+        return Losses(
+            task={"task": (1 - config.alpha) * batch.loss(student.logits)},
+            distill={"kd": config.alpha * softened, "patient": config.beta * functional.patient_states(own, theirs)},
+        )

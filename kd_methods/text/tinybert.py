@@ -1,0 +1,97 @@
+"""TinyBERT, Jiao et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .. import functional
+from ..adapters import spread
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..registry import register
+from ._layers import same_heads
+
+FIELDS = ("stem", "stages", "queries", "keys")
+
+
+@register
+class TinyBERT(Method):
+    """First matches embeddings, hidden states and attention of every layer, then the logits."""
+
+    card = Card(
+        name="tinybert",
+        version=1,
+        family="text",
+        title="TinyBERT",
+        paper="jiao2020tinybert",
+        formula=(
+            "first: sum_m [MSE(A_s,m, A_t,g(m)) + MSE(W h_s,m, h_t,g(m))] + MSE(W e_s, e_t), A before the softmax,"
+            " g(m) = m * N / M; then: T^2 * KL(softmax(z_t / T) || softmax(z_s / T)) + hard * CE(z_s, y)"
+        ),
+        source="huawei-noah/Pretrained-Language-Model TinyBERT/task_distill.py; T 1, 10 epochs at 5e-5 first",
+        optimum="where hidden states (after W), attention and logits agree",
+        divergences=(
+            "task-specific distillation only: no general distillation before it, no augmented data",
+            "the learning rate of the first phase is constant; the code's falls linearly",
+            "padding is left out of the means; the reference code averages over it",
+            "the second phase's KL is summed over classes and averaged over rows; the code averages over classes too",
+        ),
+        inputs="text",
+        classes=1,
+    )
+    needs = Needs(teacher=("logits",))
+    phase_needs = Needs(student=FIELDS, teacher=FIELDS)
+
+    class Settings(MethodSettings):
+        attention: float = Field(1.0, ge=0, description="weight of the attention scores in the first phase")
+        hidden: float = Field(1.0, ge=0, description="weight of hidden states and embeddings in the first phase")
+        intermediate_epochs: float = Field(10.0, gt=0, description="epochs of the first phase")
+        intermediate_lr: float = Field(5e-5, gt=0, description="learning rate of the first phase")
+        soft: float = Field(1.0, ge=0, description="weight of the logits' term in the second phase")
+        hard: float = Field(0.0, ge=0, description="weight of the task loss in the second phase")
+        temperature: float = Field(1.0, gt=0, description="temperature T of both softmaxes")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        self.heads = same_heads(self.card.name, student, self.teacher)
+        widths = [network.shape(network.layout.stem)[-1] for network in (student, self.teacher)]
+        self.fit = nn.Linear(widths[0], widths[1])
+        self.layers = [i - 1 for i in spread(len(student.layout.stages), len(self.teacher.layout.stages))]
+
+    def phases(self) -> Sequence[Phase]:
+        config = self.settings
+        needs = self.phase_needs
+        assert needs is not None
+        return (Phase("intermediate", config.intermediate_epochs, self._layers, needs, config.intermediate_lr),)
+
+    def _layers(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
+        mask = student.stem.mask
+        theirs = [teacher.stem, *(teacher.stages[i] for i in self.layers)]
+        states = [
+            functional.hidden_states(self.fit(own.hidden), their.hidden, mask)
+            for own, their in zip((student.stem, *student.stages), theirs, strict=True)
+        ]
+        scores = [
+            functional.attention_scores(
+                (student.queries[m], student.keys[m]), (teacher.queries[i], teacher.keys[i]), mask, heads=self.heads
+            )
+            for m, i in enumerate(self.layers)
+        ]
+        config = self.settings
+        return Losses(distill={"hidden": config.hidden * _sum(states), "attention": config.attention * _sum(scores)})
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config = self.settings
+        task = {"task": config.hard * batch.loss(student.logits)} if config.hard else {}
+        softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
+        return Losses(task=task, distill={"kd": config.soft * softened})
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum()
