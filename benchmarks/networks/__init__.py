@@ -47,14 +47,16 @@ VOCABULARY = 30522
 """Words of bert-base-uncased."""
 
 ENCODERS = {
-    "bert_base": (12, 768, 12),
-    "bert_base_l6": (6, 768, 12),
-    "bert_base_l3": (3, 768, 12),
-    "bert_l4_h128": (4, 128, 2),
-    "bert_l2_h128": (2, 128, 2),
-    "bert_l2_h64": (2, 64, 2),
+    "bert_base": (12, 768, 12, 0.1),
+    "bert_base_l6": (6, 768, 12, 0.1),
+    "bert_base_l3": (3, 768, 12, 0.1),
+    "bert_l4_h128": (4, 128, 2, 0.1),
+    "bert_l2_h128": (2, 128, 2, 0.1),
+    "bert_l4_h64": (4, 64, 2, 0.0),
+    "bert_l2_h64": (2, 64, 2, 0.0),
+    "bert_l2_h32": (2, 32, 2, 0.0),
 }
-"""BERTs that start from random weights: layers, width, heads."""
+"""BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
 
 _PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d*)\])?")
 

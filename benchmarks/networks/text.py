@@ -221,7 +221,9 @@ def check(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def bert(layers: int, width: int, heads: int, vocabulary: int, num_labels: int) -> PreTrainedModel:
+def bert(
+    layers: int, width: int, heads: int, dropout: float, vocabulary: int, num_labels: int
+) -> PreTrainedModel:
     """A BERT with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -231,6 +233,8 @@ def bert(layers: int, width: int, heads: int, vocabulary: int, num_labels: int) 
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         num_labels=num_labels,
         attn_implementation="sdpa",
     )

@@ -15,8 +15,8 @@ import numpy as np
 from .text import Texts, TextTask
 
 NOUNS = ["film", "book", "meal", "room", "song", "plot", "music", "engine", "garden", "teacher", "answer", "story"]
-GOOD = ["good", "fine", "bright", "warm", "clever", "fresh", "lovely", "strong"]
-BAD = ["bad", "dull", "slow", "cold", "weak", "stale", "awful", "poor"]
+GOOD = "good fine bright warm fresh lovely".split()
+BAD = "bad dull slow cold stale awful".split()
 VERBS = ["is", "was", "seems", "felt"]
 ADVERBS = ["very", "rather", "really", "quite"]
 WORDS = (*NOUNS, *GOOD, *BAD, *VERBS, *ADVERBS, "the", "a", "not", "and", "but")
@@ -28,12 +28,12 @@ def clause(draw: random.Random) -> tuple[str, int]:
     """A clause and what it says: +1 or -1."""
     says = draw.choice((1, -1))
     words = [draw.choice(("the", "a"))]
-    if draw.random() < 0.5:
+    if draw.random() < 0.15:
         words.append(draw.choice(GOOD + BAD))
     words += [draw.choice(NOUNS), draw.choice(VERBS)]
-    turned = draw.random() < 0.4
+    turned = draw.random() < 0.25
     words += ["not"] * turned
-    if draw.random() < 0.4:
+    if draw.random() < 0.3:
         words.append(draw.choice(ADVERBS))
     words.append(draw.choice(GOOD if (says > 0) != turned else BAD))
     return " ".join(words), says
@@ -42,7 +42,7 @@ def clause(draw: random.Random) -> tuple[str, int]:
 def sentence(draw: random.Random) -> tuple[str, int]:
     """A sentence and its class: 0 negative, 1 neutral, 2 positive."""
     first, one = clause(draw)
-    if draw.random() < 0.2:
+    if draw.random() < 0.4:
         return first, one + 1
     second, two = clause(draw)
     if draw.random() < 0.4:
