@@ -2,7 +2,8 @@
 # The one entry: sets up <repository>/.venv from the lock files when that is needed, then hands over.
 #
 #   ./reproduce.sh test [pytest arguments]      the test suite (lock: requirements/dev.txt)
-#   ./reproduce.sh ANYTHING ELSE ...            python -m benchmarks ANYTHING ELSE ... (lock: requirements/core.txt)
+#   ./reproduce.sh ANYTHING ELSE ...            python -m benchmarks ANYTHING ELSE ... (lock: requirements/core.txt,
+#                                               or that of the extra which the table names, as in `extra: text`)
 #
 # KDBENCH_PYTHON=python3.12   the Python that .venv is made with (to change it later, remove .venv first)
 # KDBENCH_NO_VENV=1           no set-up: use KDBENCH_PYTHON, or the `python` at hand, with whatever it has installed
@@ -177,8 +178,9 @@ set_up() {
         other=${stamp##*/}
         stamped "${other%.sha256}" || rm -f -- "$stamp"
     done
-    write_stamp core                                     # every lock contains core
+    write_stamp core                                     # every lock contains core, and dev all of them
     [[ $name == core ]] || write_stamp "$name"
+    [[ $name != dev ]] || write_stamp text
     rm -f -- "$state/unfinished"
     trap - INT
     exec 9>&-
@@ -193,7 +195,21 @@ ensure_lock() {
 # --- What was asked for ----------------------------------------------------------------------------------------------
 
 lock=core
-[[ ${1:-} != test ]] || lock=dev
+if [[ ${1:-} == test ]]; then
+    lock=dev
+else
+    # A table may need an extra; it says so in a line of its own.
+    for word in "$@"; do
+        for table in "$repo/tables/$word.yaml" "$word"; do
+            [[ $table == *.y*ml && -f $table ]] || continue
+            extra=$(sed -n 's/^extra: *\([a-z]*\).*/\1/p' -- "$table")
+            if [[ -n $extra ]]; then
+                lock=$extra
+                [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$extra]."
+            fi
+        done
+    done
+fi
 
 if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then
     find_python python
@@ -202,6 +218,9 @@ else
     ensure_lock "$lock"
 fi
 
+# Threads of OpenMP that wait for each other spin, by default for so long that on a machine with other work a training
+# step of a small network takes 15 times as long. With a short spin it is as fast alone, and hardly slower in company.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
 export PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${1:-} == test ]]; then
     shift

@@ -181,7 +181,7 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
             # On held-out training images, which the teacher was trained on, its accuracy says nothing.
             if off and not plan.protocol.holdout and not options.any_teacher:
                 raise UserError(
-                    f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry says "
+                    f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry has "
                     f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
                 )
     return measured
@@ -310,7 +310,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
                 "student": pair.student,
                 "lr": plan.protocol.lr(pair.student),
                 "task": plan.protocol_of(pair).task,
-                "metric": (metric := pair.metric or get_task(plan.protocol_of(pair).task).metric),
+                "metric": (metric := pair.metric or plan.table.metric or get_task(plan.protocol_of(pair).task).metric),
                 "metric_title": METRICS.get(metric, metric),
                 "init": pair.init,
                 "data": data[plan.protocol_of(pair).task],

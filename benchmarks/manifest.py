@@ -118,6 +118,8 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
             remarks[planned["row"]][remark][planned["column"]] = None
         state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
         metric = metrics[planned["column"]]
+        if state == "done" and metric not in status["last"]:
+            raise UserError(f"column {planned['column']} has no metric '{metric}'; known: {', '.join(status['last'])}")
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned["row"], {}).setdefault(planned["column"], []).append(
             report.Run(planned["seed"], state, **figures, message=status["message"] if state == "refused" else "")

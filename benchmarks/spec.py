@@ -346,13 +346,15 @@ class Efficiency(Strict):
 class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each.
 
-    With ``tasks`` every pair has a column for each, and one for their mean. ``extra`` is the optional part of the suite
+    ``metric`` is shown unless a column names its own; by default the task's. With ``tasks`` every pair has a column for
+    each, and one for their mean. ``extra`` is the optional part of the suite
     that the table needs. With ``efficiency`` a second table gives the epochs that each row takes to the plain student's
     best, and how far one row is ahead of others (ARI).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     title: str
+    metric: str = ""
     extra: Literal["", "text"] = ""
     pairs: tuple[Pair, ...]
     tasks: tuple[TaskColumn, ...] = ()
@@ -418,12 +420,12 @@ def _read_rows(value: Any) -> Any:
 
 
 def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """``"*"`` is every method of the suite that shares the field's recipe, without variants such as ``cc.paper``.
+    """``"*"`` is every method for images that shares the field's recipe, without variants such as ``cc.paper``.
 
     Families stand in the registry's order, methods of one family in that of their papers' years.
     """
     named = {row.id for row in rows}
-    others = [entry for entry in index().values() if not entry.recipe and "." not in entry.name]
+    others = [e for e in index().values() if not e.recipe and "." not in e.name and e.inputs != "text"]
     others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
     every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)
     return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from kd_methods.errors import UserError, unknown
 
@@ -19,6 +20,7 @@ from .cell import TeacherRef
 from .files import read_json, sha256_file, write_bytes, write_json
 from .spec import TABLES, Protocol, read_yaml
 from .tasks import TaskData, get_task
+from .tasks.text import TextTask, words
 from .weights import fit, load_weights, to_bytes, weights_digest
 
 TOLERANCE = 0.1
@@ -38,8 +40,8 @@ class Teacher(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     network: str
     task: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     expected: float | None = None
     expected_source: str = ""
     origin: str = ""
@@ -118,7 +120,7 @@ class Zoo:
 
         Args:
             entry: what the user says of the file.
-            file: the checkpoint.
+            file: the checkpoint; of a text encoder also the folder that transformers saved it in.
             keep_normalisation: the entry's normalisation was given by the user and stays.
 
         Raises:
@@ -128,8 +130,9 @@ class Zoo:
 
         shipped = self.shipped.get(entry.name)
         entry = shipped or entry
-        weights = load_weights(file)
-        fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, str(file))
+        task = get_task(entry.task)
+        weights = saved_encoder(file, task) if file.is_dir() else load_weights(file)
+        fit(weights, build_network(entry.network, task.num_classes, vocabulary=words(weights)).module, str(file))
         digest = weights_digest(weights)
         known = next((e for e in self.shipped.values() if e.weights == digest), None)
         update: dict[str, Any] = {"weights": digest}
@@ -171,7 +174,8 @@ class Zoo:
                 if not entry.sha256:
                     report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
                 weights = load_weights(file)
-                fit(weights, build_network(entry.network, get_task(entry.task).num_classes).module, entry.name)
+                classes = get_task(entry.task).num_classes
+                fit(weights, build_network(entry.network, classes, vocabulary=words(weights)).module, entry.name)
                 write_bytes(self.path(entry), to_bytes(weights))
                 report(f"installed {entry.name}; check it with: ./reproduce.sh teachers verify {entry.name}")
 
@@ -204,6 +208,35 @@ class Zoo:
         network = data.build(entry.network)
         fit(weights, network.module, str(self.path(entry)))
         return accuracy(data, network, entry)
+
+
+def saved_encoder(folder: Path, task: Any) -> dict[str, Tensor]:
+    """The weights of a fine-tuned encoder in a folder of transformers, its classes in the task's order.
+
+    Checkpoints order their classes differently (MNLI is the known trap); where the folder names its own, the rows of
+    the classifier are put in the task's order.
+
+    Raises:
+        UserError: a task of images, no such model, or classes that are not the task's.
+    """
+    from .networks import text
+
+    if not isinstance(task, TextTask):
+        raise UserError(f"{folder} is a folder; task {task.name} is one of images, whose teachers are files")
+    model = text.pretrained(str(folder), None, task.num_classes)
+    config: Any = text.configuration(str(folder))
+    own = [str(config.id2label[i]).lower() for i in sorted(config.id2label)]
+    if len(own) != task.num_classes:
+        raise UserError(f"{folder} has {len(own)} classes ({', '.join(own)}), task {task.name} has {task.num_classes}")
+    if task.labels and own != [f"label_{i}" for i in range(len(own))]:
+        if sorted(own) != sorted(task.labels):
+            raise UserError(f"{folder} has the classes {', '.join(own)}; {task.name} has {', '.join(task.labels)}")
+        order = [own.index(name) for name in task.labels]
+        classifier = text.Cut(model).classifier
+        with torch.no_grad():
+            for part in classifier.parameters():
+                part.copy_(part[order].clone())
+    return dict(model.state_dict())
 
 
 def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:

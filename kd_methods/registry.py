@@ -39,6 +39,7 @@ class Entry:
     module: str
     recipe: str
     year: str
+    inputs: str
 
 
 @functools.cache
@@ -59,7 +60,8 @@ def index() -> dict[str, Entry]:
                     module = f"{__package__}.{family}.{path.stem}"
                     year = "".join(filter(str.isdigit, literals.get("paper", "")))[:4]
                     title, recipe = literals.get("title", name), literals.get("recipe", "")
-                    entries[name] = Entry(name, family, title, summary, module, recipe, year)
+                    inputs = literals.get("inputs", "images")
+                    entries[name] = Entry(name, family, title, summary, module, recipe, year, inputs)
     return entries
 
 

@@ -16,10 +16,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 import kd_methods
+from benchmarks import networks
 from benchmarks.networks import Architecture, Chain, NetworkView, build_network
 from kd_methods import functional, registry
 from kd_methods.adapters import Connector, ConvReg
-from kd_methods.contract import FIELDS, Batch, DataInfo, Layout, Losses, Method, Needs, Outputs, Progress
+from kd_methods.contract import FIELDS, Batch, DataInfo, Layout, Losses, Method, Needs, Outputs, Progress, Tokens
 from kd_methods.errors import UserError
 
 CLASSES = 10
@@ -52,6 +53,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"active_stones": (), "warmup": 2.0},
     ],
 }
+VARIANTS["pkd_patient"] = [{"layers": "last", "reduction": "batchmean"}]
+VARIANTS["tinybert"] = [{"hard": 0.5}]
 COMPOSED = ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd", "norm+sp", "ab+kd@ls", "letkd2+sp"]
 CASES = [(name, values) for name in [*NAMES, *COMPOSED] for values in ({}, *VARIANTS.get(name, []))]
 IDS = [f"{name}{values or ''}" for name, values in CASES]
@@ -68,6 +71,14 @@ REFUSED = {"fsp": "equal channels", "ft": "1x1 map"} | dict.fromkeys(
 )
 """Methods that cannot work on every pair of CNNs, and a part of what they say then."""
 each_case = pytest.mark.parametrize(("name", "values"), CASES, ids=IDS)
+TEXT_PAIR = ("bert_l4_h64", "bert_l2_h64")
+WORDS, LENGTH = 60, 7
+ATTENTION = ("queries", "keys", "values")
+
+
+def pair_for(name: str) -> tuple[str, str]:
+    """A pair that the method is made for."""
+    return TEXT_PAIR if kd_methods.card(name).inputs == "text" else ("resnet14", "resnet8")
 
 
 class ViT(Architecture):
@@ -98,6 +109,9 @@ def network(name: str, role: str) -> NetworkView:
     """A small network whose running statistics have seen data; teachers are frozen."""
     with torch.random.fork_rng():
         torch.manual_seed(len(name) + 100 * (role == "teacher"))
+        if name in networks.ENCODERS:
+            view = build_network(name, CLASSES, vocabulary=WORDS)
+            return view.requires_grad_(False).eval() if role == "teacher" else view
         if name == "vit":
             view = NetworkView(ViT(), methodcaller("chain"), (3, 16, 16))
         else:
@@ -107,8 +121,16 @@ def network(name: str, role: str) -> NetworkView:
     return view.requires_grad_(False).eval() if role == "teacher" else view
 
 
-def make_batch(size: int = 6, seed: int = 0) -> Batch:
+def make_batch(size: int = 6, seed: int = 0, text: bool = False) -> Batch:
     generator = torch.Generator().manual_seed(seed)
+    if text:
+        lengths = torch.randint(3, LENGTH + 1, (size,), generator=generator)
+        lengths[0] = LENGTH
+        mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+        ids = torch.randint(5, WORDS, (size, LENGTH), generator=generator) * mask
+        labels = torch.randint(0, CLASSES, (size,), generator=generator)
+        x = torch.stack([ids, mask, mask * (torch.arange(LENGTH) > 2)], 1)
+        return Batch(x, labels, torch.arange(size), F.cross_entropy, x)
     inputs = torch.randn(size, 3, 16, 16, generator=generator)
     labels = torch.randint(0, CLASSES, (size,), generator=generator)
     second = inputs + 0.3 * torch.randn(size, 3, 16, 16, generator=generator)
@@ -125,15 +147,18 @@ class Setup:
         self,
         name: str,
         values: dict[str, Any] | None = None,
-        pair: tuple[str, str] = ("resnet14", "resnet8"),
+        pair: tuple[str, str] | None = None,
         size: int = 6,
     ) -> None:
         torch.manual_seed(7)
+        pair = pair or pair_for(name)
+        self.pair = pair
         self.teacher = network(pair[0], "teacher")
         student = network(pair[1], "student")
         self.method: Method = kd_methods.build(name, student, self.teacher, INFO, **(values or {})).train()
         self.student = self.method.adapt(student).train()
-        self.batch = make_batch(size)
+        self.text = pair[1] in networks.ENCODERS
+        self.batch = make_batch(size, text=self.text)
         self.progress = Progress(1.0, 240)
 
     def parts(self) -> Iterator[tuple[str, Needs, Step, bool]]:
@@ -144,8 +169,9 @@ class Setup:
 
     def outputs(self, needs: Needs | None = None, everything: bool = False) -> tuple[Outputs, Outputs]:
         needs = needs or self.method.needs
-        s_fields = FIELDS if everything else needs.student
-        t_fields = FIELDS if everything else [field for field in needs.teacher if field != "logits"]
+        every = (*FIELDS, *ATTENTION)
+        s_fields = every if everything else needs.student
+        t_fields = every if everything else [field for field in needs.teacher if field != "logits"]
         views = []
         for x in (self.batch.inputs, self.batch.second)[: 2 if everything else needs.views]:
             student = self.student(x, at=needs.student_units, fields=s_fields)
@@ -218,7 +244,7 @@ def test_wrong_value_is_one_line(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_teacher(name: str):
-    student = network("resnet8", "student")
+    student = network(pair_for(name)[1], "student")
     if registry.get(name).needs_teacher:
         with pytest.raises(UserError, match="needs a teacher"):
             kd_methods.build(name, student, None, INFO)
@@ -230,7 +256,22 @@ def test_without_a_teacher(name: str):
 
 
 # Every method on every pair, variants only where sizes and numbers of stages differ.
-ON_PAIRS = [(*case, pair) for case in CASES for pair in PAIRS if not case[1] or pair in PAIRS[2:4]]
+ON_PAIRS = [
+    (*case, pair)
+    for case in CASES
+    for pair in (PAIRS if pair_for(case[0]) != TEXT_PAIR else [])
+    if not case[1] or pair in PAIRS[2:4]
+]
+ON_TEXT = [
+    *((name, values, TEXT_PAIR) for name, values in CASES if pair_for(name) == TEXT_PAIR),
+    *((name, {}, TEXT_PAIR) for name in [*NAMES, "kd@ls"] if kd_methods.card(name).inputs == "any"),
+    ("pkd_patient+minilm", {}, TEXT_PAIR),
+    ("block_kd", {"connector": "identity"}, TEXT_PAIR),
+    ("block_kd", {"distance": "dkd"}, TEXT_PAIR),
+    ("block_kd", {"sample_stones": 1}, TEXT_PAIR),
+    *((name, {}, ("bert_l4_h64", "bert_l2_h32")) for name in ("block_kd", "minilm", "tinybert", "rkd", "crd")),
+]
+ON_PAIRS += ON_TEXT
 ON_PAIRS_IDS = [f"{name}{values or ''}-{'>'.join(pair)}" for name, values, pair in ON_PAIRS]
 
 
@@ -270,7 +311,7 @@ def test_with_a_transformer_it_works_or_says_why_not(name: str, pair: tuple[str,
     try:
         setup = Setup(name, pair=pair)
     except UserError as error:
-        assert "\n" not in str(error) and any(word in str(error) for word in ("maps", "only pool"))
+        assert "\n" not in str(error) and any(word in str(error) for word in ("maps", "only pool", "made for text"))
         return
     check_gradients(setup, {})
 
@@ -338,8 +379,9 @@ def test_state_dict_round_trip(name: str, values: dict):
     state = copy.deepcopy(setup.method.state_dict())
     expected = setup.losses().terms()
     torch.manual_seed(99)
-    fresh = kd_methods.build(name, network("resnet8", "student"), setup.teacher, INFO, **values).train()
-    setup.method, setup.student = fresh, fresh.adapt(network("resnet8", "student")).train()
+    student = network(setup.pair[1], "student")
+    fresh = kd_methods.build(name, student, setup.teacher, INFO, **values).train()
+    setup.method, setup.student = fresh, fresh.adapt(student).train()
     changed = setup.losses().terms()
     if state and any(parameter.requires_grad for parameter in fresh.parameters()):
         assert any(not torch.equal(changed[key], value) for key, value in expected.items())
@@ -420,7 +462,7 @@ def test_odd_last_batches(name: str, values: dict, size: int | str):
     least = registry.get(name).needs.min_batch
     setup = Setup(name, values, size=least if size == "least" else 3)
     if size == "least" and any(needs.min_batch > least for _, needs, _, _ in setup.parts()):
-        setup.batch = make_batch(max(needs.min_batch for _, needs, _, _ in setup.parts()))
+        setup.batch = make_batch(text=setup.text, size=max(needs.min_batch for _, needs, _, _ in setup.parts()))
     losses = setup.losses()
     losses.total().backward()
     assert losses.total().isfinite()
@@ -455,16 +497,23 @@ IDENTITY = [(name, values) for name, values in CASES if kd_methods.card(name).op
 
 @pytest.mark.parametrize(("name", "values"), IDENTITY, ids=str)
 def test_no_gradient_where_student_and_teacher_agree(name: str, values: dict):
-    teacher = network("resnet8", "teacher")
-    method = kd_methods.build(name, network("resnet8", "student"), teacher, INFO, **values)
+    text = pair_for(name) == TEXT_PAIR
+    both = TEXT_PAIR[0] if text else "resnet8"
+    teacher = network(both, "teacher")
+    method = kd_methods.build(name, network(both, "student"), teacher, INFO, **values)
     assert not list(method.parameters()), "with trained parts identity is not an optimum; the card must say so"
-    batch = make_batch()
+    batch = make_batch(text=text)
     with torch.no_grad():
         target = teacher(batch.inputs).with_second(teacher(batch.second))
     units = teacher.layout.units(FIELDS)
 
     def noisy(of: Outputs, noise: float) -> Outputs:
-        kept = {u: (of[u] * (1 + noise * torch.randn_like(of[u]))).requires_grad_() for u in units}
+        def changed(x: Any) -> Any:
+            if isinstance(x, Tokens):
+                return x._replace(hidden=changed(x.hidden))
+            return (x * (1 + noise * torch.randn_like(x))).requires_grad_()
+
+        kept = {u: changed(of[u]) for u in units}
         return Outputs((of.logits * (1 + noise * torch.randn_like(of.logits))).requires_grad_(), kept, teacher.layout)
 
     def distill(noise: float) -> tuple[float, float]:

@@ -221,9 +221,7 @@ def check(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def bert(
-    layers: int, width: int, heads: int, dropout: float, vocabulary: int, num_labels: int
-) -> PreTrainedModel:
+def bert(layers: int, width: int, heads: int, dropout: float, vocabulary: int, num_labels: int) -> PreTrainedModel:
     """A BERT with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -257,6 +255,7 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of the new classifier
+    logging.disable_progress_bar()
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             source, num_labels=num_labels, ignore_mismatched_sizes=True, dtype=torch.float32
@@ -271,6 +270,27 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
     if layers:
         shorten(model, *layers)
     return check(model)
+
+
+def configuration(source: str) -> Any:
+    """The configuration that a checkpoint was saved with."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source)
+
+
+def vocabulary(source: str) -> dict[str, int] | None:
+    """The words of a checkpoint's own tokenizer, where it has one."""
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
+        try:
+            if cached_file(source, name, _raise_exceptions_for_missing_entries=False):
+                return AutoTokenizer.from_pretrained(source).get_vocab()
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def shorten(model: PreTrainedModel, which: str, count: int) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from .text import Texts, TextTask
 
 NOUNS = ["film", "book", "meal", "room", "song", "plot", "music", "engine", "garden", "teacher", "answer", "story"]
-GOOD = "good fine bright warm fresh lovely".split()
-BAD = "bad dull slow cold stale awful".split()
+GOOD = ["good", "fine", "bright", "warm", "fresh", "lovely"]
+BAD = ["bad", "dull", "slow", "cold", "stale", "awful"]
 VERBS = ["is", "was", "seems", "felt"]
 ADVERBS = ["very", "rather", "really", "quite"]
 WORDS = (*NOUNS, *GOOD, *BAD, *VERBS, *ADVERBS, "the", "a", "not", "and", "but")

@@ -20,7 +20,8 @@ from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import DiskError, UserError
 
 from ..files import write_bytes
-from ..networks import NetworkView, build_network, inputs_of, pretrained_source
+from ..networks import VOCABULARY, NetworkView, build_network, inputs_of, pretrained_source
+from ..networks.text import vocabulary as vocabulary_of
 from ..spec import Protocol, steps_per_epoch
 from ..training.seeding import generator
 from ..weights import read, to_bytes
@@ -212,12 +213,7 @@ class TextData:
         return view.to(self.device)
 
     def _check_vocabulary(self, view: NetworkView, source: str) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            own = AutoTokenizer.from_pretrained(source).get_vocab()
-        except (OSError, ValueError, KeyError):  # a checkpoint without one; its size has to do
-            own = None
+        own = vocabulary_of(source)  # where there is none, the size has to do
         size = view.module.get_input_embeddings().num_embeddings  # type: ignore[operator]
         if size < len(self.tokenizer) or (own and own != self.tokenizer.get_vocab()):
             raise UserError(
@@ -303,6 +299,12 @@ def _encoded(texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, 
         with contextlib.suppress(OSError, DiskError):  # no place to keep it: tokenised again next time
             write_bytes(path, to_bytes(kept))
     return Encoded(**kept, labels=labels)
+
+
+def words(weights: Mapping[str, Tensor]) -> int:
+    """How many words an encoder with these weights reads; of other networks' weights any number."""
+    found = (len(value) for name, value in weights.items() if name.endswith("word_embeddings.weight"))
+    return next(found, VOCABULARY)
 
 
 def _cache_folder() -> Path:
