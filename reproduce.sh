@@ -180,7 +180,7 @@ set_up() {
     done
     write_stamp core                                     # every lock contains core, and dev all of them
     [[ $name == core ]] || write_stamp "$name"
-    [[ $name != dev ]] || write_stamp text
+    [[ $name != dev || ! -f $repo/requirements/text.txt ]] || write_stamp text
     rm -f -- "$state/unfinished"
     trap - INT
     exec 9>&-

@@ -195,7 +195,7 @@ def teachers_list(checkpoints: Path) -> None:
     "--mean", help="Normalisation, comma-separated; default: that of known weights, else that of the task's protocol."
 )
 @click.option("--std", help="As --mean.")
-@click.option("--expect", type=float, help="Top-1 accuracy that verify must measure.")
+@click.option("--expect", type=float, help="What verify must measure, in percent.")
 @checkpoints
 @plugin
 def teachers_add(
@@ -203,6 +203,8 @@ def teachers_add(
     checkpoints: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Install FILE as teacher NAME: a state dict, plain or under model, state_dict or net.
+
+    A fine-tuned text encoder is installed from the folder that transformers saved it in.
 
     NAME is your own name, or an entry of `teachers list` that the file is a copy of.
     """
@@ -212,21 +214,21 @@ def teachers_add(
     from .teachers import Zoo, make_entry
 
     load(plugins)
-    get_task(task)
+    images = get_task(task).inputs == "images"
     protocols = (load_protocol(known) for known in protocol_names())
     usual = next((protocol for protocol in protocols if protocol.task == task), None)
-    if usual is None and not (mean and std):
+    if images and usual is None and not (mean and std):
         raise UserError(f"no protocol knows the normalisation of task '{task}'; give --mean and --std")
     entry = make_entry(
         name=name, network=network or name, task=task,
-        mean=_floats(mean) or (usual and usual.mean), std=_floats(std) or (usual and usual.std),
+        mean=_floats(mean) or (usual.mean if usual else ()), std=_floats(std) or (usual.std if usual else ()),
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
     added = Zoo(checkpoints).add(entry, file, keep_normalisation=bool(mean or std))
     expected = (
         "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
     )
-    click.echo(f"added teacher '{name}' ({added.network} on {task}); expected top-1 {expected}")
+    click.echo(f"added teacher '{name}' ({added.network} on {task}); expected {get_task(task).metric} {expected}")
 
 
 @teachers.command("fetch")

@@ -181,8 +181,9 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
             # On held-out training images, which the teacher was trained on, its accuracy says nothing.
             if off and not plan.protocol.holdout and not options.any_teacher:
                 raise UserError(
-                    f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry has "
-                    f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
+                    f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its "
+                    f"entry expects {entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, "
+                    "or use --any-teacher"
                 )
     return measured
 
@@ -198,13 +199,14 @@ def verify_teachers(
     entries = [zoo.get(name) for name in names] or [e for e in zoo.entries.values() if zoo.path(e).is_file()]
     if not entries:
         raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
-    usual = load_protocol("cifar100-crd240")
     off = []
     for entry in entries:
+        text = get_task(entry.task).inputs == "text"
+        usual = load_protocol("glue-ft" if text else "cifar100-crd240")
         top1 = zoo.measure(entry, usual, data_root, device)
         gap = None if entry.expected is None else top1 - entry.expected
         verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
-        say(f"{entry.name:22s} {entry.network:12s} top-1 {top1:.2f}  {verdict}")
+        say(f"{entry.name:22s} {entry.network:12s} {get_task(entry.task).metric} {top1:.2f}  {verdict}")
         if gap is not None and abs(gap) > TOLERANCE:
             off.append(entry.name)
     if off:

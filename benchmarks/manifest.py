@@ -28,6 +28,7 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
     An old entry stays if its protocol is the same, and in its column the teacher and the data; what was computed
     otherwise would mix with the new cells, and is left out of the table (it stays in the store).
     """
+    old, new = old and upgraded(old), upgraded(new)
     if not old or old["protocol"] != new["protocol"]:
         return new
     data = {column["task"]: column["data"] for column in new["columns"]}
@@ -58,6 +59,16 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
         "rows": _joined(old["rows"], new["rows"], {row for row, _ in shown}, new["row_order"]),
         "columns": _joined(old["columns"], new["columns"], {column for _, column in shown}, new["column_order"]),
     }
+
+
+def upgraded(manifest: Manifest) -> Manifest:
+    """A manifest as it is written now; before there were tables of several tasks, all columns shared theirs."""
+    if "metric" not in manifest:
+        return manifest
+    task = manifest["protocol_lines"][0].partition(" on ")[2].partition(":")[0]
+    shared = {"task": task, **{name: manifest[name] for name in ("metric", "metric_title", "data")}}
+    columns = [{"init": "", **shared, **column} for column in manifest["columns"]]
+    return {key: value for key, value in manifest.items() if key not in shared} | {"columns": columns}
 
 
 def _identity(column: dict[str, Any]) -> Any:
@@ -93,6 +104,7 @@ def render(output: Path, stem: str) -> tuple[list[Path], str]:
     if manifest is None:
         known = sorted(p.parent.name for p in (output / "tables").glob("*/plan.json"))
         raise UserError(f"no table '{stem}' in {output} (there: {', '.join(known) or 'none'}); run it first")
+    manifest = upgraded(manifest)
     store = Store(output)
     table = collect(manifest, store)
     folder = path(output, stem).parent

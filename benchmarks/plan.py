@@ -116,7 +116,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
         task, samples = get_task(name), get_task(name).samples(request.data_root)
         if not protocol.holdout < samples:
-            raise UserError(f"--holdout {protocol.holdout}: the training set of {name} has {samples} samples")
+            raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
         deviations += task.deviations(request.data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
     _check_inputs(pairs, rows, protocol)

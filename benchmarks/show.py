@@ -66,6 +66,10 @@ def reads(cls: type[Method]) -> str:
     student = ", ".join(("logits", *needs.student, *needs.student_units))
     teacher = ", ".join((*needs.teacher, *needs.teacher_units)) or "nothing"
     more = [f"batches of {needs.min_batch} at least"] * (needs.min_batch > 1)
+    if cls.card.inputs != "images":
+        goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
+        goal = goal or f"classification into {cls.card.classes} classes at least"
+        more.append(f"images or text, {goal}" if cls.card.inputs == "any" else f"text, {goal}")
     more += ["two views of each image"] * (needs.views > 1)
     more += [f"batches of {needs.max_batch} at most"] * bool(needs.max_batch)
     if cls.phase_needs:

@@ -128,7 +128,7 @@ def test_list_names_everything() -> None:
         ((*DEMO, "--epochs", "many"), "'--epochs'"),
         ((*DEMO, "--epochs", "0"), "--epochs 0: give at least 1"),
         ((*DEMO, "--holdout", "-1"), "'--holdout'"),
-        ((*DEMO, "--holdout", "5000"), "--holdout 5000: the training set has 1437 images"),
+        ((*DEMO, "--holdout", "5000"), "--holdout 5000: the training set has 1437 samples"),
         ((*DEMO, "--device", "cuda:99"), "--device cuda:99: this machine has"),
         ((*DEMO, "--device", "gpu"), "--device gpu: give auto, cpu, cuda or cuda:N"),
         ((*DEMO, "--plugin", "absent.py"), "--plugin absent.py: there is no such file"),

@@ -71,6 +71,10 @@ NO_GOLDEN = {
     "word_matching",  # tests/test_letkd.py
     "decision_matching",
     "cosine_gram",  # tests/test_feature_only.py
+    "attention_relation",  # tests/test_text.py
+    "attention_scores",
+    "hidden_states",
+    "patient_states",
     "wsld",
     "standardize",
     "kernel_congruence",

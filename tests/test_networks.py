@@ -230,7 +230,7 @@ def test_folded(name: str):
     for unit in some(view.units):
         assert_close(folded.resume(unit, outputs[unit].clone()), outputs.logits)
     assert equal_states(before, state_of(view)) and [id(p) for p in view.parameters()] == parameters
-    assert not any(module is folded for module in view.modules())
+    assert folded is view or not any(module is folded for module in view.modules())
     bare = [type(m) for m in view.module.modules()].count(nn.BatchNorm2d)
     left = [type(m) for m in folded.module.modules()].count(nn.BatchNorm2d)
     assert left < bare or not bare

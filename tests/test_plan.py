@@ -124,7 +124,7 @@ def test_one_teacher_cell_serves_all_seeds(table: str, zoo: Zoo) -> None:
 
 def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None:
     made = plan(table, zoo, methods=("student",))
-    assert made.training == () and set(made.teachers) == {pair.teacher for pair in made.pairs}
+    assert made.training == () and set(made.teachers) == {(pair.teacher, "digits") for pair in made.pairs}
 
 
 def test_a_request_chooses_rows_columns_and_seeds(table: str, zoo: Zoo) -> None:
@@ -187,7 +187,7 @@ def test_overrides_win_over_what_is_published_for_a_pair(tmp_path: Path, zoo: Zo
         ({"overrides": ("kd.temperature=.inf",)}, "kd.temperature"),
         ({"overrides": ("kd.temperature=.nan",)}, "kd.temperature"),
         ({"epochs": 0}, "at least 1"),
-        ({"holdout": 1437}, "--holdout 1437: the training set has 1437 images"),
+        ({"holdout": 1437}, "--holdout 1437: the training set has 1437 samples"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_one_clear_line(table: str, zoo: Zoo, request_: dict[str, Any], words: str) -> None:
@@ -270,7 +270,7 @@ def test_a_replaced_teacher_file_makes_other_cells(tmp_path: Path, table: str, z
     zoo.add(entry("resnet14", "resnet14"), teacher_file(tmp_path / "f", "resnet14", 0))
     first = plan(table, zoo)
     assert {cell.student for cell in first.training} == {"wrn_16_1"}
-    ref = first.teachers["resnet14"]
+    ref = first.teachers["resnet14", "digits"]
     assert ref.entry == "resnet14" and len(ref.weights) == 64 and not ref.cell
 
     zoo.add(entry("resnet14", "resnet14"), teacher_file(tmp_path / "f", "resnet14", 0))

@@ -116,6 +116,28 @@ def test_arguments_folder_and_exit_code_pass_through(tree: Tree):
     assert tree.run().stdout == f"{['benchmarks', str(tree.elsewhere)]}\n"
 
 
+def test_a_table_that_names_an_extra_has_it_installed(tree: Tree):
+    tree.lock("text", "# core and text")
+    (tree.repo / "tables").mkdir()
+    (tree.repo / "tables" / "words.yaml").write_text("name: words\nextra: text\n")
+    (tree.repo / "tables" / "plain.yaml").write_text("name: plain\n")
+    assert "requirements/core.txt" in tree.run("plain", "--preset", "demo").stderr
+    first = tree.run("words", "--preset", "demo")
+    assert first.stderr.splitlines()[0] == "words needs the extra [text]." and "requirements/text.txt" in first.stderr
+    assert tree.run("render", "words").stderr == tree.run("plain").stderr == ""
+    own = tree.elsewhere / "own.yaml"
+    own.write_text("extra: text # mine\n")
+    assert tree.run("own.yaml").stderr == ""
+    own.write_text("extra: nonsense\n")
+    assert "requirements/nonsense.txt is missing" in one_line_of_error(tree.run("own.yaml"))
+
+
+def one_line_of_error(result: subprocess.CompletedProcess) -> str:
+    """The last line of a refusal."""
+    assert (result.returncode, result.stdout) == (2, ""), result
+    return result.stderr.splitlines()[-1]
+
+
 def test_works_from_any_folder_and_through_links(tree: Tree):
     relative = tree.elsewhere / "link to the script"
     relative.symlink_to(Path("..") / tree.repo.name / "reproduce.sh")

@@ -40,6 +40,7 @@ KEY = "84c225120a95edf60e95a886f399927bba90f6d7f9be393e407a0b965c1c3b3e"
 """What names CELL's run today. If this changes, all stored results are orphaned: raise SCHEMA knowingly."""
 
 CHANGES: dict[str, Any] = {
+    "init": "first",
     "task": "cifar10",
     "data": "0",
     "protocol": {**CELL.protocol, "epochs": 241},
@@ -87,7 +88,7 @@ def test_the_key_ignores_order_and_kind_of_sequence():
 
 
 def test_groups_share_all_that_the_teachers_pass_depends_on():
-    alike = ("lr", "student", "method", "method_version", "settings", "versions", "plugins")
+    alike = ("lr", "student", "method", "method_version", "settings", "versions", "plugins", "init")
     for name, value in CHANGES.items():
         assert (replace(CELL, **{name: value}).group() == CELL.group()) == (name in alike), name
 

@@ -289,8 +289,9 @@ def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert task.samples(tmp_path) == 30 and task.num_classes == CLASSES
     data = task.open(tmp_path, protocol(), CPU)
     assert data.info.num_samples == 30 and data.build("resnet8").shapes("pooled") == ((64,),)
-    assert task.fingerprint(tmp_path) == task.fingerprint(tmp_path) and len(reads) == 1
-    assert task.fingerprint(tmp_path / "other") != task.fingerprint(tmp_path)
+    first = task.fingerprint(tmp_path, protocol())
+    assert task.fingerprint(tmp_path, protocol()) == first and len(reads) == 1
+    assert task.fingerprint(tmp_path / "other", protocol()) != first
 
 
 def test_digits(tmp_path: Path):
@@ -303,7 +304,7 @@ def test_digits(tmp_path: Path):
     assert int(data.train.images.max()) == 255
     content = {i.numpy().tobytes() for i in data.train.images}
     assert sum(i.numpy().tobytes() in content for i in data.test.images) <= 5  # some digits look alike, byte for byte
-    assert task.fingerprint(tmp_path) == task.fingerprint(tmp_path / "anywhere")
+    assert task.fingerprint(tmp_path, recipe) == task.fingerprint(tmp_path / "anywhere", recipe)
 
 
 def test_digits_are_never_mirrored(tmp_path: Path):
@@ -359,7 +360,7 @@ def test_a_folder_is_known_by_its_content_wherever_it_lies(tmp_path: Path):
             write_images(tmp_path / place / part, {"a": 1, "b": 1}, lambda position: (position, 0, 0))
     here, there = folder_task(tmp_path / "here"), folder_task(tmp_path / "there" / "now")
     assert here.name == there.name
-    assert here.fingerprint(tmp_path) == there.fingerprint(tmp_path)
+    assert here.fingerprint(tmp_path, protocol()) == there.fingerprint(tmp_path, protocol())
 
 
 def one_line(call: Callable[[], Any], *parts: str) -> None:

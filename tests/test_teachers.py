@@ -204,7 +204,7 @@ def test_verify_measures_on_the_test_set(zoo: Zoo, tmp_path: Path, weights: dict
 
     said: list[str] = []
     verify_teachers(zoo, [], tmp_path, CPU, said.append)
-    assert len(said) == 1 and f"top-1 {top1:.2f}" in said[0] and "no expected accuracy" in said[0]
+    assert len(said) == 1 and f"top1 {top1:.2f}" in said[0] and "no expected accuracy" in said[0]
     zoo.add(entry.model_copy(update={"expected": round(top1, 2)}), file)
     verify_teachers(zoo, ["mine"], tmp_path, CPU, said.append)
     assert "gap +0.00" in said[1] or "gap -0.00" in said[1]
