@@ -202,11 +202,11 @@ else
     for word in "$@"; do
         for table in "$repo/tables/$word.yaml" "$word"; do
             [[ $table == *.y*ml && -f $table ]] || continue
-            extra=$(sed -n 's/^extra: *\([a-z]*\).*/\1/p' -- "$table")
-            if [[ -n $extra ]]; then
-                lock=$extra
-                [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$extra]."
-            fi
+            while IFS= read -r line || [[ -n $line ]]; do
+                [[ $line =~ ^extra:[[:space:]]*([a-z]+) ]] || continue
+                lock=${BASH_REMATCH[1]}
+                [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$lock]."
+            done <"$table"
         done
     done
 fi
