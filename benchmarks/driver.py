@@ -74,7 +74,8 @@ def reproduce(request: Request, options: Options) -> str:
             own = [cell for cell in todo if cell.task == task]
             waves = [[cell for cell in own if (cell.key in training) == first] for first in (True, False)]
             protocol = on_task(plan.protocol, task)
-            _train(waves, protocol, store, request.data_root, options.device, weights, options.similarity)
+            if own:
+                _train(waves, protocol, store, request.data_root, options.device, weights, options.similarity)
     files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)

@@ -206,7 +206,9 @@ def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> repor
         for row in table.rows
         if row.key in measured
     )
-    return report.CostTable(table.name, table.title, table.columns, rows, _provenance(facts))
+    planned = {column["key"] for column in manifest["columns"]}  # a mean over tasks costs nothing
+    columns = tuple(column for column in table.columns if column.key in planned)
+    return report.CostTable(table.name, table.title, columns, rows, _provenance(facts))
 
 
 def _refused(row: report.Row) -> frozenset[str]:
