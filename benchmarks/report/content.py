@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.report.model import STUDENT, Entry, Published, Row, Table
+from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Table
 from benchmarks.report.sheet import (
     BEST,
     CHOICE,
@@ -159,7 +159,7 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
     if blank:
         notes.append((MISSING, f"missing: {blank} of {len(cells)} cells have no finished run."))
     broken = [
-        f"{row.title}, {column.teacher}{DASH}{column.student}: " + _counts(cell)
+        f"{row.title}, {_place(column, table)}: " + _counts(cell)
         for row, column, cell in cells
         if cell.diverged or cell.failed or 0 < cell.n < cell.planned
     ]
@@ -167,6 +167,13 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
         more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
         notes.append(("Incomplete (div.: diverged, fail.: failed)", "; ".join(broken[:MAX_LISTED]) + more + "."))
     return notes
+
+
+def _place(column: Column, table: Table) -> str:
+    """A column in words."""
+    several = len({column.task for column in table.columns}) > 1
+    task = f" on {column.task.rpartition('/')[2]} ({column.metric})" if several else ""
+    return f"{column.teacher}{DASH}{column.student}{task}"
 
 
 def _refusals(table: Table) -> list[tuple[str, str]]:

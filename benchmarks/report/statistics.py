@@ -111,7 +111,8 @@ def unusual(summary: Summary, usual: int | None) -> bool:
 def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
     """Behind the columns of each pair one for the mean over its tasks: taken per seed, so that seeds stay what varies.
 
-    Where a task is missing for a seed, or the method is not made for it, there is no mean.
+    A task with two columns (MNLI) counts once, with their mean. Where a column is missing for a seed, or the method is
+    not made for it, there is no mean.
     """
     out: list[Column] = []
     entries: dict[str, dict[str, Entry]] = {row.key: dict(row.entries) for row in rows}
@@ -120,16 +121,26 @@ def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tupl
         out += own
         if len(own) < 2:
             continue
-        teachers = [column.teacher_accuracy for column in own if column.teacher_accuracy is not None]
-        accuracy = std_statistics.fmean(teachers) if len(teachers) == len(own) else None
+        tasks = [column.task for column in own]
+        accuracy = _over_tasks([column.teacher_accuracy for column in own], tasks)
         key = f"{own[0].key.partition(':')[0]}:mean"
-        out.append(Column(key, *pair, accuracy, task="mean", metric=f"of {len(own)}"))
+        out.append(Column(key, *pair, accuracy, task="mean", metric=f"of {len(set(tasks))}"))
         for row in rows:
-            entries[row.key][key] = _mean([row.entries.get(column.key, Entry()) for column in own])
+            entries[row.key][key] = _mean([row.entries.get(column.key, Entry()) for column in own], tasks)
     return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
 
 
-def _mean(entries: list[Entry]) -> Entry:
+def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:
+    """The mean over tasks of the means over each task's columns; None where one is missing."""
+    by_task: dict[str, list[float]] = {}
+    for value, task in zip(values, tasks, strict=True):
+        if value is None:
+            return None
+        by_task.setdefault(task, []).append(value)
+    return std_statistics.fmean(map(std_statistics.fmean, by_task.values()))
+
+
+def _mean(entries: list[Entry], tasks: list[str]) -> Entry:
     runs = []
     for seed in sorted({run.seed for entry in entries for run in entry.runs}):
         own = [run for entry in entries for run in entry.runs if run.seed == seed]
@@ -138,7 +149,6 @@ def _mean(entries: list[Entry]) -> Entry:
             worst = next((s for s in ("refused", "diverged", "failed") if s in states), "missing")
             runs.append(Run(seed, worst))  # type: ignore[arg-type]
             continue
-        last, best = ([getattr(run, rule) for run in own] for rule in ("last", "best"))
-        means = [None if None in values else std_statistics.fmean(values) for values in (last, best)]
-        runs.append(Run(seed, "done", last=means[0], best=means[1]))
+        last, best = (_over_tasks([getattr(run, rule) for run in own], tasks) for rule in ("last", "best"))
+        runs.append(Run(seed, "done", last=last, best=best))
     return Entry(tuple(runs))
