@@ -554,7 +554,7 @@ def test_the_mean_over_tasks_is_taken_per_seed_and_counts_a_task_once():
     assert "Task & a & m & m & mean" in texts[".tex"]
     assert "Metric & f1 & accuracy & accuracy\\_mm & of 2" in texts[".tex"]
     assert "T<br>S<br>mean<br>of 2" in texts[".md"] and "20.50** ± 0.71" in texts[".md"]
-    assert "rkd, T–S on m (accuracy): 1 finished, 1 missing of 2" in texts[".md"]
+    assert "S on m (accuracy): 1 finished, 1 missing of 2" in texts[".md"]
 
 
 def _published() -> list[dict[str, str]]:
