@@ -326,8 +326,8 @@ class Preset(Matrix):
 
 METRICS = {
     "top1": "Top-1 accuracy (%)",
-    "accuracy": "accuracy (%)",
-    "accuracy_mm": "accuracy (%), mismatched",
+    "accuracy": "Accuracy (%)",
+    "accuracy_mm": "Accuracy (%), mismatched",
     "mcc": "Matthews correlation (x100)",
     "f1": "F1 (%)",
     "pearson": "Pearson correlation (x100)",
