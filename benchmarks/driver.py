@@ -294,7 +294,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
         and {"ours": plan.table.efficiency.row, "against": list(plan.table.efficiency.against)},
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
-        "protocol_lines": list(plan.protocol.lines(students=(), tasks=plan.tasks)),
+        "protocol_lines": list(plan.protocol.lines(students=(), with_task=not any(pair.task for pair in plan.pairs))),
         "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
         "notes": [
@@ -409,7 +409,7 @@ def _our_choice(row: str, plan: Plan) -> list[str]:
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:
     say = options.say
     say(f"{plan.table.name}: {plan.table.title}  (preset {plan.preset})")
-    for line in plan.protocol.lines(tasks=plan.tasks):
+    for line in plan.protocol.lines(with_task=not any(pair.task for pair in plan.pairs)):
         say(f"  {line}")
     say(f"  rows {', '.join(row.id for row in plan.rows)}; seeds {', '.join(map(str, plan.seeds))}")
     for (network, task), ref in plan.teachers.items():

@@ -187,12 +187,12 @@ class Protocol(Strict):
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         return self.model_copy(update={**update, "deviations": tuple(deviations)}) if update else self
 
-    def lines(self, students: Collection[str] | None = None, tasks: Collection[str] = ()) -> tuple[str, ...]:
+    def lines(self, students: Collection[str] | None = None, with_task: bool = True) -> tuple[str, ...]:
         """The protocol in words, printed under every table; learning rates of ``students`` only, where given.
 
-        ``tasks`` are named in place of the protocol's own; of several, the columns say which they are on.
+        Without the task, where columns say which they are on.
         """
-        where = "" if len(tasks) > 1 else f" on {next(iter(tasks), self.task)}"
+        where = f" on {self.task}" if with_task else ""
         after = sorted({math.ceil(milestone * self.epochs / self.recipe_epochs) for milestone in self.milestones})
         decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
