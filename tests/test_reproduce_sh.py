@@ -330,7 +330,10 @@ def test_continuous_integration_runs_the_test_command(tree: Tree):
 def test_interrupted_by_the_user(tree: Tree):
     stop = "kill -INT 0; sleep 5"  # what Ctrl-C does: the signal goes to the whole process group
     env = {**tree.env, "UV_DOES": stop}
-    process = subprocess.Popen(tree.command("list"), env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # it may be ignored where tests run
+    process = subprocess.Popen(
+        tree.command("list"), env=env, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    )
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "the next start does it again" in errors.splitlines()[-1]
