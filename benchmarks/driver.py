@@ -234,7 +234,7 @@ def _accuracy_path(ref: TeacherRef, fingerprint: str, protocol: Protocol, option
 
 
 def _known_accuracies(plan: Plan, options: Options) -> Accuracies:
-    data = {cell.task: cell.data for cell in plan.cells.values()}
+    data = plan.data
     refs = {place: ref for place, ref in plan.teachers.items() if ref.weights}
     known = {
         place: read_json(_accuracy_path(ref, data[place[1]], plan.protocol, options)) for place, ref in refs.items()
@@ -274,7 +274,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
     rows = {row.id: row for row in plan.rows}
     first = plan.seeds[0]
 
-    data = {cell.task: cell.data for cell in plan.cells.values()}
+    data = plan.data
 
     def teacher(pair: Pair) -> dict[str, Any]:
         ref = plan.teacher_of(pair)
@@ -294,7 +294,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
         and {"ours": plan.table.efficiency.row, "against": list(plan.table.efficiency.against)},
         "recipe": plan.protocol.recipe,
         "protocol": plan.protocol.identity(),
-        "protocol_lines": list(plan.protocol.lines(students=(), with_task=not any(pair.task for pair in plan.pairs))),
+        "protocol_lines": list(plan.lines(students=())),
         "lr": plan.protocol.optimizer.lr,
         "deviations": list(plan.protocol.deviations),
         "notes": [
@@ -313,7 +313,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
                 "student": pair.student,
                 "lr": plan.protocol.lr(pair.student),
                 "task": plan.protocol_of(pair).task,
-                "metric": (metric := pair.metric or plan.table.metric or get_task(plan.protocol_of(pair).task).metric),
+                "metric": (metric := plan.metric_of(pair)),
                 "metric_title": METRICS.get(metric, metric),
                 "init": pair.init,
                 "data": data[plan.protocol_of(pair).task],
@@ -409,7 +409,7 @@ def _our_choice(row: str, plan: Plan) -> list[str]:
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:
     say = options.say
     say(f"{plan.table.name}: {plan.table.title}  (preset {plan.preset})")
-    for line in plan.protocol.lines(with_task=not any(pair.task for pair in plan.pairs)):
+    for line in plan.lines():
         say(f"  {line}")
     say(f"  rows {', '.join(row.id for row in plan.rows)}; seeds {', '.join(map(str, plan.seeds))}")
     for (network, task), ref in plan.teachers.items():

@@ -162,8 +162,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         )
         for row in manifest["rows"]
     )
-    if len({column.task for column in columns}) > 1:
-        columns, rows = report.with_means(columns, rows)
+    columns, rows = report.with_means(columns, rows)
     return report.Table(
         name=manifest["name"],
         title=manifest["title"],

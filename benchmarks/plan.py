@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,19 @@ class Plan:
     def protocol_of(self, pair: Pair) -> Protocol:
         """The protocol of a column: the plan's, on the column's task."""
         return on_task(self.protocol, pair.task)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """The fingerprint of each task's data."""
+        return {cell.task: cell.data for cell in self.cells.values()}
+
+    def metric_of(self, pair: Pair) -> str:
+        """What a column shows: its own metric, the table's, or the task's."""
+        return pair.metric or self.table.metric or get_task(self.protocol_of(pair).task).metric
+
+    def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
+        """The protocol in words; the task only where the columns do not have their own."""
+        return self.protocol.lines(students, with_task=not any(pair.task for pair in self.pairs))
 
     def teacher_of(self, pair: Pair) -> TeacherRef:
         """The teacher of a column."""
@@ -224,10 +237,7 @@ def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol
     for pair in pairs:
         task = get_task(pair.task or protocol.task)
         for network in (pair.teacher, pair.student, *(row.student for row in rows if row.student)):
-            if networks.inputs_of(network) != task.inputs:
-                raise UserError(
-                    f"network '{network}' reads {networks.inputs_of(network)}, task {task.name} has {task.inputs}"
-                )
+            networks.check_inputs(network, task.name, task.inputs)
 
 
 def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:

@@ -15,8 +15,8 @@ ConnectorKind = Literal["conv1x1", "conv3x3", "transposed", "identity"]
 
 
 def spread(count: int, of: int) -> list[int]:
-    """The layers, from 1, that end ``count`` equal shares of a network of ``of`` layers: the last one is among them."""
-    return [round(i * of / count) for i in range(1, count + 1)]
+    """The layers, from 0, that end ``count`` equal shares of a network of ``of`` layers: the last one is among them."""
+    return [round(i * of / count) - 1 for i in range(1, count + 1)]
 
 
 def connector(

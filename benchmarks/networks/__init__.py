@@ -32,6 +32,7 @@ __all__ = [
     "NetworkView",
     "build_network",
     "check",
+    "check_inputs",
     "count",
     "fold_batch_norms",
     "inherit",
@@ -110,6 +111,12 @@ def version(name: str) -> int:
 def inputs_of(name: str) -> Inputs:
     """What a network reads."""
     return "images" if name in _builders else "text"
+
+
+def check_inputs(name: str, task: str, given: str) -> None:
+    """Raise UserError where a task gives a network something else than it reads."""
+    if inputs_of(name) != given:
+        raise UserError(f"network '{name}' reads {inputs_of(name)}, task {task} has {given}")
 
 
 def pretrained_source(name: str) -> str:

@@ -131,17 +131,21 @@ class NetworkView(Network):
         return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, part)))
 
     def folded(self) -> NetworkView:
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()) and not (
-            self.training or any(parameter.requires_grad for parameter in self.parameters())
-        ):
-            return self  # nothing to fold, and frozen as it is
         if self._folded is None:
-            parts = tuple((unit, name, fold_batch_norms(part)) for unit, name, part in self._inserted)
-            folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, parts)
             # Not a submodule: the copy must not show up in this network's parameters or state dict.
-            object.__setattr__(self, "_folded", folded.requires_grad_(False).eval())
+            object.__setattr__(self, "_folded", self if self._frozen_without_norms() else self._fold())
         assert self._folded is not None
         return self._folded
+
+    def _frozen_without_norms(self) -> bool:
+        """Whether there is nothing to fold and nothing to freeze, so that no copy is needed."""
+        frozen = not self.training and not any(parameter.requires_grad for parameter in self.parameters())
+        return frozen and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+
+    def _fold(self) -> NetworkView:
+        parts = tuple((unit, name, fold_batch_norms(part)) for unit, name, part in self._inserted)
+        folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, parts)
+        return folded.requires_grad_(False).eval()
 
     def plain(self) -> nn.Module:
         """A module that maps inputs to logits: the plain architecture, or with parts a wrapper that runs them too."""
@@ -151,9 +155,7 @@ class NetworkView(Network):
         """Inputs of no meaning, in the right form."""
         weight = next(self.module.parameters())
         if self.layout.inputs == "text":
-            x = torch.zeros(batch, *self.input_shape, device=weight.device, dtype=torch.long)
-            x[:, 1] = 1
-            return x
+            return example_text(batch, self.input_shape[-1], weight.device)
         return torch.zeros(batch, *self.input_shape, device=weight.device, dtype=weight.dtype)
 
     def shape(self, unit: str) -> tuple[int, ...]:
@@ -177,6 +179,13 @@ class NetworkView(Network):
         if unit not in self._position:
             raise unknown("unit", unit, self._position)
         return self._position[unit]
+
+
+def example_text(batch: int, length: int, device: torch.device) -> Tensor:
+    """(B, 3, L) ids, mask and segments of no meaning, without padding."""
+    x = torch.zeros(batch, 3, length, device=device, dtype=torch.long)
+    x[:, 1] = 1
+    return x
 
 
 def _keep(kept: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -6,9 +6,9 @@ only note how they are called, what lies behind them with layers that hand on gi
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kd_methods.adapters import spread
 from kd_methods.contract import Layout, Tokens
 from kd_methods.errors import UserError
 
-from .network import Chain
+from .network import Chain, example_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +102,7 @@ class Cut:
         try:
             with torch.no_grad():
                 self.model.eval()
-                self._call(_example(self.model))
+                self._call(example_text(2, LENGTH, self.model.device))
         finally:
             hook.remove()
             self.model.train(training)
@@ -111,7 +112,7 @@ class Cut:
         segments = {"token_type_ids": x[:, 2]} if self.segments else {}
         return self.model(input_ids=x[:, 0], attention_mask=x[:, 1], **segments).logits
 
-    @contextmanager
+    @contextlib.contextmanager
     def _with(self, layers: list[_Noting]) -> Iterator[None]:
         self.parent._modules[self.name] = nn.ModuleList(layers)
         try:
@@ -148,13 +149,6 @@ class Cut:
         finally:
             hook.remove()
         return seen[0]
-
-
-def _example(model: PreTrainedModel) -> Tensor:
-    device = next(model.parameters()).device
-    x = torch.zeros(2, 3, LENGTH, dtype=torch.long, device=device)
-    x[:, 1] = 1
-    return x
 
 
 def chain(model: Any) -> Chain:
@@ -207,7 +201,7 @@ def check(model: PreTrainedModel) -> PreTrainedModel:
         UserError: they do not: its layers are not all there is between embeddings and head.
     """
     cut, training = Cut(model), model.training
-    x = _example(model)
+    x = example_text(2, LENGTH, model.device)
     x[1, 1, LENGTH // 2 :] = 0
     model.eval()
     with torch.no_grad():
@@ -282,15 +276,13 @@ def configuration(source: str) -> Any:
 def vocabulary(source: str) -> dict[str, int] | None:
     """The words of a checkpoint's own tokenizer, where it has one."""
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
 
-    for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
-        try:
-            if cached_file(source, name, _raise_exceptions_for_missing_entries=False):
-                return AutoTokenizer.from_pretrained(source).get_vocab()
-        except (OSError, ValueError):
-            continue
-    return None
+    if _file(source, "tokenizer.json", "vocab.txt", "vocab.json") is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source).get_vocab()
+    except (OSError, ValueError):
+        return None
 
 
 def shorten(model: PreTrainedModel, which: str, count: int) -> None:
@@ -307,12 +299,10 @@ def chosen(which: str, count: int, of: int) -> list[int]:
     Raises:
         UserError: there are fewer.
     """
-    from kd_methods.adapters import spread
-
     if count > of:
         raise UserError(f"{count} layers are wanted of a network that has {of}")
     if which == "spread":
-        return [i - 1 for i in spread(count, of)]
+        return spread(count, of)
     return list(range(count)) if which == "first" else list(range(of - count, of))
 
 
@@ -343,20 +333,24 @@ def files(source: str) -> list[Path]:
     Raises:
         UserError: there is no such folder, and the hub does not answer.
     """
-    from transformers.utils import cached_file
-
     found = []
     for names in (("config.json",), ("model.safetensors", "pytorch_model.bin")):
-        path = None
-        for name in names:
-            try:
-                path = path or cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            except OSError:
-                path = None
+        path = _file(source, *names)
         if path is None:
             raise UserError(
                 f"'{source}' is no folder with {' or '.join(names)}, and the hub does not give it; check the name, or "
                 "save the model there with save_pretrained"
             )
-        found.append(Path(path))
+        found.append(path)
     return found
+
+
+def _file(source: str, *names: str) -> Path | None:
+    """The first of some files that a folder, or the hub, has."""
+    from transformers.utils import cached_file
+
+    for name in names:
+        with contextlib.suppress(OSError):
+            if path := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
+                return Path(path)
+    return None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.files import write_text
 from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+from benchmarks.report.statistics import with_means
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
@@ -34,13 +35,6 @@ def render_cost(cost: CostTable) -> dict[str, str]:
 
     sheet = content.sheet(cost)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
-
-
-def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
-    """Columns and rows with the mean over the tasks of each pair behind its columns."""
-    from benchmarks.report import statistics
-
-    return statistics.with_means(columns, rows)
 
 
 def write_efficiency(

@@ -17,6 +17,7 @@ from benchmarks.report.sheet import (
     Sheet,
     pair_heads,
     sentence,
+    several_tasks,
     signed,
 )
 from benchmarks.report.statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
@@ -171,8 +172,7 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
 
 def _place(column: Column, table: Table) -> str:
     """A column in words."""
-    several = len({column.task for column in table.columns}) > 1
-    task = f" on {column.task.rpartition('/')[2]} ({column.metric})" if several else ""
+    task = f" on {column.task.rpartition('/')[2]} ({column.metric})" if several_tasks(table.columns) else ""
     return f"{column.teacher}{DASH}{column.student}{task}"
 
 

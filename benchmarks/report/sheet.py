@@ -64,13 +64,18 @@ class Sheet:
         return len(self.heads[0][1])
 
 
+def several_tasks(columns: Sequence[Column]) -> bool:
+    """Whether columns have to say which task they are on."""
+    return len({column.task for column in columns}) > 1
+
+
 def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Teacher and student of each column; where columns are of several tasks, the task and its metric as well."""
     heads = [
         ("Teacher", tuple(column.teacher for column in columns)),
         ("Student", tuple(column.student for column in columns)),
     ]
-    if len({column.task for column in columns}) > 1:
+    if several_tasks(columns):
         heads.append(("Task", tuple(column.task.rpartition("/")[2] for column in columns)))
         heads.append(("Metric", tuple(column.metric for column in columns)))
     return tuple(heads)

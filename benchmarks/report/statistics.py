@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Run, Table
+from benchmarks.report.sheet import several_tasks
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tupl
     A task with two columns (MNLI) counts once, with their mean. Where a column is missing for a seed, or the method is
     not made for it, there is no mean.
     """
+    if not several_tasks(columns):
+        return columns, rows
     out: list[Column] = []
     entries: dict[str, dict[str, Entry]] = {row.key: dict(row.entries) for row in rows}
     for pair in dict.fromkeys((column.teacher, column.student) for column in columns):

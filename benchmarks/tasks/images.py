@@ -15,9 +15,9 @@ from torch import Tensor
 from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import UserError
 
-from ..networks import NetworkView, build_network, inputs_of
+from ..networks import NetworkView, build_network, check_inputs
 from ..spec import Protocol, steps_per_epoch
-from ..training.seeding import generator
+from ..training.seeding import generator, held_out
 from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -125,10 +125,8 @@ class ImageData:
 
     def __init__(self, train: Split, test: Split, num_classes: int, protocol: Protocol, device: torch.device) -> None:
         if protocol.holdout:
-            # A fixed permutation: the held-out part does not move with the seed.
-            order = torch.randperm(len(train.labels), generator=generator(0, "holdout"))
-            kept, held = order[protocol.holdout :].sort().values, order[: protocol.holdout].sort().values
-            train, test = (Split(train.images[part], train.labels[part]) for part in (kept, held))
+            parts = held_out(len(train.labels), protocol.holdout)
+            train, test = (Split(train.images[part], train.labels[part]) for part in parts)
         if protocol.label_noise:
             train = Split(train.images, noisy(train.labels, protocol.label_noise, num_classes))
         self.train = Split(train.images.to(device), train.labels.to(device))
@@ -142,8 +140,7 @@ class ImageData:
         self.input_shape = (channels, height, width)
 
     def build(self, network: str) -> NetworkView:
-        if inputs_of(network) != "images":
-            raise UserError(f"network '{network}' reads text, protocol {self.protocol.name} gives it images")
+        check_inputs(network, self.protocol.task, "images")
         view = build_network(network, self.info.num_classes, self.input_shape)
         return view.to(self.device).to(memory_format=torch.channels_last)
 

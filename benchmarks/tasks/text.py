@@ -20,10 +20,10 @@ from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import DiskError, UserError
 
 from ..files import write_bytes
-from ..networks import VOCABULARY, NetworkView, build_network, inputs_of, pretrained_source
+from ..networks import VOCABULARY, NetworkView, build_network, check_inputs, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
 from ..spec import Protocol, steps_per_epoch
-from ..training.seeding import generator
+from ..training.seeding import generator, held_out
 from ..weights import read, to_bytes
 from .images import Normalisation
 
@@ -191,8 +191,7 @@ class TextData:
     ) -> None:
         train, tests = splits["train"], {name: split for name, split in splits.items() if name != "train"}
         if protocol.holdout:
-            order = torch.randperm(len(train.labels), generator=generator(0, "holdout"))
-            held, kept = order[: protocol.holdout].sort().values, order[protocol.holdout :].sort().values
+            kept, held = held_out(len(train.labels), protocol.holdout)
             train, tests = train.part(kept), {"test": train.part(held)}
         self.task, self.protocol, self.device, self.tokenizer = task, protocol, device, tokenizer
         self.train, self.tests = train.to(device), {name: split.to(device) for name, split in tests.items()}
@@ -205,8 +204,7 @@ class TextData:
         return F.mse_loss(logits[:, 0], labels) if self.info.regression else F.cross_entropy(logits, labels)
 
     def build(self, network: str) -> NetworkView:
-        if inputs_of(network) != "text":
-            raise UserError(f"network '{network}' reads images, protocol {self.protocol.name} gives it text")
+        check_inputs(network, self.protocol.task, "text")
         view = build_network(network, self.info.num_classes, vocabulary=len(self.tokenizer))
         if source := pretrained_source(network):
             self._check_vocabulary(view, source)

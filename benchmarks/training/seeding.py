@@ -20,6 +20,12 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
+def held_out(samples: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions that are trained on and positions held out, ascending; a fixed choice that no seed moves."""
+    order = torch.randperm(samples, generator=generator(0, "holdout"))
+    return order[count:].sort().values, order[:count].sort().values
+
+
 class Stream:
     """A cell's own state of torch's global generators (dropout, sampling inside a method)."""
 

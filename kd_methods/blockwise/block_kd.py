@@ -84,7 +84,7 @@ class BlockKD(Method):
         n = min(counts)
         evenly = layout.uniform and student.layout.uniform
         # Which blocks, from 0, of the student and of the teacher end together.
-        own, theirs = ([i - 1 for i in spread(n, m)] if evenly else list(range(m - n, m)) for m in counts)
+        own, theirs = (spread(n, m) if evenly else list(range(m - n, m)) for m in counts)
         self.own = own
         self.units = [layout.blocks[i] for i in theirs]
         self.active = self._active(n)

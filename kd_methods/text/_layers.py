@@ -8,16 +8,17 @@ from ..contract import Network
 from ..errors import UserError
 
 
-def same_width(method: str, student: Network, teacher: Network) -> int:
-    """The width of the hidden states, which the method compares as they are.
+def width(network: Network) -> int:
+    """The width of the hidden states."""
+    return network.shape(network.layout.stem)[-1]
 
-    Raises:
-        UserError: the two networks differ in it.
-    """
-    widths = [network.shape(network.layout.stem)[-1] for network in (student, teacher)]
-    if widths[0] != widths[1]:
-        raise UserError(f"method '{method}' needs hidden states of one width, here {widths[0]} and {widths[1]}")
-    return widths[0]
+
+def check_width(method: str, student: Network, teacher: Network) -> None:
+    """Raise UserError where hidden states, which the method compares as they are, differ in width."""
+    if width(student) != width(teacher):
+        raise UserError(
+            f"method '{method}' needs hidden states of one width, here {width(student)} and {width(teacher)}"
+        )
 
 
 def same_heads(method: str, student: Network, teacher: Network) -> int:

@@ -12,7 +12,7 @@ from ..adapters import spread
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
-from ._layers import same_width
+from ._layers import check_width
 
 
 @register
@@ -53,7 +53,7 @@ class PatientKD(Method):
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
-        same_width(self.card.name, student, self.teacher)
+        check_width(self.card.name, student, self.teacher)
         n, m = len(student.layout.stages), len(self.teacher.layout.stages)
         if n < 2:
             raise UserError(
@@ -62,7 +62,7 @@ class PatientKD(Method):
         if n > m:
             raise UserError(f"method '{self.card.name}' needs a teacher with as many layers as the student, here {m}")
         skip = self.settings.layers == "skip"
-        self.layers = [i - 1 for i in spread(n, m)][:-1] if skip else list(range(m - n, m - 1))
+        self.layers = spread(n, m)[:-1] if skip else list(range(m - n, m - 1))
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None

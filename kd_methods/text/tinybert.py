@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from .. import functional
 from ..adapters import spread
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
 from ..registry import register
-from ._layers import same_heads
+from ._layers import same_heads, width
 
 FIELDS = ("stem", "stages", "queries", "keys")
 
@@ -59,9 +59,8 @@ class TinyBERT(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         self.heads = same_heads(self.card.name, student, self.teacher)
-        widths = [network.shape(network.layout.stem)[-1] for network in (student, self.teacher)]
-        self.fit = nn.Linear(widths[0], widths[1])
-        self.layers = [i - 1 for i in spread(len(student.layout.stages), len(self.teacher.layout.stages))]
+        self.fit = nn.Linear(width(student), width(self.teacher))
+        self.layers = spread(len(student.layout.stages), len(self.teacher.layout.stages))
 
     def phases(self) -> Sequence[Phase]:
         config = self.settings
@@ -83,7 +82,12 @@ class TinyBERT(Method):
             for m, i in enumerate(self.layers)
         ]
         config = self.settings
-        return Losses(distill={"hidden": config.hidden * _sum(states), "attention": config.attention * _sum(scores)})
+        return Losses(
+            distill={
+                "hidden": config.hidden * torch.stack(states).sum(),
+                "attention": config.attention * torch.stack(scores).sum(),
+            }
+        )
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
@@ -91,7 +95,3 @@ class TinyBERT(Method):
         task = {"task": config.hard * batch.loss(student.logits)} if config.hard else {}
         softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         return Losses(task=task, distill={"kd": config.soft * softened})
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum()
