@@ -180,7 +180,12 @@ set_up() {
     done
     write_stamp core                                     # every lock contains core, and dev all of them
     [[ $name == core ]] || write_stamp "$name"
-    [[ $name != dev || ! -f $repo/requirements/text.txt ]] || write_stamp text
+    if [[ $name == dev ]]; then
+        for other in "$repo"/requirements/*.txt; do
+            other=${other##*/}
+            write_stamp "${other%.txt}"
+        done
+    fi
     rm -f -- "$state/unfinished"
     trap - INT
     exec 9>&-
@@ -198,13 +203,19 @@ lock=core
 if [[ ${1:-} == test ]]; then
     lock=dev
 else
-    # A table may need an extra; it says so in a line of its own.
+    # A table may need an extra; it says so in a line of its own. Detection is planned without its extra.
+    case " $* " in *' --dry-run '*) dry=yes ;; *) dry= ;; esac
     for word in "$@"; do
         for table in "$repo/tables/$word.yaml" "$word"; do
             [[ $table == *.y*ml && -f $table ]] || continue
             while IFS= read -r line || [[ -n $line ]]; do
                 [[ $line =~ ^extra:[[:space:]]*([a-z]+) ]] || continue
-                lock=${BASH_REMATCH[1]}
+                extra=${BASH_REMATCH[1]}
+                if [[ -n $dry && $extra == detection ]] && ! installed detection; then
+                    say "$word needs the extra [detection]; a run installs it from requirements/detection.txt."
+                    continue
+                fi
+                lock=$extra
                 [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$lock]."
             done <"$table"
         done

@@ -14,13 +14,13 @@ import torch
 from kd_methods import registry
 from kd_methods.errors import UserError
 
-from . import environment, manifest, networks, similarity
+from . import environment, executors, manifest, networks, similarity
 from .cell import Cell, TeacherRef
 from .estimate import estimate
 from .executors import local
 from .files import digest, read_json, write_json
 from .plan import Plan, Request, make, on_task, student_cell
-from .profiling import cost_key, measure
+from .profiling import cost_key
 from .progress import Reporter, duration
 from .spec import METRICS, Pair, Protocol, Row, load_protocol, merged, pair_entry, pair_settings
 from .store import Store, today
@@ -29,6 +29,9 @@ from .teachers import TOLERANCE, Teacher, Zoo
 from .training.loop import Interrupted
 
 DAY = 86400.0
+
+_USUAL = {"images": "cifar100-crd240", "text": "glue-ft", "detection": "coco-1x"}
+"""The protocol under which a teacher file is verified, by what its network reads."""
 
 Accuracies = dict[tuple[str, str], float]
 """What teacher files measure, by network and task."""
@@ -75,7 +78,8 @@ def reproduce(request: Request, options: Options) -> str:
             waves = [[cell for cell in own if (cell.key in training) == first] for first in (True, False)]
             protocol = on_task(plan.protocol, task)
             if own:
-                _train(waves, protocol, store, request.data_root, options.device, weights, options.similarity)
+                where = request.data_root, options.device
+                _train(waves, protocol, store, *where, weights, options.similarity, request.plugin_files)
     files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
@@ -100,12 +104,14 @@ def _train(
     device: torch.device,
     weights: Callable[[TeacherRef], Path],
     watched: bool = False,
+    plugin_files: tuple[Path, ...] = (),
 ) -> None:
     """Train cells in waves: a later wave may use what an earlier one trained as its teachers."""
     task = get_task(protocol.task)
     data = task.open(data_root, protocol, device)
     count = sum(map(len, waves))
     with Reporter(count, protocol, task.samples(data_root), task.metric) as report, stop_signals() as stopping:
+        executor = executors.of(task)
         context = local.Context(
             store,
             protocol,
@@ -117,6 +123,8 @@ def _train(
             stopping,
             left_out=report.left_out,
             similarity=watched,
+            data_root=data_root,
+            plugin_files=plugin_files,
         )
         for wave in waves:
             # A cell whose teacher could not be trained is left out; the others go on.
@@ -125,7 +133,7 @@ def _train(
                 if cell not in taught:
                     report.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
                     report.left_out()
-            local.run(taught, context)
+            executor.run(taught, context)
 
 
 def _is_done(store: Store, key: str) -> bool:
@@ -202,9 +210,8 @@ def verify_teachers(
         raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
     off = []
     for entry in entries:
-        text = get_task(entry.task).inputs == "text"
-        usual = load_protocol("glue-ft" if text else "cifar100-crd240")
-        top1 = zoo.measure(entry, usual, data_root, device)
+        usual = load_protocol(_USUAL[get_task(entry.task).inputs])
+        top1 = executors.of(get_task(entry.task)).accuracy(entry, zoo, usual, data_root, device)
         gap = None if entry.expected is None else top1 - entry.expected
         verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
         say(f"{entry.name:22s} {entry.network:12s} {get_task(entry.task).metric} {top1:.2f}  {verdict}")
@@ -223,7 +230,8 @@ def teacher_accuracy(
     known = read_json(path)
     if known is None:
         options.say(f"evaluating teacher {entry.name}")
-        known = {"entry": entry.name, "value": zoo.measure(entry, protocol, data_root, options.device)}
+        measure = executors.of(get_task(entry.task)).accuracy
+        known = {"entry": entry.name, "value": measure(entry, zoo, protocol, data_root, options.device)}
         write_json(path, known)
     return known["value"]
 
@@ -259,7 +267,8 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
                 raise Interrupted
             try:
                 files, protocol = request.plugin_files, on_task(plan.protocol, cell.task)
-                cost = measure(cell, protocol, request.data_root, options.device, files, store.prepared)
+                executor = executors.of(get_task(cell.task))
+                cost = executor.cost(cell, protocol, request.data_root, options.device, files, store.prepared)
             except UserError as error:  # its row stays without a cost
                 options.say(str(error))
                 continue
@@ -331,6 +340,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
                 "optimizer": plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",
                 "our_choice": _our_choice(row.id, plan),
                 "student": row.student,
+                "init": row.init,
                 "defaults": registry.settings(row.method).model_dump(mode="json"),
             }
             for row in plan.rows
@@ -419,15 +429,22 @@ def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options
         say(f"  teacher {network}{f' on {task}' * (len(plan.tasks) > 1)}: {origin}")
     keys = {cell.key for cell in todo}
     total = estimate(plan, keys, request.data_root, options.device)
+    told: set[str] = set()
     for pair in plan.pairs:
         for row in plan.rows:
             cells = [plan.cells[row.id, pair.id, seed] for seed in plan.seeds]
+            if told.issuperset(cell.key for cell in cells):  # another metric of cells that are listed
+                continue
+            told.update(cell.key for cell in cells)
             stored = sum(cell.key not in keys for cell in cells)
-            peta = total.operations[cells[0].key] / 1e15
-            say(f"  {pair.id:26s} {row.id:16s} {len(cells)} cells, {stored} stored, {peta:8.3g} PFLOP each")
+            work = total.operations.get(cells[0].key)
+            each = "" if work is None else f", {work / 1e15:8.3g} PFLOP each"
+            say(f"  {pair.id:26s} {row.id:16s} {len(cells)} cells, {stored} stored{each}")
     for cell in plan.training:
         state = "to train" if cell.key in keys else "stored"
-        say(f"  teacher {cell.student:18s} {state}, {total.operations[cell.key] / 1e15:8.3g} PFLOP")
-    say(f"{len(keys)} cells to run on {environment.machine(options.device)}: about {duration(total.seconds)}")
+        work = total.operations.get(cell.key)
+        say(f"  teacher {cell.student:18s} {state}" + ("" if work is None else f", {work / 1e15:8.3g} PFLOP"))
+    span = f"about {duration(total.seconds)}" if total.operations or not keys else "their time is not estimated"
+    say(f"{len(keys)} cells to run on {environment.machine(options.device)}: {span}")
     if total.seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
         say(f"that is more than a day; a first look: ./reproduce.sh {plan.source} --preset short")

@@ -50,6 +50,8 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     operations: dict[str, float] = {}
     seconds = 0.0
     for task in plan.tasks:
+        if get_task(task).inputs == "detection":  # planned without mmdetection, and so without its networks
+            continue
         own = [cell for cell in cells if cell.task == task]
         part = _on_one_task(own, on_task(plan.protocol, task), todo, data_root, device)
         operations |= part.operations

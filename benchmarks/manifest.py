@@ -222,6 +222,8 @@ def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.
     else:
         accuracy = teacher["accuracy"]
         note = f"entry {teacher['entry']}" + (", off its expected accuracy" if teacher["off"] else "")
+    if column["init"]:
+        note += f"; {_START[column['init']]}"
     return report.Column(
         key=column["key"],
         teacher=column["teacher_network"],
@@ -262,7 +264,15 @@ def _settings_note(row: dict[str, Any], manifest: Manifest) -> list[str]:
         texts = [optimizer, *texts]
     if student := row.get("student"):
         texts = [f"the network trained is {student}", *texts]
+    if init := row.get("init"):
+        texts = [_START[init], *texts]
     return texts
+
+
+_START = {"heads": "the student starts from its teacher's neck and heads"} | {
+    which: f"the student starts from its teacher's weights and {text} layers"
+    for which, text in (("first", "first"), ("last", "last"), ("spread", "equally spread"))
+}
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             own = student_cell(pair.teacher, own_protocol, request.data_root, request.plugins)
-            training += [own] if taught or pair.init else []
+            training += [own] if taught or pair.init or any(row.init for row in rows) else []
             teachers[place] = TeacherRef(pair.teacher, protocol.mean, protocol.std, cell=own.key)
 
     cells = {}
@@ -156,7 +156,8 @@ def make(request: Request, zoo: Zoo) -> Plan:
             fingerprint = get_task(own_protocol.task).fingerprint(request.data_root, own_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
             values = merged(merged(published, row.settings), overrides.get(row.id, {}))
-            teacher = teachers[pair.teacher, own_protocol.task] if row in taught or pair.init else None
+            init = row.init or pair.init
+            teacher = teachers[pair.teacher, own_protocol.task] if row in taught or init else None
             for seed in seeds:
                 cells[row.id, pair.id, seed] = make_cell(
                     own_protocol.with_optimizer(row.optimizer),
@@ -167,7 +168,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
                     teacher,
                     values,
                     request.plugins,
-                    pair.init,
+                    init,
                 )
     return Plan(
         table,

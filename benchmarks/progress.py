@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .spec import Protocol, steps_per_epoch
-from .training.member import Member
+from .training.loop import Watched
 
 EVERY = 20.0
 """Seconds between plain lines about a group that is still training."""
@@ -64,7 +64,7 @@ class Reporter:
         if self.live:
             self.live.stop()
 
-    def __call__(self, member: Member, event: str) -> None:
+    def __call__(self, member: Watched, event: str) -> None:
         """See :data:`benchmarks.training.loop.Report`."""
         if event == "step":
             self._step(member)
@@ -80,7 +80,7 @@ class Reporter:
         left = max(self.total - self.steps, 0)
         return f"ETA {duration((time.monotonic() - self.started) / self.steps * left)}"
 
-    def _step(self, member: Member) -> None:
+    def _step(self, member: Watched) -> None:
         self.steps += 1
         if member.first_epoch < 1 and member.run.path not in self.longer:
             self.longer.add(member.run.path)
@@ -91,7 +91,7 @@ class Reporter:
             epoch, step = member.position
             self.say(f"  {member.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
 
-    def _epoch(self, member: Member) -> None:
+    def _epoch(self, member: Watched) -> None:
         record = member.records[-1]
         losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
         figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
@@ -104,7 +104,7 @@ class Reporter:
         elif time.monotonic() - self.spoke > EVERY:
             self.say(f"  {member.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 
-    def _end(self, member: Member, state: str) -> None:
+    def _end(self, member: Watched, state: str) -> None:
         self.ended += 1
         place = f"[{self.ended}/{self.cells}]"
         if state == "done":

@@ -69,7 +69,10 @@ def reads(cls: type[Method]) -> str:
     if cls.card.inputs != "images":
         goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
         goal = goal or f"classification into {cls.card.classes} classes at least"
-        more.append(f"images or text, {goal}" if cls.card.inputs == "any" else f"text, {goal}")
+        found = "detectors" if cls.card.inputs == "detection" else f"text, {goal}"
+        if cls.card.inputs == "any":
+            found = f"images or text, {goal}" + ", regions of detectors" * (not needs.student)
+        more.append(found)
     more += ["two views of each image"] * (needs.views > 1)
     more += [f"batches of {needs.max_batch} at most"] * bool(needs.max_batch)
     if cls.phase_needs:

@@ -70,6 +70,25 @@ class Optimizer(Strict):
         return f"{kind}, momentum {self.momentum:g}{nesterov}, {decay}"
 
 
+class Detection(Strict):
+    """What a protocol of detection has beyond the others. Its epochs are stretches of ``iterations``, each evaluated.
+
+    short_sides   of them one is drawn for every training image, in pixels; its long side is at most ``long_side``
+    test_side     the short side in evaluation
+    warmup        iterations over which the learning rate rises linearly, from a thousandth
+    pretrained    students begin with a backbone trained on ImageNet; without, no stage is frozen
+    workers       processes that load images
+    """
+
+    iterations: int = Field(ge=1)
+    short_sides: tuple[int, ...] = Field(min_length=1)
+    long_side: int = Field(ge=1)
+    test_side: int = Field(ge=1)
+    warmup: int = Field(default=0, ge=0)
+    pretrained: bool = True
+    workers: int = Field(default=0, ge=0)
+
+
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
@@ -111,6 +130,7 @@ class Protocol(Strict):
     max_length: int = Field(default=0, ge=0)
     tokenizer: str = ""
     holdout: int = Field(default=0, ge=0)
+    detection: Detection | None = None
 
     def model_post_init(self, _: Any) -> None:
         object.__setattr__(self, "recipe", self.recipe or self.name)
@@ -182,6 +202,8 @@ class Protocol(Strict):
                 raise UserError(f"--epochs {epochs}: give at least 1")
             update["epochs"] = epochs
             deviations.append(f"{_epochs(epochs)} instead of {self.epochs}, milestones scaled")
+        if holdout and self.detection:
+            raise UserError("--holdout is not for detection")
         if holdout:
             update["holdout"] = holdout
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
@@ -192,6 +214,8 @@ class Protocol(Strict):
 
         Without the task, where columns say which they are on.
         """
+        if self.detection:
+            return self._detection_lines(self.detection, with_task)
         where = f" on {self.task}" if with_task else ""
         after = sorted({math.ceil(milestone * self.epochs / self.recipe_epochs) for milestone in self.milestones})
         decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
@@ -216,6 +240,23 @@ class Protocol(Strict):
             f"{data}, fp32",
         )
 
+    def _detection_lines(self, own: Detection, with_task: bool) -> tuple[str, ...]:
+        where = f" on {self.task}" if with_task else ""
+        total = self.epochs * own.iterations
+        after = [round(milestone * total / self.recipe_epochs) for milestone in self.milestones]
+        decays = f", times {self.decay:g} after {', '.join(map(str, after))} iterations" if after else ""
+        rise = f", linear warm-up over {own.warmup} iterations" if own.warmup else ""
+        low, high = min(own.short_sides), max(own.short_sides)
+        sides = f"{low}" if low == high else f"{low} to {high} ({len(own.short_sides)} sizes)"
+        start = "backbones of students begin with weights of ImageNet"
+        start = start if own.pretrained else "students begin with random weights"
+        return (
+            f"{self.name} v{self.version}{where}: {total} iterations, batch {self.batch_size}",
+            f"{self.optimizer.line()}, lr {self.optimizer.lr:g}{decays}{rise}",
+            f"short side {sides}, long side at most {own.long_side}, short side {own.test_side} in evaluation"
+            f"{', horizontal flip' if self.flip else ''}, fp32; {start}",
+        )
+
 
 def one_cycle(done: int, total: int) -> tuple[float, float]:
     """Factor on the peak learning rate, and momentum, after ``done`` of ``total`` steps: torch's OneCycleLR.
@@ -235,12 +276,15 @@ def _epochs(count: int) -> str:
     return f"{count} epoch" + "s" * (count != 1)
 
 
+Init = Literal["", "first", "last", "spread", "heads"]
+
+
 class Pair(Strict):
     """A column: teacher and student by network name.
 
     ``task`` is the protocol's unless the column has its own, ``metric`` the task's own. With ``init`` the student
-    starts from its teacher's weights and some of its layers: the ``first``, the ``last``, or those at equal shares
-    (``spread``).
+    starts from its teacher's weights: an encoder from some of its layers, the ``first``, the ``last``, or those at
+    equal shares (``spread``), a detector from its neck and ``heads``.
     """
 
     id: str
@@ -248,7 +292,7 @@ class Pair(Strict):
     student: str
     task: str = ""
     metric: str = ""
-    init: Literal["", "first", "last", "spread"] = ""
+    init: Init = ""
 
 
 class TaskColumn(Strict):
@@ -267,7 +311,8 @@ class Row(Strict):
     """A method as a row; ``id`` differs from ``method`` where a table shows a method twice.
 
     ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
-    that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's.
+    that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's;
+    ``init`` is as in :class:`Pair`, for this row alone.
     """
 
     id: str
@@ -277,6 +322,7 @@ class Row(Strict):
     optimizer: dict[str, Any] = {}
     published: str = ""
     student: str = ""
+    init: Init = ""
 
     @field_validator("optimizer")
     @classmethod
@@ -332,6 +378,12 @@ METRICS = {
     "f1": "F1 (%)",
     "pearson": "Pearson correlation (x100)",
     "spearman": "Spearman correlation (x100)",
+    "mAP": "AP of boxes (%)",
+    "AP50": "AP at IoU 0.5 (%)",
+    "AP75": "AP at IoU 0.75 (%)",
+    "APs": "AP of small objects (%)",
+    "APm": "AP of medium objects (%)",
+    "APl": "AP of large objects (%)",
 }
 """How tables call a metric."""
 
@@ -355,7 +407,7 @@ class TableSpec(Matrix):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     title: str
     metric: str = ""
-    extra: Literal["", "text"] = ""
+    extra: Literal["", "text", "detection"] = ""
     pairs: tuple[Pair, ...]
     tasks: tuple[TaskColumn, ...] = ()
     methods: tuple[Row, ...]
@@ -425,7 +477,7 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     Families stand in the registry's order, methods of one family in that of their papers' years.
     """
     named = {row.id for row in rows}
-    others = [e for e in index().values() if not e.recipe and "." not in e.name and e.inputs != "text"]
+    others = [e for e in index().values() if not e.recipe and "." not in e.name and e.inputs in ("images", "any")]
     others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
     every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)
     return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
@@ -501,7 +553,8 @@ def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
     """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
     known = all_pair_settings().get(method, ())
     entries = (entry for entry in known if recipe in (entry.recipe, *entry.also))
-    return next((entry for entry in entries if pair in entry.pairs or not entry.pairs), None)
+    names = {pair, pair.partition(":")[0]}  # on one task, and on any
+    return next((entry for entry in entries if names & set(entry.pairs) or not entry.pairs), None)
 
 
 @functools.cache
@@ -615,5 +668,7 @@ def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:
     """Optimisation steps of one epoch."""
+    if protocol.detection:
+        return protocol.detection.iterations
     trained = samples - protocol.holdout
     return trained // protocol.batch_size if protocol.drop_last else math.ceil(trained / protocol.batch_size)

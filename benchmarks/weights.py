@@ -19,9 +19,17 @@ from kd_methods.errors import UserError
 
 Net = TypeVar("Net", bound=Network)
 
+
 # Training scripts put their options and numpy scalars beside the weights; these types run no code when unpickled.
-_HARMLESS = [
+class _Ignored:
+    """Stands for what mmengine keeps of its log in checkpoints."""
+
+
+_HARMLESS: list[Any] = [
     argparse.Namespace,
+    (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    np.ndarray,
     np.dtype,
     np._core.multiarray.scalar,  # type: ignore[attr-defined]
     *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),

@@ -24,7 +24,8 @@ FIELDS = ("stem", "stages", "preacts", "blocks", "last_map", "pooled")
 """What can be kept of a forward pass besides the logits; see :class:`Layout`."""
 
 
-Inputs = Literal["images", "text"]
+Inputs = Literal["images", "text", "detection"]
+"""What networks read: images of one class each, texts, or images with objects to be found in them."""
 
 
 class Tokens(NamedTuple):
@@ -43,6 +44,28 @@ class Tokens(NamedTuple):
     def mask(self) -> Tensor:
         """(B, L), true where there is a token and no padding."""
         return self.inputs[:, 1].bool()
+
+
+class Pyramid(NamedTuple):
+    """A detector's maps of one batch that its region heads read, from fine to coarse, and the regions they look at.
+
+    maps     (B, C, H_l, W_l) for every level l
+    regions  (N, 5): the image's number in the batch, and the corners of a region in pixels
+    """
+
+    maps: tuple[Tensor, ...]
+    regions: Tensor
+
+
+class Heads(NamedTuple):
+    """What a detector's heads say of every region of a :class:`Pyramid`.
+
+    logits  (N, K + 1), the last class is background
+    boxes   (N, 4K) or (N, 4), in the heads' own code
+    """
+
+    logits: Tensor
+    boxes: Tensor
 
 
 def joined(features: Sequence[Tensor | Tokens]) -> Any:
@@ -68,7 +91,10 @@ class Layout:
     layers    all generalised layers in order: outputs of residual blocks, of convolutions with their ReLU, of encoder
               blocks, of the flattening (arXiv 2511.14981, as its code has them); where not given, stages and pooled
     uniform   the blocks are layers of one kind, so that networks of different depth are matched at equal shares of it
-    inputs    what the network reads; the features of a text encoder are :class:`Tokens`
+    inputs    what the network reads; the features of a text encoder are :class:`Tokens`. Of a detector the stages are
+              the levels of its pyramid, each (B, C, H, W), the logits are those of the regions, (N, K + 1), and the
+              unit ``pyramid`` is a :class:`Pyramid`; it has no stem, preacts, blocks, last_map and pooled
+    softmax   whether the logits are those of a softmax; else every class has a sigmoid of its own
     queries, keys, values  (B, L, D) of every layer's attention, all ``heads`` side by side, where they can be had
     """
 
@@ -82,6 +108,7 @@ class Layout:
     layers: tuple[str, ...] = ()
     uniform: bool = False
     inputs: Inputs = "images"
+    softmax: bool = True
     queries: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
@@ -104,6 +131,10 @@ class Layout:
             value = getattr(self, name)
             names.update((value,) if isinstance(value, str) else value)
         return frozenset(names)
+
+    def absent(self, fields: Iterable[str]) -> list[str]:
+        """Those of ``fields`` that this network does not have."""
+        return [name for name in dict.fromkeys(fields) if name in FIELDS and not getattr(self, name)]
 
 
 class Outputs:
@@ -317,17 +348,23 @@ class Batch:
     """One training batch on the device.
 
     inputs as the student sees them, labels (B,), positions in the training set (B,), and where a method of the group
-    asked for it, a second view of the same images.
+    asked for it, a second view of the same images. In detection the labels are those of the regions, (N,), background
+    is the last class, and ``boxes`` are the objects' corners in every image, (n, 4) in pixels.
     """
 
     inputs: Tensor
     labels: Tensor
     indices: Tensor
-    task_loss: Callable[[Tensor, Tensor], Tensor]
+    task_loss: Callable[[Any, Tensor], Tensor]
     second: Tensor | None = None
+    boxes: tuple[Tensor, ...] = ()
 
-    def loss(self, logits: Tensor) -> Tensor:
-        """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels."""
+    def loss(self, logits: Tensor | Heads) -> Tensor:
+        """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels.
+
+        In detection: of the student's logits all the losses of its detector, of other :class:`Heads` those of regions,
+        of other logits that of the regions' classes.
+        """
         return self.task_loss(logits, self.labels)
 
 
@@ -407,7 +444,7 @@ class Card:
     divergences where paper, reference code and this implementation differ
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
-    inputs      what the networks read: "images", "text", or "any"
+    inputs      what the networks read: "images", "text", "detection", or "any" that has the features which are read
     classes     the least number of classes; 1 where a regression will do
     """
 
@@ -423,13 +460,17 @@ class Card:
     divergences: tuple[str, ...] = ()
     our_choice: tuple[str, ...] = ()
     recipe: str = ""
-    inputs: Literal["images", "text", "any"] = "images"
+    inputs: Literal["images", "text", "detection", "any"] = "images"
     classes: int = 2
 
-    def check(self, student: Layout, info: DataInfo) -> None:
+    def check(self, needs: Needs, student: Layout, info: DataInfo) -> None:
         """Raise UserError where the method is not made for what the student reads, or for the number of classes."""
         if self.inputs not in ("any", student.inputs):
             raise UserError(f"method '{self.name}' is made for {self.inputs}, not for {student.inputs}")
+        if absent := student.absent((*needs.student, *needs.teacher)):
+            raise UserError(f"method '{self.name}' reads {', '.join(absent)}, which networks for {student.inputs} lack")
+        if "logits" in needs.teacher and not student.softmax:
+            raise UserError(f"method '{self.name}' compares probabilities of a softmax; this student has sigmoids")
         if info.num_classes < self.classes:
             task = "a regression" if info.regression else f"{info.num_classes} classes"
             least = f", but for {self.classes} classes at least" if self.classes > 2 else ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=type[Method])
 
-FAMILIES = ("logit", "feature", "relation", "blockwise", "text")
+FAMILIES = ("logit", "feature", "relation", "blockwise", "text", "detection")
 """The packages that hold methods, in the order in which tables group them."""
 
 _classes: dict[str, type[Method]] = {}
@@ -189,5 +189,5 @@ def build(name: str, student: Network, teacher: Network | None, info: DataInfo, 
         UserError: unknown name or setting, or a pair that the method cannot work on.
     """
     cls = get(name)
-    cls.card.check(student.layout, info)
+    cls.card.check(cls.needs, student.layout, info)
     return cls(student, teacher, info, settings(name, values))

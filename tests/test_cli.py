@@ -324,7 +324,7 @@ def test_show_table(call: Call, name: str) -> None:
 @pytest.mark.parametrize("name", protocol_names())
 def test_show_protocol(call: Call, name: str) -> None:
     code, out, _ = call("show", "protocol", name)
-    assert code == 0 and out.startswith(f"{name} v") and "source: " in out and " epochs, batch " in out
+    assert code == 0 and out.startswith(f"{name} v") and "source: " in out and ", batch " in out
 
 
 @pytest.mark.parametrize("name", list(registry.index()))

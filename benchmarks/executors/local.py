@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,10 +20,11 @@ from kd_methods.errors import DiskError, UserError
 from .. import environment
 from ..cell import Cell, TeacherRef
 from ..networks import NetworkView
+from ..profiling import measure
 from ..similarity import BlockSimilarity
 from ..spec import Protocol
 from ..store import Store
-from ..tasks import TaskData
+from ..teachers import Teacher, Zoo
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
 from ..training.study import TeacherStudy
@@ -33,13 +35,15 @@ from ..weights import frozen
 class Context:
     """What groups need besides their cells.
 
-    ``weights`` finds the file of a teacher that is no cell of the store; ``left_out`` hears of each cell that is not
-    trained after all; ``similarity``: students are measured against their teacher after every epoch.
+    ``data`` is what the task opens; executors that work in processes of their own open it again from ``data_root``,
+    and load ``plugin_files`` there. ``weights`` finds the file of a teacher that is no cell of the store; ``left_out``
+    hears of each cell that is not trained after all; ``similarity``: students are measured against their teacher after
+    every epoch.
     """
 
     store: Store
     protocol: Protocol
-    data: TaskData
+    data: Any
     device: torch.device
     weights: Callable[[TeacherRef], Path]
     report: Report
@@ -48,12 +52,17 @@ class Context:
     save_seconds: float = 600.0
     left_out: Callable[[], None] = lambda: None
     similarity: bool = False
+    data_root: Path = Path()
+    plugin_files: tuple[Path, ...] = ()
+
+    def weights_of(self, ref: TeacherRef) -> Path:
+        """The file of a teacher."""
+        return self.store.run(ref.cell) / "student.pt" if ref.cell else self.weights(ref)
 
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
-        path = self.store.run(ref.cell) / "student.pt" if ref.cell else self.weights(ref)
         # Before any method sees it: one may copy a part of it, or run it while it is built.
-        return frozen(self.data.build(ref.network), path)
+        return frozen(self.data.build(ref.network), self.weights_of(ref))
 
     def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
         """What the methods of the cell's group are prepared from."""
@@ -169,3 +178,11 @@ def _member(
     run.add_environment(environment.describe(context.device), member.position[0])
     run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
     return member
+
+
+def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
+    """The task's metric of an installed teacher file on the test set."""
+    return zoo.measure(entry, protocol, data_root, device)
+
+
+cost = measure

@@ -2,6 +2,7 @@
 
 ``hf:SOURCE`` is any encoder of transformers with a classification head, from a folder or the hub, with the source's
 weights; ``hf:SOURCE[first6]`` has its first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
+Detectors are mmdetection's: see :mod:`benchmarks.networks.detectors`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_methods.contract import Inputs
+from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
 
 from ..files import digest, sha256_file
-from . import libraries, mobilenetv2, resnet, shufflenet, text, vgg, wrn
+from . import detectors, libraries, mobilenetv2, resnet, shufflenet, text, vgg, wrn
 from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [
@@ -93,13 +94,15 @@ def register_network(name: str, builder: Builder, version: int = 1) -> None:
 
 
 def names() -> list[str]:
-    """All network names but those of ``hf:``."""
-    return [*_builders, *ENCODERS]
+    """All network names but those of ``hf:`` and ``mmdet::``."""
+    return [*_builders, *ENCODERS, *detectors.RECIPES]
 
 
 def check(name: str, what: str = "network") -> None:
     """Raise UserError where there is no network of that name."""
-    if name not in _builders and name not in ENCODERS and not pretrained_source(name):
+    if detectors.is_detector(name):
+        detectors.check(name)
+    elif name not in _builders and name not in ENCODERS and not pretrained_source(name):
         raise unknown(what, name, names())
 
 
@@ -110,6 +113,8 @@ def version(name: str) -> int:
 
 def inputs_of(name: str) -> Inputs:
     """What a network reads."""
+    if detectors.is_detector(name):
+        return "detection"
     return "images" if name in _builders else "text"
 
 
@@ -131,14 +136,21 @@ def source_digest(name: str) -> str:
     return digest([sha256_file(path) for path in text.files(pretrained_source(name))])
 
 
-def inherit(student: NetworkView, teacher: NetworkView, which: str) -> None:
-    """Start a text encoder from its teacher's weights and a choice of its layers, ``first``, ``last`` or ``spread``.
+def inherit(student: Network, teacher: Network, which: str) -> None:
+    """Start a student from its teacher's weights.
+
+    A text encoder from a choice of its layers, ``first``, ``last`` or ``spread``, a detector from its neck and
+    ``heads``.
 
     Raises:
-        UserError: networks of images, or of different families or widths.
+        UserError: networks that cannot start so, or of different families or widths.
     """
-    if {student.layout.inputs, teacher.layout.inputs} != {"text"}:
-        raise UserError("a student can start from its teacher's layers only if both are text encoders")
+    inputs = {student.layout.inputs, teacher.layout.inputs}
+    if inputs == {"detection"} and which == "heads":
+        detectors.inherit(student, teacher)  # type: ignore[arg-type]
+        return
+    if inputs != {"text"} or which == "heads":
+        raise UserError(f"init '{which}': text encoders start from first, last or spread layers, detectors from heads")
     text.inherit(student.module, teacher.module, which)  # type: ignore[arg-type]
 
 
@@ -161,8 +173,10 @@ def build_network(
     num_classes: int = 100,
     input_shape: tuple[int, ...] = (3, 32, 32),
     vocabulary: int = VOCABULARY,
-) -> NetworkView:
+) -> Any:
     """The Network view of a freshly initialised architecture, or of a checkpoint with a new classifier.
+
+    A :class:`NetworkView`; of a detector, without weights of ImageNet, a ``Detector``.
 
     Args:
         name: a name of :func:`names`, or ``hf:SOURCE``.
@@ -174,6 +188,8 @@ def build_network(
         UserError: no such network; the message names the nearest ones.
     """
     check(name)
+    if inputs_of(name) == "detection":
+        return detectors.build(name, num_classes, pretrained=False)
     if inputs_of(name) == "text":
         found = _PRETRAINED.fullmatch(name)
         if found:

@@ -70,13 +70,14 @@ def several_tasks(columns: Sequence[Column]) -> bool:
 
 
 def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Teacher and student of each column; where columns are of several tasks, the task and its metric as well."""
+    """Teacher and student of each column; where columns are of several tasks or metrics, these as well."""
     heads = [
         ("Teacher", tuple(column.teacher for column in columns)),
         ("Student", tuple(column.student for column in columns)),
     ]
     if several_tasks(columns):
         heads.append(("Task", tuple(column.task.rpartition("/")[2] for column in columns)))
+    if several_tasks(columns) or len({column.metric for column in columns}) > 1:
         heads.append(("Metric", tuple(column.metric for column in columns)))
     return tuple(heads)
 

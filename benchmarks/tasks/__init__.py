@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kd_methods.errors import UserError, unknown
 
-from . import cifar, digits, folder, glue, grammar, synthetic
+from . import cifar, coco, digits, folder, glue, grammar, shapes, synthetic
 from .base import Task, TaskBatch, TaskData
 
 __all__ = ["Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
@@ -41,6 +41,14 @@ def get_task(name: str) -> Task:
     return _tasks[name]
 
 
-_every: tuple[Task, ...] = (digits.TASK, *cifar.TASKS, synthetic.TASK, grammar.TASK, *glue.TASKS)
+_every: tuple[Task, ...] = (
+    digits.TASK,
+    *cifar.TASKS,
+    synthetic.TASK,
+    grammar.TASK,
+    *glue.TASKS,
+    shapes.TASK,
+    coco.TASK,
+)
 for _task in _every:
     register_task(_task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import torch
@@ -70,7 +71,7 @@ class Task(Interface):
 
     @property
     def inputs(self) -> str:
-        """What its networks read, ``images`` or ``text``."""
+        """What its networks read, ``images``, ``text`` or ``detection``."""
 
     def fingerprint(self, root: Path, protocol: Protocol) -> str:
         """Digest of the data as networks see it. Raises UserError with what to do where there is none."""
@@ -81,5 +82,5 @@ class Task(Interface):
     def samples(self, root: Path, download: bool = True) -> int:
         """Size of the training set."""
 
-    def open(self, root: Path, protocol: Protocol, device: torch.device) -> TaskData:
-        """Load the data onto the device."""
+    def open(self, root: Path, protocol: Protocol, device: torch.device) -> Any:
+        """What the task's executor trains on: for the loop :class:`TaskData` on the device."""

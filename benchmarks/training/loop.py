@@ -11,14 +11,18 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
+from typing import Protocol as Interface
 
 import torch
 
 from kd_methods.contract import Batch, Outputs, Progress
 from kd_methods.errors import DiskError
 
+from ..cell import Cell
 from ..networks import NetworkView
 from ..spec import Protocol
+from ..store import Run
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import Normalisation
 from .member import Diverged, Member
@@ -26,8 +30,28 @@ from .member import Diverged, Member
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
 
-Report = Callable[[Member, str], None]
-"""Called with a member and an event: "step", "epoch", "done", "diverged" or "failed"."""
+
+class Watched(Interface):
+    """A cell in training as progress reports see it."""
+
+    @property
+    def cell(self) -> Cell: ...
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def first_epoch(self) -> int: ...
+
+    @property
+    def position(self) -> tuple[int, int]: ...
+
+    @property
+    def records(self) -> list[dict[str, Any]]: ...
+
+
+Report = Callable[[Watched, str], None]
+"""Called with a cell in training and an event: "step", "epoch", "done", "diverged" or "failed"."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -14,9 +14,12 @@ from ._maps import matched
 
 
 class ABF(nn.Module):
-    """Attention-based fusion of a student map with what the deeper stages left, and its view in the teacher's space."""
+    """Attention-based fusion of a student map with what the deeper stages left, and its view in the teacher's space.
 
-    def __init__(self, c_in: int, c_mid: int, c_out: int, size: tuple[int, ...], fuse: bool) -> None:
+    ``size`` is that of the teacher's map; None where it is the student's own.
+    """
+
+    def __init__(self, c_in: int, c_mid: int, c_out: int, size: tuple[int, ...] | None, fuse: bool) -> None:
         super().__init__()
         self.size = size
         self.reduce = nn.Sequential(nn.Conv2d(c_in, c_mid, 1, bias=False), nn.BatchNorm2d(c_mid))
@@ -33,7 +36,7 @@ class ABF(nn.Module):
             deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
             weights = self.attention(torch.cat([x, deeper], 1))
             x = x * weights[:, :1] + deeper * weights[:, 1:]
-        if x.shape[2:] != self.size:
+        if self.size and x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="nearest")
         return self.view(x), x
 

@@ -4,6 +4,7 @@ Common to all: student tensors come first, the teacher's are constants (detached
 weight and without task loss, computed in fp32 under any autocast, and finite for any logits that fp16 can hold.
 """
 
+from .detection import channel_wise, focal_features, localization, object_masks, pearson
 from .feature import (
     activation_boundary,
     attention_distance,
@@ -58,6 +59,7 @@ __all__ = [
     "attention_transfer",
     "bank_scores",
     "batch_correlation",
+    "channel_wise",
     "class_activation",
     "class_correlation",
     "correlation_congruence",
@@ -70,6 +72,7 @@ __all__ = [
     "dkd",
     "factor_direction",
     "factor_transfer",
+    "focal_features",
     "fsp",
     "gaussian_nll",
     "hidden_states",
@@ -78,14 +81,17 @@ __all__ = [
     "kd",
     "kdsvd",
     "kernel_congruence",
+    "localization",
     "logit_standardized_kd",
     "mutual_information",
     "nkd",
     "noise_contrastive",
     "nst",
+    "object_masks",
     "ofa",
     "partial_l2",
     "patient_states",
+    "pearson",
     "pkt",
     "rkd",
     "similarity_preserving",

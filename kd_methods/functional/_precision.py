@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Run a loss in fp32 (fp64 inputs stay fp64), outside any autocast region of the caller."""
 
     @functools.wraps(loss)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next(_tensors((*args, *kwargs.values()))).device.type
         with torch.autocast(device, enabled=False):
             return loss(*map(_widened, args), **{key: _widened(value) for key, value in kwargs.items()})  # type: ignore[arg-type]

@@ -13,15 +13,16 @@ from ._precision import full_precision, unit
 
 
 @full_precision
-def hint(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+def hint(student_map: Tensor, teacher_map: Tensor, *, both: bool = False) -> Tensor:
     """FitNet's hint term: mean squared difference of the regressed student map and the teacher's.
 
     Args:
         student_map, teacher_map: (B, C, H, W) of equal shape; the student's has been through a regressor.
+        both: the teacher's has been through a trained part too, which gets a gradient.
 
     Source: Romero et al. 2015, equation 3, as a mean over all elements (RepDistiller ``distiller_zoo/FitNet.py``).
     """
-    return F.mse_loss(student_map, teacher_map.detach())
+    return F.mse_loss(student_map, teacher_map if both else teacher_map.detach())
 
 
 @full_precision

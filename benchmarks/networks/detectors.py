@@ -1,0 +1,429 @@
+"""Detectors of mmdetection, by name, by ``mmdet::CONFIGURATION`` or by a configuration file of one's own.
+
+Importing this module imports nothing of mmdetection, so that plans can be made without the extra [detection].
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_methods.contract import FIELDS, Batch, Heads, Layout, Network, Outputs, Pyramid
+from kd_methods.errors import UserError, unknown
+
+from . import mmcv_ops
+
+NOMINAL = 128
+"""Side in pixels of the square image on which shapes are told; a detector takes images of any size."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration of mmdetection, and what is changed in its model."""
+
+    config: str
+    changes: Mapping[str, Any]
+
+
+def _resnet(depth: int, **more: Any) -> dict[str, Any]:
+    narrow = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
+    base = more.get("base_channels", 64)
+    init = {"type": "Pretrained", "checkpoint": f"torchvision://resnet{depth}"}
+    backbone = {"depth": depth, "init_cfg": init, **more}
+    return {"backbone": backbone, "neck": {"in_channels": [width * base // 64 for width in narrow]}}
+
+
+_MOBILE = {
+    # Stages with 24, 32, 96 and 320 channels, none of them frozen, as mdistiller has them.
+    "backbone": {
+        "_delete_": True,
+        "type": "MobileNetV2",
+        "out_indices": (1, 2, 4, 6),
+        "norm_cfg": {"type": "BN", "requires_grad": True},
+        "norm_eval": True,
+        "init_cfg": {"type": "Pretrained", "checkpoint": "open-mmlab://mmdet/mobilenet_v2"},
+    },
+    "neck": {"in_channels": [24, 32, 96, 320]},
+}
+
+
+def _small(base_channels: int = 64) -> dict[str, Any]:
+    """Pyramid, heads and samples of a size that trains on a CPU."""
+    width = 64
+    return {
+        **(resnet := _resnet(18, base_channels=base_channels)),
+        "neck": {**resnet["neck"], "out_channels": width},
+        "rpn_head": {"in_channels": width, "feat_channels": width},
+        "roi_head": {
+            "bbox_roi_extractor": {"out_channels": width},
+            "bbox_head": {"in_channels": width, "fc_out_channels": 256},
+        },
+        "train_cfg": {
+            "rpn_proposal": {"nms_pre": 300, "max_per_img": 128},
+            "rcnn": {"sampler": {"num": 32}},
+        },
+        "test_cfg": {"rpn": {"nms_pre": 300, "max_per_img": 128}},
+    }
+
+
+def _small_dense(base_channels: int = 64) -> dict[str, Any]:
+    """As :func:`_small`, of a one-stage detector."""
+    width = 64
+    resnet = _resnet(18, base_channels=base_channels)
+    head = {"in_channels": width, "feat_channels": width, "stacked_convs": 1}
+    return {**resnet, "neck": {**resnet["neck"], "out_channels": width}, "bbox_head": head}
+
+
+_FASTER, _RETINA = "_base_/models/faster-rcnn_r50_fpn.py", "_base_/models/retinanet_r50_fpn.py"
+_GFL = "gfl/gfl_r50_fpn_1x_coco.py"
+
+RECIPES = {
+    **{f"faster_rcnn_r{depth}": Recipe(_FASTER, _resnet(depth)) for depth in (18, 34, 50, 101)},
+    "faster_rcnn_mobilenetv2": Recipe(_FASTER, _MOBILE),
+    **{f"retinanet_r{depth}": Recipe(_RETINA, _resnet(depth)) for depth in (18, 50, 101)},
+    **{f"gfl_r{depth}": Recipe(_GFL, _resnet(depth)) for depth in (18, 50, 101)},
+    "faster_rcnn_small_r18": Recipe(_FASTER, _small()),
+    "faster_rcnn_small_r18x4": Recipe(_FASTER, _small(base_channels=16)),
+    "gfl_small_r18": Recipe(_GFL, _small_dense()),
+    "gfl_small_r18x4": Recipe(_GFL, _small_dense(base_channels=16)),
+}
+"""Detectors of the field's pairs. The small ones are for demonstrations: their pyramids have 64 channels, and the
+backbones of those with x4 a quarter of the usual width."""
+
+
+def available() -> bool:
+    """Whether the extra [detection] is installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("mmdet", "mmengine", "mmcv", "pycocotools"))
+
+
+def is_detector(name: str) -> bool:
+    """Whether a name is that of a detector, by its form."""
+    return name in RECIPES or name.startswith("mmdet::") or name.endswith(".py")
+
+
+def check(name: str) -> None:
+    """Raise UserError where a detector of that name cannot be; without the extra only the form of the name is seen."""
+    if name not in RECIPES and (available() or name.endswith(".py")):
+        _config_path(name)
+
+
+def prepare() -> None:
+    """Make mmdetection ready to be imported: the operators that its compiled extension would bring.
+
+    Raises:
+        UserError: the extra [detection] is not installed.
+    """
+    if not available():
+        raise UserError(
+            "detection needs mmdetection, which is not installed: name a table with `extra: detection`, such as "
+            "./reproduce.sh table4, or install the extra [detection]"
+        )
+    mmcv_ops.install()
+    warnings.filterwarnings("ignore", module="mmengine|mmcv|mmdet")
+    from mmdet.utils import register_all_modules
+
+    register_all_modules(init_default_scope=True)
+
+
+def _config_path(name: str) -> Path:
+    """The file of a configuration.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.startswith("mmdet::"):
+        spec = importlib.util.find_spec("mmdet")
+        assert spec is not None and spec.origin is not None
+        folder = Path(spec.origin).parent / ".mim" / "configs"
+        wanted = name.removeprefix("mmdet::").removesuffix(".py")
+        path = folder / f"{wanted}.py"
+        if not path.is_file():
+            found = list(folder.glob(f"**/{wanted}.py"))
+            if len(found) != 1:
+                every = [str(file.relative_to(folder))[:-3] for file in folder.glob("*/*.py")]
+                raise unknown("configuration of mmdet", wanted, every)
+            path = found[0]
+        return path
+    path = Path(name)
+    if not path.is_file():
+        raise unknown("detector", name, RECIPES)
+    return path
+
+
+def build(name: str, num_classes: int, pretrained: bool) -> Detector:
+    """A detector with freshly initialised weights, drawn from torch's global generator.
+
+    Args:
+        name: a name of :data:`RECIPES`, ``mmdet::CONFIGURATION``, or a configuration file.
+        num_classes: K, without background.
+        pretrained: begin with the backbone's weights of ImageNet that the configuration names. Without them no stage
+            is frozen, and batch-norms learn from the batch.
+
+    Raises:
+        UserError: no such detector, or weights that cannot be had.
+    """
+    prepare()
+    from mmdet.registry import MODELS
+    from mmengine.config import Config, ConfigDict
+    from mmengine.logging import MMLogger
+
+    recipe = RECIPES.get(name)
+    path = _config_path(f"mmdet::{recipe.config}" if recipe else name)
+    config = Config.fromfile(path).model
+    if recipe:
+        config = ConfigDict(Config._merge_a_into_b(dict(recipe.changes), config))
+    _set_classes(config, num_classes)
+    if not pretrained:
+        for part in _parts(config):
+            if part.get("init_cfg", {}) and part["init_cfg"].get("type") == "Pretrained":
+                part["init_cfg"] = None
+            if "frozen_stages" in part:
+                part["frozen_stages"] = -1
+            if "norm_eval" in part:
+                part["norm_eval"] = False
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # else it prints a line for every tensor
+    module = MODELS.build(config)
+    try:
+        module.init_weights()
+    except Exception as error:  # whatever its file clients and the network raise
+        raise UserError(
+            f"the backbone's weights for {name} cannot be had ({type(error).__name__}); put the file into torch's "
+            "cache, or run a protocol with pretrained: false"
+        ) from None
+    return Detector(module)
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """All mappings within a configuration."""
+    if isinstance(config, dict):
+        yield config
+        for value in config.values():
+            yield from _parts(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _parts(value)
+
+
+def _set_classes(config: Any, num_classes: int) -> None:
+    for part in _parts(config):
+        if "num_classes" in part and part.get("type") != "RPNHead":
+            part["num_classes"] = num_classes
+
+
+@contextmanager
+def recorded(owner: nn.Module, name: str) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
+    """Inside, the arguments and results of a method's calls are kept; the method stays what it is."""
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+    method = getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        calls.append((args + tuple(kwargs.values()), result))
+        return result
+
+    owner.__dict__[name] = call
+    try:
+        yield calls
+    finally:
+        del owner.__dict__[name]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training pass of a detector: what methods see of it, its own losses by name, and their sum."""
+
+    outputs: Outputs
+    batch: Batch
+    terms: Mapping[str, Tensor]
+    regions: Tensor
+    positive: Tensor
+
+
+class Detector(Network):
+    """A detector of mmdetection as methods see it; see :class:`kd_methods.contract.Layout` for what it has.
+
+    Two-stage detectors with one region head have ``logits`` (N, K + 1) of the regions that their training samples. Of
+    one-stage detectors only the pyramid is seen; of those that give distributions of box edges (GFL) also the units
+    ``edges`` (P, 4, n) at the positive places and ``confidence`` (P,), the best class's score there.
+
+    Args:
+        module: the detector as mmdetection builds it.
+
+    Raises:
+        UserError: a detector without a pyramid (a neck that gives several maps).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module: Any = module
+        name = type(module).__name__
+        dense: Any = getattr(module, "bbox_head", None)
+        if getattr(module, "neck", None) is None:
+            raise UserError(f"detector {name} has no neck; methods of detection compare feature pyramids")
+        roi_head = getattr(module, "roi_head", None)
+        self.two_stage = roi_head is not None
+        head: Any = getattr(roi_head, "bbox_head", None)
+        self.region_head = head
+        if self.two_stage and (head is None or isinstance(head, nn.ModuleList)):
+            raise UserError(f"detector {name} has not just one region head; use Faster R-CNN or a one-stage detector")
+        self.distributions = hasattr(dense, "reg_max")
+        self.classes: int = (head or dense).num_classes
+        maps = self._nominal()
+        first = NOMINAL.bit_length() - maps[0].shape[-1].bit_length()
+        levels = tuple(f"p{first + i}" for i in range(len(maps)))
+        self._shapes: dict[str, tuple[int, ...]] = {n: tuple(x.shape[1:]) for n, x in zip(levels, maps, strict=True)}
+        if self.distributions:
+            # Of a place: their number changes from batch to batch.
+            self._shapes["edges"] = (4, dense.reg_max + 1)
+            self._shapes["confidence"] = ()
+        if self.two_stage:
+            self._shapes["pyramid"] = tuple(tuple(x.shape[1:]) for x in self._read(maps))  # type: ignore[misc]
+        sigmoids = not self.two_stage or head.loss_cls.use_sigmoid
+        self.layout = Layout(
+            stem="",
+            stages=levels,
+            preacts=(),
+            blocks=(),
+            last_map="",
+            pooled="",
+            layers=levels,
+            inputs="detection",
+            softmax=not sigmoids,
+        )
+
+    def _nominal(self) -> Sequence[Tensor]:
+        modes = [(module, module.training) for module in self.module.modules()]
+        with torch.no_grad():
+            maps = self.module.eval().extract_feat(torch.zeros(1, 3, NOMINAL, NOMINAL))
+        for module, training in modes:
+            module.training = training
+        return maps
+
+    def learn(self, inputs: Tensor, samples: Any) -> Lesson:
+        """The detector's own training pass.
+
+        Args:
+            inputs: (B, 3, H, W) as the detector's preprocessor gives them.
+            samples: mmdetection's ``DetDataSample`` of every image.
+        """
+        with ExitStack() as stack:
+            features = stack.enter_context(recorded(self.module, "extract_feat"))
+            if self.two_stage:
+                heads = stack.enter_context(recorded(self.region_head, "loss"))
+            elif self.distributions:
+                dense = stack.enter_context(recorded(self.module.bbox_head, "loss_by_feat"))
+                targets = stack.enter_context(recorded(self.module.bbox_head, "get_targets"))
+            losses = self.module.loss(inputs, samples)
+        total, terms = self.module.parse_losses(losses)
+        maps = tuple(features[0][1])
+        kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
+        regions = positive = inputs.new_zeros(0)
+        labels, logits = inputs.new_zeros(0, dtype=torch.long), total.detach().reshape(1, 1)
+        target: tuple[Any, ...] = ()
+        if self.two_stage:
+            (logits, _, regions, labels, *rest), _ = heads[0]
+            target = (regions, labels, *rest[:3])
+            kept["pyramid"] = Pyramid(self._read(maps), regions)
+        elif self.distributions:
+            (scores, edges, *_), _ = dense[0]
+            own = torch.cat([level.flatten() for level in targets[0][1][1]])
+            positive = ((own >= 0) & (own < self.module.bbox_head.num_classes)).nonzero().squeeze(1)
+            kept |= self._at(positive, scores, edges)
+
+        def task_loss(predicted: Tensor | Heads, _: Tensor) -> Tensor:
+            if predicted is logits:
+                return total
+            if not self.two_stage:
+                raise TypeError("a one-stage detector's task loss is that of its own logits alone")
+            own = predicted if isinstance(predicted, Heads) else (predicted, None)
+            found = self.region_head.loss(*own, *target)
+            return torch.stack([value for name, value in found.items() if "loss" in name]).sum()
+
+        corners = tuple(sample.gt_instances.bboxes for sample in samples)
+        corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
+        positions = torch.arange(len(inputs), device=inputs.device)
+        batch = Batch(inputs, labels, positions, task_loss, boxes=corners)
+        return Lesson(Outputs(logits, kept, self.layout), batch, terms, regions, positive)
+
+    def teach(self, inputs: Tensor, lesson: Lesson, logits: bool) -> Outputs:
+        """A frozen detector on the images of a student's lesson, at the regions and places that the student sampled."""
+        with torch.no_grad():
+            maps = tuple(self.module.extract_feat(inputs))
+            kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
+            found = inputs.new_zeros(1, 1)
+            if self.two_stage:
+                kept["pyramid"] = pyramid = Pyramid(self._read(maps), lesson.regions)
+                found = self.resume("pyramid", pyramid).logits if logits else found
+            elif self.distributions:
+                kept |= self._at(lesson.positive, *self.module.bbox_head(maps)[:2])
+        return Outputs(found, kept, self.layout)
+
+    def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The levels that the region heads read."""
+        return tuple(maps[: self.module.roi_head.bbox_roi_extractor.num_inputs])
+
+    def _at(self, places: Tensor, scores: Sequence[Tensor], edges: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The edges' distributions and the best class's score at positions of all levels together."""
+
+        def flat(levels: Sequence[Tensor]) -> Tensor:
+            # As mmdetection's targets lie: level by level, image by image, row by row.
+            return torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels])[places]
+
+        best = flat(scores).detach().sigmoid().amax(1)
+        return {"edges": flat(edges).unflatten(1, self.shape("edges")), "confidence": best}
+
+    def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
+        raise NotImplementedError("a detector learns from images with objects; see learn and teach")
+
+    def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
+        """What the region heads say of a :class:`Pyramid`: its :class:`Heads`."""
+        if unit != "pyramid" or not self.two_stage or until:
+            raise UserError(f"unit '{unit}': only heads of regions can be resumed from, after 'pyramid'")
+        found = self.module.roi_head._bbox_forward(feature.maps, feature.regions)
+        return Heads(found["cls_score"], found["bbox_pred"])
+
+    def insert(self, unit: str, name: str, part: nn.Module) -> Network:
+        raise UserError("parts cannot be inserted into detectors")
+
+    def folded(self) -> Detector:
+        return self
+
+    def plain(self) -> nn.Module:
+        return self.module
+
+    def shape(self, unit: str) -> tuple[int, ...]:
+        if unit not in self._shapes:
+            raise unknown("unit", unit, self._shapes)
+        return self._shapes[unit]
+
+    def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(self.shape(unit) for unit in getattr(self.layout, name))
+
+
+INHERITED = ("neck", "rpn_head", "roi_head", "bbox_head")
+
+
+def inherit(student: Detector, teacher: Detector) -> None:
+    """Give a student its teacher's neck and heads, as FGD and MGD do; what has another shape stays as it is.
+
+    Raises:
+        UserError: nothing of them fits.
+    """
+    own, theirs = student.module.state_dict(), teacher.module.state_dict()
+    taken = {
+        key: theirs[key]
+        for key, value in own.items()
+        if key.partition(".")[0] in INHERITED and key in theirs and theirs[key].shape == value.shape
+    }
+    if not taken:
+        raise UserError("the student's neck and heads have other shapes than the teacher's; leave out init: heads")
+    student.module.load_state_dict({**own, **taken})

@@ -1,0 +1,482 @@
+"""One cell of detection in a process of its own: mmengine's Runner trains, evaluates and resumes it.
+
+Importing this module imports mmdetection.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import signal
+import statistics
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from kd_methods.errors import UserError
+
+from .. import environment, plugins
+from ..executors.detection import Job
+from ..networks import count, detectors, inherit
+from ..profiling import TIMED, WARM_UP, peak_memory, synchronise
+from ..spec import Detection, Protocol
+from ..tasks import get_task
+from ..tasks.coco import METRICS, Scenes, Split
+from ..weights import fit, load_weights, read, to_bytes
+from .loop import CHECK_EVERY, Interrupted, protocol_progress
+from .member import Diverged
+from .seeding import derive, generator
+
+detectors.prepare()
+
+from mmdet.datasets import AspectRatioBatchSampler, CocoDataset  # noqa: E402
+from mmdet.evaluation import CocoMetric  # noqa: E402
+from mmengine.dataset import pseudo_collate  # noqa: E402
+from mmengine.evaluator import Evaluator  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+from mmengine.logging import HistoryBuffer  # noqa: E402
+from mmengine.registry import LOOPS  # noqa: E402
+from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
+from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
+
+from .distiller import Distiller  # noqa: E402
+
+SAVE_EVERY = 1000
+"""Iterations between two checkpoints within an epoch."""
+
+# mmengine keeps the history of its log in checkpoints; these types run no code when they are unpickled.
+torch.serialization.add_safe_globals(
+    [
+        HistoryBuffer,
+        np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+        np._core.multiarray.scalar,  # type: ignore[attr-defined]
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+    ]
+)
+
+
+class Draws(Sampler[tuple[int, int]]):
+    """Endless draws from the training set, epoch after epoch in a new order: their number, and the image's."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        size, number = len(self.dataset), 0
+        while True:
+            order = torch.randperm(size, generator=generator(self.seed, "order", number // size))
+            for position in order.tolist():
+                yield number, position
+                number += 1
+
+
+class Drawn(Dataset[Any]):
+    """A data set of mmdetection whose augmentation is a function of seed and draw, whatever process loads the image."""
+
+    def __init__(self, dataset: CocoDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.metainfo = dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, draw: tuple[int, int]) -> Any:
+        return self.dataset.get_data_info(draw[1])
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        seed_all(derive(self.seed, "augmentation", draw[0]))
+        return self.dataset[draw[1]]
+
+
+class From(BatchSampler):
+    """A batch sampler from a batch on; those before are drawn, but their images are not loaded."""
+
+    def __init__(self, batches: AspectRatioBatchSampler, size: int) -> None:
+        self.batches, self.sampler = batches, batches.sampler
+        self.batch_size, self.drop_last, self.start = size, True, 0
+
+    def __len__(self) -> int:
+        """Of one epoch of the data, which mmengine's log asks for."""
+        return max(1, len(self.batches.sampler.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.batches), self.start, None)
+
+
+def seed_all(seed: int) -> None:
+    """Every generator that mmdetection draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@LOOPS.register_module()
+class ResumableLoop(IterBasedTrainLoop):
+    """mmengine's loop, which after a stop goes on with the next batch without loading those before it."""
+
+    def run(self) -> Any:
+        if done := self._iter:
+            self.dataloader.batch_sampler.start = done
+            # The loop takes as many batches as there were iterations, to get to its place.
+            self.dataloader_iterator = chain(repeat(None, done), _InfiniteDataloaderIterator(self.dataloader))
+            if done % self.val_interval == 0:  # stopped between the checkpoint of an epoch and its evaluation
+                self.runner.val_loop.run()
+        return super().run()
+
+
+class Records(Hook):
+    """Carries what happens over into the run's directory and to the parent; keeps each iteration's random numbers."""
+
+    priority = "LOW"
+
+    def __init__(self, job: Job, sender: Any) -> None:
+        self.job, self.sender = job, sender
+        self.own: dict[str, Any] = {"records": [], "sums": {}, "counted": 0, "seconds": 0.0}
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.own["records"]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.started = time.perf_counter()
+        seed_all(derive(self.job.cell.seed, "step", runner.iter))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        assert outputs is not None
+        sums, done = self.own["sums"], runner.iter + 1
+        for name, value in outputs.items():
+            if name.startswith("loss_"):
+                sums[name[5:]] = sums.get(name[5:], 0) + value.detach().double().cpu()
+        self.own["counted"] += 1
+        self.own["seconds"] += time.perf_counter() - self.started
+        if done % CHECK_EVERY == 0 or done % self.job.detection.iterations == 0:
+            for name, total in sums.items():
+                if not math.isfinite(float(total)):
+                    raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
+        self.sender.send(("step", *divmod(runner.iter, self.job.detection.iterations)))
+        if self.asked:
+            runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
+            raise Interrupted
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        assert metrics is not None
+        epoch, own = runner.iter // self.job.detection.iterations, self.own
+        # Without a single detection mmdetection gives no figures at all.
+        found = {name: metrics.get(f"coco/{key}", 0.0) for name, key in METRICS.items()}
+        self.records.append(
+            {
+                "epoch": epoch,
+                "phase": "",
+                "lr": runner.optim_wrapper.get_lr()["lr"][0],
+                # COCO says -1 where there is no object of that size.
+                "metrics": {name: round(100 * value, 4) for name, value in found.items() if value >= 0},
+                "probes": {},
+                "losses": {name: float(total) / own["counted"] for name, total in own["sums"].items()},
+                "seconds": round(own["seconds"], 3),
+            }
+        )
+        own.update(sums={}, counted=0, seconds=0.0)
+        self.job.run.set_metrics(self.records)
+        self.job.run.set_status("running", epoch=epoch, epochs=self.job.protocol.epochs)
+        self.sender.send(("epoch", self.records[-1]))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["kd"] = {**self.own, "records": list(self.records)}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.own = checkpoint["kd"]
+
+
+def work(sender: Any, job: Job) -> None:
+    """Train a cell; the parent hears ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
+
+    The run's lock is this process's own, so it is gone when the process is.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
+    run = job.run
+    with run.lock() as mine:
+        if not mine:
+            sender.send(("held",))
+            return
+        if run.ended:
+            sender.send((run.state,))
+            return
+        folder = run / "mmengine"
+        folder.mkdir(exist_ok=True)
+        with (folder / "console.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            state = _train(job, sender, folder)
+        sender.send(state)
+
+
+def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
+    run = job.run
+    try:
+        runner, hook = set_up(job, sender, folder)
+        run.add_environment(_environment(job), 1 + len(hook.records))
+        run.set_status("running", epoch=len(hook.records), epochs=job.protocol.epochs)
+        runner.train()
+        _finish(job, runner, hook)
+    except Interrupted:
+        run.set_status("interrupted", epoch=len(hook.records), epochs=job.protocol.epochs)
+        return ("interrupted",)
+    except (BrokenPipeError, ConnectionResetError):  # the parent was killed
+        raise SystemExit(1) from None
+    except Diverged as error:
+        run.set_status("diverged", message=str(error), epoch=len(hook.records) + 1)
+        return ("diverged",)
+    except UserError as error:  # the method says why it is not for this pair
+        run.set_status("refused", message=str(error))
+        return ("refused",)
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        run.set_status("failed", message=f"{type(error).__name__}: {error}", trace=trace)
+        return ("failed",)
+    return ("done",)
+
+
+def _environment(job: Job) -> dict[str, Any]:
+    from importlib import metadata
+
+    facts = environment.describe(environment.device(job.device))
+    names = ("mmdet", "mmengine", "mmcv-lite", "pycocotools")
+    return {**facts, "versions": {**facts["versions"], **{name: metadata.version(name) for name in names}}}
+
+
+def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detector | None]:
+    """Student and frozen teacher of a cell; the student's weights are a function of the seed."""
+    cell, pretrained = job.cell, job.detection.pretrained
+    teacher = None
+    if cell.teacher:
+        teacher = detectors.build(cell.teacher.network, classes, pretrained=False)
+        if job.teacher:  # where only the cost is asked for there is none
+            fit(load_weights(job.teacher), teacher.module, str(job.teacher))
+    seed_all(derive(cell.seed, "student"))
+    student = detectors.build(cell.student, classes, pretrained)
+    if cell.init:
+        assert teacher is not None
+        inherit(student, teacher, cell.init)
+    return student, teacher
+
+
+def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
+    """The cell's Runner, at its last checkpoint if there is one."""
+    torch.set_num_threads(job.threads)
+    plugins.load(job.plugin_files)
+    protocol, cell, own = job.protocol, job.cell, job.detection
+    scenes: Scenes = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))  # type: ignore[assignment]
+    student, teacher = build(job, len(scenes.classes))
+    hook = Records(job, sender)
+    total = protocol.epochs * own.iterations
+    runner: Runner
+
+    seed_all(derive(cell.seed, "method"))
+    model = Distiller(
+        student,
+        teacher,
+        cell.method,
+        cell.settings,
+        scenes.train.count,
+        lambda: protocol_progress(protocol, runner.iter // own.iterations + 1),
+    )
+    optimizer = cell.protocol["optimizer"]
+    checkpoint = _last_checkpoint(folder)
+    runner = Runner(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=_training(scenes, job),
+        train_cfg={"type": "ResumableLoop", "max_iters": total, "val_interval": own.iterations},
+        optim_wrapper={
+            "type": "OptimWrapper",
+            "optimizer": {
+                "type": "SGD",
+                "lr": cell.lr,
+                **{key: optimizer[key] for key in ("momentum", "weight_decay", "nesterov") if key in optimizer},
+            },
+            "clip_grad": {"max_norm": optimizer["clip"]} if optimizer.get("clip") else None,
+        },
+        param_scheduler=_schedule(protocol, own, total),
+        val_dataloader=_validation(scenes.val, scenes.classes, job),
+        val_cfg={"type": "ValLoop"},
+        val_evaluator=Evaluator([CocoMetric(ann_file=str(scenes.val.annotations), metric="bbox")]),
+        default_hooks={
+            "checkpoint": {
+                "type": "CheckpointHook",
+                "interval": min(own.iterations, SAVE_EVERY),
+                "by_epoch": False,
+                "max_keep_ckpts": 2,
+            },
+            "logger": {"type": "LoggerHook", "interval": min(50, own.iterations)},
+        },
+        custom_hooks=[hook],
+        log_processor={"by_epoch": False},
+        randomness={"seed": derive(cell.seed, "runner") % 2**32},
+        resume=checkpoint is not None,
+        load_from=str(checkpoint) if checkpoint else None,
+        experiment_name=f"{cell.key[:16]}-{time.time_ns()}",
+        default_scope="mmdet",
+        cfg={},
+    )
+    model.to(environment.device(job.device))
+    return runner, hook
+
+
+def _schedule(protocol: Protocol, own: Detection, total: int) -> list[dict[str, Any]]:
+    milestones = [round(milestone * total / protocol.recipe_epochs) for milestone in protocol.milestones]
+    steps: list[dict[str, Any]] = [
+        {"type": "MultiStepLR", "by_epoch": False, "milestones": milestones, "gamma": protocol.decay}
+    ]
+    if own.warmup:
+        rise = {"type": "LinearLR", "by_epoch": False, "start_factor": 1e-3, "begin": 0, "end": own.warmup}
+        steps.insert(0, rise)
+    return steps
+
+
+def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[dict[str, Any]], test: bool) -> CocoDataset:
+    return CocoDataset(
+        ann_file=str(split.annotations),
+        data_prefix={"img": str(split.images)},
+        metainfo={"classes": classes},
+        pipeline=pipeline,
+        test_mode=test,
+        filter_cfg=None if test else {"filter_empty_gt": True, "min_size": 0},
+    )
+
+
+def _training(scenes: Scenes, job: Job) -> DataLoader[Any]:
+    own, size = job.detection, job.protocol.batch_size
+    resize = {"type": "RandomChoiceResize", "scales": [(own.long_side, side) for side in own.short_sides],
+              "keep_ratio": True}  # fmt: skip
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        resize,
+        *[{"type": "RandomFlip", "prob": 0.5}] * job.protocol.flip,
+        {"type": "PackDetInputs"},
+    ]
+    seed = job.cell.seed
+    dataset = Drawn(_dataset(scenes.train, scenes.classes, pipeline, test=False), seed)
+    batches = From(AspectRatioBatchSampler(Draws(dataset, seed), size), size)
+    workers: dict[str, Any] = {"num_workers": own.workers, "persistent_workers": own.workers > 0}
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
+
+
+def _validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
+    own = job.detection
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (own.long_side, own.test_side), "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {
+            "type": "PackDetInputs",
+            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+        },
+    ]
+    dataset = _dataset(split, classes, pipeline, test=True)
+    return DataLoader(dataset, batch_size=1, num_workers=own.workers, collate_fn=pseudo_collate)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; one that was being written when the process was killed is removed."""
+    for path in sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True):
+        try:
+            read(path, torch.device("cpu"))
+            return path
+        except UserError:
+            path.unlink()
+    return None
+
+
+def _finish(job: Job, runner: Runner, hook: Records) -> None:
+    """Write the plain detector and mark the cell done."""
+    model: Any = runner.model
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.student.state_dict().items()}
+    job.run.write("student.pt", to_bytes(weights))
+    metrics = [record["metrics"] for record in hook.records]
+    job.run.set_status(
+        "done",
+        epoch=hook.records[-1]["epoch"],
+        epochs=job.protocol.epochs,
+        last=metrics[-1],
+        best={name: max(record.get(name, 0.0) for record in metrics) for name in metrics[-1]},
+        remarks=list(model.method.remarks()),
+    )
+
+
+def evaluate(sender: Any, job: Job) -> None:
+    """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
+    try:
+        torch.set_num_threads(job.threads)
+        scenes: Scenes = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
+        network = detectors.build(job.cell.student, len(scenes.classes), pretrained=False)
+        assert job.teacher is not None
+        fit(load_weights(job.teacher), network.module, str(job.teacher))
+        model = network.module.to(environment.device(job.device)).eval()
+        metric = CocoMetric(ann_file=str(scenes.val.annotations), metric="bbox")
+        metric.dataset_meta = {"classes": scenes.classes}
+        loader = _validation(scenes.val, scenes.classes, job)
+        with torch.no_grad():
+            for batch in loader:
+                metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
+        with redirect_stdout(io.StringIO()):
+            sender.send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
+    except Exception as error:
+        sender.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def cost(sender: Any, job: Job) -> None:
+    """The figures of :func:`benchmarks.profiling.measure` as ``(cost, figures)`` to the parent."""
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            figures = _figures(job)
+        sender.send(("cost", figures))
+    except Exception as error:
+        sender.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _figures(job: Job) -> dict[str, Any]:
+    device = environment.device(job.device)
+    with peak_memory(device) as memory:
+        runner, hook = set_up(job, None, job.path)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        model: Any = runner.model.train()
+        batches, times = iter(runner.train_dataloader), []
+        for step in range(WARM_UP + TIMED):
+            synchronise(device)
+            started = time.perf_counter()
+            hook.before_train_iter(runner, step)
+            model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
+            synchronise(device)
+            times.append(time.perf_counter() - started)
+    plain, trained = count(model.student.parameters()), count(model.parameters())
+    return {
+        "images_per_second": job.protocol.batch_size / statistics.median(times[WARM_UP:]),
+        "peak_memory_bytes": memory["bytes"],
+        "memory_kind": memory["kind"],
+        "reserved_memory_bytes": memory["reserved"],
+        "memory_by_part": {},
+        "extra_train_params": trained - plain,
+        "extra_inference_params": 0,
+        "batch_size": job.protocol.batch_size,
+        "device": job.device,
+        "steps": TIMED,
+        "first_phases": False,
+    }

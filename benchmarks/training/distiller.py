@@ -1,0 +1,112 @@
+"""The adapter between a method and mmdetection: a detector that holds the student, its frozen teacher and the method.
+
+Importing this module imports mmdetection; :func:`benchmarks.networks.detectors.prepare` has to be called before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+import kd_methods
+from kd_methods.contract import DataInfo, Method, Progress
+
+from ..networks.detectors import Detector
+
+
+class Preprocessors(nn.Module):
+    """The student's preprocessor, and for the teacher the same images as its own one normalises them."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        if not training or self.teacher is None:
+            return self.student(data, training)
+        # Copied, for a preprocessor writes into its samples.
+        other = self.teacher(copy.deepcopy(data), training)
+        return {**self.student(data, training), "teacher_inputs": other["inputs"]}
+
+    @property
+    def device(self) -> Any:
+        return self.student.device
+
+
+@MODELS.register_module(name="KDDistiller")
+class Distiller(BaseModel):
+    """A student detector that is trained by a method of the registry.
+
+    The teacher is kept out of parameters and state dict; it moves between devices with the rest. What is saved under
+    ``student.`` loads into the plain detector.
+
+    Args:
+        student: the detector to train.
+        teacher: the frozen one, or None.
+        method: name of the method.
+        settings: those that differ from its defaults.
+        samples: size of the training set.
+        progress: says where training stands.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        teacher: Detector | None,
+        method: str,
+        settings: dict[str, Any],
+        samples: int,
+        progress: Callable[[], Progress] = lambda: Progress(1, 1),
+    ) -> None:
+        super().__init__()
+        self.student: Any = student.module
+        self._views = (student, teacher and teacher.requires_grad_(False).eval())
+        info = DataInfo(samples, student.classes + 1)
+        self.method: Method = kd_methods.build(method, student, self._views[1], info, **settings)
+        self._progress = progress
+        self.data_preprocessor = Preprocessors(
+            student.module.data_preprocessor, teacher.module.data_preprocessor if teacher else None
+        )
+
+    @property
+    def teacher(self) -> Detector | None:
+        return self._views[1]
+
+    def init_weights(self) -> None:
+        """Nothing: the student has its weights, and mmengine would draw them anew."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's and the method's tensors; preprocessors have none that are trained."""
+        kept = super().state_dict(*args, **kwargs)
+        for key in [key for key in kept if "data_preprocessor" in key]:
+            del kept[key]
+        return kept
+
+    def forward(
+        self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor", teacher_inputs: Tensor | None = None
+    ) -> Any:
+        """As mmdetection's detectors: in mode ``loss`` a dictionary of terms, otherwise the student's answer."""
+        if mode != "loss":
+            return self.student(inputs, data_samples, mode=mode)
+        student, teacher = self._views
+        lesson = student.learn(inputs, data_samples)
+        needs = self.method.needs
+        kept = None
+        if teacher is not None and teacher_inputs is not None and (needs.teacher or needs.teacher_units):
+            kept = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)
+        losses = self.method.losses(lesson.outputs, kept, lesson.batch, self._progress())
+        # mmengine adds up what is called loss; the detector's own terms are told beside it.
+        told = {f"own_{name.replace('loss_', '')}": term for name, term in lesson.terms.items() if name != "loss"}
+        own = {name.replace("loss", "l"): term.detach() for name, term in told.items()}
+        return {**{f"loss_{name}": term for name, term in losses.terms().items()}, **own}

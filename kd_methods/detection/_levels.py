@@ -1,0 +1,26 @@
+"""What methods on feature pyramids share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..contract import Network
+from ..errors import UserError
+
+
+def channels(method: str, student: Network, teacher: Network) -> list[tuple[int, int]]:
+    """Channels of the student's and the teacher's levels.
+
+    Raises:
+        UserError: the two pyramids have different numbers of levels, or other strides.
+    """
+    own, theirs = student.shapes("stages"), teacher.shapes("stages")
+    if [shape[1:] for shape in own] != [shape[1:] for shape in theirs]:
+        raise UserError(f"method '{method}' needs pyramids with the same levels, here {len(own)} and {len(theirs)}"
+                        " or of other strides")  # fmt: skip
+    return [(s[0], t[0]) for s, t in zip(own, theirs, strict=True)]
+
+
+def aligned(c_in: int, c_out: int) -> nn.Module:
+    """A 1x1 convolution where widths differ."""
+    return nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)

@@ -1,0 +1,127 @@
+"""Losses of detection: on the levels of a feature pyramid, on objects and background, on distributions of box edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._precision import full_precision
+
+
+def object_masks(boxes: Sequence[Tensor], image: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the objects of a batch are on a map, and where none is: weights (B, H, W) of both.
+
+    A position within objects weighs one over the area, in positions, of the smallest of them; those of an image
+    without any share one.
+
+    Args:
+        boxes: corners (n, 4) of every image's objects, in pixels.
+        image: height and width in pixels of the images as they entered the network, padding included.
+        size: (H, W) of the map.
+
+    Source: Yang et al. 2022 (FGD), equations 3 to 5, with the rounding of the authors' ``losses/fgd.py``.
+    """
+    (height, width), (rows, columns) = image, size
+    objects = []
+    for own in boxes:
+        scale = own.new_tensor([columns / width, rows / height])
+        low, high = (own[:, :2] * scale).floor(), (own[:, 2:] * scale).ceil()
+        area = (high + 1 - low).prod(1)
+        x, y = torch.arange(columns, device=own.device), torch.arange(rows, device=own.device)
+        across = (x >= low[:, :1]) & (x <= high[:, :1])
+        down = (y >= low[:, 1:]) & (y <= high[:, 1:])
+        inside = (down[:, :, None] & across[:, None, :]) / area[:, None, None]
+        objects.append(inside.amax(0) if len(own) else own.new_zeros(rows, columns))
+    foreground = torch.stack(objects)
+    background = (foreground == 0).to(foreground)
+    return foreground, background / background.sum((1, 2), keepdim=True).clamp(min=1)
+
+
+@full_precision
+def focal_features(
+    student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor, *, temperature: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FGD's focal terms of one level: objects, background, and the attention maps themselves.
+
+    The squared differences are weighted by the teacher's attention over positions and over channels: softmaxes of the
+    mean magnitudes, times the number of positions and of channels.
+
+    Args:
+        student, teacher: (B, C, H, W).
+        foreground, background: (B, H, W) of :func:`object_masks`.
+        temperature: of the attention's softmaxes.
+
+    Returns:
+        The three terms, sums over a map, means over the batch.
+
+    Source: Yang et al. 2022 (FGD), equations 1, 2 and 6 to 9.
+    """
+    teacher = teacher.detach()
+    places_t, channels_t = _attentions(teacher, temperature)
+    places_s, channels_s = _attentions(student, temperature)
+    error = (student - teacher).pow(2) * places_t[:, None] * channels_t[:, :, None, None]
+    terms = [(error * mask[:, None]).sum() / len(student) for mask in (foreground, background)]
+    attention = (places_s - places_t).abs().sum() + (channels_s - channels_t).abs().sum()
+    return terms[0], terms[1], attention / len(student)
+
+
+def _attentions(x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Attention over positions (B, H, W) and over channels (B, C)."""
+    size = x.abs()
+    batch, channels, height, width = x.shape
+    places = F.softmax(size.mean(1).flatten(1) / temperature, 1).view(batch, height, width)
+    return height * width * places, channels * F.softmax(size.mean((2, 3)) / temperature, 1)
+
+
+@full_precision
+def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL between the distributions over positions that the softmax makes of every channel, averaged over channels.
+
+    Args:
+        student, teacher: (B, C, H, W) of equal shape.
+        temperature: T; the term has the factor T^2.
+
+    Source: Shu et al. 2021 (CWD), equations 3 and 4; mmrazor ``models/losses/cwd.py``.
+    """
+    own, target = (x.flatten(2).flatten(0, 1) / temperature for x in (student, teacher.detach()))
+    divergence = F.kl_div(F.log_softmax(own, 1), F.log_softmax(target, 1), reduction="sum", log_target=True)
+    return temperature**2 * divergence / len(own)
+
+
+@full_precision
+def pearson(student: Tensor, teacher: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """One minus Pearson's correlation of every channel over batch and positions, averaged over channels.
+
+    Computed as half the mean squared difference of maps that are standardised per channel.
+
+    Args:
+        student, teacher: (B, C, H, W) of equal shape.
+        eps: added to the standard deviations.
+
+    Source: Cao et al. 2022 (PKD), equations 2 and 5; mmrazor ``models/losses/pkd_loss.py``.
+    """
+    own, target = (x.transpose(0, 1).flatten(1) for x in (student, teacher.detach()))
+    return F.mse_loss(_standardised(own, eps), _standardised(target, eps)) / 2
+
+
+def _standardised(x: Tensor, eps: float) -> Tensor:
+    return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + eps)
+
+
+@full_precision
+def localization(student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float = 10.0) -> Tensor:
+    """KL between distributions of box edges, averaged over their bins and over the edges of all boxes by weight.
+
+    Args:
+        student, teacher: (P, 4, n) logits of the n bins of every edge of P boxes.
+        weights: (P,), how much each box counts; divided by their sum, or by one if that is less.
+        temperature: T; the term has the factor T^2.
+
+    Source: Zheng et al. 2022 (LD), equation 4; mmdet ``LDHead`` with ``KnowledgeDistillationKLDivLoss``.
+    """
+    own, target = F.log_softmax(student / temperature, 2), F.log_softmax(teacher.detach() / temperature, 2)
+    divergence = F.kl_div(own, target, reduction="none", log_target=True).mean((1, 2))
+    return temperature**2 * (divergence * weights).sum() / weights.sum().clamp(min=1)
