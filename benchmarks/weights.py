@@ -24,10 +24,18 @@ Net = TypeVar("Net", bound=Network)
 class _Ignored:
     """Stands for what mmengine keeps of its log in checkpoints."""
 
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _nothing(*_: Any) -> None:
+    """Stands for ``getattr``, by which that log names its statistics."""
+
 
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_nothing, "builtins.getattr"),
     np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     np.ndarray,
     np.dtype,

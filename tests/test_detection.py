@@ -36,7 +36,7 @@ from kd_methods.errors import UserError
 pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
 
 CPU = torch.device("cpu")
-TEACHER, STUDENT = "faster_rcnn_small_r18", "faster_rcnn_small_r18x4"
+TEACHER, STUDENT = "faster_rcnn_small_r18x2", "faster_rcnn_small_r18x4"
 DETECTION = [name for name in kd_methods.available() if kd_methods.card(name).inputs == "detection"]
 REGIONS = ["kd", "dkd", "dist", "nkd", "ttm", "wttm", "wsld", "ctkd"]
 TWO_STAGE = [*(name for name in DETECTION if name != "ld"), *REGIONS, "reviewkd.fpn+dkd", "kd@ls"]
@@ -435,7 +435,7 @@ TABLE = """
 name: tiny
 title: A tiny table of detection
 extra: detection
-pairs: [{id: small, teacher: faster_rcnn_small_r18, student: faster_rcnn_small_r18x4}]
+pairs: [{id: small, teacher: faster_rcnn_small_r18x2, student: faster_rcnn_small_r18x4}]
 tasks: [{task: shapes, metric: mAP}, {task: shapes, metric: AP50}]
 methods: [student, block_kd.fpn, {id: fgd.heads, method: fgd, init: heads}, rkd]
 presets: {paper: {protocol: tiny.yaml, seeds: [0]}}
@@ -511,6 +511,8 @@ def test_a_matrix_to_its_table_and_again_after_kills(
     monkeypatch.setattr(executor, "_in_process", killing)
     run("killed")
     assert len(killed) == 4
+    logs = [path.read_text() for path in (tmp_path / "killed" / "runs").glob("*/mmengine/console.log")]
+    assert sum("resumed epoch: 0, iter: 3" in log for log in logs) == 4
     assert same(students(tmp_path / "killed"), whole)
 
 
@@ -539,6 +541,7 @@ def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table
         assert store.run(cell).state == "done" and events[-1] == "done"
         runs[name] = load_weights(store.run(cell) / "student.pt")
     assert all(torch.equal(runs["whole"][key], value) for key, value in runs["stopped"].items())
+    assert "resumed epoch" in (store.run(cell) / "mmengine" / "console.log").read_text()
     # What is saved is the plain detector: it loads into mmdet's own, and nothing of a method is with it.
     networks.build_network(STUDENT, 3).module.load_state_dict(runs["whole"], strict=True)
 
@@ -613,7 +616,7 @@ sys.argv[1:] = table
 main()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=spec.ROOT)
-    assert "block_kd.fpn" in result.stderr and "8 cells to run on" in result.stderr, result.stderr
+    assert "block_kd.fpn" in result.stderr and "6 cells to run on" in result.stderr, result.stderr
     assert result.returncode == 2 and "extra [detection]" in result.stderr.splitlines()[-1], result.stderr
 
 
@@ -624,6 +627,21 @@ def test_every_detection_table_has_its_settings_and_titles():
             for pair in loaded.pairs:
                 registry.settings(row.method, dict(spec.pair_settings(row.method, f"{pair.id}:coco.mAP", "coco-1x")))
     assert spec.pair_settings("reviewkd.fpn", "r50-mv2:coco.APs", "coco-1x") == {"beta": 2.0}
+
+
+def test_a_file_of_the_zoo_is_read_without_running_its_code(pair: Any, tmp_path: Path):
+    """What OpenMMLab's checkpoints hold beside the weights: a log's history, numpy values, plain meta data."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    weights = pair[0].module.state_dict()
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    content = {"meta": {"epoch": 12, "time": np.float64(1)}, "state_dict": weights, "message_hub": {"loss": history}}
+    torch.save(content, tmp_path / "zoo.pth")
+    assert load_weights(tmp_path / "zoo.pth").keys() == weights.keys()
+    torch.save({"state_dict": weights, "meta": detectors.Recipe("", {})}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        load_weights(tmp_path / "foreign.pth")
 
 
 @pytest.mark.real_data

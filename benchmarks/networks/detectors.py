@@ -56,31 +56,30 @@ _MOBILE = {
 }
 
 
-def _small(base_channels: int = 64) -> dict[str, Any]:
-    """Pyramid, heads and samples of a size that trains on a CPU."""
-    width = 64
+_NARROW, _POOLED = 32, 5
+"""Width of the small detectors' pyramids, and side of the regions that their heads see."""
+
+
+def _small(base_channels: int) -> dict[str, Any]:
+    """ResNet-18, pyramid, heads and samples of a size that trains on a CPU."""
+    resnet = _resnet(18, base_channels=base_channels)
+    layer = {"output_size": _POOLED}
+    head = {"in_channels": _NARROW, "fc_out_channels": 128, "roi_feat_size": _POOLED}
     return {
-        **(resnet := _resnet(18, base_channels=base_channels)),
-        "neck": {**resnet["neck"], "out_channels": width},
-        "rpn_head": {"in_channels": width, "feat_channels": width},
-        "roi_head": {
-            "bbox_roi_extractor": {"out_channels": width},
-            "bbox_head": {"in_channels": width, "fc_out_channels": 256},
-        },
-        "train_cfg": {
-            "rpn_proposal": {"nms_pre": 300, "max_per_img": 128},
-            "rcnn": {"sampler": {"num": 32}},
-        },
+        **resnet,
+        "neck": {**resnet["neck"], "out_channels": _NARROW},
+        "rpn_head": {"in_channels": _NARROW, "feat_channels": _NARROW},
+        "roi_head": {"bbox_roi_extractor": {"out_channels": _NARROW, "roi_layer": layer}, "bbox_head": head},
+        "train_cfg": {"rpn_proposal": {"nms_pre": 300, "max_per_img": 128}, "rcnn": {"sampler": {"num": 32}}},
         "test_cfg": {"rpn": {"nms_pre": 300, "max_per_img": 128}},
     }
 
 
-def _small_dense(base_channels: int = 64) -> dict[str, Any]:
+def _small_dense(base_channels: int) -> dict[str, Any]:
     """As :func:`_small`, of a one-stage detector."""
-    width = 64
     resnet = _resnet(18, base_channels=base_channels)
-    head = {"in_channels": width, "feat_channels": width, "stacked_convs": 1}
-    return {**resnet, "neck": {**resnet["neck"], "out_channels": width}, "bbox_head": head}
+    head = {"in_channels": _NARROW, "feat_channels": _NARROW, "stacked_convs": 1}
+    return {**resnet, "neck": {**resnet["neck"], "out_channels": _NARROW}, "bbox_head": head}
 
 
 _FASTER, _RETINA = "_base_/models/faster-rcnn_r50_fpn.py", "_base_/models/retinanet_r50_fpn.py"
@@ -91,13 +90,11 @@ RECIPES = {
     "faster_rcnn_mobilenetv2": Recipe(_FASTER, _MOBILE),
     **{f"retinanet_r{depth}": Recipe(_RETINA, _resnet(depth)) for depth in (18, 50, 101)},
     **{f"gfl_r{depth}": Recipe(_GFL, _resnet(depth)) for depth in (18, 50, 101)},
-    "faster_rcnn_small_r18": Recipe(_FASTER, _small()),
-    "faster_rcnn_small_r18x4": Recipe(_FASTER, _small(base_channels=16)),
-    "gfl_small_r18": Recipe(_GFL, _small_dense()),
-    "gfl_small_r18x4": Recipe(_GFL, _small_dense(base_channels=16)),
+    **{f"faster_rcnn_small_r18x{part}": Recipe(_FASTER, _small(64 // part)) for part in (2, 4)},
+    **{f"gfl_small_r18x{part}": Recipe(_GFL, _small_dense(64 // part)) for part in (2, 4)},
 }
-"""Detectors of the field's pairs. The small ones are for demonstrations: their pyramids have 64 channels, and the
-backbones of those with x4 a quarter of the usual width."""
+"""Detectors of the field's pairs. The small ones are for demonstrations: their pyramids have 32 channels, and their
+backbones a half (x2) or a quarter (x4) of the usual width."""
 
 
 def available() -> bool:
