@@ -19,11 +19,13 @@ TABLES = ROOT / "tables"
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where PyYAML was built with it
+
 
 class Strict(BaseModel):
     """Unknown keys are errors; values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Optimizer(Strict):
@@ -612,7 +614,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         _check_keys(node)
         raw = loader.construct_document(node) if node else None
@@ -643,7 +645,7 @@ def _validate(model: type[Model], raw: Any, path: Path, prefix: Iterable[str | i
 
 def _line_of(path: Path, location: Iterable[str | int]) -> int:
     """The line of the deepest part of ``location`` that is written in the file."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     line = 1
     for key in location:
         if isinstance(node, yaml.MappingNode):

@@ -94,13 +94,13 @@ def test_quick_answers_do_not_import_torch(arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("argument", ["list", "--help"])
-def test_list_and_help_answer_in_half_a_second(argument: str) -> None:
+def test_list_and_help_answer_in_well_under_a_second(argument: str) -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
         assert python(argument).returncode == 0
         times.append(time.perf_counter() - started)
-    assert min(times) < 0.5, times
+    assert min(times) < 0.8, times  # 0.4 on a slow machine; importing torch alone takes longer
 
 
 def test_list_names_everything() -> None:
