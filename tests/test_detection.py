@@ -376,7 +376,7 @@ def test_detection_methods_are_not_for_images():
         kd_methods.build("fgd", *views, DataInfo(64, 10))
 
 
-@pytest.mark.parametrize("name", ["retinanet_r18", "gfl_r18"])
+@pytest.mark.parametrize("name", ["retinanet_r18", "gfl_small_r18x4"])
 def test_one_stage_detectors(name: str):
     detector = networks.build_network(name, 3)
     given = batch(detector)
@@ -385,7 +385,7 @@ def test_one_stage_detectors(name: str):
     torch.testing.assert_close(lesson.batch.loss(lesson.outputs.logits), total, atol=1e-3, rtol=1e-3)
     with pytest.raises(UserError, match="sigmoids"):
         kd_methods.build("kd", detector, detector, DataInfo(64, 4))
-    if name == "gfl_r18":
+    if name.startswith("gfl"):
         kept = detector.eval().teach(given["inputs"], lesson, logits=False)
         assert lesson.outputs["edges"].shape == (len(lesson.positive), 4, 17) and len(lesson.positive)
         ld = kd_methods.build("ld", detector, detector, DataInfo(64, 4))
@@ -671,7 +671,7 @@ def test_ground_truth_scores_one(real_data: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*TWO_STAGE, "student"])
+@pytest.mark.parametrize("name", [*TWO_STAGE, "student", "ld"])
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.executors.detection import Job
@@ -683,8 +683,9 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
     values = dict(pair_settings(name, "", protocol.recipe))
     from benchmarks.cell import TeacherRef
 
-    ref = TeacherRef(TEACHER, (), (), weights="none")
-    cell = make_cell(protocol, "shapes", name, STUDENT, 0, ref, values, {})
+    teacher, student = ("gfl_small_r18x2", "gfl_small_r18x4") if name == "ld" else (TEACHER, STUDENT)
+    ref = TeacherRef(teacher, (), (), weights="none")
+    cell = make_cell(protocol, "shapes", name, student, 0, ref, values, {})
     job = Job(cell, protocol, shapes, "cpu", torch.get_num_threads(), (), tmp_path)
     runner, _ = detection.set_up(job, None, tmp_path)
     runner._train_loop = runner.build_train_loop(runner._train_loop)

@@ -78,7 +78,9 @@ def _small(base_channels: int) -> dict[str, Any]:
 def _small_dense(base_channels: int) -> dict[str, Any]:
     """As :func:`_small`, of a one-stage detector."""
     resnet = _resnet(18, base_channels=base_channels)
-    head = {"in_channels": _NARROW, "feat_channels": _NARROW, "stacked_convs": 1}
+    # Of usual groups one would be a single channel, which on the coarsest map of a small image is a single value.
+    norm = {"type": "GN", "num_groups": 8, "requires_grad": True}
+    head = {"in_channels": _NARROW, "feat_channels": _NARROW, "stacked_convs": 1, "norm_cfg": norm}
     return {**resnet, "neck": {**resnet["neck"], "out_channels": _NARROW}, "bbox_head": head}
 
 
