@@ -697,7 +697,7 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
         detection.seed_all(step)
         found = runner.model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
         history.append({key: float(value) for key, value in found.items()})
-    # GFL weighs boxes by class scores, which begin near zero: its loss rises at first, with any method or none.
+    # GFL weighs boxes by class scores, which begin near zero: its own loss rises at first.
     start = 10 if name == "ld" else 0
     first, last = (sum(record["loss"] for record in part) / 10 for part in (history[start : start + 10], history[-10:]))
     assert last < first, (first, last)
