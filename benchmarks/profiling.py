@@ -138,16 +138,7 @@ class Bench:
 
     def seconds(self, warm_up: int, timed: int) -> float:
         """Median seconds of a step."""
-        for _ in range(warm_up):
-            self.step()
-        times = []
-        for _ in range(timed):
-            synchronise(self.data.device)
-            start = time.perf_counter()
-            self.step()
-            synchronise(self.data.device)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return median_seconds(self.step, self.data.device, warm_up, timed)
 
 
 def _conv_backward_flops(
@@ -176,6 +167,20 @@ def endless(data: TaskData) -> Iterator[TaskBatch]:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def median_seconds(step: Callable[[], object], device: torch.device, warm_up: int, timed: int) -> float:
+    """Of ``timed`` steps after ``warm_up`` others, each awaited on the device."""
+    for _ in range(warm_up):
+        step()
+    times = []
+    for _ in range(timed):
+        synchronise(device)
+        start = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def measure(

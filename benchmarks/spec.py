@@ -174,6 +174,10 @@ class Protocol(Strict):
         """How many epochs of this run, one at least, stand for that many of the recipe."""
         return max(1, round(recipe_epochs * self.epochs / self.recipe_epochs))
 
+    def milestones_in(self, iterations: int) -> list[int]:
+        """The milestones in steps, where an epoch of this run has so many."""
+        return [round(milestone * self.epochs * iterations / self.recipe_epochs) for milestone in self.milestones]
+
     def with_optimizer(self, changes: Mapping[str, Any]) -> Protocol:
         """This protocol with some of the optimiser's settings changed.
 
@@ -244,8 +248,7 @@ class Protocol(Strict):
 
     def _detection_lines(self, own: Detection, with_task: bool) -> tuple[str, ...]:
         where = f" on {self.task}" if with_task else ""
-        total = self.epochs * own.iterations
-        after = [round(milestone * total / self.recipe_epochs) for milestone in self.milestones]
+        total, after = self.epochs * own.iterations, self.milestones_in(own.iterations)
         decays = f", times {self.decay:g} after {', '.join(map(str, after))} iterations" if after else ""
         rise = f", linear warm-up over {own.warmup} iterations" if own.warmup else ""
         low, high = min(own.short_sides), max(own.short_sides)

@@ -20,7 +20,6 @@ from kd_methods.errors import UserError
 Net = TypeVar("Net", bound=Network)
 
 
-# Training scripts put their options and numpy scalars beside the weights; these types run no code when unpickled.
 class _Ignored:
     """Stands for what mmengine keeps of its log in checkpoints."""
 
@@ -32,15 +31,21 @@ def _nothing(*_: Any) -> None:
     """Stands for ``getattr``, by which that log names its statistics."""
 
 
+NUMPY: list[Any] = [
+    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+]
+"""Arrays and scalars of numpy in checkpoints; they run no code when unpickled."""
+
+# Training scripts put their options, numpy's values and a log beside the weights; none of these runs code either.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_nothing, "builtins.getattr"),
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    np.ndarray,
-    np.dtype,
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+    *NUMPY,
 ]
 
 

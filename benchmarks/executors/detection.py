@@ -6,8 +6,8 @@ Nothing of mmdetection is imported in this process.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -24,7 +24,7 @@ from ..spec import Detection, Protocol
 from ..store import Run
 from ..teachers import Teacher, Zoo
 from ..training.loop import Interrupted
-from .local import Context
+from .local import Context, until_free
 
 
 @dataclass
@@ -69,23 +69,8 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         Interrupted: the user asked to stop.
         UserError: the extra [detection] is missing.
     """
-    _check_installed()
-    waiting = list({cell.key: cell for cell in cells}.values())
-    while waiting:
-        held = [cell for cell in waiting if not _one(cell, context)]
-        if held:
-            time.sleep(1)
-            if context.stopping():
-                raise Interrupted
-        waiting = held
-
-
-def _check_installed() -> None:
-    if not detectors.available():
-        raise UserError(
-            "detection needs mmdetection, which is not installed: run the table through ./reproduce.sh, which installs "
-            "the extra [detection]"
-        )
+    detectors.check_installed()
+    until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])
 
 
 def _one(cell: Cell, context: Context) -> bool:
@@ -155,8 +140,6 @@ def _in_process(
 
 def _enter(what: str, sender: Connection, job: Job) -> None:
     """In the process: only here mmdetection is imported."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     from ..training import detection
 
@@ -171,7 +154,7 @@ def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, devi
     """
     from ..plan import student_cell
 
-    _check_installed()
+    detectors.check_installed()
     cell = student_cell(entry.network, protocol, data_root, {})
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +178,7 @@ def cost(
     Raises:
         UserError: the measurement failed; the message says how.
     """
-    _check_installed()
+    detectors.check_installed()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell, protocol, data_root, str(device), threads, tuple(plugin_files), Path(folder))

@@ -79,19 +79,31 @@ def run(cells: Sequence[Cell], context: Context) -> None:
     Raises:
         Interrupted: the user asked to stop.
     """
-    waiting = list({cell.key: cell for cell in cells}.values())
-    while waiting:
+
+    def once(waiting: Sequence[Cell]) -> list[Cell]:
         held: list[Cell] = []
         groups: dict[str, list[Cell]] = defaultdict(list)
         for cell in waiting:
             groups[cell.group()].append(cell)
         for group in groups.values():
             held += _run_group(group, context)
-        if held:
-            time.sleep(1)
-            if context.stopping():
-                raise Interrupted
-        waiting = held
+        return held
+
+    until_free(cells, context, once)
+
+
+def until_free(cells: Sequence[Cell], context: Context, once: Callable[[Sequence[Cell]], list[Cell]]) -> None:
+    """Run cells by ``once``, which returns those that another process holds, until none is held.
+
+    Raises:
+        Interrupted: the user asked to stop while cells were held.
+    """
+    waiting = once(list({cell.key: cell for cell in cells}.values()))
+    while waiting:
+        time.sleep(1)
+        if context.stopping():
+            raise Interrupted
+        waiting = once(waiting)
 
 
 def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:

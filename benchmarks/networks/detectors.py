@@ -115,17 +115,22 @@ def check(name: str) -> None:
         _config_path(name)
 
 
+def check_installed() -> None:
+    """Raise UserError where the extra [detection] is missing."""
+    if not available():
+        raise UserError(
+            "detection needs mmdetection, which is not installed: run a table with `extra: detection`, such as table4, "
+            "through ./reproduce.sh, which installs the extra [detection]"
+        )
+
+
 def prepare() -> None:
     """Make mmdetection ready to be imported: the operators that its compiled extension would bring.
 
     Raises:
         UserError: the extra [detection] is not installed.
     """
-    if not available():
-        raise UserError(
-            "detection needs mmdetection, which is not installed: name a table with `extra: detection`, such as "
-            "./reproduce.sh table4, or install the extra [detection]"
-        )
+    check_installed()
     mmcv_ops.install()
     warnings.filterwarnings("ignore", module="mmengine|mmcv|mmdet")
     from mmdet.utils import register_all_modules
@@ -238,7 +243,11 @@ def recorded(owner: nn.Module, name: str) -> Iterator[list[tuple[tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training pass of a detector: what methods see of it, its own losses by name, and their sum."""
+    """One training pass of a detector: what methods see of it, its own losses by name, and where it looked.
+
+    regions   (N, 5) as in :class:`kd_methods.contract.Pyramid`
+    positive  (P,) places of all levels together where boxes are learnt
+    """
 
     outputs: Outputs
     batch: Batch

@@ -64,6 +64,10 @@ class DetectionTask:
     inputs: str = field(default="detection", init=False)
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> Scenes:
+        """See :meth:`scenes`; mmdetection loads the images."""
+        return self.scenes(root)
+
+    def scenes(self, root: Path) -> Scenes:
         """The files.
 
         Raises:
@@ -80,12 +84,12 @@ class DetectionTask:
         return scenes
 
     def fingerprint(self, root: Path, protocol: Protocol) -> str:
-        return self.open(root, protocol, torch.device("cpu")).digest
+        return self.scenes(root).digest
 
     def deviations(self, root: Path) -> tuple[str, ...]:
         if not any(self.official):
             return ()
-        scenes = self.open(root, None, torch.device("cpu"))  # type: ignore[arg-type]  # files know no protocol
+        scenes = self.scenes(root)
         found = {"training": (scenes.train, self.official[0]), "validation": (scenes.val, self.official[1])}
         return tuple(
             f"{split.count} {what} images with objects instead of {usual}"
@@ -94,7 +98,7 @@ class DetectionTask:
         )
 
     def samples(self, root: Path, download: bool = True) -> int:
-        return self.open(root, None, torch.device("cpu")).train.count  # type: ignore[arg-type]
+        return self.scenes(root).train.count
 
 
 @functools.cache

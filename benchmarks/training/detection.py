@@ -6,11 +6,11 @@ Importing this module imports mmdetection.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
 import random
 import signal
-import statistics
 import time
 import traceback
 import zipfile
@@ -29,13 +29,13 @@ from kd_methods.errors import UserError
 from .. import environment, plugins
 from ..executors.detection import Job
 from ..networks import count, detectors, inherit
-from ..profiling import TIMED, WARM_UP, peak_memory, synchronise
+from ..profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ..spec import Detection, Protocol
 from ..tasks import get_task
 from ..tasks.coco import METRICS, Scenes, Split
-from ..weights import fit, load_weights, to_bytes
+from ..weights import NUMPY, fit, load_weights
 from .loop import CHECK_EVERY, Interrupted, protocol_progress
-from .member import Diverged
+from .member import Diverged, finish
 from .seeding import derive, generator
 
 detectors.prepare()
@@ -66,11 +66,7 @@ def _statistic(owner: Any, name: str) -> Any:
 _ALLOWED: list[Any] = [
     HistoryBuffer,
     (_statistic, "builtins.getattr"),
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+    *NUMPY,
 ]
 """What mmengine's own checkpoints hold beside tensors and plain values: the history of its log. None runs foreign code.
 """
@@ -220,7 +216,6 @@ def work(sender: Any, job: Job) -> None:
 
     The run's lock is this process's own, so it is gone when the process is.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     run = job.run
     with run.lock() as mine:
         if not mine:
@@ -244,7 +239,8 @@ def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
         run.set_status("running", epoch=len(hook.records), epochs=job.protocol.epochs)
         with torch.serialization.safe_globals(_ALLOWED):  # mmengine's torch.load knows no list of its own
             runner.train()
-        _finish(job, runner, hook)
+        model: Any = runner.model
+        finish(run, model.student, hook.records, job.protocol, model.method.remarks())
     except Interrupted:
         run.set_status("interrupted", epoch=len(hook.records), epochs=job.protocol.epochs)
         return ("interrupted",)
@@ -292,7 +288,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     torch.set_num_threads(job.threads)
     plugins.load(job.plugin_files)
     protocol, cell, own = job.protocol, job.cell, job.detection
-    scenes: Scenes = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))  # type: ignore[assignment]
+    scenes: Scenes = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
     student, teacher = build(job, len(scenes.classes))
     hook = Records(job, sender)
     total = protocol.epochs * own.iterations
@@ -323,7 +319,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
             },
             "clip_grad": {"max_norm": optimizer["clip"]} if optimizer.get("clip") else None,
         },
-        param_scheduler=_schedule(protocol, own, total),
+        param_scheduler=_schedule(protocol, own),
         val_dataloader=_validation(scenes.val, scenes.classes, job),
         val_cfg={"type": "ValLoop"},
         val_evaluator=Evaluator([CocoMetric(ann_file=str(scenes.val.annotations), metric="bbox")]),
@@ -349,8 +345,8 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     return runner, hook
 
 
-def _schedule(protocol: Protocol, own: Detection, total: int) -> list[dict[str, Any]]:
-    milestones = [round(milestone * total / protocol.recipe_epochs) for milestone in protocol.milestones]
+def _schedule(protocol: Protocol, own: Detection) -> list[dict[str, Any]]:
+    milestones = protocol.milestones_in(own.iterations)
     steps: list[dict[str, Any]] = [
         {"type": "MultiStepLR", "by_epoch": False, "milestones": milestones, "gamma": protocol.decay}
     ]
@@ -416,22 +412,6 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _finish(job: Job, runner: Runner, hook: Records) -> None:
-    """Write the plain detector and mark the cell done."""
-    model: Any = runner.model
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.student.state_dict().items()}
-    job.run.write("student.pt", to_bytes(weights))
-    metrics = [record["metrics"] for record in hook.records]
-    job.run.set_status(
-        "done",
-        epoch=hook.records[-1]["epoch"],
-        epochs=job.protocol.epochs,
-        last=metrics[-1],
-        best={name: max(record.get(name, 0.0) for record in metrics) for name in metrics[-1]},
-        remarks=list(model.method.remarks()),
-    )
-
-
 def evaluate(sender: Any, job: Job) -> None:
     """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
     try:
@@ -470,17 +450,16 @@ def _figures(job: Job) -> dict[str, Any]:
         runner._train_loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         model: Any = runner.model.train()
-        batches, times = iter(runner.train_dataloader), []
-        for step in range(WARM_UP + TIMED):
-            synchronise(device)
-            started = time.perf_counter()
-            hook.before_train_iter(runner, step)
+        batches, numbers = iter(runner.train_dataloader), itertools.count()
+
+        def step() -> None:
+            hook.before_train_iter(runner, next(numbers))
             model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
-            synchronise(device)
-            times.append(time.perf_counter() - started)
+
+        seconds = median_seconds(step, device, WARM_UP, TIMED)
     plain, trained = count(model.student.parameters()), count(model.parameters())
     return {
-        "images_per_second": job.protocol.batch_size / statistics.median(times[WARM_UP:]),
+        "images_per_second": job.protocol.batch_size / seconds,
         "peak_memory_bytes": memory["bytes"],
         "memory_kind": memory["kind"],
         "reserved_memory_bytes": memory["reserved"],

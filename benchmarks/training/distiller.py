@@ -107,6 +107,9 @@ class Distiller(BaseModel):
             kept = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)
         losses = self.method.losses(lesson.outputs, kept, lesson.batch, self._progress())
         # mmengine adds up what is called loss; the detector's own terms are told beside it.
-        told = {f"own_{name.replace('loss_', '')}": term for name, term in lesson.terms.items() if name != "loss"}
-        own = {name.replace("loss", "l"): term.detach() for name, term in told.items()}
+        own = {
+            f"own_{name.replace('loss_', '').replace('loss', 'l')}": term.detach()
+            for name, term in lesson.terms.items()
+            if name != "loss"
+        }
         return {**{f"loss_{name}": term for name, term in losses.terms().items()}, **own}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import kd_methods
 from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, Study
@@ -268,20 +268,8 @@ class Member:
 
     def finish(self) -> None:
         """Write the deployed network and mark the cell done."""
-        weights = {key: value.detach().cpu().contiguous() for key, value in self.deployed.state_dict().items()}
-        self.run.write("student.pt", to_bytes(weights))
-        self.run.set_metrics(self.records)
-        last = self.records[-1]
-        proper = [record["metrics"] for record in self.records if not record["phase"]]
-        best = {name: max(metrics[name] for metrics in proper) for name in last["metrics"]}
-        self.run.set_status(
-            "done",
-            epoch=last["epoch"],
-            epochs=self.protocol.epochs,
-            last=last["metrics"],
-            best=best,
-            remarks=[*self.method.remarks(), *self._size()],
-        )
+        remarks = [*self.method.remarks(), *self._size()]
+        finish(self.run, self.deployed, self.records, self.protocol, remarks)
 
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""
@@ -296,3 +284,24 @@ class Member:
             f"deployed with {own / 1e6:.3f} M parameters and {arithmetic[0]} MACs, "
             f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {arithmetic[1]}"
         ]
+
+
+def finish(
+    run: Run, deployed: nn.Module, records: list[dict[str, Any]], protocol: Protocol, remarks: Sequence[str]
+) -> None:
+    """Write a deployed network and its metrics, and mark the run done."""
+    weights = {key: value.detach().cpu().contiguous() for key, value in deployed.state_dict().items()}
+    run.write("student.pt", to_bytes(weights))
+    run.set_metrics(records)
+    last = records[-1]
+    proper = [record["metrics"] for record in records if not record["phase"]]
+    # Average precision of a size without objects is there in epochs in which a detector finds nothing, and only then.
+    best = {name: max(metrics.get(name, 0.0) for metrics in proper) for name in last["metrics"]}
+    run.set_status(
+        "done",
+        epoch=last["epoch"],
+        epochs=protocol.epochs,
+        last=last["metrics"],
+        best=best,
+        remarks=list(remarks),
+    )
