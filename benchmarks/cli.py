@@ -43,6 +43,12 @@ epochs = click.option("--epochs", type=int, help="Another length; milestones and
 holdout = click.option(
     "--holdout", type=click.IntRange(min=0), help="Test on N held-out training images (5000 for 45k/5k)."
 )
+precision = click.option(
+    "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), help="Another precision than the protocol's."
+)
+accumulate = click.option(
+    "--accumulate", type=click.IntRange(min=1), help="Process each batch in N parts, where it does not fit."
+)
 settings = click.option(
     "--settings", type=click.Choice(["published", "uniform"]), default="published", show_default=True,
     help="Settings per pair as published, or each method's defaults on all pairs.",
@@ -84,6 +90,8 @@ def cli() -> None:
 @seeds
 @epochs
 @holdout
+@precision
+@accumulate
 @settings
 @click.option("--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
 @device
@@ -109,18 +117,22 @@ def run_table(**arguments: Any) -> None:
 @preset
 @epochs
 @holdout
+@precision
+@accumulate
 @settings
 @output
-def render(table: str, preset: str, epochs: int | None, holdout: int | None, settings: str, output: Path) -> None:
+def render(
+    table: str, preset: str, epochs: int | None, holdout: int | None, precision: str | None, accumulate: int | None,
+    settings: str, output: Path,
+) -> None:  # fmt: skip
     """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
     from . import manifest
     from .spec import load_protocol, load_table, stem
 
     spec = load_table(table)
     usual = load_protocol(spec.preset(preset).protocol)
-    files, text = manifest.render(
-        output, stem(spec.name, preset, usual, usual.changed(epochs, holdout), settings == "uniform")
-    )
+    changed = usual.changed(epochs, holdout, precision, accumulate)
+    files, text = manifest.render(output, stem(spec.name, preset, usual, changed, settings == "uniform"))
     click.echo(text)
     for file in files:
         click.echo(file)
@@ -235,11 +247,14 @@ def teachers_add(
 @click.argument("names", nargs=-1)
 @checkpoints
 def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
-    """Download teachers by name; without names, those of the published tables (CRD)."""
+    """Download teachers by name; without names, those of the published tables (CRD).
+
+    Names are those of `teachers list`, or weights of a library for ImageNet: timm:NAME.TAG, torchvision:NAME.VERSION.
+    """
     from .teachers import Zoo
 
     zoo = Zoo(checkpoints)
-    chosen = [zoo.get(name) for name in names] or [e for e in zoo.shipped.values() if e.origin == "crd"]
+    chosen = [zoo.wanted(name) for name in names] or [e for e in zoo.shipped.values() if e.origin == "crd"]
     zoo.fetch(chosen, click.echo)
 
 
@@ -397,8 +412,9 @@ def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
 
 def _prepare(
     table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
-    holdout: int | None, settings: str, overrides: Sequence[str], device: str, data_root: Path, checkpoints: Path,
-    output: Path, plugins: Sequence[Path], dry_run: bool, no_cost: bool, similarity: bool, any_teacher: bool,
+    holdout: int | None, precision: str | None, accumulate: int | None, settings: str, overrides: Sequence[str],
+    device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path], dry_run: bool,
+    no_cost: bool, similarity: bool, any_teacher: bool,
 ) -> tuple[Request, Options]:  # fmt: skip
     from .spec import load_protocol, load_table
 
@@ -411,8 +427,8 @@ def _prepare(
 
     request = Request(
         table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds), epochs=epochs,
-        holdout=holdout, uniform=settings == "uniform", overrides=tuple(overrides), data_root=data_root,
-        plugins=load(plugins), plugin_files=tuple(plugins),
+        holdout=holdout, precision=precision, accumulate=accumulate, uniform=settings == "uniform",
+        overrides=tuple(overrides), data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
     options = Options(
         output=output, checkpoints=checkpoints, device=choose(device), dry_run=dry_run, any_teacher=any_teacher,

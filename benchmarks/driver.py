@@ -30,8 +30,14 @@ from .training.loop import Interrupted
 
 DAY = 86400.0
 
-_USUAL = {"images": "cifar100-crd240", "text": "glue-ft", "detection": "coco-1x"}
-"""The protocol under which a teacher file is verified, by what its network reads."""
+_USUAL = {
+    "imagenet": "imagenet-100",
+    "tiny-imagenet": "tiny-imagenet-letkd",
+    "images": "cifar100-crd240",
+    "text": "glue-ft",
+    "detection": "coco-1x",
+}
+"""The protocol under which a teacher file is verified, by its task, or else by what its network reads."""
 
 Accuracies = dict[tuple[str, str], float]
 """What teacher files measure, by network and task."""
@@ -187,8 +193,11 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
             entry, protocol = zoo.get(ref.entry), on_task(plan.protocol, place[1])
             measured[place] = teacher_accuracy(entry, ref, protocol, zoo, request.data_root, options)
             off = entry.expected is not None and abs(measured[place] - entry.expected) > TOLERANCE
-            # On held-out training images, which the teacher was trained on, its accuracy says nothing.
-            if off and not plan.protocol.holdout and not options.any_teacher:
+            # On held-out training images, which the teacher was trained on, its accuracy says nothing, and with images
+            # of another size it is another one.
+            crops = plan.protocol.crops
+            other = plan.protocol.holdout or (crops and crops.size != get_task(place[1]).size)
+            if off and not other and not options.any_teacher:
                 raise UserError(
                     f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its "
                     f"entry expects {entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, "
@@ -210,7 +219,7 @@ def verify_teachers(
         raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
     off = []
     for entry in entries:
-        usual = load_protocol(_USUAL[get_task(entry.task).inputs])
+        usual = load_protocol(_USUAL.get(entry.task) or _USUAL[get_task(entry.task).inputs])
         top1 = executors.of(get_task(entry.task)).accuracy(entry, zoo, usual, data_root, device)
         gap = None if entry.expected is None else top1 - entry.expected
         verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"

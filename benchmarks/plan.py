@@ -44,6 +44,8 @@ class Request:
     seeds: tuple[int, ...] = ()
     epochs: int | None = None
     holdout: int | None = None
+    precision: str | None = None
+    accumulate: int | None = None
     uniform: bool = False
     overrides: tuple[str, ...] = ()
     data_root: Path = ROOT / "data"
@@ -118,7 +120,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     protocol = load_protocol(preset.protocol)
     if preset.task:
         protocol = protocol.model_copy(update={"task": preset.task})
-    protocol = protocol.changed(request.epochs, request.holdout)
+    protocol = protocol.changed(request.epochs, request.holdout, request.precision, request.accumulate)
     rows = _rows(request.methods, preset.methods)
     pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds

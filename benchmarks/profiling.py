@@ -29,8 +29,10 @@ from .report.model import PARTS
 from .spec import Protocol
 from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
+from .training.arithmetic import autocast
 from .training.loop import SharedTeacher, protocol_progress
 from .training.member import Member
+from .training.optimizers import parts
 from .training.study import NotKept, TeacherStudy
 
 WARM_UP, TIMED = 2, 8
@@ -63,7 +65,7 @@ class Bench:
         network: NetworkView | None = None
         if cell.teacher:
             network = data.build(cell.teacher.network).requires_grad_(False).eval()
-            self.teacher = SharedTeacher(network, (cell.teacher.mean, cell.teacher.std))
+            self.teacher = SharedTeacher(network, (cell.teacher.mean, cell.teacher.std), protocol)
         run = Run(Path(tempfile.gettempdir()))
         study = None
         if prepared and cell.teacher and network:
@@ -83,8 +85,10 @@ class Bench:
     def step(self) -> None:
         """One training step as the loop makes it, the fetching of the batch included."""
         batch = next(self._batches)
-        inputs = batch.student(self.member.needs.views)
-        self.member.step(inputs, self.teach(batch), (self.epoch, 0), protocol_progress(self.protocol, self.epoch))
+        progress = protocol_progress(self.protocol, self.epoch)
+        for rows, part in parts(len(batch), self.protocol.accumulate):
+            piece = batch if part.count == 1 else batch.part(rows)
+            self.member.step(piece.student(self.member.needs.views), self.teach(piece), (self.epoch, 0), progress, part)
 
     def teach(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
@@ -103,7 +107,10 @@ class Bench:
         return {part: statistics.median(values) for part, values in times.items()}
 
     def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """One training step in pieces, in order, each to be run before the next is asked for."""
+        """One training step in pieces, in order, each to be run before the next is asked for.
+
+        Where gradients are accumulated it is a step on one part of the batch.
+        """
         member, progress = self.member, protocol_progress(self.protocol, self.epoch)
         at: dict[str, Any] = {}
 
@@ -111,17 +118,24 @@ class Bench:
             return lambda: at.update({name: make()})
 
         def fetch() -> object:
-            at["raw"] = next(self._batches)
+            batch = next(self._batches)
+            rows, part = next(parts(len(batch), self.protocol.accumulate))
+            at["raw"] = batch if part.count == 1 else batch.part(rows)
             return at["raw"].student(member.needs.views)
+
+        def losses() -> object:
+            with autocast(self.protocol, self.data.device):
+                return member.losses(at["student"], at["teacher"], at["batch"], progress).total()
+
+        def forward() -> object:
+            with autocast(self.protocol, self.data.device):
+                return member.forward(at["batch"])
 
         with member.stream.active():
             yield "data", keep("batch", fetch)
             yield "teacher", keep("teacher", lambda: self.teach(at["raw"]))
-            yield "student", keep("student", lambda: member.forward(at["batch"]))
-            yield (
-                "method",
-                keep("losses", lambda: member.losses(at["student"], at["teacher"], at["batch"], progress).total()),
-            )
+            yield "student", keep("student", forward)
+            yield "method", keep("losses", losses)
             member.optimizer.zero_grad()
             yield "backward", lambda: at["losses"].backward()
             yield "optimiser", member.optimizer.step
@@ -204,7 +218,8 @@ def measure(
     receiver, sender = context.Pipe(duplex=False)
     threads, plugged = torch.get_num_threads(), tuple(plugin_files)
     arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, timed)
-    process = context.Process(target=_measure, args=arguments, daemon=True)
+    # No daemon: those may not have children, and the data of some tasks come from worker processes.
+    process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
     try:
@@ -244,6 +259,8 @@ def _figures(
     with peak_memory(chosen) as memory:
         bench = Bench(cell, protocol, data, prepared)
         seconds = bench.seconds(WARM_UP, timed)
+    batches = endless(data)
+    loading = median_seconds(lambda: next(batches).student(), chosen, WARM_UP, timed)
     by_part: dict[str, int | None] = {}
     for part, run in bench.parts():
         with peak_memory(chosen, memory["idle"]) as within:
@@ -255,6 +272,7 @@ def _figures(
     trained = count([*member.student.parameters(), *member.method.parameters()])
     return {
         "images_per_second": protocol.batch_size / seconds,
+        "inputs_per_second": protocol.batch_size / loading,
         "peak_memory_bytes": memory["bytes"],
         "memory_kind": memory["kind"],
         "reserved_memory_bytes": memory["reserved"],

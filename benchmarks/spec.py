@@ -91,6 +91,36 @@ class Detection(Strict):
     workers: int = Field(default=0, ge=0)
 
 
+class Crops(Strict):
+    """How images that are decoded from files, in ``workers`` processes, become inputs of one size.
+
+    In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
+    evaluation the short side is resized to ``test_resize`` and the middle cut out. ``auto_augment`` is as timm's
+    ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
+    saturation, ``erase`` the probability that a random rectangle is erased.
+    """
+
+    size: int = Field(default=224, ge=1)
+    scale: tuple[float, float] = (0.08, 1.0)
+    test_resize: int = Field(default=256, ge=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    color_jitter: float = Field(default=0.0, ge=0)
+    auto_augment: str = ""
+    erase: float = Field(default=0.0, ge=0, le=1)
+    workers: int = Field(default=8, ge=0)
+
+    def line(self) -> str:
+        """In words, without the flip."""
+        more = f", colour jitter {self.color_jitter:g}" if self.color_jitter else ""
+        more += f", {self.auto_augment}" if self.auto_augment else ""
+        more += f", random erasing {self.erase:g}" if self.erase else ""
+        low, high = self.scale
+        return (
+            f"random resized crop {self.size} (area {low:g} to {high:g}, {self.interpolation}){more}, "
+            f"in evaluation short side {self.test_resize}, centre crop {self.size}"
+        )
+
+
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
@@ -99,7 +129,12 @@ class Protocol(Strict):
     of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
     of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
     ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
-    momentum), or rises over the share ``warmup`` of all steps and then falls to zero, both linearly.
+    momentum), or rises linearly over the share ``warmup`` of all steps and then falls to zero, ``linear`` or by half a
+    ``cosine``. ``rotation`` turns each image by up to so many degrees. ``label_smoothing`` is that of the task's loss.
+
+    ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
+    losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
+    and losses that relate samples are those of a part. ``compile``: networks run compiled.
 
     Texts are cut after ``max_length`` tokens; ``tokenizer`` is a folder or a name on the hub, by default the task's.
     """
@@ -117,7 +152,7 @@ class Protocol(Strict):
     drop_last: bool = False
     optimizer: Optimizer
     lr_by_student: dict[str, float] = {}
-    schedule: Literal["steps", "onecycle", "linear"] = "steps"
+    schedule: Literal["steps", "onecycle", "linear", "cosine"] = "steps"
     warmup: float = Field(default=0.0, ge=0, lt=1)
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
@@ -125,6 +160,9 @@ class Protocol(Strict):
     crop_fill: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
     one_crop_per_batch: bool = False
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    crops: Crops | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     second_view: Literal["", "randaugment"] = ""
     mean: tuple[float, ...] = ()
@@ -132,7 +170,18 @@ class Protocol(Strict):
     max_length: int = Field(default=0, ge=0)
     tokenizer: str = ""
     holdout: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(default=1, ge=1)
+    compile: bool = False
     detection: Detection | None = None
+
+    @model_validator(mode="after")
+    def _parts(self) -> Protocol:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size")
+        if self.accumulate > 1 and self.optimizer.name == "dot":
+            raise ValueError("dot has two kinds of gradients, which are not accumulated")
+        return self
 
     def model_post_init(self, _: Any) -> None:
         object.__setattr__(self, "recipe", self.recipe or self.name)
@@ -146,6 +195,7 @@ class Protocol(Strict):
         own = {"task", "lr_by_student", "title", "source", "deviations", "recipe"}
         values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
         values["optimizer"].pop("lr")
+        values.get("crops", {}).pop("workers", None)
         return values
 
     def lr(self, student: str) -> float:
@@ -159,11 +209,19 @@ class Protocol(Strict):
         """
         if self.schedule == "onecycle":
             return one_cycle(done, total)
-        if self.schedule == "linear":
+        if self.schedule in ("linear", "cosine"):
             rising = self.warmup * total
-            return (done / rising if done < rising else (total - done) / (total - rising)), None
+            left = (total - done) / (total - rising)
+            falling = left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+            return (done / rising if done < rising else falling), None
         passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
         return self.decay**passed, None
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, accumulation and compilation in words."""
+        parts = f", each batch in {self.accumulate} parts" if self.accumulate > 1 else ""
+        return f"{self.precision}{parts}{', compiled' if self.compile else ''}"
 
     @property
     def views(self) -> int:
@@ -199,8 +257,18 @@ class Protocol(Strict):
         """Where ``epoch`` of this run lies in the recipe's own epochs."""
         return epoch * self.recipe_epochs / self.epochs
 
-    def changed(self, epochs: int | None = None, holdout: int | None = None) -> Protocol:
-        """This protocol with another length, or trained without the last ``holdout`` images and tested on those."""
+    def changed(
+        self,
+        epochs: int | None = None,
+        holdout: int | None = None,
+        precision: str | None = None,
+        accumulate: int | None = None,
+    ) -> Protocol:
+        """This protocol with another length or precision, or tested on ``holdout`` training images left out.
+
+        Raises:
+            UserError: a value that does not fit.
+        """
         update: dict[str, Any] = {}
         deviations = list(self.deviations)
         if epochs is not None and epochs != self.epochs:
@@ -210,10 +278,26 @@ class Protocol(Strict):
             deviations.append(f"{_epochs(epochs)} instead of {self.epochs}, milestones scaled")
         if holdout and self.detection:
             raise UserError("--holdout is not for detection")
+        if self.detection and (precision or accumulate):
+            raise UserError("--precision and --accumulate are not for detection")
+        if precision and precision != self.precision:
+            update["precision"] = precision
+            deviations.append(f"{precision} instead of {self.precision}")
+        if accumulate and accumulate != self.accumulate:
+            update["accumulate"] = accumulate
+            deviations.append(f"each batch in {accumulate} parts, whose gradients are summed")
         if holdout:
             update["holdout"] = holdout
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
-        return self.model_copy(update={**update, "deviations": tuple(deviations)}) if update else self
+        if not update:
+            return self
+        changed = self.model_copy(update={**update, "deviations": tuple(deviations)})
+        try:
+            Protocol.model_validate(changed.model_dump())
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"protocol {self.name}: {message}") from None
+        return changed
 
     def lines(self, students: Collection[str] | None = None, with_task: bool = True) -> tuple[str, ...]:
         """The protocol in words, printed under every table; learning rates of ``students`` only, where given.
@@ -230,10 +314,14 @@ class Protocol(Strict):
         fill = " (reflected)" if self.crop_fill == "reflect" else ""
         crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
         crop += " (the same for a whole batch)" if self.one_crop_per_batch else ""
+        crop = self.crops.line() if self.crops else crop
+        turn = f", random rotation by up to {self.rotation:g} degrees" if self.rotation else ""
+        smooth = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
         noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
         last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
-        data = f"{crop}{', horizontal flip' if self.flip else ''}{second}{noise}"
+        falls = self.schedule in ("linear", "cosine")
+        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{noise}{smooth}"
         if self.max_length:
             data = f"at most {self.max_length} tokens, batches of texts of similar length"
             data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
@@ -242,8 +330,8 @@ class Protocol(Strict):
             f"{self.optimizer.line()}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
             + (" at the peak of one cycle, momentum 0.95 to 0.85 and back" if self.schedule == "onecycle" else "")
-            + (f", linear decay after a warm-up over {self.warmup:.0%} of the steps" * (self.schedule == "linear")),
-            f"{data}, fp32",
+            + (f", {self.schedule} decay after a warm-up over {self.warmup:.0%} of the steps" * falls),
+            f"{data}, {self.arithmetic}",
         )
 
     def _detection_lines(self, own: Detection, with_task: bool) -> tuple[str, ...]:
@@ -377,6 +465,7 @@ class Preset(Matrix):
 
 METRICS = {
     "top1": "Top-1 accuracy (%)",
+    "top5": "Top-5 accuracy (%)",
     "accuracy": "Accuracy (%)",
     "accuracy_mm": "Accuracy (%), mismatched",
     "mcc": "Matthews correlation (x100)",
@@ -668,7 +757,9 @@ def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: 
     """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
     length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
     split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""
-    return f"{table}-{preset}{length}{split}{'-uniform' if uniform else ''}"
+    arithmetic = f"-{protocol.precision}" if protocol.precision != usual.precision else ""
+    arithmetic += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
+    return f"{table}-{preset}{length}{split}{arithmetic}{'-uniform' if uniform else ''}"
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:

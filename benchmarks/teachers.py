@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
 
@@ -102,6 +102,18 @@ class Zoo:
         weights = weights_digest(load_weights(self.path(entry)))
         return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
 
+    def wanted(self, name: str) -> Teacher:
+        """An entry by name, or one for weights of a library, as ``timm:NAME.TAG`` or ``torchvision:NAME.VERSION``.
+
+        Raises:
+            UserError: neither is known.
+        """
+        if ":" not in name:
+            return self.get(name)
+        from . import published_weights
+
+        return make_entry(**published_weights.values(name))
+
     def installed(self, network: str, task: str) -> Teacher | None:
         """The installed entry to use for a network: one of the user's own before a shipped one."""
         for entries in (self.own, self.shipped):
@@ -126,13 +138,11 @@ class Zoo:
         Raises:
             UserError: the file cannot be read, or is not of the entry's architecture.
         """
-        from .networks import build_network
-
         shipped = self.shipped.get(entry.name)
         entry = shipped or entry
         task = get_task(entry.task)
         weights = saved_encoder(file, task) if file.is_dir() else load_weights(file)
-        fit(weights, build_network(entry.network, task.num_classes, vocabulary=words(weights)).module, str(file))
+        fit(weights, _module(entry, weights), str(file))
         digest = weights_digest(weights)
         known = next((e for e in self.shipped.values() if e.weights == digest), None)
         update: dict[str, Any] = {"weights": digest}
@@ -158,8 +168,6 @@ class Zoo:
         Raises:
             UserError: no source of an entry answers, or a digest is not the entry's.
         """
-        from .networks import build_network
-
         with tempfile.TemporaryDirectory() as folder:
             fetched: dict[str, Path] = {}
             for entry in entries:
@@ -171,12 +179,13 @@ class Zoo:
                     raise UserError(
                         f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}"
                     )
-                if not entry.sha256:
+                if not entry.sha256 and not entry.sources[0].startswith("timm:"):
                     report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
                 weights = load_weights(file)
-                classes = get_task(entry.task).num_classes
-                fit(weights, build_network(entry.network, classes, vocabulary=words(weights)).module, entry.name)
+                fit(weights, _module(entry, weights), entry.name)
                 write_bytes(self.path(entry), to_bytes(weights))
+                if entry.name not in self.shipped:
+                    self._save(entry)
                 report(f"installed {entry.name}; check it with: ./reproduce.sh teachers verify {entry.name}")
 
     def _download(self, entry: Teacher, fetched: dict[str, Path], folder: Path, report: Callable[[str], None]) -> Path:
@@ -188,6 +197,11 @@ class Zoo:
             target = folder / f"download{len(fetched)}"
             report(f"fetching {source}")
             try:
+                if source.startswith("timm:"):
+                    from .published_weights import from_timm
+
+                    write_bytes(target, to_bytes(from_timm(source)))
+                    return target
                 with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
                     while chunk := answer.read(1 << 20):
                         file.write(chunk)
@@ -196,9 +210,10 @@ class Zoo:
                 continue
             fetched[source] = target
             return target
+        known = "" if entry.name in self.shipped else f" --network {entry.network} --task {entry.task}"
         raise UserError(
             f"teacher '{entry.name}' cannot be fetched ({'; '.join(problems) or 'it has no source'}); "
-            f"install a file you have with: teachers add {entry.name} FILE"
+            f"install a file you have with: teachers add {entry.name} FILE{known}"
         )
 
     def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
@@ -208,6 +223,14 @@ class Zoo:
         network = data.build(entry.network)
         fit(weights, network.module, str(self.path(entry)))
         return accuracy(data, network, entry)
+
+
+def _module(entry: Teacher, weights: dict[str, Tensor]) -> nn.Module:
+    """The architecture of an entry, for its task's classes and size of images."""
+    from .networks import build_network
+
+    task = get_task(entry.task)
+    return build_network(entry.network, task.num_classes, (3, task.size, task.size), vocabulary=words(weights)).module
 
 
 def saved_encoder(folder: Path, task: Any) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .contract import Tokens
 from .errors import UserError
+from .patches import as_map, as_tokens, map_shape
 
 ConnectorKind = Literal["conv1x1", "conv3x3", "transposed", "identity"]
 
@@ -20,12 +21,26 @@ def spread(count: int, of: int) -> list[int]:
 
 
 def connector(
-    student_shape: tuple[int, ...], teacher_shape: tuple[int, ...], rectify: bool, kind: ConnectorKind
+    student_shape: tuple[int, ...],
+    teacher_shape: tuple[int, ...],
+    rectify: bool,
+    kind: ConnectorKind,
+    prefixes: tuple[int | None, int | None] = (None, None),
 ) -> nn.Module:
-    """The connector between two outputs of one kind: of maps (C, H, W) or of tokens (L, D)."""
-    if len(student_shape) == len(teacher_shape) == 2:
+    """The connector between two outputs, of maps (C, H, W) or of tokens (L, D).
+
+    ``prefixes`` are the tokens of student and teacher that stand for no patch. Tokens of one number go to tokens one by
+    one; between tokens and maps, and tokens of another number, the connector is that of maps.
+    """
+    shapes = [student_shape, teacher_shape]
+    tokens = [len(shape) == 2 for shape in shapes]
+    if not any(tokens):
+        return Connector(student_shape, teacher_shape, rectify, kind)
+    if all(tokens) and (student_shape[0] == teacher_shape[0] or prefixes == (None, None)):
         return TokenConnector(student_shape[1], teacher_shape[1], kind)
-    return Connector(student_shape, teacher_shape, rectify, kind)
+    if any(is_tokens and prefix is None for is_tokens, prefix in zip(tokens, prefixes, strict=True)):
+        raise UserError(f"tokens {shapes} are no square of patches, they cannot be connected; use another pair")
+    return PatchConnector(student_shape, teacher_shape, rectify, kind, prefixes)
 
 
 class TokenConnector(nn.Module):
@@ -107,6 +122,34 @@ class Connector(nn.Module):
         if x.shape[2:] != self.size:
             x = F.interpolate(x, size=self.size, mode="nearest")
         return F.relu(x) if self.rectify else x
+
+
+class PatchConnector(nn.Module):
+    """A :class:`Connector` where student, teacher or both have tokens of patches: these are maps for it.
+
+    The student's class token is left out; the teacher's is the mean of the connected patches (our choice).
+    """
+
+    def __init__(
+        self,
+        student_shape: tuple[int, ...],
+        teacher_shape: tuple[int, ...],
+        rectify: bool,
+        kind: ConnectorKind,
+        prefixes: tuple[int | None, int | None],
+    ) -> None:
+        super().__init__()
+        shapes = [
+            map_shape(shape, prefix or 0) if len(shape) == 2 else shape
+            for shape, prefix in zip((student_shape, teacher_shape), prefixes, strict=True)
+        ]
+        self.prefix, self.target = prefixes[0] or 0, prefixes[1] if len(teacher_shape) == 2 else None
+        self.inner = Connector(shapes[0], shapes[1], rectify, kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, L, D) or a map (B, C, H, W) to what the teacher has of both."""
+        mapped = self.inner(as_map(x, self.prefix) if x.dim() == 3 else x)
+        return mapped if self.target is None else as_tokens(mapped, self.target)
 
 
 def three_layers(c_in: int, c_out: int, tokens: bool = False) -> nn.Sequential:

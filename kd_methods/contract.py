@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .errors import UserError
+from .patches import as_map
 
 FIELDS = ("stem", "stages", "preacts", "blocks", "last_map", "pooled")
 """What can be kept of a forward pass besides the logits; see :class:`Layout`."""
@@ -94,6 +95,8 @@ class Layout:
     inputs    what the network reads; the features of a text encoder are :class:`Tokens`. Of a detector the stages are
               the levels of its pyramid, each (B, C, H, W), the logits are those of the regions, (N, K + 1), and the
               unit ``pyramid`` is a :class:`Pyramid`; it has no stem, preacts, blocks, last_map and pooled
+    prefix_tokens  of a vision transformer, how many of its tokens stand for no patch (the class token); the others are
+              a square of patches, and the fields are read as maps of it, while the units' own outputs are tokens
     softmax   whether the logits are those of a softmax; else every class has a sigmoid of its own
     queries, keys, values  (B, L, D) of every layer's attention, all ``heads`` side by side, where they can be had
     """
@@ -108,6 +111,7 @@ class Layout:
     layers: tuple[str, ...] = ()
     uniform: bool = False
     inputs: Inputs = "images"
+    prefix_tokens: int | None = None
     softmax: bool = True
     queries: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
@@ -178,17 +182,22 @@ class Outputs:
             raise LookupError("there is no second view; declare views=2 in the method's needs")
         return self._second
 
+    def _map(self, unit: str) -> Any:
+        """The output of a unit as the fields have it: tokens of patches as a map."""
+        value, prefix = self[unit], self._layout.prefix_tokens
+        return value if prefix is None or value.dim() != 3 else as_map(value, prefix)
+
     @property
     def stem(self) -> Any:
-        return self[self._layout.stem]
+        return self._map(self._layout.stem)
 
     @property
     def stages(self) -> tuple[Any, ...]:
-        return tuple(self[unit] for unit in self._layout.stages)
+        return tuple(self._map(unit) for unit in self._layout.stages)
 
     @property
     def preacts(self) -> tuple[Tensor, ...]:
-        return tuple(self[unit] for unit in self._layout.preacts)
+        return tuple(self._map(unit) for unit in self._layout.preacts)
 
     @property
     def blocks(self) -> tuple[Any, ...]:
@@ -208,7 +217,7 @@ class Outputs:
 
     @property
     def last_map(self) -> Tensor:
-        return self[self._layout.last_map]
+        return self._map(self._layout.last_map)
 
     @property
     def pooled(self) -> Tensor:
@@ -229,7 +238,10 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
-        """Run what follows ``unit`` on ``feature``: up to the logits, or up to and including the unit ``until``."""
+        """Run what follows ``unit`` on ``feature``: up to the logits, or up to and including the unit ``until``.
+
+        Behind a unit of tokens the feature may be a map of their patches, too.
+        """
         raise NotImplementedError
 
     def insert(self, unit: str, name: str, part: nn.Module) -> Network:
@@ -257,7 +269,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
-        """Shapes of a field of :class:`Layout`, known without data."""
+        """Shapes of a field of :class:`Layout` as :class:`Outputs` have it, known without data."""
         raise NotImplementedError
 
 

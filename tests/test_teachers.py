@@ -388,7 +388,8 @@ def test_shipped_entries_are_complete(zoo: Zoo) -> None:
     }  # fmt: skip
     assert {e.network: e.expected for e in zoo.shipped.values() if e.origin == "crd"} == expected
     for entry in zoo.shipped.values():
-        assert entry.network in networks.names() and entry.sources and entry.expected_source
+        networks.check(entry.network)
+        assert entry.sources and entry.expected_source
         assert all(source.startswith("https://") for source in entry.sources)
         assert entry.member or entry.sha256, f"{entry.name}: neither an archive nor a digest"
 

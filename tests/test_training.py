@@ -567,7 +567,7 @@ def test_killed_in_a_first_phase(bench: Bench, alone: Callable[[Cell], Result]):
     """Members fall back to checkpoints of their own: one saved in the phase, one after it, one never."""
     cells = bench.cells(PHASED[:3])
     teacher = bench.context().teacher(bench.ref)
-    shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)))
+    shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL)
     for cell, steps in zip(cells, (3, STEPS + 2, 0), strict=True):
         run = bench.store.create(cell)
         member = Member(cell, PROTOCOL, bench.data, teacher, run)
@@ -603,7 +603,7 @@ def test_a_phase_moves_only_what_its_losses_reach(bench: Bench, data: ImageData)
     """In FT's first phase the paraphraser alone, not even the student's running statistics; after it all but that."""
     context = bench.context()
     member = Member(bench.cells([("ft", {})])[0], PROTOCOL, data, context.teacher(bench.ref), bench.store.run("x" * 64))
-    shared = SharedTeacher(context.teacher(bench.ref), (PROTOCOL.mean, PROTOCOL.std))
+    shared = SharedTeacher(context.teacher(bench.ref), (PROTOCOL.mean, PROTOCOL.std), PROTOCOL)
 
     def step(epoch: int) -> set[str]:
         before = {key: value.clone() for key, value in state(member).items()}
@@ -640,7 +640,7 @@ def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData
     teacher = bench.context().teacher(bench.ref)
     member = Member(cell, PROTOCOL, data, teacher, bench.store.run(cell))
     batch = next(iter(data.batches(0, 1)))
-    kept = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3))).outputs(batch, [member])
+    kept = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL).outputs(batch, [member])
     assert kept is not None
     given = batch.student(2)
     assert given.second is not None and not torch.equal(given.second, given.inputs)

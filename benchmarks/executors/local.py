@@ -152,7 +152,7 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
         )
         members = [member for cell in cells if (member := _member(cell, network, study, observe, context))]
         if members:
-            shared = SharedTeacher(network, (ref.mean, ref.std)) if ref and network else None
+            shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol) if ref and network else None
             train(
                 members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
             )

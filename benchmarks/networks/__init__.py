@@ -1,5 +1,7 @@
 """Every network as a chain of units, by name; ours are timm models too, under the prefix ``kd_``.
 
+``timm:NAME`` and ``torchvision:NAME`` are any image classifier of these libraries, built for the task's images, or with
+``@SIZE`` behind the name one that resizes them: see :mod:`benchmarks.networks.traced`.
 ``hf:SOURCE`` is any encoder of transformers with a classification head, from a folder or the hub, with the source's
 weights; ``hf:SOURCE[first6]`` has its first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
 Detectors are mmdetection's: see :mod:`benchmarks.networks.detectors`.
@@ -23,7 +25,7 @@ from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
 
 from ..files import digest, sha256_file
-from . import detectors, libraries, mobilenetv2, resnet, shufflenet, text, vgg, wrn
+from . import detectors, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
 from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [
@@ -94,7 +96,7 @@ def register_network(name: str, builder: Builder, version: int = 1) -> None:
 
 
 def names() -> list[str]:
-    """All network names but those of ``hf:`` and ``mmdet::``."""
+    """All network names but those of other libraries and ``hf:``."""
     return [*_builders, *ENCODERS, *detectors.RECIPES]
 
 
@@ -102,6 +104,8 @@ def check(name: str, what: str = "network") -> None:
     """Raise UserError where there is no network of that name."""
     if detectors.is_detector(name):
         detectors.check(name)
+    elif traced.is_traced(name):
+        traced.check(name)
     elif name not in _builders and name not in ENCODERS and not pretrained_source(name):
         raise unknown(what, name, names())
 
@@ -115,7 +119,7 @@ def inputs_of(name: str) -> Inputs:
     """What a network reads."""
     if detectors.is_detector(name):
         return "detection"
-    return "images" if name in _builders else "text"
+    return "images" if name in _builders or traced.is_traced(name) else "text"
 
 
 def check_inputs(name: str, task: str, given: str) -> None:
@@ -179,13 +183,13 @@ def build_network(
     A :class:`NetworkView`; of a detector, without weights of ImageNet, a ``Detector``.
 
     Args:
-        name: a name of :func:`names`, or ``hf:SOURCE``.
+        name: a name of :func:`names`, ``timm:NAME``, ``torchvision:NAME`` or ``hf:SOURCE``.
         num_classes: size of the classifier.
         input_shape: (C, H, W) of one image; feature shapes derive from it.
         vocabulary: words that a text encoder without weights of its own can read.
 
     Raises:
-        UserError: no such network; the message names the nearest ones.
+        UserError: no such network (the message names the nearest ones), or one that cannot be had for these inputs.
     """
     check(name)
     if inputs_of(name) == "detection":
@@ -198,9 +202,11 @@ def build_network(
         else:
             model = text.bert(*ENCODERS[name], vocabulary, num_classes)
         return NetworkView(model, text.chain, (3, text.LENGTH))
+    if traced.is_traced(name):
+        return NetworkView(*traced.build(name, num_classes, input_shape), input_shape)
     return NetworkView(_builders[name](num_classes), methodcaller("chain"), input_shape)
 
 
-for _family in (resnet, wrn, vgg, mobilenetv2, shufflenet, libraries):
+for _family in (resnet, wrn, vgg, mobilenetv1, mobilenetv2, shufflenet, libraries):
     for _name, _builder in _family.FAMILY.items():
         register_network(_name, _builder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,18 +16,24 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_methods.contract import FIELDS, Layout, Network, Outputs, Tokens
 from kd_methods.errors import UserError, unknown
+from kd_methods.patches import as_tokens, map_shape
+
+MAPS = ("stem", "stages", "preacts", "last_map")
+"""Fields of outputs that hold maps, where the network has any."""
 
 
 @dataclass(frozen=True)
 class Chain:
     """The units of a network in the order in which they run, and which of them carry which features.
 
-    ``taps`` are modules within units whose outputs can be kept as well; nothing can be resumed from them.
+    ``taps`` are modules within units whose outputs can be kept as well; nothing can be resumed from them. ``alone``:
+    the architecture itself computes what the chain does; else the chain does more, and has to be run.
     """
 
     units: tuple[tuple[str, Callable[[Any], Any]], ...]
     layout: Layout
     taps: Mapping[str, nn.Module] = field(default_factory=dict)
+    alone: bool = True
 
 
 class Architecture(nn.Module):
@@ -62,6 +69,8 @@ class NetworkView(Network):
         chain: gives the chain of ``module`` or of a copy of it.
         input_shape: shape of one input, (C, H, W) or (3, L), from which feature shapes are known without data.
         inserted: parts added by :meth:`insert`, as (unit, name, part).
+
+    ``compiles``: forward passes (not those that are resumed) run compiled by torch.
     """
 
     def __init__(
@@ -88,8 +97,11 @@ class NetworkView(Network):
         self._units = tuple(units)
         self._position = {name: i for i, (name, _) in enumerate(units)}
         self._taps = plain.taps
+        self._alone = plain.alone and not inserted and layout.inputs != "text"
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._folded: NetworkView | None = None
+        self.compiles = False
+        self._compiled: tuple[weakref.ref[NetworkView], Callable[..., Any]] | None = None
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -101,24 +113,40 @@ class NetworkView(Network):
         for name in wanted:
             if name not in self._taps:
                 self._index(name)
-        return Outputs(*self._run(x, wanted), self.layout)
+        run: Callable[..., tuple[Any, dict[str, Any]]]
+        run = self._compiled_run() if self.compiles and not wanted & self._taps.keys() else self._run
+        logits, kept = run(x, wanted)
+        return Outputs(logits, kept, self.layout)
+
+    def _compiled_run(self) -> Callable[..., Any]:
+        """The pass over the units, compiled by torch; of a copy of this network its own."""
+        if self._compiled is None or self._compiled[0]() is not self:
+            self._compiled = weakref.ref(self), torch.compile(self._in_turn, dynamic=False)
+        return self._compiled[1]
+
+    def _in_turn(self, x: Any, wanted: frozenset[str]) -> tuple[Any, dict[str, Any]]:
+        kept: dict[str, Any] = {}
+        for name, run in self._units:
+            x = run(x)
+            if name in wanted:
+                kept[name] = x
+        return x, kept
 
     def _run(self, x: Any, wanted: Collection[str]) -> tuple[Any, dict[str, Any]]:
         """The logits, and the outputs of the units and taps that are wanted."""
-        kept: dict[str, Any] = {}
+        tapped: dict[str, Any] = {}
         with ExitStack() as hooks:
             for name in wanted:
                 if name in self._taps:
-                    keep = partial(_keep, kept, name)
+                    keep = partial(_keep, tapped, name)
                     hooks.callback(self._taps[name].register_forward_hook(keep).remove)
-            for name, run in self._units:
-                x = run(x)
-                if name in wanted:
-                    kept[name] = x
-        return x, kept
+            x, kept = self._in_turn(x, frozenset(wanted))
+        return x, {**kept, **tapped}
 
     def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
-        start = self._index(unit) + 1
+        start, prefix = self._index(unit) + 1, self.layout.prefix_tokens
+        if prefix is not None and feature.dim() == 4 and len(self.shape(unit)) == 2:
+            feature = as_tokens(feature, prefix)
         stop = len(self._units) if until is None else self._index(until) + 1
         for _, run in self._units[start:stop]:
             feature = run(feature)
@@ -145,11 +173,12 @@ class NetworkView(Network):
     def _fold(self) -> NetworkView:
         parts = tuple((unit, name, fold_batch_norms(part)) for unit, name, part in self._inserted)
         folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, parts)
+        folded.compiles = self.compiles
         return folded.requires_grad_(False).eval()
 
     def plain(self) -> nn.Module:
-        """A module that maps inputs to logits: the plain architecture, or with parts a wrapper that runs them too."""
-        return LogitsOnly(self) if self._inserted or self.layout.inputs == "text" else self.module
+        """A module that maps inputs to logits: the plain architecture, or a wrapper that runs more than that."""
+        return self.module if self._alone else LogitsOnly(self)
 
     def example(self, batch: int = 2) -> Tensor:
         """Inputs of no meaning, in the right form."""
@@ -172,8 +201,11 @@ class NetworkView(Network):
         return self._shapes[unit]
 
     def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
-        value = getattr(self.layout, name)
-        return tuple(self.shape(unit) for unit in ((value,) if isinstance(value, str) else value))
+        value, prefix = getattr(self.layout, name), self.layout.prefix_tokens
+        shapes = tuple(self.shape(unit) for unit in ((value,) if isinstance(value, str) else value))
+        if prefix is None or name not in MAPS:
+            return shapes
+        return tuple(map_shape(shape, prefix) if len(shape) == 2 else shape for shape in shapes)
 
     def _index(self, unit: str) -> int:
         if unit not in self._position:

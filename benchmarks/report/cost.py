@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from benchmarks.report.model import STUDENT, Column, CostEntry, CostRow, CostTable
 from benchmarks.report.sheet import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet, pair_heads
@@ -16,10 +17,11 @@ Figure = Callable[[CostEntry], float | None]
 def sheet(cost: CostTable) -> Sheet:
     reference = next((row for key in _REFERENCES for row in cost.rows if row.key == key), None)
     ratio = f", in parentheses as a multiple of {reference.title}'s" if reference else ""
+    throughput = _panel(
+        cost, reference, f"Training throughput, images/s{ratio}", lambda entry: entry.images_per_second, _number
+    )
     blocks = (
-        _panel(
-            cost, reference, f"Training throughput, images/s{ratio}", lambda entry: entry.images_per_second, _number
-        ),
+        (*throughput, *_inputs(cost)),
         _panel(cost, reference, f"Peak memory, MiB{ratio}", _mebibytes, _number),
         _parameters(cost),
     )
@@ -65,6 +67,17 @@ def _panel(
             cells.append(_blank(row, column) if value is None else Cell(show(value), aside=aside))
         lines.append(Line("row", row.title, tuple(cells)))
     return tuple(lines)
+
+
+def _inputs(cost: CostTable) -> tuple[Line, ...]:
+    """What loading and augmenting could deliver: where training comes near it, the device waits for images."""
+    cells = []
+    for column in cost.columns:
+        entries = [row.entries.get(column.key) for row in cost.rows]
+        found = [entry.inputs_per_second for entry in entries if entry and entry.inputs_per_second]
+        cells.append(Cell(_number(median(found))) if found else Cell(word=MISSING))
+    known = any(not cell.word for cell in cells)
+    return (Line("row", "loading and augmentation alone", tuple(cells)),) if known else ()
 
 
 def _parameters(cost: CostTable) -> tuple[Line, ...]:

@@ -50,7 +50,7 @@ _HEADER = [
 def render_cost(cost: CostTable) -> str:
     header = [
         "row", "title", "family", "pair", "teacher", "student", "images_per_second", "peak_memory_bytes", "memory_kind",
-        "extra_train_params", "extra_inference_params", "batch_size", "device", "steps",
+        "extra_train_params", "extra_inference_params", "batch_size", "device", "steps", "inputs_per_second",
     ]  # fmt: skip
     lines: list[dict[str, object]] = []
     for row in cost.rows:

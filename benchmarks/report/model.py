@@ -106,7 +106,7 @@ class CostEntry:
     """Cost of one row in one column, from a short run of the method alone; None where it was not measured.
 
     memory_kind says what the peak is, e.g. "CUDA allocated" or "CPU resident above idle". first_phases: the training
-    proper, which was measured, has others before it.
+    proper, which was measured, has others before it. inputs_per_second: what loading and augmentation alone deliver.
     """
 
     images_per_second: float | None
@@ -120,6 +120,7 @@ class CostEntry:
     first_phases: bool = False
     reserved_memory_bytes: int | None = None
     memory_by_part: Mapping[str, int | None] | None = None
+    inputs_per_second: float | None = None
 
 
 @dataclass(frozen=True)

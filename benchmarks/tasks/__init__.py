@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kd_methods.errors import UserError, unknown
 
-from . import cifar, coco, digits, folder, glue, grammar, shapes, synthetic
+from . import cifar, coco, digits, folder, glue, grammar, imagenet, shapes, synthetic, tiny_imagenet
 from .base import Task, TaskBatch, TaskData
 
 __all__ = ["Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
@@ -43,7 +43,10 @@ def get_task(name: str) -> Task:
 
 _every: tuple[Task, ...] = (
     digits.TASK,
+    digits.LARGE,
     *cifar.TASKS,
+    tiny_imagenet.TASK,
+    imagenet.TASK,
     synthetic.TASK,
     grammar.TASK,
     *glue.TASKS,

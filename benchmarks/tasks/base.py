@@ -20,6 +20,11 @@ from .images import Normalisation
 class TaskBatch(Interface):
     """One training batch, augmented once for the whole group."""
 
+    def __len__(self) -> int: ...
+
+    def part(self, rows: slice) -> TaskBatch:
+        """Some of its samples."""
+
     def student(self, views: int = 1) -> Batch:
         """The batch as students see it; with two ``views``, the second one beside the first."""
 
@@ -46,6 +51,9 @@ class TaskData(Interface):
     def clean(self, indices: Tensor, test: bool = False) -> TaskBatch:
         """Training or test samples by position, without augmentation."""
 
+    def cleaned(self, indices: Tensor, size: int) -> Iterator[TaskBatch]:
+        """Training samples as :meth:`clean` gives them, in batches; the next one is fetched meanwhile."""
+
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
     ) -> dict[str, dict[str, float]]:
@@ -60,6 +68,10 @@ class Task(Interface):
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def size(self) -> int:
+        """Height and width of its images as networks see them by default; of texts and scenes 0."""
 
     @property
     def version(self) -> int:

@@ -62,6 +62,7 @@ class DetectionTask:
     version: int = 1
     metric: str = field(default="mAP", init=False)
     inputs: str = field(default="detection", init=False)
+    size: int = field(default=0, init=False)
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> Scenes:
         """See :meth:`scenes`; mmdetection loads the images."""

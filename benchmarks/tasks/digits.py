@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,13 +14,13 @@ TEST_IMAGES = 360
 SIZE = 16
 
 
-def load(root: Path, download: bool) -> tuple[Split, Split]:
-    """8x8 grey values 0…16, enlarged to 16x16 RGB bytes; 1,437 for training and 360 for testing, split once."""
+def load(root: Path, download: bool, size: int = SIZE) -> tuple[Split, Split]:
+    """8x8 grey values 0…16, enlarged to RGB bytes of that size; 1,437 for training and 360 for testing, split once."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
-    images = images.repeat_interleave(SIZE // 8, 1).repeat_interleave(SIZE // 8, 2)
+    images = images.repeat_interleave(size // 8, 1).repeat_interleave(size // 8, 2)
     images = images[..., None].expand(-1, -1, -1, 3).contiguous()
     labels = torch.from_numpy(digits.target).long()
     order = torch.randperm(len(labels), generator=generator(0, "digits", "split"))
@@ -27,4 +28,5 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     return Split(images[train], labels[train]), Split(images[test], labels[test])
 
 
-TASK = ImageTask("digits", 10, load)
+TASK = ImageTask("digits", 10, load, size=SIZE)
+LARGE = ImageTask("digits32", 10, partial(load, size=32))

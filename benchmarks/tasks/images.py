@@ -46,6 +46,8 @@ class ImageTask:
         num_classes: number of classes.
         load: reads (train, test) from the data root; the second argument says whether it may download.
         version: raised when reading or augmentation is mended; part of every cell.
+        size: height and width of the images.
+        official: numbers of training and test images, where a copy may have others; those are named in every table.
     """
 
     name: str
@@ -53,6 +55,8 @@ class ImageTask:
     load: Callable[[Path, bool], tuple[Split, Split]]
     version: int = 1
     metric: str = "top1"
+    size: int = 32
+    official: tuple[int, ...] = ()
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
 
     inputs = "images"
@@ -75,7 +79,7 @@ class ImageTask:
         return self.read(root)[2]
 
     def deviations(self, root: Path) -> tuple[str, ...]:
-        return ()
+        return differing(self.name, self.official, tuple(len(split.labels) for split in self.read(root)[:2]))
 
     def samples(self, root: Path, download: bool = True) -> int:
         return len(self.read(root, download)[0].labels)
@@ -83,8 +87,20 @@ class ImageTask:
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> ImageData:
         if protocol.max_length or not protocol.mean:
             raise UserError(f"protocol {protocol.name} is one for texts; task {self.name} is one of images")
+        if protocol.crops:
+            raise UserError(f"protocol {protocol.name} crops images of any size; those of task {self.name} have one")
         train, test, _ = self.read(root)
         return ImageData(train, test, self.num_classes, protocol, device)
+
+
+def full(logits: Tensor) -> Tensor:
+    """Logits of half precision in fp32, so that a loss does not lose digits."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def cross_entropy(smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of classification, mean over the batch."""
+    return F.cross_entropy(full(logits), labels, label_smoothing=smoothing)
 
 
 class ImageBatch:
@@ -97,6 +113,7 @@ class ImageBatch:
         indices: Tensor,
         normalisation: Normalisation,
         second: Callable[[], Tensor] | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -105,68 +122,75 @@ class ImageBatch:
         self._second = second
         self._inputs: dict[tuple[int, Normalisation], Tensor] = {}
         self._own = normalisation
+        self._smoothing = smoothing
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: slice) -> ImageBatch:
+        second = (lambda: self._view(2)[rows]) if self._second else None
+        own = self.images[rows], self.labels[rows], self.indices[rows]
+        return ImageBatch(*own, self._own, second, self._smoothing)
 
     def student(self, views: int = 1) -> Batch:
         second = self.inputs(self._own, 2) if views > 1 else None
-        return Batch(self.inputs(self._own), self.labels, self.indices, F.cross_entropy, second)
+        loss = partial(cross_entropy, self._smoothing)
+        return Batch(self.inputs(self._own), self.labels, self.indices, loss, second)
 
     def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:
+        if (view, normalisation) not in self._inputs:
+            self._inputs[view, normalisation] = normalise(self._view(view), normalisation)
+        return self._inputs[view, normalisation]
+
+    def _view(self, view: int) -> Tensor:
         if view not in self._views:
             if self._second is None:
                 raise UserError("the protocol gives one view of each image; set its second_view")
             self._views[view] = self._second()
-        if (view, normalisation) not in self._inputs:
-            self._inputs[view, normalisation] = normalise(self._views[view], normalisation)
-        return self._inputs[view, normalisation]
+        return self._views[view]
 
 
-class ImageData:
-    """See :class:`benchmarks.tasks.TaskData`."""
+class Images:
+    """What the data of all tasks of images have in common; see :class:`benchmarks.tasks.TaskData`.
 
-    def __init__(self, train: Split, test: Split, num_classes: int, protocol: Protocol, device: torch.device) -> None:
-        if protocol.holdout:
-            parts = held_out(len(train.labels), protocol.holdout)
-            train, test = (Split(train.images[part], train.labels[part]) for part in parts)
-        if protocol.label_noise:
-            train = Split(train.images, noisy(train.labels, protocol.label_noise, num_classes))
-        self.train = Split(train.images.to(device), train.labels.to(device))
-        self.test = Split(test.images.to(device), test.labels.to(device))
-        self.device = device
-        self.protocol = protocol
+    Args:
+        labels: (N,) of the training images.
+        num_classes: number of classes.
+        test_samples: number of test images.
+        input_shape: (C, H, W) of an image as networks see it.
+        protocol: the recipe.
+        device: where networks run.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        num_classes: int,
+        test_samples: int,
+        input_shape: tuple[int, ...],
+        protocol: Protocol,
+        device: torch.device,
+    ) -> None:
+        self.info = DataInfo(len(labels), num_classes, labels)
+        self.test_samples, self.input_shape = test_samples, input_shape
+        self.protocol, self.device = protocol, device
         self.normalisation: Normalisation = (protocol.mean, protocol.std)
-        self.info = DataInfo(len(train.labels), num_classes, train.labels)
-        self.test_samples = len(test.labels)
-        height, width, channels = train.images.shape[1:]
-        self.input_shape = (channels, height, width)
 
     def build(self, network: str) -> NetworkView:
         check_inputs(network, self.protocol.task, "images")
         view = build_network(network, self.info.num_classes, self.input_shape)
         return view.to(self.device).to(memory_format=torch.channels_last)
 
-    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
+    def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Test images (B, H, W, C) as uint8 and their labels (B,), on the device."""
+        raise NotImplementedError
+
+    def order(self, seed: int, epoch: int, start: int) -> Iterator[tuple[int, Tensor]]:
+        """Steps of an epoch from ``start`` on, and the positions of their images in the training set."""
         size = self.protocol.batch_size
         order = torch.randperm(self.info.num_samples, generator=generator(seed, "order", epoch))
         for step in range(start, steps_per_epoch(self.info.num_samples + self.protocol.holdout, self.protocol)):
-            chosen = order[step * size : (step + 1) * size]
-            indices = chosen.to(self.device)
-            second = partial(self._second_view, seed, epoch, step, chosen) if self.protocol.second_view else None
-            draws = generator(seed, "augmentation", epoch, step)
-            yield ImageBatch(
-                self._cropped(chosen, draws), self.train.labels[indices], indices, self.normalisation, second
-            )
-
-    def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
-        chosen, split = indices.to(self.device), self.test if test else self.train
-        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.normalisation)
-
-    def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
-        p = self.protocol
-        return augment(self.train.images, chosen, draws, p.crop_padding, p.flip, p.crop_fill, p.one_crop_per_batch)
-
-    def _second_view(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
-        draws = generator(seed, "second view", epoch, step)
-        return randaugment(self._cropped(chosen, draws), draws)
+            yield step, order[step * size : (step + 1) * size]
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
@@ -174,16 +198,64 @@ class ImageData:
         hits: dict[str, Tensor] = {}
         k = min(5, self.info.num_classes)
         with torch.no_grad():
-            for images, labels in zip(
-                self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True
-            ):
+            for images, labels in self.tested():
                 for name, logits in predict(normalise(images, normalisation or self.normalisation)).items():
                     ranked = logits.topk(k, dim=1).indices == labels[:, None]
                     counts = torch.stack([ranked[:, 0].sum(), ranked.any(1).sum()])
                     hits[name] = hits.get(name, 0) + counts
-        size = len(self.test.labels)
-        percent = {name: [100 * count / size for count in counts.tolist()] for name, counts in hits.items()}
+        percent = {
+            name: [100 * count / self.test_samples for count in counts.tolist()] for name, counts in hits.items()
+        }
         return {name: {"top1": values[0], "top5": values[1]} for name, values in percent.items()}
+
+
+class ImageData(Images):
+    """A set of images that lies on the device."""
+
+    def __init__(self, train: Split, test: Split, num_classes: int, protocol: Protocol, device: torch.device) -> None:
+        if protocol.holdout:
+            parts = held_out(len(train.labels), protocol.holdout)
+            train, test = (Split(train.images[part], train.labels[part]) for part in parts)
+        if protocol.label_noise:
+            train = Split(train.images, noisy(train.labels, protocol.label_noise, num_classes))
+        height, width, channels = train.images.shape[1:]
+        super().__init__(train.labels, num_classes, len(test.labels), (channels, height, width), protocol, device)
+        self.train = Split(train.images.to(device), train.labels.to(device))
+        self.test = Split(test.images.to(device), test.labels.to(device))
+
+    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
+        for step, chosen in self.order(seed, epoch, start):
+            indices = chosen.to(self.device)
+            second = partial(self._second_view, seed, epoch, step, chosen) if self.protocol.second_view else None
+            draws = generator(seed, "augmentation", epoch, step)
+            images, smoothing = self._cropped(chosen, draws), self.protocol.label_smoothing
+            yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation, second, smoothing)
+
+    def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
+        chosen, split = indices.to(self.device), self.test if test else self.train
+        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.normalisation)
+
+    def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True)
+
+    def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
+        return map(self.clean, indices.split(size))
+
+    def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
+        p = self.protocol
+        crop = p.crop_padding, p.flip, p.crop_fill, p.one_crop_per_batch, p.rotation
+        return augment(self.train.images, chosen, draws, *crop)
+
+    def _second_view(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
+        draws = generator(seed, "second view", epoch, step)
+        return randaugment(self._cropped(chosen, draws), draws)
+
+
+def differing(name: str, official: tuple[int, ...], found: tuple[int, ...]) -> tuple[str, ...]:
+    """How the numbers of training and test images differ from the official ones, in words."""
+    if not official or found == official:
+        return ()
+    return (f"{name} has {found[0]} training and {found[1]} test images, officially {official[0]} and {official[1]}",)
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
@@ -200,8 +272,9 @@ def augment(
     flip: bool,
     fill: str = "zeros",
     one_for_all: bool = False,
+    rotation: float = 0.0,
 ) -> Tensor:
-    """Random crop and horizontal flip per sample, in one gather on the images' device.
+    """Random rotation, crop and horizontal flip per sample, in one gather on the images' device.
 
     Args:
         images: (N, H, W, C) uint8, the whole set.
@@ -210,7 +283,8 @@ def augment(
         padding: pixels of padding on each side before the crop back to (H, W); 0 for no crop.
         flip: mirror each image with probability 1/2.
         fill: ``zeros``, or ``reflect`` for the image mirrored at its border pixels.
-        one_for_all: all images get the same crop and flip.
+        one_for_all: all images get the same crop, flip and rotation.
+        rotation: turn by up to so many degrees, to the nearest pixel as torchvision's RandomRotation; zeros outside.
     """
     batch, (height, width) = len(indices), images.shape[1:3]
     drawn = 1 if one_for_all else batch
@@ -225,11 +299,24 @@ def augment(
     indices, y, x = indices.to(device), y.to(device), x.to(device)
     if fill == "reflect":
         y, x = _reflected(y, height), _reflected(x, width)
-    crops = images[indices[:, None, None], y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]]
-    if padding and fill == "zeros":
-        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
-        crops = crops * inside[..., None]
-    return crops
+    y, x = y[:, :, None], x[:, None, :]
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) if padding and fill == "zeros" else None
+    if rotation:
+        angles = (torch.rand(drawn, generator=draws) * 2 - 1) * rotation
+        y, x = _turned(y, x, (height, width), angles.to(device))
+        kept = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        inside = kept if inside is None else inside & kept
+    crops = images[indices[:, None, None], y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return crops if inside is None else crops * inside[..., None]
+
+
+def _turned(y: Tensor, x: Tensor, size: tuple[int, int], angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Where pixels of an image turned about its centre, counter-clockwise by degrees (B,), come from."""
+    radians = torch.deg2rad(angles)[:, None, None]
+    cos, sin = radians.cos(), radians.sin()
+    middle = [(length - 1) / 2 for length in size]
+    dy, dx = y - middle[0], x - middle[1]
+    return (sin * dx + cos * dy + middle[0]).round().long(), (cos * dx - sin * dy + middle[1]).round().long()
 
 
 def _reflected(position: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ from ..networks.text import vocabulary as vocabulary_of
 from ..spec import Protocol, steps_per_epoch
 from ..training.seeding import generator, held_out
 from ..weights import read, to_bytes
-from .images import Normalisation
+from .images import Normalisation, full
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -107,6 +107,7 @@ class TextTask:
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     inputs = "text"
+    size = 0
 
     @property
     def num_classes(self) -> int:
@@ -168,8 +169,15 @@ class TextTask:
 class TextBatch:
     """Padded texts of one step."""
 
-    def __init__(self, data: TextData, split: Encoded, indices: Tensor) -> None:
-        self._batch = Batch(split.padded(indices, data.padding), split.labels[indices], indices, data.loss)
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return len(self._batch.labels)
+
+    def part(self, rows: slice) -> TextBatch:
+        own = self._batch
+        return TextBatch(Batch(own.inputs[rows], own.labels[rows], own.indices[rows], own.task_loss))
 
     def student(self, views: int = 1) -> Batch:
         return self._batch
@@ -201,7 +209,12 @@ class TextData:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy; of a regression the mean squared error."""
+        logits = full(logits)
         return F.mse_loss(logits[:, 0], labels) if self.info.regression else F.cross_entropy(logits, labels)
+
+    def _batch(self, split: Encoded, indices: Tensor) -> TextBatch:
+        inputs = split.padded(indices, self.padding)
+        return TextBatch(Batch(inputs, split.labels[indices], indices, self.loss))
 
     def build(self, network: str) -> NetworkView:
         check_inputs(network, self.protocol.task, "text")
@@ -229,10 +242,13 @@ class TextData:
             cut = [indices for indices in cut if len(indices) == size]
         assert len(cut) == steps_per_epoch(count + self.protocol.holdout, self.protocol)
         for place in torch.randperm(len(cut), generator=draws)[start:].tolist():
-            yield TextBatch(self, self.train, cut[place].to(self.device))
+            yield self._batch(self.train, cut[place].to(self.device))
 
     def clean(self, indices: Tensor, test: bool = False) -> TextBatch:
-        return TextBatch(self, self.tests["test"] if test else self.train, indices.to(self.device))
+        return self._batch(self.tests["test"] if test else self.train, indices.to(self.device))
+
+    def cleaned(self, indices: Tensor, size: int) -> Iterator[TextBatch]:
+        return map(self.clean, indices.split(size))
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None

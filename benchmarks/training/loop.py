@@ -25,7 +25,9 @@ from ..spec import Protocol
 from ..store import Run
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import Normalisation
+from .arithmetic import autocast
 from .member import Diverged, Member
+from .optimizers import Part, parts
 
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
@@ -64,11 +66,12 @@ class SharedTeacher:
     Args:
         network: the frozen teacher; its batch-norms are folded here, the methods see it as it is.
         normalisation: how the teacher wants its inputs.
+        protocol: in whose precision it computes.
     """
 
-    def __init__(self, network: NetworkView, normalisation: Normalisation) -> None:
-        self.network = network
-        self.normalisation = normalisation
+    def __init__(self, network: NetworkView, normalisation: Normalisation, protocol: Protocol) -> None:
+        self.network, self.normalisation, self.protocol = network, normalisation, protocol
+        network.compiles = protocol.compile
 
     def outputs(self, batch: TaskBatch, members: Sequence[Member]) -> Outputs | None:
         """One forward pass, or None if no member wants one."""
@@ -80,7 +83,7 @@ class SharedTeacher:
             at.update(member.needs.teacher_units)
             fields.update(name for name in member.needs.teacher if name != "logits")
         network = self.network.folded()
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self.protocol, batch.inputs(self.normalisation).device):
             kept = network(batch.inputs(self.normalisation), at=at, fields=fields)
             if views(wanting) > 1:
                 kept = kept.with_second(network(batch.inputs(self.normalisation, view=2), at=at, fields=fields))
@@ -120,21 +123,25 @@ def train(
             member.start_epoch(epoch)
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
             due = [member for member in here if member in active and member.position <= (epoch, step)]
-            kept = teacher.outputs(batch, due) if teacher else None
-            inputs = batch.student(views(due))
-            stamp = _stamp(inputs, kept)
+            for rows, part in parts(len(batch), protocol.accumulate):
+                inputs, kept = _shared(batch, rows, part, teacher, due)
+                stamp = _stamp(inputs, kept)
+                for member in due:
+                    if member not in active:
+                        continue
+                    with guarded(member, active, report):
+                        member.step(inputs, kept, (epoch, step), progress, part)
+                        if _stamp(inputs, kept) != stamp:
+                            raise RuntimeError("the method writes in place into the batch or the teacher's outputs")
+                        if part.last and step % CHECK_EVERY == 0:
+                            member.check_finite()
+                    if _stamp(inputs, kept) != stamp:  # the others get what they would have got
+                        batch = next(iter(data.batches(seed, epoch, step)))
+                        inputs, kept = _shared(batch, rows, part, teacher, due)
+                        stamp = _stamp(inputs, kept)
             for member in due:
-                with guarded(member, active, report):
-                    member.step(inputs, kept, (epoch, step), progress)
-                    if _stamp(inputs, kept) != stamp:
-                        raise RuntimeError("the method writes in place into the batch or the teacher's outputs")
-                    if step % CHECK_EVERY == 0:
-                        member.check_finite()
+                if member in active:
                     report(member, "step")
-                if _stamp(inputs, kept) != stamp:  # the others get what they would have got
-                    batch = next(iter(data.batches(seed, epoch, step)))
-                    kept, inputs = teacher.outputs(batch, due) if teacher else None, batch.student(views(due))
-                    stamp = _stamp(inputs, kept)
             if stopping():
                 for member in active:
                     member.save()
@@ -155,6 +162,15 @@ def train(
             with guarded(member, active, report):
                 member.finish()
                 report(member, "done")
+
+
+def _shared(
+    batch: TaskBatch, rows: slice, part: Part, teacher: SharedTeacher | None, members: Sequence[Member]
+) -> tuple[Batch, Outputs | None]:
+    """What a group shares of some samples of a batch: the inputs, and the teacher's outputs."""
+    batch = batch if part.count == 1 else batch.part(rows)
+    kept = teacher.outputs(batch, members) if teacher else None
+    return batch.student(views(members)), kept
 
 
 def protocol_progress(protocol: Protocol, epoch: int) -> Progress:

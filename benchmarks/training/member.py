@@ -21,6 +21,7 @@ from ..store import Run
 from ..tasks import TaskData
 from ..weights import read, to_bytes
 from . import optimizers
+from .arithmetic import autocast, scaler
 from .seeding import Stream, derive
 
 
@@ -67,16 +68,19 @@ class Member:
             self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings)
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
+            self.student.compiles = protocol.compile  # type: ignore[assignment]
             if study:
                 self.method.prepare(study)
         phases = self.method.phases()
         for needs in (self.method.needs, *(phase.needs for phase in phases)):
             self._check_needs(teacher, needs)
         self.deployed = self.method.deployed(self.student)
+        self.scaler = scaler(protocol, device)
         self.optimizer = optimizers.build(
             [*self.student.parameters(), *self.method.parameters()],
             cell.lr,
             Optimizer.model_validate({**cell.protocol["optimizer"], "lr": cell.lr}),
+            self.scaler,
         )
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)
@@ -135,21 +139,30 @@ class Member:
     def _phase_of(self, epoch: int) -> Phase | None:
         return self._phases[epoch - self.first_epoch] if self.first_epoch <= epoch < 1 else None
 
-    def step(self, batch: Batch, teacher: Outputs | None, position: tuple[int, int], progress: Progress) -> None:
-        """One optimisation step: forward, losses, backward, update.
+    def step(
+        self,
+        batch: Batch,
+        teacher: Outputs | None,
+        position: tuple[int, int],
+        progress: Progress,
+        part: optimizers.Part = optimizers.WHOLE,
+    ) -> None:
+        """Forward, losses and backward of a part of a batch, and with its last part the update.
 
         The seconds counted are the host's: on a GPU, the time to launch the step.
         """
         started = time.perf_counter()
         self._set_pace(*position)
-        if len(batch.labels) >= self.needs.min_batch:
+        if (part.least or len(batch.labels)) >= self.needs.min_batch:
             with self.stream.active():
-                losses = self.losses(self.forward(batch), teacher, batch, progress)
-                self.optimizer.descend(losses)
+                with autocast(self.protocol, self.data.device):
+                    losses = self.losses(self.forward(batch), teacher, batch, progress)
+                self.optimizer.descend(losses, part)
             for name, term in losses.terms().items():
                 self.sums[name] = self.sums.get(name, 0) + term.detach().double()
             self.counted += 1
-        self.position = (position[0], position[1] + 1)
+        if part.last:
+            self.position = (position[0], position[1] + 1)
         self.seconds += time.perf_counter() - started
 
     def forward(self, batch: Batch) -> Outputs | None:
@@ -212,7 +225,8 @@ class Member:
         self.student.eval()
         self.method.eval()
         self.deployed.eval()
-        return self.data.evaluate(self._predict())
+        with autocast(self.protocol, self.data.device):
+            return self.data.evaluate(self._predict())
 
     def _predict(self) -> Callable[[Tensor], Mapping[str, Tensor]]:
         fields = self.method.probe_fields()
@@ -234,6 +248,7 @@ class Member:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state,
+            "scaler": self.scaler.state_dict(),
             "position": list(self.position),
             "records": self.records,
             "sums": self.sums,
@@ -257,6 +272,7 @@ class Member:
             self.student.load_state_dict(state["student"])
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state.get("scaler", {}))
             self.stream.state = [part.cpu() for part in state["stream"]]
             self.position = (state["position"][0], state["position"][1])
             self.records, self.sums, self.seconds = state["records"], state["sums"], state["seconds"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
 
@@ -10,8 +11,38 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods.contract import Losses
+from kd_methods.errors import UserError
 
 from ..spec import Optimizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part of a batch stands among all ``count``, its ``share`` of the samples, the size of the least part."""
+
+    index: int = 0
+    count: int = 1
+    share: float = 1.0
+    least: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def last(self) -> bool:
+        return self.index == self.count - 1
+
+
+WHOLE = Part()
+
+
+def parts(size: int, count: int) -> Iterator[tuple[slice, Part]]:
+    """The samples of each of ``count`` parts of a batch, about equally many; never more parts than samples."""
+    count = min(count, size)
+    for i in range(count):
+        rows = slice(size * i // count, size * (i + 1) // count)
+        yield rows, Part(i, count, (rows.stop - rows.start) / size, size // count)
 
 
 class Descent(Interface):
@@ -22,8 +53,8 @@ class Descent(Interface):
     def set_pace(self, lr: float, momentum: float | None) -> None:
         """Learning rate and, where it moves, momentum of the next updates."""
 
-    def descend(self, losses: Losses) -> None:
-        """One update by the gradients of ``losses``."""
+    def descend(self, losses: Losses, part: Part = WHOLE) -> None:
+        """Add the gradients of ``losses`` of a part of the batch, and with the last part make the update."""
 
     def restart(self) -> None:
         """Forget the momentum."""
@@ -49,18 +80,27 @@ def _groups(parameters: list[nn.Parameter], config: Optimizer) -> list[dict[str,
     return [{"params": part, "weight_decay": decay} for part, decay in zip(groups, decays, strict=True) if part]
 
 
-def _descend(optimizer: torch.optim.Optimizer, losses: Losses, clip: float) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    losses.total().backward()
-    if clip:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
-    optimizer.step()
+def _descend(optimizer: SGD | AdamW, losses: Losses, part: Part) -> None:
+    if part.first:
+        optimizer.zero_grad(set_to_none=True)
+    total = losses.total() if part.count == 1 else losses.total() * part.share
+    optimizer.scaler.scale(total).backward()
+    if not part.last:
+        return
+    if optimizer.scaler.is_enabled():
+        optimizer.scaler.unscale_(optimizer)
+    if optimizer.clip:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], optimizer.clip)
+    optimizer.scaler.step(optimizer)
+    optimizer.scaler.update()
 
 
 class SGD(torch.optim.SGD):
     """Stochastic gradient descent on the sum of all terms."""
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
         super().__init__(
             _groups(parameters, config),
             lr=lr,
@@ -69,7 +109,7 @@ class SGD(torch.optim.SGD):
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.clip = config.clip
+        self.clip, self.scaler = config.clip, scaler
         self.restart()
 
     def set_pace(self, lr: float, momentum: float | None) -> None:
@@ -84,18 +124,20 @@ class SGD(torch.optim.SGD):
                 for parameter in group["params"]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    def descend(self, losses: Losses) -> None:
-        _descend(self, losses, self.clip)
+    def descend(self, losses: Losses, part: Part = WHOLE) -> None:
+        _descend(self, losses, part)
 
 
 class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay on the sum of all terms."""
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
         betas = (config.momentum, config.beta2)
         groups = _groups(parameters, config)
         super().__init__(groups, lr=lr, betas=betas, weight_decay=config.weight_decay, fused=True)
-        self.clip = config.clip
+        self.clip, self.scaler = config.clip, scaler
 
     def set_pace(self, lr: float, momentum: float | None) -> None:
         for group in self.param_groups:
@@ -104,8 +146,8 @@ class AdamW(torch.optim.AdamW):
     def restart(self) -> None:
         self.state.clear()
 
-    def descend(self, losses: Losses) -> None:
-        _descend(self, losses, self.clip)
+    def descend(self, losses: Losses, part: Part = WHOLE) -> None:
+        _descend(self, losses, part)
 
 
 class DOT(torch.optim.Optimizer):
@@ -128,7 +170,7 @@ class DOT(torch.optim.Optimizer):
         for parameter in self.param_groups[0]["params"]:
             self.state[parameter] = {kind: torch.zeros_like(parameter) for kind in ("task", "distill")}
 
-    def descend(self, losses: Losses) -> None:
+    def descend(self, losses: Losses, part: Part = WHOLE) -> None:
         parameters, lr = self.param_groups[0]["params"], self.param_groups[0]["lr"]
         task = _gradients(losses.task.values(), parameters, keep=bool(losses.distill))
         distill = _gradients(losses.distill.values(), parameters)
@@ -157,10 +199,21 @@ def _gradients(
     return torch.autograd.grad(sum(terms[1:], terms[0]), parameters, retain_graph=keep, allow_unused=True)
 
 
-_KINDS: dict[str, type[SGD] | type[DOT] | type[AdamW]] = {"sgd": SGD, "dot": DOT, "adamw": AdamW}
+_KINDS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}
 
 
-def build(parameters: Iterable[nn.Parameter], lr: float, config: Optimizer) -> Descent:
-    """The optimiser that a protocol or a row names."""
+def build(
+    parameters: Iterable[nn.Parameter], lr: float, config: Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> Descent:
+    """The optimiser that a protocol or a row names; ``scaler`` is for gradients in fp16.
+
+    Raises:
+        UserError: an optimiser that cannot have scaled gradients.
+    """
     trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
-    return _KINDS[config.name](trained, lr, config)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    if config.name == "dot":
+        if scaler.is_enabled():
+            raise UserError("optimizer dot: its two kinds of gradients are not scaled for fp16; use bf16")
+        return DOT(trained, lr, config)
+    return _KINDS[config.name](trained, lr, config, scaler)

@@ -95,13 +95,12 @@ class TeacherStudy(Study):
         indices = torch.arange(self.data.info.num_samples) if indices is None else indices
         network, units = self.network.folded(), tuple(units)
         started = time.monotonic()
-        for done, part in enumerate(indices.split(BATCH)):
+        for done, batch in enumerate(self.data.cleaned(indices, BATCH)):
             if self.stopping():
                 raise Interrupted("stopped while a method was prepared; the same command goes on from here")
             if len(indices) > LONG:
                 elapsed = duration(time.monotonic() - started)
                 self.progress(f"{done * BATCH / len(indices):.0%} of {len(indices)} images, {elapsed}")
-            batch = self.data.clean(part)
             with torch.no_grad():
                 outputs = network(batch.inputs(self.normalisation), at=units, fields=())
             yield outputs, batch.student().labels

@@ -39,6 +39,8 @@ class BlockKD(Method):
             "w_i also weights the stones' terms against the ensemble, and the ensemble is detached (our reading)",
             "networks with different numbers of blocks are matched from the last block backwards, encoders of equal"
             " layers at equal shares of their depth (our choice)",
+            "tokens of patches are maps for the connectors where the other side has none, or another number of them;"
+            " the teacher's class token is then the mean of the connected patches (our choice)",
             "between encoders a connector is a linear map, none where widths agree, and LayerNorm (our reading)",
         ),
         our_choice=("alpha", "beta", "gamma", "temperature", "connector", "teacher_bn", "warmup"),
@@ -93,8 +95,9 @@ class BlockKD(Method):
         shapes = [student.shapes("blocks")[i] for i in own], [self.teacher.shapes("blocks")[i] for i in theirs]
         self.connectors = nn.ModuleDict()
         for i in self.active:
-            rectify = self.units[i - 1] in layout.rectified
-            self.connectors[str(i)] = connector(shapes[0][i - 1], shapes[1][i - 1], rectify, self.settings.connector)
+            rectify, kind = self.units[i - 1] in layout.rectified, self.settings.connector
+            prefixes = student.layout.prefix_tokens, layout.prefix_tokens
+            self.connectors[str(i)] = connector(shapes[0][i - 1], shapes[1][i - 1], rectify, kind, prefixes)
         self._batch_tail: tuple[Network, ...] = ()
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+
 from ..contract import Network
 from ..errors import UserError
 
@@ -20,3 +24,18 @@ def matched(name: str, student: Network, teacher: Network, field: str = "stages"
     if any(len(shape) != 3 for pair in pairs for shape in pair):
         raise UserError(f"method '{name}' needs {field} that are maps (C, H, W); use another method for this pair")
     return pairs
+
+
+def only_pools(network: Network) -> bool:
+    """Whether the vector that a network's classifier sees is the mean of its last map, and nothing else."""
+    shape, layout = network.shape(network.layout.last_map), network.layout
+    if len(shape) != 3 or network.shapes("pooled")[0] != shape[:1]:
+        return False
+    modes = {module: module.training for module in network.modules()}
+    weight = next(network.module.parameters())
+    x = torch.linspace(0, 1, 2 * math.prod(shape)).to(weight).view(2, *shape)
+    with torch.no_grad():
+        pooled = network.eval().resume(layout.last_map, x, until=layout.pooled)
+    for module, training in modes.items():
+        module.training = training
+    return bool(torch.allclose(pooled, x.mean((2, 3)), atol=1e-4))

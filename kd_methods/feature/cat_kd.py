@@ -11,6 +11,7 @@ from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
+from ._maps import only_pools
 
 
 @register
@@ -47,8 +48,7 @@ class CATKD(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         for network in (student, self.teacher):
-            shape = network.shapes("last_map")[0]
-            if len(shape) != 3 or network.shapes("pooled")[0] != shape[:1]:
+            if not only_pools(network):
                 raise UserError("method 'cat_kd' needs networks that only pool between their last map and classifier")
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:

@@ -71,7 +71,7 @@ class NORM(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
-        if any(len(shape) != 3 for shape in shapes):
+        if len(student.shape(student.layout.last_map)) != 3 or len(shapes[1]) != 3:
             raise UserError("method 'norm' needs last maps (C, H, W); use another method for this pair")
         self.width, wide = shapes[0][0], shapes[1][0] * self.settings.copies
         self.expand = Expand(nn.Conv2d(self.width, wide, 1, bias=False), nn.BatchNorm2d(wide))

@@ -14,6 +14,7 @@ from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Ne
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
+from ._maps import only_pools
 
 
 class Projector(nn.Sequential):
@@ -64,9 +65,11 @@ class SimKD(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
-        if any(len(shape) != 3 for shape in shapes):
-            raise UserError("method 'simkd' needs last maps (C, H, W); use another method for this pair")
-        if self.teacher.shapes("pooled")[0] != shapes[1][:1]:
+        if len(student.shape(student.layout.last_map)) != 3:
+            raise UserError(
+                "method 'simkd' needs a student with a last map (C, H, W); use another method for this pair"
+            )
+        if not only_pools(self.teacher):
             raise UserError("method 'simkd' needs a teacher that only pools between its last map and its classifier")
         for network in (student, self.teacher):
             classifier(network)

@@ -1,0 +1,266 @@
+"""Image classification from files: decoded and augmented by worker processes, while the device computes.
+
+What an image becomes depends on the seed, the epoch and its place in the epoch alone, whichever worker decodes it and
+however many there are; so training goes on in the middle of an epoch to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from kd_methods.errors import UserError
+
+from ..spec import Crops, Protocol
+from ..training.seeding import derive, held_out
+from .images import ImageBatch, Images, differing, noisy
+
+EVAL_BATCH = 128
+PREFETCH = 4
+"""Batches that each worker is ahead."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images of one split: paths below ``root`` and labels (N,)."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+
+    def part(self, indices: Tensor) -> Files:
+        """Those at some positions."""
+        return Files(self.root, tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
+
+
+@dataclass(frozen=True)
+class StreamTask:
+    """A classification task over images in files.
+
+    Args:
+        name: how protocols and the command line call it.
+        num_classes: number of classes.
+        find: lists (train, test) below the data root.
+        official: numbers of training and test images; others are named in every table.
+        version: raised when reading or augmentation is mended; part of every cell.
+        size: height and width under the usual protocols.
+    """
+
+    name: str
+    num_classes: int
+    find: Callable[[Path], tuple[Files, Files]]
+    official: tuple[int, int]
+    version: int = 1
+    metric: str = "top1"
+    size: int = 224
+    _cache: dict[Path, tuple[Files, Files]] = field(default_factory=dict, compare=False, repr=False)
+
+    inputs = "images"
+
+    def read(self, root: Path) -> tuple[Files, Files]:
+        """(train, test); listed once per process.
+
+        Raises:
+            UserError: no data; the message says where to put it.
+        """
+        if root not in self._cache:
+            self._cache[root] = self.find(root)
+        return self._cache[root]
+
+    def fingerprint(self, root: Path, protocol: Protocol) -> str:
+        """Digest of the names, sizes and labels of all files; their pixels would take hours to read."""
+        content = hashlib.sha256()
+        for files in self.read(root):
+            for path, label in zip(files.paths, files.labels.tolist(), strict=True):
+                content.update(f"{path}|{(files.root / path).stat().st_size}|{label}\n".encode())
+        return content.hexdigest()
+
+    def deviations(self, root: Path) -> tuple[str, ...]:
+        return differing(self.name, self.official, tuple(len(files.labels) for files in self.read(root)))
+
+    def samples(self, root: Path, download: bool = True) -> int:
+        return len(self.read(root)[0].labels)
+
+    def open(self, root: Path, protocol: Protocol, device: torch.device) -> StreamedImages:
+        if protocol.crops is None or not protocol.mean:
+            raise UserError(f"protocol {protocol.name} has no crops; images of task {self.name} have all sizes")
+        if protocol.second_view:
+            raise UserError(f"protocol {protocol.name} has two views of each image; task {self.name} gives one")
+        return StreamedImages(*self.read(root), self.num_classes, protocol, protocol.crops, device)
+
+
+@dataclass(frozen=True)
+class Request:
+    """An image by its position, and whether it is one of the test set; augmented by a batch's seed and its place there.
+
+    Without a seed there is no augmentation.
+    """
+
+    index: int
+    test: bool = False
+    seed: int | None = None
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """Batches of requests, made when a worker is free for them."""
+
+    count: int
+    make: Callable[[int], list[Request]]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return map(self.make, range(self.count))
+
+
+class Decoded(Dataset[tuple[Tensor, int]]):
+    """Images as uint8 (H, W, C) with their labels, by :class:`Request`."""
+
+    def __init__(self, train: Files, test: Files, flip: bool, crops: Crops, mean: Sequence[float]) -> None:
+        self.splits = (train, test)
+        way = InterpolationMode(crops.interpolation)
+        steps: list[Any] = [v2.RandomResizedCrop(crops.size, scale=crops.scale, interpolation=way, antialias=True)]
+        steps += [v2.RandomHorizontalFlip()] if flip else []
+        if crops.auto_augment:
+            steps.append(_auto_augment(crops, mean))
+        elif crops.color_jitter:
+            steps.append(v2.ColorJitter(*(crops.color_jitter,) * 3))
+        steps.append(v2.PILToTensor())
+        if crops.erase:  # to the mean colour, which is zero for the network
+            value = [round(255 * channel) for channel in mean]
+            steps.append(v2.RandomErasing(crops.erase, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=value))
+        self.augmented = v2.Compose(steps)
+        self.clean = v2.Compose(
+            [
+                v2.Resize(crops.test_resize, interpolation=way, antialias=True),
+                v2.CenterCrop(crops.size),
+                v2.PILToTensor(),
+            ]
+        )
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, int]:
+        files = self.splits[request.test]
+        path = files.root / files.paths[request.index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise UserError(f"{path} is no readable image ({type(error).__name__}); replace it") from None
+        if request.seed is None:
+            pixels = self.clean(image)
+        else:
+            with drawing(derive(request.seed, request.place)):
+                pixels = self.augmented(image)
+        return pixels.permute(1, 2, 0).contiguous(), int(files.labels[request.index])
+
+
+def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
+    """timm's RandAugment or AutoAugment, its borders filled with the mean colour."""
+    fill = {"translate_const": int(crops.size * 0.45), "img_mean": tuple(min(255, round(255 * c)) for c in mean)}
+    make = rand_augment_transform if crops.auto_augment.startswith("rand") else auto_augment_transform
+    try:
+        return make(crops.auto_augment, fill)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"crops.auto_augment '{crops.auto_augment}': timm does not know it ({error})") from None
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Inside, the random numbers of torch, numpy and Python are those of a seed; outside they are as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class StreamedImages(Images):
+    """Images that are decoded when they are needed."""
+
+    def __init__(
+        self, train: Files, test: Files, num_classes: int, protocol: Protocol, crops: Crops, device: torch.device
+    ) -> None:
+        if protocol.holdout:
+            train, test = (train.part(part) for part in held_out(len(train.labels), protocol.holdout))
+        labels = train.labels
+        if protocol.label_noise:
+            labels = noisy(labels, protocol.label_noise, num_classes)
+            train = Files(train.root, train.paths, labels)
+        shape = (3, crops.size, crops.size)
+        super().__init__(labels, num_classes, len(test.labels), shape, protocol, device)
+        self.workers = crops.workers
+        self.images = Decoded(train, test, protocol.flip, crops, protocol.mean)
+
+    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
+        order = list(self.order(seed, epoch, start))
+
+        def wanted(number: int) -> list[Request]:
+            step, chosen = order[number]
+            own = derive(seed, "augmentation", epoch, step)
+            return [Request(index, seed=own, place=place) for place, index in enumerate(chosen.tolist())]
+
+        for (_, chosen), (images, labels) in zip(order, self._fetched(len(order), wanted), strict=True):
+            smoothing, indices = self.protocol.label_smoothing, chosen.to(self.device)
+            yield ImageBatch(images, labels, indices, self.normalisation, None, smoothing)
+
+    def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
+        found = [self.images[Request(index, test)] for index in indices.tolist()]
+        images, labels = torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])
+        on_device = images.to(self.device), labels.to(self.device), indices.to(self.device)
+        return ImageBatch(*on_device, self.normalisation)
+
+    def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
+        parts = indices.split(size)
+        batches = self._fetched(len(parts), lambda number: [Request(index) for index in parts[number].tolist()])
+        for part, (images, labels) in zip(parts, batches, strict=True):
+            yield ImageBatch(images, labels, part.to(self.device), self.normalisation)
+
+    def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = torch.arange(self.test_samples).split(EVAL_BATCH)
+        return self._fetched(len(parts), lambda number: [Request(index, test=True) for index in parts[number].tolist()])
+
+    def _fetched(self, count: int, wanted: Callable[[int], list[Request]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in order, on the device; workers are ahead of them."""
+        workers = min(self.workers, count)
+        loader: Iterable[tuple[Tensor, Tensor]] = DataLoader(
+            self.images,
+            batch_sampler=_Requests(count, wanted),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            # Named, since a process that measures costs would else start each worker with an import of torch.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_quiet if workers else None,
+        )
+        for images, labels in loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def _quiet(worker: int) -> None:
+    """A worker leaves Ctrl-C to the process that it works for, and computes on one thread."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
