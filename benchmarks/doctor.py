@@ -30,7 +30,7 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     except UserError as error:
         yield f"store      {error}"
     tasks = {}
-    for name in ("digits", "cifar100", "cifar10"):
+    for name in ("digits", "digits32", "cifar100", "cifar10", "tiny-imagenet", "imagenet"):
         try:
             tasks[name] = get_task(name).samples(data_root, download=False)
             yield f"data       {name}: {tasks[name]} training images"

@@ -220,7 +220,9 @@ class Protocol(Strict):
     @property
     def arithmetic(self) -> str:
         """Precision, accumulation and compilation in words."""
-        parts = f", each batch in {self.accumulate} parts" if self.accumulate > 1 else ""
+        size = self.batch_size // self.accumulate
+        parts = f", each batch in {self.accumulate} parts (batch statistics and relations are those of {size} samples)"
+        parts = parts if self.accumulate > 1 else ""
         return f"{self.precision}{parts}{', compiled' if self.compile else ''}"
 
     @property

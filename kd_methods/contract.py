@@ -361,7 +361,8 @@ class Batch:
 
     inputs as the student sees them, labels (B,), positions in the training set (B,), and where a method of the group
     asked for it, a second view of the same images. In detection the labels are those of the regions, (N,), background
-    is the last class, and ``boxes`` are the objects' corners in every image, (n, 4) in pixels.
+    is the last class, and ``boxes`` are the objects' corners in every image, (n, 4) in pixels. ``whole``: these are all
+    samples of an update; else a part of them, beyond which losses that relate samples cannot see.
     """
 
     inputs: Tensor
@@ -370,6 +371,7 @@ class Batch:
     task_loss: Callable[[Any, Tensor], Tensor]
     second: Tensor | None = None
     boxes: tuple[Tensor, ...] = ()
+    whole: bool = True
 
     def loss(self, logits: Tensor | Heads) -> Tensor:
         """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels.

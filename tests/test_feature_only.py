@@ -55,6 +55,28 @@ def test_networks_have_their_published_sizes(name: str):
 
 
 @pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("ResNet34_64", 21_379_592),
+        ("ResNet9_64", 5_000_712),
+        ("MobileNetV2x1_64", 2_480_072),
+        ("vgg11_bn", 28_927_944),
+        ("vit_b_p8", 85_408_712),
+        ("vit_ett_p8", 3_056_264),
+    ],
+)
+def test_networks_for_tiny_imagenet_have_their_published_sizes(name: str, size: int):
+    with torch.device("meta"):
+        assert count(build_network(name, 200, (3, 64, 64)).parameters()) == size
+
+
+def test_the_stem_of_networks_for_64_pixels_is_matched_before_its_pooling():
+    network = build_network("ResNet9_64", 10, (3, 64, 64))
+    assert network.shape(network.layout.layers[0]) == (64, 64, 64)
+    assert network.shapes("stem") == ((64, 32, 32),)
+
+
+@pytest.mark.parametrize(
     ("name", "shapes"),
     [
         ("ResNet9", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]),
@@ -65,7 +87,7 @@ def test_networks_have_their_published_sizes(name: str):
 )
 def test_students_layers(name: str, shapes: list[tuple[int, ...]]):
     network = build_network(name, 10)
-    assert list(network.shapes("stages")) == shapes
+    assert [network.shape(unit) for unit in network.layout.stages] == shapes
     indices = {
         "ResNet9": (1, 2, 3, 4),
         "MobileNetV2x1": (3, 6, 13, 17),

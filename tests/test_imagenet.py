@@ -298,6 +298,8 @@ def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
     archives.mkdir()
     for name in imagenet.ARCHIVES:
         (archives / name).write_bytes(b"no archive")
+    with pytest.raises(UserError, match="the first run checks and unpacks"):
+        get_task("imagenet").samples(archives, download=False)
     with pytest.raises(UserError, match="damaged"):
         imagenet.find(archives)
 

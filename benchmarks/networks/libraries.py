@@ -82,12 +82,12 @@ class VGGBN(Architecture):
 
 
 class MobileNetV2Full(Architecture):
-    """torchvision's MobileNetV2 with a stem of stride 1, for images of 32x32."""
+    """torchvision's MobileNetV2 with a stem of stride 1 for images of 32x32, of its own stride 2 for 64x64."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, stride: int = 1) -> None:
         super().__init__()
         network = mobilenet_v2(weights=None, num_classes=num_classes, dropout=0.0)
-        network.features[0][0].stride = (1, 1)
+        network.features[0][0].stride = (stride, stride)
         self.features, self.classifier = network.features, network.classifier
 
     def chain(self) -> Chain:
@@ -108,21 +108,22 @@ class MobileNetV2Full(Architecture):
 
 
 class ViT(Architecture):
-    """timm's vision transformer on patches of 4x4; the mean over all tokens, the class token's too, is classified.
+    """timm's vision transformer on 8x8 patches; the mean over all tokens, the class token's too, is classified.
 
     Args:
         depth, width, heads, mlp: blocks, embedding width, attention heads and hidden width over embedding width.
         stages: the blocks, from 1, whose outputs count as ends of stages.
         num_classes: size of the classifier.
+        patch: height and width of a patch; of images of another size than 8 times that there are other patches.
     """
 
     def __init__(
-        self, depth: int, width: int, heads: int, mlp: float, stages: tuple[int, ...], num_classes: int
+        self, depth: int, width: int, heads: int, mlp: float, stages: tuple[int, ...], num_classes: int, patch: int = 4
     ) -> None:
         super().__init__()
         self.vit = VisionTransformer(
-            img_size=32,
-            patch_size=4,
+            img_size=8 * patch,
+            patch_size=patch,
             num_classes=num_classes,
             global_pool="avg",
             pool_include_prefix=True,
@@ -149,13 +150,19 @@ class ViT(Architecture):
         units += [("pool", self._pool), ("head", self.vit.head)]
         stages = tuple(f"blocks.{i}" for i in self.stages)
         layers = ("tokens", *(name for name, _ in blocks))
-        return Chain(tuple(units), Layout("tokens", stages, stages, stages, "norm", "pool", layers=layers))
+        layout = Layout("tokens", stages, stages, stages, "norm", "pool", layers=layers, prefix_tokens=1)
+        return Chain(tuple(units), layout)
 
+
+_B, _ETT = (12, 768, 12, 4.0, (2, 4, 8, 10)), (8, 192, 6, 3.0, (1, 3, 5, 7))
 
 FAMILY = {
     "vgg11_bn": partial(VGGBN, 11),
     "vgg19_bn": partial(VGGBN, 19),
     "MobileNetV2x1": MobileNetV2Full,
-    "vit_b": partial(ViT, 12, 768, 12, 4.0, (2, 4, 8, 10)),
-    "vit_ett": partial(ViT, 8, 192, 6, 3.0, (1, 3, 5, 7)),
+    "MobileNetV2x1_64": partial(MobileNetV2Full, stride=2),
+    "vit_b": partial(ViT, *_B),
+    "vit_ett": partial(ViT, *_ETT),
+    "vit_b_p8": partial(ViT, *_B, patch=8),
+    "vit_ett_p8": partial(ViT, *_ETT, patch=8),
 }

@@ -80,6 +80,7 @@ class ResNet(Architecture):
         head, shortcut: names of the classifier and of the projections in the checkpoints.
         num_classes: size of the classifier.
         zero_last: residual blocks start as their shortcuts, with a last batch-norm of weight zero.
+        pooled_stem: a max-pooling that halves the resolution ends the stem.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class ResNet(Architecture):
         shortcut: str,
         num_classes: int,
         zero_last: bool = False,
+        pooled_stem: bool = False,
     ) -> None:
         super().__init__()
+        self.pooled_stem = pooled_stem
         self.conv1 = nn.Conv2d(3, stem_width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem_width)
         c_in = stem_width
@@ -117,6 +120,8 @@ class ResNet(Architecture):
 
     def chain(self) -> Chain:
         units: list = [("stem", self._stem)]
+        units += [("stem.pool", partial(F.max_pool2d, kernel_size=3, stride=2, padding=1))] if self.pooled_stem else []
+        entry = units[-1][0]
         ends = []
         for stage in self.stage_names:
             *inner, last = getattr(self, stage).named_children()
@@ -130,13 +135,13 @@ class ResNet(Architecture):
         stages = tuple(ends)
         blocks = ("stem", *(n for n, _ in units if n.startswith("layer") and not n.endswith(".sum")))
         layout = Layout(
-            stem="stem",
+            stem=entry,
             stages=stages,
             preacts=tuple(f"{end}.sum" for end in ends),
             blocks=stages,
             last_map=stages[-1],
             pooled="flatten",
-            rectified=frozenset(blocks),
+            rectified=frozenset((*blocks, entry)),
             layers=(*blocks, "flatten"),
         )
         return Chain(tuple(units), layout)
@@ -152,17 +157,23 @@ def _cifar(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> R
 
 
 def _imagenet_style(
-    block: type[BasicBlock], depths: tuple[int, ...], num_classes: int, zero_last: bool = False
+    block: type[BasicBlock],
+    depths: tuple[int, ...],
+    num_classes: int,
+    zero_last: bool = False,
+    pooled_stem: bool = False,
 ) -> ResNet:
-    return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes, zero_last)
+    return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes, zero_last, pooled_stem)
 
 
 FAMILY = {
     **{f"resnet{d}": partial(_cifar, d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}x4": partial(_cifar, d, (32, 64, 128, 256)) for d in (8, 32)},
     "ResNet18": partial(_imagenet_style, BasicBlock, (2, 2, 2, 2)),
-    # As arXiv 2511.14981 has them.
+    # As arXiv 2511.14981 has them, for images of 32x32 and of 64x64.
     "ResNet9": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True),
     "ResNet34": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True),
+    "ResNet9_64": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True, pooled_stem=True),
+    "ResNet34_64": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True, pooled_stem=True),
     "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
 }

@@ -13,7 +13,7 @@ from .streamed import Files, StreamTask
 ARCHIVES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
-def find(root: Path) -> tuple[Files, Files]:
+def find(root: Path, unpack: bool = True) -> tuple[Files, Files]:
     """Training and validation images below ``root`` or ``root/imagenet``; archives are checked and unpacked.
 
     Classes have their official numbers even where only some of them are there, so that published weights fit.
@@ -30,6 +30,8 @@ def find(root: Path) -> tuple[Files, Files]:
                 f"no ImageNet below {root}; put folders train and val with one sub-folder per class (n01440764) "
                 f"there, or the archives {', '.join(ARCHIVES)}, or name their folder with --data-root"
             )
+        if not unpack:
+            raise UserError(f"{place} holds the archives; the first run checks and unpacks them")
         _unpack(place)
     train, test = (_listed(place / name) for name in ("train", "val"))
     return train, test

@@ -54,7 +54,7 @@ class StreamTask:
     Args:
         name: how protocols and the command line call it.
         num_classes: number of classes.
-        find: lists (train, test) below the data root.
+        find: lists (train, test) below the data root; the second argument says whether it may unpack archives.
         official: numbers of training and test images; others are named in every table.
         version: raised when reading or augmentation is mended; part of every cell.
         size: height and width under the usual protocols.
@@ -62,7 +62,7 @@ class StreamTask:
 
     name: str
     num_classes: int
-    find: Callable[[Path], tuple[Files, Files]]
+    find: Callable[[Path, bool], tuple[Files, Files]]
     official: tuple[int, int]
     version: int = 1
     metric: str = "top1"
@@ -71,14 +71,14 @@ class StreamTask:
 
     inputs = "images"
 
-    def read(self, root: Path) -> tuple[Files, Files]:
+    def read(self, root: Path, unpack: bool = True) -> tuple[Files, Files]:
         """(train, test); listed once per process.
 
         Raises:
             UserError: no data; the message says where to put it.
         """
         if root not in self._cache:
-            self._cache[root] = self.find(root)
+            self._cache[root] = self.find(root, unpack)
         return self._cache[root]
 
     def fingerprint(self, root: Path, protocol: Protocol) -> str:
@@ -93,7 +93,7 @@ class StreamTask:
         return differing(self.name, self.official, tuple(len(files.labels) for files in self.read(root)))
 
     def samples(self, root: Path, download: bool = True) -> int:
-        return len(self.read(root)[0].labels)
+        return len(self.read(root, unpack=download)[0].labels)
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> StreamedImages:
         if protocol.crops is None or not protocol.mean:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from typing import Protocol as Interface
 
@@ -168,9 +169,11 @@ def _shared(
     batch: TaskBatch, rows: slice, part: Part, teacher: SharedTeacher | None, members: Sequence[Member]
 ) -> tuple[Batch, Outputs | None]:
     """What a group shares of some samples of a batch: the inputs, and the teacher's outputs."""
-    batch = batch if part.count == 1 else batch.part(rows)
+    whole = part.count == 1
+    batch = batch if whole else batch.part(rows)
     kept = teacher.outputs(batch, members) if teacher else None
-    return batch.student(views(members)), kept
+    inputs = batch.student(views(members))
+    return (inputs if whole else replace(inputs, whole=False)), kept
 
 
 def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
