@@ -20,6 +20,9 @@ from .tasks import get_task
 SMALL_BATCH = 4
 """Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
 
+TIMED_OPERATIONS = 2.5e11
+"""On a CPU, steps with more of them (a few seconds) are timed on a part of the batch."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -63,9 +66,8 @@ def _on_one_task(
     cells: Sequence[Cell], protocol: Protocol, todo: set[str], data_root: Path, device: torch.device
 ) -> Estimate:
     task = get_task(protocol.task)
-    small = protocol.model_copy(update={"batch_size": SMALL_BATCH})
+    small = _sized(protocol, SMALL_BATCH)
     small_data = task.open(data_root, small, device)
-    data = task.open(data_root, protocol, device)
     steps = steps_per_epoch(task.samples(data_root), protocol)
     scale = protocol.batch_size / SMALL_BATCH
 
@@ -88,11 +90,20 @@ def _on_one_task(
     for members in groups.values():
         pair = (members[0].teacher.network if members[0].teacher else "", members[0].student)
         if pair not in rates:
-            timed = Bench(members[0], protocol, data).seconds(warm_up=1, timed=3)
-            rates[pair] = steps * timed / work[_kind(members[0])].epoch
+            epoch = work[_kind(members[0])].epoch
+            share = TIMED_OPERATIONS * steps / epoch if device.type == "cpu" else 1.0
+            timed = _sized(protocol, min(protocol.batch_size, max(SMALL_BATCH, int(protocol.batch_size * share))))
+            step = Bench(members[0], timed, task.open(data_root, timed, device)).seconds(warm_up=1, timed=3)
+            rates[pair] = steps * step * protocol.batch_size / timed.batch_size / epoch
         counts = [work[_kind(cell)] for cell in members]
         seconds += rates[pair] * (max(c.teacher for c in counts) + sum(c.own for c in counts))
     return Estimate(operations, seconds)
+
+
+def _sized(protocol: Protocol, batch_size: int) -> Protocol:
+    """A protocol for few steps with another batch, in one part, on images that are decoded in this process."""
+    crops = protocol.crops and protocol.crops.model_copy(update={"workers": 0})
+    return protocol.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
 
 
 def _kind(cell: Cell) -> str:

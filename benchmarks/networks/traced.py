@@ -31,10 +31,10 @@ from .network import Chain
 STAGES = 4
 """Of a network whose layers are all alike, so many count as ends of stages, at equal shares of its depth."""
 
-_NAME = re.compile(r"(?P<library>timm|torchvision):(?P<name>[^@]+)(@(?P<size>[1-9]\d*))?")
 ROW = 6
-"""Layers of a plain sequence from which on each is looked at by itself."""
+"""Of a plain sequence with more layers each is looked at by itself."""
 
+_NAME = re.compile(r"(?P<library>timm|torchvision):(?P<name>[^@]+)(@(?P<size>[1-9]\d*))?")
 _RECTIFIERS = (F.relu, torch.relu, torch.relu_)
 _SEQUENCES = (nn.Sequential, nn.ModuleList)
 _MODES = (False, True)
@@ -81,7 +81,16 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn
         module = torchvision.models.get_model(found["name"], weights=None, num_classes=num_classes)
     else:
         module = _timm(found["name"], num_classes, (input_shape[0], height, width))
-    x = torch.zeros(2, input_shape[0], height, width)
+    size = input_shape[0], height, width
+    if (name, num_classes, size) not in _plans:
+        _plans[name, num_classes, size] = _plan(module, _fitting(module, size, name), name)
+    resize = (height, width) if (height, width) != tuple(input_shape[1:]) else None
+    return module, partial(_chain, _plans[name, num_classes, size], resize)
+
+
+def _fitting(module: nn.Module, size: tuple[int, ...], name: str) -> Tensor:
+    """Two empty images, on which the network has run."""
+    x = torch.zeros(2, *size)
     training = module.training
     try:
         with torch.no_grad():
@@ -89,12 +98,11 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"network '{name}' does not run on images of {height}x{width} ({reason}); "
-            f"{found['library']}:{found['name']}@SIZE resizes them"
+            f"network '{name}' does not run on images of {size[1]}x{size[2]} ({reason}); "
+            f"{name.partition('@')[0]}@SIZE resizes them"
         ) from None
-    plan = _plan(module.train(training), x, name)
-    resize = (height, width) if (height, width) != tuple(input_shape[1:]) else None
-    return module, partial(_chain, plan, resize)
+    module.train(training)
+    return x
 
 
 def _timm(name: str, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
@@ -127,6 +135,9 @@ class _Unit:
     swapped: tuple[bool, bool] = (False, False)
     writes: bool = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unit:
+        return self  # nodes say what to call by name; nothing of a network is in them
+
     def then(self, other: _Unit) -> _Unit:
         """Both, one after the other, as one unit."""
         nodes = (self.nodes[0] + other.nodes[0], self.nodes[1] + other.nodes[1])
@@ -135,8 +146,17 @@ class _Unit:
 
 @dataclass(frozen=True)
 class _Plan:
+    """Depends on the architecture alone, and so serves all its instances."""
+
     units: tuple[_Unit, ...]
     layout: Layout
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plan:
+        return self
+
+
+_plans: dict[tuple[str, int, tuple[int, ...]], _Plan] = {}
+"""By name, number of classes and size of the images: tracing takes a good part of a second."""
 
 
 def _chain(plan: _Plan, resize: tuple[int, int] | None, module: nn.Module) -> Chain:

@@ -7,6 +7,7 @@ however many there are; so training goes on in the middle of an epoch to the sam
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -210,7 +211,7 @@ class StreamedImages(Images):
             train = Files(train.root, train.paths, labels)
         shape = (3, crops.size, crops.size)
         super().__init__(labels, num_classes, len(test.labels), shape, protocol, device)
-        self.workers = crops.workers
+        self.workers = min(crops.workers, os.cpu_count() or 1)  # which changes nothing but the speed
         self.images = Decoded(train, test, protocol.flip, crops, protocol.mean)
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
