@@ -246,7 +246,8 @@ def teacher_accuracy(
 
 
 def _accuracy_path(ref: TeacherRef, fingerprint: str, protocol: Protocol, options: Options) -> Path:
-    key = digest([ref.identity(), fingerprint, protocol.holdout])
+    crops = protocol.identity().get("crops")  # images of another size are other images
+    key = digest([ref.identity(), fingerprint, protocol.holdout, *([crops] if crops else [])])
     return options.output / "teachers" / f"{key[:16]}.json"
 
 

@@ -28,6 +28,7 @@ from .spec import (
     pair_settings,
     protocol_names,
     stem,
+    steps_per_epoch,
 )
 from .tasks import get_task
 from .teachers import Zoo
@@ -132,6 +133,11 @@ def make(request: Request, zoo: Zoo) -> Plan:
         task, samples = get_task(name), get_task(name).samples(request.data_root)
         if not protocol.holdout < samples:
             raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
+        if not steps_per_epoch(samples, protocol):
+            raise UserError(
+                f"task {name} has {samples - protocol.holdout} training samples here, fewer than a batch of "
+                f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
+            )
         deviations += task.deviations(request.data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
     _check_inputs(pairs, rows, protocol)

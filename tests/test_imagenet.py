@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -24,14 +25,16 @@ from torch import nn
 import kd_methods
 from benchmarks import networks, published_weights
 from benchmarks.cell import Cell, TeacherRef
+from benchmarks.driver import Options, _accuracy_path
 from benchmarks.executors import local
 from benchmarks.networks import NetworkView, build_network
-from benchmarks.plan import make_cell
+from benchmarks.plan import Request, make, make_cell
 from benchmarks.spec import Crops, Optimizer, Protocol, load_protocol
 from benchmarks.store import Store
 from benchmarks.tasks import get_task, imagenet, images
 from benchmarks.tasks.streamed import StreamedImages
 from benchmarks.teachers import Zoo
+from benchmarks.training.study import _identity
 from benchmarks.weights import to_bytes
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
@@ -280,6 +283,18 @@ def test_evaluation_sees_the_middle_of_each_image(tmp_path: Path) -> None:
     assert [len(batch) for batch in data.cleaned(torch.arange(10), 4)] == [4, 4, 2]
 
 
+def test_what_is_known_of_a_teacher_belongs_to_the_size_of_the_images(tmp_path: Path) -> None:
+    """Its accuracy, and what methods prepare from it."""
+    ref = TeacherRef("timm:test_resnet", MEAN, STD, weights="of this test")
+    options = Options(tmp_path, tmp_path, torch.device("cpu"))
+    paths, identities = set(), []
+    for size, workers in ((32, 0), (32, 2), (48, 0)):
+        protocol = recipe(crops=Crops(size=size, test_resize=64, workers=workers))
+        paths.add(_accuracy_path(ref, "files", protocol, options))
+        identities.append(_identity(make_cell(protocol, "files", "kd", "timm:test_vit", 0, ref, {}, {}), ref))
+    assert len(paths) == 2 and identities[0] == identities[1] != identities[2]
+
+
 def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="put folders train and val"):
         imagenet.find(tmp_path)
@@ -444,6 +459,27 @@ def test_each_precision_trains_nearly_the_same(tmp_path: Path) -> None:
     for precision in ("bf16", "fp16"):
         for ours, theirs in zip(runs["fp32"], runs[precision], strict=True):
             assert ours != theirs and all(theirs[name] == pytest.approx(ours[name], rel=0.2) for name in ours), theirs
+
+
+@pytest.mark.slow
+def test_a_compiled_network_computes_the_same() -> None:
+    """Also a copy of it, which has a pass of its own. (Needs a C++ compiler, and takes it a while.)"""
+    view, x = build_network("timm:test_vit", 7, (3, 32, 32)), pixels("timm:test_vit")
+    wanted = view.eval()(x, at=view.units)
+    view.compiles = True
+    for one in (view, copy.deepcopy(view)):
+        found = one(x, at=view.units)
+        for unit in view.units:
+            torch.testing.assert_close(found[unit], wanted[unit], rtol=1e-4, atol=1e-5)
+        one.train()(x).logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in one.parameters())
+        one.eval()
+
+
+def test_fewer_images_than_a_batch_are_refused_where_incomplete_batches_are_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    with pytest.raises(UserError, match="12 training samples here, fewer than a batch of 1024"):
+        make(Request("table3-timm", data_root=tmp_path), Zoo(tmp_path))
 
 
 def test_what_does_not_fit_together_is_said() -> None:

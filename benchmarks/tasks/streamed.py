@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -260,8 +261,7 @@ class StreamedImages(Images):
 
 
 def _quiet(worker: int) -> None:
-    """A worker leaves Ctrl-C to the process that it works for, and computes on one thread."""
-    import signal
-
+    """A worker leaves Ctrl-C to the process that it works for, ends when asked to, and computes on one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

@@ -43,7 +43,8 @@ def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
         "teacher": teacher.identity(),
         "task": cell.task,
         "data": cell.data,
-        "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")},
+        "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")}
+        | {name: cell.protocol[name] for name in ("crops",) if name in cell.protocol},
         "versions": {name: cell.versions[name] for name in versions},
         "plugins": {name: file for name, file in cell.plugins.items() if name in versions},
     }
