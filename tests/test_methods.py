@@ -327,7 +327,7 @@ def test_with_a_transformer_it_works_or_says_why_not(name: str, pair: tuple[str,
 def test_what_reads_vectors_or_maps_works_with_a_transformer():
     for name in (
         "kd", "ofa", "rkd", "crd", "srrl", "itrd", "crd+kd",
-        "block_kd", "at", "nst", "sp", "vid", "mgd", "reviewkd", "semckd", "srrl.map", "ofd", "feature_only",
+        "block_kd", "at", "nst", "sp", "vid", "mgd", "reviewkd", "semckd", "srrl.map", "ofd",
     ):  # fmt: skip
         assert Setup(name, pair=("vit", "resnet8")).losses().total().isfinite()
         assert Setup(name, pair=("resnet8", "vit")).losses().total().isfinite()
