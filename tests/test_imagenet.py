@@ -411,7 +411,11 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"precision": "fp16", "accumulate": 2}, pytest.param({"precision": "bf16"}, marks=pytest.mark.slow)],
+    [
+        {"precision": "fp16", "accumulate": 2},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_killed_in_the_middle_of_an_epoch_and_resumed_to_the_same_bits(tmp_path: Path, changes: dict[str, Any]) -> None:
