@@ -97,7 +97,7 @@ class Crops(Strict):
     In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
     evaluation the short side is resized to ``test_resize`` and the middle cut out. ``auto_augment`` is as timm's
     ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
-    saturation, ``erase`` the probability that a random rectangle is erased.
+    saturation (not in use beside ``auto_augment``, as in timm), ``erase`` the probability that a random rectangle is erased.
     """
 
     size: int = Field(default=224, ge=1)
@@ -111,7 +111,7 @@ class Crops(Strict):
 
     def line(self) -> str:
         """In words, without the flip."""
-        more = f", colour jitter {self.color_jitter:g}" if self.color_jitter else ""
+        more = f", colour jitter {self.color_jitter:g}" if self.color_jitter and not self.auto_augment else ""
         more += f", {self.auto_augment}" if self.auto_augment else ""
         more += f", random erasing {self.erase:g}" if self.erase else ""
         low, high = self.scale

@@ -32,7 +32,7 @@ from benchmarks.plan import Request, make, make_cell
 from benchmarks.spec import Crops, Optimizer, Protocol, load_protocol
 from benchmarks.store import Store
 from benchmarks.tasks import get_task, imagenet, images
-from benchmarks.tasks.streamed import StreamedImages
+from benchmarks.tasks.streamed import StreamedImages, _auto_augment, _posterize, drawing
 from benchmarks.teachers import Zoo
 from benchmarks.training.study import _identity
 from benchmarks.weights import to_bytes
@@ -270,6 +270,17 @@ def test_what_an_image_becomes_depends_on_its_place_alone(tmp_path: Path, augmen
     again = next(iter(alone.batches(0, 2)))
     assert not torch.equal(again.images, whole[0][0])
     assert whole[0][0].dtype == torch.uint8 and whole[0][0].shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original"])
+def test_timms_augmentations_run_at_any_strength(tmp_path: Path, policy: str) -> None:
+    """Posterising to no bits at all, too, which recent versions of Pillow refuse."""
+    transform = _auto_augment(Crops(auto_augment=policy), MEAN)
+    picture = Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8))
+    with drawing(0):
+        for _ in range(1000):
+            transform(picture)
+    assert np.asarray(_posterize(picture, 0)).max() == 0 and np.asarray(_posterize(picture, 1)).max() == 128
 
 
 def test_evaluation_sees_the_middle_of_each_image(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ however many there are; so training goes on in the middle of an epoch to the sam
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from timm.data import auto_augment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -176,11 +177,21 @@ class Decoded(Dataset[tuple[Tensor, int]]):
 def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
     """timm's RandAugment or AutoAugment, its borders filled with the mean colour."""
     fill = {"translate_const": int(crops.size * 0.45), "img_mean": tuple(min(255, round(255 * c)) for c in mean)}
-    make = rand_augment_transform if crops.auto_augment.startswith("rand") else auto_augment_transform
+    random_choice = crops.auto_augment.startswith("rand")
+    make = auto_augment.rand_augment_transform if random_choice else auto_augment.auto_augment_transform
     try:
-        return make(crops.auto_augment, fill)
+        transform = make(crops.auto_augment, fill)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"crops.auto_augment '{crops.auto_augment}': timm does not know it ({error})") from None
+    for operation in transform.ops if random_choice else itertools.chain(*transform.policy):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's; at no bits, which recent versions of Pillow refuse, what it was before: black."""
+    return image.point(lambda value: 0) if bits < 1 else auto_augment.posterize(image, bits)
 
 
 @contextmanager
@@ -261,7 +272,7 @@ class StreamedImages(Images):
 
 
 def _quiet(worker: int) -> None:
-    """A worker leaves Ctrl-C to the process that it works for, ends when asked to, and computes on one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A worker leaves stopping to the process that it works for, with which it ends, and computes on one thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # either may go to all processes at once
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
