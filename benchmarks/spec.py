@@ -97,7 +97,7 @@ class Crops(Strict):
     In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
     evaluation the short side is resized to ``test_resize`` and the middle cut out. ``auto_augment`` is as timm's
     ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
-    saturation (not in use beside ``auto_augment``, as in timm), ``erase`` the probability that a random rectangle is erased.
+    saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
     """
 
     size: int = Field(default=224, ge=1)
