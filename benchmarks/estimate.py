@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,13 @@ def _on_one_task(
     cells: Sequence[Cell], protocol: Protocol, todo: set[str], data_root: Path, device: torch.device
 ) -> Estimate:
     task = get_task(protocol.task)
-    small = _sized(protocol, SMALL_BATCH)
-    small_data = task.open(data_root, small, device)
+
+    @functools.cache
+    def bench_of(batch_size: int) -> Callable[[Cell], Bench]:
+        sized = _sized(protocol, batch_size)
+        data = task.open(data_root, sized, device)
+        return lambda cell: Bench(cell, sized, data)
+
     steps = steps_per_epoch(task.samples(data_root), protocol)
     scale = protocol.batch_size / SMALL_BATCH
 
@@ -79,7 +85,7 @@ def _on_one_task(
         kind = _kind(cell)
         if kind not in work:
             try:
-                work[kind] = _epochs(Bench(cell, small, small_data), scale * steps)
+                work[kind] = _epochs(bench_of(SMALL_BATCH)(cell), scale * steps)
             except UserError:  # the method is not for this pair: a cell that costs nothing
                 work[kind] = Work(0.0, 0.0, 0.0)
         operations[cell.key] = work[kind].teacher + work[kind].own
@@ -92,9 +98,9 @@ def _on_one_task(
         if pair not in rates:
             epoch = work[_kind(members[0])].epoch
             share = TIMED_OPERATIONS * steps / epoch if device.type == "cpu" else 1.0
-            timed = _sized(protocol, min(protocol.batch_size, max(SMALL_BATCH, int(protocol.batch_size * share))))
-            step = Bench(members[0], timed, task.open(data_root, timed, device)).seconds(warm_up=1, timed=3)
-            rates[pair] = steps * step * protocol.batch_size / timed.batch_size / epoch
+            timed = min(protocol.batch_size, max(SMALL_BATCH, int(protocol.batch_size * share)))
+            step = bench_of(timed)(members[0]).seconds(warm_up=1, timed=3)
+            rates[pair] = steps * step * protocol.batch_size / timed / epoch
         counts = [work[_kind(cell)] for cell in members]
         seconds += rates[pair] * (max(c.teacher for c in counts) + sum(c.own for c in counts))
     return Estimate(operations, seconds)

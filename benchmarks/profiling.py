@@ -86,8 +86,8 @@ class Bench:
         """One training step as the loop makes it, the fetching of the batch included."""
         batch = next(self._batches)
         progress = protocol_progress(self.protocol, self.epoch)
-        for rows, part in parts(len(batch), self.protocol.accumulate):
-            piece = batch if part.count == 1 else batch.part(rows)
+        for part in parts(len(batch), self.protocol.accumulate):
+            piece = part.of(batch)
             self.member.step(piece.student(self.member.needs.views), self.teach(piece), (self.epoch, 0), progress, part)
 
     def teach(self, batch: TaskBatch) -> Outputs | None:
@@ -119,8 +119,7 @@ class Bench:
 
         def fetch() -> object:
             batch = next(self._batches)
-            rows, part = next(parts(len(batch), self.protocol.accumulate))
-            at["raw"] = batch if part.count == 1 else batch.part(rows)
+            at["raw"] = next(parts(len(batch), self.protocol.accumulate)).of(batch)
             return at["raw"].student(member.needs.views)
 
         def losses() -> object:
@@ -259,7 +258,7 @@ def _figures(
     with peak_memory(chosen) as memory:
         bench = Bench(cell, protocol, data, prepared)
         seconds = bench.seconds(WARM_UP, timed)
-    batches = endless(data)
+    batches = endless(data)  # other ones than those of the steps, which are loaded ahead
     loading = median_seconds(lambda: next(batches).student(), chosen, WARM_UP, timed)
     by_part: dict[str, int | None] = {}
     for part, run in bench.parts():

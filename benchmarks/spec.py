@@ -220,10 +220,12 @@ class Protocol(Strict):
     @property
     def arithmetic(self) -> str:
         """Precision, accumulation and compilation in words."""
+        compiled = ", compiled" if self.compile else ""
+        if self.accumulate == 1:
+            return f"{self.precision}{compiled}"
         size = self.batch_size // self.accumulate
-        parts = f", each batch in {self.accumulate} parts (batch statistics and relations are those of {size} samples)"
-        parts = parts if self.accumulate > 1 else ""
-        return f"{self.precision}{parts}{', compiled' if self.compile else ''}"
+        parts = f"each batch in {self.accumulate} parts (batch statistics and relations are those of {size} samples)"
+        return f"{self.precision}, {parts}{compiled}"
 
     @property
     def views(self) -> int:

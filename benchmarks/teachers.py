@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
 
+from . import published_weights
 from .cell import TeacherRef
 from .files import read_json, sha256_file, write_bytes, write_json
 from .spec import TABLES, Protocol, read_yaml
@@ -110,8 +111,6 @@ class Zoo:
         """
         if ":" not in name:
             return self.get(name)
-        from . import published_weights
-
         return make_entry(**published_weights.values(name))
 
     def installed(self, network: str, task: str) -> Teacher | None:
@@ -179,7 +178,7 @@ class Zoo:
                     raise UserError(
                         f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}"
                     )
-                if not entry.sha256 and not entry.sources[0].startswith("timm:"):
+                if not entry.sha256 and not entry.sources[0].startswith(published_weights.TIMM):
                     report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
                 weights = load_weights(file)
                 fit(weights, _module(entry, weights), entry.name)
@@ -197,10 +196,8 @@ class Zoo:
             target = folder / f"download{len(fetched)}"
             report(f"fetching {source}")
             try:
-                if source.startswith("timm:"):
-                    from .published_weights import from_timm
-
-                    write_bytes(target, to_bytes(from_timm(source)))
+                if source.startswith(published_weights.TIMM):
+                    write_bytes(target, to_bytes(published_weights.from_timm(source)))
                     return target
                 with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
                     while chunk := answer.read(1 << 20):

@@ -24,6 +24,9 @@ from .patches import as_map
 FIELDS = ("stem", "stages", "preacts", "blocks", "last_map", "pooled")
 """What can be kept of a forward pass besides the logits; see :class:`Layout`."""
 
+MAPS = ("stem", "stages", "preacts", "last_map")
+"""Those of them in which :class:`Outputs` have the tokens of patches as maps."""
+
 
 Inputs = Literal["images", "text", "detection"]
 """What networks read: images of one class each, texts, or images with objects to be found in them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -31,7 +32,7 @@ from benchmarks.networks import NetworkView, build_network
 from benchmarks.plan import Request, make, make_cell
 from benchmarks.spec import Crops, Optimizer, Protocol, load_protocol
 from benchmarks.store import Store
-from benchmarks.tasks import get_task, imagenet, images
+from benchmarks.tasks import get_task, imagenet, images, streamed
 from benchmarks.tasks.streamed import StreamedImages, _auto_augment, _posterize, drawing
 from benchmarks.teachers import Zoo
 from benchmarks.training.study import _identity
@@ -311,8 +312,9 @@ def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
         imagenet.find(tmp_path)
     root = write_images(tmp_path / "a")
     (root / "train" / WNIDS[1] / "2.JPEG").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"2.JPEG is no readable image"):
-        list(opened(root).batches(0, 1))
+    with pytest.raises(UserError, match=r"^/\S*2.JPEG is no readable image \(\w*\); replace it$"):
+        list(opened(root, crops=Crops(workers=2)).batches(0, 1))
+    assert not multiprocessing.active_children()  # at once, not when the error is collected
     (root / "train" / "cats").mkdir()
     with pytest.raises(UserError, match="none of ImageNet's 1,000 classes"):
         imagenet.find(root)
@@ -328,6 +330,30 @@ def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
         get_task("imagenet").samples(archives, download=False)
     with pytest.raises(UserError, match="damaged"):
         imagenet.find(archives)
+
+
+def test_loader_processes_outlive_a_signal_to_all_but_not_for_ever(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streamed, "PATIENCE", 1)
+    data = opened(write_images(tmp_path), crops=Crops(workers=2))
+    whole = [batch.indices for batch in data.batches(0, 1)]
+    batches = data.batches(0, 1)
+    got = [next(batches).indices]
+    children = multiprocessing.active_children()
+    assert children
+    for child in children:
+        child.terminate()
+    assert torch.equal(torch.cat([*got, *(batch.indices for batch in batches)]), torch.cat(whole))
+    assert not multiprocessing.active_children()
+
+    def left_behind() -> None:
+        held.append(data.batches(0, 1))
+        next(held[0])
+
+    held: list[Any] = []
+    process = multiprocessing.get_context("fork").Process(target=left_behind)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode is not None, "a process waits at its end for workers that never end"
 
 
 def test_tiny_imagenet_in_its_official_layout(tmp_path: Path) -> None:

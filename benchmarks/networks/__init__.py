@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
+from kd_methods.modes import modes_kept
 
 from ..files import digest, sha256_file
 from . import detectors, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
@@ -165,10 +166,8 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
 
 def macs(module: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of a forward pass over one input (1, C, H, W), in convolutions and matrix products."""
-    training = module.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with modes_kept(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.eval()(x)
-    module.train(training)
     return counter.get_total_flops() // 2
 
 

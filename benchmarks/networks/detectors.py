@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import FIELDS, Batch, Heads, Layout, Network, Outputs, Pyramid
 from kd_methods.errors import UserError, unknown
+from kd_methods.modes import modes_kept
 
 from . import mmcv_ops
 
@@ -309,12 +310,8 @@ class Detector(Network):
         )
 
     def _nominal(self) -> Sequence[Tensor]:
-        modes = [(module, module.training) for module in self.module.modules()]
-        with torch.no_grad():
-            maps = self.module.eval().extract_feat(torch.zeros(1, 3, NOMINAL, NOMINAL))
-        for module, training in modes:
-            module.training = training
-        return maps
+        with modes_kept(self.module), torch.no_grad():
+            return self.module.eval().extract_feat(torch.zeros(1, 3, NOMINAL, NOMINAL))
 
     def learn(self, inputs: Tensor, samples: Any) -> Lesson:
         """The detector's own training pass.

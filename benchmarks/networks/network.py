@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kd_methods.contract import FIELDS, Layout, Network, Outputs, Tokens
+from kd_methods.contract import FIELDS, MAPS, Layout, Network, Outputs, Tokens
 from kd_methods.errors import UserError, unknown
+from kd_methods.modes import modes_kept
 from kd_methods.patches import as_tokens, map_shape
-
-MAPS = ("stem", "stages", "preacts", "last_map")
-"""Fields of outputs that hold maps, where the network has any."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +189,10 @@ class NetworkView(Network):
         if unit not in self._taps:
             self._index(unit)
         if not self._shapes:
-            modes = [(module, module.training) for module in self.modules()]
-            self.eval()
-            with torch.no_grad():
+            with modes_kept(self), torch.no_grad():
+                self.eval()
                 _, kept = self._run(self.example(), {*self._position, *self._taps})
             self._shapes = {name: _shape(x) for name, x in kept.items()}
-            for module, training in modes:
-                module.training = training
         return self._shapes[unit]
 
     def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kd_methods.adapters import spread
 from kd_methods.contract import Layout, Tokens
 from kd_methods.errors import UserError
+from kd_methods.modes import modes_kept
 
 from .network import Chain, example_text
 
@@ -98,14 +99,12 @@ class Cut:
         """How many values a layer returns, or None for the states alone."""
         found: list[Any] = []
         hook = self.layers[0].register_forward_hook(lambda module, inputs, output: found.append(output))
-        training = self.model.training
         try:
-            with torch.no_grad():
+            with modes_kept(self.model), torch.no_grad():
                 self.model.eval()
                 self._call(example_text(2, LENGTH, self.model.device))
         finally:
             hook.remove()
-            self.model.train(training)
         return len(found[0]) if isinstance(found[0], tuple) else None
 
     def _call(self, x: Tensor) -> Tensor:
@@ -200,16 +199,15 @@ def check(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: they do not: its layers are not all there is between embeddings and head.
     """
-    cut, training = Cut(model), model.training
+    cut = Cut(model)
     x = example_text(2, LENGTH, model.device)
     x[1, 1, LENGTH // 2 :] = 0
-    model.eval()
-    with torch.no_grad():
+    with modes_kept(model), torch.no_grad():
+        model.eval()
         whole = cut._call(x)
         y: Any = x
         for _, run in chain(model).units:
             y = run(y)
-    model.train(training)
     if not torch.allclose(whole, y, rtol=1e-4, atol=1e-5):
         raise UserError(f"{type(model).__name__} cannot be cut at its layers; use an encoder built like BERT")
     return model

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from kd_methods.adapters import spread
 from kd_methods.contract import Layout
 from kd_methods.errors import UserError, unknown
+from kd_methods.modes import modes_kept
 
 from .network import Chain
 
@@ -91,9 +92,8 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn
 def _fitting(module: nn.Module, size: tuple[int, ...], name: str) -> Tensor:
     """Two empty images, on which the network has run."""
     x = torch.zeros(2, *size)
-    training = module.training
     try:
-        with torch.no_grad():
+        with modes_kept(module), torch.no_grad():
             module.eval()(x)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -101,7 +101,6 @@ def _fitting(module: nn.Module, size: tuple[int, ...], name: str) -> Tensor:
             f"network '{name}' does not run on images of {size[1]}x{size[2]} ({reason}); "
             f"{name.partition('@')[0]}@SIZE resizes them"
         ) from None
-    module.train(training)
     return x
 
 
@@ -223,12 +222,8 @@ class _Tracer(fx.Tracer):
 
 def _traced(module: nn.Module, through: Callable[[nn.Module, str], bool]) -> tuple[list[fx.Node], list[fx.Node]]:
     """Nodes of the pass in each of the modes; the same ones where the modes do the same."""
-    training = module.training
-    graphs = []
-    for mode in _MODES:
-        module.train(mode)
-        graphs.append(_Tracer(through).trace(_Called(module)))
-    module.train(training)
+    with modes_kept(module):
+        graphs = [_Tracer(through).trace(_Called(module.train(mode))) for mode in _MODES]
     for graph in graphs:
         for node in graph.nodes:
             if node.kwargs.get("inplace"):  # a kept output would change under its reader
@@ -397,9 +392,8 @@ def _shapes(module: nn.Module, parts: list[_Unit], x: Tensor) -> list[tuple[int,
     """Shape of each part's output without the batch; parts that swap dimensions or write are marked as such."""
     swaps = str(getattr(module, "output_fmt", "")).endswith("NHWC")
     shapes = []
-    training = module.training
-    module.eval()
-    with torch.no_grad():
+    with modes_kept(module), torch.no_grad():
+        module.eval()
         for i, part in enumerate(parts):
             version = x._version
             out = _run(module, part, x)
@@ -407,7 +401,6 @@ def _shapes(module: nn.Module, parts: list[_Unit], x: Tensor) -> list[tuple[int,
             parts[i] = replace(part, swapped=swapped, writes=x._version != version)
             shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if swapped[1] else out.shape[1:]))
             x = out
-    module.train(training)
     return shapes
 
 
@@ -502,7 +495,7 @@ def _inner(module: nn.Module, unit: _Unit) -> list[fx.Node]:
         nodes, other = _traced(block, lambda child, path: _composite(child))
     except Exception:  # as above: it stays whole
         return []
-    if nodes is not other and [n.format_node() for n in nodes] != [n.format_node() for n in other]:
+    if nodes != other:
         return []
     for node in nodes:
         if node.op in ("call_module", "get_attr"):

@@ -11,7 +11,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from .images import ImageTask, Split
+from .images import ImageTask, Split, picture
 
 SIZE = 32
 
@@ -26,11 +26,8 @@ def load(folder: Path, size: int, root: Path, download: bool) -> tuple[Split, Sp
     from torchvision.datasets import ImageFolder
 
     def read(path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-        except OSError as error:
-            raise UserError(f"{path} is no readable image ({type(error).__name__}); replace or remove it") from None
+        image = picture(path, "replace or remove it")
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
     parts = []
     for names in (("train",), ("test", "val")):

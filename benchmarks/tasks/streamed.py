@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,18 +24,21 @@ import torch
 from PIL import Image
 from timm.data import auto_augment
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, v2
 
 from kd_methods.errors import UserError
 
 from ..spec import Crops, Protocol
 from ..training.seeding import derive, held_out
-from .images import ImageBatch, Images, differing, noisy
+from .images import ImageBatch, Images, differing, noisy, picture
 
 EVAL_BATCH = 128
 PREFETCH = 4
 """Batches that each worker is ahead."""
+
+PATIENCE = 60
+"""Seconds that a worker goes on after a SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,14 @@ class _Requests:
         return map(self.make, range(self.count))
 
 
+@dataclass(frozen=True)
+class Failed:
+    """What stopped a worker: a line for the user, or a traceback of ours."""
+
+    text: str
+    expected: bool
+
+
 class Decoded(Dataset[tuple[Tensor, int]]):
     """Images as uint8 (H, W, C) with their labels, by :class:`Request`."""
 
@@ -160,18 +172,26 @@ class Decoded(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int]:
         files = self.splits[request.test]
-        path = files.root / files.paths[request.index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            raise UserError(f"{path} is no readable image ({type(error).__name__}); replace it") from None
+        image = picture(files.root / files.paths[request.index], "replace it")
         if request.seed is None:
             pixels = self.clean(image)
         else:
             with drawing(derive(request.seed, request.place)):
                 pixels = self.augmented(image)
         return pixels.permute(1, 2, 0).contiguous(), int(files.labels[request.index])
+
+    def __getitems__(self, requests: list[Request]) -> list[tuple[Tensor, int]] | Failed:
+        """A batch, as a worker hands it over; it raises nothing.
+
+        torch keeps an error of a worker in a cycle with the workers' queues, and the collector that finds it closes
+        the queues before it ends the workers through them.
+        """
+        try:
+            return [self[request] for request in requests]
+        except UserError as error:
+            return Failed(str(error), expected=True)
+        except Exception:
+            return Failed(traceback.format_exc(), expected=False)
 
 
 def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
@@ -260,6 +280,7 @@ class StreamedImages(Images):
         loader: Iterable[tuple[Tensor, Tensor]] = DataLoader(
             self.images,
             batch_sampler=_Requests(count, wanted),  # type: ignore[arg-type]
+            collate_fn=_collated,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             # Named, since a process that measures costs would else start each worker with an import of torch.
@@ -267,12 +288,23 @@ class StreamedImages(Images):
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_quiet if workers else None,
         )
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, Failed):
+                raise UserError(batch.text) if batch.expected else RuntimeError(f"a loader process:\n{batch.text}")
+            images, labels = batch
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
+def _collated(found: list[tuple[Tensor, int]] | Failed) -> Any:
+    return found if isinstance(found, Failed) else default_collate(found)
+
+
 def _quiet(worker: int) -> None:
-    """A worker leaves stopping to the process that it works for, with which it ends, and computes on one thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # either may go to all processes at once
-        signal.signal(number, signal.SIG_IGN)
+    """A worker leaves stopping to the process that it works for, and computes on one thread.
+
+    Either signal may go to all processes at once. SIGTERM is also how Python ends workers at its own exit: so it is
+    heeded, but after the time that the last steps may take.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(PATIENCE))
     torch.set_num_threads(1)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from kd_methods.errors import UserError
 
-from .images import ImageTask, Split
+from .images import ImageTask, Split, picture
 
 FOLDER = "tiny-imagenet-200"
 SIZE = 64
@@ -53,11 +52,7 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path} is no readable image ({type(error).__name__}); unpack the archive again") from None
+    pixels = np.asarray(picture(path, "unpack the archive again"))
     if pixels.shape != (SIZE, SIZE, 3):
         raise UserError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, not {SIZE}x{SIZE}; unpack the archive again")
     return pixels

@@ -124,8 +124,8 @@ def train(
             member.start_epoch(epoch)
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
             due = [member for member in here if member in active and member.position <= (epoch, step)]
-            for rows, part in parts(len(batch), protocol.accumulate):
-                inputs, kept = _shared(batch, rows, part, teacher, due)
+            for part in parts(len(batch), protocol.accumulate):
+                inputs, kept = _shared(batch, part, teacher, due)
                 stamp = _stamp(inputs, kept)
                 for member in due:
                     if member not in active:
@@ -138,7 +138,7 @@ def train(
                             member.check_finite()
                     if _stamp(inputs, kept) != stamp:  # the others get what they would have got
                         batch = next(iter(data.batches(seed, epoch, step)))
-                        inputs, kept = _shared(batch, rows, part, teacher, due)
+                        inputs, kept = _shared(batch, part, teacher, due)
                         stamp = _stamp(inputs, kept)
             for member in due:
                 if member in active:
@@ -166,14 +166,13 @@ def train(
 
 
 def _shared(
-    batch: TaskBatch, rows: slice, part: Part, teacher: SharedTeacher | None, members: Sequence[Member]
+    batch: TaskBatch, part: Part, teacher: SharedTeacher | None, members: Sequence[Member]
 ) -> tuple[Batch, Outputs | None]:
     """What a group shares of some samples of a batch: the inputs, and the teacher's outputs."""
-    whole = part.count == 1
-    batch = batch if whole else batch.part(rows)
-    kept = teacher.outputs(batch, members) if teacher else None
-    inputs = batch.student(views(members))
-    return (inputs if whole else replace(inputs, whole=False)), kept
+    own = part.of(batch)
+    kept = teacher.outputs(own, members) if teacher else None
+    inputs = own.student(views(members))
+    return (inputs if own is batch else replace(inputs, whole=False)), kept
 
 
 def protocol_progress(protocol: Protocol, epoch: int) -> Progress:

@@ -14,16 +14,16 @@ from kd_methods.contract import Losses
 from kd_methods.errors import UserError
 
 from ..spec import Optimizer
+from ..tasks import TaskBatch
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part of a batch stands among all ``count``, its ``share`` of the samples, the size of the least part."""
+    """One of ``count`` parts of a batch of ``size`` samples, about equally many in each."""
 
     index: int = 0
     count: int = 1
-    share: float = 1.0
-    least: int = 0
+    size: int = 0
 
     @property
     def first(self) -> bool:
@@ -33,16 +33,33 @@ class Part:
     def last(self) -> bool:
         return self.index == self.count - 1
 
+    @property
+    def rows(self) -> slice:
+        """Which samples of the batch these are."""
+        return slice(self.size * self.index // self.count, self.size * (self.index + 1) // self.count)
+
+    @property
+    def share(self) -> float:
+        """Of the batch's samples."""
+        return (self.rows.stop - self.rows.start) / self.size
+
+    @property
+    def least(self) -> int:
+        """Samples in the smallest part."""
+        return self.size // self.count
+
+    def of(self, batch: TaskBatch) -> TaskBatch:
+        """The samples of this part, of the only part the batch itself."""
+        return batch if self.count == 1 else batch.part(self.rows)
+
 
 WHOLE = Part()
 
 
-def parts(size: int, count: int) -> Iterator[tuple[slice, Part]]:
-    """The samples of each of ``count`` parts of a batch, about equally many; never more parts than samples."""
+def parts(size: int, count: int) -> Iterator[Part]:
+    """``count`` parts of a batch; never more than it has samples."""
     count = min(count, size)
-    for i in range(count):
-        rows = slice(size * i // count, size * (i + 1) // count)
-        yield rows, Part(i, count, (rows.stop - rows.start) / size, size // count)
+    return (Part(i, count, size) for i in range(count))
 
 
 class Descent(Interface):

@@ -8,6 +8,7 @@ import torch
 
 from ..contract import Network
 from ..errors import UserError
+from ..modes import modes_kept
 
 Shape = tuple[int, ...]
 
@@ -34,10 +35,7 @@ def only_pools(network: Network) -> bool:
     weight = next(network.module.parameters())
     if weight.is_meta:  # shapes are all that there is to see
         return True
-    modes = {module: module.training for module in network.modules()}
     x = torch.linspace(0, 1, 2 * math.prod(shape)).to(weight).view(2, *shape)
-    with torch.no_grad():
+    with modes_kept(network), torch.no_grad():
         pooled = network.eval().resume(layout.last_map, x, until=layout.pooled)
-    for module, training in modes.items():
-        module.training = training
     return bool(torch.allclose(pooled, x.mean((2, 3)), atol=1e-4))
