@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from benchmarks.cli import words
 
 if TYPE_CHECKING:
     from benchmarks.suite import Suite
+
+GROUP = "student,kd,dkd,dist,at,sp,pkt,rkd,fitnet,block_kd.lite"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,12 +23,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.addoption("--batch-size", default=64, type=int, help="images per training step")
     group.addoption("--rounds", default=5, type=int, help="timed training steps, after two to warm up")
+    group.addoption("--group", default=GROUP, help="methods that the loop trains in one group, comma-separated")
+    group.addoption("--precisions", default="fp32", help="in which the loop is measured: fp32, tf32, bf16, fp16")
+    group.addoption("--workers", default=2, type=int, help="processes that load images for the baseline's loop")
+    group.addoption("--task", default="synthetic", help="synthetic (images of CIFAR-100's shape) or cifar100")
+    group.addoption("--data-root", default=os.environ.get("KDBENCH_DATA", "data"), help="where cifar100 is")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """A file of measurements may be published; the machine's name in its network is nobody's business."""
+    machine_info.pop("node", None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     if "pair" in metafunc.fixturenames:
         metafunc.parametrize("pair", words(option("--pairs")))
+    if "precision" in metafunc.fixturenames:
+        metafunc.parametrize("precision", words(option("--precisions")))
     if "method" in metafunc.fixturenames:
         from kd_methods import registry
 
@@ -37,10 +54,22 @@ def suite(request: pytest.FixtureRequest) -> Suite:
     from benchmarks.suite import Suite
 
     option = request.config.getoption
-    return Suite(option("--device"), option("--batch-size"))
+    return Suite(option("--device"), option("--batch-size"), option("--task"), Path(option("--data-root")))
 
 
 @pytest.fixture(scope="session")
 def rounds(request: pytest.FixtureRequest) -> int:
     """How many steps are timed."""
     return request.config.getoption("--rounds")
+
+
+@pytest.fixture(scope="session")
+def group(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Methods of one group."""
+    return tuple(words(request.config.getoption("--group")))
+
+
+@pytest.fixture(scope="session")
+def workers(request: pytest.FixtureRequest) -> int:
+    """Loader processes of the baseline's loop."""
+    return request.config.getoption("--workers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -15,6 +16,8 @@ import torch
 from kd_methods.errors import UserError
 
 from .spec import ROOT
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
 def device(name: str) -> torch.device:
@@ -34,9 +37,26 @@ def device(name: str) -> torch.device:
     if chosen.type == "cuda":
         # The protocols say fp32, and mean it: TensorFloat-32 keeps 10 bits of the mantissa.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if chosen.type == "cpu":
+        _keep_memory()
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return chosen
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Freed memory stays with this process, where the C library is glibc.
+
+    Else glibc gives every tensor above 32 MiB back at once, and the next step faults its pages in again one by one.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 2**26)
 
 
 @functools.cache

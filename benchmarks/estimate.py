@@ -72,7 +72,7 @@ def _on_one_task(
     def bench_of(batch_size: int) -> Callable[[Cell], Bench]:
         sized = _sized(protocol, batch_size)
         data = task.open(data_root, sized, device)
-        return lambda cell: Bench(cell, sized, data)
+        return lambda cell: Bench([cell], sized, data)
 
     steps = steps_per_epoch(task.samples(data_root), protocol)
     scale = protocol.batch_size / SMALL_BATCH

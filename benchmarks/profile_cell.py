@@ -26,7 +26,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
     Raises:
         UserError: an unknown method or pair, or a method that is not made for the pair.
     """
-    bench = suite.bench(method, pair)
+    bench = suite.bench(pair, method)
     bench.seconds(WARM_UP, 1)
     split = bench.split(ROUNDS)
     folder = output / "profiles"

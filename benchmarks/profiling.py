@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_methods.contract import Outputs
+from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
 
 from . import plugins
@@ -30,7 +30,7 @@ from .spec import Protocol
 from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
 from .training.arithmetic import autocast
-from .training.loop import SharedTeacher, protocol_progress
+from .training.loop import SharedTeacher, protocol_progress, shared
 from .training.member import Member
 from .training.optimizers import parts
 from .training.study import NotKept, TeacherStudy
@@ -38,7 +38,7 @@ from .training.study import NotKept, TeacherStudy
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
 
-SCHEMA = 2
+SCHEMA = 3
 """Part of every cost's key. Raised when a change makes steps faster or smaller."""
 
 
@@ -54,45 +54,48 @@ def cost_key(cell: Cell, machine: str) -> str:
 
 
 class Bench:
-    """One cell set up to make steps outside the loop, on real batches and a teacher of random weights.
+    """Cells of one group set up to make steps outside the loop, on real batches and a teacher of random weights.
 
-    What its method prepares is taken from ``prepared`` where it is kept there, and else stays a stand-in.
+    What their methods prepare is taken from ``prepared`` where it is kept there, and else stays a stand-in.
     """
 
-    def __init__(self, cell: Cell, protocol: Protocol, data: TaskData, prepared: Path | None = None) -> None:
+    def __init__(self, cells: Sequence[Cell], protocol: Protocol, data: TaskData, prepared: Path | None = None) -> None:
         self.protocol, self.data = protocol, data
         self.teacher: SharedTeacher | None = None
         network: NetworkView | None = None
-        if cell.teacher:
-            network = data.build(cell.teacher.network).requires_grad_(False).eval()
-            self.teacher = SharedTeacher(network, (cell.teacher.mean, cell.teacher.std), protocol)
-        run = Run(Path(tempfile.gettempdir()))
-        study = None
-        if prepared and cell.teacher and network:
-            study = TeacherStudy.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
-        try:
-            self.member = Member(cell, protocol, data, network, run, study)
-        except NotKept:
-            self.member = Member(cell, protocol, data, network, run)
+        if ref := next((cell.teacher for cell in cells if cell.teacher), None):
+            network = data.build(ref.network).requires_grad_(False).eval()
+            self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
+        self.members = [_member(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells]
         self.go_to(1)
         self._batches = endless(data)
+
+    @property
+    def member(self) -> Member:
+        """The first cell."""
+        return self.members[0]
+
+    @property
+    def progress(self) -> Progress:
+        return protocol_progress(self.protocol, self.epoch)
 
     def go_to(self, epoch: int) -> None:
         """Make the steps of this epoch from now on: from 1 those of the training proper, before it of first phases."""
         self.epoch = epoch
-        self.member.start_epoch(epoch)
+        for member in self.members:
+            member.start_epoch(epoch)
 
     def step(self) -> None:
-        """One training step as the loop makes it, the fetching of the batch included."""
+        """One training step of every cell as the loop makes it, the fetching of the batch included."""
         batch = next(self._batches)
-        progress = protocol_progress(self.protocol, self.epoch)
         for part in parts(len(batch), self.protocol.accumulate):
-            piece = part.of(batch)
-            self.member.step(piece.student(self.member.needs.views), self.teach(piece), (self.epoch, 0), progress, part)
+            inputs, kept = shared(batch, part, self.teacher, self.members)
+            for member in self.members:
+                member.step(inputs, kept, (self.epoch, 0), self.progress, part)
 
     def teach(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
-        return self.teacher.outputs(batch, [self.member]) if self.teacher else None
+        return self.teacher.outputs(batch, self.members) if self.teacher else None
 
     def split(self, timed: int) -> dict[str, float]:
         """Median seconds of each of ``PARTS``, every one awaited on the device before the next begins."""
@@ -107,11 +110,11 @@ class Bench:
         return {part: statistics.median(values) for part, values in times.items()}
 
     def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """One training step in pieces, in order, each to be run before the next is asked for.
+        """One training step of the first cell in pieces, in order, each to be run before the next is asked for.
 
         Where gradients are accumulated it is a step on one part of the batch.
         """
-        member, progress = self.member, protocol_progress(self.protocol, self.epoch)
+        member = self.member
         at: dict[str, Any] = {}
 
         def keep(name: str, make: Callable[[], object]) -> Callable[[], object]:
@@ -124,7 +127,7 @@ class Bench:
 
         def losses() -> object:
             with autocast(self.protocol, self.data.device):
-                return member.losses(at["student"], at["teacher"], at["batch"], progress).total()
+                return member.losses(at["student"], at["teacher"], at["batch"], self.progress).total()
 
         def forward() -> object:
             with autocast(self.protocol, self.data.device):
@@ -152,6 +155,19 @@ class Bench:
     def seconds(self, warm_up: int, timed: int) -> float:
         """Median seconds of a step."""
         return median_seconds(self.step, self.data.device, warm_up, timed)
+
+
+def _member(
+    cell: Cell, protocol: Protocol, data: TaskData, network: NetworkView | None, prepared: Path | None
+) -> Member:
+    run = Run(Path(tempfile.gettempdir()))
+    study = None
+    if prepared and cell.teacher and network:
+        study = TeacherStudy.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
+    try:
+        return Member(cell, protocol, data, network, run, study)
+    except NotKept:
+        return Member(cell, protocol, data, network, run)
 
 
 def _conv_backward_flops(
@@ -256,7 +272,7 @@ def _figures(
     chosen = choose(device)
     data = get_task(protocol.task).open(data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
-        bench = Bench(cell, protocol, data, prepared)
+        bench = Bench([cell], protocol, data, prepared)
         seconds = bench.seconds(WARM_UP, timed)
     batches = endless(data)  # other ones than those of the steps, which are loaded ahead
     loading = median_seconds(lambda: next(batches).student(), chosen, WARM_UP, timed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from kd_methods import registry
@@ -11,6 +12,7 @@ from . import networks
 from .cell import Cell, TeacherRef
 from .environment import describe
 from .environment import device as choose
+from .networks import NetworkView
 from .plan import make_cell
 from .profiling import Bench
 from .spec import load_protocol, pair_settings
@@ -26,15 +28,27 @@ class Suite:
     Args:
         device: auto, cpu, cuda or cuda:N.
         batch_size: images per training step; 0 for the recipe's.
+        task: another one with images of 32x32, found below ``data_root``.
     """
 
-    def __init__(self, device: str = "auto", batch_size: int = 0) -> None:
+    def __init__(self, device: str = "auto", batch_size: int = 0, task: str = TASK, data_root: Path = Path()) -> None:
         usual = load_protocol(RECIPE)
-        update = {"task": TASK, "batch_size": batch_size or usual.batch_size, "second_view": "randaugment"}
+        update = {"task": task, "batch_size": batch_size or usual.batch_size, "second_view": "randaugment"}
         self.protocol = usual.model_copy(update=update)
         self.device = choose(device)
-        self.data = get_task(TASK).open(Path(), self.protocol, self.device)
+        self.data = get_task(task).open(data_root, self.protocol, self.device)
         self.machine = describe(self.device)
+
+    def in_precision(self, precision: str) -> Suite:
+        """The same with networks that compute in another precision."""
+        other = copy.copy(self)
+        other.protocol = self.protocol.model_copy(update={"precision": precision})
+        return other
+
+    def teacher(self, pair: str) -> NetworkView:
+        """A frozen teacher of a pair, of random weights, as :func:`benchmarks.networks.build_network` makes it."""
+        network = networks.build_network(pair.partition("-")[0], self.data.info.num_classes, self.data.input_shape)
+        return network.to(self.device).requires_grad_(False).eval()
 
     def cell(self, method: str, pair: str) -> Cell:
         """The cell of a method on a pair, with the settings that are published for it.
@@ -50,12 +64,12 @@ class Suite:
         needed = registry.get(method).needs_teacher
         ref = TeacherRef(teacher, self.protocol.mean, self.protocol.std, weights="none") if needed else None
         values = dict(pair_settings(method, pair, RECIPE))
-        return make_cell(self.protocol, TASK, method, student, 0, ref, values, {})
+        return make_cell(self.protocol, self.protocol.task, method, student, 0, ref, values, {})
 
-    def bench(self, method: str, pair: str) -> Bench:
-        """A method on a pair, ready to make steps.
+    def bench(self, pair: str, *methods: str) -> Bench:
+        """Methods on a pair, in one group, ready to make steps.
 
         Raises:
             UserError: as :meth:`cell`, or the method is not made for the pair.
         """
-        return Bench(self.cell(method, pair), self.protocol, self.data)
+        return Bench([self.cell(method, pair) for method in methods], self.protocol, self.data)

@@ -28,7 +28,7 @@ REFERENCE = "kd"
 @pytest.fixture
 def bench(suite: Suite, method: str, pair: str) -> Bench:
     try:
-        return suite.bench(method, pair)
+        return suite.bench(pair, method)
     except UserError as error:
         pytest.skip(str(error))
 
@@ -36,7 +36,7 @@ def bench(suite: Suite, method: str, pair: str) -> Bench:
 @pytest.fixture(scope="session")
 def references(suite: Suite) -> Callable[[str], Bench]:
     """The reference method on a pair, set up once."""
-    return functools.cache(lambda pair: suite.bench(REFERENCE, pair))
+    return functools.cache(lambda pair: suite.bench(pair, REFERENCE))
 
 
 def in_turn(own: Bench, reference: Bench, rounds: int) -> float:

@@ -37,7 +37,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure_is_there_and_adds_up(costs: Path):
-    methods = suite.read(costs)["resnet14-resnet8"]
+    methods = suite.read(costs).pairs["resnet14-resnet8"]
     assert list(methods) == ["student", "kd", "simkd", "mlld"]
     for name, found in methods.items():
         facts = found.facts
@@ -89,7 +89,7 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
     torch.set_num_threads(1)
     found = []
     for whole in (True, False):
-        bench = Bench(make_cell(protocol, "", "student", "resnet8", 0, None, {}, {}), protocol, data)
+        bench = Bench([make_cell(protocol, "", "student", "resnet8", 0, None, {}, {})], protocol, data)
         for _ in range(2):
             if whole:
                 bench.step()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.files import write_bytes, write_text
-from benchmarks.report import latex, markdown
+from benchmarks.report import latex, loop, markdown
 from benchmarks.report.cost import count
 from benchmarks.report.model import PARTS
 from benchmarks.report.sheet import MISSING, TIMES, Cell, Line, Sentence, Sheet
@@ -32,13 +32,23 @@ class Measured:
 
 
 Pairs = dict[str, dict[str, Measured]]
+Facts = Mapping[str, Any]
 
 
-def read(path: Path) -> Pairs:
-    """Measurements by pair and method, in the order of the file.
+@dataclass(frozen=True)
+class Measurements:
+    """What a file holds: methods by pair, and the facts of the loop and of groups' memory, in the order of the file."""
+
+    pairs: Pairs
+    loops: list[Facts]
+    memories: list[Facts]
+
+
+def read(path: Path) -> Measurements:
+    """What the benchmark suites wrote.
 
     Raises:
-        UserError: the file is missing, no benchmark's, or holds no training step.
+        UserError: the file is missing, no benchmark's, or holds neither a training step nor the loop.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
@@ -47,6 +57,19 @@ def read(path: Path) -> Pairs:
             f"{path} is no file of pytest-benchmark ({type(error).__name__}); write one with: "
             f"pytest benchmarks/ --benchmark-only --benchmark-json {path}"
         ) from None
+    loops, memories = (
+        [entry["extra_info"] for entry in entries if entry["extra_info"].get("kind") == kind]
+        for kind in ("loop", "group memory")
+    )
+    found = Measurements(_pairs(entries), loops, memories)
+    if not found.pairs and not found.loops:
+        raise UserError(
+            f"{path} holds no training step; run: pytest benchmarks/ --benchmark-only --benchmark-json {path}"
+        )
+    return found
+
+
+def _pairs(entries: list[dict[str, Any]]) -> Pairs:
     inference: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for entry in entries:
         facts = entry["extra_info"]
@@ -61,28 +84,21 @@ def read(path: Path) -> Pairs:
             # What deploys the plain student has no measurement of its own.
             own = inference.get((pair, method)) or inference.get((pair, "student"), {})
             found.setdefault(pair, {})[method] = Measured(facts, entry["stats"]["median"], own)
-    if not found:
-        raise UserError(
-            f"{path} holds no training step; run: pytest benchmarks/ --benchmark-only --benchmark-json {path}"
-        )
     return found
 
 
-def write(pairs: Pairs, folder: Path, accuracy: Path | None = None) -> list[Path]:
-    """Write table6-PAIR as .tex, .md and the plots into ``folder``, each whole or not at all.
+def write(found: Measurements, folder: Path, accuracy: Path | None = None) -> list[Path]:
+    """Write table6-PAIR and table6-loop as .tex and .md, and plots, into ``folder``, each whole or not at all.
 
     Args:
-        pairs: what :func:`read` gave.
+        found: what :func:`read` gave.
         folder: where to.
         accuracy: a table's .csv; then accuracy is plotted against cost for the pairs that it has.
     """
-    files = []
-    for pair, methods in pairs.items():
-        page, stem = sheet(pair, methods), folder / f"table6-{pair}"
-        contents = {".tex": latex.render(page), ".md": markdown.render(page)}
-        for suffix, text in contents.items():
-            files.append(stem.with_name(stem.name + suffix))
-            write_text(files[-1], text)
+    files = _write_page(loop.sheet(found.loops, found.memories), folder) if found.loops else []
+    for pair, methods in found.pairs.items():
+        files += _write_page(sheet(pair, methods), folder)
+        stem = folder / f"table6-{pair}"
         pictures = {"-split.png": _split_plot(pair, methods), "-memory.png": _memory_plot(pair, methods)}
         if accuracy and (points := accuracies(accuracy, pair, methods)):
             pictures["-accuracy.png"] = _accuracy_plot(pair, methods, points)
@@ -90,6 +106,15 @@ def write(pairs: Pairs, folder: Path, accuracy: Path | None = None) -> list[Path
             files.append(stem.with_name(stem.name + suffix))
             write_bytes(files[-1], picture)
     return files
+
+
+def _write_page(page: Sheet, folder: Path) -> list[Path]:
+    stem = folder / page.name
+    contents = {".tex": latex.render(page), ".md": markdown.render(page)}
+    files = {stem.with_name(stem.name + suffix): text for suffix, text in contents.items()}
+    for file, text in files.items():
+        write_text(file, text)
+    return list(files)
 
 
 HEADS = (

@@ -273,9 +273,9 @@ def differing(name: str, official: tuple[int, ...], found: tuple[int, ...]) -> t
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
-    """(B, H, W, C) uint8 to (B, C, H, W) float, channels_last: (x / 255 - mean) / std."""
+    """(B, H, W, C) uint8 to (B, C, H, W) of the default type, channels_last: (x / 255 - mean) / std."""
     mean, std = (torch.tensor(values, device=images.device) for values in normalisation)
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+    return images.to(torch.get_default_dtype()).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def augment(

@@ -125,7 +125,7 @@ def train(
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
             due = [member for member in here if member in active and member.position <= (epoch, step)]
             for part in parts(len(batch), protocol.accumulate):
-                inputs, kept = _shared(batch, part, teacher, due)
+                inputs, kept = shared(batch, part, teacher, due)
                 stamp = _stamp(inputs, kept)
                 for member in due:
                     if member not in active:
@@ -138,7 +138,7 @@ def train(
                             member.check_finite()
                     if _stamp(inputs, kept) != stamp:  # the others get what they would have got
                         batch = next(iter(data.batches(seed, epoch, step)))
-                        inputs, kept = _shared(batch, part, teacher, due)
+                        inputs, kept = shared(batch, part, teacher, due)
                         stamp = _stamp(inputs, kept)
             for member in due:
                 if member in active:
@@ -165,7 +165,7 @@ def train(
                 report(member, "done")
 
 
-def _shared(
+def shared(
     batch: TaskBatch, part: Part, teacher: SharedTeacher | None, members: Sequence[Member]
 ) -> tuple[Batch, Outputs | None]:
     """What a group shares of some samples of a batch: the inputs, and the teacher's outputs."""

@@ -1,0 +1,105 @@
+"""The loop beside the field's usual one and beside what the machine can do, and what a group of cells holds in memory.
+
+pytest benchmarks/test_loop.py --benchmark-only --pairs resnet56-resnet20,resnet32x4-resnet8x4 --precisions fp32,bf16
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks import limits
+from benchmarks.baseline_loop import BaselineLoop
+from benchmarks.profiling import synchronise
+from benchmarks.suite import Suite
+
+ALONE = "kd"
+STEPS = 10
+"""Steps of one cell in each turn; a group makes as many in all its cells together."""
+
+
+@contextmanager
+def loading(loop: BaselineLoop) -> Iterator[Callable[[], object]]:
+    """Steps of the baseline, whose loader's processes live as long as the context."""
+    batches = loop.batches()
+    try:
+        yield lambda: loop.step(*next(batches))
+    finally:
+        batches.close()
+
+
+def test_loop(
+    benchmark: Any, suite: Suite, pair: str, precision: str, group: tuple[str, ...], workers: int, rounds: int
+) -> None:
+    """Seconds per cell and step of the baseline in fp32, of ours alone and in a group, in turns: machines are noisy."""
+    suite = suite.in_precision(precision)
+    baseline = BaselineLoop(suite.cell(ALONE, pair), suite.protocol, suite.data, suite.teacher(pair), workers)
+    alone, together = suite.bench(pair, ALONE), suite.bench(pair, *group)
+
+    def seconds(step: Callable[[], object], count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            step()
+        synchronise(suite.device)
+        return (time.perf_counter() - start) / count
+
+    turns: list[dict[str, float]] = []
+    grouped = max(1, STEPS // len(group))
+    with loading(baseline) as theirs:
+        for step in (theirs, alone.step, together.step):
+            seconds(step, 2)
+        for _ in range(rounds):
+            fastest = max(limits.fastest(suite.device).values())
+            turns.append(
+                {
+                    "baseline": seconds(theirs, STEPS),
+                    "alone": seconds(alone.step, STEPS),
+                    "group": seconds(together.step, grouped) / len(group),
+                    "fastest": fastest,
+                }
+            )
+    benchmark.group = f"loop, {pair}"
+    benchmark.pedantic(together.step, rounds=1)
+    needed = limits.needed(alone)
+    benchmark.extra_info.update(
+        kind="loop",
+        pair=pair,
+        precision=precision,
+        batch_size=suite.protocol.batch_size,
+        task=suite.data.protocol.task,
+        method=ALONE,
+        group=list(group),
+        loader_processes=workers,
+        turns=turns,
+        ratios={name: _spread([turn["baseline"] / turn[name] for turn in turns]) for name in ("alone", "group")},
+        operations=needed,
+        share_of_fastest=_spread([needed / turn["alone"] / turn["fastest"] for turn in turns]),
+        fastest_fp32=limits.fastest(suite.device),
+        operators=limits.operators(alone),
+        machine=suite.machine,
+    )
+
+
+def _spread(values: list[float]) -> list[float]:
+    """Least, median and greatest."""
+    return [min(values), statistics.median(values), max(values)]
+
+
+def test_group_memory(benchmark: Any, suite: Suite, pair: str, group: tuple[str, ...]) -> None:
+    """A group holds the teacher with its kept outputs, its cells, and the activations of one student at a time."""
+    bench = suite.bench(pair, *group)
+    found = limits.memory(bench)
+    benchmark.group = f"loop, {pair}"
+    benchmark.pedantic(bench.step, rounds=1)
+    benchmark.extra_info.update(
+        kind="group memory",
+        pair=pair,
+        group=list(group),
+        batch_size=suite.protocol.batch_size,
+        bytes={**vars(found), "bound": found.bound},
+        machine=suite.machine,
+    )
+    assert found.peak <= found.bound, "something of a cell outlives its step"
