@@ -39,25 +39,22 @@ def references(suite: Suite) -> Callable[[str], Bench]:
     return functools.cache(lambda pair: suite.bench(pair, REFERENCE))
 
 
-def in_turn(own: Bench, reference: Bench, rounds: int) -> float:
-    """How many times the reference's throughput a method has: the median over steps that take turns.
-
-    Machines slow down and speed up within minutes; two steps in a row see the same machine.
-    """
-    return statistics.median(reference.seconds(0, 1) / own.seconds(0, 1) for _ in range(rounds))
-
-
 def test_training_step(
     benchmark: Any, suite: Suite, bench: Bench, method: str, pair: str, rounds: int, references: Any
 ) -> None:
-    """One step with everything that belongs to it, the batch's fetching included; memory in a process of its own."""
+    """One step with everything that belongs to it, the batch's fetching included; memory in a process of its own.
+
+    It takes turns with a step of the reference: machines slow down and speed up within minutes, and two steps in a row
+    see the same machine.
+    """
+    reference, times = references(pair), []
 
     def step() -> None:
         bench.step()
         synchronise(suite.device)
 
     benchmark.group = f"training step, {pair}"
-    benchmark.pedantic(step, rounds=rounds, warmup_rounds=2)
+    benchmark.pedantic(step, setup=lambda: times.append(reference.seconds(0, 1)), rounds=rounds, warmup_rounds=2)
     size = suite.protocol.batch_size
     member = bench.member
     shared, own = bench.operations()
@@ -72,7 +69,6 @@ def test_training_step(
         pair=pair,
         batch_size=size,
         split=bench.split(SPLIT_ROUNDS),
-        times_reference=in_turn(bench, references(pair), rounds),
         teacher_operations=shared,
         own_operations=own,
         student_params=plain,
@@ -88,7 +84,9 @@ def test_training_step(
         machine=suite.machine,
     )
     if benchmark.stats is not None:  # None with --benchmark-disable
-        benchmark.extra_info["images_per_second"] = size / benchmark.stats.stats.median
+        timed = benchmark.stats.stats
+        ratios = [other / seconds for other, seconds in zip(times[-rounds:], timed.data, strict=True)]
+        benchmark.extra_info.update(images_per_second=size / timed.median, times_reference=statistics.median(ratios))
 
 
 @pytest.mark.parametrize("batch", [1, LARGE])
