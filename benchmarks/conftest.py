@@ -22,7 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--methods", default="", help="methods, comma-separated; default: all registered")
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.addoption("--batch-size", default=64, type=int, help="images per training step")
-    group.addoption("--rounds", default=5, type=int, help="timed training steps, after two to warm up")
+    group.addoption("--rounds", default=3, type=int, help="timed training steps, after two to warm up")
+    group.addoption("--rows", default=400, type=int, help="of the table that is rendered, 25 runs in each")
     group.addoption("--group", default=GROUP, help="methods that the loop trains in one group, comma-separated")
     group.addoption("--precisions", default="fp32", help="in which the loop is measured: fp32, tf32, bf16, fp16")
     group.addoption("--workers", default=2, type=int, help="processes that load images for the baseline's loop")
@@ -32,8 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """A file of measurements may be published; the machine's name in its network is nobody's business."""
+    """With the load; without the names of the machine and its kernel, for files of measurements may be published."""
     machine_info.pop("node", None)
+    machine_info.pop("release", None)
+    machine_info["load"] = os.getloadavg()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

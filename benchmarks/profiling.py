@@ -219,11 +219,13 @@ def measure(
     device: torch.device,
     plugin_files: Sequence[Path] = (),
     prepared: Path | None = None,
+    warm_up: int = WARM_UP,
     timed: int = TIMED,
 ) -> dict[str, Any]:
     """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
 
-    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept; ``timed`` steps count.
+    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept; ``timed`` steps count, after
+    ``warm_up`` others.
 
     Raises:
         UserError: the measurement failed; the message says how.
@@ -232,7 +234,7 @@ def measure(
     context.set_forkserver_preload(["benchmarks.profiling", "sklearn.datasets"])
     receiver, sender = context.Pipe(duplex=False)
     threads, plugged = torch.get_num_threads(), tuple(plugin_files)
-    arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, timed)
+    arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, warm_up, timed)
     # No daemon: those may not have children, and the data of some tasks come from worker processes.
     process = context.Process(target=_measure, args=arguments)
     process.start()
@@ -265,6 +267,7 @@ def _figures(
     threads: int,
     plugin_files: tuple[Path, ...],
     prepared: Path | None,
+    warm_up: int,
     timed: int,
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
@@ -273,9 +276,9 @@ def _figures(
     data = get_task(protocol.task).open(data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
         bench = Bench([cell], protocol, data, prepared)
-        seconds = bench.seconds(WARM_UP, timed)
+        seconds = bench.seconds(warm_up, timed)
     batches = endless(data)  # other ones than those of the steps, which are loaded ahead
-    loading = median_seconds(lambda: next(batches).student(), chosen, WARM_UP, timed)
+    loading = median_seconds(lambda: next(batches).student(), chosen, warm_up, timed)
     by_part: dict[str, int | None] = {}
     for part, run in bench.parts():
         with peak_memory(chosen, memory["idle"]) as within:

@@ -57,7 +57,7 @@ def test_the_first_loss_is_the_baselines(method: str) -> None:
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["kd", "dist", "rkd", "fitnet", "block_kd.lite"])
 def test_twenty_steps_are_the_baselines(method: str, double: None) -> None:
     pairs = list(losses(*loops(method), steps=20))
     assert len(pairs) == 20 and pairs[0][0] != pairs[-1][0]

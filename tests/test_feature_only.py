@@ -352,3 +352,30 @@ def test_efficiency_of_unknown_rows_is_one_line(tmp_path: Path):
     file.write_text("extends: feature-only\nname: mine\nefficiency: {row: feature_only, against: [nobody]}\n")
     with pytest.raises(UserError, match="efficiency names no row of the table: nobody"):
         load_table(str(file))
+
+
+def test_the_papers_simkd_matches_four_layers_and_predicts_with_the_teachers_classifier():
+    torch.manual_seed(0)
+    teacher = build_network("ResNet34", 10).requires_grad_(False).eval()
+    student = build_network("ResNet9", 10)
+    method = kd_methods.build("simkd.stages", student, teacher, INFO).train()
+    adapted = method.adapt(student).train()
+    x, labels = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+    batch = Batch(x, labels, torch.arange(4), nn.functional.cross_entropy)
+    ours, theirs = adapted(x), teacher(x)
+    losses = method.losses(ours, theirs, batch, Progress(1, 50))
+
+    projected = [p.layers(f) for p, f in zip(method.earlier, ours.stages[:-1], strict=True)]
+    projected.append(method.projector.layers(ours.stages[-1]))
+    terms = [(p - t).square().mean() for p, t in zip(projected, theirs.stages, strict=True)]
+    assert len(terms) == 4 and losses.distill["feature"].item() == pytest.approx(sum(terms).item() / 4, rel=1e-5)
+    logits = teacher.module.linear(projected[-1].mean((2, 3)))
+    assert torch.allclose(ours.logits, logits, atol=1e-5)
+    p_t, log_s = (theirs.logits / 4).softmax(1), (logits / 4).log_softmax(1)
+    kd = 16 * (p_t * (p_t.log() - log_s)).sum(1).mean()  # the public code's weight at T 4
+    assert losses.distill["kd"].item() == pytest.approx(kd.item(), rel=1e-4)
+    losses.total().backward()
+    assert adapted.module.linear.weight.grad is None, "the teacher's classifier is frozen"
+    assert all(p.grad is not None for p in method.parameters())
+    adapted.eval(), method.eval()
+    assert torch.allclose(method.deployed(adapted)(x), adapted(x).logits)

@@ -47,7 +47,6 @@ class FeatureOnly(Method):
         divergences=(
             "the public code holds lists of layers; here the layers of highest quality are found for every teacher",
             "ln 5 in I is the code's, perhaps meant as ln of the samples per class: setting entropy_norm",
-            "the paper's variant of SimKD (four layers, CE and KD beside) is not built; simkd is its authors'",
             "one teacher pass with the student's batch, where the code stores teacher features and logits",
             "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram)",
         ),

@@ -64,22 +64,27 @@ class SimKD(Method):
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
-        shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
+        shapes, name = (student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]), self.card.name
         if len(student.shape(student.layout.last_map)) != 3:
             raise UserError(
-                "method 'simkd' needs a student with a last map (C, H, W); use another method for this pair"
+                f"method '{name}' needs a student with a last map (C, H, W); use another method for this pair"
             )
         if not only_pools(self.teacher):
-            raise UserError("method 'simkd' needs a teacher that only pools between its last map and its classifier")
+            raise UserError(f"method '{name}' needs a teacher that only pools between its last map and its classifier")
         for network in (student, self.teacher):
-            classifier(network)
-        self.projector = Projector(shapes[0], shapes[1], self.settings.factor)
+            classifier(network, name)
+        self.projector = self.make_projector(*shapes)
+
+    def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.Module:
+        """From the student's last map (C, H, W) to the teacher's channels, at the smaller one of their sizes."""
+        return Projector(student_shape, teacher_shape, self.settings.factor)
 
     def adapt(self, student: Network) -> Network:
         """The student's trunk, the projector and the teacher's classifier (frozen), as one network."""
         student = copy.deepcopy(student)
-        head = copy.deepcopy(self.teacher.module.get_submodule(classifier(self.teacher)))
-        student.module.set_submodule(classifier(student), head.requires_grad_(False))
+        name = self.card.name
+        head = copy.deepcopy(self.teacher.module.get_submodule(classifier(self.teacher, name)))
+        student.module.set_submodule(classifier(student, name), head.requires_grad_(False))
         return student.insert(student.layout.last_map, "simkd_projector", self.projector)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
@@ -88,8 +93,8 @@ class SimKD(Method):
         return Losses(distill={"feature": self.settings.beta * functional.hint(s, t)})
 
 
-def classifier(network: Network) -> str:
-    """Name of the one linear layer that follows the pooled vector.
+def classifier(network: Network, method: str) -> str:
+    """Name of the one linear layer that follows the pooled vector; ``method`` needs it.
 
     Raises:
         UserError: something else follows it.
@@ -106,5 +111,5 @@ def classifier(network: Network) -> str:
     for hook in hooks:
         hook.remove()
     if len(called) != 1 or not isinstance(network.module.get_submodule(called[0]), nn.Linear):
-        raise UserError("method 'simkd' needs classifiers that are one linear layer after the pooled vector")
+        raise UserError(f"method '{method}' needs classifiers that are one linear layer after the pooled vector")
     return called[0]
