@@ -23,8 +23,8 @@ from .training.optimizers import WHOLE
 MATRICES = (1024, 2048, 4096)
 """Sides of the square matrices that are multiplied."""
 
-CONVOLUTIONS = ((64, 32, 64), (128, 16, 64), (256, 16, 64), (64, 56, 16))
-"""3x3 convolutions as (channels, height and width, images)."""
+CONVOLUTIONS = ((16, 32, 64), (32, 16, 64), (64, 32, 64), (128, 16, 64), (256, 16, 64), (64, 56, 16))
+"""3x3 convolutions as (channels, height and width, images): two narrow ones of CIFAR's networks, and wide ones."""
 
 BEST_OF = 10
 
