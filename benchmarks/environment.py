@@ -59,6 +59,14 @@ def _keep_memory() -> None:
     mallopt(_M_TOP_PAD, 2**26)
 
 
+def release_memory() -> None:
+    """Give freed memory back once, where the C library is glibc: what is resident then is in use."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return
+
+
 @functools.cache
 def machine(chosen: torch.device) -> str:
     """The hardware in words: GPU, or CPU model and thread count."""

@@ -23,6 +23,7 @@ from kd_methods.errors import UserError
 from . import plugins
 from .cell import Cell
 from .environment import device as choose
+from .environment import release_memory
 from .files import digest
 from .networks import NetworkView, count
 from .report.model import PARTS
@@ -321,6 +322,7 @@ def peak_memory(device: torch.device, idle: int | None = None) -> Iterator[dict[
             kind="CUDA allocated",
         )
         return
+    release_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
         idle = _status("VmRSS") if idle is None else idle

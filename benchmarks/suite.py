@@ -39,10 +39,10 @@ class Suite:
         self.data = get_task(task).open(data_root, self.protocol, self.device)
         self.machine = describe(self.device)
 
-    def in_precision(self, precision: str) -> Suite:
-        """The same with networks that compute in another precision."""
+    def computing(self, precision: str, compiled: bool) -> Suite:
+        """The same with networks that compute in another precision, or compiled."""
         other = copy.copy(self)
-        other.protocol = self.protocol.model_copy(update={"precision": precision})
+        other.protocol = self.protocol.model_copy(update={"precision": precision, "compile": compiled})
         return other
 
     def teacher(self, pair: str) -> NetworkView:

@@ -32,10 +32,17 @@ def loading(loop: BaselineLoop) -> Iterator[Callable[[], object]]:
 
 
 def test_loop(
-    benchmark: Any, suite: Suite, pair: str, precision: str, group: tuple[str, ...], workers: int, rounds: int
+    benchmark: Any,
+    suite: Suite,
+    pair: str,
+    precision: str,
+    compiled: bool,
+    group: tuple[str, ...],
+    workers: int,
+    rounds: int,
 ) -> None:
     """Seconds per cell and step of the baseline in fp32, of ours alone and in a group, in turns: machines are noisy."""
-    suite = suite.in_precision(precision)
+    suite = suite.computing(precision, compiled)
     baseline = BaselineLoop(suite.cell(ALONE, pair), suite.protocol, suite.data, suite.teacher(pair), workers)
     alone, together = suite.bench(pair, ALONE), suite.bench(pair, *group)
 
@@ -67,6 +74,7 @@ def test_loop(
         kind="loop",
         pair=pair,
         precision=precision,
+        compiled=compiled,
         batch_size=suite.protocol.batch_size,
         task=suite.data.protocol.task,
         method=ALONE,

@@ -28,9 +28,10 @@ ROOT = Path(__file__).parents[1]
 def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as `pytest benchmarks/ --benchmark-json FILE` writes it, of a few methods on a small pair."""
     file = tmp_path_factory.mktemp("costs") / "costs.json"
-    chosen = ["--methods", "student,kd,simkd,mlld", "--pairs", "resnet14-resnet8", "--batch-size", "8", "--rounds", "2"]
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_training_step.py", "--benchmark-only", *chosen,
-               "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip
+    chosen = ["--methods", "student,kd,simkd,mlld", "--pairs", "resnet14-resnet8", "--batch-size", "8", "--rounds", "2",
+              "--group", "student,kd", "--workers", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_training_step.py", "benchmarks/test_loop.py",
+               "--benchmark-only", *chosen, "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return file
@@ -53,6 +54,19 @@ def test_every_figure_is_there_and_adds_up(costs: Path):
     assert mlld.inference == student.inference, "the plain student is measured once"
 
 
+def test_the_loop_is_measured_beside_the_baseline(costs: Path):
+    found = suite.read(costs)
+    [loop], [memory] = found.loops, found.memories
+    assert loop["group"] == memory["group"] == ["student", "kd"] and len(loop["turns"]) == 2
+    for name, (least, middle, greatest) in loop["ratios"].items():
+        ratios = [turn["baseline"] / turn[name] for turn in loop["turns"]]
+        assert (least, greatest) == (min(ratios), max(ratios)) and least <= middle <= greatest
+    assert loop["share_of_fastest"][0] > 0 and loop["operations"] > 0 and 0.5 < sum(loop["operators"].values()) <= 1
+    assert 0 < memory["bytes"]["peak"] <= memory["bytes"]["bound"]
+    machine = json.loads(costs.read_text())["machine_info"]
+    assert "node" not in machine and machine["load"], "the load is told, the machine's name is not"
+
+
 def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
     table = tmp_path / "table1.csv"
     table.write_text("row,pair,mean_last\nstudent,resnet14-resnet8,70.1\nkd,resnet14-resnet8,71.5\nkd,other,1\n")
@@ -61,7 +75,10 @@ def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
     folder = tmp_path / "tables" / "table6"
     names = {file.name for file in folder.iterdir()}
     stem = "table6-resnet14-resnet8"
-    assert names == {f"{stem}{end}" for end in (".tex", ".md", "-split.png", "-memory.png", "-accuracy.png")}
+    ends = (".tex", ".md", "-split.png", "-memory.png", "-accuracy.png")
+    assert names == {f"{stem}{end}" for end in ends} | {"table6-loop.tex", "table6-loop.md"}
+    page = (folder / "table6-loop.md").read_text()
+    assert "| resnet14-resnet8, fp32 |" in page and "2 cells that share the teacher's pass: student, kd" in page
     text = (folder / f"{stem}.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| KD |")).split("|")[2:-1]
     assert len(row) == len(suite.HEADS) and 0.3 < float(row[1]) < 3, "KD beside itself"

@@ -79,7 +79,7 @@ def sheet(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, An
 
 
 def _label(facts: Mapping[str, Any]) -> str:
-    return f"{facts['pair']}, {facts['precision']}"
+    return f"{facts['pair']}, {facts['precision']}{', compiled' * facts.get('compiled', False)}"
 
 
 def _operators(shares: Mapping[str, float]) -> str:

@@ -146,7 +146,7 @@ def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
     notes = [
         (
             f"{TIMES} KD",
-            "throughput as a multiple of KD's, from the best of steps that take turns; images/s are of the median step.",
+            "throughput as a multiple of KD's, from the best of steps in turn; images/s are of the median step.",
         ),
         ("Data to optimiser", "shares of a step whose parts were awaited one by one; the images/s are of whole steps."),
         ("Params", f"beside the student's {count(facts['student_params'])}, in training and in what is deployed."),
