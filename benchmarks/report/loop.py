@@ -95,7 +95,8 @@ def _cells(facts: Mapping[str, Any], held: Mapping[Any, Mapping[str, int]]) -> t
         least, middle, greatest = facts["ratios"][name]
         return Cell(f"{middle:.2f}", aside=f"{least:.2f} to {greatest:.2f}")
 
-    found = held.get((facts["pair"], tuple(facts["group"]))) if facts["precision"] == "fp32" else None
+    usual = facts["precision"] == "fp32" and not facts.get("compiled")  # memory is measured so
+    found = held.get((facts["pair"], tuple(facts["group"]))) if usual else None
     return (
         milliseconds("baseline"),
         milliseconds("alone"),
