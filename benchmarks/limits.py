@@ -116,7 +116,7 @@ def memory(bench: Bench) -> Memory:
     Cells are looked at after a step, so that gradients and momentum are there.
     """
     bench.step()
-    device, batches = bench.data.device, endless(bench.data)
+    device, batches = bench.data.device, endless(bench.data, bench.protocol.batch_size)
     teacher = [bench.teacher.network, bench.teacher.network.folded()] if bench.teacher else []
     weights = _bytes(_of_networks(teacher))
     cells = sum(_bytes(_of_cell(member)) for member in bench.members)

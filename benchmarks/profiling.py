@@ -69,7 +69,7 @@ class Bench:
             self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
         self.members = [_member(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells]
         self.go_to(1)
-        self._batches = endless(data)
+        self._batches = endless(data, protocol.batch_size)
 
     @property
     def member(self) -> Member:
@@ -188,10 +188,11 @@ def _silent(line: str) -> None:
     """Hears what a study would say."""
 
 
-def endless(data: TaskData) -> Iterator[TaskBatch]:
-    """Batches of one epoch after another."""
+def endless(data: TaskData, batch_size: int) -> Iterator[TaskBatch]:
+    """Whole batches of one epoch after another; an epoch's last one may be a small rest, and is left out."""
+    size = min(batch_size, data.info.num_samples)
     for epoch in itertools.count(1):
-        yield from data.batches(0, epoch)
+        yield from (batch for batch in data.batches(0, epoch) if len(batch) == size)
 
 
 def synchronise(device: torch.device) -> None:
@@ -278,7 +279,7 @@ def _figures(
     with peak_memory(chosen) as memory:
         bench = Bench([cell], protocol, data, prepared)
         seconds = bench.seconds(warm_up, timed)
-    batches = endless(data)  # other ones than those of the steps, which are loaded ahead
+    batches = endless(data, protocol.batch_size)  # other ones than those of the steps, which are loaded ahead
     loading = median_seconds(lambda: next(batches).student(), chosen, warm_up, timed)
     by_part: dict[str, int | None] = {}
     for part, run in bench.parts():

@@ -25,7 +25,7 @@ FACTS = {"date": "2026-01-01", "commit": "abc", "machine": "m", "versions": {"to
 @pytest.mark.parametrize("views", [1, 2])
 def test_data_pipeline(benchmark: Any, suite: Suite, views: int) -> None:
     """Augmented and normalised batches as the loop fetches them, with one view of each image or two."""
-    batches = endless(suite.data)
+    batches = endless(suite.data, suite.protocol.batch_size)
 
     def fetch() -> None:
         next(batches).student(views)
