@@ -56,7 +56,7 @@ class SimKDStages(SimKD):
         ),
         recipe="cifar100-feature-only",
     )
-    needs = Needs(student=("stages", "last_map"), teacher=("stages", "last_map"), min_batch=2)
+    needs = Needs(student=("stages", "last_map"), teacher=("stages", "last_map", "logits"), min_batch=2)
 
     class Settings(MethodSettings):
         beta: float = Field(1.0, ge=0, description="weight of the feature term")
