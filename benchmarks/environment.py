@@ -50,21 +50,23 @@ def _keep_memory() -> None:
 
     Else glibc gives every tensor above 32 MiB back at once, and the next step faults its pages in again one by one.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TOP_PAD, 2**26)
+    _glibc("mallopt", _M_MMAP_MAX, 0)
+    _glibc("mallopt", _M_TRIM_THRESHOLD, 2**31 - 1)
+    _glibc("mallopt", _M_TOP_PAD, 2**26)
 
 
 def release_memory() -> None:
     """Give freed memory back once, where the C library is glibc: what is resident then is in use."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    """Call a function that only glibc has; elsewhere nothing happens."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # no glibc
+        call = getattr(ctypes.CDLL(None), function)
+    except (AttributeError, OSError, TypeError):
         return
+    call(*arguments)
 
 
 @functools.cache

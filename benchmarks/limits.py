@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from .networks import macs
-from .profile_cell import memory_timeline
-from .profiling import Bench, endless, synchronise
+from .profile_cell import activities, memory_timeline
+from .profiling import Bench, endless, peak_memory, seconds_of_each, synchronise
 from .training.loop import shared
 from .training.member import Member
 from .training.optimizers import WHOLE
@@ -29,20 +28,20 @@ CONVOLUTIONS = ((16, 32, 64), (32, 16, 64), (64, 32, 64), (128, 16, 64), (256, 1
 BEST_OF = 10
 
 
-def fastest(device: torch.device, precision: torch.dtype = torch.float32) -> dict[str, float]:
-    """Floating-point operations per second of large matrix products and convolutions, the best of several runs each.
+def fastest(device: torch.device) -> dict[str, float]:
+    """Operations per second of large matrix products and convolutions in fp32, the best of several runs each.
 
     A library's matrix product can be far from the best, so there are both.
     """
     found = {}
     with torch.no_grad():
         for side in MATRICES:
-            a = torch.randn(side, side, device=device, dtype=precision)
+            a = torch.randn(side, side, device=device)
             found[f"matrix product {side}"] = 2 * side**3 / _shortest(partial(torch.matmul, a, a), device)
         for channels, side, images in CONVOLUTIONS:
-            layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=precision)
+            layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
             layer = layer.to(memory_format=torch.channels_last)
-            x = torch.randn(images, channels, side, side, device=device, dtype=precision)
+            x = torch.randn(images, channels, side, side, device=device)
             x = x.to(memory_format=torch.channels_last)
             operations = 2 * 9 * channels**2 * side**2 * images
             name = f"convolution {channels} channels, {side}x{side}"
@@ -51,15 +50,7 @@ def fastest(device: torch.device, precision: torch.dtype = torch.float32) -> dic
 
 
 def _shortest(run: Callable[[], object], device: torch.device) -> float:
-    run()
-    times = []
-    for _ in range(BEST_OF):
-        synchronise(device)
-        start = time.perf_counter()
-        run()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds_of_each(run, device, 1, BEST_OF))
 
 
 def needed(bench: Bench) -> int:
@@ -76,13 +67,12 @@ def needed(bench: Bench) -> int:
 
 def operators(bench: Bench, count: int = 8) -> dict[str, float]:
     """Shares of a step's time in the operators that take most of it."""
-    cuda = bench.data.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
+    device = bench.data.device
+    with profile(activities=activities(device)) as found:
         bench.step()
-        synchronise(bench.data.device)
-    times = {
-        event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in found.key_averages()
-    }
+        synchronise(device)
+    own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    times = {event.key: getattr(event, own) for event in found.key_averages()}
     total = sum(times.values())
     return {name: times[name] / total for name in sorted(times, key=times.__getitem__, reverse=True)[:count]}
 
@@ -138,10 +128,10 @@ def made(run: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors that are alive while ``run`` runs, above those that were before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        with peak_memory(device) as figures:
+            run()
+        return figures["bytes"] - before
+    with profile(activities=activities(device), profile_memory=True) as found:
         run()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"

@@ -52,8 +52,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
 def _traced(bench: Bench, trace: Path) -> str:
     """Write the trace of one step, its parts marked; returns the table of the operators that take most time."""
     cuda = bench.data.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, profile_memory=True) as found:
+    with profile(activities=activities(bench.data.device), profile_memory=True) as found:
         for part, run in bench.parts():
             with record_function(MARK + part):
                 run()
@@ -63,6 +62,11 @@ def _traced(bench: Bench, trace: Path) -> str:
     found.export_chrome_trace(str(trace))
     by = "self_cuda_time_total" if cuda else "self_cpu_time_total"
     return found.key_averages().table(sort_by=by, row_limit=TOP, max_name_column_width=50)
+
+
+def activities(device: torch.device) -> list[ProfilerActivity]:
+    """What torch's profiler has to watch."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
 
 
 def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float]]:

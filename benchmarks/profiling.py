@@ -103,11 +103,7 @@ class Bench:
         times: dict[str, list[float]] = {part: [] for part in PARTS}
         for _ in range(timed):
             for part, run in self.parts():
-                synchronise(self.data.device)
-                start = time.perf_counter()
-                run()
-                synchronise(self.data.device)
-                times[part].append(time.perf_counter() - start)
+                times[part] += seconds_of_each(run, self.data.device, 0, 1)
         return {part: statistics.median(values) for part, values in times.items()}
 
     def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -201,6 +197,11 @@ def synchronise(device: torch.device) -> None:
 
 
 def median_seconds(step: Callable[[], object], device: torch.device, warm_up: int, timed: int) -> float:
+    """As :func:`seconds_of_each`."""
+    return statistics.median(seconds_of_each(step, device, warm_up, timed))
+
+
+def seconds_of_each(step: Callable[[], object], device: torch.device, warm_up: int, timed: int) -> list[float]:
     """Of ``timed`` steps after ``warm_up`` others, each awaited on the device."""
     for _ in range(warm_up):
         step()
@@ -211,7 +212,7 @@ def median_seconds(step: Callable[[], object], device: torch.device, warm_up: in
         step()
         synchronise(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return times
 
 
 def measure(

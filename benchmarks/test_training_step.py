@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.networks import count, macs
-from benchmarks.profiling import Bench, measure, synchronise
+from benchmarks.profiling import WARM_UP, Bench, measure, synchronise
 from benchmarks.suite import Suite
 from kd_methods import registry
 from kd_methods.errors import UserError
@@ -22,7 +22,6 @@ from kd_methods.errors import UserError
 SPLIT_ROUNDS = 2
 LARGE = 256
 REFERENCE = "kd"
-WARM_UP = 2
 
 
 @pytest.fixture

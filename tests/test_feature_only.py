@@ -365,8 +365,8 @@ def test_the_papers_simkd_matches_four_layers_and_predicts_with_the_teachers_cla
     ours, theirs = adapted(x), teacher(x)
     losses = method.losses(ours, theirs, batch, Progress(1, 50))
 
-    projected = [p.layers(f) for p, f in zip(method.earlier, ours.stages[:-1], strict=True)]
-    projected.append(method.projector.layers(ours.stages[-1]))
+    projected = [nn.Sequential(*p)(f) for p, f in zip(method.earlier, ours.stages[:-1], strict=True)]
+    projected.append(nn.Sequential(*method.projector)(ours.stages[-1]))
     terms = [(p - t).square().mean() for p, t in zip(projected, theirs.stages, strict=True)]
     assert len(terms) == 4 and losses.distill["feature"].item() == pytest.approx(sum(terms).item() / 4, rel=1e-5)
     logits = teacher.module.linear(projected[-1].mean((2, 3)))

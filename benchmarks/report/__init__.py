@@ -12,11 +12,12 @@ from pathlib import Path
 
 from benchmarks.files import write_text
 from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+from benchmarks.report.sheet import Sheet
 from benchmarks.report.statistics import with_means
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
-    "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency",
+    "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_sheet",
 ]  # fmt: skip
 
 
@@ -45,9 +46,15 @@ def write_efficiency(
     folder: Path,
 ) -> list[Path]:
     """Write epochs to the plain student's best, and the ARI of the row ``ours`` against others, as .tex and .md."""
-    from benchmarks.report import efficiency, latex, markdown
+    from benchmarks.report import efficiency
 
-    sheet = efficiency.sheet(table, curves, ours, against)
+    return write_sheet(efficiency.sheet(table, curves, ours, against), folder)
+
+
+def write_sheet(sheet: Sheet, folder: Path) -> list[Path]:
+    """Write `sheet`.tex and .md into `folder`, each whole or not at all, and return their paths."""
+    from benchmarks.report import latex, markdown
+
     return _write({".tex": latex.render(sheet), ".md": markdown.render(sheet)}, folder, sheet.name)
 
 

@@ -9,7 +9,7 @@ from benchmarks.report.model import STUDENT, Column, CostEntry, CostRow, CostTab
 from benchmarks.report.sheet import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet, pair_heads
 
 _REFERENCES = (STUDENT, "kd")
-_MIB = 2**20
+MIB = 2**20
 
 Figure = Callable[[CostEntry], float | None]
 
@@ -36,7 +36,7 @@ def sheet(cost: CostTable) -> Sheet:
 
 
 def _mebibytes(entry: CostEntry) -> float | None:
-    return None if entry.peak_memory_bytes is None else entry.peak_memory_bytes / _MIB
+    return None if entry.peak_memory_bytes is None else entry.peak_memory_bytes / MIB
 
 
 def _number(value: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.report.cost import MIB
 from benchmarks.report.sheet import MISSING, TIMES, Cell, Line, Sentence, Sheet
 
 NAME = "table6-loop"
@@ -23,8 +24,6 @@ HEADS = (
     ("Group's memory", "MiB"),
     ("", "% of bound"),
 )
-
-_MIB = 2**20
 
 
 def sheet(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, Any]]) -> Sheet:
@@ -105,6 +104,6 @@ def _cells(facts: Mapping[str, Any], held: Mapping[Any, Mapping[str, int]]) -> t
         times("group"),
         Cell(f"{facts['operations'] / 1e9:.1f}"),
         Cell(f"{100 * facts['share_of_fastest'][1]:.0f}"),
-        Cell(f"{found['peak'] / _MIB:.0f}") if found else Cell(word=MISSING),
+        Cell(f"{found['peak'] / MIB:.0f}") if found else Cell(word=MISSING),
         Cell(f"{100 * found['peak'] / found['bound']:.0f}") if found else Cell(word=MISSING),
     )

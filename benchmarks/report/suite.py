@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.files import write_bytes, write_text
-from benchmarks.report import latex, loop, markdown
-from benchmarks.report.cost import count
+from benchmarks.files import write_bytes
+from benchmarks.report import loop, write_sheet
+from benchmarks.report.cost import MIB, count
 from benchmarks.report.model import PARTS
 from benchmarks.report.sheet import MISSING, TIMES, Cell, Line, Sentence, Sheet
 from kd_methods.errors import UserError
 
 REFERENCE = "kd"
-_MIB = 2**20
 NAMED = 6
 """Methods that the memory plot names beside student and KD: those that need most."""
 
@@ -95,9 +94,9 @@ def write(found: Measurements, folder: Path, accuracy: Path | None = None) -> li
         folder: where to.
         accuracy: a table's .csv; then accuracy is plotted against cost for the pairs that it has.
     """
-    files = _write_page(loop.sheet(found.loops, found.memories), folder) if found.loops else []
+    files = write_sheet(loop.sheet(found.loops, found.memories), folder) if found.loops else []
     for pair, methods in found.pairs.items():
-        files += _write_page(sheet(pair, methods), folder)
+        files += write_sheet(sheet(pair, methods), folder)
         stem = folder / f"table6-{pair}"
         pictures = {"-split.png": _split_plot(pair, methods), "-memory.png": _memory_plot(pair, methods)}
         if accuracy and (points := accuracies(accuracy, pair, methods)):
@@ -106,15 +105,6 @@ def write(found: Measurements, folder: Path, accuracy: Path | None = None) -> li
             files.append(stem.with_name(stem.name + suffix))
             write_bytes(files[-1], picture)
     return files
-
-
-def _write_page(page: Sheet, folder: Path) -> list[Path]:
-    stem = folder / page.name
-    contents = {".tex": latex.render(page), ".md": markdown.render(page)}
-    files = {stem.with_name(stem.name + suffix): text for suffix, text in contents.items()}
-    for file, text in files.items():
-        write_text(file, text)
-    return list(files)
 
 
 HEADS = (
@@ -182,7 +172,7 @@ def _cells(found: Measured) -> tuple[Cell, ...]:
         Cell(f"{rate:.0f}"),
         Cell(f"{facts['times_reference']:.2f}"),
         *(Cell(f"{100 * split[part] / total:.0f}") for part in PARTS),
-        _figure(None if peak is None else peak / _MIB, "{:.0f}"),
+        _figure(None if peak is None else peak / MIB, "{:.0f}"),
         Cell(count(facts["extra_train_params"])),
         Cell(count(facts["extra_inference_params"])),
         Cell(f"{operations:.1f}"),
@@ -235,7 +225,7 @@ def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
 
     fig, ((axes,),) = figure(f"Peak memory within each part of a step: {pair}", rows=1.4)
     curves = {name: [found.facts["memory"]["by_part"][part] for part in PARTS] for name, found in methods.items()}
-    curves = {name: [value / _MIB for value in values] for name, values in curves.items() if None not in values}
+    curves = {name: [value / MIB for value in values] for name, values in curves.items() if None not in values}
     highest = sorted(curves, key=lambda name: max(curves[name]))[-NAMED:]
     for name, values in curves.items():
         bold = name in ("student", REFERENCE, *highest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,9 @@ from ._maps import only_pools
 
 
 class Projector(nn.Sequential):
-    """Bottleneck of 1x1, 3x3, 1x1 convolutions, each with BN and ReLU, after pooling larger maps to the teacher's."""
+    """Layers to the teacher's channels, after pooling larger maps to the teacher's size."""
 
-    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...], factor: int) -> None:
-        c_t, mid = teacher_shape[0], max(1, teacher_shape[0] // factor)
-        layers: list[nn.Module] = []
-        for c_in, c_out, kernel in ((student_shape[0], mid, 1), (mid, mid, 3), (mid, c_t, 1)):
-            conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
-            layers += [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
+    def __init__(self, teacher_shape: tuple[int, ...], layers: Iterable[nn.Module]) -> None:
         super().__init__(*layers)
         self.size = (teacher_shape[1], teacher_shape[2])
 
@@ -33,6 +29,15 @@ class Projector(nn.Sequential):
         if x.shape[-1] > self.size[-1]:
             x = F.adaptive_avg_pool2d(x, self.size)
         return super().forward(x)
+
+
+def bottleneck(c_in: int, c_out: int, factor: int) -> Iterator[nn.Module]:
+    """1x1, 3x3 and 1x1 convolutions, narrower within by ``factor``, each with BN and ReLU."""
+    mid = max(1, c_out // factor)
+    for a, b, kernel in ((c_in, mid, 1), (mid, mid, 3), (mid, c_out, 1)):
+        yield nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False)
+        yield nn.BatchNorm2d(b)
+        yield nn.ReLU()
 
 
 @register
@@ -75,9 +80,9 @@ class SimKD(Method):
             classifier(network, name)
         self.projector = self.make_projector(*shapes)
 
-    def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.Module:
-        """From the student's last map (C, H, W) to the teacher's channels, at the smaller one of their sizes."""
-        return Projector(student_shape, teacher_shape, self.settings.factor)
+    def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Projector:
+        """From a map (C, H, W) of the student to the teacher's channels, at the smaller one of their sizes."""
+        return Projector(teacher_shape, bottleneck(student_shape[0], teacher_shape[0], self.settings.factor))
 
     def adapt(self, student: Network) -> Network:
         """The student's trunk, the projector and the teacher's classifier (frozen), as one network."""

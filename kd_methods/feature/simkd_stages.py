@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from .. import functional
 from ..adapters import three_layers
@@ -13,22 +12,8 @@ from ..contract import Batch, Card, DataInfo, Losses, MethodSettings, Needs, Net
 from ..functional.feature import same_size
 from ..registry import register
 from ._maps import matched
-from .simkd import SimKD
-
-LAYERS = 4
-"""How many layers are matched at most."""
-
-
-class Projector(nn.Module):
-    """Three convolutions to the teacher's channels, after pooling larger maps to the teacher's size."""
-
-    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.layers = three_layers(student_shape[0], teacher_shape[0])
-        self.size = (teacher_shape[1], teacher_shape[2])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(F.adaptive_avg_pool2d(x, self.size) if x.shape[-1] > self.size[-1] else x)
+from .feature_only import LAYERS
+from .simkd import Projector, SimKD
 
 
 @register
@@ -68,10 +53,10 @@ class SimKDStages(SimKD):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         earlier = matched(self.card.name, student, self.teacher)[-LAYERS:-1]
-        self.earlier = nn.ModuleList(Projector(*shapes) for shapes in earlier)
+        self.earlier = nn.ModuleList(self.make_projector(*shapes) for shapes in earlier)
 
-    def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> nn.Module:
-        return Projector(student_shape, teacher_shape)
+    def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Projector:
+        return Projector(teacher_shape, three_layers(student_shape[0], teacher_shape[0]))
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
