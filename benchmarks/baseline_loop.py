@@ -22,7 +22,7 @@ from kd_methods.contract import Batch
 
 from .cell import Cell
 from .networks import NetworkView, build_network
-from .spec import Protocol
+from .protocol import Protocol
 from .tasks.images import ImageData, cross_entropy
 from .training.loop import protocol_progress
 

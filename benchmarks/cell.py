@@ -35,7 +35,7 @@ class TeacherRef:
 class Cell:
     """(task, data, protocol, teacher, student, method and settings, seed), frozen.
 
-    ``protocol`` is :meth:`benchmarks.spec.Protocol.identity`, ``lr`` the student's own learning rate under it;
+    ``protocol`` is :meth:`benchmarks.protocol.Protocol.identity`, ``lr`` the student's own learning rate under it;
     ``settings`` are complete, defaults included. ``versions`` are those of the task and the networks; ``plugins`` maps
     what came from a user's file (as ``method:name``) to that file's digest. ``init``: the student starts from a choice
     of its teacher's layers. The key names the run directory.

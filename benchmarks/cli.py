@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from kd_methods.errors import UserError, unknown
 if TYPE_CHECKING:
     from .driver import Options
     from .plan import Request
+    from .protocol import Changes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,10 +51,24 @@ precision = click.option(
 accumulate = click.option(
     "--accumulate", type=click.IntRange(min=1), help="Process each batch in N parts, where it does not fit."
 )
+processes = click.option(
+    "--processes", type=click.IntRange(min=1), help="Detection: share each batch among N processes, one GPU each."
+)
 settings = click.option(
     "--settings", type=click.Choice(["published", "uniform"]), default="published", show_default=True,
     help="Settings per pair as published, or each method's defaults on all pairs.",
 )  # fmt: skip
+
+
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that change a protocol, handed to the command as one argument ``changes``."""
+
+    @functools.wraps(command)
+    def with_changes(**arguments: Any) -> Any:
+        asked = {name: arguments.pop(name) for name in ("epochs", "holdout", "precision", "accumulate", "processes")}
+        return command(changes=asked, **arguments)
+
+    return epochs(holdout(precision(accumulate(processes(with_changes)))))
 
 
 class Commands(click.Group):
@@ -88,10 +104,7 @@ def cli() -> None:
 @methods
 @pairs
 @seeds
-@epochs
-@holdout
-@precision
-@accumulate
+@changes
 @settings
 @click.option("--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
 @device
@@ -115,23 +128,18 @@ def run_table(**arguments: Any) -> None:
 @cli.command()
 @click.argument("table")
 @preset
-@epochs
-@holdout
-@precision
-@accumulate
+@changes
 @settings
 @output
-def render(
-    table: str, preset: str, epochs: int | None, holdout: int | None, precision: str | None, accumulate: int | None,
-    settings: str, output: Path,
-) -> None:  # fmt: skip
+def render(table: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
     """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
     from . import manifest
-    from .spec import load_protocol, load_table, stem
+    from .protocol import load_protocol
+    from .spec import load_table, stem
 
     spec = load_table(table)
     usual = load_protocol(spec.preset(preset).protocol)
-    changed = usual.changed(epochs, holdout, precision, accumulate)
+    changed = usual.changed(**changes)
     files, text = manifest.render(output, stem(spec.name, preset, usual, changed, settings == "uniform"))
     click.echo(text)
     for file in files:
@@ -143,7 +151,8 @@ def list_everything() -> None:
     """Tables with their presets, protocols, and methods by family."""
     from kd_methods.registry import FAMILIES, index
 
-    from .spec import load_table, protocol_names, table_names
+    from .protocol import protocol_names
+    from .spec import load_table, table_names
 
     click.echo("tables (./reproduce.sh TABLE --preset PRESET)")
     for name in table_names():
@@ -221,7 +230,7 @@ def teachers_add(
     NAME is your own name, or an entry of `teachers list` that the file is a copy of.
     """
     from .plugins import load
-    from .spec import load_protocol, protocol_names
+    from .protocol import load_protocol, protocol_names
     from .tasks import get_task
     from .teachers import Zoo, make_entry
 
@@ -274,10 +283,10 @@ def teachers_train(
     from .driver import train_teacher
     from .environment import device as choose
     from .plugins import load
-    from .spec import load_protocol
+    from .protocol import load_protocol
 
     registered = load(plugins)
-    protocol = load_protocol(protocol_name).changed(epochs)
+    protocol = load_protocol(protocol_name).changed(epochs=epochs)
     top1 = train_teacher(network, protocol, data_root, output, choose(device), registered)
     click.echo(f"{network} under {protocol.name}, {protocol.epochs} epochs: top-1 {top1:.2f}")
 
@@ -361,8 +370,8 @@ def probe(
     from .teachers import Zoo
 
     request = Request(
-        table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds), epochs=epochs,
-        data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
+        table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds),
+        changes={"epochs": epochs}, data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
     text, file = linear_probe.report(request, Zoo(checkpoints), output, choose(device))
     click.echo(text)
@@ -382,7 +391,7 @@ def quality_of(
     plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Knowledge quality (S, I, E, Q) of every layer of TEACHER, an installed or trained one; a table and a plot."""
-    from .spec import load_protocol
+    from .protocol import load_protocol
 
     protocol = load_protocol(protocol_name)
     from . import quality
@@ -411,12 +420,13 @@ def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
 
 
 def _prepare(
-    table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, epochs: int | None,
-    holdout: int | None, precision: str | None, accumulate: int | None, settings: str, overrides: Sequence[str],
+    table: str, preset: str, methods: str | None, pairs: str | None, seeds: str | None, changes: Changes,
+    settings: str, overrides: Sequence[str],
     device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path], dry_run: bool,
     no_cost: bool, similarity: bool, any_teacher: bool,
 ) -> tuple[Request, Options]:  # fmt: skip
-    from .spec import load_protocol, load_table
+    from .protocol import load_protocol
+    from .spec import load_table
 
     # What can be wrong in the YAML is said before torch is imported.
     load_protocol(load_table(table).preset(preset).protocol)
@@ -426,8 +436,8 @@ def _prepare(
     from .plugins import load
 
     request = Request(
-        table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds), epochs=epochs,
-        holdout=holdout, precision=precision, accumulate=accumulate, uniform=settings == "uniform",
+        table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds),
+        changes=changes, uniform=settings == "uniform",
         overrides=tuple(overrides), data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
     options = Options(

@@ -10,7 +10,8 @@ import torch
 from kd_methods.errors import UserError
 
 from . import environment
-from .spec import load_protocol, load_table, table_names
+from .protocol import load_protocol
+from .spec import load_table, table_names
 from .store import Store
 from .tasks import get_task
 from .teachers import Zoo

@@ -22,11 +22,13 @@ from .files import digest, read_json, write_json
 from .plan import Plan, Request, make, on_task, student_cell
 from .profiling import cost_key
 from .progress import Reporter, duration
-from .spec import METRICS, Pair, Protocol, Row, load_protocol, merged, pair_entry, pair_settings
+from .protocol import Protocol, load_protocol
+from .spec import METRICS, Pair, Row, pair_entry, pair_settings
 from .store import Store, today
 from .tasks import get_task
 from .teachers import TOLERANCE, Teacher, Zoo
 from .training.loop import Interrupted
+from .yaml_files import merged
 
 DAY = 86400.0
 

@@ -15,7 +15,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from .spec import ROOT
+from .yaml_files import ROOT
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 

@@ -15,7 +15,7 @@ from kd_methods.errors import UserError
 from .cell import Cell
 from .plan import Plan, on_task
 from .profiling import Bench
-from .spec import Protocol, steps_per_epoch
+from .protocol import Protocol, steps_per_epoch
 from .tasks import get_task
 
 SMALL_BATCH = 4

@@ -16,8 +16,8 @@ from kd_methods.errors import UserError
 
 from . import report
 from .files import read_json, write_json
-from .spec import TABLES
 from .store import FINAL, Store
+from .yaml_files import TABLES
 
 Manifest = dict[str, Any]
 

@@ -14,24 +14,11 @@ from kd_methods.errors import UserError, unknown
 
 from . import networks
 from .cell import Cell, TeacherRef
-from .spec import (
-    ROOT,
-    Pair,
-    Protocol,
-    Row,
-    TableSpec,
-    TaskColumn,
-    columns,
-    load_protocol,
-    load_table,
-    merged,
-    pair_settings,
-    protocol_names,
-    stem,
-    steps_per_epoch,
-)
+from .protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
+from .spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from .tasks import get_task
 from .teachers import Zoo
+from .yaml_files import ROOT, merged
 
 
 @dataclass(frozen=True)
@@ -43,10 +30,7 @@ class Request:
     methods: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    epochs: int | None = None
-    holdout: int | None = None
-    precision: str | None = None
-    accumulate: int | None = None
+    changes: Changes = field(default_factory=Changes)
     uniform: bool = False
     overrides: tuple[str, ...] = ()
     data_root: Path = ROOT / "data"
@@ -121,7 +105,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     protocol = load_protocol(preset.protocol)
     if preset.task:
         protocol = protocol.model_copy(update={"task": preset.task})
-    protocol = protocol.changed(request.epochs, request.holdout, request.precision, request.accumulate)
+    protocol = protocol.changed(**request.changes)
     rows = _rows(request.methods, preset.methods)
     pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds

@@ -26,8 +26,8 @@ from .environment import device as choose
 from .environment import release_memory
 from .files import digest
 from .networks import NetworkView, count
+from .protocol import Protocol
 from .report.model import PARTS
-from .spec import Protocol
 from .store import Run
 from .tasks import TaskBatch, TaskData, get_task
 from .training.arithmetic import autocast

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from .spec import Protocol, steps_per_epoch
+from .protocol import Protocol, steps_per_epoch
 from .training.loop import Watched
 
 EVERY = 20.0

@@ -14,7 +14,7 @@ from . import networks
 from .cell import TeacherRef
 from .files import write_bytes, write_text
 from .plan import student_cell
-from .spec import Protocol
+from .protocol import Protocol
 from .store import Store
 from .tasks import get_task
 from .teachers import Zoo

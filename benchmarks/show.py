@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .manifest import flat
-from .spec import TABLES, all_pair_settings, load_protocol, load_table
+from .protocol import load_protocol
+from .spec import all_pair_settings, load_table
+from .yaml_files import TABLES
 
 if TYPE_CHECKING:
     from kd_methods.contract import Method

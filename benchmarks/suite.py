@@ -15,7 +15,8 @@ from .environment import device as choose
 from .networks import NetworkView
 from .plan import make_cell
 from .profiling import Bench
-from .spec import load_protocol, pair_settings
+from .protocol import load_protocol
+from .spec import pair_settings
 from .tasks import get_task
 
 RECIPE = "cifar100-crd240"

@@ -19,10 +19,11 @@ from kd_methods.errors import UserError, unknown
 from . import published_weights
 from .cell import TeacherRef
 from .files import read_json, sha256_file, write_bytes, write_json
-from .spec import TABLES, Protocol, read_yaml
+from .protocol import Protocol
 from .tasks import TaskData, get_task
 from .tasks.text import TextTask, words
 from .weights import fit, load_weights, to_bytes, weights_digest
+from .yaml_files import TABLES, read_yaml
 
 TOLERANCE = 0.1
 """Percentage points by which a measured accuracy may differ from the expected one."""

@@ -16,7 +16,8 @@ import torch
 
 from benchmarks import cli
 from benchmarks.networks import build_network
-from benchmarks.spec import load_table, protocol_names, table_names
+from benchmarks.protocol import protocol_names
+from benchmarks.spec import load_table, table_names
 from kd_methods import registry
 
 REPO = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ from benchmarks import profile_cell
 from benchmarks.cli import cli
 from benchmarks.plan import make_cell
 from benchmarks.profiling import Bench
+from benchmarks.protocol import load_protocol
 from benchmarks.report import suite
 from benchmarks.report.model import PARTS
-from benchmarks.spec import load_protocol
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 

@@ -19,16 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kd_methods
-from benchmarks import networks, spec
+from benchmarks import networks
 from benchmarks.driver import Options, reproduce
 from benchmarks.executors import detection as executor
 from benchmarks.networks import detectors
 from benchmarks.plan import Request, student_cell
-from benchmarks.spec import load_protocol
+from benchmarks.protocol import load_protocol
+from benchmarks.spec import load_table, pair_settings
 from benchmarks.store import Store
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import Interrupted
 from benchmarks.weights import load_weights
+from benchmarks.yaml_files import ROOT
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import UserError
@@ -615,18 +617,18 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("mmdet", "mme
 sys.argv[1:] = table
 main()
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=spec.ROOT)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "block_kd.fpn" in result.stderr and "6 cells to run on" in result.stderr, result.stderr
     assert result.returncode == 2 and "extra [detection]" in result.stderr.splitlines()[-1], result.stderr
 
 
 def test_every_detection_table_has_its_settings_and_titles():
     for name in ("table4", "table4-dense"):
-        loaded = spec.load_table(name)
+        loaded = load_table(name)
         for row in loaded.methods:
             for pair in loaded.pairs:
-                registry.settings(row.method, dict(spec.pair_settings(row.method, f"{pair.id}:coco.mAP", "coco-1x")))
-    assert spec.pair_settings("reviewkd.fpn", "r50-mv2:coco.APs", "coco-1x") == {"beta": 2.0}
+                registry.settings(row.method, dict(pair_settings(row.method, f"{pair.id}:coco.mAP", "coco-1x")))
+    assert pair_settings("reviewkd.fpn", "r50-mv2:coco.APs", "coco-1x") == {"beta": 2.0}
 
 
 def test_a_file_of_the_zoo_is_read_without_running_its_code(pair: Any, tmp_path: Path):
@@ -676,7 +678,6 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.executors.detection import Job
     from benchmarks.plan import make_cell
-    from benchmarks.spec import pair_settings
     from benchmarks.training import detection
 
     protocol = load_protocol("shapes-demo")

@@ -12,7 +12,8 @@ import kd_methods
 from benchmarks.cell import Cell, TeacherRef
 from benchmarks.executors import local
 from benchmarks.plan import make_cell, student_cell
-from benchmarks.spec import load_protocol, pair_settings
+from benchmarks.protocol import load_protocol
+from benchmarks.spec import pair_settings
 from benchmarks.store import Run, Store
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import protocol_progress

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import kd_methods
 from benchmarks.cli import cli
 from benchmarks.networks import NetworkView, build_network, count
+from benchmarks.protocol import load_protocol
 from benchmarks.report import efficiency, latex, markdown
 from benchmarks.report.model import Column, Entry, Row, Run, Table
-from benchmarks.spec import load_protocol, load_table
+from benchmarks.spec import load_table
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.study import TeacherStudy

@@ -30,7 +30,8 @@ from benchmarks.driver import Options, _accuracy_path
 from benchmarks.executors import local
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.plan import Request, make, make_cell
-from benchmarks.spec import Crops, Optimizer, Protocol, load_protocol
+from benchmarks.protocol import Crops, Optimizer, Protocol, load_protocol
+from benchmarks.spec import stem
 from benchmarks.store import Store
 from benchmarks.tasks import get_task, imagenet, images, streamed
 from benchmarks.tasks.streamed import StreamedImages, _auto_augment, _posterize, drawing
@@ -527,7 +528,16 @@ def test_what_does_not_fit_together_is_said() -> None:
     with pytest.raises(UserError, match="no 3 parts"):
         load_protocol("imagenet-100").changed(accumulate=3)
     with pytest.raises(UserError, match="not for detection"):
-        load_protocol("coco-1x").changed(precision="bf16")
+        load_protocol("coco-1x").changed(accumulate=2)
+    with pytest.raises(UserError, match="8 is not shared evenly by 3 processes"):
+        load_protocol("coco-1x").changed(processes=3)
+    with pytest.raises(UserError, match="--processes is for detection"):
+        load_protocol("imagenet-100").changed(processes=2)
+    shared = load_protocol("coco-1x").changed(precision="bf16", processes=4)
+    assert (
+        "bf16, each batch on 4 processes (batch statistics and relations are those of 2 samples)" in shared.lines()[2]
+    )
+    assert stem("t", "paper", load_protocol("coco-1x"), shared) == "t-paper-bf16-processes4"
     changed = load_protocol("imagenet-100").changed(precision="bf16", accumulate=4)
     assert "bf16, each batch in 4 parts" in changed.lines()[-1]
     assert changed.identity() != load_protocol("imagenet-100").identity()

@@ -16,7 +16,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks.cli import cli
 from benchmarks.networks import NetworkView, build_network, count, macs
-from benchmarks.spec import load_protocol
+from benchmarks.protocol import load_protocol
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training.loop import Interrupted

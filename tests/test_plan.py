@@ -16,7 +16,8 @@ from benchmarks import plugins, tasks
 from benchmarks.estimate import estimate
 from benchmarks.networks import build_network
 from benchmarks.plan import Plan, Request, make, student_cell
-from benchmarks.spec import load_protocol, pair_settings
+from benchmarks.protocol import load_protocol
+from benchmarks.spec import pair_settings
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import Split
 from benchmarks.teachers import Teacher, Zoo
@@ -68,7 +69,8 @@ def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def plan(table: str, zoo: Zoo, **request: Any) -> Plan:
-    return make(Request(table=table, data_root=zoo.folder, **request), zoo)
+    changes = {name: request.pop(name) for name in ("epochs", "holdout") if name in request}
+    return make(Request(table=table, data_root=zoo.folder, changes=changes, **request), zoo)  # type: ignore[arg-type]
 
 
 def keys(made: Plan) -> dict[tuple[str, str, int], str]:

@@ -11,21 +11,9 @@ import pytest
 import torch
 
 from benchmarks import networks
-from benchmarks.spec import (
-    TABLES,
-    Protocol,
-    TableSpec,
-    all_pair_settings,
-    load_protocol,
-    load_table,
-    one_cycle,
-    pair_settings,
-    protocol_names,
-    read_yaml,
-    stem,
-    steps_per_epoch,
-    table_names,
-)
+from benchmarks.protocol import Protocol, load_protocol, one_cycle, protocol_names, steps_per_epoch
+from benchmarks.spec import TableSpec, all_pair_settings, load_table, pair_settings, stem, table_names
+from benchmarks.yaml_files import TABLES, read_yaml
 from kd_methods import registry
 from kd_methods.errors import UserError
 
@@ -138,15 +126,15 @@ def test_the_learning_rate_falls_after_the_milestone_epoch() -> None:
 
 def test_another_length_scales_the_milestones() -> None:
     paper = load_protocol("cifar100-crd240")
-    tenth = paper.changed(24)
+    tenth = paper.changed(epochs=24)
     rates = [0.05 * tenth.pace(epoch)[0] for epoch in (15, 16, 18, 19, 21, 22)]
     assert rates == pytest.approx([0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5])
     assert (tenth.recipe_epoch(12), tenth.recipe_epochs, tenth.epochs) == (120, 240, 24)
     assert tenth.deviations == ("24 epochs instead of 240, milestones scaled",)
     assert "24 epochs" in tenth.lines()[0] and "after epochs 15, 18, 21" in tenth.lines()[1]
-    assert paper.changed(240) is paper and paper.changed() is paper
+    assert paper.changed(epochs=240) is paper and paper.changed() is paper
     with pytest.raises(UserError, match="at least 1"):
-        paper.changed(0)
+        paper.changed(epochs=0)
 
 
 def test_the_short_protocol_is_the_papers_in_ten_epochs() -> None:
@@ -168,7 +156,9 @@ def test_holdout_is_a_deviation_and_shortens_the_epoch() -> None:
     assert split.holdout == 5000 and "5000 held-out" in split.deviations[0]
     assert steps_per_epoch(50_000, split) == 704
     assert stem("t", "paper", load_protocol("cifar100-crd240"), split) == "t-paper-holdout5000"
-    assert stem("t", "paper", load_protocol("cifar100-crd240"), split.changed(3)) == "t-paper-epochs3-holdout5000"
+    assert (
+        stem("t", "paper", load_protocol("cifar100-crd240"), split.changed(epochs=3)) == "t-paper-epochs3-holdout5000"
+    )
 
 
 def test_identity_is_everything_but_the_texts() -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from benchmarks import tasks
-from benchmarks.spec import Protocol, load_protocol, steps_per_epoch
+from benchmarks.protocol import Protocol, load_protocol, steps_per_epoch
 from benchmarks.tasks import cifar, digits, get_task, randaugment, register_task, task_names
 from benchmarks.tasks.images import ImageData, ImageTask, Split, augment, noisy, normalise
 from benchmarks.training.seeding import generator

@@ -23,7 +23,7 @@ from benchmarks.driver import Options, reproduce, verify_teachers
 from benchmarks.files import sha256_file
 from benchmarks.networks import build_network
 from benchmarks.plan import Request
-from benchmarks.spec import load_protocol
+from benchmarks.protocol import load_protocol
 from benchmarks.teachers import Teacher, Zoo, make_entry
 from benchmarks.weights import fit, load_weights, weights_digest
 from kd_methods.errors import UserError

@@ -12,17 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import networks, spec
+from benchmarks import networks
 from benchmarks.cell import Cell, TeacherRef
 from benchmarks.executors import local
 from benchmarks.networks import NetworkView, build_network, text
 from benchmarks.plan import make_cell
-from benchmarks.spec import load_protocol, load_table
+from benchmarks.protocol import Optimizer, load_protocol
+from benchmarks.spec import load_table
 from benchmarks.store import Store
 from benchmarks.tasks import get_task, glue, grammar
 from benchmarks.tasks.text import TextData, Texts, TextTask
 from benchmarks.teachers import Zoo, make_entry
 from benchmarks.training.loop import Interrupted
+from benchmarks.yaml_files import TABLES
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
@@ -484,7 +486,7 @@ def test_decay_of_matrices_only_and_clipping():
     from kd_methods.contract import Losses
 
     layer = torch.nn.Linear(2, 2)
-    config = spec.Optimizer(name="adamw", lr=0.1, weight_decay=0.5, decay_matrices_only=True, clip=1e-3)
+    config = Optimizer(name="adamw", lr=0.1, weight_decay=0.5, decay_matrices_only=True, clip=1e-3)
     optimizer = optimizers.build(layer.parameters(), 0.1, config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
     optimizer.descend(Losses(task={"task": 1e3 * layer(torch.ones(1, 2)).sum()}))
@@ -560,7 +562,7 @@ def test_the_mean_over_tasks_is_taken_per_seed_and_counts_a_task_once():
 def _published() -> list[dict[str, str]]:
     import csv
 
-    with (spec.TABLES / "published" / "glue.csv").open(encoding="utf-8") as file:
+    with (TABLES / "published" / "glue.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -36,7 +36,7 @@ from benchmarks.cell import Cell, TeacherRef
 from benchmarks.executors import local
 from benchmarks.networks import NetworkView
 from benchmarks.plan import make_cell
-from benchmarks.spec import Optimizer, Protocol, load_protocol, steps_per_epoch
+from benchmarks.protocol import Optimizer, Protocol, load_protocol, steps_per_epoch
 from benchmarks.store import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split

@@ -20,7 +20,7 @@ from kd_methods.errors import UserError
 
 from ..cell import Cell
 from ..networks import detectors
-from ..spec import Detection, Protocol
+from ..protocol import Detection, Protocol
 from ..store import Run
 from ..teachers import Teacher, Zoo
 from ..training.loop import Interrupted

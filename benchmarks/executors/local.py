@@ -21,8 +21,8 @@ from .. import environment
 from ..cell import Cell, TeacherRef
 from ..networks import NetworkView
 from ..profiling import measure
+from ..protocol import Protocol
 from ..similarity import BlockSimilarity
-from ..spec import Protocol
 from ..store import Store
 from ..teachers import Teacher, Zoo
 from ..training.loop import Interrupted, Report, SharedTeacher, train

@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_methods.contract import Batch, DataInfo
 
 from ..networks import NetworkView
-from ..spec import Protocol
+from ..protocol import Protocol
 from .images import Normalisation
 
 

@@ -13,7 +13,7 @@ import torch
 from kd_methods.errors import UserError
 
 from ..files import digest, sha256_file
-from ..spec import Protocol
+from ..protocol import Protocol
 
 METRICS = {"mAP": "bbox_mAP", "AP50": "bbox_mAP_50", "AP75": "bbox_mAP_75"} | {
     f"AP{size}": f"bbox_mAP_{size}" for size in "sml"

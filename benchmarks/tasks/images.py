@@ -17,7 +17,7 @@ from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import UserError
 
 from ..networks import NetworkView, build_network, check_inputs
-from ..spec import Protocol, steps_per_epoch
+from ..protocol import Protocol, steps_per_epoch
 from ..training.seeding import generator, held_out
 from .randaugment import randaugment
 

@@ -29,7 +29,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from kd_methods.errors import UserError
 
-from ..spec import Crops, Protocol
+from ..protocol import Crops, Protocol
 from ..training.seeding import derive, held_out
 from .images import ImageBatch, Images, differing, noisy, picture
 

@@ -22,7 +22,7 @@ from kd_methods.errors import DiskError, UserError
 from ..files import write_bytes
 from ..networks import VOCABULARY, NetworkView, build_network, check_inputs, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
-from ..spec import Protocol, steps_per_epoch
+from ..protocol import Protocol, steps_per_epoch
 from ..training.seeding import generator, held_out
 from ..weights import read, to_bytes
 from .images import Normalisation, full

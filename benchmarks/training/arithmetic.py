@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..spec import Protocol
+from ..protocol import Protocol
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

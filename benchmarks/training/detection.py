@@ -30,7 +30,7 @@ from .. import environment, plugins
 from ..executors.detection import Job
 from ..networks import count, detectors, inherit
 from ..profiling import TIMED, WARM_UP, median_seconds, peak_memory
-from ..spec import Detection, Protocol
+from ..protocol import Detection, Protocol
 from ..tasks import get_task
 from ..tasks.coco import METRICS, Scenes, Split
 from ..weights import NUMPY, fit, load_weights

@@ -22,7 +22,7 @@ from kd_methods.errors import DiskError
 
 from ..cell import Cell
 from ..networks import NetworkView
-from ..spec import Protocol
+from ..protocol import Protocol
 from ..store import Run
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import Normalisation

@@ -16,7 +16,7 @@ from kd_methods.errors import UserError
 
 from ..cell import Cell
 from ..networks import LogitsOnly, NetworkView, count, inherit, macs
-from ..spec import Optimizer, Protocol, steps_per_epoch
+from ..protocol import Optimizer, Protocol, steps_per_epoch
 from ..store import Run
 from ..tasks import TaskData
 from ..weights import read, to_bytes

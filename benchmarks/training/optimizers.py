@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_methods.contract import Losses
 from kd_methods.errors import UserError
 
-from ..spec import Optimizer
+from ..protocol import Optimizer
 from ..tasks import TaskBatch
 
 
