@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing.forkserver
@@ -431,7 +432,7 @@ epochs: 2
 recipe_epochs: 2
 batch_size: 2
 milestones: [1]
-detection: {iterations: 3, short_sides: [48, 64], long_side: 96, test_side: 48}
+detection: {iterations: 3, short_sides: [48, 64], long_side: 96, test_side: 48, workers: 1}
 """
 TABLE = """
 name: tiny
@@ -495,22 +496,22 @@ def test_a_matrix_to_its_table_and_again_after_kills(
     # mmengine's own record of the run lies beside.
     assert list((tmp_path / "whole" / "runs").glob("*/mmengine/*/vis_data/*.json"))
 
-    hear, killed = executor._in_process, set[str]()
+    hear, killed = executor._in_processes, set[str]()
 
-    def killing(what: str, job: Any, heard: Any, stopping: Any = lambda: False) -> Any:
+    def killing(what: str, jobs: Any, heard: Any, stopping: Any = lambda: False) -> Any:
         """The first process of every cell is killed in its second epoch."""
 
         def listen(message: Any) -> None:
             heard(message)
-            if message[0] == "step" and message[1:] == (1, 0) and job.cell.key not in killed:
-                killed.add(job.cell.key)
+            if message[0] == "step" and message[1:] == (1, 0) and jobs[0].cell.key not in killed:
+                killed.add(jobs[0].cell.key)
                 for child in multiprocessing.active_children():
                     os.kill(child.pid, signal.SIGKILL)
 
-        last = hear(what, job, listen, stopping)
-        return hear(what, job, heard, stopping) if last[0] == "killed" else last
+        last = hear(what, jobs, listen, stopping)
+        return hear(what, jobs, heard, stopping) if last[0] == "failed" else last
 
-    monkeypatch.setattr(executor, "_in_process", killing)
+    monkeypatch.setattr(executor, "_in_processes", killing)
     run("killed")
     assert len(killed) == 4
     logs = [path.read_text() for path in (tmp_path / "killed" / "runs").glob("*/mmengine/console.log")]
@@ -546,6 +547,96 @@ def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table
     assert "resumed epoch" in (store.run(cell) / "mmengine" / "console.log").read_text()
     # What is saved is the plain detector: it loads into mmdet's own, and nothing of a method is with it.
     networks.build_network(STUDENT, 3).module.load_state_dict(runs["whole"], strict=True)
+
+
+def job_of(path: Path, shapes: Path, **changes: Any) -> executor.Job:
+    """A student's job under the tiny protocol with some changes."""
+    protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes)
+    cell = student_cell(STUDENT, protocol, shapes, {})
+    return executor.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
+
+
+def train(job: executor.Job, root: Path, said: list[str] | None = None) -> Store:
+    """Train a job's cell as the driver does; the store."""
+    store = Store(root)
+    where = store, job.protocol, None, CPU, lambda ref: root, lambda *_: None, (said or []).append
+    executor.run([job.cell], executor.Context(*where, data_root=job.data_root))
+    return store
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_batch_and_average_their_gradients(shapes: Path, tmp_path: Path, table: str):
+    from benchmarks.training import detection
+
+    job = job_of(tmp_path, shapes, processes=2)
+    short = {
+        "detection": job.detection.model_copy(update={"iterations": 1, "workers": 0, "warmup": 0}),
+        "epochs": 1,
+        "milestones": (),
+    }
+    protocol = job.protocol.model_copy(update=short)
+    job = dataclasses.replace(job, protocol=protocol, cell=student_cell(STUDENT, protocol, shapes, {}))
+    store = train(job, tmp_path / "out")
+    status = store.run(job.cell).status
+    assert status["state"] == "done", status
+    trained = load_weights(store.run(job.cell) / "student.pt")
+
+    alone, places = [], []
+    for rank in range(2):
+        folder = tmp_path / f"rank{rank}"
+        folder.mkdir()
+        runner, hook = detection.set_up(dataclasses.replace(job, rank=rank), None, folder)
+        model: Any = runner.model.train()
+        data = next(iter(runner.train_dataloader))
+        places += [sample.img_id for sample in data["data_samples"]]
+        hook.before_train_iter(runner, 0)
+        prepared = model.data_preprocessor(data, True)
+        losses = model(**prepared, mode="loss")
+        model.parse_losses(losses)[0].backward()
+        alone.append(dict(model.student.named_parameters()))
+    assert len(set(places)) == len(places) == protocol.batch_size
+    norm = torch.stack(
+        [((a.grad + b.grad) / 2).norm() for a, b in zip(*(p.values() for p in alone), strict=True)]
+    ).norm()
+    clip = min(1.0, protocol.optimizer.clip / (float(norm) + 1e-6))
+    for name, first in alone[0].items():
+        slope = clip * (first.grad + alone[1][name].grad) / 2 + protocol.optimizer.weight_decay * first
+        expected = first - protocol.optimizer.lr * slope
+        torch.testing.assert_close(trained[name], expected.detach(), atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_two_processes_go_on_after_one_of_them_is_killed(
+    shapes: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+):
+    job = job_of(tmp_path, shapes, processes=2, precision="bf16")
+    whole, run_processes, seen = train(job, tmp_path / "whole"), executor._in_processes, list[Any]()
+
+    def killing(what: str, jobs: Any, hear: Any, stopping: Any) -> Any:
+        def listen(message: Any) -> None:
+            hear(message)
+            if message[:2] == ("step", 1) and not seen:
+                seen.extend(multiprocessing.active_children())
+                os.kill(max(child.pid for child in seen), signal.SIGKILL)
+
+        return run_processes(what, jobs, listen, stopping)
+
+    monkeypatch.setattr(executor, "_in_processes", killing)
+    killed = train(job, tmp_path / "killed")
+    status = killed.run(job.cell).status
+    assert status["state"] == "failed" and "process 1 ended with exit code -9" in status["message"]
+    assert len(seen) == 2 and not any(child.is_alive() for child in seen)
+    train(job, tmp_path / "killed")
+    log = (killed.run(job.cell) / "mmengine" / "console.log").read_text()
+    assert "resumed epoch: 0, iter: 3" in log
+    ends = [load_weights(store.run(job.cell) / "student.pt") for store in (whole, killed)]
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+    assert whole.run(job.cell).metrics[-1]["losses"] == killed.run(job.cell).metrics[-1]["losses"]
+    assert not Path(".dist_test").exists()
+
+
+def test_what_needs_a_gpu_is_said_before_anything_runs(shapes: Path, tmp_path: Path, table: str):
+    with pytest.raises(UserError, match="fp16 on GPUs only; use --precision bf16"):
+        train(job_of(tmp_path, shapes, precision="fp16"), tmp_path / "out")
 
 
 def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: str):

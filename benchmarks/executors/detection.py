@@ -1,18 +1,21 @@
 """Runs cells of detection one after another, each in a process of its own, where mmengine trains it.
 
-Nothing of mmdetection is imported in this process.
+Where a protocol shares its batches, a cell has several processes, which mmengine's Runner takes as those of its
+launcher ``pytorch``. Nothing of mmdetection is imported in this process.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -40,7 +43,12 @@ class Followed:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to know of its cell; ``teacher`` is the file with the teacher's weights."""
+    """What a process needs to know of its cell.
+
+    teacher     the file with the teacher's weights
+    rank        which of the processes it is that share the cell; the first one writes to the run
+    rendezvous  the file by which they find each other
+    """
 
     cell: Cell
     protocol: Protocol
@@ -50,6 +58,8 @@ class Job:
     plugin_files: tuple[Path, ...]
     path: Path
     teacher: Path | None = None
+    rank: int = 0
+    rendezvous: Path | None = None
 
     @property
     def run(self) -> Run:
@@ -67,9 +77,14 @@ def run(cells: Sequence[Cell], context: Context) -> None:
 
     Raises:
         Interrupted: the user asked to stop.
-        UserError: the extra [detection] is missing.
+        UserError: the extra [detection] is missing, or a GPU that the protocol needs.
     """
     detectors.check_installed()
+    wanted, present = context.protocol.processes, torch.cuda.device_count()
+    if context.protocol.precision == "fp16" and context.device.type != "cuda":
+        raise UserError("mmengine scales losses in fp16 on GPUs only; use --precision bf16")
+    if context.device.type == "cuda" and wanted > 1 and wanted > present:
+        raise UserError(f"{wanted} processes need a GPU each, and there are {present}: --processes {present}")
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])
 
 
@@ -94,7 +109,9 @@ def _one(cell: Cell, context: Context) -> bool:
         else:
             told = True
 
-    last = _in_process("work", job, hear, context.stopping)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [job] if context.protocol.processes == 1 else _parts(job, Path(folder, "rendezvous"))
+        last = _in_processes("work", jobs, hear, context.stopping)
     if last[0] == "held":
         return False
     if last[0] == "interrupted":
@@ -111,39 +128,87 @@ def _one(cell: Cell, context: Context) -> bool:
     return True
 
 
-def _in_process(
-    what: str, job: Job, hear: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
+def _parts(job: Job, rendezvous: Path) -> list[Job]:
+    """The job once for each process that has a part of its batches: a GPU each, or a part of the threads."""
+    count = job.protocol.processes
+    if job.device == "cpu":
+        job = replace(job, threads=max(1, job.threads // count))
+        return [replace(job, rank=rank, rendezvous=rendezvous) for rank in range(count)]
+    return [replace(job, rank=rank, rendezvous=rendezvous, device=f"cuda:{rank}") for rank in range(count)]
+
+
+def _in_processes(
+    what: str, jobs: Sequence[Job], hear: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
 ) -> tuple[Any, ...]:
-    """Call a function of :mod:`benchmarks.training.detection` in a fresh process; returns its last message."""
+    """Call a function of :mod:`benchmarks.training.detection` in a fresh process for each of the jobs.
+
+    When the first one is at its end, or any of them fails, the others are ended too: they would wait for each other.
+
+    Returns:
+        The first one's last message; ``("failed", why)`` where it could not send it.
+    """
     methods = multiprocessing.get_context("forkserver")
     methods.set_forkserver_preload(["benchmarks.training.detection"])  # mmdetection takes seconds to import
-    receiver, sender = methods.Pipe(duplex=False)
-    process = methods.Process(target=_enter, args=(what, sender, job), daemon=True)
-    process.start()
-    sender.close()
-    message: tuple[Any, ...] = ()
+    started: dict[Connection, tuple[int, Any]] = {}
+    for job in jobs:
+        receiver, sender = methods.Pipe(duplex=False)
+        # No daemons: those may not have children, and images are loaded by worker processes.
+        process = methods.Process(target=_enter, args=(what, sender, job))
+        process.start()
+        sender.close()
+        started[receiver] = job.rank, process
+    last: tuple[Any, ...] = ()
     asked = False
     try:
-        while True:
-            if receiver.poll(0.2):
-                message = receiver.recv()
-                hear(message)
+        while started:
+            for ready in wait(list(started), timeout=0.2):
+                receiver = cast(Connection, ready)
+                rank, process = started[receiver]
+                try:
+                    message = receiver.recv()
+                except EOFError:
+                    del started[receiver]
+                    process.join()
+                    ended = f"process {rank} " if len(jobs) > 1 else "the process "
+                    if not last or last[0] in ("step", "epoch"):
+                        last = ("failed", f"{ended}ended with exit code {process.exitcode}")
+                    if rank == 0 or process.exitcode:
+                        return last
+                    continue
+                if rank == 0:
+                    hear(message)
+                    last = message
+                else:  # only of failures
+                    return ("failed", f"process {rank}: {message}")
             if stopping() and not asked:
                 asked = True
-                process.terminate()  # a request: the process saves after the step it is at
-    except EOFError:
-        process.join()
-    if not message or message[0] in ("step", "epoch"):
-        return ("killed", f"the process ended with exit code {process.exitcode}")
-    return message
+                for _, process in started.values():
+                    process.terminate()  # a request: the processes save after the step they are at
+    finally:
+        for _, process in started.values():
+            process.kill()
+            process.join()
+    return last
 
 
 def _enter(what: str, sender: Connection, job: Job) -> None:
     """In the process: only here mmdetection is imported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
+    if job.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
+    if job.rank:
+        threading.Thread(target=_outlive_no_parent, daemon=True).start()
     from ..training import detection
 
     getattr(detection, what)(sender, job)
+
+
+def _outlive_no_parent() -> None:
+    """The first process notices the parent's end by what it sends; the others would wait for the first."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
@@ -159,7 +224,7 @@ def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, devi
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell, protocol, data_root, str(device), threads, (), Path(folder), zoo.path(entry))
-        kind, answer = _in_process("evaluate", job, lambda message: None)
+        kind, answer = _in_processes("evaluate", [job], lambda message: None)
     if kind != "value":
         raise UserError(f"teacher '{entry.name}' could not be evaluated: {answer}")
     return answer
@@ -182,7 +247,7 @@ def cost(
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell, protocol, data_root, str(device), threads, tuple(plugin_files), Path(folder))
-        kind, answer = _in_process("cost", job, lambda message: None)
+        kind, answer = _in_processes("cost", [job], lambda message: None)
     if kind != "cost":
         raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
     return answer

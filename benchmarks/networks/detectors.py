@@ -242,6 +242,16 @@ def recorded(owner: nn.Module, name: str) -> Iterator[list[tuple[tuple[Any, ...]
         del owner.__dict__[name]
 
 
+def _in_fp32(_: nn.Module, inputs: Any, output: Any) -> Any:
+    """What a neck or a head gives under autocast, in fp32.
+
+    mmdetection places boxes in the type of what it is given, and eight bits do not tell two places of an image apart.
+    """
+    if isinstance(output, Tensor):
+        return output.float()
+    return type(output)(_in_fp32(_, inputs, each) for each in output)
+
+
 @dataclass(frozen=True)
 class Lesson:
     """One training pass of a detector: what methods see of it, its own losses by name, and where it looked.
@@ -282,6 +292,9 @@ class Detector(Network):
         self.two_stage = roi_head is not None
         head: Any = getattr(roi_head, "bbox_head", None)
         self.region_head = head
+        for part in (module.neck, getattr(module, "rpn_head", None), dense, head):
+            if isinstance(part, nn.Module):
+                part.register_forward_hook(_in_fp32)
         if self.two_stage and (head is None or isinstance(head, nn.ModuleList)):
             raise UserError(f"detector {name} has not just one region head; use Faster R-CNN or a one-stage detector")
         self.distributions = hasattr(dense, "reg_max")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 import pickle
 import random
 import signal
@@ -34,6 +35,7 @@ from ..protocol import Detection, Protocol
 from ..tasks import get_task
 from ..tasks.coco import METRICS, Scenes, Split
 from ..weights import NUMPY, fit, load_weights
+from .arithmetic import autocast
 from .loop import CHECK_EVERY, Interrupted, protocol_progress
 from .member import Diverged, finish
 from .seeding import derive, generator
@@ -42,10 +44,12 @@ detectors.prepare()
 
 from mmdet.datasets import AspectRatioBatchSampler, CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
-from mmengine.dataset import pseudo_collate  # noqa: E402
+from mmengine import dist  # noqa: E402
+from mmengine.dataset import DefaultSampler, pseudo_collate  # noqa: E402
 from mmengine.evaluator import Evaluator  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.logging import HistoryBuffer  # noqa: E402
+from mmengine.model import is_model_wrapper  # noqa: E402
 from mmengine.registry import LOOPS  # noqa: E402
 from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
 from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
@@ -106,18 +110,24 @@ class Drawn(Dataset[Any]):
 
 
 class From(BatchSampler):
-    """A batch sampler from a batch on; those before are drawn, but their images are not loaded."""
+    """Batches of images of similar shape, from a batch on; those before are drawn, but their images are not loaded.
 
-    def __init__(self, batches: AspectRatioBatchSampler, size: int) -> None:
-        self.batches, self.sampler = batches, batches.sampler
+    Of ``count`` processes that share every batch, each takes its own part of it.
+    """
+
+    def __init__(self, draws: Draws, size: int, rank: int = 0, count: int = 1) -> None:
+        self.sampler: Any = draws
+        self.part = slice(rank, None, count)
         self.batch_size, self.drop_last, self.start = size, True, 0
 
     def __len__(self) -> int:
         """Of one epoch of the data, which mmengine's log asks for."""
-        return max(1, len(self.batches.sampler.dataset) // self.batch_size)
+        return max(1, len(self.sampler.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.batches), self.start, None)
+        # A new one each time, for it keeps what it has drawn and not yet given.
+        batches = AspectRatioBatchSampler(self.sampler, self.batch_size)
+        return (batch[self.part] for batch in islice(batches, self.start, None))
 
 
 def seed_all(seed: int) -> None:
@@ -142,7 +152,10 @@ class ResumableLoop(IterBasedTrainLoop):
 
 
 class Records(Hook):
-    """Carries what happens over into the run's directory and to the parent; keeps each iteration's random numbers."""
+    """Carries what happens over into the run's directory and to the parent; keeps each iteration's random numbers.
+
+    Of several processes all know the same, and the first one tells of it.
+    """
 
     priority = "LOW"
 
@@ -161,26 +174,36 @@ class Records(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.started = time.perf_counter()
-        seed_all(derive(self.job.cell.seed, "step", runner.iter))
+        rank = [self.job.rank] if self.job.rank else []
+        seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         assert outputs is not None
         sums, done = self.own["sums"], runner.iter + 1
-        for name, value in outputs.items():
-            if name.startswith("loss_"):
-                sums[name[5:]] = sums.get(name[5:], 0) + value.detach().double().cpu()
+        names = [name for name in outputs if name.startswith("loss_")]
+        values = [outputs[name].detach().double().cpu() for name in names]
+        told = torch.stack([*values, torch.tensor(self.asked, dtype=torch.float64)])
+        dist.all_reduce(told, op="mean")  # so all stop after the same iteration
+        for name, value in zip(names, told[:-1], strict=True):
+            sums[name[5:]] = sums.get(name[5:], 0) + value
         self.own["counted"] += 1
         self.own["seconds"] += time.perf_counter() - self.started
         if done % CHECK_EVERY == 0 or done % self.job.detection.iterations == 0:
             for name, total in sums.items():
                 if not math.isfinite(float(total)):
                     raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
-        self.sender.send(("step", *divmod(runner.iter, self.job.detection.iterations)))
-        if self.asked:
+        if not self.job.rank:
+            self.sender.send(("step", *divmod(runner.iter, self.job.detection.iterations)))
+        if told[-1]:
             runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
             raise Interrupted
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """All evaluate with the statistics of the first process, which are the ones that are kept."""
+        for buffer in runner.model.buffers():
+            dist.broadcast(buffer)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         assert metrics is not None
@@ -200,6 +223,8 @@ class Records(Hook):
             }
         )
         own.update(sums={}, counted=0, seconds=0.0)
+        if self.job.rank:
+            return
         self.job.run.set_metrics(self.records)
         self.job.run.set_status("running", epoch=epoch, epochs=self.job.protocol.epochs)
         self.sender.send(("epoch", self.records[-1]))
@@ -216,6 +241,9 @@ def work(sender: Any, job: Job) -> None:
 
     The run's lock is this process's own, so it is gone when the process is.
     """
+    if job.rank:
+        _assist(sender, job)
+        return
     run = job.run
     with run.lock() as mine:
         if not mine:
@@ -224,11 +252,34 @@ def work(sender: Any, job: Job) -> None:
         if run.ended:
             sender.send((run.state,))
             return
-        folder = run / "mmengine"
-        folder.mkdir(exist_ok=True)
-        with (folder / "console.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            state = _train(job, sender, folder)
-        sender.send(state)
+        sender.send(_train(job, sender, _quiet(run / "mmengine", "console.log")))
+
+
+def _assist(sender: Any, job: Job) -> None:
+    """Train beside the cell's first process, which tells of what happens to both; the parent hears of errors here."""
+    folder = _quiet(job.run / "mmengine", f"console-{job.rank}.log")
+    try:
+        runner, _ = set_up(job, sender, folder)
+        _run(runner)
+    except (Interrupted, Diverged, UserError):
+        pass
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def _quiet(folder: Path, name: str) -> Path:
+    """Let this process, and what of it is not Python, write into a file of the folder instead of the terminal."""
+    folder.mkdir(exist_ok=True)
+    with (folder / name).open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    return folder
+
+
+def _run(runner: Runner) -> None:
+    with torch.serialization.safe_globals(_ALLOWED):  # mmengine's torch.load knows no list of its own
+        runner.train()
 
 
 def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
@@ -237,9 +288,8 @@ def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
         runner, hook = set_up(job, sender, folder)
         run.add_environment(_environment(job), 1 + len(hook.records))
         run.set_status("running", epoch=len(hook.records), epochs=job.protocol.epochs)
-        with torch.serialization.safe_globals(_ALLOWED):  # mmengine's torch.load knows no list of its own
-            runner.train()
-        model: Any = runner.model
+        _run(runner)
+        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         finish(run, model.student, hook.records, job.protocol, model.method.remarks())
     except Interrupted:
         run.set_status("interrupted", epoch=len(hook.records), epochs=job.protocol.epochs)
@@ -288,6 +338,9 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     torch.set_num_threads(job.threads)
     plugins.load(job.plugin_files)
     protocol, cell, own = job.protocol, job.cell, job.detection
+    device = environment.device(job.device)
+    if job.rendezvous:
+        _meet(job, device)
     scenes: Scenes = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
     student, teacher = build(job, len(scenes.classes))
     hook = Records(job, sender)
@@ -302,6 +355,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
         cell.settings,
         scenes.train.count,
         lambda: protocol_progress(protocol, runner.iter // own.iterations + 1),
+        lambda: autocast(protocol, device),
     )
     optimizer = cell.protocol["optimizer"]
     checkpoint = _last_checkpoint(folder)
@@ -311,7 +365,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
         train_dataloader=_training(scenes, job),
         train_cfg={"type": "ResumableLoop", "max_iters": total, "val_interval": own.iterations},
         optim_wrapper={
-            "type": "OptimWrapper",
+            **_wrapper(protocol),
             "optimizer": {
                 "type": "SGD",
                 "lr": cell.lr,
@@ -322,7 +376,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
         param_scheduler=_schedule(protocol, own),
         val_dataloader=_validation(scenes.val, scenes.classes, job),
         val_cfg={"type": "ValLoop"},
-        val_evaluator=Evaluator([CocoMetric(ann_file=str(scenes.val.annotations), metric="bbox")]),
+        val_evaluator=Evaluator([_metric(scenes.val, folder / "collected")]),
         default_hooks={
             "checkpoint": {
                 "type": "CheckpointHook",
@@ -339,10 +393,43 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
         load_from=str(checkpoint) if checkpoint else None,
         experiment_name=f"{cell.key[:16]}-{time.time_ns()}",
         default_scope="mmdet",
-        cfg={},
+        launcher="pytorch" if job.rendezvous else "none",
+        cfg={"model_wrapper_cfg": _parallel(device)} if job.rendezvous else {},
     )
-    model.to(environment.device(job.device))
+    model.to(device)
     return runner, hook
+
+
+def _meet(job: Job, device: torch.device) -> None:
+    """Join the cell's other processes; mmengine, which would do it for GPUs only, takes the group that it finds."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    os.environ["LOCAL_RANK"] = str(job.rank)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    place = f"file://{job.rendezvous}"
+    torch.distributed.init_process_group(backend, place, rank=job.rank, world_size=job.protocol.processes)
+
+
+def _parallel(device: torch.device) -> dict[str, Any]:
+    """How the model is shared. A method may leave parts of the student without a gradient in some step."""
+    return {
+        "type": "MMDistributedDataParallel",
+        "device_ids": [device] if device.type == "cuda" else None,
+        "broadcast_buffers": False,
+        "find_unused_parameters": True,
+    }
+
+
+def _wrapper(protocol: Protocol) -> dict[str, Any]:
+    """The kind of optimiser wrapper: of the precisions, fp16 needs its loss scaled."""
+    return {"type": "AmpOptimWrapper", "dtype": "float16"} if protocol.precision == "fp16" else {"type": "OptimWrapper"}
+
+
+def _metric(split: Split, collected: Path) -> CocoMetric:
+    """``collected`` is where several processes bring their results together."""
+    metric = CocoMetric(ann_file=str(split.annotations), metric="bbox")
+    metric.collect_dir = str(collected)  # else a folder where the command was given
+    return metric
 
 
 def _schedule(protocol: Protocol, own: Detection) -> list[dict[str, Any]]:
@@ -380,7 +467,7 @@ def _training(scenes: Scenes, job: Job) -> DataLoader[Any]:
     ]
     seed = job.cell.seed
     dataset = Drawn(_dataset(scenes.train, scenes.classes, pipeline, test=False), seed)
-    batches = From(AspectRatioBatchSampler(Draws(dataset, seed), size), size)
+    batches = From(Draws(dataset, seed), size, job.rank, own.processes)
     workers: dict[str, Any] = {"num_workers": own.workers, "persistent_workers": own.workers > 0}
     return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
 
@@ -397,7 +484,8 @@ def _validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[
         },
     ]
     dataset = _dataset(split, classes, pipeline, test=True)
-    return DataLoader(dataset, batch_size=1, num_workers=own.workers, collate_fn=pseudo_collate)
+    sampler: Any = DefaultSampler(dataset, shuffle=False)  # each process has its share
+    return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=own.workers, collate_fn=pseudo_collate)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -408,7 +496,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return path
         except (RuntimeError, EOFError, OSError, zipfile.BadZipFile):  # what a truncated file leads to
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process of the cell may have been faster
     return None
 
 
@@ -457,16 +545,17 @@ def _figures(job: Job) -> dict[str, Any]:
             model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
 
         seconds = median_seconds(step, device, WARM_UP, TIMED)
+    images = job.protocol.batch_size // job.protocol.processes  # one process's part
     plain, trained = count(model.student.parameters()), count(model.parameters())
     return {
-        "images_per_second": job.protocol.batch_size / seconds,
+        "images_per_second": images / seconds,
         "peak_memory_bytes": memory["bytes"],
         "memory_kind": memory["kind"],
         "reserved_memory_bytes": memory["reserved"],
         "memory_by_part": {},
         "extra_train_params": trained - plain,
         "extra_inference_params": 0,
-        "batch_size": job.protocol.batch_size,
+        "batch_size": images,
         "device": job.device,
         "steps": TIMED,
         "first_phases": False,

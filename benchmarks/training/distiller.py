@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mmdet.registry import MODELS
@@ -53,6 +54,7 @@ class Distiller(BaseModel):
         settings: those that differ from its defaults.
         samples: size of the training set.
         progress: says where training stands.
+        arithmetic: context in which everything is computed: its precision.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Distiller(BaseModel):
         settings: dict[str, Any],
         samples: int,
         progress: Callable[[], Progress] = lambda: Progress(1, 1),
+        arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.student: Any = student.module
@@ -70,6 +73,7 @@ class Distiller(BaseModel):
         info = DataInfo(samples, student.classes + 1)
         self.method: Method = kd_methods.build(method, student, self._views[1], info, **settings)
         self._progress = progress
+        self._arithmetic = arithmetic
         self.data_preprocessor = Preprocessors(
             student.module.data_preprocessor, teacher.module.data_preprocessor if teacher else None
         )
@@ -97,8 +101,12 @@ class Distiller(BaseModel):
         self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor", teacher_inputs: Tensor | None = None
     ) -> Any:
         """As mmdetection's detectors: in mode ``loss`` a dictionary of terms, otherwise the student's answer."""
-        if mode != "loss":
+        with self._arithmetic():
+            if mode == "loss":
+                return self._losses(inputs, data_samples, teacher_inputs)
             return self.student(inputs, data_samples, mode=mode)
+
+    def _losses(self, inputs: Tensor, data_samples: Any, teacher_inputs: Tensor | None) -> dict[str, Tensor]:
         student, teacher = self._views
         lesson = student.learn(inputs, data_samples)
         needs = self.method.needs
