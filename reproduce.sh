@@ -236,7 +236,9 @@ export PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${1:-} == test ]]; then
     shift
     cd -- "$repo"
-    exec "$python" -m pytest "$@"
+    # Tests share the cores, with a thread each; `-n 0` runs all in one process, as a debugger wants it.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    exec "$python" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
 fi
 # The user's folder stays the current one, so that relative paths mean what was typed; -P keeps a `benchmarks` that lies
 # there from being taken for ours.

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+# A pytest that a test starts is a run of its own, though the one it is in may be a worker of another.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
+torch.set_num_threads(1)  # here too, for fixtures of a wider scope
+
+
 @pytest.fixture(autouse=True)
-def _two_threads():
-    """Bit-exact comparisons hold for a fixed number of threads."""
-    torch.set_num_threads(2)
+def _one_thread():
+    """Bit-exact comparisons hold for a fixed number of threads, and files of tests run beside each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,6 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
     """The same weights after it, bit for bit."""
     protocol = load_protocol("digits-demo")
     data = get_task("digits").open(Path(), protocol, torch.device("cpu"))
-    torch.set_num_threads(1)
     found = []
     for whole in (True, False):
         bench = Bench([make_cell(protocol, "", "student", "resnet8", 0, None, {}, {})], protocol, data)

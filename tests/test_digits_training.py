@@ -31,7 +31,6 @@ NAMES += ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd"]
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Run]]:
     """Runs of a method on one pair; all that was asked for is trained at once, sharing the teacher's pass."""
     asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module}
-    torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("digits")
     cpu, store = torch.device("cpu"), Store(folder)
     cells: dict[tuple[str, str], list[Cell]] = {}

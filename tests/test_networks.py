@@ -28,12 +28,6 @@ SIDE = 16
 each_name = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None):
-    """These inputs are so small that a second thread only waits."""
-    torch.set_num_threads(1)
-
-
 def load_fill() -> Any:
     spec = importlib.util.spec_from_file_location("golden_fill", GOLDENS / "fill.py")
     assert spec and spec.loader

@@ -21,6 +21,8 @@ REPO = Path(__file__).parents[1]
 # What the script may call. A PATH of these alone has no python and no uv.
 SCRIPT_TOOLS = ["bash", "dirname", "env", "find", "mkdir", "mv", "readlink", "rm", "sha256sum", "shasum", "tail"]
 STUB_TOOLS = ["ln", "sh", "sleep", "touch"]
+SHARED = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+"""How tests are spread over the cores."""
 
 ECHO = """\
 import os, sys
@@ -163,7 +165,7 @@ def test_a_package_of_the_same_name_in_the_users_folder_is_not_taken(tree: Tree)
 
 def test_tests_run_in_the_repository_with_the_dev_lock(tree: Tree):
     result = tree.run("test", "-k", "a or b")
-    assert result.stdout == f"{['pytest', str(tree.repo), '-k', 'a or b']}\n", result.stderr
+    assert result.stdout == f"{['pytest', str(tree.repo), *SHARED, '-k', 'a or b']}\n", result.stderr
     assert "requirements/dev.txt" in result.stderr
     assert tree.run("test", "exit", "5").stdout.startswith("['pytest'")
     assert tree.uv_calls() == ["venv -q", "pip install"]
@@ -308,7 +310,7 @@ def test_no_venv_uses_the_python_at_hand(tree: Tree):
         result = tree.run("list", KDBENCH_NO_VENV="1", **env)
         assert result.stdout == f"{['benchmarks', str(tree.elsewhere), 'list']}\n", result.stderr
         assert result.stderr == ""
-    assert tree.run("test", KDBENCH_NO_VENV="1").stdout == f"{['pytest', str(tree.repo)]}\n"
+    assert tree.run("test", KDBENCH_NO_VENV="1").stdout == f"{['pytest', str(tree.repo), *SHARED]}\n"
     assert not (tree.repo / ".venv").exists()
     assert tree.run("list", KDBENCH_NO_VENV="0").returncode == 0
     assert (tree.repo / ".venv").exists()

@@ -54,8 +54,7 @@ NO_PROJECTIONS = {"modernbert"}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    torch.set_num_threads(1)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read on import
 

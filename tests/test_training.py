@@ -135,12 +135,6 @@ class Bench:
         return Counter(label for label, event in self.events if event == "step")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None):
-    """These networks are so small that a second thread mostly waits, long where cores are shared."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return tiny_data()

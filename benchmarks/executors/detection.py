@@ -160,7 +160,7 @@ def _in_processes(
     last: tuple[Any, ...] = ()
     asked = False
     try:
-        while started:
+        while True:
             for ready in wait(list(started), timeout=0.2):
                 receiver = cast(Connection, ready)
                 rank, process = started[receiver]
@@ -169,12 +169,14 @@ def _in_processes(
                 except EOFError:
                     del started[receiver]
                     process.join()
-                    ended = f"process {rank} " if len(jobs) > 1 else "the process "
-                    if not last or last[0] in ("step", "epoch"):
-                        last = ("failed", f"{ended}ended with exit code {process.exitcode}")
-                    if rank == 0 or process.exitcode:
+                    if rank and not process.exitcode:
+                        continue
+                    if last and last[0] not in ("step", "epoch"):
                         return last
-                    continue
+                    if asked and process.exitcode == -signal.SIGTERM:  # asked before it could listen
+                        return ("interrupted",)
+                    name = f"process {rank}" if len(jobs) > 1 else "the process"
+                    return ("failed", f"{name} ended with exit code {process.exitcode}")
                 if rank == 0:
                     hear(message)
                     last = message
@@ -188,7 +190,6 @@ def _in_processes(
         for _, process in started.values():
             process.kill()
             process.join()
-    return last
 
 
 def _enter(what: str, sender: Connection, job: Job) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_methods.contract import FIELDS, Batch, Heads, Layout, Network, Outputs, Pyramid
+from kd_methods import functional
+from kd_methods.contract import FIELDS, Batch, Dense, Heads, Layout, Network, Outputs, Pyramid
 from kd_methods.errors import UserError, unknown
 from kd_methods.modes import modes_kept
 
@@ -256,23 +257,23 @@ def _in_fp32(_: nn.Module, inputs: Any, output: Any) -> Any:
 class Lesson:
     """One training pass of a detector: what methods see of it, its own losses by name, and where it looked.
 
-    regions   (N, 5) as in :class:`kd_methods.contract.Pyramid`
-    positive  (P,) places of all levels together where boxes are learnt
+    regions  (N, 5) as in :class:`kd_methods.contract.Pyramid`
+    places   the last four parts of :class:`kd_methods.contract.Dense`, where it was asked for
     """
 
     outputs: Outputs
     batch: Batch
     terms: Mapping[str, Tensor]
     regions: Tensor
-    positive: Tensor
+    places: tuple[Tensor, ...] = ()
 
 
 class Detector(Network):
     """A detector of mmdetection as methods see it; see :class:`kd_methods.contract.Layout` for what it has.
 
     Two-stage detectors with one region head have ``logits`` (N, K + 1) of the regions that their training samples. Of
-    one-stage detectors only the pyramid is seen; of those that give distributions of box edges (GFL) also the units
-    ``edges`` (P, 4, n) at the positive places and ``confidence`` (P,), the best class's score there.
+    one-stage detectors only the pyramid is seen; of those that give distributions of box edges and learn boxes where
+    ATSS says (GFL) also the unit ``dense``, where it is asked for.
 
     Args:
         module: the detector as mmdetection builds it.
@@ -297,16 +298,15 @@ class Detector(Network):
                 part.register_forward_hook(_in_fp32)
         if self.two_stage and (head is None or isinstance(head, nn.ModuleList)):
             raise UserError(f"detector {name} has not just one region head; use Faster R-CNN or a one-stage detector")
-        self.distributions = hasattr(dense, "reg_max")
+        assigner = getattr(dense, "assigner", None)
+        self.distributions = hasattr(dense, "reg_max") and hasattr(assigner, "topk")
         self.classes: int = (head or dense).num_classes
         maps = self._nominal()
         first = NOMINAL.bit_length() - maps[0].shape[-1].bit_length()
         levels = tuple(f"p{first + i}" for i in range(len(maps)))
         self._shapes: dict[str, tuple[int, ...]] = {n: tuple(x.shape[1:]) for n, x in zip(levels, maps, strict=True)}
         if self.distributions:
-            # Of a place: their number changes from batch to batch.
-            self._shapes["edges"] = (4, dense.reg_max + 1)
-            self._shapes["confidence"] = ()
+            self._shapes["dense"] = (4, dense.reg_max + 1)  # of a place: their number changes from batch to batch
         if self.two_stage:
             self._shapes["pyramid"] = tuple(tuple(x.shape[1:]) for x in self._read(maps))  # type: ignore[misc]
         sigmoids = not self.two_stage or head.loss_cls.use_sigmoid
@@ -326,36 +326,40 @@ class Detector(Network):
         with modes_kept(self.module), torch.no_grad():
             return self.module.eval().extract_feat(torch.zeros(1, 3, NOMINAL, NOMINAL))
 
-    def learn(self, inputs: Tensor, samples: Any) -> Lesson:
+    def learn(self, inputs: Tensor, samples: Any, units: Collection[str] = ()) -> Lesson:
         """The detector's own training pass.
 
         Args:
             inputs: (B, 3, H, W) as the detector's preprocessor gives them.
             samples: mmdetection's ``DetDataSample`` of every image.
+            units: those that are wanted; ``dense`` is left out where it is not.
         """
         with ExitStack() as stack:
             features = stack.enter_context(recorded(self.module, "extract_feat"))
             if self.two_stage:
                 heads = stack.enter_context(recorded(self.region_head, "loss"))
-            elif self.distributions:
+            elif "dense" in units:
                 dense = stack.enter_context(recorded(self.module.bbox_head, "loss_by_feat"))
                 targets = stack.enter_context(recorded(self.module.bbox_head, "get_targets"))
             losses = self.module.loss(inputs, samples)
         total, terms = self.module.parse_losses(losses)
         maps = tuple(features[0][1])
         kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
-        regions = positive = inputs.new_zeros(0)
+        corners = tuple(sample.gt_instances.bboxes for sample in samples)
+        corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
+        regions = inputs.new_zeros(0)
+        places: tuple[Tensor, ...] = ()
         labels, logits = inputs.new_zeros(0, dtype=torch.long), total.detach().reshape(1, 1)
         target: tuple[Any, ...] = ()
         if self.two_stage:
             (logits, _, regions, labels, *rest), _ = heads[0]
             target = (regions, labels, *rest[:3])
             kept["pyramid"] = Pyramid(self._read(maps), regions)
-        elif self.distributions:
+        elif "dense" in units:
+            (anchors, valid, *_), (_, learnt, *_) = targets[0]
+            places = self._places(anchors, valid, learnt, corners)
             (scores, edges, *_), _ = dense[0]
-            own = torch.cat([level.flatten() for level in targets[0][1][1]])
-            positive = ((own >= 0) & (own < self.module.bbox_head.num_classes)).nonzero().squeeze(1)
-            kept |= self._at(positive, scores, edges)
+            kept["dense"] = self._dense(scores, edges, places)
 
         def task_loss(predicted: Tensor | Heads, _: Tensor) -> Tensor:
             if predicted is logits:
@@ -366,11 +370,9 @@ class Detector(Network):
             found = self.region_head.loss(*own, *target)
             return torch.stack([value for name, value in found.items() if "loss" in name]).sum()
 
-        corners = tuple(sample.gt_instances.bboxes for sample in samples)
-        corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
         positions = torch.arange(len(inputs), device=inputs.device)
         batch = Batch(inputs, labels, positions, task_loss, boxes=corners)
-        return Lesson(Outputs(logits, kept, self.layout), batch, terms, regions, positive)
+        return Lesson(Outputs(logits, kept, self.layout), batch, terms, regions, places)
 
     def teach(self, inputs: Tensor, lesson: Lesson, logits: bool) -> Outputs:
         """A frozen detector on the images of a student's lesson, at the regions and places that the student sampled."""
@@ -381,23 +383,46 @@ class Detector(Network):
             if self.two_stage:
                 kept["pyramid"] = pyramid = Pyramid(self._read(maps), lesson.regions)
                 found = self.resume("pyramid", pyramid).logits if logits else found
-            elif self.distributions:
-                kept |= self._at(lesson.positive, *self.module.bbox_head(maps)[:2])
+            elif lesson.places:
+                scores, edges, *_ = self.module.bbox_head(maps)
+                kept["dense"] = self._dense(scores, edges, lesson.places)
         return Outputs(found, kept, self.layout)
 
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The levels that the region heads read."""
         return tuple(maps[: self.module.roi_head.bbox_roi_extractor.num_inputs])
 
-    def _at(self, places: Tensor, scores: Sequence[Tensor], edges: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The edges' distributions and the best class's score at positions of all levels together."""
+    def _dense(self, scores: Sequence[Tensor], edges: Sequence[Tensor], places: Sequence[Tensor]) -> Dense:
+        """What the head gave, (B, ., H, W) for every level, place by place."""
+        answers = [torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels]) for levels in (scores, edges)]
+        level, positive, valuable, near = places
+        return Dense(answers[0], answers[1].unflatten(1, self.shape("dense")), level, positive, valuable, near)
 
-        def flat(levels: Sequence[Tensor]) -> Tensor:
-            # As mmdetection's targets lie: level by level, image by image, row by row.
-            return torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels])[places]
+    def _places(
+        self, anchors: Sequence[Tensor], valid: Sequence[Tensor], learnt: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The last four parts of :class:`Dense`: level, positive, valuable, near.
 
-        best = flat(scores).detach().sigmoid().amax(1)
-        return {"edges": flat(edges).unflatten(1, self.shape("edges")), "confidence": best}
+        Args:
+            anchors, valid: of every image, all levels together: corners (n, 4), and whether the image reaches there.
+            learnt: of every level the class (B, n_l) that each place learns; ``num_classes`` is background.
+            boxes: of every image the corners of its objects.
+        """
+        head: Any = self.module.bbox_head
+        sizes = [level.shape[1] for level in learnt]
+        valuable, near = [], []
+        for corners, flags, objects in zip(anchors, valid, boxes, strict=True):
+            inside = flags.bool()
+            counts = [int(level.sum()) for level in inside.split(sizes)]
+            found = functional.valuable_region(corners[inside], counts, objects, candidates=head.assigner.topk)
+            valuable.append(corners.new_zeros(len(flags)).masked_scatter(inside, found))
+            near.append(inside.masked_scatter(inside, functional.near_region(corners[inside], objects)))
+        by_level = [torch.stack(parts).split(sizes, 1) for parts in (valuable, near)]
+        numbers = [torch.full_like(level, number) for number, level in enumerate(learnt)]
+        classes = torch.cat([level.flatten() for level in learnt])
+        positive = (classes >= 0) & (classes < head.num_classes)
+        level, *rest = (torch.cat([x.flatten() for x in parts]) for parts in (numbers, *by_level))
+        return level, positive, *rest
 
     def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
         raise NotImplementedError("a detector learns from images with objects; see learn and teach")

@@ -108,8 +108,8 @@ class Distiller(BaseModel):
 
     def _losses(self, inputs: Tensor, data_samples: Any, teacher_inputs: Tensor | None) -> dict[str, Tensor]:
         student, teacher = self._views
-        lesson = student.learn(inputs, data_samples)
         needs = self.method.needs
+        lesson = student.learn(inputs, data_samples, needs.student_units)
         kept = None
         if teacher is not None and teacher_inputs is not None and (needs.teacher or needs.teacher_units):
             kept = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)

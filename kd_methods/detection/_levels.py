@@ -21,6 +21,18 @@ def channels(method: str, student: Network, teacher: Network) -> list[tuple[int,
     return [(s[0], t[0]) for s, t in zip(own, theirs, strict=True)]
 
 
+def check_edges(method: str, student: Network, teacher: Network) -> None:
+    """Raise UserError unless both detectors give distributions of box edges over the same bins at every place."""
+    try:
+        bins = {network.shape("dense") for network in (student, teacher)}
+    except UserError:
+        raise UserError(
+            f"method '{method}' needs detectors that give distributions of box edges, as GFL does"
+        ) from None
+    if len(bins) != 1:
+        raise UserError(f"method '{method}' needs two detectors that divide the edges of boxes into the same bins")
+
+
 def aligned(c_in: int, c_out: int) -> nn.Module:
     """A 1x1 convolution where widths differ."""
     return nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from .. import functional
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from ..errors import UserError
 from ..registry import register
+from ._levels import check_edges
 
 
 @register
@@ -27,12 +27,12 @@ class LD(Method):
         source="mmdet configs/ld, LDHead (weight 0.25, T 10)",
         optimum="where the edges' distributions agree",
         divergences=(
-            "the main distillation region only, as in mmdet; the authors' later code adds valuable regions beside it,"
-            " a distillation of classes and an imitation of features",
+            "the main distillation region only, as in mmdet; ld.vlr is the authors' later code, with valuable regions,"
+            " a distillation of classes and an imitation of features beside it",
         ),
         inputs="detection",
     )
-    needs = Needs(student_units=("edges", "confidence"), teacher_units=("edges",))
+    needs = Needs(student_units=("dense",), teacher_units=("dense",))
 
     class Settings(MethodSettings):
         weight: float = Field(0.25, ge=0, description="weight of the distillation term")
@@ -42,16 +42,12 @@ class LD(Method):
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
-        try:
-            bins = {network.shape("edges") for network in (student, self.teacher)}
-        except UserError:
-            raise UserError("method 'ld' needs detectors that give distributions of box edges, as GFL does") from None
-        if len(bins) != 1:
-            raise UserError("method 'ld' needs two detectors that divide the edges of boxes into the same bins")
+        check_edges("ld", student, self.teacher)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
-        term = functional.localization(
-            student["edges"], teacher["edges"], student["confidence"], temperature=self.settings.temperature
-        )
+        own, theirs = student["dense"], teacher["dense"]
+        at, confidence = own.positive, own.classes.detach().sigmoid().amax(1)
+        temperature = self.settings.temperature
+        term = functional.localization(own.edges[at], theirs.edges[at], confidence[at], temperature=temperature)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"ld": self.settings.weight * term})

@@ -4,7 +4,16 @@ Common to all: student tensors come first, the teacher's are constants (detached
 weight and without task loss, computed in fp32 under any autocast, and finite for any logits that fp16 can hold.
 """
 
-from .detection import channel_wise, focal_features, localization, object_masks, pearson
+from .detection import (
+    channel_wise,
+    focal_features,
+    localization,
+    near_region,
+    object_masks,
+    pearson,
+    place_classes,
+    valuable_region,
+)
 from .feature import (
     activation_boundary,
     attention_distance,
@@ -84,6 +93,7 @@ __all__ = [
     "localization",
     "logit_standardized_kd",
     "mutual_information",
+    "near_region",
     "nkd",
     "noise_contrastive",
     "nst",
@@ -93,10 +103,12 @@ __all__ = [
     "patient_states",
     "pearson",
     "pkt",
+    "place_classes",
     "rkd",
     "similarity_preserving",
     "standardize",
     "ttm",
+    "valuable_region",
     "word_matching",
     "wsld",
     "wttm",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_iou, distance_box_iou
 
 from ._precision import full_precision
 
@@ -111,17 +112,92 @@ def _standardised(x: Tensor, eps: float) -> Tensor:
     return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + eps)
 
 
+def valuable_region(
+    anchors: Tensor, counts: Sequence[int], boxes: Tensor, *, candidates: int = 9, share: float = 0.25
+) -> Tensor:
+    """Places near an object, but not so near that they are positive: the valuable localisation region.
+
+    An anchor belongs to it where its DIoU with an object is below the object's threshold and at least ``share`` of it.
+    The threshold is ATSS's: mean plus standard deviation of the IoUs of the anchors, so many of every level, whose
+    centres are closest to the object's.
+
+    Args:
+        anchors: (N, 4) corners, level by level.
+        counts: how many of them each level has.
+        boxes: (G, 4) corners of an image's objects.
+        candidates: how many anchors of a level are considered for the threshold.
+        share: where the region ends, as a share of the threshold.
+
+    Returns:
+        (N,) the largest DIoU with an object in whose region the anchor is, 0 outside.
+
+    Source: Zheng et al. 2022 (LD), algorithm 1; HikariTJU/LD ``core/bbox/assigners/atss_assigner.py``.
+    """
+    if not len(boxes) or not len(anchors):
+        return anchors.new_zeros(len(anchors))
+    own, theirs = ((corners[:, :2] + corners[:, 2:]) / 2 for corners in (anchors, boxes))
+    near, distances = [], torch.cdist(own, theirs).split(list(counts))
+    for level, start in zip(distances, torch.tensor([0, *counts]).cumsum(0).tolist(), strict=False):
+        near.append(level.topk(min(candidates, len(level)), dim=0, largest=False).indices + start)
+    overlaps = box_iou(anchors, boxes).gather(0, torch.cat(near))
+    threshold = overlaps.mean(0) + overlaps.std(0)
+    distance = distance_box_iou(anchors, boxes)
+    inside = (distance >= share * threshold) & (distance < threshold)
+    return torch.where(inside, distance, 0).amax(1)
+
+
+def near_region(anchors: Tensor, boxes: Tensor, *, share: float = 0.5) -> Tensor:
+    """Where an anchor's IoU with an object exceeds a share of the best that any anchor has with it.
+
+    Args:
+        anchors: (N, 4) corners.
+        boxes: (G, 4) corners of an image's objects.
+
+    Returns:
+        (N,) booleans.
+
+    Source: Wang et al. 2019 (FGFI), section 3.1; HikariTJU/LD ``dense_heads/ld_head.py``.
+    """
+    if not len(boxes) or not len(anchors):
+        return torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    overlaps = box_iou(anchors, boxes)
+    return (overlaps > share * overlaps.amax(0)).any(1)
+
+
 @full_precision
-def localization(student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float = 10.0) -> Tensor:
-    """KL between distributions of box edges, averaged over their bins and over the edges of all boxes by weight.
+def place_classes(student: Tensor, teacher: Tensor, level: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """KL between the softmaxes over the class logits of places, averaged over classes and places, summed over levels.
+
+    Args:
+        student, teacher: (P, K) logits.
+        level: (P,) the level of every place.
+        temperature: T; the term has the factor T^2.
+
+    Source: HikariTJU/LD ``dense_heads/ld_head.py``, ``losses/kd_loss.py`` (a detector's sigmoids taken for a softmax).
+    """
+    own, target = F.log_softmax(student / temperature, 1), F.log_softmax(teacher.detach() / temperature, 1)
+    divergence = F.kl_div(own, target, reduction="none", log_target=True).mean(1)
+    return (
+        temperature**2
+        * torch.stack([divergence.sum() * 0, *(divergence[level == i].mean() for i in level.unique())]).sum()
+    )
+
+
+@full_precision
+def localization(
+    student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float = 10.0, normalized: bool = True
+) -> Tensor:
+    """KL between distributions of box edges, averaged over their bins and edges, and over all boxes by weight.
 
     Args:
         student, teacher: (P, 4, n) logits of the n bins of every edge of P boxes.
         weights: (P,), how much each box counts; divided by their sum, or by one if that is less.
         temperature: T; the term has the factor T^2.
+        normalized: False leaves the division out: the boxes' terms are summed, by weight.
 
     Source: Zheng et al. 2022 (LD), equation 4; mmdet ``LDHead`` with ``KnowledgeDistillationKLDivLoss``.
     """
     own, target = F.log_softmax(student / temperature, 2), F.log_softmax(teacher.detach() / temperature, 2)
     divergence = F.kl_div(own, target, reduction="none", log_target=True).mean((1, 2))
-    return temperature**2 * (divergence * weights).sum() / weights.sum().clamp(min=1)
+    total = weights.sum().clamp(min=1) if normalized else 1
+    return temperature**2 * (divergence * weights).sum() / total

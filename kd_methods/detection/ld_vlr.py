@@ -1,0 +1,87 @@
+"""Localization distillation in all its parts, Zheng et al. 2022: as the authors' later code has it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from .. import functional
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
+from ..registry import register
+from ._levels import channels, check_edges
+
+
+@register
+class LDValuable(Method):
+    """Distils box edges at positive places and around them, classes at positive places, and features near objects."""
+
+    card = Card(
+        name="ld.vlr",
+        version=1,
+        family="detection",
+        title="LD (valuable regions, KD, imitation)",
+        paper="zheng2022ld",
+        formula=(
+            "L = task + main * sum_p c_p LD_p + valuable / 4 * sum_v DIoU_v LD_v + classes * sum_levels mean_p KL_p"
+            " + imitation * sum_levels mean (F_s - F_t)^2 near objects, LD = T^2 mean KL(edges_t / T || edges_s / T),"
+            " c = the student's best class score, p positive places, v those in the valuable region"
+        ),
+        source="HikariTJU/LD configs/ld/ld_r50_gflv1_r101_fpn_coco_1x.py, dense_heads/ld_head.py @258b2a1",
+        optimum="where edges and classes agree, and the features near objects are the teacher's",
+        divergences=(
+            "sums over places are not divided by their weights, as in the later code; ld divides, as mmdet does",
+            "features are compared in levels with a positive place only, as in the later code",
+        ),
+        inputs="detection",
+    )
+    needs = Needs(student=("stages",), teacher=("stages",), student_units=("dense",), teacher_units=("dense",))
+
+    class Settings(MethodSettings):
+        main: float = Field(0.25, ge=0, description="weight of the edges at positive places")
+        valuable: float = Field(0.25, ge=0, description="weight of the edges in the valuable region")
+        temperature: float = Field(10.0, gt=0, description="temperature T of the softmaxes over an edge's bins")
+        classes: float = Field(10.0, ge=0, description="weight of the class distributions at positive places")
+        class_temperature: float = Field(2.0, gt=0, description="temperature of the softmaxes over classes")
+        imitation: float = Field(2.0, ge=0, description="weight of the features near objects")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        check_edges("ld.vlr", student, self.teacher)
+        if self.settings.imitation and any(s != t for s, t in channels("ld.vlr", student, self.teacher)):
+            raise UserError("method 'ld.vlr' compares features as they are, and these pyramids differ in width:"
+                            " set imitation to 0")  # fmt: skip
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        s, t, own = student["dense"], teacher["dense"], self.settings
+
+        def edges(at: Tensor, weights: Tensor) -> Tensor:
+            return functional.localization(
+                s.edges[at], t.edges[at], weights[at], temperature=own.temperature, normalized=False
+            )
+
+        at = s.positive
+        distill = {
+            "main": own.main * edges(at, s.classes.detach().sigmoid().amax(1)),
+            "valuable": own.valuable / 4 * edges(s.valuable > 0, s.valuable),
+            "classes": own.classes
+            * functional.place_classes(s.classes[at], t.classes[at], s.level[at], temperature=own.class_temperature),
+        }
+        if own.imitation:
+            distill["imitation"] = own.imitation * self._imitation(student, teacher)
+        return Losses(task={"task": batch.loss(student.logits)}, distill=distill)
+
+    def _imitation(self, student: Outputs, teacher: Outputs) -> Tensor:
+        dense, terms = student["dense"], [student.stages[0].sum() * 0]
+        for level, maps in enumerate(zip(student.stages, teacher.stages, strict=True)):
+            here = dense.level == level
+            near = dense.near[here]
+            if dense.positive[here].any() and near.any():
+                x, y = (feature.permute(0, 2, 3, 1).flatten(0, 2)[near].float() for feature in maps)
+                terms.append(F.mse_loss(x, y.detach()))
+        return torch.stack(terms).sum()
