@@ -194,18 +194,25 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
         if ref.weights and place in used:
             entry, protocol = zoo.get(ref.entry), on_task(plan.protocol, place[1])
             measured[place] = teacher_accuracy(entry, ref, protocol, zoo, request.data_root, options)
-            off = entry.expected is not None and abs(measured[place] - entry.expected) > TOLERANCE
-            # On held-out training images, which the teacher was trained on, its accuracy says nothing, and with images
-            # of another size it is another one.
-            crops = plan.protocol.crops
-            other = plan.protocol.holdout or (crops and crops.size != get_task(place[1]).size)
-            if off and not other and not options.any_teacher:
+            if _is_off(entry, measured[place], protocol) and not options.any_teacher:
                 raise UserError(
                     f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its "
                     f"entry expects {entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, "
                     "or use --any-teacher"
                 )
     return measured
+
+
+def _is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
+    """Whether a teacher measures something else than its entry expects, where that can be said.
+
+    On held-out training images, which it was trained on, its accuracy says nothing, and with images of another size it
+    is another one.
+    """
+    other = _test_inputs(protocol) != _test_inputs(_usual(protocol.task))
+    if entry.expected is None or measured is None or protocol.holdout or other:
+        return False
+    return abs(measured - entry.expected) > TOLERANCE
 
 
 def verify_teachers(
@@ -221,7 +228,7 @@ def verify_teachers(
         raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
     off = []
     for entry in entries:
-        usual = load_protocol(_USUAL.get(entry.task) or _USUAL[get_task(entry.task).inputs])
+        usual = _usual(entry.task)
         top1 = executors.of(get_task(entry.task)).accuracy(entry, zoo, usual, data_root, device)
         gap = None if entry.expected is None else top1 - entry.expected
         verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
@@ -248,9 +255,25 @@ def teacher_accuracy(
 
 
 def _accuracy_path(ref: TeacherRef, fingerprint: str, protocol: Protocol, options: Options) -> Path:
-    crops = protocol.identity().get("crops")  # images of another size are other images
-    key = digest([ref.identity(), fingerprint, protocol.holdout, *([crops] if crops else [])])
+    inputs = _test_inputs(protocol)  # images of another size are other images
+    key = digest([ref.identity(), fingerprint, protocol.holdout, *([inputs] if inputs else [])])
     return options.output / "teachers" / f"{key[:16]}.json"
+
+
+def _usual(task: str) -> Protocol:
+    return load_protocol(_USUAL.get(task) or _USUAL[get_task(task).inputs])
+
+
+def _test_inputs(protocol: Protocol) -> dict[str, Any]:
+    """What becomes of images and texts before a network sees them in evaluation."""
+    found: dict[str, Any] = {}
+    if protocol.crops:
+        found |= protocol.crops.model_dump(include={"size", "test_resize", "interpolation"})
+    if protocol.detection:
+        found |= protocol.detection.model_dump(include={"test_side", "long_side"})
+    if protocol.max_length:
+        found |= {"max_length": protocol.max_length, "tokenizer": protocol.tokenizer}
+    return found
 
 
 def _known_accuracies(plan: Plan, options: Options) -> Accuracies:
@@ -302,7 +325,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
         facts: dict[str, Any] = {"identity": ref.identity(), "cell": ref.cell, "entry": ref.entry, "origin": "here"}
         if ref.entry:
             entry, accuracy = zoo.get(ref.entry), accuracies.get((pair.teacher, plan.protocol_of(pair).task))
-            off = None not in (entry.expected, accuracy) and abs(accuracy - entry.expected) > TOLERANCE  # type: ignore[operator]
+            off = _is_off(entry, accuracy, plan.protocol_of(pair))
             facts |= {"origin": entry.origin, "accuracy": accuracy, "off": off}
         return facts
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 import kd_methods
 from benchmarks import networks
+from benchmarks.cell import TeacherRef
 from benchmarks.driver import Options, reproduce
 from benchmarks.executors import detection as executor
 from benchmarks.networks import detectors
-from benchmarks.plan import Request, student_cell
+from benchmarks.plan import Request, make_cell, student_cell
 from benchmarks.protocol import load_protocol
 from benchmarks.spec import load_table, pair_settings
 from benchmarks.store import Store
@@ -407,10 +408,10 @@ def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     student, teacher = dense_pair
     given = batch(student)
     student.zero_grad(), student.train()
-    lesson = student.learn(given["inputs"], given["data_samples"], ("dense",))
+    lesson = student.learn(given["inputs"], given["data_samples"], ("dense", "around"))
     dense, kept = lesson.outputs["dense"], teacher.teach(given["inputs"], lesson, logits=False)
     assert dense.edges.shape == (len(dense.level), 4, 17) and dense.classes.shape == (len(dense.level), 3)
-    assert dense.positive.any() and not (dense.positive & (dense.valuable > 0)).all()
+    assert dense.positive.any() and not (dense.positive & (lesson.outputs["around"].valuable > 0)).all()
     losses = kd_methods.build(name, student, teacher, DataInfo(64, 4)).losses(
         lesson.outputs, kept, lesson.batch, Progress(1, 1)
     )
@@ -427,19 +428,19 @@ def test_places_lie_as_the_features_do(dense_pair: Any):
     """The regions found at a place are those of its own anchor: told by the features' own coordinates."""
     student, _ = dense_pair
     given = batch(student)
-    lesson = student.train().learn(given["inputs"], given["data_samples"], ("dense",))
-    dense = lesson.outputs["dense"]
+    lesson = student.train().learn(given["inputs"], given["data_samples"], ("dense", "around"))
+    dense, around = lesson.outputs["dense"], lesson.outputs["around"]
     for number, features in enumerate(lesson.outputs.stages):
         here = dense.level == number
         images, _, height, width = features.shape
-        near = dense.near[here].view(images, height, width)
+        near = around.near[here].view(images, height, width)
         stride = given["inputs"].shape[-1] // width
         for image, row, column in near.nonzero().tolist():
             # The anchor of a place covers eight strides around it, and so meets the object that it is near to.
             x, y = column * stride, row * stride
             left, top, right, bottom = lesson.batch.boxes[image].unbind(1)
             assert ((left < x + 4 * stride) & (right > x - 4 * stride) & (top < y + 4 * stride)).any() and bottom.any()
-    assert dense.near.any()
+    assert around.near.any()
 
 
 def test_valuable_region_by_loops():
@@ -464,7 +465,7 @@ def test_valuable_region_by_loops():
             apart = ((anchor[:2] + anchor[2:]) / 2 - centre).pow(2).sum() / (hull[2:] - hull[:2]).pow(2).sum()
             distance = overlap(anchor, corners, 0) - float(apart)
             if 0.25 * threshold <= distance < threshold:
-                expected[i] = max(float(expected[i]), distance)
+                expected[i] = max(float(expected[i]), overlap(anchor, corners, 0))
     found = functional.valuable_region(anchors, counts, objects)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert 0 < int((found > 0).sum()) < 55
@@ -735,6 +736,31 @@ def test_what_needs_a_gpu_is_said_before_anything_runs(shapes: Path, tmp_path: P
         train(job_of(tmp_path, shapes, precision="fp16"), tmp_path / "out")
 
 
+def test_the_optimizer_is_the_protocols(shapes: Path, tmp_path: Path, table: str):
+    from benchmarks.training import detection
+
+    job = job_of(tmp_path, shapes)
+    job.path.mkdir()
+    runner, _ = detection.set_up(job, None, job.path)
+    (group,) = runner.build_optim_wrapper(runner.optim_wrapper).optimizer.param_groups
+    own = job.protocol.optimizer
+    assert {name: group[name] for name in ("momentum", "weight_decay", "nesterov", "lr")} == {
+        "momentum": 0.9, "weight_decay": own.weight_decay, "nesterov": False, "lr": own.lr,
+    }  # fmt: skip
+
+
+def test_a_file_that_cannot_be_read_is_no_refusal(shapes: Path, tmp_path: Path, table: str):
+    """A cell that is refused is not tried again; one whose teacher's file was damaged is."""
+    protocol = load_protocol(str(tmp_path / "tiny.yaml"))
+    (tmp_path / "teacher.pt").write_bytes(b"nothing")
+    cell = make_cell(protocol, "", "kd", STUDENT, 0, TeacherRef(TEACHER, (), (), weights="none"), {}, {})
+    store = Store(tmp_path / "out")
+    where = store, protocol, None, CPU, lambda ref: tmp_path / "teacher.pt", lambda *_: None, print
+    executor.run([cell], executor.Context(*where, data_root=shapes))
+    status = store.run(cell).status
+    assert status["state"] == "failed" and "teacher.pt" in status["message"] and "trace" not in status
+
+
 def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: str):
     protocol = load_protocol(str(tmp_path / "tiny.yaml"))
     update = {"optimizer": protocol.optimizer.model_copy(update={"lr": 1e30, "clip": 0.0})}
@@ -864,12 +890,10 @@ def test_ground_truth_scores_one(real_data: Path):
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.executors.detection import Job
-    from benchmarks.plan import make_cell
     from benchmarks.training import detection
 
     protocol = load_protocol("shapes-demo")
     values = dict(pair_settings(name, "", protocol.recipe))
-    from benchmarks.cell import TeacherRef
 
     teacher, student = ("gfl_small_r18x2", "gfl_small_r18x4") if name in DENSE else (TEACHER, STUDENT)
     ref = TeacherRef(teacher, (), (), weights="none")

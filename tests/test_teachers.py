@@ -238,8 +238,11 @@ def test_a_teacher_that_is_not_what_its_entry_says_stops_the_run(zoo: Zoo, tmp_p
     text = reproduce(request, replace(options, any_teacher=True))
     (known,) = (output / "teachers").glob("*.json")
     top1 = manifest.read_json(known)["value"]
-    assert f"| Teacher | {top1:.2f} |" in text and "KD" in text
-    assert sum("evaluating teacher" in line for line in said) == 1, "measured once for these weights and data"
+    assert f"| Teacher | {top1:.2f} |" in text and "KD" in text and "off its expected accuracy" in text
+    # Held-out images were among those that the teacher learnt from: there its entry expects nothing.
+    held = reproduce(replace(request, changes={"holdout": 200, "epochs": 1}), options)
+    assert "trained on the held-out images too" in held and "off its expected accuracy" not in held
+    assert sum("evaluating teacher" in line for line in said) == 2, "measured once for these weights and data"
 
     zoo.add(entry.model_copy(update={"expected": top1 + 0.05}), file)
     reproduce(replace(request, seeds=(1,)), options)

@@ -80,7 +80,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         UserError: the extra [detection] is missing, or a GPU that the protocol needs.
     """
     detectors.check_installed()
-    wanted, present = context.protocol.processes, torch.cuda.device_count()
+    wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.device.index or 0)
     if context.protocol.precision == "fp16" and context.device.type != "cuda":
         raise UserError("mmengine scales losses in fp16 on GPUs only; use --precision bf16")
     if context.device.type == "cuda" and wanted > 1 and wanted > present:
@@ -134,7 +134,8 @@ def _parts(job: Job, rendezvous: Path) -> list[Job]:
     if job.device == "cpu":
         job = replace(job, threads=max(1, job.threads // count))
         return [replace(job, rank=rank, rendezvous=rendezvous) for rank in range(count)]
-    return [replace(job, rank=rank, rendezvous=rendezvous, device=f"cuda:{rank}") for rank in range(count)]
+    first = torch.device(job.device).index or 0
+    return [replace(job, rank=rank, rendezvous=rendezvous, device=f"cuda:{first + rank}") for rank in range(count)]
 
 
 def _in_processes(
@@ -147,8 +148,12 @@ def _in_processes(
     Returns:
         The first one's last message; ``("failed", why)`` where it could not send it.
     """
-    methods = multiprocessing.get_context("forkserver")
-    methods.set_forkserver_preload(["benchmarks.training.detection"])  # mmdetection takes seconds to import
+    methods: Any = multiprocessing.get_context("spawn")
+    if not torch.cuda.is_available():
+        # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
+        # that cannot use it.
+        methods = multiprocessing.get_context("forkserver")
+        methods.set_forkserver_preload(["benchmarks.training.detection"])
     started: dict[Connection, tuple[int, Any]] = {}
     for job in jobs:
         receiver, sender = methods.Pipe(duplex=False)
@@ -197,7 +202,7 @@ def _enter(what: str, sender: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     if job.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
-    if job.rank:
+    if job.rendezvous:
         threading.Thread(target=_outlive_no_parent, daemon=True).start()
     from ..training import detection
 
@@ -205,7 +210,7 @@ def _enter(what: str, sender: Connection, job: Job) -> None:
 
 
 def _outlive_no_parent() -> None:
-    """The first process notices the parent's end by what it sends; the others would wait for the first."""
+    """One process alone notices its parent's end by what it sends; several could wait for each other instead."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

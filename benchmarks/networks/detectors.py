@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods import functional
-from kd_methods.contract import FIELDS, Batch, Dense, Heads, Layout, Network, Outputs, Pyramid
+from kd_methods.contract import FIELDS, Around, Batch, Dense, Heads, Layout, Network, Outputs, Pyramid
 from kd_methods.errors import UserError, unknown
 from kd_methods.modes import modes_kept
 
@@ -250,7 +250,9 @@ def _in_fp32(_: nn.Module, inputs: Any, output: Any) -> Any:
     """
     if isinstance(output, Tensor):
         return output.float()
-    return type(output)(_in_fp32(_, inputs, each) for each in output)
+    if type(output) in (list, tuple):
+        return type(output)(_in_fp32(_, inputs, each) for each in output)
+    return output
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ class Lesson:
     """One training pass of a detector: what methods see of it, its own losses by name, and where it looked.
 
     regions  (N, 5) as in :class:`kd_methods.contract.Pyramid`
-    places   the last four parts of :class:`kd_methods.contract.Dense`, where it was asked for
+    places   the last two parts of :class:`kd_methods.contract.Dense`, where it was asked for
     """
 
     outputs: Outputs
@@ -273,7 +275,7 @@ class Detector(Network):
 
     Two-stage detectors with one region head have ``logits`` (N, K + 1) of the regions that their training samples. Of
     one-stage detectors only the pyramid is seen; of those that give distributions of box edges and learn boxes where
-    ATSS says (GFL) also the unit ``dense``, where it is asked for.
+    ATSS says (GFL) also the units ``dense`` and ``around``, where they are asked for.
 
     Args:
         module: the detector as mmdetection builds it.
@@ -332,7 +334,7 @@ class Detector(Network):
         Args:
             inputs: (B, 3, H, W) as the detector's preprocessor gives them.
             samples: mmdetection's ``DetDataSample`` of every image.
-            units: those that are wanted; ``dense`` is left out where it is not.
+            units: those that are wanted; ``dense`` and ``around`` are left out where they are not.
         """
         with ExitStack() as stack:
             features = stack.enter_context(recorded(self.module, "extract_feat"))
@@ -357,7 +359,9 @@ class Detector(Network):
             kept["pyramid"] = Pyramid(self._read(maps), regions)
         elif "dense" in units:
             (anchors, valid, *_), (_, learnt, *_) = targets[0]
-            places = self._places(anchors, valid, learnt, corners)
+            places = self._places(learnt)
+            if "around" in units:
+                kept["around"] = self._around(anchors, valid, [level.shape[1] for level in learnt], corners)
             (scores, edges, *_), _ = dense[0]
             kept["dense"] = self._dense(scores, edges, places)
 
@@ -395,34 +399,39 @@ class Detector(Network):
     def _dense(self, scores: Sequence[Tensor], edges: Sequence[Tensor], places: Sequence[Tensor]) -> Dense:
         """What the head gave, (B, ., H, W) for every level, place by place."""
         answers = [torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels]) for levels in (scores, edges)]
-        level, positive, valuable, near = places
-        return Dense(answers[0], answers[1].unflatten(1, self.shape("dense")), level, positive, valuable, near)
+        level, positive = places
+        return Dense(answers[0], answers[1].unflatten(1, self.shape("dense")), level, positive)
 
-    def _places(
-        self, anchors: Sequence[Tensor], valid: Sequence[Tensor], learnt: Sequence[Tensor], boxes: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The last four parts of :class:`Dense`: level, positive, valuable, near.
+    def _places(self, learnt: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Level of every place, and whether it is positive.
+
+        Args:
+            learnt: of every level the class (B, n_l) that each place learns; ``num_classes`` is background.
+        """
+        level = torch.cat([torch.full_like(own, number).flatten() for number, own in enumerate(learnt)])
+        classes = torch.cat([own.flatten() for own in learnt])
+        return level, (classes >= 0) & (classes < self.classes)
+
+    def _around(
+        self, anchors: Sequence[Tensor], valid: Sequence[Tensor], sizes: list[int], boxes: Sequence[Tensor]
+    ) -> Around:
+        """Where the places of a batch lie to its objects.
 
         Args:
             anchors, valid: of every image, all levels together: corners (n, 4), and whether the image reaches there.
-            learnt: of every level the class (B, n_l) that each place learns; ``num_classes`` is background.
+            sizes: how many anchors each level has.
             boxes: of every image the corners of its objects.
         """
-        head: Any = self.module.bbox_head
-        sizes = [level.shape[1] for level in learnt]
+        assigner: Any = self.module.bbox_head.assigner
         valuable, near = [], []
         for corners, flags, objects in zip(anchors, valid, boxes, strict=True):
             inside = flags.bool()
             counts = [int(level.sum()) for level in inside.split(sizes)]
-            found = functional.valuable_region(corners[inside], counts, objects, candidates=head.assigner.topk)
+            found = functional.valuable_region(corners[inside], counts, objects, candidates=assigner.topk)
             valuable.append(corners.new_zeros(len(flags)).masked_scatter(inside, found))
             near.append(inside.masked_scatter(inside, functional.near_region(corners[inside], objects)))
         by_level = [torch.stack(parts).split(sizes, 1) for parts in (valuable, near)]
-        numbers = [torch.full_like(level, number) for number, level in enumerate(learnt)]
-        classes = torch.cat([level.flatten() for level in learnt])
-        positive = (classes >= 0) & (classes < head.num_classes)
-        level, *rest = (torch.cat([x.flatten() for x in parts]) for parts in (numbers, *by_level))
-        return level, positive, *rest
+        return Around(*(torch.cat([x.flatten() for x in parts]) for parts in by_level))
 
     def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
         raise NotImplementedError("a detector learns from images with objects; see learn and teach")

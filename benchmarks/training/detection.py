@@ -15,7 +15,7 @@ import signal
 import time
 import traceback
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from kd_methods.contract import Progress
 from kd_methods.errors import UserError
 
 from .. import environment, plugins
 from ..executors.detection import Job
 from ..networks import count, detectors, inherit
 from ..profiling import TIMED, WARM_UP, median_seconds, peak_memory
-from ..protocol import Detection, Protocol
+from ..protocol import Detection, Optimizer, Protocol
 from ..tasks import get_task
 from ..tasks.coco import METRICS, Scenes, Split
 from ..weights import NUMPY, fit, load_weights
@@ -130,6 +131,10 @@ class From(BatchSampler):
         return (batch[self.part] for batch in islice(batches, self.start, None))
 
 
+class Refused(Exception):
+    """A method is not for this pair of detectors, or not for parts of a batch that are as small as this."""
+
+
 def seed_all(seed: int) -> None:
     """Every generator that mmdetection draws from."""
     random.seed(seed)
@@ -171,6 +176,12 @@ class Records(Hook):
     @property
     def records(self) -> list[dict[str, Any]]:
         return self.own["records"]
+
+    def before_train(self, runner: Runner) -> None:
+        """Here a checkpoint has been read, if there is one."""
+        if not self.job.rank:
+            self.job.run.add_environment(_environment(self.job), 1 + len(self.records))
+            self.job.run.set_status("running", epoch=len(self.records), epochs=self.job.protocol.epochs)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.started = time.perf_counter()
@@ -239,7 +250,7 @@ class Records(Hook):
 def work(sender: Any, job: Job) -> None:
     """Train a cell; the parent hears ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
 
-    The run's lock is this process's own, so it is gone when the process is.
+    The run's lock is held by this process and those that load its images, which end with it.
     """
     if job.rank:
         _assist(sender, job)
@@ -261,8 +272,10 @@ def _assist(sender: Any, job: Job) -> None:
     try:
         runner, _ = set_up(job, sender, folder)
         _run(runner)
-    except (Interrupted, Diverged, UserError):
+    except (Interrupted, Diverged, Refused):
         pass
+    except UserError as error:
+        sender.send(str(error))
     except Exception as error:
         traceback.print_exc()
         sender.send(f"{type(error).__name__}: {error}")
@@ -286,8 +299,6 @@ def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
     run = job.run
     try:
         runner, hook = set_up(job, sender, folder)
-        run.add_environment(_environment(job), 1 + len(hook.records))
-        run.set_status("running", epoch=len(hook.records), epochs=job.protocol.epochs)
         _run(runner)
         model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         finish(run, model.student, hook.records, job.protocol, model.method.remarks())
@@ -299,9 +310,12 @@ def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
     except Diverged as error:
         run.set_status("diverged", message=str(error), epoch=len(hook.records) + 1)
         return ("diverged",)
-    except UserError as error:  # the method says why it is not for this pair
+    except Refused as error:
         run.set_status("refused", message=str(error))
         return ("refused",)
+    except UserError as error:  # a file that is missing, say: the next run tries again
+        run.set_status("failed", message=str(error))
+        return ("failed",)
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         run.set_status("failed", message=f"{type(error).__name__}: {error}", trace=trace)
@@ -329,8 +343,37 @@ def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detecto
     student = detectors.build(cell.student, classes, pretrained)
     if cell.init:
         assert teacher is not None
-        inherit(student, teacher, cell.init)
+        try:
+            inherit(student, teacher, cell.init)
+        except UserError as error:
+            raise Refused(str(error)) from None
     return student, teacher
+
+
+def distiller(
+    job: Job,
+    student: detectors.Detector,
+    teacher: detectors.Detector | None,
+    samples: int,
+    progress: Callable[[], Progress],
+) -> Distiller:
+    """The student with its teacher and method, whose own parameters are a function of the seed.
+
+    Raises:
+        Refused: the method is not for them.
+    """
+    cell, protocol, device = job.cell, job.protocol, environment.device(job.device)
+    seed_all(derive(cell.seed, "method"))
+    try:
+        model = Distiller(
+            student, teacher, cell.method, cell.settings, samples, progress, lambda: autocast(protocol, device)
+        )
+    except UserError as error:
+        raise Refused(str(error)) from None
+    size, least = protocol.batch_size // protocol.processes, model.method.needs.min_batch
+    if size < least:
+        raise Refused(f"method '{cell.method}' needs {least} images at once, and each process has {size}")
+    return model
 
 
 def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
@@ -347,17 +390,9 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     total = protocol.epochs * own.iterations
     runner: Runner
 
-    seed_all(derive(cell.seed, "method"))
-    model = Distiller(
-        student,
-        teacher,
-        cell.method,
-        cell.settings,
-        scenes.train.count,
-        lambda: protocol_progress(protocol, runner.iter // own.iterations + 1),
-        lambda: autocast(protocol, device),
-    )
-    optimizer = cell.protocol["optimizer"]
+    progress = lambda: protocol_progress(protocol, runner.iter // own.iterations + 1)  # noqa: E731
+    model = distiller(job, student, teacher, scenes.train.count, progress)
+    optimizer = Optimizer.model_validate({**cell.protocol["optimizer"], "lr": cell.lr})
     checkpoint = _last_checkpoint(folder)
     runner = Runner(
         model=model,
@@ -368,10 +403,9 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
             **_wrapper(protocol),
             "optimizer": {
                 "type": "SGD",
-                "lr": cell.lr,
-                **{key: optimizer[key] for key in ("momentum", "weight_decay", "nesterov") if key in optimizer},
+                **optimizer.model_dump(include={"lr", "momentum", "weight_decay", "nesterov"}),
             },
-            "clip_grad": {"max_norm": optimizer["clip"]} if optimizer.get("clip") else None,
+            "clip_grad": {"max_norm": optimizer.clip} if optimizer.clip else None,
         },
         param_scheduler=_schedule(protocol, own),
         val_dataloader=_validation(scenes.val, scenes.classes, job),
@@ -414,7 +448,7 @@ def _parallel(device: torch.device) -> dict[str, Any]:
     """How the model is shared. A method may leave parts of the student without a gradient in some step."""
     return {
         "type": "MMDistributedDataParallel",
-        "device_ids": [device] if device.type == "cuda" else None,
+        "device_ids": [device.index] if device.type == "cuda" else None,
         "broadcast_buffers": False,
         "find_unused_parameters": True,
     }
@@ -489,15 +523,22 @@ def _validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; one that was being written when the process was killed is removed."""
-    for path in sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True):
-        try:
-            with torch.serialization.safe_globals(_ALLOWED):
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            return path
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile):  # what a truncated file leads to
+    """The newest checkpoint that is whole; the others, which a stop or a kill has left, are removed."""
+    paths = sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True)
+    whole = next((path for path in paths if _is_whole(path)), None)
+    for path in paths:
+        if path != whole:
             path.unlink(missing_ok=True)  # another process of the cell may have been faster
-    return None
+    return whole
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile):  # what a truncated file leads to
+        return False
+    return True
 
 
 def evaluate(sender: Any, job: Job) -> None:

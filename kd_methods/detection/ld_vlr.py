@@ -25,7 +25,7 @@ class LDValuable(Method):
         title="LD (valuable regions, KD, imitation)",
         paper="zheng2022ld",
         formula=(
-            "L = task + main * sum_p c_p LD_p + valuable / 4 * sum_v DIoU_v LD_v + classes * sum_levels mean_p KL_p"
+            "L = task + main * sum_p c_p LD_p + valuable / 4 * sum_v IoU_v LD_v + classes * sum_levels mean_p KL_p"
             " + imitation * sum_levels mean (F_s - F_t)^2 near objects, LD = T^2 mean KL(edges_t / T || edges_s / T),"
             " c = the student's best class score, p positive places, v those in the valuable region"
         ),
@@ -37,7 +37,7 @@ class LDValuable(Method):
         ),
         inputs="detection",
     )
-    needs = Needs(student=("stages",), teacher=("stages",), student_units=("dense",), teacher_units=("dense",))
+    needs = Needs(student=("stages",), teacher=("stages",), student_units=("dense", "around"), teacher_units=("dense",))
 
     class Settings(MethodSettings):
         main: float = Field(0.25, ge=0, description="weight of the edges at positive places")
@@ -65,10 +65,10 @@ class LDValuable(Method):
                 s.edges[at], t.edges[at], weights[at], temperature=own.temperature, normalized=False
             )
 
-        at = s.positive
+        at, around = s.positive, student["around"]
         distill = {
             "main": own.main * edges(at, s.classes.detach().sigmoid().amax(1)),
-            "valuable": own.valuable / 4 * edges(s.valuable > 0, s.valuable),
+            "valuable": own.valuable / 4 * edges(around.valuable > 0, around.valuable),
             "classes": own.classes
             * functional.place_classes(s.classes[at], t.classes[at], s.level[at], temperature=own.class_temperature),
         }
@@ -77,10 +77,10 @@ class LDValuable(Method):
         return Losses(task={"task": batch.loss(student.logits)}, distill=distill)
 
     def _imitation(self, student: Outputs, teacher: Outputs) -> Tensor:
-        dense, terms = student["dense"], [student.stages[0].sum() * 0]
+        dense, around, terms = student["dense"], student["around"], [student.stages[0].sum() * 0]
         for level, maps in enumerate(zip(student.stages, teacher.stages, strict=True)):
             here = dense.level == level
-            near = dense.near[here]
+            near = around.near[here]
             if dense.positive[here].any() and near.any():
                 x, y = (feature.permute(0, 2, 3, 1).flatten(0, 2)[near].float() for feature in maps)
                 terms.append(F.mse_loss(x, y.detach()))

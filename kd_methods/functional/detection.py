@@ -118,6 +118,7 @@ def valuable_region(
     """Places near an object, but not so near that they are positive: the valuable localisation region.
 
     An anchor belongs to it where its DIoU with an object is below the object's threshold and at least ``share`` of it.
+    It counts by its IoU.
     The threshold is ATSS's: mean plus standard deviation of the IoUs of the anchors, so many of every level, whose
     centres are closest to the object's.
 
@@ -129,21 +130,23 @@ def valuable_region(
         share: where the region ends, as a share of the threshold.
 
     Returns:
-        (N,) the largest DIoU with an object in whose region the anchor is, 0 outside.
+        (N,) the largest IoU with an object in whose region the anchor is, 0 outside.
 
     Source: Zheng et al. 2022 (LD), algorithm 1; HikariTJU/LD ``core/bbox/assigners/atss_assigner.py``.
     """
     if not len(boxes) or not len(anchors):
         return anchors.new_zeros(len(anchors))
     own, theirs = ((corners[:, :2] + corners[:, 2:]) / 2 for corners in (anchors, boxes))
-    near, distances = [], torch.cdist(own, theirs).split(list(counts))
+    # No cdist: it is a matrix product, which TF32 makes too coarse to order neighbours.
+    near, distances = [], (own[:, None] - theirs).square().sum(2).split(list(counts))
     for level, start in zip(distances, torch.tensor([0, *counts]).cumsum(0).tolist(), strict=False):
         near.append(level.topk(min(candidates, len(level)), dim=0, largest=False).indices + start)
-    overlaps = box_iou(anchors, boxes).gather(0, torch.cat(near))
-    threshold = overlaps.mean(0) + overlaps.std(0)
+    overlaps = box_iou(anchors, boxes)
+    candidate = overlaps.gather(0, torch.cat(near))
+    threshold = candidate.mean(0) + candidate.std(0)
     distance = distance_box_iou(anchors, boxes)
     inside = (distance >= share * threshold) & (distance < threshold)
-    return torch.where(inside, distance, 0).amax(1)
+    return torch.where(inside, overlaps, 0).amax(1)
 
 
 def near_region(anchors: Tensor, boxes: Tensor, *, share: float = 0.5) -> Tensor:
