@@ -317,7 +317,7 @@ def _published(
     return report.Published(
         value=float(line["value"]),
         std=float(line["std"]) if line["std"] else None,
-        source=line["source"],
+        source=line["source"] + (f", {line['note']}" if line.get("note") else ""),
         epoch_rule=line["epoch_rule"],  # type: ignore[arg-type]
         comparable=not reasons,
         reason="; ".join(reasons),

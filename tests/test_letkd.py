@@ -261,9 +261,18 @@ def test_one_subclass_gives_the_confusion_of_nearest_class_means(study: TeacherS
     assert torch.allclose(found.decisions, confusion / confusion.sum(1, keepdim=True), atol=1e-3)
 
 
-def test_too_many_dimensions_or_subclasses_are_one_line(study: TeacherStudy):
-    with pytest.raises(UserError, match="200 discriminants are wanted and the teacher's features have 9"):
-        subclasses.find(study, UNIT, 1, 10, 4, 200)
+def test_classes_without_images_and_missing_discriminants_change_nothing(study: TeacherStudy):
+    """As on a sample of a data set's classes: columns of zeros, and centres that nothing is near to."""
+    usual, more = subclasses.find(study, UNIT, 1, 10, 4, 9), subclasses.find(study, UNIT, 1, 13, 4, 60)
+    assert more.projection.shape[1] == 60 and not more.projection[:, 9:].any()
+    assert torch.equal(more.projection[:, :9], usual.projection)
+    # Sums over 60 columns are rounded otherwise than over 9, which moves a few locations between centres.
+    torch.testing.assert_close(more.centres[:10, :, :9], usual.centres, atol=0.05, rtol=0)
+    torch.testing.assert_close(more.decisions[:40, :40], usual.decisions, atol=0.05, rtol=0)
+    assert not more.decisions[:40, 40:].any() and torch.equal(more.decisions[40:, 40:], torch.eye(12))
+
+
+def test_too_many_subclasses_are_one_line(study: TeacherStudy):
     with pytest.raises(UserError, match="too few for 5000 sub-classes"):
         subclasses.find(study, UNIT, 1, 10, 5000, 9)
 
@@ -332,7 +341,14 @@ def test_prepared_targets_are_distributions_and_small_data_is_said(prepared: Any
     targets = prepared._decisions(rows, labels)
     assert targets.shape == (160, 80) and torch.allclose(targets.sum(1), torch.ones(160), atol=1e-5)
     scores = torch.zeros(160, 246)
-    assert 0 < functional.word_matching(scores, rows, prepared.words) <= np.log(246) + 1e-4
+    # Where a student says nothing yet, a term is the logarithm of the number of templates less the targets' entropy.
+    words = (-torch.cdist(rows.double(), prepared.words.double()).pow(2)).softmax(1)
+    for term, p in (
+        (functional.word_matching(scores, rows, prepared.words), words),
+        (functional.decision_matching(torch.zeros(160, 80), targets), targets.double()),
+    ):
+        entropy = -torch.special.xlogy(p, p).sum(1).mean()
+        assert float(term) == pytest.approx(np.log(p.shape[1]) - float(entropy), abs=1e-4)
 
 
 def test_a_student_with_larger_maps_is_refused():

@@ -146,6 +146,16 @@ def test_the_short_protocol_is_the_papers_in_ten_epochs() -> None:
     assert {key: getattr(short, key) for key in same} == {key: getattr(paper, key) for key in same}
 
 
+def test_networks_for_another_image_size_have_the_rates_of_their_kind() -> None:
+    for name in table_names():
+        table = load_table(name)
+        for preset in table.presets:
+            rates = load_protocol(table.preset(preset).protocol).lr_by_student
+            used = {network for pair in table.preset(preset).pairs or () for network in (pair.teacher, pair.student)}
+            missing = {network for network in used if re.sub(r"_p\d+$", "", network) in rates and network not in rates}
+            assert not missing, (name, preset)
+
+
 def test_a_demo_on_digits_mirrors_nothing() -> None:
     demo = load_protocol("digits-demo")
     assert demo.task == "digits" and not demo.flip and demo.deviations

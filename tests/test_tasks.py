@@ -61,6 +61,17 @@ def slow_augment(image: np.ndarray, down: int, right: int, mirrored: bool, paddi
     return window[:, ::-1] if mirrored else window
 
 
+@pytest.mark.parametrize("one", [False, True])
+def test_one_crop_for_each_image_or_for_each_batch(one: bool):
+    """Of a data set with one image only, a batch with one crop has equal images, and another batch another crop."""
+    split = Split(images_of(1).images.expand(64, -1, -1, -1).contiguous(), torch.zeros(64, dtype=torch.long))
+    usual = protocol(crop_padding=4, flip=True, one_crop_per_batch=one)
+    batches = [batch.student().inputs for batch in ImageData(split, split, CLASSES, usual, CPU).batches(0, 1)]
+    assert len(batches) == 4
+    assert all(bool((batch == batch[0]).all()) == one for batch in batches)
+    assert len({float(batch[0].sum()) for batch in batches}) > 1
+
+
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (3, False), (0, True), (4, True)])
 def test_augment_equals_the_slow_reference(padding: int, flip: bool):
     split, count = images_of(40), 64

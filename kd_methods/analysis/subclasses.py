@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -14,6 +15,8 @@ from ..errors import UserError
 from .locations import stream
 
 ITERATIONS = 20
+FAR = 1e6
+"""Coordinates of the centres of a class without images, so that none is ever the nearest."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ def find(study: Study, unit: str, factor: int, classes: int, per: int, dimension
         factor: by which maps are average-pooled first.
         classes: number of classes.
         per: sub-classes per class.
-        dimensions: how many discriminants are kept.
+        dimensions: how many discriminants are kept; where there are fewer (classes without images, channels that are
+            constant), the projection's last columns are zero.
 
     Raises:
-        UserError: the features have fewer discriminants, or a class fewer locations than sub-classes.
+        UserError: a class has some locations, but fewer than sub-classes.
     """
     where = {"unit": unit, "pooling": factor, "dimensions": dimensions}
 
@@ -48,11 +52,7 @@ def find(study: Study, unit: str, factor: int, classes: int, per: int, dimension
 
     found = study.stored("discriminants 1", where, spread)
     projection, mean = found["projection"], found["mean"]
-    if projection.shape[1] < dimensions:
-        raise UserError(
-            f"{dimensions} discriminants are wanted and the teacher's features have {projection.shape[1]}; "
-            f"set the method's dimensions to that"
-        )
+    projection = F.pad(projection, (0, dimensions - projection.shape[1]))
     where["subclasses"] = per
     inner = study.stored(
         "sub-classes 1", where, lambda: {"centres": centres(study, unit, factor, projection, mean, classes, per)}
@@ -111,11 +111,17 @@ def discriminants(study: Study, unit: str, factor: int, classes: int, dimensions
 
 
 def centres(study: Study, unit: str, factor: int, projection: Tensor, mean: Tensor, classes: int, per: int) -> Tensor:
-    """Centres (classes, per, dimensions) of each class's projected features by k-means, one class after another."""
+    """Centres (classes, per, dimensions) of each class's projected features by k-means, one class after another.
+
+    Those of a class without images are :data:`FAR`.
+    """
     found = []
     for label in range(classes):
         study.progress(f"class {label + 1} of {classes}")
         own = torch.nonzero(study.labels == label).flatten()
+        if not len(own):
+            found.append(torch.full((per, projection.shape[1]), FAR))
+            continue
         parts = [project(features, projection, mean).cpu() for features, _ in stream(study, unit, factor, own)]
         if sum(map(len, parts)) < per:
             raise UserError(f"class {label} has {sum(map(len, parts))} locations, too few for {per} sub-classes")

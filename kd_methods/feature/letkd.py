@@ -62,8 +62,8 @@ class LetKD1(Method):
             " supplement's appendix argues for leaving it as it is",
             "words by mini-batch k-means over a stream and sub-classes by scikit-learn's k-means, for faiss with 20"
             " iterations; scores from the centres themselves, for the clusters' means",
-            "fewer words where the data has less than 39 locations for each, and min(60, classes - 1, channels)"
-            " discriminants; said under the table",
+            "fewer words where the data has less than 39 locations for each, and of 60 discriminants as many as there"
+            " are, min(classes - 1, channels) at most; said under the table",
             "the intermediate target uses the labels; the KD layers stay in the network that is deployed and counted",
             "on networks outside the paper teacher maps are pooled by any whole factor",
         ),
@@ -184,8 +184,10 @@ class LetKD1(Method):
             found.append(f"{len(self.words)} visual words instead of {self.settings.words}, {PER_WORD} locations each")
         if self.sharpness is not None:
             found.append(f"mean largest target probability of a word {self.sharpness:.2f}")
-        if "intermediate" in self.matches and self.dimensions < self.settings.dimensions:
-            found.append(f"{self.dimensions} discriminants instead of {self.settings.dimensions}")
+        if "intermediate" in self.matches:
+            kept = int(self.projection.any(0).sum())
+            if kept < self.settings.dimensions:
+                found.append(f"{kept} discriminants instead of {self.settings.dimensions}")
         return found
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
