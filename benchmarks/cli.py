@@ -381,14 +381,30 @@ def probe(
 @cli.command("quality")
 @click.argument("teacher")
 @click.option("--protocol", "protocol_name", default="cifar100-crd240", show_default=True, help="Task, data and split.")
+@click.option("--layers", type=click.IntRange(min=1), default=4, show_default=True, help="How many are chosen.")
+@click.option(
+    "--entropy-norm",
+    type=click.Choice(["ln5", "lnN"]),
+    default="ln5",
+    show_default=True,
+    help="What the entropy in I is divided by: as the public code, or the logarithm of the samples per class.",
+)
+@click.option("--samples", type=click.IntRange(min=20), default=5000, show_default=True, help="Images for S and E.")
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=2),
+    default=500,
+    show_default=True,
+    help="Images of a class for its spectrum.",
+)
 @device
 @data_root
 @checkpoints
 @output
 @plugin
 def quality_of(
-    teacher: str, protocol_name: str, device: str, data_root: Path, checkpoints: Path, output: Path,
-    plugins: Sequence[Path],
+    teacher: str, protocol_name: str, layers: int, entropy_norm: Any, samples: int, per_class: int, device: str,
+    data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Knowledge quality (S, I, E, Q) of every layer of TEACHER, an installed or trained one; a table and a plot."""
     from .protocol import load_protocol
@@ -401,7 +417,9 @@ def quality_of(
 
     named = load(plugins)
     say = lambda line: click.echo(line, err=True)  # noqa: E731
-    text, files = quality.report(teacher, protocol, Zoo(checkpoints), data_root, output, choose(device), say, named)
+    measure = quality.Measure(layers, entropy_norm, samples, per_class)
+    where = Zoo(checkpoints), data_root, output, choose(device)
+    text, files = quality.report(teacher, protocol, *where, say, named, measure)
     click.echo(text)
     for file in files:
         click.echo(file)

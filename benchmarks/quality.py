@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
+from torch import Tensor
 
-from kd_methods.analysis.quality import Quality, quality
+from kd_methods.analysis.quality import EntropyNorm, Metric, Quality, quality
 from kd_methods.errors import UserError, unknown
 
 from . import networks
@@ -21,13 +24,30 @@ from .teachers import Zoo
 from .training.study import TeacherStudy
 from .weights import frozen
 
-METRICS = ("S", "I", "E", "Q")
-CHOSEN = 4
+METRICS: tuple[Metric, ...] = ("S", "I", "E", "Q")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the metric is measured: as feature-only KD's settings of these names; ``layers`` are marked as chosen."""
+
+    layers: int = 4
+    entropy_norm: EntropyNorm = "ln5"
+    samples: int = 5000
+    per_class: int = 500
+
+    def values(self, found: Quality) -> dict[Metric, Tensor]:
+        """Each metric of all layers."""
+        return {metric: found.values(metric, self.entropy_norm) for metric in METRICS}
+
+    def chosen(self, found: Quality, metric: Metric = "Q") -> tuple[str, ...]:
+        """The layers with the highest values."""
+        return found.best(min(self.layers, len(found.units)), metric, self.entropy_norm)
 
 
 def report(
     name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, device: torch.device,
-    say: Callable[[str], None], plugins: Mapping[str, str],
+    say: Callable[[str], None], plugins: Mapping[str, str], measure: Measure,
 ) -> tuple[str, list[Path]]:  # fmt: skip
     """Measure a teacher, by the name of its entry or of its network; returns the table and the files written.
 
@@ -41,13 +61,14 @@ def report(
     network = frozen(data.build(ref.network), path)
     cell = student_cell(ref.network, protocol, data_root, plugins)
     study = TeacherStudy.of(cell, ref, network, data, store.prepared, say)
-    found = quality(study, network.layout.layers, data.info.num_classes)
-    text = table(found)
+    classes = data.info.num_classes
+    found = quality(study, network.layout.layers, classes, measure.samples, measure.per_class)
+    text = table(found, measure)
     folder = output / "quality"
     stem = f"{name}-{protocol.name}"
     files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
-    write_text(files[0], csv(found))
-    write_bytes(files[1], plot(found, f"{name} on {protocol.task}"))
+    write_text(files[0], csv(found, measure))
+    write_bytes(files[1], plot(found, measure, f"{name} on {protocol.task}"))
     return text, files
 
 
@@ -68,25 +89,23 @@ def _teacher(
     return TeacherRef(name, protocol.mean, protocol.std, cell=cell.key)
 
 
-def table(found: Quality) -> str:
+def table(found: Quality, measure: Measure) -> str:
     """Layers with their values as plain text; a star marks the layers of highest Q."""
-    chosen = found.best(min(CHOSEN, len(found.units)))
-    values = {metric: found.values(metric) for metric in METRICS}  # type: ignore[arg-type]
+    chosen, values = measure.chosen(found), measure.values(found)
     width = max(map(len, found.units))
     lines = [f"{'':4s} {'layer':{width}s} " + " ".join(f"{metric:>8s}" for metric in METRICS)]
     for i, unit in enumerate(found.units):
         figures = " ".join(f"{float(values[metric][i]):8.4f}" for metric in METRICS)
         lines.append(f"{i:4d} {unit:{width}s} {figures}{'  *' if unit in chosen else ''}")
-    picks = {metric: found.best(len(chosen), metric) for metric in ("Q", "S", "I", "E", "sqrtIE")}  # type: ignore[arg-type]
-    for metric, units in picks.items():
+    for metric in get_args(Metric):
+        units = measure.chosen(found, metric)
         lines.append(f"layers by {metric:6s}: {', '.join(f'{found.units.index(u)} ({u})' for u in units)}")
     return "\n".join(lines)
 
 
-def csv(found: Quality) -> str:
+def csv(found: Quality, measure: Measure) -> str:
     """One line per layer."""
-    chosen = found.best(min(CHOSEN, len(found.units)))
-    values = {metric: found.values(metric) for metric in METRICS}  # type: ignore[arg-type]
+    chosen, values = measure.chosen(found), measure.values(found)
     lines = ["index,layer,S,I,E,Q,chosen"]
     for i, unit in enumerate(found.units):
         figures = ",".join(f"{float(values[metric][i]):.6f}" for metric in METRICS)
@@ -94,16 +113,17 @@ def csv(found: Quality) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(found: Quality, title: str) -> bytes:
+def plot(found: Quality, measure: Measure, title: str) -> bytes:
     """S, I, E and Q over depth as a PNG, the chosen layers marked."""
     from .report.figures import figure, png
 
     fig, ((axes,),) = figure(title)
     depth = range(len(found.units))
+    values = measure.values(found)
     for metric in METRICS:
-        axes.plot(depth, found.values(metric), label=metric, linewidth=2.4 if metric == "Q" else 1.2)  # type: ignore[arg-type]
-    chosen = [found.units.index(unit) for unit in found.best(min(CHOSEN, len(found.units)))]
-    axes.scatter(chosen, found.values("Q")[chosen], marker="o", zorder=3, color="black", label="chosen by Q")
+        axes.plot(depth, values[metric], label=metric, linewidth=2.4 if metric == "Q" else 1.2)
+    chosen = [found.units.index(unit) for unit in measure.chosen(found)]
+    axes.scatter(chosen, values["Q"][chosen], marker="o", zorder=3, color="black", label="chosen by Q")
     axes.set_xticks(depth, found.units, rotation=90, fontsize=7)
     axes.set_ylabel("value")
     axes.legend(ncols=5, fontsize=8)

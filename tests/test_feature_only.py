@@ -176,6 +176,13 @@ def test_legacy_switches_repeat_the_public_codes_mistakes():
     assert torch.allclose(functional.cosine_gram(s, t, first_row=True), row)
 
 
+def test_a_legacy_switch_that_would_do_nothing_is_one_line():
+    with pytest.raises(UserError, match="legacy gram is a mistake of distance gram"):
+        built(("resnet14", "resnet8"), legacy=("gram",))
+    with pytest.raises(UserError, match="legacy=view is about tokens"):
+        built(("resnet14", "resnet8"), legacy=("view",))
+
+
 @pytest.mark.parametrize("selection", ["Q", "stages"])
 def test_every_layer_of_the_student_is_matched_whatever_the_number_of_stages(selection: str):
     """Three stages beside four: the last ones meet, and nothing before the detached head is left untrained."""
@@ -319,6 +326,11 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
     lines = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
     assert lines[0] == "index,layer,S,I,E,Q,chosen" and sum(line.endswith("yes") for line in lines) == 4
     assert (tmp_path / "quality" / "resnet8-digits-demo.png").read_bytes().startswith(b"\x89PNG")
+    other = CliRunner().invoke(cli, [*arguments, "--layers", "3", "--entropy-norm", "lnN"])
+    assert other.exit_code == 0 and other.output.count("*") == 3
+    again = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
+    ratios = [float(a.split(",")[3]) / float(b.split(",")[3]) for a, b in zip(lines[1:], again[1:], strict=True)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3) and ratios[0] > 1
 
 
 def test_an_unknown_teacher_is_named(tmp_path: Path):

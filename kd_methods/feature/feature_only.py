@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from .. import functional
@@ -73,6 +73,13 @@ class FeatureOnly(Method):
         per_class: int = Field(500, ge=2, description="images per class that spectra are measured on")
         legacy: tuple[Literal["view", "gram"], ...] = Field((), description="mistakes of the public code to repeat")
 
+        @model_validator(mode="after")
+        def _repeats_something(self) -> Self:
+            for mistake, distance in (("view", "mse"), ("gram", "gram")):
+                if mistake in self.legacy and self.distance != distance:
+                    raise ValueError(f"legacy {mistake} is a mistake of distance {distance}")
+            return self
+
     settings: Settings
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
@@ -83,6 +90,9 @@ class FeatureOnly(Method):
         count = min(LAYERS, len(ours), len(theirs.stages if by_stage else theirs.layers))
         self.student_units = ours[-count:]
         self._shapes = [student.shape(unit) for unit in self.student_units]
+        maps = all(len(shape) == 3 for shape in (*self._shapes, *self.teacher.shapes("stages")))
+        if "view" in self.settings.legacy and maps:
+            raise UserError(f"setting {self.card.name}.legacy=view is about tokens, and both networks have maps")
         if chosen is None:
             self._choose((theirs.stages if by_stage else theirs.layers)[-count:])
             return
