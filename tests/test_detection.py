@@ -406,6 +406,7 @@ def dense_pair() -> tuple[detectors.Detector, detectors.Detector]:
 @pytest.mark.parametrize("name", DENSE)
 def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     student, teacher = dense_pair
+    before = {key: value.clone() for key, value in teacher.module.state_dict().items()}
     given = batch(student)
     student.zero_grad(), student.train()
     lesson = student.learn(given["inputs"], given["data_samples"], ("dense", "around"))
@@ -418,6 +419,7 @@ def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     assert all(torch.isfinite(term) and float(term.detach()) > 0 for term in losses.terms().values())
     losses.total().backward()
     assert all(p.grad is not None for p in student.module.bbox_head.gfl_reg.parameters())
+    assert all(torch.equal(teacher.module.state_dict()[key], value) for key, value in before.items())
     # Where both say the same, there is nothing to learn but the task.
     method = kd_methods.build(name, student, teacher, DataInfo(64, 4))
     same = method.losses(lesson.outputs, lesson.outputs, lesson.batch, Progress(1, 1))
