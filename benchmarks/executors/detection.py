@@ -155,16 +155,16 @@ def _in_processes(
         methods = multiprocessing.get_context("forkserver")
         methods.set_forkserver_preload(["benchmarks.training.detection"])
     started: dict[Connection, tuple[int, Any]] = {}
-    for job in jobs:
-        receiver, sender = methods.Pipe(duplex=False)
-        # No daemons: those may not have children, and images are loaded by worker processes.
-        process = methods.Process(target=_enter, args=(what, sender, job))
-        process.start()
-        sender.close()
-        started[receiver] = job.rank, process
     last: tuple[Any, ...] = ()
     asked = False
     try:
+        for job in jobs:
+            receiver, sender = methods.Pipe(duplex=False)
+            # No daemons: those may not have children, and images are loaded by worker processes.
+            process = methods.Process(target=_enter, args=(what, sender, job))
+            process.start()
+            sender.close()
+            started[receiver] = job.rank, process
         while True:
             for ready in wait(list(started), timeout=0.2):
                 receiver = cast(Connection, ready)
