@@ -71,8 +71,11 @@ NO_GOLDEN = {
     "channel_wise",  # tests/test_detection.py
     "focal_features",
     "localization",
+    "near_region",
     "object_masks",
     "pearson",
+    "place_classes",
+    "valuable_region",
     "word_matching",  # tests/test_letkd.py
     "decision_matching",
     "cosine_gram",  # tests/test_feature_only.py
