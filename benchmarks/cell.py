@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .files import digest
+from .protocol import Optimizer
 
 SCHEMA = 1
 """Part of every identity. Raised when the training code changes what a cell means."""
@@ -54,6 +55,11 @@ class Cell:
     versions: dict[str, int] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
     init: str = ""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimiser, with the defaults that ``protocol`` leaves out and the cell's own learning rate."""
+        return Optimizer.model_validate({**self.protocol["optimizer"], "lr": self.lr})
 
     def identity(self) -> dict[str, Any]:
         """Everything that the result depends on, as JSON values."""

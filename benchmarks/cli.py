@@ -65,7 +65,9 @@ def changes(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_changes(**arguments: Any) -> Any:
-        asked = {name: arguments.pop(name) for name in ("epochs", "holdout", "precision", "accumulate", "processes")}
+        from .protocol import Changes
+
+        asked = {name: arguments.pop(name) for name in Changes.__annotations__}
         return command(changes=asked, **arguments)
 
     return epochs(holdout(precision(accumulate(processes(with_changes)))))

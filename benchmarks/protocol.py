@@ -241,6 +241,11 @@ class Protocol(Strict):
         return self.detection.processes if self.detection else 1
 
     @property
+    def part_size(self) -> int:
+        """How many samples of a batch go through a network together."""
+        return self.batch_size // (self.accumulate * self.processes)
+
+    @property
     def arithmetic(self) -> str:
         """Precision, accumulation and compilation in words."""
         compiled = ", compiled" if self.compile else ""
@@ -248,7 +253,7 @@ class Protocol(Strict):
         if count == 1:
             return f"{self.precision}{compiled}"
         where, kind = ("on", "processes") if self.processes > 1 else ("in", "parts")
-        size = f"batch statistics and relations are those of {self.batch_size // count} samples"
+        size = f"batch statistics and relations are those of {self.part_size} samples"
         return f"{self.precision}, each batch {where} {count} {kind} ({size}){compiled}"
 
     @property

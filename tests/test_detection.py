@@ -611,10 +611,29 @@ def test_a_matrix_to_its_table_and_again_after_kills(
     assert len(again) == 2 and same(again, {label: whole[label] for label in again})
 
 
-def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table: str):
-    protocol = load_protocol(str(tmp_path / "tiny.yaml"))
+def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> executor.Job:
+    """A student's job under the tiny protocol with some changes."""
+    protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes).model_copy(update=update)
     cell = student_cell(STUDENT, protocol, shapes, {})
-    runs = {}
+    return executor.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
+
+
+def train(
+    job: executor.Job,
+    root: Path,
+    stopping: Callable[[], bool] = lambda: False,
+    report: Callable[[Any, str], None] = lambda *_: None,
+) -> Store:
+    """Train a job's cell as the driver does; the store."""
+    store = Store(root)
+    where = store, job.protocol, None, CPU, lambda ref: job.teacher, report, print, stopping
+    executor.run([job.cell], executor.Context(*where, data_root=job.data_root))
+    return store
+
+
+def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table: str):
+    job = job_of(tmp_path, shapes)
+    cell, runs = job.cell, {}
     for name in ("whole", "stopped"):
         store, steps, events = Store(tmp_path / name), [0], []
 
@@ -625,35 +644,18 @@ def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table
         def stopping(name: str = name, steps: list[int] = steps) -> bool:
             return name == "stopped" and 1 <= steps[0] < 4
 
-        where = store, protocol, None, CPU, lambda ref: tmp_path, report, print, stopping
-        context = executor.Context(*where, data_root=shapes)
         if name == "stopped":
             with pytest.raises(Interrupted):
-                executor.run([cell], context)
+                train(job, store.root, stopping, report)
             assert store.run(cell).state == "interrupted"
             steps[0] = 4
-        executor.run([cell], context)
+        train(job, store.root, stopping, report)
         assert store.run(cell).state == "done" and events[-1] == "done"
         runs[name] = load_weights(store.run(cell) / "student.pt")
     assert all(torch.equal(runs["whole"][key], value) for key, value in runs["stopped"].items())
     assert "resumed epoch" in (store.run(cell) / "mmengine" / "console.log").read_text()
     # What is saved is the plain detector: it loads into mmdet's own, and nothing of a method is with it.
     networks.build_network(STUDENT, 3).module.load_state_dict(runs["whole"], strict=True)
-
-
-def job_of(path: Path, shapes: Path, **changes: Any) -> executor.Job:
-    """A student's job under the tiny protocol with some changes."""
-    protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes)
-    cell = student_cell(STUDENT, protocol, shapes, {})
-    return executor.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
-
-
-def train(job: executor.Job, root: Path, stopping: Callable[[], bool] = lambda: False) -> Store:
-    """Train a job's cell as the driver does; the store."""
-    store = Store(root)
-    where = store, job.protocol, None, CPU, lambda ref: root, lambda *_: None, print, stopping
-    executor.run([job.cell], executor.Context(*where, data_root=job.data_root))
-    return store
 
 
 def test_a_stop_before_the_first_step_is_no_failure(shapes: Path, tmp_path: Path, table: str):
@@ -667,14 +669,10 @@ def test_a_stop_before_the_first_step_is_no_failure(shapes: Path, tmp_path: Path
 def test_two_processes_share_each_batch_and_average_their_gradients(shapes: Path, tmp_path: Path, table: str):
     from benchmarks.training import detection
 
-    job = job_of(tmp_path, shapes, processes=2)
-    short = {
-        "detection": job.detection.model_copy(update={"iterations": 1, "workers": 0, "warmup": 0}),
-        "epochs": 1,
-        "milestones": (),
-    }
-    protocol = job.protocol.model_copy(update=short)
-    job = dataclasses.replace(job, protocol=protocol, cell=student_cell(STUDENT, protocol, shapes, {}))
+    own = job_of(tmp_path, shapes, processes=2).detection
+    one = own.model_copy(update={"iterations": 1, "workers": 0, "warmup": 0})
+    job = job_of(tmp_path, shapes, {"detection": one, "epochs": 1, "milestones": ()})
+    protocol = job.protocol
     store = train(job, tmp_path / "out")
     status = store.run(job.cell).status
     assert status["state"] == "done", status
@@ -756,28 +754,21 @@ def test_a_file_that_cannot_be_read_is_no_refusal(shapes: Path, tmp_path: Path, 
     protocol = load_protocol(str(tmp_path / "tiny.yaml"))
     (tmp_path / "teacher.pt").write_bytes(b"nothing")
     cell = make_cell(protocol, "", "kd", STUDENT, 0, TeacherRef(TEACHER, (), (), weights="none"), {}, {})
-    store = Store(tmp_path / "out")
-    where = store, protocol, None, CPU, lambda ref: tmp_path / "teacher.pt", lambda *_: None, print
-    executor.run([cell], executor.Context(*where, data_root=shapes))
-    status = store.run(cell).status
+    job = dataclasses.replace(job_of(tmp_path, shapes), cell=cell, teacher=tmp_path / "teacher.pt")
+    status = train(job, tmp_path / "out").run(cell).status
     assert status["state"] == "failed" and "teacher.pt" in status["message"] and "trace" not in status
 
 
 def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: str):
-    protocol = load_protocol(str(tmp_path / "tiny.yaml"))
-    update = {"optimizer": protocol.optimizer.model_copy(update={"lr": 1e30, "clip": 0.0})}
-    cell = student_cell(STUDENT, protocol.model_copy(update=update), shapes, {})
-    store = Store(tmp_path / "out")
-    where = store, protocol.model_copy(update=update), None, CPU, lambda ref: tmp_path, lambda *_: None, print
-    executor.run([cell], executor.Context(*where, data_root=shapes))
-    status = store.run(cell).status
+    optimizer = job_of(tmp_path, shapes).protocol.optimizer.model_copy(update={"lr": 1e30, "clip": 0.0})
+    job = job_of(tmp_path, shapes, {"optimizer": optimizer})
+    status = train(job, tmp_path / "out").run(job.cell).status
     assert status["state"] == "diverged" and status["message"].startswith("loss term 'task' is ")
 
 
 def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
-    protocol = load_protocol(str(tmp_path / "tiny.yaml"))
-    cell = student_cell(STUDENT, protocol, shapes, {})
-    figures = executor.cost(cell, protocol, shapes, CPU)
+    job = job_of(tmp_path, shapes)
+    figures = executor.cost(job.cell, job.protocol, shapes, CPU)
     assert figures["images_per_second"] > 0 and figures["extra_train_params"] == 0
     assert figures["peak_memory_bytes"] > 10**7
 

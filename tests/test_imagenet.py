@@ -469,7 +469,6 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_to_the_same_bits(tmp_path:
         if not kill_after:
             # Of 3 methods, 2 epochs and 3 steps it made 11 steps before the kill; at most a step of each is lost.
             assert int(done.stdout.split()[-1]) <= 18 - 11 + 3, "it began anew"
-    torch.set_num_threads(1)
     whole.mkdir()
     benches = [Bench(folder, **changes) for folder in (killed, whole)]
     benches[1].run(benches[1].cells(*METHODS))

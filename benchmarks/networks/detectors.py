@@ -260,14 +260,14 @@ class Lesson:
     """One training pass of a detector: what methods see of it, its own losses by name, and where it looked.
 
     regions  (N, 5) as in :class:`kd_methods.contract.Pyramid`
-    places   the last two parts of :class:`kd_methods.contract.Dense`, where it was asked for
+    dense    the unit of that name, where it was asked for
     """
 
     outputs: Outputs
     batch: Batch
     terms: Mapping[str, Tensor]
     regions: Tensor
-    places: tuple[Tensor, ...] = ()
+    dense: Dense | None = None
 
 
 class Detector(Network):
@@ -350,7 +350,7 @@ class Detector(Network):
         corners = tuple(sample.gt_instances.bboxes for sample in samples)
         corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
         regions = inputs.new_zeros(0)
-        places: tuple[Tensor, ...] = ()
+        answer: Dense | None = None
         labels, logits = inputs.new_zeros(0, dtype=torch.long), total.detach().reshape(1, 1)
         target: tuple[Any, ...] = ()
         if self.two_stage:
@@ -359,11 +359,13 @@ class Detector(Network):
             kept["pyramid"] = Pyramid(self._read(maps), regions)
         elif "dense" in units:
             (anchors, valid, *_), (_, learnt, *_) = targets[0]
-            places = self._places(learnt)
+            level = torch.cat([torch.full_like(own, number).flatten() for number, own in enumerate(learnt)])
+            classes = torch.cat([own.flatten() for own in learnt])
             if "around" in units:
                 kept["around"] = self._around(anchors, valid, [level.shape[1] for level in learnt], corners)
             (scores, edges, *_), _ = dense[0]
-            kept["dense"] = self._dense(scores, edges, places)
+            answer = self._dense(scores, edges, level, (classes >= 0) & (classes < self.classes))
+            kept["dense"] = answer
 
         def task_loss(predicted: Tensor | Heads, _: Tensor) -> Tensor:
             if predicted is logits:
@@ -376,7 +378,7 @@ class Detector(Network):
 
         positions = torch.arange(len(inputs), device=inputs.device)
         batch = Batch(inputs, labels, positions, task_loss, boxes=corners)
-        return Lesson(Outputs(logits, kept, self.layout), batch, terms, regions, places)
+        return Lesson(Outputs(logits, kept, self.layout), batch, terms, regions, answer)
 
     def teach(self, inputs: Tensor, lesson: Lesson, logits: bool) -> Outputs:
         """A frozen detector on the images of a student's lesson, at the regions and places that the student sampled."""
@@ -387,30 +389,19 @@ class Detector(Network):
             if self.two_stage:
                 kept["pyramid"] = pyramid = Pyramid(self._read(maps), lesson.regions)
                 found = self.resume("pyramid", pyramid).logits if logits else found
-            elif lesson.places:
+            elif lesson.dense:
                 scores, edges, *_ = self.module.bbox_head(maps)
-                kept["dense"] = self._dense(scores, edges, lesson.places)
+                kept["dense"] = self._dense(scores, edges, lesson.dense.level, lesson.dense.positive)
         return Outputs(found, kept, self.layout)
 
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The levels that the region heads read."""
         return tuple(maps[: self.module.roi_head.bbox_roi_extractor.num_inputs])
 
-    def _dense(self, scores: Sequence[Tensor], edges: Sequence[Tensor], places: Sequence[Tensor]) -> Dense:
+    def _dense(self, scores: Sequence[Tensor], edges: Sequence[Tensor], level: Tensor, positive: Tensor) -> Dense:
         """What the head gave, (B, ., H, W) for every level, place by place."""
         answers = [torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels]) for levels in (scores, edges)]
-        level, positive = places
         return Dense(answers[0], answers[1].unflatten(1, self.shape("dense")), level, positive)
-
-    def _places(self, learnt: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Level of every place, and whether it is positive.
-
-        Args:
-            learnt: of every level the class (B, n_l) that each place learns; ``num_classes`` is background.
-        """
-        level = torch.cat([torch.full_like(own, number).flatten() for number, own in enumerate(learnt)])
-        classes = torch.cat([own.flatten() for own in learnt])
-        return level, (classes >= 0) & (classes < self.classes)
 
     def _around(
         self, anchors: Sequence[Tensor], valid: Sequence[Tensor], sizes: list[int], boxes: Sequence[Tensor]

@@ -10,20 +10,17 @@ import itertools
 import math
 import os
 import pickle
-import random
 import signal
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kd_methods.contract import Progress
 from kd_methods.errors import UserError
@@ -32,21 +29,19 @@ from .. import environment, plugins
 from ..executors.detection import Job
 from ..networks import count, detectors, inherit
 from ..profiling import TIMED, WARM_UP, median_seconds, peak_memory
-from ..protocol import Detection, Optimizer, Protocol
+from ..protocol import Detection, Protocol
 from ..tasks import get_task
 from ..tasks.coco import METRICS, Scenes, Split
 from ..weights import NUMPY, fit, load_weights
 from .arithmetic import autocast
 from .loop import CHECK_EVERY, Interrupted, protocol_progress
 from .member import Diverged, finish
-from .seeding import derive, generator
+from .seeding import derive
 
 detectors.prepare()
 
-from mmdet.datasets import AspectRatioBatchSampler, CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
 from mmengine import dist  # noqa: E402
-from mmengine.dataset import DefaultSampler, pseudo_collate  # noqa: E402
 from mmengine.evaluator import Evaluator  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.logging import HistoryBuffer  # noqa: E402
@@ -55,6 +50,7 @@ from mmengine.registry import LOOPS  # noqa: E402
 from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
 from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
+from . import scenery  # noqa: E402
 from .distiller import Distiller  # noqa: E402
 
 SAVE_EVERY = 1000
@@ -77,69 +73,8 @@ _ALLOWED: list[Any] = [
 """
 
 
-class Draws(Sampler[tuple[int, int]]):
-    """Endless draws from the training set, epoch after epoch in a new order: their number, and the image's."""
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        size, number = len(self.dataset), 0
-        while True:
-            order = torch.randperm(size, generator=generator(self.seed, "order", number // size))
-            for position in order.tolist():
-                yield number, position
-                number += 1
-
-
-class Drawn(Dataset[Any]):
-    """A data set of mmdetection whose augmentation is a function of seed and draw, whatever process loads the image."""
-
-    def __init__(self, dataset: CocoDataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-        self.metainfo = dataset.metainfo
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def get_data_info(self, draw: tuple[int, int]) -> Any:
-        return self.dataset.get_data_info(draw[1])
-
-    def __getitem__(self, draw: tuple[int, int]) -> Any:
-        seed_all(derive(self.seed, "augmentation", draw[0]))
-        return self.dataset[draw[1]]
-
-
-class From(BatchSampler):
-    """Batches of images of similar shape, from a batch on; those before are drawn, but their images are not loaded.
-
-    Of ``count`` processes that share every batch, each takes its own part of it.
-    """
-
-    def __init__(self, draws: Draws, size: int, rank: int = 0, count: int = 1) -> None:
-        self.sampler: Any = draws
-        self.part = slice(rank, None, count)
-        self.batch_size, self.drop_last, self.start = size, True, 0
-
-    def __len__(self) -> int:
-        """Of one epoch of the data, which mmengine's log asks for."""
-        return max(1, len(self.sampler.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        # A new one each time, for it keeps what it has drawn and not yet given.
-        batches = AspectRatioBatchSampler(self.sampler, self.batch_size)
-        return (batch[self.part] for batch in islice(batches, self.start, None))
-
-
 class Refused(Exception):
     """A method is not for this pair of detectors, or not for parts of a batch that are as small as this."""
-
-
-def seed_all(seed: int) -> None:
-    """Every generator that mmdetection draws from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @LOOPS.register_module()
@@ -186,7 +121,7 @@ class Records(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.started = time.perf_counter()
         rank = [self.job.rank] if self.job.rank else []
-        seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
+        scenery.seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -339,7 +274,7 @@ def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detecto
         teacher = detectors.build(cell.teacher.network, classes, pretrained=False)
         if job.teacher:  # where only the cost is asked for there is none
             fit(load_weights(job.teacher), teacher.module, str(job.teacher))
-    seed_all(derive(cell.seed, "student"))
+    scenery.seed_all(derive(cell.seed, "student"))
     student = detectors.build(cell.student, classes, pretrained)
     if cell.init:
         assert teacher is not None
@@ -363,16 +298,15 @@ def distiller(
         Refused: the method is not for them.
     """
     cell, protocol, device = job.cell, job.protocol, environment.device(job.device)
-    seed_all(derive(cell.seed, "method"))
+    scenery.seed_all(derive(cell.seed, "method"))
     try:
         model = Distiller(
             student, teacher, cell.method, cell.settings, samples, progress, lambda: autocast(protocol, device)
         )
     except UserError as error:
         raise Refused(str(error)) from None
-    size, least = protocol.batch_size // protocol.processes, model.method.needs.min_batch
-    if size < least:
-        raise Refused(f"method '{cell.method}' needs {least} images at once, and each process has {size}")
+    if protocol.part_size < (least := model.method.needs.min_batch):
+        raise Refused(f"method '{cell.method}' needs {least} images at once, and each process has {protocol.part_size}")
     return model
 
 
@@ -392,12 +326,12 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
 
     progress = lambda: protocol_progress(protocol, runner.iter // own.iterations + 1)  # noqa: E731
     model = distiller(job, student, teacher, scenes.train.count, progress)
-    optimizer = Optimizer.model_validate({**cell.protocol["optimizer"], "lr": cell.lr})
+    optimizer = cell.optimizer
     checkpoint = _last_checkpoint(folder)
     runner = Runner(
         model=model,
         work_dir=str(folder),
-        train_dataloader=_training(scenes, job),
+        train_dataloader=scenery.training(scenes, job),
         train_cfg={"type": "ResumableLoop", "max_iters": total, "val_interval": own.iterations},
         optim_wrapper={
             **_wrapper(protocol),
@@ -408,7 +342,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
             "clip_grad": {"max_norm": optimizer.clip} if optimizer.clip else None,
         },
         param_scheduler=_schedule(protocol, own),
-        val_dataloader=_validation(scenes.val, scenes.classes, job),
+        val_dataloader=scenery.validation(scenes.val, scenes.classes, job),
         val_cfg={"type": "ValLoop"},
         val_evaluator=Evaluator([_metric(scenes.val, folder / "collected")]),
         default_hooks={
@@ -477,51 +411,6 @@ def _schedule(protocol: Protocol, own: Detection) -> list[dict[str, Any]]:
     return steps
 
 
-def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[dict[str, Any]], test: bool) -> CocoDataset:
-    return CocoDataset(
-        ann_file=str(split.annotations),
-        data_prefix={"img": str(split.images)},
-        metainfo={"classes": classes},
-        pipeline=pipeline,
-        test_mode=test,
-        filter_cfg=None if test else {"filter_empty_gt": True, "min_size": 0},
-    )
-
-
-def _training(scenes: Scenes, job: Job) -> DataLoader[Any]:
-    own, size = job.detection, job.protocol.batch_size
-    resize = {"type": "RandomChoiceResize", "scales": [(own.long_side, side) for side in own.short_sides],
-              "keep_ratio": True}  # fmt: skip
-    pipeline: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        resize,
-        *[{"type": "RandomFlip", "prob": 0.5}] * job.protocol.flip,
-        {"type": "PackDetInputs"},
-    ]
-    seed = job.cell.seed
-    dataset = Drawn(_dataset(scenes.train, scenes.classes, pipeline, test=False), seed)
-    batches = From(Draws(dataset, seed), size, job.rank, own.processes)
-    workers: dict[str, Any] = {"num_workers": own.workers, "persistent_workers": own.workers > 0}
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
-
-
-def _validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
-    own = job.detection
-    pipeline: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": (own.long_side, own.test_side), "keep_ratio": True},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        {
-            "type": "PackDetInputs",
-            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-        },
-    ]
-    dataset = _dataset(split, classes, pipeline, test=True)
-    sampler: Any = DefaultSampler(dataset, shuffle=False)  # each process has its share
-    return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=own.workers, collate_fn=pseudo_collate)
-
-
 def _last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; the others, which a stop or a kill has left, are removed."""
     paths = sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True)
@@ -550,9 +439,9 @@ def evaluate(sender: Any, job: Job) -> None:
         assert job.teacher is not None
         fit(load_weights(job.teacher), network.module, str(job.teacher))
         model = network.module.to(environment.device(job.device)).eval()
-        metric = CocoMetric(ann_file=str(scenes.val.annotations), metric="bbox")
+        metric = _metric(scenes.val, job.path)
         metric.dataset_meta = {"classes": scenes.classes}
-        loader = _validation(scenes.val, scenes.classes, job)
+        loader = scenery.validation(scenes.val, scenes.classes, job)
         with torch.no_grad():
             for batch in loader:
                 metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
@@ -586,7 +475,7 @@ def _figures(job: Job) -> dict[str, Any]:
             model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
 
         seconds = median_seconds(step, device, WARM_UP, TIMED)
-    images = job.protocol.batch_size // job.protocol.processes  # one process's part
+    images = job.protocol.part_size
     plain, trained = count(model.student.parameters()), count(model.parameters())
     return {
         "images_per_second": images / seconds,

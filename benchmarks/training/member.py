@@ -16,7 +16,7 @@ from kd_methods.errors import UserError
 
 from ..cell import Cell
 from ..networks import LogitsOnly, NetworkView, count, inherit, macs
-from ..protocol import Optimizer, Protocol, steps_per_epoch
+from ..protocol import Protocol, steps_per_epoch
 from ..store import Run
 from ..tasks import TaskData
 from ..weights import read, to_bytes
@@ -79,7 +79,7 @@ class Member:
         self.optimizer = optimizers.build(
             [*self.student.parameters(), *self.method.parameters()],
             cell.lr,
-            Optimizer.model_validate({**cell.protocol["optimizer"], "lr": cell.lr}),
+            cell.optimizer,
             self.scaler,
         )
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]

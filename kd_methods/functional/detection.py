@@ -178,12 +178,15 @@ def place_classes(student: Tensor, teacher: Tensor, level: Tensor, *, temperatur
 
     Source: HikariTJU/LD ``dense_heads/ld_head.py``, ``losses/kd_loss.py`` (a detector's sigmoids taken for a softmax).
     """
-    own, target = F.log_softmax(student / temperature, 1), F.log_softmax(teacher.detach() / temperature, 1)
-    divergence = F.kl_div(own, target, reduction="none", log_target=True).mean(1)
-    return (
-        temperature**2
-        * torch.stack([divergence.sum() * 0, *(divergence[level == i].mean() for i in level.unique())]).sum()
-    )
+    divergence = _divergence(student, teacher, temperature)
+    means = [divergence[level == number].mean() for number in level.unique()]
+    return torch.stack([divergence.sum() * 0, *means]).sum()
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 times the KL of softmaxes over the last dimension, averaged over it."""
+    own, target = F.log_softmax(student / temperature, -1), F.log_softmax(teacher.detach() / temperature, -1)
+    return temperature**2 * F.kl_div(own, target, reduction="none", log_target=True).mean(-1)
 
 
 @full_precision
@@ -200,7 +203,5 @@ def localization(
 
     Source: Zheng et al. 2022 (LD), equation 4; mmdet ``LDHead`` with ``KnowledgeDistillationKLDivLoss``.
     """
-    own, target = F.log_softmax(student / temperature, 2), F.log_softmax(teacher.detach() / temperature, 2)
-    divergence = F.kl_div(own, target, reduction="none", log_target=True).mean((1, 2))
     total = weights.sum().clamp(min=1) if normalized else 1
-    return temperature**2 * (divergence * weights).sum() / total
+    return (_divergence(student, teacher, temperature).mean(1) * weights).sum() / total
