@@ -883,7 +883,7 @@ def test_ground_truth_scores_one(real_data: Path):
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.executors.detection import Job
-    from benchmarks.training import detection
+    from benchmarks.training import detection, scenery
 
     protocol = load_protocol("shapes-demo")
     values = dict(pair_settings(name, "", protocol.recipe))
@@ -899,7 +899,7 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
     history: list[dict[str, float]] = []
     runner.model.train()
     for step in range(50):
-        detection.seed_all(step)
+        scenery.seed_all(step)
         found = runner.model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
         history.append({key: float(value) for key, value in found.items()})
     # GFL weighs boxes by class scores, which begin near zero: its own loss rises at first.
