@@ -152,6 +152,17 @@ class PatchConnector(nn.Module):
         return mapped if self.target is None else as_tokens(mapped, self.target)
 
 
+def spatial(x: Tensor, scrambled: bool = False) -> Tensor:
+    """Maps (B, C, H, W) as they are, tokens (B, L, D) as (B, D, 1, L), vectors (B, C) as (B, C, 1, 1).
+
+    ``scrambled`` tokens are reshaped instead of transposed, a mistake that feature-only KD's public code makes.
+    """
+    if x.dim() == 3:
+        x = x.reshape(len(x), x.shape[2], x.shape[1]) if scrambled else x.transpose(1, 2)
+        return x[:, :, None]
+    return x[..., None, None] if x.dim() == 2 else x
+
+
 def three_layers(c_in: int, c_out: int, tokens: bool = False) -> nn.Sequential:
     """1x1, 3x3 and 1x1 convolutions without biases, twice as wide within, BN and ReLU between them.
 

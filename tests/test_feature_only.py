@@ -22,10 +22,12 @@ from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.study import TeacherStudy
 from kd_methods import functional
+from kd_methods.adapters import spatial
 from kd_methods.analysis import quality as analysis
 from kd_methods.contract import Batch, DataInfo, Progress
 from kd_methods.errors import UserError
-from kd_methods.feature.feature_only import FeatureOnly, _spatial
+from kd_methods.feature.feature_only import FeatureOnly
+from kd_methods.functional.feature import same_size
 
 INFO = DataInfo(100, 10, torch.arange(100) % 10)
 SIZES = {
@@ -141,10 +143,9 @@ def test_features_alone_train_the_backbone_and_the_plain_student_is_deployed():
 )
 def test_the_larger_map_is_pooled_to_the_smaller(student: tuple, teacher: tuple, wanted: tuple):
     from kd_methods.feature.feature_only import _projector
-    from kd_methods.functional.feature import same_size
 
     for three_layer in (False, True):
-        s, t = same_size(_spatial(torch.randn(2, *student)), _spatial(torch.randn(2, *teacher)))
+        s, t = same_size(spatial(torch.randn(2, *student)), spatial(torch.randn(2, *teacher)))
         assert _projector("feature_only", student, teacher, three_layer)(s).shape == t.shape == (2, *wanted)
 
 
@@ -158,7 +159,7 @@ def test_feature_term_is_the_mean_over_layers():
     total = torch.zeros(())
     for i, s_unit in enumerate(method.student_units):
         for j, t_unit in enumerate(method.teacher_units):
-            s, t = ours[s_unit], _spatial(theirs[t_unit])
+            s, t = ours[s_unit], spatial(theirs[t_unit])
             size = min(s.shape[-1], t.shape[-1])
             s, t = (nn.functional.adaptive_avg_pool2d(value, size) for value in (s, t))
             total = total + (method.projectors[f"{i}-{j}"](s) - t).pow(2).mean() / 4
@@ -167,8 +168,8 @@ def test_feature_term_is_the_mean_over_layers():
 
 def test_legacy_switches_repeat_the_public_codes_mistakes():
     tokens = torch.arange(2 * 5 * 3.0).reshape(2, 5, 3)
-    assert torch.equal(_spatial(tokens)[:, :, 0], tokens.transpose(1, 2))
-    assert torch.equal(_spatial(tokens, scrambled=True)[:, :, 0], tokens.view(2, 3, 5))
+    assert torch.equal(spatial(tokens)[:, :, 0], tokens.transpose(1, 2))
+    assert torch.equal(spatial(tokens, scrambled=True)[:, :, 0], tokens.view(2, 3, 5))
     s, t = torch.randn(4, 6), torch.randn(4, 9)
     cosines = [torch.cosine_similarity(x[:, None], x[None], dim=2) for x in (s, t)]
     assert torch.allclose(functional.cosine_gram(s, t), (cosines[0] - cosines[1]).pow(2).mean())
@@ -367,20 +368,34 @@ def test_efficiency_of_unknown_rows_is_one_line(tmp_path: Path):
         load_table(str(file))
 
 
-def test_the_papers_simkd_matches_four_layers_and_predicts_with_the_teachers_classifier():
+def _simkd_stages(pair: tuple[str, str], **settings: Any) -> tuple[Any, Any, Any, Any]:
+    """Teacher, method, the student as it becomes, and a batch of four."""
     torch.manual_seed(0)
-    teacher = build_network("ResNet34", 10).requires_grad_(False).eval()
-    student = build_network("ResNet9", 10)
-    method = kd_methods.build("simkd.stages", student, teacher, INFO).train()
-    adapted = method.adapt(student).train()
+    teacher = build_network(pair[0], 10).requires_grad_(False).eval()
+    student = build_network(pair[1], 10)
+    method = kd_methods.build("simkd.stages", student, teacher, INFO, **settings).train()
     x, labels = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
-    batch = Batch(x, labels, torch.arange(4), nn.functional.cross_entropy)
-    ours, theirs = adapted(x), teacher(x)
+    return (
+        teacher,
+        method,
+        method.adapt(student).train(),
+        Batch(x, labels, torch.arange(4), nn.functional.cross_entropy),
+    )
+
+
+def _seen(method: Any, adapted: Any, teacher: Any, batch: Batch) -> tuple[Any, Any]:
+    ours = adapted(batch.inputs, at=method.needs.student_units, fields=())
+    return ours, teacher(batch.inputs, at=method.needs.teacher_units, fields=())
+
+
+def test_the_papers_simkd_matches_four_layers_and_predicts_with_the_teachers_classifier():
+    teacher, method, adapted, batch = _simkd_stages(("ResNet34", "ResNet9"))
+    ours, theirs = _seen(method, adapted, teacher, batch)
     losses = method.losses(ours, theirs, batch, Progress(1, 50))
 
-    projected = [nn.Sequential(*p)(f) for p, f in zip(method.earlier, ours.stages[:-1], strict=True)]
-    projected.append(nn.Sequential(*method.projector)(ours.stages[-1]))
-    terms = [(p - t).square().mean() for p, t in zip(projected, theirs.stages, strict=True)]
+    stages = adapted(batch.inputs).stages
+    projected = [nn.Sequential(*p)(f) for p, f in zip([*method.earlier, method.projector], stages, strict=True)]
+    terms = [(p - t).square().mean() for p, t in zip(projected, teacher(batch.inputs).stages, strict=True)]
     assert len(terms) == 4 and losses.distill["feature"].item() == pytest.approx(sum(terms).item() / 4, rel=1e-5)
     logits = teacher.module.linear(projected[-1].mean((2, 3)))
     assert torch.allclose(ours.logits, logits, atol=1e-5)
@@ -388,7 +403,47 @@ def test_the_papers_simkd_matches_four_layers_and_predicts_with_the_teachers_cla
     kd = 16 * (p_t * (p_t.log() - log_s)).sum(1).mean()  # the public code's weight at T 4
     assert losses.distill["kd"].item() == pytest.approx(kd.item(), rel=1e-4)
     losses.total().backward()
-    assert adapted.module.linear.weight.grad is None, "the teacher's classifier is frozen"
     assert all(p.grad is not None for p in method.parameters())
+    assert all((p.grad is None) == name.startswith("module.tail") for name, p in adapted.named_parameters())
     adapted.eval(), method.eval()
-    assert torch.allclose(method.deployed(adapted)(x), adapted(x).logits)
+    assert torch.allclose(method.deployed(adapted)(batch.inputs), adapted(batch.inputs).logits)
+
+
+TAILS = {  # what runs behind the projected map: the networks of the paper, and the ReLU or block that its code repeats
+    ("ResNet34", "MobileNetV2x1"): (["pool", "flatten", "linear"], ["layer4.2.sum", "layer4.2"]),
+    ("vgg19_bn", "vgg11_bn"): (
+        ["pool4", "pool", "flatten", "fc1", "drop1", "fc2", "drop2", "classifier"],
+        ["block4"],
+    ),
+    ("vit_ett", "vit_ett"): (["blocks.8", "norm", "pool", "head"], ["blocks.7"]),
+}
+
+
+@pytest.mark.parametrize("pair", TAILS)
+@pytest.mark.parametrize("legacy", [(), ("block",)])
+def test_simkd_ends_with_all_that_follows_the_teachers_last_matched_layer(
+    pair: tuple[str, str], legacy: tuple[str, ...]
+):
+    teacher, method, adapted, batch = _simkd_stages(pair, legacy=legacy)
+    rest, again = TAILS[pair]
+    own = [unit.removeprefix("tail.") for unit in adapted.units if unit.startswith("tail.")]
+    assert own == ([*again, *rest] if legacy else rest)
+    ours, theirs = _seen(method, adapted, teacher, batch)
+    end = ours["simkd_projector"]
+    assert [s.shape for s in same_size(end, theirs[method.teacher_unit])] == [end.shape] * 2
+    before = teacher.units[teacher.units.index(again[0]) - 1] if legacy else method.teacher_unit
+    # The end is in evaluation mode while the student trains: VGG's dropout would show.
+    assert torch.allclose(ours.logits, teacher.resume(before, end), atol=1e-5)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    method.losses(ours, theirs, batch, Progress(1, 50)).total().backward()
+    assert trained == {name for name, p in adapted.named_parameters() if p.grad is not None}, "nothing without use"
+
+
+def test_simkd_in_its_legacy_form_tests_with_the_statistics_of_the_batch():
+    for legacy in ((), ("statistics",)):
+        _, _, adapted, batch = _simkd_stages(("resnet14", "resnet8"), legacy=legacy)
+        x = batch.inputs
+        alone, together = adapted.eval()(x[:2]).logits, adapted(x).logits[:2]
+        assert torch.allclose(alone, together, atol=1e-5) == (not legacy)
+    with pytest.raises(UserError, match="last block gives another shape than it takes"):
+        _simkd_stages(("resnet8", "resnet8"), legacy=("block",))

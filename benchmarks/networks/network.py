@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -156,6 +157,35 @@ class NetworkView(Network):
             raise UserError(f"the network has a unit called '{name}' already")
         return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, part)))
 
+    def grafted(self, unit: str, name: str, part: nn.Module, other: Network, entry: str) -> NetworkView:
+        assert isinstance(other, NetworkView)
+        if self._inserted or other._inserted:
+            raise ValueError("graft before inserting parts")
+        grafted = Grafted(self._only(until=unit), unit, name, part, other._only(after=entry), entry)
+        return NetworkView(grafted, methodcaller("chain"), self.input_shape)
+
+    def _only(self, after: str = "", until: str = "") -> NetworkView:
+        """A copy without the parameters that are not used after a unit, or up to one."""
+        own = copy.deepcopy(self).requires_grad_()
+        with modes_kept(own), torch.enable_grad():
+            own.eval()
+            if after:
+                entry = torch.zeros(2, *own.shape(after)).to(next(own.module.parameters()))
+                end = own.resume(after, entry)
+            else:
+                end = own._run(own.example(), {until})[1][until]
+            found = torch.autograd.grad(end.sum(), list(own.module.parameters()), allow_unused=True)
+        used = {id(p) for p, gradient in zip(own.module.parameters(), found, strict=True) if gradient is not None}
+        for name, module in list(own.module.named_modules()):
+            parameters = dict(module.named_parameters(recurse=False))
+            unused = [key for key, parameter in parameters.items() if id(parameter) not in used]
+            if not parameters or len(unused) < len(parameters) or list(module.children()):
+                for key in unused:
+                    setattr(module, key, None)
+            else:
+                own.module.set_submodule(name, nn.Identity())
+        return NetworkView(own.module, self._chain_of, self.input_shape)
+
     def folded(self) -> NetworkView:
         if self._folded is None:
             # Not a submodule: the copy must not show up in this network's parameters or state dict.
@@ -224,6 +254,47 @@ def _shape(x: Any) -> tuple[Any, ...]:
     if isinstance(x, Tokens):
         return tuple(x.hidden.shape[1:])
     return tuple(map(_shape, x)) if isinstance(x, tuple) else tuple(x.shape[1:])
+
+
+class Grafted(Architecture):
+    """The units of ``trunk`` up to ``unit``, a part, and those of ``tail`` after ``entry``, which are not trained."""
+
+    def __init__(
+        self, trunk: NetworkView, unit: str, name: str, part: nn.Module, tail: NetworkView, entry: str
+    ) -> None:
+        super().__init__()
+        self.trunk, self.part, self.tail = trunk.module, part, tail.module.requires_grad_(False).eval()
+        self._chains = trunk._chain_of, tail._chain_of
+        self._names = unit, name, entry
+
+    def train(self, mode: bool = True) -> Grafted:
+        super().train(mode)
+        self.tail.eval()
+        return self
+
+    def chain(self) -> Chain:
+        unit, name, entry = self._names
+        ours, theirs = self._chains[0](self.trunk), self._chains[1](self.tail)
+        units, tail = list(ours.units), list(theirs.units)
+        units = [*units[: [known for known, _ in units].index(unit) + 1], (name, self.part)]
+        units += [(f"tail.{known}", run) for known, run in tail[[known for known, _ in tail].index(entry) + 1 :]]
+        names = {known for known, _ in units}
+        stages, preacts, blocks, layers = (
+            tuple(known for known in own if known in names)
+            for own in (ours.layout.stages, ours.layout.preacts, ours.layout.blocks, ours.layout.layers)
+        )
+        pooled = f"tail.{theirs.layout.pooled}"
+        layout = replace(
+            ours.layout,
+            stages=stages,
+            preacts=preacts,
+            blocks=blocks,
+            last_map=name,
+            pooled=pooled,
+            rectified=ours.layout.rectified & names,
+            layers=(*layers, pooled),
+        )
+        return Chain(tuple(units), layout, ours.taps)
 
 
 PARTS = "parts."

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import three_layers
+from ..adapters import spatial, three_layers
 from ..analysis.quality import EntropyNorm, quality
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
 from ..errors import UserError
@@ -156,17 +156,9 @@ class FeatureOnly(Method):
         s, t = student[self.student_units[i]], teacher[self.teacher_units[j]]
         if self.settings.distance == "gram":
             return functional.cosine_gram(s, t, first_row="gram" in self.settings.legacy)
-        s, t = _spatial(s), _spatial(t, scrambled="view" in self.settings.legacy)
+        s, t = spatial(s), spatial(t, scrambled="view" in self.settings.legacy)
         s, t = same_size(s, t)
         return functional.hint(self.projectors[f"{i}-{j}"](s), t)
-
-
-def _spatial(x: Tensor, scrambled: bool = False) -> Tensor:
-    """Maps (B, C, H, W) as they are, tokens (B, L, D) as (B, D, 1, L), vectors (B, C) as (B, C, 1, 1)."""
-    if x.dim() == 3:
-        x = x.reshape(len(x), x.shape[2], x.shape[1]) if scrambled else x.transpose(1, 2)
-        return x[:, :, None]
-    return x[..., None, None] if x.dim() == 2 else x
 
 
 def _projector(name: str, student: tuple[int, ...], teacher: tuple[int, ...], three_layer: bool) -> nn.Sequential:

@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..adapters import spatial
+from ..contract import Batch, Card, DataInfo, Layout, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
 from ._maps import only_pools
 
+PROJECTED = "simkd_projector"
+"""The unit that the projected map is the output of."""
+
 
 class Projector(nn.Sequential):
-    """Layers to the teacher's channels, after pooling larger maps to the teacher's size."""
+    """Layers to the teacher's channels, after pooling larger maps to the teacher's size; tokens are a row of places."""
 
     def __init__(self, teacher_shape: tuple[int, ...], layers: Iterable[nn.Module]) -> None:
         super().__init__(*layers)
-        self.size = (teacher_shape[1], teacher_shape[2])
+        self.size = (teacher_shape[-2], teacher_shape[-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return super().forward(spatial(x)).squeeze(2).transpose(1, 2)
         if x.shape[-1] > self.size[-1]:
             x = F.adaptive_avg_pool2d(x, self.size)
         return super().forward(x)
 
 
-def bottleneck(c_in: int, c_out: int, factor: int) -> Iterator[nn.Module]:
-    """1x1, 3x3 and 1x1 convolutions, narrower within by ``factor``, each with BN and ReLU."""
+def bottleneck(c_in: int, c_out: int, factor: int, tokens: bool = False) -> Iterator[nn.Module]:
+    """1x1, 3x3 and 1x1 convolutions, narrower within by ``factor``, each with BN and ReLU; of tokens three in a row."""
     mid = max(1, c_out // factor)
     for a, b, kernel in ((c_in, mid, 1), (mid, mid, 3), (mid, c_out, 1)):
-        yield nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False)
+        size = (1 if tokens else kernel, kernel)
+        yield nn.Conv2d(a, b, size, padding=(size[0] // 2, size[1] // 2), bias=False)
         yield nn.BatchNorm2d(b)
         yield nn.ReLU()
 
 
 @register
 class SimKD(Method):
-    """Trains the student's features for the teacher's classifier, which replaces the student's own."""
+    """Trains the student's features for what follows them in the teacher, which replaces the student's own."""
 
     card = Card(
         name="simkd",
-        version=1,
+        version=2,
         family="feature",
         title="SimKD",
         paper="chen2022simkd",
-        formula="L = beta * MSE(P(F_s), F_t) on the last maps; prediction by the teacher's classifier after P",
+        formula=(
+            "L = beta * MSE(P(F_s), F_t) on the last maps; prediction by what follows the teacher's last map, after P"
+        ),
         source="authors' models/util.py (SimKD) and README (CE 0, KD 0, beta 1, factor 2)",
         optimum="where the projected student map equals the teacher's",
         divergences=(
-            "the student's own classifier is removed: it would receive no gradient and is not deployed",
-            "trunk, P and the teacher's classifier are deployed; their size and cost count as the student's",
+            "what followed in the student is removed: it would receive no gradient and is not deployed",
+            "trunk, P and the teacher's end are deployed; their size and cost count as the student's",
+            "the authors' teachers pool and have one linear layer; what others have after the last map is kept whole",
+            "the projector of tokens looks at three in a row instead of 3x3 places",
             "labels are not used",
         ),
     )
@@ -69,52 +78,47 @@ class SimKD(Method):
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
-        shapes, name = (student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]), self.card.name
-        if len(student.shape(student.layout.last_map)) != 3:
-            raise UserError(
-                f"method '{name}' needs a student with a last map (C, H, W); use another method for this pair"
-            )
-        if not only_pools(self.teacher):
-            raise UserError(f"method '{name}' needs a teacher that only pools between its last map and its classifier")
-        for network in (student, self.teacher):
-            classifier(network, name)
+        self.student_unit, self.teacher_unit = self.ends(student.layout), self.ends(self.teacher.layout)
+        shapes = student.shape(self.student_unit), self.teacher.shape(self.teacher_unit)
         self.projector = self.make_projector(*shapes)
+        if len(shapes[0]) == 3 and shapes[0][-1] < shapes[1][-1] and not only_pools(self.teacher):
+            raise UserError(
+                f"method '{self.card.name}' needs a student whose last map is as large as the teacher's, or a teacher "
+                f"that only pools after it; here {shapes[0]} and {shapes[1]}"
+            )
+        self.needs = Needs(student_units=(PROJECTED,), teacher_units=(self.teacher_unit,), min_batch=2)
+
+    @staticmethod
+    def ends(layout: Layout) -> str:
+        """The unit after which a network is cut."""
+        return layout.last_map
 
     def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Projector:
-        """From a map (C, H, W) of the student to the teacher's channels, at the smaller one of their sizes."""
-        return Projector(teacher_shape, bottleneck(student_shape[0], teacher_shape[0], self.settings.factor))
+        """From a map (C, H, W) of the student to the teacher's channels, at the smaller one of their sizes.
+
+        Or from tokens (L, D) to the teacher's width.
+        """
+        tokens = len(student_shape) == 2
+        if (
+            len(student_shape) != len(teacher_shape)
+            or len(student_shape) == 1
+            or (tokens and student_shape[0] != teacher_shape[0])
+        ):
+            raise UserError(
+                f"method '{self.card.name}' needs maps on both sides, or as many tokens, here {student_shape} and "
+                f"{teacher_shape}; use another method for this pair"
+            )
+        c_in, c_out = (shape[-1] if tokens else shape[0] for shape in (student_shape, teacher_shape))
+        return Projector(teacher_shape, self.layers(c_in, c_out, tokens))
+
+    def layers(self, c_in: int, c_out: int, tokens: bool) -> Iterable[nn.Module]:
+        """What a projector consists of."""
+        return bottleneck(c_in, c_out, self.settings.factor, tokens)
 
     def adapt(self, student: Network) -> Network:
-        """The student's trunk, the projector and the teacher's classifier (frozen), as one network."""
-        student = copy.deepcopy(student)
-        name = self.card.name
-        head = copy.deepcopy(self.teacher.module.get_submodule(classifier(self.teacher, name)))
-        student.module.set_submodule(classifier(student, name), head.requires_grad_(False))
-        return student.insert(student.layout.last_map, "simkd_projector", self.projector)
+        return student.grafted(self.student_unit, PROJECTED, self.projector, self.teacher, self.teacher_unit)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
-        s, t = same_size(student.last_map, teacher.last_map)
+        s, t = same_size(student[PROJECTED], teacher[self.teacher_unit])
         return Losses(distill={"feature": self.settings.beta * functional.hint(s, t)})
-
-
-def classifier(network: Network, method: str) -> str:
-    """Name of the one linear layer that follows the pooled vector; ``method`` needs it.
-
-    Raises:
-        UserError: something else follows it.
-    """
-    device = next(network.module.parameters()).device
-    called: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: called.append(name))
-        for name, module in network.module.named_modules()
-        if not list(module.children()) and not isinstance(module, nn.Dropout | nn.Identity)
-    ]
-    with torch.no_grad():
-        network.resume(network.layout.pooled, torch.zeros(2, *network.shapes("pooled")[0], device=device))
-    for hook in hooks:
-        hook.remove()
-    if len(called) != 1 or not isinstance(network.module.get_submodule(called[0]), nn.Linear):
-        raise UserError(f"method '{method}' needs classifiers that are one linear layer after the pooled vector")
-    return called[0]

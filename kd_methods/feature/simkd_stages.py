@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import nn
 
 from .. import functional
 from ..adapters import three_layers
-from ..contract import Batch, Card, DataInfo, Losses, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, DataInfo, Layout, Losses, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
-from ._maps import matched
 from .feature_only import LAYERS
-from .simkd import Projector, SimKD
+from .simkd import PROJECTED, SimKD
 
 
 @register
@@ -22,48 +25,95 @@ class SimKDStages(SimKD):
 
     card = Card(
         name="simkd.stages",
-        version=1,
+        version=2,
         family="feature",
         title="SimKD (four layers)",
         paper="chen2022simkd",
         formula=(
             "L = CE(z_s, y) + kd * T^2 KL(p_t || p_s) + beta * mean_i MSE(P_i(f_s,i), f_t,i); f the ends of the"
-            " stages before the last, and the last map; z_s by the teacher's classifier after its P"
+            " stages; z_s by what follows the teacher's last stage, after its P"
         ),
         source="Thegolfingocto/KD_wo_CE @3abceed (SimKD), the comparison of arXiv 2511.14981",
         optimum="where the projected student maps equal the teacher's",
         divergences=(
             "the public code runs the teacher's last block once more on the projected map, and tests with the batch's"
-            " statistics in the projector; here neither",
-            "the teacher's classifier is frozen: the public code means to train it, and does not hand it to the"
-            " optimiser",
-            "teachers with more than pooling and one linear layer after the last map are refused",
+            " statistics in the last projector; here only with setting legacy (block, statistics)",
+            "the teacher's end is frozen: the public code means to train it, and does not hand it to the optimiser",
         ),
         recipe="cifar100-feature-only",
     )
-    needs = Needs(student=("stages", "last_map"), teacher=("stages", "last_map", "logits"), min_batch=2)
+    needs = Needs(student=("stages",), teacher=("stages", "logits"), min_batch=2)
 
     class Settings(MethodSettings):
         beta: float = Field(1.0, ge=0, description="weight of the feature term")
         kd: float = Field(1.0, ge=0, description="weight of the KD term (T^2 included)")
         temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
+        legacy: tuple[Literal["block", "statistics"], ...] = Field(
+            (), description="mistakes of the public code to repeat"
+        )
 
     settings: Settings  # type: ignore[assignment]
 
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
-        earlier = matched(self.card.name, student, self.teacher)[-LAYERS:-1]
-        self.earlier = nn.ModuleList(self.make_projector(*shapes) for shapes in earlier)
+        ours, theirs = student.layout.stages, self.teacher.layout.stages
+        count = min(LAYERS, len(ours), len(theirs))
+        self.earlier_units = tuple(zip(ours[-count:-1], theirs[-count:-1], strict=True))
+        shapes = [(student.shape(s), self.teacher.shape(t)) for s, t in self.earlier_units]
+        self.earlier = nn.ModuleList(self.make_projector(*pair) for pair in shapes)
+        if "statistics" in self.settings.legacy:
+            for norm in self.projector.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.track_running_stats = False
+                    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        self.needs = Needs(
+            student_units=(*(s for s, _ in self.earlier_units), PROJECTED),
+            teacher_units=(*(t for _, t in self.earlier_units), self.teacher_unit),
+            teacher=("logits",),
+            min_batch=2,
+        )
 
-    def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Projector:
-        return Projector(teacher_shape, three_layers(student_shape[0], teacher_shape[0]))
+    @staticmethod
+    def ends(layout: Layout) -> str:
+        return layout.stages[-1]
+
+    def layers(self, c_in: int, c_out: int, tokens: bool) -> Iterable[nn.Module]:
+        return three_layers(c_in, c_out, tokens)
+
+    def adapt(self, student: Network) -> Network:
+        entry = self._before_last_block() if "block" in self.settings.legacy else self.teacher_unit
+        return student.grafted(self.student_unit, PROJECTED, self.projector, self.teacher, entry)
+
+    def _before_last_block(self) -> str:
+        """The unit from which the teacher's last matched layer runs again.
+
+        In the public code a layer is a block; one convolution is none, there it is the ReLU that follows.
+        """
+        teacher, unit = self.teacher, self.teacher_unit
+        before = teacher.layout.layers[teacher.layout.layers.index(unit) - 1]
+        if teacher.shape(before) != teacher.shape(unit):
+            raise UserError(
+                f"setting {self.card.name}.legacy=block: the teacher's last block gives another shape than it takes, "
+                f"it cannot run twice; leave the setting out for this pair"
+            )
+        weighted = [m for m in teacher.module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        called: list[nn.Module] = []
+        hooks = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in weighted]
+        with torch.no_grad():
+            entry = torch.zeros(2, *teacher.shape(before)).to(next(teacher.module.parameters()))
+            teacher.resume(before, entry, until=unit)
+        for hook in hooks:
+            hook.remove()
+        return before if len(called) > 1 else teacher.layout.preacts[-1]
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
-        config, count = self.settings, len(self.earlier) + 1
-        pairs = zip(self.earlier, student.stages[-count:-1], teacher.stages[-count:-1], strict=True)
-        terms = [functional.hint(*same_size(project(s), t)) for project, s, t in pairs]
-        terms.append(functional.hint(*same_size(student.last_map, teacher.last_map)))
+        config = self.settings
+        matched = [
+            (project(student[s]), teacher[t]) for project, (s, t) in zip(self.earlier, self.earlier_units, strict=True)
+        ]
+        matched.append((student[PROJECTED], teacher[self.teacher_unit]))
+        terms = [functional.hint(*same_size(s, t)) for s, t in matched]
         kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         return Losses(
             task={"task": batch.loss(student.logits)},
