@@ -288,7 +288,7 @@ def teachers_train(
     from .protocol import load_protocol
 
     registered = load(plugins)
-    protocol = load_protocol(protocol_name).changed(epochs=epochs)
+    protocol = load_protocol(protocol_name).changed(epochs=epochs).for_teachers({"epochs": epochs})
     top1 = train_teacher(network, protocol, data_root, output, choose(device), registered)
     click.echo(f"{network} under {protocol.name}, {protocol.epochs} epochs: top-1 {top1:.2f}")
 
@@ -399,14 +399,15 @@ def probe(
     show_default=True,
     help="Images of a class for its spectrum.",
 )
+@click.option("--self-pairs", is_flag=True, help="S with every image's pair with itself, as the public code has it.")
 @device
 @data_root
 @checkpoints
 @output
 @plugin
 def quality_of(
-    teacher: str, protocol_name: str, layers: int, entropy_norm: Any, samples: int, per_class: int, device: str,
-    data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path],
+    teacher: str, protocol_name: str, layers: int, entropy_norm: Any, samples: int, per_class: int, self_pairs: bool,
+    device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Knowledge quality (S, I, E, Q) of every layer of TEACHER, an installed or trained one; a table and a plot."""
     from .protocol import load_protocol
@@ -419,7 +420,7 @@ def quality_of(
 
     named = load(plugins)
     say = lambda line: click.echo(line, err=True)  # noqa: E731
-    measure = quality.Measure(layers, entropy_norm, samples, per_class)
+    measure = quality.Measure(layers, entropy_norm, samples, per_class, self_pairs)
     where = Zoo(checkpoints), data_root, output, choose(device)
     text, files = quality.report(teacher, protocol, *where, say, named, measure)
     click.echo(text)

@@ -79,15 +79,11 @@ def reproduce(request: Request, options: Options) -> str:
     shown = manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
     if todo:
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
-        training = {cell.key for cell in plan.training}
         weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
         for task in plan.tasks:
-            own = [cell for cell in todo if cell.task == task]
-            waves = [[cell for cell in own if (cell.key in training) == first] for first in (True, False)]
-            protocol = on_task(plan.protocol, task)
-            if own:
+            for protocol, waves in plan.waves([cell for cell in todo if cell.task == task]):
                 where = request.data_root, options.device
-                _train(waves, protocol, store, *where, weights, options.similarity, request.plugin_files)
+                _train(waves, on_task(protocol, task), store, *where, weights, options.similarity, request.plugin_files)
     files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
@@ -344,7 +340,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
             *plan.notes,
             *_uniform_note(plan),
             *_holdout_note(plan),
-            *_noise_note(plan),
+            *_teachers_note(plan),
             *_unpublished_note(plan),
         ],
         "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
@@ -420,12 +416,11 @@ def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> boo
     return cell.settings == usual.model_dump(mode="json")
 
 
-def _noise_note(plan: Plan) -> list[str]:
-    if not (plan.protocol.label_noise and plan.training):
+def _teachers_note(plan: Plan) -> list[str]:
+    if not (plan.protocol.teachers_from and plan.training):
         return []
-    return [
-        f"the teachers {', '.join(cell.student for cell in plan.training)} were trained on the exchanged labels too"
-    ]
+    names, own = ", ".join(cell.student for cell in plan.training), plan.teacher_protocol
+    return [f"teachers ({names}) are trained under {own.lines()[0]}"]
 
 
 def _published_row(row: Row) -> str:

@@ -56,10 +56,11 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     for task in plan.tasks:
         if get_task(task).inputs == "detection":  # planned without mmdetection, and so without its networks
             continue
-        own = [cell for cell in cells if cell.task == task]
-        part = _on_one_task(own, on_task(plan.protocol, task), todo, data_root, device)
-        operations |= part.operations
-        seconds += part.seconds
+        for protocol, waves in plan.waves([cell for cell in cells if cell.task == task]):
+            own = [cell for wave in waves for cell in wave]
+            part = _on_one_task(own, on_task(protocol, task), todo, data_root, device)
+            operations |= part.operations
+            seconds += part.seconds
     return Estimate(operations, seconds)
 
 

@@ -44,7 +44,7 @@ class Plan:
 
     cells     (row id, pair id, seed) to cell; methods without a teacher share one cell over pairs with one student
     teachers  (network name, task) to the teacher that the pairs use
-    training  the cells that train teachers for which no file is installed
+    training  the cells that train teachers for which no file is installed, under ``teacher_protocol``
     """
 
     table: TableSpec
@@ -58,6 +58,7 @@ class Plan:
     teachers: Mapping[tuple[str, str], TeacherRef]
     training: tuple[Cell, ...]
     notes: tuple[str, ...]
+    teacher_protocol: Protocol
     uniform: bool = False
 
     @property
@@ -81,6 +82,15 @@ class Plan:
     def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
         """The protocol in words; the task only where the columns do not have their own."""
         return self.protocol.lines(students, with_task=not any(pair.task for pair in self.pairs))
+
+    def waves(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
+        """``cells`` in the order in which they can be trained, those together that have one protocol."""
+        training = {cell.key for cell in self.training}
+        teachers, students = ([cell for cell in cells if (cell.key in training) == first] for first in (True, False))
+        if self.teacher_protocol == self.protocol:
+            return [(self.protocol, [teachers, students])] if cells else []
+        waves = [(self.teacher_protocol, [teachers]), (self.protocol, [students])]
+        return [(protocol, [wave]) for protocol, [wave] in waves if wave]
 
     def teacher_of(self, pair: Pair) -> TeacherRef:
         """The teacher of a column."""
@@ -128,18 +138,18 @@ def make(request: Request, zoo: Zoo) -> Plan:
 
     teachers: dict[tuple[str, str], TeacherRef] = {}
     training = []
+    teacher_protocol = protocol.for_teachers(request.changes)
     taught = [row for row in rows if registry.get(row.method).needs_teacher]
     for pair in pairs:
-        own_protocol = on_task(protocol, pair.task)
-        place = (pair.teacher, own_protocol.task)
+        place = (pair.teacher, pair.task or protocol.task)
         if place in teachers:
             continue
         if entry := zoo.installed(*place):
             teachers[place] = zoo.ref(entry)
         else:
-            own = student_cell(pair.teacher, own_protocol, request.data_root, request.plugins)
+            own = student_cell(pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins)
             training += [own] if taught or pair.init or any(row.init for row in rows) else []
-            teachers[place] = TeacherRef(pair.teacher, protocol.mean, protocol.std, cell=own.key)
+            teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
 
     cells = {}
     for row in rows:
@@ -174,6 +184,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
         teachers,
         tuple(training),
         preset.notes,
+        teacher_protocol,
         request.uniform,
     )
 
@@ -197,7 +208,7 @@ def make_cell(
         task=task.name,
         data=data,
         protocol=protocol.identity(),
-        lr=protocol.lr(student),
+        lr=protocol.lr(student, taught=teacher is not None),
         student=student,
         method=method,
         method_version=registry.card(method).version,

@@ -133,6 +133,7 @@ class Protocol(Strict):
     epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
     of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
     of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
+    ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
     ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
     momentum), or rises linearly over the share ``warmup`` of all steps and then falls to zero, ``linear`` or by half a
     ``cosine``. ``rotation`` turns each image by up to so many degrees. ``label_smoothing`` is that of the task's loss.
@@ -140,6 +141,9 @@ class Protocol(Strict):
     ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
     and losses that relate samples are those of a part. ``compile``: networks run compiled.
+
+    ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
+    protocol under which teachers are trained that have no file, where that is another one.
 
     Texts are cut after ``max_length`` tokens; ``tokenizer`` is a folder or a name on the hub, by default the task's.
     """
@@ -157,6 +161,8 @@ class Protocol(Strict):
     drop_last: bool = False
     optimizer: Optimizer
     lr_by_student: dict[str, float] = Field(default={})
+    lr_alone: float | None = Field(default=None, gt=0)
+    teachers_from: str = ""
     schedule: Literal["steps", "onecycle", "linear", "cosine"] = "steps"
     warmup: float = Field(default=0.0, ge=0, lt=1)
     milestones: tuple[int, ...] = ()
@@ -169,6 +175,7 @@ class Protocol(Strict):
     crops: Crops | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     label_noise: float = Field(default=0.0, ge=0, lt=1)
+    stored_logits: bool = False
     second_view: Literal["", "randaugment"] = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -188,6 +195,8 @@ class Protocol(Strict):
             raise ValueError("dot has two kinds of gradients, which are not accumulated")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
             raise ValueError("one cycle moves the momentum, and dot has two")
+        if self.stored_logits and (self.crops or self.max_length):
+            raise ValueError("stored_logits is for images that lie on the device, without crops or max_length")
         if self.detection:
             self._check_detection(self.detection)
         return self
@@ -209,16 +218,22 @@ class Protocol(Strict):
 
         What is left at its default is left out, so that a field added later leaves the identity of old cells alone.
         """
-        own = {"task", "lr_by_student", "title", "source", "deviations", "recipe"}
+        own = {"task", "lr_by_student", "lr_alone", "teachers_from", "title", "source", "deviations", "recipe"}
         values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
         values["optimizer"].pop("lr")
         for part in ("crops", "detection"):
             values.get(part, {}).pop("workers", None)
         return values
 
-    def lr(self, student: str) -> float:
+    def lr(self, student: str, taught: bool = True) -> float:
         """The learning rate with which a student starts."""
+        if self.lr_alone and not taught:
+            return self.lr_alone
         return self.lr_by_student.get(student, self.optimizer.lr)
+
+    def for_teachers(self, changes: Changes) -> Protocol:
+        """The protocol under which teachers are trained that have no file, with the same changes as this one."""
+        return load_protocol(self.teachers_from).changed(**changes) if self.teachers_from else self
 
     def pace(self, epoch: int, done: int = 0, total: int = 1) -> tuple[float, float | None]:
         """Factor on the learning rate, and the momentum where it moves, after ``done`` of ``total`` steps.
@@ -338,6 +353,7 @@ class Protocol(Strict):
         decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
+        rates += f", {self.lr_alone:g} without a teacher" if self.lr_alone else ""
         fill = " (reflected)" if self.crop_fill == "reflect" else ""
         crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
         crop += " (the same for a whole batch)" if self.one_crop_per_batch else ""
@@ -348,7 +364,8 @@ class Protocol(Strict):
         last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
         falls = self.schedule in ("linear", "cosine")
-        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{noise}{smooth}"
+        stored = ", teacher's logits computed once, on another augmentation" if self.stored_logits else ""
+        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{noise}{smooth}{stored}"
         if self.max_length:
             data = f"at most {self.max_length} tokens, batches of texts of similar length"
             data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
@@ -410,7 +427,10 @@ def load_protocol(name: str) -> Protocol:
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / "protocols" / f"{name}.yaml"
     if not path.is_file():
         raise unknown("protocol", name, protocol_names())
-    return load(Protocol, path, "protocols")
+    protocol = load(Protocol, path, "protocols")
+    if protocol.teachers_from.endswith((".yaml", ".yml")):  # one of one's own lies beside this one
+        protocol = protocol.model_copy(update={"teachers_from": str(path.parent / protocol.teachers_from)})
+    return protocol
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:

@@ -35,14 +35,15 @@ class Measure:
     entropy_norm: EntropyNorm = "ln5"
     samples: int = 5000
     per_class: int = 500
+    self_pairs: bool = False
 
     def values(self, found: Quality) -> dict[Metric, Tensor]:
         """Each metric of all layers."""
-        return {metric: found.values(metric, self.entropy_norm) for metric in METRICS}
+        return {metric: found.values(metric, self.entropy_norm, self.self_pairs) for metric in METRICS}
 
     def chosen(self, found: Quality, metric: Metric = "Q") -> tuple[str, ...]:
         """The layers with the highest values."""
-        return found.best(min(self.layers, len(found.units)), metric, self.entropy_norm)
+        return found.best(min(self.layers, len(found.units)), metric, self.entropy_norm, self.self_pairs)
 
 
 def report(
@@ -80,6 +81,7 @@ def _teacher(
         return zoo.ref(entry)
     if name not in networks.names():
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
+    protocol = protocol.for_teachers({})
     cell = student_cell(name, protocol, data_root, plugins)
     if Store(output).run(cell).state != "done":
         raise UserError(

@@ -97,7 +97,7 @@ class Matrix(Strict):
 
 
 class Preset(Matrix):
-    """A named way to run a table. What it does not set is the table's."""
+    """A named way to run a table. What it does not set is the table's; a row's id alone is that row of the table."""
 
     protocol: str
     seeds: tuple[int, ...]
@@ -174,7 +174,9 @@ class TableSpec(Matrix):
             raise unknown("preset", name, self.presets)
         preset = self.presets[name]
         tasks = self.tasks if preset.tasks is None else preset.tasks
-        update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": preset.methods or self.methods}
+        own = {row.id: row for row in self.methods}
+        named = (own.get(row.id, row) if row == Row(id=row.id, method=row.id) else row for row in preset.methods or ())
+        update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": tuple(named) or self.methods}
         return preset.model_copy(update={**update, "tasks": tasks})
 
 

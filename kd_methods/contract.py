@@ -202,6 +202,10 @@ class Outputs:
         """These outputs, with those of the second view beside them."""
         return Outputs(self.logits, self._kept, self._layout, second)
 
+    def with_other_logits(self, logits: Tensor) -> Outputs:
+        """These outputs with (B, K) logits that were computed elsewhere."""
+        return Outputs(logits, self._kept, self._layout, self._second)
+
     def with_logits(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """Nothing but the logits, changed, of every view."""
         second = self._second.with_logits(change) if self._second else None

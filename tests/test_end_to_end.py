@@ -202,6 +202,23 @@ def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_fo
     assert bench.files()["tiny.csv"] == files["tiny.csv"], "the same seed ends in the same figure"
 
 
+def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
+    """Students on wrong labels, of which the teacher's data has none; the caption says how the teacher was trained."""
+    bench = Bench(tmp_path / "noisy")
+    own = PROTOCOL.replace("one-epoch", "noisy") + "label_noise: 0.5\nteachers_from: one epoch.yaml\n"
+    (bench.folder / "noisy.yaml").write_text(own)
+    bench.table.write_text(TABLE.format(protocol="noisy.yaml"))
+    chosen = ["--methods", "kd", "--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost"]
+    code, out, err = bench.run("--dry-run", *chosen)
+    assert code == 0, err
+    code, out, err = bench.run(*chosen)
+    assert code == 0, err
+    noise = {label: cell["protocol"].get("label_noise") for label, cell in bench.cells().items()}
+    assert noise == {"student/resnet14/s0": None, "kd/resnet14-resnet8/s0": 0.5}
+    assert "teachers (resnet14) are trained under one-epoch v1 on digits: 1 epoch, batch 256" in out
+    assert "50% of the training labels exchanged" in out
+
+
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a folder")
     code, out, err = bench.run("--dry-run", "--methods", "student,kd")

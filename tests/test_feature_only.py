@@ -180,6 +180,8 @@ def test_legacy_switches_repeat_the_public_codes_mistakes():
 def test_a_legacy_switch_that_would_do_nothing_is_one_line():
     with pytest.raises(UserError, match="legacy gram is a mistake of distance gram"):
         built(("resnet14", "resnet8"), legacy=("gram",))
+    with pytest.raises(UserError, match="legacy self_pairs is a mistake of selection Q and S"):
+        built(("resnet14", "resnet8"), legacy=("self_pairs",), selection="E")
     with pytest.raises(UserError, match="legacy=view is about tokens"):
         built(("resnet14", "resnet8"), legacy=("view",))
 
@@ -207,8 +209,10 @@ def test_layers_that_are_not_there_are_one_line():
 # --- quality
 
 
-def by_definition(features: Tensor, counts: list[int], population: int) -> tuple[float, float, float, list[float]]:
-    """S, least cosine, E and class-wise entropies with loops over all pairs, in fp64."""
+def by_definition(
+    features: Tensor, counts: list[int], population: int
+) -> tuple[float, float, float, float, list[float]]:
+    """S, self-pairs' part, least cosine, E and class-wise entropies with loops over all pairs, in fp64."""
     f = features.double()
     labels = [label for label, n in enumerate(counts) for _ in range(n)]
     n, classes = len(f), range(len(counts))
@@ -218,7 +222,8 @@ def by_definition(features: Tensor, counts: list[int], population: int) -> tuple
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    within = mean([mean([g[a][b] for a in own[c] for b in own[c]]) for c in classes])
+    whole = mean([mean([g[a][b] for a in own[c] for b in own[c]]) for c in classes])
+    within = mean([mean([g[a][b] for a in own[c] for b in own[c] if a != b]) for c in classes])
     between = mean([mean([g[a][b] for a in own[c] for b in own[d]]) for c in classes for d in classes if c != d])
     least = mean([min(g[a][b] for a in own[c] for b in own[c]) for c in classes])
     apart = mean(
@@ -231,29 +236,33 @@ def by_definition(features: Tensor, counts: list[int], population: int) -> tuple
         shares = torch.linalg.svdvals(f[own[c]] - f[own[c]].mean(0)).pow(2)
         shares = shares / shares.sum()
         entropies.append(float(-(shares * shares.clamp_min(1e-300).log()).sum()))
-    return within - between, least, expansion, entropies
+    return within - between, whole - within, least, expansion, entropies
 
 
 @pytest.mark.parametrize("width", [5, 40])
 def test_quality_is_its_definition(width: int):
     torch.manual_seed(0)
-    counts = [6, 6, 6]
-    features = torch.randn(18, width) + torch.randn(3, width).repeat_interleave(6, 0)
-    separation, least, expansion, entropies = by_definition(features, counts, 600)
-    assert analysis.distances(features, counts, 600) == pytest.approx((separation, least, expansion), rel=1e-4)
-    found = [analysis.spectral_entropy(features[6 * c : 6 * c + 6]) for c in range(3)]
+    counts = [6, 4, 8]
+    features = torch.randn(18, width) + torch.cat([torch.randn(width).expand(n, -1) for n in counts])
+    *expected, entropies = by_definition(features, counts, 600)
+    assert analysis.distances(features, counts, 600) == pytest.approx(tuple(expected), rel=1e-4)
+    found = [analysis.spectral_entropy(part) for part in features.split(counts)]
     assert found == pytest.approx(entropies, rel=1e-5)
 
 
 def test_values_and_choice():
     parts = [torch.tensor(x, dtype=torch.float64) for x in ([0.1, 0.5, 0.3, 0.5], [0.2] * 4, [2.0, 1, 3, 1], [1.0] * 4)]
-    found = analysis.Quality(("a", "b", "c", "d"), *parts, per_class=100)
+    selves = torch.tensor([0.45, 0.0, 0.0, 0.0], dtype=torch.float64)
+    found = analysis.Quality(("a", "b", "c", "d"), parts[0], selves, *parts[1:], per_class=100)
     information = 0.8 * parts[2] / math.log(5)
     assert torch.allclose(found.values("I"), information)
     assert torch.allclose(found.values("I", "lnN"), 0.8 * parts[2] / math.log(100))
     assert torch.allclose(found.values("Q"), parts[0] + information.sqrt())
     assert found.best(2, "I") == ("a", "c") and found.best(2, "S") == ("b", "d")
     assert found.best(1, "S") == ("d",), "of equal layers the deeper"
+    assert torch.equal(found.values("S", self_pairs=True), parts[0] + selves)
+    assert found.best(1, "S", self_pairs=True) == ("a",) and found.best(1, "Q") == ("c",)
+    assert found.best(1, "Q", self_pairs=True) == ("a",)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +288,7 @@ def test_quality_of_a_network_does_not_depend_on_how_memory_splits_it(
     monkeypatch.setattr(analysis, "MEMORY", 1000)
     split = measured("split")
     assert whole.units == layers and whole.per_class == 40
-    for name in ("separation", "least", "entropy", "expansion"):
+    for name in ("separation", "self_pairs", "least", "entropy", "expansion"):
         assert torch.equal(getattr(whole, name), getattr(split, name))
     assert whole.separation.abs().max() <= 1 and (whole.expansion > 0).all()
 
@@ -332,6 +341,9 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
     again = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
     ratios = [float(a.split(",")[3]) / float(b.split(",")[3]) for a, b in zip(lines[1:], again[1:], strict=True)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3) and ratios[0] > 1
+    assert CliRunner().invoke(cli, [*arguments, "--self-pairs"]).exit_code == 0
+    selves = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
+    assert all(float(a.split(",")[2]) < float(b.split(",")[2]) for a, b in zip(lines[1:], selves[1:], strict=True))
 
 
 def test_an_unknown_teacher_is_named(tmp_path: Path):

@@ -124,6 +124,25 @@ def test_one_teacher_cell_serves_all_seeds(table: str, zoo: Zoo) -> None:
     assert (ref.mean, ref.std) == (made.protocol.mean, made.protocol.std)
 
 
+def test_teachers_may_have_a_protocol_of_their_own(table: str, zoo: Zoo) -> None:
+    folder = Path(table).parent
+    (folder / "hard.yaml").write_text(
+        "extends: digits-demo\nname: hard\nversion: 1\nlabel_noise: 0.5\nlr_alone: 0.007\nteachers_from: easy.yaml\n"
+    )
+    (folder / "easy.yaml").write_text("extends: digits-demo\nname: easy\nversion: 1\nmean: [0.1, 0.1, 0.1]\n")
+    Path(table).write_text(TABLE.replace("protocol: digits-demo", "protocol: hard.yaml"))
+    made = plan(table, zoo, epochs=3, pairs=("wrn_16_1-wrn_16_1",))
+    (teacher,) = made.training
+    easy, hard = load_protocol(str(folder / "easy.yaml")), load_protocol(str(folder / "hard.yaml"))
+    assert teacher == student_cell("wrn_16_1", easy.changed(epochs=3), zoo.folder, {})
+    taught, plain = made.cells["kd", "wrn_16_1-wrn_16_1", 0], made.cells["student", "wrn_16_1-wrn_16_1", 0]
+    assert taught.teacher and (taught.teacher.cell, taught.teacher.mean) == (teacher.key, (0.1, 0.1, 0.1))
+    assert taught.protocol["label_noise"] == 0.5 and "label_noise" not in teacher.protocol
+    assert (taught.lr, plain.lr, teacher.lr) == (hard.optimizer.lr, 0.007, easy.optimizer.lr)
+    order = made.waves([taught, plain, teacher])
+    assert [(protocol.name, cells) for protocol, cells in order] == [("easy", [[teacher]]), ("hard", [[taught, plain]])]
+
+
 def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None:
     made = plan(table, zoo, methods=("student",))
     assert made.training == () and set(made.teachers) == {(pair.teacher, "digits") for pair in made.pairs}

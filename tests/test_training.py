@@ -629,6 +629,38 @@ def test_the_optimiser_starts_anew_after_a_phase(bench: Bench, data: ImageData):
         assert bool(momentum["momentum_buffer"].any()) == kept, position
 
 
+def test_stored_logits_are_those_of_one_other_augmentation(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    """Computed once, by image; features stay those of the batch; a stopped run goes on to the same bits."""
+    online = Bench(tmp_path / "online", data)
+    cells = online.cells([("kd", {}), ("fitnet", {})])
+    online.run(cells)
+    monkeypatch.setitem(globals(), "PROTOCOL", PROTOCOL.model_copy(update={"stored_logits": True, "crop_padding": 2}))
+    stored_data = tiny_data()
+    bench, again = Bench(tmp_path / "stored", stored_data), Bench(tmp_path / "again", stored_data)
+    teacher = bench.context().teacher(bench.ref)
+    shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL)
+    member = Member(bench.cells([("kd", {})])[0], PROTOCOL, stored_data, teacher, bench.store.run("x" * 64))
+    batches = [next(iter(stored_data.batches(0, epoch))) for epoch in (1, 2)]
+    before = [shared.outputs(batch, [member]) for batch in batches]
+    shared.store_logits(stored_data, 0)
+    for batch, usual in zip(batches, before, strict=True):
+        kept = shared.outputs(batch, [member])
+        assert kept and usual and shared.logits is not None and len(shared.logits) == SAMPLES
+        assert torch.equal(kept.logits, shared.logits[batch.student().indices])
+        assert not torch.allclose(kept.logits, usual.logits, atol=1e-3), "another crop"
+        assert (kept.logits - usual.logits).abs().mean() < usual.logits.std(), "of the same image"
+
+    cells = bench.cells([("kd", {}), ("fitnet", {})])
+    bench.run(cells)
+    with pytest.raises(Interrupted):
+        again.run(cells, stopping=lambda: sum(again.steps().values()) >= 2 * STEPS + 3)
+    again.run(cells)
+    assert again.steps() == bench.steps()
+    assert all(Result(again.store, cell) == Result(bench.store, cell) for cell in cells)
+
+
 def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData):
     (cell,) = bench.cells([("mlld", {})])
     teacher = bench.context().teacher(bench.ref)

@@ -255,6 +255,12 @@ class ImageData(Images):
     def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
         return map(self.clean, indices.split(size))
 
+    def augmented(self, seed: int, size: int) -> Iterator[ImageBatch]:
+        """All training images in their order, augmented as in no epoch."""
+        for part, chosen in enumerate(torch.arange(self.info.num_samples).split(size)):
+            images, indices = self._cropped(chosen, generator(seed, "augmented", part)), chosen.to(self.device)
+            yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation)
+
     def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
         p = self.protocol
         crop = p.crop_padding, p.flip, p.crop_fill, p.one_crop_per_batch, p.rotation

@@ -12,10 +12,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from typing import Protocol as Interface
 
 import torch
+from torch import Tensor
 
 from kd_methods.contract import Batch, Outputs, Progress
 from kd_methods.errors import DiskError
@@ -25,7 +26,7 @@ from ..networks import NetworkView
 from ..protocol import Protocol
 from ..store import Run
 from ..tasks import TaskBatch, TaskData
-from ..tasks.images import Normalisation
+from ..tasks.images import ImageData, Normalisation
 from .arithmetic import autocast
 from .member import Diverged, Member
 from .optimizers import Part, parts
@@ -73,6 +74,15 @@ class SharedTeacher:
     def __init__(self, network: NetworkView, normalisation: Normalisation, protocol: Protocol) -> None:
         self.network, self.normalisation, self.protocol = network, normalisation, protocol
         network.compiles = protocol.compile
+        self.logits: Tensor | None = None
+
+    def store_logits(self, data: ImageData, seed: int) -> None:
+        """Compute the logits of all training images once; :meth:`outputs` has them from now on."""
+        found = []
+        for batch in data.augmented(seed, self.protocol.batch_size):
+            with torch.no_grad(), autocast(self.protocol, data.device):
+                found.append(self.network.folded()(batch.inputs(self.normalisation), fields=()).logits)
+        self.logits = torch.cat(found)
 
     def outputs(self, batch: TaskBatch, members: Sequence[Member]) -> Outputs | None:
         """One forward pass, or None if no member wants one."""
@@ -88,7 +98,7 @@ class SharedTeacher:
             kept = network(batch.inputs(self.normalisation), at=at, fields=fields)
             if views(wanting) > 1:
                 kept = kept.with_second(network(batch.inputs(self.normalisation, view=2), at=at, fields=fields))
-        return kept
+        return kept if self.logits is None else kept.with_other_logits(self.logits[batch.student().indices])
 
 
 def views(members: Sequence[Member]) -> int:
@@ -116,6 +126,8 @@ def train(
     """
     active = [member for member in members if member.position[0] <= protocol.epochs]
     seed = members[0].cell.seed
+    if teacher and protocol.stored_logits:
+        teacher.store_logits(cast(ImageData, data), seed)
     while active:
         epoch, start = min(member.position for member in active)
         progress = protocol_progress(protocol, epoch)

@@ -1,6 +1,6 @@
 """Knowledge quality of a teacher's layers, arXiv 2511.14981 in the closed form of its public code.
 
-S = mean |cos| within classes - mean |cos| between classes
+S = mean |cos| of two samples of one class - mean |cos| of two of different classes
 I = (1 - mean over classes of the least |cos| within) * mean entropy of the class-wise spectra / ln(norm)
 E = 2 * mean over classes of the distance to the nearest other class / mean norm * (N / pi)^(1 / min(n, d))
 Q = S + sqrt(I * E)
@@ -30,6 +30,7 @@ class Quality:
 
     units         names of the layers, in order
     separation    S
+    self_pairs    what it would be larger by if every sample were paired with itself, too
     least         mean over classes of the least absolute cosine within a class
     entropy       mean over classes of the entropy of the class-wise spectrum
     expansion     E
@@ -38,6 +39,7 @@ class Quality:
 
     units: tuple[str, ...]
     separation: Tensor
+    self_pairs: Tensor
     least: Tensor
     entropy: Tensor
     expansion: Tensor
@@ -47,21 +49,27 @@ class Quality:
         """I; the public code divides by ln 5 whatever the data, ln of the samples per class bounds it by about 1."""
         return (1 - self.least) * self.entropy / math.log(5 if norm == "ln5" else max(2, self.per_class))
 
-    def values(self, metric: Metric = "Q", norm: EntropyNorm = "ln5") -> Tensor:
-        """A metric of every layer; ``sqrtIE`` is the quality without S."""
+    def values(self, metric: Metric = "Q", norm: EntropyNorm = "ln5", self_pairs: bool = False) -> Tensor:
+        """A metric of every layer; ``sqrtIE`` is the quality without S.
+
+        The public code has every sample's pair with itself in S (``self_pairs``), by a slip in an index.
+        """
         information = self.information(norm)
+        separation = self.separation + self.self_pairs * self_pairs
         root = (information * self.expansion).clamp_min(0).sqrt()
         return {
-            "Q": self.separation + root,
-            "S": self.separation,
+            "Q": separation + root,
+            "S": separation,
             "I": information,
             "E": self.expansion,
             "sqrtIE": root,
         }[metric]
 
-    def best(self, count: int, metric: Metric = "Q", norm: EntropyNorm = "ln5") -> tuple[str, ...]:
+    def best(
+        self, count: int, metric: Metric = "Q", norm: EntropyNorm = "ln5", self_pairs: bool = False
+    ) -> tuple[str, ...]:
         """The ``count`` layers with the highest values, in order of depth; of equal ones the deeper."""
-        values = self.values(metric, norm)
+        values = self.values(metric, norm, self_pairs)
         ranked = sorted(range(len(values)), key=lambda i: (float(values[i]), i), reverse=True)
         return tuple(self.units[i] for i in sorted(ranked[:count]))
 
@@ -77,14 +85,14 @@ def quality(study: Study, units: Sequence[str], classes: int, samples: int = 500
         per_class: largest number of samples of a class for its spectrum.
     """
     settings = {"units": list(units), "samples": samples, "per_class": per_class}
-    names = ("separation", "least", "entropy", "expansion", "per_class")
+    names = ("separation", "self_pairs", "least", "expansion", "entropy", "per_class")
 
     def compute() -> dict[str, Tensor]:
         return dict(zip(names, _measure(study, units, classes, samples, per_class), strict=True))
 
-    found = study.stored("layer quality 1", settings, compute)
-    separation, least, entropy, expansion, size = (found[name].cpu() for name in names)
-    return Quality(tuple(units), separation, least, entropy, expansion, int(size))
+    found = study.stored("layer quality 2", settings, compute)
+    parts = {name: found[name].cpu() for name in names}
+    return Quality(tuple(units), per_class=int(parts.pop("per_class")), **parts)
 
 
 def _measure(study: Study, units: Sequence[str], classes: int, samples: int, per_class: int) -> list[Tensor]:
@@ -94,7 +102,7 @@ def _measure(study: Study, units: Sequence[str], classes: int, samples: int, per
     few = [found[: max(2, samples // classes)] for found in own]
     many = [found[:per_class] for found in own]
 
-    results: dict[str, tuple[float, float, float]] = {}
+    results: dict[str, tuple[float, ...]] = {}
     for unit, features in _features(study, units, torch.cat(few)):
         results[unit] = distances(features, [len(part) for part in few], len(study.labels))
     entropies: dict[str, list[float]] = {unit: [] for unit in units}
@@ -102,12 +110,9 @@ def _measure(study: Study, units: Sequence[str], classes: int, samples: int, per
         study.progress(f"spectra, class {label} of {len(many)}")
         for unit, features in _features(study, units, part):
             entropies[unit].append(spectral_entropy(features))
-    separation, least, expansion = (
-        torch.tensor([results[unit][i] for unit in units], dtype=torch.float64) for i in range(3)
-    )
     entropy = torch.tensor([entropies[unit] for unit in units], dtype=torch.float64).mean(1)
     size = torch.tensor(sum(map(len, many)) / len(many)).round()
-    return [separation, least, entropy, expansion, size]
+    return [*torch.tensor([results[unit] for unit in units], dtype=torch.float64).unbind(1), entropy, size]
 
 
 def _features(study: Study, units: Sequence[str], indices: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -129,8 +134,8 @@ def _features(study: Study, units: Sequence[str], indices: Tensor) -> Iterator[t
             yield unit, torch.cat(parts.pop(unit))
 
 
-def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple[float, float, float]:
-    """S, the mean least cosine and E of features (n, d) that are sorted by class.
+def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple[float, float, float, float]:
+    """S, what pairs of a sample with itself would add to it, the mean least cosine, E; of features sorted by class.
 
     Args:
         features: (n, d).
@@ -145,7 +150,10 @@ def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple
     for label, (start, count) in enumerate(parts):
         member[start : start + count, label] = 1 / count
     means = member.t() @ cosines @ member
-    within = means.diagonal().mean()
+    size = torch.tensor(counts).to(means)
+    selves = member.t().square() @ cosines.diagonal()  # their part of the mean over n x n pairs
+    within = torch.where(size > 1, (means.diagonal() - selves) * size / (size - 1), means.diagonal()).mean()
+    added = means.diagonal().mean() - within
     between = (means.sum() - means.diagonal().sum()) / (len(counts) * (len(counts) - 1))
     least = torch.stack([cosines[a : a + n, a : a + n].min() for a, n in parts]).mean()
 
@@ -156,7 +164,7 @@ def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple
     nearest = torch.stack([apart[a : a + n].min().clamp_min(0).sqrt() for a, n in parts]).mean()
     length = torch.stack([norms[a : a + n].mean() for a, n in parts]).mean()
     expansion = 2 * nearest / length * (population / math.pi) ** (1 / min(features.shape))
-    return float(within - between), float(least), float(expansion)
+    return float(within - between), float(added), float(least), float(expansion)
 
 
 def spectral_entropy(features: Tensor) -> float:

@@ -34,7 +34,7 @@ class FeatureOnly(Method):
 
     card = Card(
         name="feature_only",
-        version=1,
+        version=2,
         family="feature",
         title="Feature-only KD",
         paper="cooper2025featureonly",
@@ -48,7 +48,9 @@ class FeatureOnly(Method):
             "the public code holds lists of layers; here the layers of highest quality are found for every teacher",
             "ln 5 in I is the code's, perhaps meant as ln of the samples per class: setting entropy_norm",
             "one teacher pass with the student's batch, where the code stores teacher features and logits",
-            "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram)",
+            "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram), pairs"
+            " of an image with itself in S (self_pairs); protocols cifar100-feature-only-legacy-lr and -legacy-aug:"
+            " peak rates, crops and stored logits as the public code has them",
         ),
         recipe="cifar100-feature-only",
     )
@@ -71,13 +73,17 @@ class FeatureOnly(Method):
         entropy_norm: EntropyNorm = Field("ln5", description="what the entropy in I is divided by")
         samples: int = Field(5000, ge=20, description="images that S and E are measured on")
         per_class: int = Field(500, ge=2, description="images per class that spectra are measured on")
-        legacy: tuple[Literal["view", "gram"], ...] = Field((), description="mistakes of the public code to repeat")
+        legacy: tuple[Literal["view", "gram", "self_pairs"], ...] = Field(
+            (), description="mistakes of the public code to repeat"
+        )
 
         @model_validator(mode="after")
         def _repeats_something(self) -> Self:
             for mistake, distance in (("view", "mse"), ("gram", "gram")):
                 if mistake in self.legacy and self.distance != distance:
                     raise ValueError(f"legacy {mistake} is a mistake of distance {distance}")
+            if "self_pairs" in self.legacy and (self.layers is not None or self.selection not in ("Q", "S")):
+                raise ValueError("legacy self_pairs is a mistake of selection Q and S")
             return self
 
     settings: Settings
@@ -133,7 +139,8 @@ class FeatureOnly(Method):
         config = self.settings
         if config.layers is None and config.selection != "stages":
             found = quality(study, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
-            self._choose(found.best(len(self.student_units), config.selection, config.entropy_norm))
+            how = config.selection, config.entropy_norm, "self_pairs" in config.legacy
+            self._choose(found.best(len(self.student_units), *how))
 
     def remarks(self) -> Sequence[str]:
         layers = self.teacher.layout.layers
