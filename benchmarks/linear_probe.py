@@ -5,6 +5,8 @@ Supplement table 4 of letKD (arXiv 2309.02843) compares the input and the output
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from kd_methods.errors import UserError
 
 from .cell import Cell
 from .files import write_text
+from .manifest import literature
 from .networks import NetworkView
 from .plan import Request, make
 from .store import Store
@@ -30,7 +33,8 @@ BATCH = 250
 def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tuple[str, Path]:
     """Probe every finished student of a table; returns the table and the file written.
 
-    The units are the output of the last stage's first block, and what methods inserted right behind it.
+    The units are the output of the last stage's first block, and what methods inserted right behind it. Where the
+    table's ``probe`` has a published value, it stands beside ours, with its source.
 
     Raises:
         UserError: none of the table's cells is finished.
@@ -39,17 +43,24 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     if "text" in {get_task(task).inputs for task in plan.tasks}:
         raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
     data = get_task(plan.protocol.task).open(request.data_root, plan.protocol, device)
-    lines = ["row,pair,seed,unit,top1"]
+    known = {
+        (line["row"], line["pair"], line["unit"]): (line["value"], line["source"])
+        for line in (literature(plan.table.probe) if plan.table.probe else ())
+    }
+    lines = [("row", "pair", "seed", "unit", "top1", "published", "source")]
     for (row, pair, seed), cell in plan.cells.items():
         if store.run(cell).state == "done":
             network = trained(cell, data, store)
             for unit in probed(network, data.build(cell.student)):
-                lines.append(f"{row},{pair},{seed},{unit},{accuracy(network, unit, data):.2f}")
+                found = f"{accuracy(network, unit, data):.2f}"
+                lines.append((row, pair, str(seed), unit, found, *known.get((row, pair, unit), ("", ""))))
     if len(lines) == 1:
         raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
     file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
-    write_text(file, "\n".join(lines) + "\n")
-    return "\n".join(lines), file
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(file, text.getvalue())
+    return text.getvalue().rstrip(), file
 
 
 def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:

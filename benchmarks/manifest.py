@@ -291,7 +291,7 @@ def _published(
     if not manifest["published"]:
         return None
     found = [
-        line for line in _literature(manifest["published"]) if (line["method"], line["pair"]) == (method, column["key"])
+        line for line in literature(manifest["published"]) if (line["method"], line["pair"]) == (method, column["key"])
     ]
     rank = {name: i for i, name in enumerate(manifest["sources"])}
 
@@ -325,7 +325,8 @@ def _published(
 
 
 @functools.cache
-def _literature(name: str) -> list[dict[str, str]]:
+def literature(name: str) -> list[dict[str, str]]:
+    """The lines of a file of tables/published/."""
     with (TABLES / "published" / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

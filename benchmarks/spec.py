@@ -139,9 +139,9 @@ class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each.
 
     ``metric`` is shown unless a column names its own; by default the task's. With ``tasks`` every pair has a column for
-    each, and one for their mean. ``extra`` is the optional part of the suite
-    that the table needs. With ``efficiency`` a second table gives the epochs that each row takes to the plain student's
-    best, and how far one row is ahead of others (ARI).
+    each, and one for their mean. ``extra`` is the optional part of the suite that the table needs. ``probe`` is what is
+    published of linear probes of its students. With ``efficiency`` a second table gives the epochs that each row takes
+    to the plain student's best, and how far one row is ahead of others (ARI).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -152,6 +152,7 @@ class TableSpec(Matrix):
     tasks: tuple[TaskColumn, ...] = ()
     methods: tuple[Row, ...]
     published: str = ""
+    probe: str = ""
     sources: tuple[str, ...] = ()
     efficiency: Efficiency | None = None
     presets: dict[str, Preset]
