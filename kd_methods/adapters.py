@@ -12,7 +12,7 @@ from .contract import Tokens
 from .errors import UserError
 from .patches import as_map, as_tokens, map_shape
 
-ConnectorKind = Literal["conv1x1", "conv3x3", "transposed", "identity"]
+ConnectorKind = Literal["conv1x1", "conv3x3_leaky", "transposed", "identity"]
 
 
 def spread(count: int, of: int) -> list[int]:
@@ -80,8 +80,8 @@ class Connector(nn.Module):
     Args:
         student_shape, teacher_shape: (C, H, W) of the two outputs.
         rectify: end in a ReLU, because the teacher's block does.
-        kind: ``conv1x1``, ``conv3x3``, ``transposed`` (4x4 of stride 2 where the teacher's map is twice as large, else
-            3x3), or ``identity``.
+        kind: ``conv1x1``, ``conv3x3_leaky`` (its ReLU lets a tenth of negative values pass, as in FCFD's bridges),
+            ``transposed`` (4x4 of stride 2 where the teacher's map is twice as large, else 3x3), or ``identity``.
 
     Raises:
         UserError: a shape is not (C, H, W), or ``identity`` with shapes that differ.
@@ -98,6 +98,7 @@ class Connector(nn.Module):
         _require_maps("a connector", student_shape, teacher_shape)
         self.size = teacher_shape[1:]
         self.rectify = rectify
+        self.slope = 0.1 if kind == "conv3x3_leaky" else 0.0
         self.body: nn.Module
         if kind == "identity":
             if student_shape != teacher_shape:
@@ -121,7 +122,7 @@ class Connector(nn.Module):
         x = self.body(x)
         if x.shape[2:] != self.size:
             x = F.interpolate(x, size=self.size, mode="nearest")
-        return F.relu(x) if self.rectify else x
+        return F.leaky_relu(x, self.slope) if self.rectify else x
 
 
 class PatchConnector(nn.Module):

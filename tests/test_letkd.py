@@ -20,6 +20,7 @@ from benchmarks.cli import cli
 from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.plan import Request, make
 from benchmarks.protocol import load_protocol
+from benchmarks.spec import load_table
 from benchmarks.store import Store
 from benchmarks.tasks import digits, get_task
 from benchmarks.tasks.images import ImageData, Split
@@ -75,7 +76,10 @@ def test_size_of_what_is_added(pair: tuple[str, str], sizes: tuple[float, ...]):
 def test_size_on_the_first_pair_exactly():
     plain = count(build_network("resnet20", 100).parameters())
     assert count(adapted("letkd1")[1].parameters()) == plain + 532_482
-    assert count(adapted("letkd2")[1].parameters()) == plain + 532_482 + 104_002
+    larger = count(adapted("letkd2")[1].parameters())
+    assert larger == plain + 532_482 + 104_002
+    rows = {row.id: row.student for row in load_table("letkd-ablation").methods}
+    assert count(build_network(rows["equal-size"], 100).parameters()) == pytest.approx(larger, rel=3e-3)
 
 
 @pytest.mark.parametrize(

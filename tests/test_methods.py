@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import kd_methods
 from benchmarks import networks
-from benchmarks.networks import Architecture, Chain, NetworkView, build_network
+from benchmarks.networks import Architecture, Chain, NetworkView, build_network, macs
 from kd_methods import functional, registry
 from kd_methods.adapters import Connector, ConvReg
 from kd_methods.contract import FIELDS, Batch, DataInfo, Layout, Losses, Method, Needs, Outputs, Progress, Tokens
@@ -48,7 +49,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "block_kd": [
         {"distance": "dkd"},
         {"teacher_bn": "batch"},
-        {"connector": "conv3x3"},
+        {"connector": "conv3x3_leaky"},
         {"connector": "transposed"},
         {"sample_stones": 2},
         {"active_stones": (), "warmup": 2.0},
@@ -553,10 +554,12 @@ def test_hint_has_no_gradient_where_the_regressed_map_agrees():
 def test_adapters_give_the_teachers_shape(student: tuple, teacher: tuple):
     x = torch.randn(2, *student)
     assert ConvReg(student, teacher)(x).shape[1:] == teacher
-    for kind in ("conv1x1", "conv3x3", "transposed"):
-        signed = Connector(student, teacher, rectify=False, kind=kind)(x)
-        assert signed.shape[1:] == teacher and signed.min() < 0
-        assert Connector(student, teacher, rectify=True, kind=kind)(x).min() == 0
+    for kind, slope in (("conv1x1", 0.0), ("conv3x3_leaky", 0.1), ("transposed", 0.0)):
+        signed, rectified = (Connector(student, teacher, rectify=ends, kind=kind) for ends in (False, True))
+        rectified.load_state_dict(signed.state_dict())
+        values = signed(x)
+        assert values.shape[1:] == teacher and values.min() < 0
+        assert torch.allclose(rectified(x), torch.maximum(values, slope * values))
     with pytest.raises(UserError, match="use 'conv1x1'"):
         Connector(student, teacher, rectify=False, kind="identity")
 
@@ -581,6 +584,38 @@ def test_fitnet_stage_out_of_range():
 
 
 # --- Block-KD -------------------------------------------------------------------------------------------------------
+
+COSTS = {
+    ("resnet56", "resnet20"): (5600, 125.8, 40.8, 82.8, 41.4, 0),
+    ("resnet110", "resnet20"): (5600, 253.2, 40.8, 167.8, 83.9, 0),
+    ("resnet110", "resnet32"): (5600, 253.2, 69.1, 167.8, 83.9, 0),
+    ("resnet32x4", "resnet8x4"): (86912, 1083.0, 177.1, 721.4, 360.7, 0),
+    ("wrn_40_2", "wrn_16_2"): (21952, 327.6, 101.1, 218.1, 109.1, 0),
+    ("wrn_40_2", "wrn_40_1"): (11200, 327.6, 83.3, 218.1, 109.1, 0),
+    ("vgg13", "vgg8"): (609024, 284.9, 96.2, 188.8, 132.2, 75.5, 0.1),
+    ("vgg13", "MobileNetV2"): (688384, 284.9, 6.5, 188.8, 132.2, 75.5, 0.1),
+    ("ResNet50", "MobileNetV2"): (2689536, 1298.0, 6.5, 1078.1, 742.6, 264.4, 0.2),
+    ("ResNet50", "vgg8"): (1744384, 1298.0, 96.2, 1078.1, 742.6, 264.4, 0.2),
+    ("resnet32x4", "ShuffleV1"): (323456, 1083.0, 38.7, 721.4, 360.7, 0),
+    ("resnet32x4", "ShuffleV2"): (300160, 1083.0, 44.5, 721.4, 360.7, 0),
+    ("wrn_40_2", "ShuffleV1"): (161728, 327.6, 38.7, 218.1, 109.1, 0),
+}
+"""Parameters of the connectors; then millions of MACs: teacher, student, what is run for each stone."""
+
+
+@pytest.mark.parametrize("pair", COSTS, ids=">".join)
+def test_what_stones_cost(pair: tuple[str, str]):
+    """The cuts into blocks: another one would change these figures, which come from mdistiller's networks."""
+    teacher, student = (build_network(name, 100).requires_grad_(False).eval() for name in pair)
+    method = kd_methods.build("block_kd", student, teacher, DataInfo(50_000, 100))
+    assert sum(p.numel() for p in method.parameters()) == COSTS[pair][0]
+    image = torch.zeros(1, 3, 32, 32)
+    found = [macs(teacher.plain(), image), macs(student.plain(), image)]
+    for unit in method.units:
+        with FlopCounterMode(display=False) as counter:
+            teacher.resume(unit, torch.zeros(1, *teacher.shape(unit)))
+        found.append(counter.get_total_flops() // 2)
+    assert [value / 1e6 for value in found] == pytest.approx(COSTS[pair][1:], abs=0.07)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=">".join)

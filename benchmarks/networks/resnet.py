@@ -168,6 +168,7 @@ def _imagenet_style(
 
 FAMILY = {
     **{f"resnet{d}": partial(_cifar, d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet20w29": partial(_cifar, 20, (29, 29, 58, 117)),  # as many parameters as resnet20 with letKD-2's layers
     **{f"resnet{d}x4": partial(_cifar, d, (32, 64, 128, 256)) for d in (8, 32)},
     "ResNet18": partial(_imagenet_style, BasicBlock, (2, 2, 2, 2)),
     # As arXiv 2511.14981 has them, for images of 32x32 and of 64x64.
