@@ -318,6 +318,8 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
     def teacher(pair: Pair) -> dict[str, Any]:
         ref = plan.teacher_of(pair)
         facts: dict[str, Any] = {"identity": ref.identity(), "cell": ref.cell, "entry": ref.entry, "origin": "here"}
+        if plan.protocol.teachers_from:
+            facts["trained_under"] = f"{plan.teacher_protocol.name} v{plan.teacher_protocol.version}"
         if ref.entry:
             entry, accuracy = zoo.get(ref.entry), accuracies.get((pair.teacher, plan.protocol_of(pair).task))
             off = _is_off(entry, accuracy, plan.protocol_of(pair))
@@ -340,7 +342,6 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
             *plan.notes,
             *_uniform_note(plan),
             *_holdout_note(plan),
-            *_teachers_note(plan),
             *_unpublished_note(plan),
         ],
         "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
@@ -414,13 +415,6 @@ def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> boo
     values = merged(pair_settings(cell.method, pair, recipe), row.settings if row.published else {})
     usual = registry.settings(cell.method, values)
     return cell.settings == usual.model_dump(mode="json")
-
-
-def _teachers_note(plan: Plan) -> list[str]:
-    if not (plan.protocol.teachers_from and plan.training):
-        return []
-    names, own = ", ".join(cell.student for cell in plan.training), plan.teacher_protocol
-    return [f"teachers ({names}) are trained under {own.lines()[0]}"]
 
 
 def _published_row(row: Row) -> str:

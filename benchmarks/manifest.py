@@ -218,7 +218,7 @@ def _column(column: dict[str, Any], manifest: Manifest, store: Store) -> report.
     teacher = column["teacher"]
     if teacher["cell"]:
         accuracy = store.run(teacher["cell"]).status.get("last", {}).get(column["metric"])
-        note = "trained here under the same protocol, seed 0"
+        note = f"trained here under {teacher.get('trained_under', 'the same protocol')}, seed 0"
     else:
         accuracy = teacher["accuracy"]
         note = f"entry {teacher['entry']}" + (", off its expected accuracy" if teacher["off"] else "")

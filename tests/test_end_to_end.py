@@ -215,7 +215,7 @@ def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
     assert code == 0, err
     noise = {label: cell["protocol"].get("label_noise") for label, cell in bench.cells().items()}
     assert noise == {"student/resnet14/s0": None, "kd/resnet14-resnet8/s0": 0.5}
-    assert "teachers (resnet14) are trained under one-epoch v1 on digits: 1 epoch, batch 256" in out
+    assert "Teacher resnet14: trained here under one-epoch v1, seed 0" in out
     assert "50% of the training labels exchanged" in out
 
 
