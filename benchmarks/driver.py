@@ -75,6 +75,7 @@ def reproduce(request: Request, options: Options) -> str:
     if options.dry_run:
         return ""
     store.check_writable()  # fails now rather than after hours
+    watched = options.similarity or plan.table.similarity
     accuracies = check_teachers(plan, zoo, request, options) if todo else _known_accuracies(plan, options)
     shown = manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
     if todo:
@@ -83,12 +84,12 @@ def reproduce(request: Request, options: Options) -> str:
         for task in plan.tasks:
             for protocol, waves in plan.waves([cell for cell in todo if cell.task == task]):
                 where = request.data_root, options.device
-                _train(waves, on_task(protocol, task), store, *where, weights, options.similarity, request.plugin_files)
+                _train(waves, on_task(protocol, task), store, *where, weights, watched, request.plugin_files)
     files, text = manifest.render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
         files, text = manifest.render(options.output, plan.stem)
-    if options.similarity:
+    if watched:
         folder = manifest.path(options.output, plan.stem).parent
         for file in similarity.write(shown, store, folder, options.say):
             options.say(str(file))

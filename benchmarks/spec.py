@@ -140,8 +140,9 @@ class TableSpec(Matrix):
 
     ``metric`` is shown unless a column names its own; by default the task's. With ``tasks`` every pair has a column for
     each, and one for their mean. ``extra`` is the optional part of the suite that the table needs. ``probe`` is what is
-    published of linear probes of its students. With ``efficiency`` a second table gives the epochs that each row takes
-    to the plain student's best, and how far one row is ahead of others (ARI).
+    published of linear probes of its students; ``similarity``: they are measured as with the option of that name. With
+    ``efficiency`` a second table gives the epochs that each row takes to the plain student's best, and how far one row
+    is ahead of others (ARI).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -153,6 +154,7 @@ class TableSpec(Matrix):
     methods: tuple[Row, ...]
     published: str = ""
     probe: str = ""
+    similarity: bool = False
     sources: tuple[str, ...] = ()
     efficiency: Efficiency | None = None
     presets: dict[str, Preset]

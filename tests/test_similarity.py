@@ -38,12 +38,19 @@ def test_connector_distance_is_what_a_regression_leaves():
     assert similarity.connector_distance(idle, y) == pytest.approx(similarity.connector_distance(x, y), rel=1e-6)
 
 
+def unwatched(folder: Path) -> str:
+    """The same table without the measurement."""
+    file = folder / "unwatched.yaml"
+    file.write_text("extends: block-kd-similarity\nname: unwatched\nsimilarity: false\n")
+    return str(file)
+
+
 def test_it_is_recorded_after_every_epoch_and_changes_no_result(tmp_path: Path):
-    command = ["block-kd-similarity", "--preset", "demo", "--methods", "plain,block_kd", "--seeds", "0",
+    command = ["--preset", "demo", "--methods", "plain,block_kd", "--seeds", "0",
                "--epochs", "2", "--no-cost", "--checkpoints", str(tmp_path)]  # fmt: skip
     outputs = [tmp_path / name for name in ("watched", "plain")]
-    for output, more in zip(outputs, (["--similarity"], []), strict=True):
-        result = CliRunner().invoke(cli, [*command, "--output", str(output), *more])
+    for output, table in zip(outputs, ("block-kd-similarity", unwatched(tmp_path)), strict=True):
+        result = CliRunner().invoke(cli, [table, *command, "--output", str(output)])
         assert result.exit_code == 0, result.exception
     plans = [read_json(next((output / "tables").glob("*/plan.json"))) for output in outputs]
     for cell, other in zip(plans[0]["cells"], plans[1]["cells"], strict=True):
@@ -63,7 +70,7 @@ def test_it_is_recorded_after_every_epoch_and_changes_no_result(tmp_path: Path):
 
 
 def test_what_was_trained_unwatched_is_named(tmp_path: Path):
-    command = ["block-kd-similarity", "--preset", "demo", "--methods", "plain", "--seeds", "0", "--epochs", "1",
+    command = [unwatched(tmp_path), "--preset", "demo", "--methods", "plain", "--seeds", "0", "--epochs", "1",
                "--no-cost", "--checkpoints", str(tmp_path), "--output", str(tmp_path)]  # fmt: skip
     CliRunner().invoke(cli, command)
     result = CliRunner().invoke(cli, [*command, "--similarity"])
