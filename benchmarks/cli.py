@@ -275,10 +275,11 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
 @epochs
 @device
 @data_root
+@checkpoints
 @output
 @plugin
 def teachers_train(
-    network: str, protocol_name: str, epochs: int | None, device: str, data_root: Path, output: Path,
+    network: str, protocol_name: str, epochs: int | None, device: str, data_root: Path, checkpoints: Path, output: Path,
     plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""
@@ -286,10 +287,11 @@ def teachers_train(
     from .environment import device as choose
     from .plugins import load
     from .protocol import load_protocol
+    from .teachers import Zoo
 
     registered = load(plugins)
     protocol = load_protocol(protocol_name).changed(epochs=epochs).for_teachers({"epochs": epochs})
-    top1 = train_teacher(network, protocol, data_root, output, choose(device), registered)
+    top1 = train_teacher(network, protocol, Zoo(checkpoints), data_root, output, choose(device), registered)
     click.echo(f"{network} under {protocol.name}, {protocol.epochs} epochs: top-1 {top1:.2f}")
 
 

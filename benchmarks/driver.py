@@ -19,7 +19,7 @@ from .cell import Cell, TeacherRef
 from .estimate import estimate
 from .executors import local
 from .files import digest, read_json, write_json
-from .plan import Plan, Request, make, on_task, student_cell
+from .plan import Plan, Request, make, on_task, teacher_cell
 from .profiling import cost_key
 from .progress import Reporter, duration
 from .protocol import Protocol, load_protocol
@@ -146,14 +146,20 @@ def _is_done(store: Store, key: str) -> bool:
 
 
 def train_teacher(
-    network: str, protocol: Protocol, data_root: Path, output: Path, device: torch.device, plugins: dict[str, str]
+    network: str,
+    protocol: Protocol,
+    zoo: Zoo,
+    data_root: Path,
+    output: Path,
+    device: torch.device,
+    plugins: dict[str, str],
 ) -> float:
     """Train a network as a teacher and return its top-1; tables under the same protocol find it in the store."""
     networks.check(network)
     store = Store(output)
-    cell = student_cell(network, protocol, data_root, plugins)
+    cell = teacher_cell(network, protocol, data_root, plugins, zoo)
     if not _is_done(store, cell.key):
-        _train([[cell]], protocol, store, data_root, device, lambda ref: Path())
+        _train([[cell]], protocol, store, data_root, device, lambda ref: zoo.path(zoo.get(ref.entry)))
     status = store.run(cell).status
     if status["state"] != "done":
         raise UserError(f"the teacher {network} {status['state']} in training: {status.get('message', '')}")

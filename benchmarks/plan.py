@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,9 @@ def make(request: Request, zoo: Zoo) -> Plan:
         if entry := zoo.installed(*place):
             teachers[place] = zoo.ref(entry)
         else:
-            own = student_cell(pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins)
+            own = teacher_cell(
+                pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins, zoo
+            )
             training += [own] if taught or pair.init or any(row.init for row in rows) else []
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
 
@@ -208,7 +210,7 @@ def make_cell(
         task=task.name,
         data=data,
         protocol=protocol.identity(),
-        lr=protocol.lr(student, taught=teacher is not None),
+        lr=protocol.lr(student, taught=registry.get(method).needs_teacher),
         student=student,
         method=method,
         method_version=registry.card(method).version,
@@ -227,9 +229,29 @@ def make_cell(
 
 
 def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
-    """The cell that trains a network as a teacher: without one of its own, with seed 0, which serves all seeds."""
+    """The cell that trains a network alone, with seed 0."""
     fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
     return make_cell(protocol, fingerprint, "student", network, 0, None, {}, plugins)
+
+
+def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str], zoo: Zoo) -> Cell:
+    """The cell that trains a network as a teacher, with seed 0, which serves all seeds.
+
+    Raises:
+        UserError: the protocol starts it from ImageNet weights, and these are not installed.
+    """
+    if not protocol.start:
+        return student_cell(network, protocol, data_root, plugins)
+    source = networks.imagenet_start.source(network)
+    entry = zoo.installed(source, "imagenet")
+    if entry is None:
+        raise UserError(
+            f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
+            f"installed; see: ./reproduce.sh teachers fetch {source}"
+        )
+    start = replace(zoo.ref(entry), task="imagenet")
+    fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
+    return make_cell(protocol, fingerprint, "student", network, 0, start, {}, plugins, init=protocol.start)
 
 
 def on_task(protocol: Protocol, task: str) -> Protocol:

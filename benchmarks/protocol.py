@@ -18,8 +18,9 @@ class Optimizer(Strict):
     """Stochastic gradient descent; weight decay on every parameter, as the field's recipes for images have it.
 
     ``decay_matrices_only`` leaves biases and normalisations out of the decay. ``clip`` is the largest norm of all
-    gradients of a step together; 0 for no limit. ``dot`` is the distillation-oriented trainer: task terms have momentum
-    - delta, distillation terms momentum + delta.
+    gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the last
+    map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum +
+    delta.
     ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient.
     """
 
@@ -32,11 +33,12 @@ class Optimizer(Strict):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip: float = Field(default=0.0, ge=0)
     decay_matrices_only: bool = False
+    backbone: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
-        if self.name == "dot" and (self.clip or self.decay_matrices_only):
-            raise ValueError("dot has no clip and decays every parameter")
+        if self.name == "dot" and (self.clip or self.decay_matrices_only or self.backbone != 1):
+            raise ValueError("dot has no clip, decays every parameter, and has one rate for all")
         if self.name != "dot" and self.delta:
             raise ValueError("delta is a setting of the optimiser dot")
         if self.name != "adamw" and self.beta2 != 0.999:
@@ -51,6 +53,7 @@ class Optimizer(Strict):
         """In words, without the learning rate."""
         decay = f"weight decay {self.weight_decay:g}" + " of matrices only" * self.decay_matrices_only
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
+        decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
         if self.name == "adamw":
             return f"AdamW, beta2 {self.beta2:g}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}[self.name]
@@ -143,7 +146,8 @@ class Protocol(Strict):
     and losses that relate samples are those of a part. ``compile``: networks run compiled.
 
     ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
-    protocol under which teachers are trained that have no file, where that is another one.
+    protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
+    begin with installed ImageNet weights (:mod:`benchmarks.networks.imagenet_start`).
 
     Texts are cut after ``max_length`` tokens; ``tokenizer`` is a folder or a name on the hub, by default the task's.
     """
@@ -163,6 +167,7 @@ class Protocol(Strict):
     lr_by_student: dict[str, float] = Field(default={})
     lr_alone: float | None = Field(default=None, gt=0)
     teachers_from: str = ""
+    start: Literal["", "imagenet"] = ""
     schedule: Literal["steps", "onecycle", "linear", "cosine"] = "steps"
     warmup: float = Field(default=0.0, ge=0, lt=1)
     milestones: tuple[int, ...] = ()
@@ -204,8 +209,8 @@ class Protocol(Strict):
     def _check_detection(self, own: Detection) -> None:
         if unread := sorted(set(self.model_dump(exclude_defaults=True)) - _OF_DETECTION):
             raise ValueError(f"not for detection: {', '.join(unread)}")
-        if self.optimizer.name != "sgd" or self.optimizer.decay_matrices_only:
-            raise ValueError("detection has the optimizer sgd, which decays every parameter")
+        if self.optimizer.name != "sgd" or self.optimizer.decay_matrices_only or self.optimizer.backbone != 1:
+            raise ValueError("detection has the optimizer sgd, with one rate for all, which decays every parameter")
         if self.batch_size % own.processes:
             raise ValueError(f"a batch of {self.batch_size} is not shared evenly by {own.processes} processes")
 
@@ -218,7 +223,7 @@ class Protocol(Strict):
 
         What is left at its default is left out, so that a field added later leaves the identity of old cells alone.
         """
-        own = {"task", "lr_by_student", "lr_alone", "teachers_from", "title", "source", "deviations", "recipe"}
+        own = {"task", "lr_by_student", "lr_alone", "teachers_from", "start", "title", "source", "deviations", "recipe"}
         values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
         values["optimizer"].pop("lr")
         for part in ("crops", "detection"):

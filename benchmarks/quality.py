@@ -16,7 +16,7 @@ from kd_methods.errors import UserError, unknown
 from . import networks
 from .cell import TeacherRef
 from .files import write_bytes, write_text
-from .plan import student_cell
+from .plan import student_cell, teacher_cell
 from .protocol import Protocol
 from .store import Store
 from .tasks import get_task
@@ -82,7 +82,7 @@ def _teacher(
     if name not in networks.names():
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
     protocol = protocol.for_teachers({})
-    cell = student_cell(name, protocol, data_root, plugins)
+    cell = teacher_cell(name, protocol, data_root, plugins, zoo)
     if Store(output).run(cell).state != "done":
         raise UserError(
             f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "

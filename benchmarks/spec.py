@@ -16,6 +16,7 @@ from .protocol import Optimizer, Protocol
 from .yaml_files import TABLES, Strict, load, merged, read_yaml, validate
 
 Init = Literal["", "first", "last", "spread", "heads"]
+"""How a column's or row's students may start; see :class:`Pair`."""
 
 
 class Pair(Strict):

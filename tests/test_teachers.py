@@ -22,9 +22,11 @@ from benchmarks import driver, manifest
 from benchmarks.driver import Options, reproduce, verify_teachers
 from benchmarks.files import sha256_file
 from benchmarks.networks import build_network
-from benchmarks.plan import Request
+from benchmarks.plan import Request, make
 from benchmarks.protocol import load_protocol
+from benchmarks.store import Store
 from benchmarks.teachers import Teacher, Zoo, make_entry
+from benchmarks.training.seeding import derive
 from benchmarks.weights import fit, load_weights, weights_digest
 from kd_methods.errors import UserError
 
@@ -418,3 +420,50 @@ def test_real_teachers_measure_what_is_published(zoo: Zoo, real_data: Path, netw
     entry = Teacher(name="mine", network=network, task="cifar100", mean=usual.mean, std=usual.std)
     added = zoo.add(entry, real_data / "checkpoints" / f"cifar100_{network}.pth")
     assert zoo.measure(added, usual, real_data / "cifar100", CPU) == pytest.approx(top1, abs=0.05)
+
+
+# --- teachers that are fine-tuned from ImageNet weights
+
+
+def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path):
+    """Its classifier is new and learns at the full rate, the rest at the backbone's; students learn from it."""
+    (tmp_path / "tuned.yaml").write_text(
+        "extends: digits-demo\nname: tuned\nversion: 1\nepochs: 1\nbatch_size: 256\nmilestones: []\n"
+        "start: imagenet\noptimizer: {backbone: 1.0e-6, weight_decay: 0.0}\n"
+    )
+    (tmp_path / "plain.yaml").write_text(
+        "extends: digits-demo\nname: plain\nversion: 1\nepochs: 1\nbatch_size: 256\nmilestones: []\n"
+        "teachers_from: tuned.yaml\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\ntitle: Mine\nmethods: [student, kd]\n"
+        "pairs: [{id: test_resnet-resnet8, teacher: 'timm:test_resnet', student: resnet8}]\n"
+        "presets:\n  demo: {protocol: plain.yaml, seeds: [0]}\n"
+    )
+    zoo = Zoo(tmp_path / "checkpoints")
+    request = Request(table=str(tmp_path / "mine.yaml"), preset="demo", data_root=tmp_path)
+    options = Options(tmp_path, zoo.folder, torch.device("cpu"), costs=False, say=lambda _: None)
+    with pytest.raises(UserError, match=r"none are installed; see: \./reproduce\.sh teachers fetch timm:test_resnet"):
+        reproduce(request, options)
+
+    torch.manual_seed(5)
+    start = build_network("timm:test_resnet", 1000, (3, 224, 224)).module.state_dict()
+    torch.save(start, tmp_path / "start.pth")
+    zoo.add(make_entry(name="start", network="timm:test_resnet", task="imagenet"), tmp_path / "start.pth")
+    text = reproduce(request, options)
+    assert "trained here under tuned v1, seed 0" in text
+    cell = make(request, Zoo(zoo.folder)).training[0]
+    assert (cell.init, cell.teacher and cell.teacher.task) == ("imagenet", "imagenet")
+    assert cell.protocol["optimizer"]["backbone"] == 1e-6 and cell.key != replace(cell, init="", teacher=None).key
+    trained = load_weights(Store(tmp_path).run(cell) / "student.pt")
+    moved = {
+        key
+        for key, value in trained.items()
+        if "running" not in key
+        and "tracked" not in key
+        and (value.shape != start[key].shape or not torch.allclose(value, start[key], atol=1e-4))
+    }
+    assert moved == {"fc.weight", "fc.bias"}
+    torch.manual_seed(derive(0, "student"))
+    head = build_network("timm:test_resnet", 10, (3, 8, 8)).module.state_dict()["fc.weight"]
+    assert 1e-3 < (trained["fc.weight"] - head).abs().max() < 0.5, "the classifier has learnt"

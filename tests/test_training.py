@@ -865,6 +865,27 @@ def test_learning_rate_of_a_shortened_recipe():
     assert rates(recipe.changed(epochs=480), "resnet20")[299:301] == pytest.approx([0.05, 0.005])
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_backbone_learns_at_its_share_of_the_rate(name: str):
+    """As two optimisers of their own would; the rate that is recorded is the full one."""
+    torch.manual_seed(0)
+    start = [torch.randn(3), torch.randn(3)]
+    together, apart = ([torch.nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    config = Optimizer(name=name, lr=1.0, weight_decay=0.1, backbone=0.01)  # type: ignore[arg-type]
+    one = optimizers.build(together, 1.0, config, slow=together[:1])
+    two = [optimizers.build([p], 1.0, config.model_copy(update={"backbone": 1.0})) for p in apart]
+    for lr in (0.3, 0.1, 0.2):
+        one.set_pace(lr, 0.9)
+        for optimizer, share in zip(two, (0.01, 1.0), strict=True):
+            optimizer.set_pace(lr * share, 0.9)
+        one.descend(Losses(task={"task": sum(p.square().sum() for p in together)}))  # type: ignore[dict-item]
+        for optimizer, p in zip(two, apart, strict=True):
+            optimizer.descend(Losses(task={"task": p.square().sum()}))
+        assert one.param_groups[0]["lr"] == lr
+    assert all(torch.allclose(a, b) for a, b in zip(together, apart, strict=True))
+    assert (apart[0] - start[0]).norm() < 0.1 * (apart[1] - start[1]).norm()
+
+
 def test_the_optimiser_gets_the_rate_of_the_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     used: list[tuple[tuple[int, int], float]] = []
     step = Member.step

@@ -19,11 +19,12 @@ from kd_methods.errors import DiskError, UserError
 
 from .. import environment
 from ..cell import Cell, TeacherRef
-from ..networks import NetworkView
+from ..networks import NetworkView, build_network
 from ..profiling import measure
 from ..protocol import Protocol
 from ..similarity import BlockSimilarity
 from ..store import Store
+from ..tasks import get_task
 from ..teachers import Teacher, Zoo
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
@@ -62,7 +63,12 @@ class Context:
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
         # Before any method sees it: one may copy a part of it, or run it while it is built.
-        return frozen(self.data.build(ref.network), self.weights_of(ref))
+        if ref.task:
+            task = get_task(ref.task)
+            network = build_network(ref.network, task.num_classes, (3, task.size, task.size)).to(self.device)
+        else:
+            network = self.data.build(ref.network)
+        return frozen(network, self.weights_of(ref))
 
     def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
         """What the methods of the cell's group are prepared from."""

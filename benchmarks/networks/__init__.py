@@ -26,7 +26,7 @@ from kd_methods.errors import UserError, unknown
 from kd_methods.modes import modes_kept
 
 from ..files import digest, sha256_file
-from . import detectors, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
+from . import detectors, imagenet_start, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
 from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "check_inputs",
     "count",
     "fold_batch_norms",
+    "imagenet_start",
     "inherit",
     "inputs_of",
     "macs",
@@ -145,7 +146,7 @@ def inherit(student: Network, teacher: Network, which: str) -> None:
     """Start a student from its teacher's weights.
 
     A text encoder from a choice of its layers, ``first``, ``last`` or ``spread``, a detector from its neck and
-    ``heads``.
+    ``heads``, a classifier of images from all ``imagenet`` weights that fit.
 
     Raises:
         UserError: networks that cannot start so, or of different families or widths.
@@ -154,7 +155,10 @@ def inherit(student: Network, teacher: Network, which: str) -> None:
     if inputs == {"detection"} and which == "heads":
         detectors.inherit(student, teacher)  # type: ignore[arg-type]
         return
-    if inputs != {"text"} or which == "heads":
+    if inputs == {"images"} and which == "imagenet":
+        imagenet_start.begin(student.module, teacher.module.state_dict())
+        return
+    if inputs != {"text"} or which in ("heads", "imagenet"):
         raise UserError(f"init '{which}': text encoders start from first, last or spread layers, detectors from heads")
     text.inherit(student.module, teacher.module, which)  # type: ignore[arg-type]
 

@@ -164,21 +164,26 @@ class NetworkView(Network):
         grafted = Grafted(self._only(until=unit), unit, name, part, other._only(after=entry), entry)
         return NetworkView(grafted, methodcaller("chain"), self.input_shape)
 
-    def _only(self, after: str = "", until: str = "") -> NetworkView:
-        """A copy without the parameters that are not used after a unit, or up to one."""
+    def used(self, after: str = "", until: str = "") -> set[str]:
+        """Names of the parameters of ``module`` that are used after a unit, or up to one."""
         own = copy.deepcopy(self).requires_grad_()
-        with modes_kept(own), torch.enable_grad():
+        with torch.enable_grad():
             own.eval()
             if after:
                 entry = torch.zeros(2, *own.shape(after)).to(next(own.module.parameters()))
                 end = own.resume(after, entry)
             else:
                 end = own._run(own.example(), {until})[1][until]
-            found = torch.autograd.grad(end.sum(), list(own.module.parameters()), allow_unused=True)
-        used = {id(p) for p, gradient in zip(own.module.parameters(), found, strict=True) if gradient is not None}
+            names, parameters = zip(*own.module.named_parameters(), strict=True)
+            found = torch.autograd.grad(end.sum(), parameters, allow_unused=True)
+        return {name for name, gradient in zip(names, found, strict=True) if gradient is not None}
+
+    def _only(self, after: str = "", until: str = "") -> NetworkView:
+        """A copy without the parameters that are not used after a unit, or up to one."""
+        own, used = copy.deepcopy(self), self.used(after, until)
         for name, module in list(own.module.named_modules()):
             parameters = dict(module.named_parameters(recurse=False))
-            unused = [key for key, parameter in parameters.items() if id(parameter) not in used]
+            unused = [key for key in parameters if f"{name}.{key}".removeprefix(".") not in used]
             if not parameters or len(unused) < len(parameters) or list(module.children()):
                 for key in unused:
                     setattr(module, key, None)

@@ -81,6 +81,7 @@ class Member:
             cell.lr,
             cell.optimizer,
             self.scaler,
+            self._backbone() if cell.optimizer.backbone != 1 else (),
         )
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)
@@ -96,6 +97,12 @@ class Member:
     def needs(self) -> Needs:
         """What the losses of the current phase read."""
         return self.phase.needs if self.phase else self.method.needs
+
+    def _backbone(self) -> list[nn.Parameter]:
+        """The student's parameters that are not used after its last map."""
+        assert isinstance(self.student, NetworkView)
+        head = self.student.used(after=self.student.layout.last_map)
+        return [parameter for name, parameter in self.student.module.named_parameters() if name not in head]
 
     def _check_needs(self, teacher: NetworkView | None, needs: Needs) -> None:
         """Asked for before training, so that what cannot be had is this cell's failure and not the group's.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
@@ -86,15 +86,20 @@ class Descent(Interface):
     def load_state_dict(self, state: dict) -> None: ...
 
 
-def _groups(parameters: list[nn.Parameter], config: Optimizer) -> list[dict[str, Any]]:
-    """Parameters with weight decay, and those that the configuration leaves out of it."""
-    if not config.decay_matrices_only:
-        return [{"params": parameters}]
-    groups: list[list[nn.Parameter]] = [[], []]
+def _groups(parameters: list[nn.Parameter], config: Optimizer, slow: Collection[int]) -> list[dict[str, Any]]:
+    """Parameters with weight decay and those without, at the full rate and at the backbone's."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
-        groups[parameter.dim() < 2].append(parameter)
-    decays = (config.weight_decay, 0.0)
-    return [{"params": part, "weight_decay": decay} for part, decay in zip(groups, decays, strict=True) if part]
+        plain = config.decay_matrices_only and parameter.dim() < 2
+        groups.setdefault((id(parameter) in slow, plain), []).append(parameter)
+    return [
+        {
+            "params": groups[late, plain],
+            "weight_decay": 0.0 if plain else config.weight_decay,
+            **({"factor": config.backbone} if late else {}),
+        }
+        for late, plain in sorted(groups)
+    ]
 
 
 def _descend(optimizer: SGD | AdamW, losses: Losses, part: Part) -> None:
@@ -116,10 +121,10 @@ class SGD(torch.optim.SGD):
     """Stochastic gradient descent on the sum of all terms."""
 
     def __init__(
-        self, parameters: list[nn.Parameter], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
+        self, groups: list[dict[str, Any]], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         super().__init__(
-            _groups(parameters, config),
+            groups,
             lr=lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -131,7 +136,8 @@ class SGD(torch.optim.SGD):
 
     def set_pace(self, lr: float, momentum: float | None) -> None:
         for group in self.param_groups:
-            group.update(lr=lr, momentum=group["momentum"] if momentum is None else momentum)
+            pace = lr * group.get("factor", 1.0)
+            group.update(lr=pace, momentum=group["momentum"] if momentum is None else momentum)
 
     def restart(self) -> None:
         # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
@@ -149,16 +155,16 @@ class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay on the sum of all terms."""
 
     def __init__(
-        self, parameters: list[nn.Parameter], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
+        self, groups: list[dict[str, Any]], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         betas = (config.momentum, config.beta2)
-        groups = _groups(parameters, config)
         super().__init__(groups, lr=lr, betas=betas, weight_decay=config.weight_decay, fused=True)
         self.clip, self.scaler = config.clip, scaler
 
     def set_pace(self, lr: float, momentum: float | None) -> None:
         for group in self.param_groups:
-            group.update(lr=lr, betas=group["betas"] if momentum is None else (momentum, group["betas"][1]))
+            pace = lr * group.get("factor", 1.0)
+            group.update(lr=pace, betas=group["betas"] if momentum is None else (momentum, group["betas"][1]))
 
     def restart(self) -> None:
         self.state.clear()
@@ -220,9 +226,15 @@ _KINDS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}
 
 
 def build(
-    parameters: Iterable[nn.Parameter], lr: float, config: Optimizer, scaler: torch.amp.GradScaler | None = None
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    config: Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+    slow: Iterable[nn.Parameter] = (),
 ) -> Descent:
     """The optimiser that a protocol or a row names; ``scaler`` is for gradients in fp16.
+
+    Parameters that are ``slow`` have the backbone's rate.
 
     Raises:
         UserError: an optimiser that cannot have scaled gradients.
@@ -233,4 +245,4 @@ def build(
         if scaler.is_enabled():
             raise UserError("optimizer dot: its two kinds of gradients are not scaled for fp16; use bf16")
         return DOT(trained, lr, config)
-    return _KINDS[config.name](trained, lr, config, scaler)
+    return _KINDS[config.name](_groups(trained, config, set(map(id, slow))), lr, config, scaler)
