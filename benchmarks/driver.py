@@ -338,6 +338,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
         "title": plan.table.preset(plan.preset).title or plan.table.title,
         "published": plan.table.published,
         "sources": list(plan.table.sources),
+        "quoted": dict(plan.table.quoted),
         "efficiency": plan.table.efficiency
         and {"ours": plan.table.efficiency.row, "against": list(plan.table.efficiency.against)},
         "recipe": plan.protocol.recipe,

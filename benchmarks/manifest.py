@@ -162,6 +162,9 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         )
         for row in manifest["rows"]
     )
+    quoted = tuple(
+        report.Row(key, title, "quoted", _quoted(manifest, key)) for key, title in manifest.get("quoted", {}).items()
+    )
     columns, rows = report.with_means(columns, rows)
     return report.Table(
         name=manifest["name"],
@@ -169,6 +172,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
         metric=next(iter(titles)) if len(titles) == 1 else "The metric named over each column",
         columns=columns,
         rows=rows,
+        quoted=tuple(row for row in quoted if row.entries),
         protocol_lines=(*manifest["protocol_lines"], *_rates(manifest)),
         deviations=tuple(manifest["deviations"]),
         notes=tuple(manifest["notes"]),
@@ -322,6 +326,12 @@ def _published(
         comparable=not reasons,
         reason="; ".join(reasons),
     )
+
+
+def _quoted(manifest: Manifest, key: str) -> dict[str, report.Entry]:
+    """The published values of a method that is not run, by column."""
+    found = {column["key"]: _published(manifest, key, column, True) for column in manifest["columns"]}
+    return {column: report.Entry((), value) for column, value in found.items() if value}
 
 
 @functools.cache

@@ -140,10 +140,11 @@ class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each.
 
     ``metric`` is shown unless a column names its own; by default the task's. With ``tasks`` every pair has a column for
-    each, and one for their mean. ``extra`` is the optional part of the suite that the table needs. ``probe`` is what is
-    published of linear probes of its students; ``similarity``: they are measured as with the option of that name. With
-    ``efficiency`` a second table gives the epochs that each row takes to the plain student's best, and how far one row
-    is ahead of others (ARI).
+    each, and one for their mean. ``extra`` is the optional part of the suite that the table needs. ``quoted`` are
+    published rows, with their titles, of methods that the suite does not have. ``probe`` is what is published of linear
+    probes of its students; ``similarity``: they are measured as with the option of that name. With ``efficiency`` a
+    second table gives the epochs that each row takes to the plain student's best, and how far one row is ahead of
+    others (ARI).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -154,6 +155,7 @@ class TableSpec(Matrix):
     tasks: tuple[TaskColumn, ...] = ()
     methods: tuple[Row, ...]
     published: str = ""
+    quoted: dict[str, str] = Field(default={})
     probe: str = ""
     similarity: bool = False
     sources: tuple[str, ...] = ()

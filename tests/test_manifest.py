@@ -347,6 +347,17 @@ def test_a_teacher_off_its_entry_gets_no_verdict(tmp_path: Path) -> None:
     assert lines["student", PAIR]["gap"] == "0.0400"
 
 
+def test_methods_that_are_not_run_are_quoted(tmp_path: Path) -> None:
+    """Under a heading of their own, with their source; where no column has a value, not at all."""
+    shown = paper(published="cifar100-letkd.csv", sources=["letKD"], quoted={"tdd": "TDD", "nobody": "Nobody's"})
+    finish(tmp_path, shown, {"kd": (70.5, 71.0)})
+    lines, text, tex = rendered(tmp_path, shown)
+    assert lines["tdd", PAIR]["published"] == "71.5300" and lines["tdd", PAIR]["value"] == ""
+    assert "published, not run here" in text and "TDD" in text and "71.53" in tex and "Nobody" not in text + tex
+    sources = next(line for line in text.splitlines() if "Sources of published values" in line)
+    assert "TDD" in sources and ("nobody", PAIR) not in lines
+
+
 def test_another_recipe_gets_no_verdict(tmp_path: Path) -> None:
     shown = paper(recipe="cifar100-mlld")
     finish(tmp_path, shown, {"kd": (70.5, 71.0)})

@@ -40,6 +40,8 @@ def sheet(table: Table) -> Sheet:
             if row.family == family:
                 lines += _row_lines(table, row, rank, n)
         blocks.append(tuple(lines))
+    if table.quoted:
+        blocks.append((Line("heading", "published, not run here"), *(_quoted_line(table, row) for row in table.quoted)))
     return Sheet(
         name=table.name,
         title=table.title,
@@ -82,6 +84,12 @@ def _row_lines(table: Table, row: Row, rank: dict[tuple[str, str], int], n: int 
     if any(cell.value for cell in published):
         lines.append(Line("published", "published", tuple(published)))
     return lines
+
+
+def _quoted_line(table: Table, row: Row) -> Line:
+    values = [entry.published if (entry := row.entries.get(column.key)) else None for column in table.columns]
+    cells = (_published_cell(value, None, table.decimals) if value else Cell() for value in values)
+    return Line("published", row.title, tuple(cells))
 
 
 def _own_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> Cell:
@@ -192,7 +200,7 @@ def _published_notes(table: Table) -> list[tuple[str, str]]:
     values: list[tuple[str, Published]] = [
         ("teacher", column.teacher_published) for column in table.columns if column.teacher_published
     ]
-    for row in table.rows:
+    for row in (*table.rows, *table.quoted):
         entries: list[Entry | None] = [row.entries.get(column.key) for column in table.columns]
         values += [(row.title, entry.published) for entry in entries if entry and entry.published]
     if not values:

@@ -37,6 +37,12 @@ def render(table: Table) -> str:
                 "values_best": " ".join(_text(run.best) for run in done),
                 "our_choice": "; ".join(row.our_choice),
             } | _published(published, gap(summary, published)))  # fmt: skip
+    for row in table.quoted:
+        for column in table.columns:
+            if entry := row.entries.get(column.key):
+                names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
+                places = {"teacher": column.teacher, "student": column.student}
+                lines.append(names | places | _published(entry.published, None))
     return _write(_HEADER, lines)
 
 

@@ -85,6 +85,7 @@ class Table:
     deviations:     what was not the paper's protocol; empty means that it was kept.
     provenance:     dates of the runs, commit, machine, versions.
     epoch_rule:     which of our epochs the cells show; gaps follow each published value's own rule.
+    quoted:         methods that were not run, with published values alone.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Table:
     epoch_rule: Literal["last", "best"] = "last"
     higher_is_better: bool = True
     decimals: int = 2
+    quoted: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
