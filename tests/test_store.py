@@ -59,6 +59,7 @@ TEACHER_CHANGES: dict[str, Any] = {
     "mean": (0.5, 0.25, 0.126),
     "std": (0.2, 0.2, 0.21),
     "weights": "0123456789abcdee",
+    "task": "imagenet",
 }
 
 
