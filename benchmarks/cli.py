@@ -290,7 +290,7 @@ def teachers_train(
     from .teachers import Zoo
 
     registered = load(plugins)
-    protocol = load_protocol(protocol_name).changed(epochs=epochs).for_teachers({"epochs": epochs})
+    protocol = load_protocol(protocol_name).for_teachers({"epochs": epochs})
     top1 = train_teacher(network, protocol, Zoo(checkpoints), data_root, output, choose(device), registered)
     click.echo(f"{network} under {protocol.name}, {protocol.epochs} epochs: top-1 {top1:.2f}")
 

@@ -325,8 +325,8 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> 
     def teacher(pair: Pair) -> dict[str, Any]:
         ref = plan.teacher_of(pair)
         facts: dict[str, Any] = {"identity": ref.identity(), "cell": ref.cell, "entry": ref.entry, "origin": "here"}
-        if plan.protocol.teachers_from:
-            facts["trained_under"] = f"{plan.teacher_protocol.name} v{plan.teacher_protocol.version}"
+        if plan.protocol.teachers_from and ref.cell:
+            facts["trained_under"] = _trained_under(plan, ref)
         if ref.entry:
             entry, accuracy = zoo.get(ref.entry), accuracies.get((pair.teacher, plan.protocol_of(pair).task))
             off = _is_off(entry, accuracy, plan.protocol_of(pair))
@@ -409,6 +409,16 @@ def _holdout_note(plan: Plan) -> list[str]:
     if not (plan.protocol.holdout and files):
         return []
     return [f"the teacher files {', '.join(files)} were trained on the held-out images too"]
+
+
+def _trained_under(plan: Plan, ref: TeacherRef) -> str:
+    """The protocol of a teacher, where it is not the students', and what the teacher began with."""
+    own = plan.teacher_protocol
+    usual = load_protocol(plan.protocol.teachers_from).epochs
+    length = f" ({own.epochs} epochs instead of {usual})" if own.epochs != usual else ""
+    start = next((cell.teacher for cell in plan.training if cell.key == ref.cell), None)
+    begun = f" from the ImageNet weights {start.entry}" if start else ""
+    return f"{own.name} v{own.version}{length}{begun}"
 
 
 def _uniform_note(plan: Plan) -> list[str]:

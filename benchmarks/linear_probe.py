@@ -21,6 +21,7 @@ from .cell import Cell
 from .files import write_text
 from .manifest import literature
 from .networks import NetworkView
+from .networks.network import TAIL
 from .plan import Request, make
 from .store import Store
 from .tasks import TaskData, get_task
@@ -34,7 +35,7 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     """Probe every finished student of a table; returns the table and the file written.
 
     The units are the output of the last stage's first block, and what methods inserted right behind it. Where the
-    table's ``probe`` has a published value, it stands beside ours, with its source.
+    table's ``probe`` has a published value, it stands beside ours, with its source and why it is not comparable, if so.
 
     Raises:
         UserError: none of the table's cells is finished.
@@ -47,13 +48,17 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
         (line["row"], line["pair"], line["unit"]): (line["value"], line["source"])
         for line in (literature(plan.table.probe) if plan.table.probe else ())
     }
-    lines = [("row", "pair", "seed", "unit", "top1", "published", "source")]
+    reasons = ["our protocol deviates from the published one"] * bool(plan.protocol.deviations)
+    lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]
     for (row, pair, seed), cell in plan.cells.items():
         if store.run(cell).state == "done":
             network = trained(cell, data, store)
             for unit in probed(network, data.build(cell.student)):
                 found = f"{accuracy(network, unit, data):.2f}"
-                lines.append((row, pair, str(seed), unit, found, *known.get((row, pair, unit), ("", ""))))
+                value, source = known.get((row, pair, unit), ("", ""))
+                other = ["another teacher"] * bool(cell.teacher and not _is_crd(cell.teacher.entry, zoo))
+                reason = "; ".join([*reasons, *other]) if value else ""
+                lines.append((row, pair, str(seed), unit, found, value, source, reason))
     if len(lines) == 1:
         raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
     file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
@@ -61,6 +66,10 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     csv.writer(text, lineterminator="\n").writerows(lines)
     write_text(file, text.getvalue())
     return text.getvalue().rstrip(), file
+
+
+def _is_crd(entry: str, zoo: Zoo) -> bool:
+    return bool(entry) and zoo.get(entry).origin == "crd"
 
 
 def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
@@ -78,7 +87,7 @@ def probed(network: NetworkView, plain: NetworkView) -> list[str]:
     """The output of the last stage's first block, and those of the parts inserted right behind it."""
     entry = network.layout.entry
     after = network.units[network.units.index(entry) + 1 :]
-    behind = list(itertools.takewhile(lambda unit: unit not in plain.units, after))
+    behind = list(itertools.takewhile(lambda unit: unit not in plain.units and not unit.startswith(TAIL), after))
     return [entry, *(unit for unit in behind if isinstance(network.shape(unit)[0], int))]
 
 

@@ -87,7 +87,7 @@ class Plan:
         """``cells`` in the order in which they can be trained, those together that have one protocol."""
         training = {cell.key for cell in self.training}
         teachers, students = ([cell for cell in cells if (cell.key in training) == first] for first in (True, False))
-        if self.teacher_protocol == self.protocol:
+        if not self.protocol.teachers_from:
             return [(self.protocol, [teachers, students])] if cells else []
         waves = [(self.teacher_protocol, [teachers]), (self.protocol, [students])]
         return [(protocol, [wave]) for protocol, [wave] in waves if wave]
@@ -115,7 +115,13 @@ def make(request: Request, zoo: Zoo) -> Plan:
     protocol = load_protocol(preset.protocol)
     if preset.task:
         protocol = protocol.model_copy(update={"task": preset.task})
+    teacher_protocol = protocol.for_teachers(request.changes)
     protocol = protocol.changed(**request.changes)
+    if protocol.start:
+        raise UserError(
+            f"protocol {protocol.name} is one for teachers (start: {protocol.start}); name it in teachers_from of the "
+            f"protocol that students have"
+        )
     rows = _rows(request.methods, preset.methods)
     pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
@@ -138,7 +144,6 @@ def make(request: Request, zoo: Zoo) -> Plan:
 
     teachers: dict[tuple[str, str], TeacherRef] = {}
     training = []
-    teacher_protocol = protocol.for_teachers(request.changes)
     taught = [row for row in rows if registry.get(row.method).needs_teacher]
     for pair in pairs:
         place = (pair.teacher, pair.task or protocol.task)
@@ -147,10 +152,10 @@ def make(request: Request, zoo: Zoo) -> Plan:
         if entry := zoo.installed(*place):
             teachers[place] = zoo.ref(entry)
         else:
-            own = teacher_cell(
-                pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins, zoo
-            )
-            training += [own] if taught or pair.init or any(row.init for row in rows) else []
+            needed = bool(taught or pair.init or any(row.init for row in rows))
+            where = pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins
+            own = teacher_cell(*where, zoo) if needed else student_cell(*where)
+            training += [own] * needed
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
 
     cells = {}

@@ -237,8 +237,16 @@ class Protocol(Strict):
         return self.lr_by_student.get(student, self.optimizer.lr)
 
     def for_teachers(self, changes: Changes) -> Protocol:
-        """The protocol under which teachers are trained that have no file, with the same changes as this one."""
-        return load_protocol(self.teachers_from).changed(**changes) if self.teachers_from else self
+        """The protocol under which teachers are trained that have no file, once this one is ``changed``.
+
+        In another length as much longer or shorter; images that are held out here are so there.
+        """
+        if not self.teachers_from:
+            return self.changed(**changes)
+        own, epochs, wanted = load_protocol(self.teachers_from), changes.get("epochs"), changes.copy()
+        wanted["epochs"] = epochs and max(1, round(own.epochs * epochs / self.epochs))
+        wanted["holdout"] = changes.get("holdout") or self.holdout or None
+        return own.changed(**wanted)
 
     def pace(self, epoch: int, done: int = 0, total: int = 1) -> tuple[float, float | None]:
         """Factor on the learning rate, and the momentum where it moves, after ``done`` of ``total`` steps.
@@ -359,6 +367,7 @@ class Protocol(Strict):
         special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
         rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
         rates += f", {self.lr_alone:g} without a teacher" if self.lr_alone else ""
+        start = f"; networks begin with weights of {self.start}" if self.start else ""
         fill = " (reflected)" if self.crop_fill == "reflect" else ""
         crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
         crop += " (the same for a whole batch)" if self.one_crop_per_batch else ""
@@ -380,7 +389,7 @@ class Protocol(Strict):
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
             + (" at the peak of one cycle, momentum 0.95 to 0.85 and back" if self.schedule == "onecycle" else "")
             + (f", {self.schedule} decay after a warm-up over {self.warmup:.0%} of the steps" * falls),
-            f"{data}, {self.arithmetic}",
+            f"{data}, {self.arithmetic}{start}",
         )
 
     def _detection_lines(self, own: Detection, with_task: bool) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import kd_methods
+from benchmarks import linear_probe
 from benchmarks.cli import cli
 from benchmarks.networks import NetworkView, build_network, count
 from benchmarks.protocol import load_protocol
@@ -459,3 +460,10 @@ def test_simkd_in_its_legacy_form_tests_with_the_statistics_of_the_batch():
         assert torch.allclose(alone, together, atol=1e-5) == (not legacy)
     with pytest.raises(UserError, match="last block gives another shape than it takes"):
         _simkd_stages(("resnet8", "resnet8"), legacy=("block",))
+    with pytest.raises(UserError, match="nothing would run twice"):
+        _simkd_stages(("torchvision:vgg11_bn", "resnet8"), legacy=("block",))
+
+
+def test_the_probe_sees_the_projected_map_and_none_of_the_teachers_end():
+    _, _, adapted, _ = _simkd_stages(("resnet14", "resnet8"))
+    assert linear_probe.probed(adapted, build_network("resnet8", 10)) == ["layer3.0", "simkd_projector"]

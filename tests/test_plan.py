@@ -129,18 +129,31 @@ def test_teachers_may_have_a_protocol_of_their_own(table: str, zoo: Zoo) -> None
     (folder / "hard.yaml").write_text(
         "extends: digits-demo\nname: hard\nversion: 1\nlabel_noise: 0.5\nlr_alone: 0.007\nteachers_from: easy.yaml\n"
     )
-    (folder / "easy.yaml").write_text("extends: digits-demo\nname: easy\nversion: 1\nmean: [0.1, 0.1, 0.1]\n")
+    (folder / "easy.yaml").write_text(
+        "extends: digits-demo\nname: easy\nversion: 1\nmean: [0.1, 0.1, 0.1]\nepochs: 16\n"
+    )
     Path(table).write_text(TABLE.replace("protocol: digits-demo", "protocol: hard.yaml"))
     made = plan(table, zoo, epochs=3, pairs=("wrn_16_1-wrn_16_1",))
     (teacher,) = made.training
     easy, hard = load_protocol(str(folder / "easy.yaml")), load_protocol(str(folder / "hard.yaml"))
-    assert teacher == student_cell("wrn_16_1", easy.changed(epochs=3), zoo.folder, {})
+    assert easy.epochs == 2 * hard.epochs, "and so it stays in another length"
+    assert teacher == student_cell("wrn_16_1", easy.changed(epochs=6), zoo.folder, {})
+    held = hard.model_copy(update={"holdout": 100})
+    assert held.for_teachers({"holdout": None}).holdout == 100, "its teacher must not see them either"
     taught, plain = made.cells["kd", "wrn_16_1-wrn_16_1", 0], made.cells["student", "wrn_16_1-wrn_16_1", 0]
     assert taught.teacher and (taught.teacher.cell, taught.teacher.mean) == (teacher.key, (0.1, 0.1, 0.1))
     assert taught.protocol["label_noise"] == 0.5 and "label_noise" not in teacher.protocol
     assert (taught.lr, plain.lr, teacher.lr) == (hard.optimizer.lr, 0.007, easy.optimizer.lr)
     order = made.waves([taught, plain, teacher])
     assert [(protocol.name, cells) for protocol, cells in order] == [("easy", [[teacher]]), ("hard", [[taught, plain]])]
+
+
+def test_a_protocol_for_teachers_is_none_for_students(table: str, zoo: Zoo) -> None:
+    own = Path(table).parent / "started.yaml"
+    own.write_text("extends: digits-demo\nname: started\nversion: 1\nstart: imagenet\n")
+    Path(table).write_text(TABLE.replace("protocol: digits-demo", "protocol: started.yaml"))
+    with pytest.raises(UserError, match="started is one for teachers"):
+        plan(table, zoo)
 
 
 def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None:

@@ -228,6 +228,17 @@ def test_anchors_and_merged_keys_are_no_duplicates(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "t.yaml")["y"]["z"] == 2
 
 
+def test_settings_of_tiny_imagenet_hold_under_each_of_its_protocols() -> None:
+    """50 images per class for the spectra of CNNs, whatever variant of the recipe."""
+    names = [
+        name for name in protocol_names() if name.startswith("tiny-imagenet-feature-only") and "teachers" not in name
+    ]
+    recipes = {load_protocol(name).recipe for name in names if not name.endswith("-240")}  # where nothing is chosen
+    assert len(recipes) >= 5
+    for recipe in recipes:
+        assert pair_settings("feature_only", "ResNet34-ResNet9", recipe) == {"per_class": 50}, recipe
+
+
 def test_an_optimiser_of_a_row_has_to_fit_the_protocol() -> None:
     nesterov = Protocol.model_validate(
         {**load_protocol("digits-demo").model_dump(), "optimizer": {"lr": 0.1, "nesterov": True}}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks import driver, manifest
 from benchmarks.driver import Options, reproduce, verify_teachers
+from benchmarks.estimate import estimate
 from benchmarks.files import sha256_file
 from benchmarks.networks import build_network
 from benchmarks.plan import Request, make
@@ -442,7 +443,9 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
     )
     zoo = Zoo(tmp_path / "checkpoints")
     request = Request(table=str(tmp_path / "mine.yaml"), preset="demo", data_root=tmp_path)
-    options = Options(tmp_path, zoo.folder, torch.device("cpu"), costs=False, say=lambda _: None)
+    cpu = torch.device("cpu")
+    options = Options(tmp_path, zoo.folder, cpu, costs=False, similarity=True, say=lambda _: None)
+    assert make(replace(request, methods=("student",)), zoo).training == (), "nothing needs the weights"
     with pytest.raises(UserError, match=r"none are installed; see: \./reproduce\.sh teachers fetch timm:test_resnet"):
         reproduce(request, options)
 
@@ -451,8 +454,11 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
     torch.save(start, tmp_path / "start.pth")
     zoo.add(make_entry(name="start", network="timm:test_resnet", task="imagenet"), tmp_path / "start.pth")
     text = reproduce(request, options)
-    assert "trained here under tuned v1, seed 0" in text
-    cell = make(request, Zoo(zoo.folder)).training[0]
+    assert "trained here under tuned v1 from the ImageNet weights start, seed 0" in text
+    plan = make(request, Zoo(zoo.folder))
+    cell = plan.training[0]
+    assert estimate(plan, {cell.key}, tmp_path, cpu).operations[cell.key] > 0
+    assert not any("similarity" in record for record in Store(tmp_path).run(cell).metrics), "it has no teacher"
     assert (cell.init, cell.teacher and cell.teacher.task) == ("imagenet", "imagenet")
     assert cell.protocol["optimizer"]["backbone"] == 1e-6 and cell.key != replace(cell, init="", teacher=None).key
     trained = load_weights(Store(tmp_path).run(cell) / "student.pt")

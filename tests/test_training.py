@@ -633,32 +633,50 @@ def test_stored_logits_are_those_of_one_other_augmentation(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ):
     """Computed once, by image; features stay those of the batch; a stopped run goes on to the same bits."""
-    online = Bench(tmp_path / "online", data)
-    cells = online.cells([("kd", {}), ("fitnet", {})])
-    online.run(cells)
-    monkeypatch.setitem(globals(), "PROTOCOL", PROTOCOL.model_copy(update={"stored_logits": True, "crop_padding": 2}))
-    stored_data = tiny_data()
-    bench, again = Bench(tmp_path / "stored", stored_data), Bench(tmp_path / "again", stored_data)
-    teacher = bench.context().teacher(bench.ref)
-    shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL)
-    member = Member(bench.cells([("kd", {})])[0], PROTOCOL, stored_data, teacher, bench.store.run("x" * 64))
-    batches = [next(iter(stored_data.batches(0, epoch))) for epoch in (1, 2)]
-    before = [shared.outputs(batch, [member]) for batch in batches]
-    shared.store_logits(stored_data, 0)
-    for batch, usual in zip(batches, before, strict=True):
-        kept = shared.outputs(batch, [member])
-        assert kept and usual and shared.logits is not None and len(shared.logits) == SAMPLES
-        assert torch.equal(kept.logits, shared.logits[batch.student().indices])
-        assert not torch.allclose(kept.logits, usual.logits, atol=1e-3), "another crop"
-        assert (kept.logits - usual.logits).abs().mean() < usual.logits.std(), "of the same image"
 
-    cells = bench.cells([("kd", {}), ("fitnet", {})])
-    bench.run(cells)
+    def bench_of(name: str, **values: Any) -> Bench:
+        changed = load_protocol("digits-demo").model_copy(update={**usual, "crop_padding": 2, **values})
+        monkeypatch.setitem(globals(), "PROTOCOL", changed)
+        return Bench(tmp_path / name, tiny_data())
+
+    usual = {name: getattr(PROTOCOL, name) for name in ("name", "epochs", "recipe_epochs", "milestones")}
+    online, cases = bench_of("online"), [("kd", {}), ("fitnet", {})]
+    before = online.cells(cases)
+    online.run(before)
+    stored, again = bench_of("stored", stored_logits=True), bench_of("again", stored_logits=True)
+    cells = stored.cells(cases)
+    stored.run(cells)
     with pytest.raises(Interrupted):
         again.run(cells, stopping=lambda: sum(again.steps().values()) >= 2 * STEPS + 3)
     again.run(cells)
-    assert again.steps() == bench.steps()
-    assert all(Result(again.store, cell) == Result(bench.store, cell) for cell in cells)
+    assert again.steps() == stored.steps()
+    assert all(Result(again.store, cell) == Result(stored.store, cell) for cell in cells)
+    same = [
+        identical(Result(online.store, a).weights, Result(stored.store, b).weights)
+        for a, b in zip(before, cells, strict=True)
+    ]
+    assert same == [False, True], "KD reads logits, FitNet features"
+
+    teacher = stored.context().teacher(stored.ref)
+    shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL)
+    member = Member(cells[0], PROTOCOL, stored.data, teacher, stored.store.run("x" * 64))
+    batches = [next(iter(stored.data.batches(0, epoch))) for epoch in (1, 2)]
+    kept = [shared.outputs(batch, [member]) for batch in batches]
+    shared.store_logits(stored.data, 0)
+    for batch, usually in zip(batches, kept, strict=True):
+        found = shared.outputs(batch, [member])
+        assert found and usually and shared.logits is not None and len(shared.logits) == SAMPLES
+        assert torch.equal(found.logits, shared.logits[batch.student().indices])
+        assert not torch.allclose(found.logits, usually.logits, atol=1e-3), "another crop"
+        assert (found.logits - usually.logits).abs().mean() < usually.logits.std(), "of the same image"
+
+
+def test_batch_statistics_of_maps_of_one_place_end_well(bench: Bench):
+    """What is deployed is measured in the end, on images enough to have statistics."""
+    legacy = {"legacy": ["statistics"]}
+    cell = make_cell(PROTOCOL, "data", "simkd.stages", "MobileNetV2", 0, bench.ref, legacy, {})
+    bench.run([cell])
+    assert bench.states([cell]) == ["done"], bench.store.run(cell).status
 
 
 def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData):

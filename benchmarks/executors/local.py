@@ -150,15 +150,13 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     try:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
-        study = context.study(cells[0], network) if network else None
-        observe = (
-            BlockSimilarity(network, (ref.mean, ref.std), context.data)
-            if context.similarity and ref and network
-            else None
-        )
+        study = observe = shared = None
+        if ref and network and not ref.task:  # else students begin with its weights, and nothing more
+            study = context.study(cells[0], network)
+            observe = BlockSimilarity(network, (ref.mean, ref.std), context.data) if context.similarity else None
+            shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol)
         members = [member for cell in cells if (member := _member(cell, network, study, observe, context))]
         if members:
-            shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol) if ref and network else None
             train(
                 members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
             )

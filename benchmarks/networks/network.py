@@ -261,6 +261,10 @@ def _shape(x: Any) -> tuple[Any, ...]:
     return tuple(map(_shape, x)) if isinstance(x, tuple) else tuple(x.shape[1:])
 
 
+TAIL = "tail."
+"""Before the names of units that a graft has from the other network."""
+
+
 class Grafted(Architecture):
     """The units of ``trunk`` up to ``unit``, a part, and those of ``tail`` after ``entry``, which are not trained."""
 
@@ -282,13 +286,13 @@ class Grafted(Architecture):
         ours, theirs = self._chains[0](self.trunk), self._chains[1](self.tail)
         units, tail = list(ours.units), list(theirs.units)
         units = [*units[: [known for known, _ in units].index(unit) + 1], (name, self.part)]
-        units += [(f"tail.{known}", run) for known, run in tail[[known for known, _ in tail].index(entry) + 1 :]]
+        units += [(f"{TAIL}{known}", run) for known, run in tail[[known for known, _ in tail].index(entry) + 1 :]]
         names = {known for known, _ in units}
         stages, preacts, blocks, layers = (
             tuple(known for known in own if known in names)
             for own in (ours.layout.stages, ours.layout.preacts, ours.layout.blocks, ours.layout.layers)
         )
-        pooled = f"tail.{theirs.layout.pooled}"
+        pooled = f"{TAIL}{theirs.layout.pooled}"
         layout = replace(
             ours.layout,
             stages=stages,

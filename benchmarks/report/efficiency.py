@@ -58,6 +58,11 @@ def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sh
     compared = ", ".join(titles[key] for key in against if key in titles)
     panel = [Line("panel", f"Average relative improvement (ARI) of {title}")]
     panel.append(Line("row", "ARI, %", tuple(_ratio(ari(table, ours, against, column)) for column in table.columns)))
+    ari_note = (
+        "ARI",
+        f"mean of the row's gain over those of {compared or 'none'}, as far as they end at least half a point "
+        "above the student; last epoch; unstable outside 0 to 1500 %.",
+    )
     return Sheet(
         name=f"{table.name}-efficiency",
         title=f"{table.title}: training efficiency",
@@ -67,14 +72,10 @@ def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sh
             * bool(table.deviations),
         ),
         heads=pair_heads(table.columns),
-        blocks=(tuple(lines), tuple(panel)),
+        blocks=(tuple(lines), tuple(panel)) if ours in titles else (tuple(lines),),
         notes=(
             ("never", "no finished seed reached it; k/n: k of n did."),
-            (
-                "ARI",
-                f"mean of the row's gain over those of {compared or 'none'}, as far as they end at least half a point "
-                "above the student; last epoch; unstable outside 0 to 1500 %.",
-            ),
+            *([ari_note] if ours in titles else []),
             *((("Provenance", "; ".join(table.provenance) + "."),) * bool(table.provenance)),
         ),
     )

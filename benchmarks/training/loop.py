@@ -126,7 +126,7 @@ def train(
     """
     active = [member for member in members if member.position[0] <= protocol.epochs]
     seed = members[0].cell.seed
-    if teacher and protocol.stored_logits:
+    if teacher and protocol.stored_logits and any("logits" in member.needs.teacher for member in members):
         teacher.store_logits(cast(ImageData, data), seed)
     while active:
         epoch, start = min(member.position for member in active)

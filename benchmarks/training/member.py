@@ -101,6 +101,8 @@ class Member:
     def _backbone(self) -> list[nn.Parameter]:
         """The student's parameters that are not used after its last map."""
         assert isinstance(self.student, NetworkView)
+        if self.student.layout.inputs != "images":
+            raise UserError(f"optimizer.backbone is for networks of images, {self.cell.student} reads text")
         head = self.student.used(after=self.student.layout.last_map)
         return [parameter for name, parameter in self.student.module.named_parameters() if name not in head]
 
@@ -301,8 +303,8 @@ class Member:
         own, usual = count(self.deployed.parameters()), count(plain.parameters())
         if own == usual:
             return []
-        x = self.data.clean(torch.zeros(1, dtype=torch.long)).student().inputs
-        arithmetic = [f"{macs(module, x) / 1e6:.1f} M" for module in (self.deployed, plain)]
+        x = self.data.clean(torch.zeros(2, dtype=torch.long)).student().inputs  # statistics of a batch need two
+        arithmetic = [f"{macs(module, x) / 2e6:.1f} M" for module in (self.deployed, plain)]
         return [
             f"deployed with {own / 1e6:.3f} M parameters and {arithmetic[0]} MACs, "
             f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {arithmetic[1]}"

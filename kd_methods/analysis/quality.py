@@ -1,4 +1,4 @@
-"""Knowledge quality of a teacher's layers, arXiv 2511.14981 in the closed form of its public code.
+"""Knowledge quality of a teacher's layers, arXiv 2511.14981 in the closed form of its public code, less self-pairs.
 
 S = mean |cos| of two samples of one class - mean |cos| of two of different classes
 I = (1 - mean over classes of the least |cos| within) * mean entropy of the class-wise spectra / ln(norm)

@@ -104,7 +104,14 @@ class SimKDStages(SimKD):
             teacher.resume(before, entry, until=unit)
         for hook in hooks:
             hook.remove()
-        return before if len(called) > 1 else teacher.layout.preacts[-1]
+        if len(called) > 1:
+            return before
+        if teacher.layout.preacts[-1] == unit:
+            raise UserError(
+                f"setting {self.card.name}.legacy=block: the teacher's last layer is no block and no ReLU of its own, "
+                f"nothing would run twice; leave the setting out for this pair"
+            )
+        return teacher.layout.preacts[-1]
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
