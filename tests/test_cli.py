@@ -96,12 +96,14 @@ def test_quick_answers_do_not_import_torch(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("argument", ["list", "--help"])
 def test_list_and_help_answer_in_well_under_a_second(argument: str) -> None:
+    """In seconds of the processor: those of the clock depend on what else runs."""
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         assert python(argument).returncode == 0
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.8, times  # 0.4 on a slow machine; importing torch alone takes longer
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert 0.05 < min(times) < 0.8, times  # 0.5 on a slow machine; importing torch alone takes longer
 
 
 def test_list_names_everything() -> None:
