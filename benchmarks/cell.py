@@ -17,8 +17,7 @@ class TeacherRef:
     """Which teacher: a weights file by its digest, or the cell that trains it.
 
     Exactly one of ``weights`` and ``cell`` is set. ``mean`` and ``std`` are the teacher's own normalisation. ``entry``
-    is what the teacher is called, for people; it is no part of the identity. ``task``: what it was trained on, where
-    that is another one than the cell's, and only its weights are used (``init``).
+    is what the teacher is called, for people; it is no part of the identity.
     """
 
     network: str
@@ -27,12 +26,10 @@ class TeacherRef:
     weights: str = ""
     cell: str = ""
     entry: str = ""
-    task: str = ""
 
     def identity(self) -> dict[str, Any]:
         source = {"weights": self.weights} if self.weights else {"cell": self.cell}
-        other = {"task": self.task} if self.task else {}
-        return {"network": self.network, "mean": list(self.mean), "std": list(self.std), **source, **other}
+        return {"network": self.network, "mean": list(self.mean), "std": list(self.std), **source}
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Cell:
 
     ``protocol`` is :meth:`benchmarks.protocol.Protocol.identity`, ``lr`` the student's own learning rate under it;
     ``settings`` are complete, defaults included. ``versions`` are those of the task and the networks; ``plugins`` maps
-    what came from a user's file (as ``method:name``) to that file's digest. ``init``: how the student starts
-    from its teacher's weights. The key names the run directory.
+    what came from a user's file (as ``method:name``) to that file's digest. ``init``: the student starts from a choice
+    of its teacher's layers; ``start``: from the weights of a network of ImageNet. The key names the run directory.
     """
 
     task: str
@@ -58,6 +55,7 @@ class Cell:
     versions: dict[str, int] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
     init: str = ""
+    start: TeacherRef | None = None
 
     @property
     def optimizer(self) -> Optimizer:
@@ -79,6 +77,7 @@ class Cell:
             "versions": self.versions,
             "plugins": self.plugins,
             **({"init": self.init} if self.init else {}),
+            **({"start": self.start.identity()} if self.start else {}),
         }
 
     @property

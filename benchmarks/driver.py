@@ -416,7 +416,7 @@ def _trained_under(plan: Plan, ref: TeacherRef) -> str:
     own = plan.teacher_protocol
     usual = load_protocol(plan.protocol.teachers_from).epochs
     length = f" ({own.epochs} epochs instead of {usual})" if own.epochs != usual else ""
-    start = next((cell.teacher for cell in plan.training if cell.key == ref.cell), None)
+    start = next((cell.start for cell in plan.training if cell.key == ref.cell), None)
     begun = f" from the ImageNet weights {start.entry}" if start else ""
     return f"{own.name} v{own.version}{length}{begun}"
 

@@ -245,8 +245,9 @@ def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Map
     Raises:
         UserError: the protocol starts it from ImageNet weights, and these are not installed.
     """
+    own = student_cell(network, protocol, data_root, plugins)
     if not protocol.start:
-        return student_cell(network, protocol, data_root, plugins)
+        return own
     source = networks.imagenet_start.source(network)
     entry = zoo.installed(source, "imagenet")
     if entry is None:
@@ -254,9 +255,7 @@ def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Map
             f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
             f"installed; see: ./reproduce.sh teachers fetch {source}"
         )
-    start = replace(zoo.ref(entry), task="imagenet")
-    fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
-    return make_cell(protocol, fingerprint, "student", network, 0, start, {}, plugins, init=protocol.start)
+    return replace(own, start=zoo.ref(entry))
 
 
 def on_task(protocol: Protocol, task: str) -> Protocol:

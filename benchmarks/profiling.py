@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,6 @@ class Bench:
         self.protocol, self.data = protocol, data
         self.teacher: SharedTeacher | None = None
         network: NetworkView | None = None
-        # What a step costs does not depend on the weights that a student began with.
-        cells = [replace(cell, teacher=None, init="") if cell.teacher and cell.teacher.task else cell for cell in cells]
         if ref := next((cell.teacher for cell in cells if cell.teacher), None):
             network = data.build(ref.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)

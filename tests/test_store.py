@@ -41,6 +41,7 @@ KEY = "84c225120a95edf60e95a886f399927bba90f6d7f9be393e407a0b965c1c3b3e"
 
 CHANGES: dict[str, Any] = {
     "init": "first",
+    "start": TEACHER,
     "task": "cifar10",
     "data": "0",
     "protocol": {**CELL.protocol, "epochs": 241},
@@ -59,7 +60,6 @@ TEACHER_CHANGES: dict[str, Any] = {
     "mean": (0.5, 0.25, 0.126),
     "std": (0.2, 0.2, 0.21),
     "weights": "0123456789abcdee",
-    "task": "imagenet",
 }
 
 
@@ -89,7 +89,7 @@ def test_the_key_ignores_order_and_kind_of_sequence():
 
 
 def test_groups_share_all_that_the_teachers_pass_depends_on():
-    alike = ("lr", "student", "method", "method_version", "settings", "versions", "plugins", "init")
+    alike = ("lr", "student", "method", "method_version", "settings", "versions", "plugins", "init", "start")
     for name, value in CHANGES.items():
         assert (replace(CELL, **{name: value}).group() == CELL.group()) == (name in alike), name
 

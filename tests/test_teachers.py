@@ -459,8 +459,8 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
     cell = plan.training[0]
     assert estimate(plan, {cell.key}, tmp_path, cpu).operations[cell.key] > 0
     assert not any("similarity" in record for record in Store(tmp_path).run(cell).metrics), "it has no teacher"
-    assert (cell.init, cell.teacher and cell.teacher.task) == ("imagenet", "imagenet")
-    assert cell.protocol["optimizer"]["backbone"] == 1e-6 and cell.key != replace(cell, init="", teacher=None).key
+    assert cell.start and (cell.start.network, cell.start.entry) == ("timm:test_resnet", "start")
+    assert cell.protocol["optimizer"]["backbone"] == 1e-6 and cell.key != replace(cell, start=None).key
     trained = load_weights(Store(tmp_path).run(cell) / "student.pt")
     moved = {
         key

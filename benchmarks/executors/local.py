@@ -19,17 +19,16 @@ from kd_methods.errors import DiskError, UserError
 
 from .. import environment
 from ..cell import Cell, TeacherRef
-from ..networks import NetworkView, build_network
+from ..networks import NetworkView
 from ..profiling import measure
 from ..protocol import Protocol
 from ..similarity import BlockSimilarity
 from ..store import Store
-from ..tasks import get_task
 from ..teachers import Teacher, Zoo
 from ..training.loop import Interrupted, Report, SharedTeacher, train
 from ..training.member import Member
 from ..training.study import TeacherStudy
-from ..weights import frozen
+from ..weights import frozen, load_weights
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,7 @@ class Context:
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
         # Before any method sees it: one may copy a part of it, or run it while it is built.
-        if ref.task:
-            task = get_task(ref.task)
-            network = build_network(ref.network, task.num_classes, (3, task.size, task.size)).to(self.device)
-        else:
-            network = self.data.build(ref.network)
-        return frozen(network, self.weights_of(ref))
+        return frozen(self.data.build(ref.network), self.weights_of(ref))
 
     def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
         """What the methods of the cell's group are prepared from."""
@@ -151,7 +145,7 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
         study = observe = shared = None
-        if ref and network and not ref.task:  # else students begin with its weights, and nothing more
+        if ref and network:
             study = context.study(cells[0], network)
             observe = BlockSimilarity(network, (ref.mean, ref.std), context.data) if context.similarity else None
             shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol)
@@ -170,9 +164,12 @@ def _member(
 ) -> Member | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
+    start = (
+        load_weights(context.weights_of(cell.start)) if cell.start else None
+    )  # as a teacher's, no failure of the cell
     while True:
         try:
-            member = Member(cell, context.protocol, context.data, teacher, run, study, observe)
+            member = Member(cell, context.protocol, context.data, teacher, run, study, observe, start)
         except (torch.OutOfMemoryError, DiskError):  # concern the whole group, or the whole run
             raise
         except Exception as error:  # a method's own code; the other cells of the group go on

@@ -146,7 +146,7 @@ def inherit(student: Network, teacher: Network, which: str) -> None:
     """Start a student from its teacher's weights.
 
     A text encoder from a choice of its layers, ``first``, ``last`` or ``spread``, a detector from its neck and
-    ``heads``, a classifier of images from all ``imagenet`` weights that fit.
+    ``heads``.
 
     Raises:
         UserError: networks that cannot start so, or of different families or widths.
@@ -155,10 +155,7 @@ def inherit(student: Network, teacher: Network, which: str) -> None:
     if inputs == {"detection"} and which == "heads":
         detectors.inherit(student, teacher)  # type: ignore[arg-type]
         return
-    if inputs == {"images"} and which == "imagenet":
-        imagenet_start.begin(student.module, teacher.module.state_dict())
-        return
-    if inputs != {"text"} or which in ("heads", "imagenet"):
+    if inputs != {"text"} or which == "heads":
         raise UserError(f"init '{which}': text encoders start from first, last or spread layers, detectors from heads")
     text.inherit(student.module, teacher.module, which)  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, P
 from kd_methods.errors import UserError
 
 from ..cell import Cell
-from ..networks import LogitsOnly, NetworkView, count, inherit, macs
+from ..networks import LogitsOnly, NetworkView, count, imagenet_start, inherit, macs
 from ..protocol import Protocol, steps_per_epoch
 from ..store import Run
 from ..tasks import TaskData
@@ -42,6 +42,7 @@ class Member:
         run: where its results go.
         study: what the method is prepared from; without one it keeps its stand-ins.
         observe: measures the student after every epoch; what it returns is recorded.
+        start: the weights that the cell's student starts from, where it has such.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Member:
         run: Run,
         study: Study | None = None,
         observe: Callable[[Network], dict[str, Any]] | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.observe = observe
         self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
@@ -64,6 +66,8 @@ class Member:
             if cell.init:
                 assert teacher is not None
                 inherit(student, teacher, cell.init)
+            if start:
+                imagenet_start.begin(student.module, start)
             torch.manual_seed(derive(cell.seed, "method"))
             self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings)
             self.method.to(device).to(memory_format=torch.channels_last)

@@ -116,7 +116,11 @@ class SimKD(Method):
         return bottleneck(c_in, c_out, self.settings.factor, tokens)
 
     def adapt(self, student: Network) -> Network:
-        return student.grafted(self.student_unit, PROJECTED, self.projector, self.teacher, self.teacher_unit)
+        return student.grafted(self.student_unit, PROJECTED, self.projector, self.teacher, self.entry())
+
+    def entry(self) -> str:
+        """The teacher's unit behind which its end begins."""
+        return self.teacher_unit
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None

@@ -66,12 +66,8 @@ class SimKDStages(SimKD):
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.track_running_stats = False
                     norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-        self.needs = Needs(
-            student_units=(*(s for s, _ in self.earlier_units), PROJECTED),
-            teacher_units=(*(t for _, t in self.earlier_units), self.teacher_unit),
-            teacher=("logits",),
-            min_batch=2,
-        )
+        ours, theirs = (tuple(pair[i] for pair in self.earlier_units) for i in (0, 1))
+        self.needs = self.needs.joined(Needs(teacher=("logits",), student_units=ours, teacher_units=theirs))
 
     @staticmethod
     def ends(layout: Layout) -> str:
@@ -80,9 +76,8 @@ class SimKDStages(SimKD):
     def layers(self, c_in: int, c_out: int, tokens: bool) -> Iterable[nn.Module]:
         return three_layers(c_in, c_out, tokens)
 
-    def adapt(self, student: Network) -> Network:
-        entry = self._before_last_block() if "block" in self.settings.legacy else self.teacher_unit
-        return student.grafted(self.student_unit, PROJECTED, self.projector, self.teacher, entry)
+    def entry(self) -> str:
+        return self._before_last_block() if "block" in self.settings.legacy else self.teacher_unit
 
     def _before_last_block(self) -> str:
         """The unit from which the teacher's last matched layer runs again.
