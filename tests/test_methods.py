@@ -700,6 +700,39 @@ def test_stones_do_not_train_the_students_classifier():
     assert all(g is not None for g in gradients[:-2]) and gradients[-2] is None and gradients[-1] is None
 
 
+OF_A_ZOO = [
+    *(name for name in networks.names() if networks.inputs_of(name) == "images"),
+    *("timm:test_vit", "timm:test_convnext", "torchvision:mobilenet_v2"),
+]
+
+
+@pytest.mark.parametrize("name", OF_A_ZOO)
+def test_the_last_stone_is_the_whole_backbone(name: str):
+    """All that has weights before the pooling, but a normalisation that closes it, learns by the last stone alone."""
+    with torch.device("meta" if name in networks.names() else "cpu"):  # what depends on what, without computing it
+        student, teacher = (build_network(name, CLASSES, (3, 32, 32)) for _ in range(2))
+        teacher.requires_grad_(False).eval()
+        method = kd_methods.build("block_kd", student, teacher, DataInfo(100, CLASSES))
+        outputs = student(student.example(), fields=method.needs.student)
+        (stone,) = method.stones(outputs, [len(method.units)])
+    names, parameters = zip(*student.module.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(stone.sum(), [*parameters, *method.connectors.parameters()], allow_unused=True)
+    missed = {name for name, gradient in zip(names, gradients, strict=False) if gradient is None}
+    backbone = student.used(until=student.layout.last_map)
+    norms = {
+        f"{key}.{kind}" for key, part in student.module.named_modules() if "Norm" in type(part).__name__
+        for kind in ("weight", "bias")
+    }  # fmt: skip
+    assert not (backbone & missed) - norms
+    classifier = teacher.used(after=teacher.layout.last_map)
+    assert teacher.used(after=method.units[-1]) - classifier <= norms, "the teacher's part of the last stone"
+
+
+def test_the_last_stone_is_the_whole_encoder():
+    layout = build_network("bert_l4_h64", 2).layout
+    assert layout.blocks[-1] == layout.last_map
+
+
 def test_sampled_stones_follow_the_global_generator():
     setup = Setup("block_kd", {"sample_stones": 1})
 

@@ -64,6 +64,9 @@ ENCODERS = {
 }
 """BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
 
+VERSIONS = {"vit_b": 2, "vit_ett": 2, "vit_b_p8": 2, "vit_ett_p8": 2}
+"""Of networks that were mended since they came: the vision transformers' last block was outside their blocks."""
+
 _PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d*)\])?")
 
 Builder = Callable[[int], Architecture]
@@ -209,4 +212,4 @@ def build_network(
 
 for _family in (resnet, wrn, vgg, mobilenetv1, mobilenetv2, shufflenet, libraries):
     for _name, _builder in _family.FAMILY.items():
-        register_network(_name, _builder)
+        register_network(_name, _builder, VERSIONS.get(_name, 1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.vgg import cfgs, make_layers
 
+from kd_methods.adapters import spread
 from kd_methods.contract import Layout
 
 from .network import Architecture, Chain, in_turn
@@ -112,7 +113,8 @@ class ViT(Architecture):
 
     Args:
         depth, width, heads, mlp: blocks, embedding width, attention heads and hidden width over embedding width.
-        stages: the blocks, from 1, whose outputs count as ends of stages.
+        stages: the blocks, from 1, whose outputs count as ends of stages; what a block-wise method cuts ends as many
+            equal shares of the depth, the last one at the last block.
         num_classes: size of the classifier.
         patch: height and width of a patch; of images of another size than 8 times that there are other patches.
     """
@@ -148,9 +150,11 @@ class ViT(Architecture):
         blocks = [(f"blocks.{i + 1}", block) for i, block in enumerate(self.vit.blocks)]
         units: list = [("tokens", self._tokens), *blocks, ("norm", self.vit.norm)]
         units += [("pool", self._pool), ("head", self.vit.head)]
-        stages = tuple(f"blocks.{i}" for i in self.stages)
-        layers = ("tokens", *(name for name, _ in blocks))
-        layout = Layout("tokens", stages, stages, stages, "norm", "pool", layers=layers, prefix_tokens=1)
+        names = tuple(name for name, _ in blocks)
+        stages = tuple(names[i - 1] for i in self.stages)
+        cuts = tuple(names[i] for i in spread(len(stages), len(names)))
+        layers = ("tokens", *names)
+        layout = Layout("tokens", stages, stages, cuts, "norm", "pool", layers=layers, prefix_tokens=1)
         return Chain(tuple(units), layout)
 
 
