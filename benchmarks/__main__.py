@@ -1,6 +1,6 @@
-"""``python -m benchmarks``; see ``benchmarks.cli``."""
+"""``python -m benchmarks``; see ``benchmarks.cli.main``."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

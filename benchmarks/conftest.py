@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.cli import words
+from benchmarks.cli.main import words
 
 if TYPE_CHECKING:
-    from benchmarks.suite import Suite
+    from benchmarks.cost.setup import Suite
 
 GROUP = "student,kd,dkd,dist,at,sp,pkt,rkd,fitnet,block_kd.lite"
 
@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
     """Protocol, data and device of all measurements of this session."""
-    from benchmarks.suite import Suite
+    from benchmarks.cost.setup import Suite
 
     option = request.config.getoption
     return Suite(option("--device"), option("--batch-size"), option("--task"), Path(option("--data-root")))

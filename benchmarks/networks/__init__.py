@@ -4,7 +4,7 @@
 ``@SIZE`` behind the name one that resizes them: see :mod:`benchmarks.networks.traced`.
 ``hf:SOURCE`` is any encoder of transformers with a classification head, from a folder or the hub, with the source's
 weights; ``hf:SOURCE[first6]`` has its first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
-Detectors are mmdetection's: see :mod:`benchmarks.networks.detectors`.
+Detectors are mmdetection's: see :mod:`benchmarks.detection.detectors`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
 from kd_methods.modes import modes_kept
 
-from ..files import digest, sha256_file
-from . import detectors, imagenet_start, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
+from ..common.files import digest, sha256_file
+from ..detection import detectors
+from . import imagenet_start, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
 from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.files import write_text
+from benchmarks.common.files import write_text
 from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
-from benchmarks.report.sheet import Sheet
-from benchmarks.report.statistics import with_means
+from benchmarks.report.seed_statistics import with_means
+from benchmarks.report.table_layout import Sheet
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
@@ -23,7 +23,9 @@ __all__ = [
 
 def render(table: Table) -> dict[str, str]:
     """File suffix to text: `.tex`, `.md`, `.csv`."""
-    from benchmarks.report import content, csv, latex, markdown
+    from benchmarks.report import accuracy_table as content
+    from benchmarks.report import csv_file as csv
+    from benchmarks.report import latex, markdown
 
     sheet = content.sheet(table)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render(table)}
@@ -31,8 +33,9 @@ def render(table: Table) -> dict[str, str]:
 
 def render_cost(cost: CostTable) -> dict[str, str]:
     """As `render`, for what the methods cost."""
-    from benchmarks.report import cost as content
-    from benchmarks.report import csv, latex, markdown
+    from benchmarks.report import cost_table as content
+    from benchmarks.report import csv_file as csv
+    from benchmarks.report import latex, markdown
 
     sheet = content.sheet(cost)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}

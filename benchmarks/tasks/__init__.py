@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kd_methods.errors import UserError, unknown
 
-from . import cifar, coco, digits, folder, glue, grammar, imagenet, shapes, synthetic, tiny_imagenet
+from ..detection import coco, shapes
+from . import cifar, digits, folder, glue, grammar, imagenet, synthetic, tiny_imagenet
 from .base import Task, TaskBatch, TaskData
 
 __all__ = ["Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo
 
+from ..config.protocol import Protocol
 from ..networks import NetworkView
-from ..protocol import Protocol
 from .images import Normalisation
 
 

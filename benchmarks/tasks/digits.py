@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..training.seeding import generator
+from ..common.seeding import generator
 from .images import ImageTask, Split
 
 TEST_IMAGES = 360

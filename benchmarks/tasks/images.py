@@ -16,9 +16,9 @@ from torch import Tensor
 from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import UserError
 
+from ..common.seeding import generator, held_out
+from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import NetworkView, build_network, check_inputs
-from ..protocol import Protocol, steps_per_epoch
-from ..training.seeding import generator, held_out
 from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]

@@ -29,8 +29,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from kd_methods.errors import UserError
 
-from ..protocol import Crops, Protocol
-from ..training.seeding import derive, held_out
+from ..common.seeding import derive, held_out
+from ..config.protocol import Crops, Protocol
 from .images import ImageBatch, Images, differing, noisy, picture
 
 EVAL_BATCH = 128

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..training.seeding import generator
+from ..common.seeding import generator
 from .images import ImageTask, Split
 
 TRAIN, TEST = 5_000, 500

@@ -19,12 +19,12 @@ from torch import Tensor
 from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import DiskError, UserError
 
-from ..files import write_bytes
+from ..common.files import write_bytes
+from ..common.seeding import generator, held_out
+from ..common.weights import read, to_bytes
+from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import VOCABULARY, NetworkView, build_network, check_inputs, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
-from ..protocol import Protocol, steps_per_epoch
-from ..training.seeding import generator, held_out
-from ..weights import read, to_bytes
 from .images import Normalisation, full
 
 if TYPE_CHECKING:

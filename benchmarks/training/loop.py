@@ -21,15 +21,15 @@ from torch import Tensor
 from kd_methods.contract import Batch, Outputs, Progress
 from kd_methods.errors import DiskError
 
-from ..cell import Cell
+from ..config.protocol import Protocol
 from ..networks import NetworkView
-from ..protocol import Protocol
-from ..store import Run
+from ..store.cell import Cell
+from ..store.runs import Run
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import ImageData, Normalisation
-from .arithmetic import autocast
-from .member import Diverged, Member
 from .optimizers import Part, parts
+from .precision import autocast
+from .student_run import Diverged, Member
 
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_methods.contract import Losses
 from kd_methods.errors import UserError
 
-from ..protocol import Optimizer
+from ..config.protocol import Optimizer
 from ..tasks import TaskBatch
 
 

@@ -1,0 +1,132 @@
+"""Knowledge quality of a teacher, layer by layer: a table, a plot, and the layers that feature-only KD would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from kd_methods.analysis.quality import EntropyNorm, Metric, Quality, quality
+from kd_methods.errors import UserError, unknown
+
+from .. import networks
+from ..common.files import write_bytes, write_text
+from ..common.weights import frozen
+from ..config.protocol import Protocol
+from ..driver.plan import student_cell, teacher_cell
+from ..store.cell import TeacherRef
+from ..store.runs import Store
+from ..tasks import get_task
+from ..teachers.zoo import Zoo
+from ..training.teacher_pass import TeacherStudy
+
+METRICS: tuple[Metric, ...] = ("S", "I", "E", "Q")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the metric is measured: as feature-only KD's settings of these names; ``layers`` are marked as chosen."""
+
+    layers: int = 4
+    entropy_norm: EntropyNorm = "ln5"
+    samples: int = 5000
+    per_class: int = 500
+    self_pairs: bool = False
+
+    def values(self, found: Quality) -> dict[Metric, Tensor]:
+        """Each metric of all layers."""
+        return {metric: found.values(metric, self.entropy_norm, self.self_pairs) for metric in METRICS}
+
+    def chosen(self, found: Quality, metric: Metric = "Q") -> tuple[str, ...]:
+        """The layers with the highest values."""
+        return found.best(min(self.layers, len(found.units)), metric, self.entropy_norm, self.self_pairs)
+
+
+def report(
+    name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, device: torch.device,
+    say: Callable[[str], None], plugins: Mapping[str, str], measure: Measure,
+) -> tuple[str, list[Path]]:  # fmt: skip
+    """Measure a teacher, by the name of its entry or of its network; returns the table and the files written.
+
+    Raises:
+        UserError: no such teacher, or none is installed and none was trained under the protocol.
+    """
+    ref = _teacher(name, protocol, zoo, data_root, output, plugins)
+    data = get_task(protocol.task).open(data_root, protocol, device)
+    store = Store(output)
+    path = store.run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
+    network = frozen(data.build(ref.network), path)
+    cell = student_cell(ref.network, protocol, data_root, plugins)
+    study = TeacherStudy.of(cell, ref, network, data, store.prepared, say)
+    classes = data.info.num_classes
+    found = quality(study, network.layout.layers, classes, measure.samples, measure.per_class)
+    text = table(found, measure)
+    folder = output / "quality"
+    stem = f"{name}-{protocol.name}"
+    files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
+    write_text(files[0], csv(found, measure))
+    write_bytes(files[1], plot(found, measure, f"{name} on {protocol.task}"))
+    return text, files
+
+
+def _teacher(
+    name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, plugins: Mapping[str, str]
+) -> TeacherRef:
+    entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
+    if entry is not None and zoo.path(entry).is_file():
+        return zoo.ref(entry)
+    if name not in networks.names():
+        raise unknown("teacher", name, [*zoo.entries, *networks.names()])
+    protocol = protocol.for_teachers({})
+    cell = teacher_cell(name, protocol, data_root, plugins, zoo)
+    if Store(output).run(cell).state != "done":
+        raise UserError(
+            f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "
+            f"see: teachers add, teachers fetch, or teachers train {name} --protocol {protocol.name}"
+        )
+    return TeacherRef(name, protocol.mean, protocol.std, cell=cell.key)
+
+
+def table(found: Quality, measure: Measure) -> str:
+    """Layers with their values as plain text; a star marks the layers of highest Q."""
+    chosen, values = measure.chosen(found), measure.values(found)
+    width = max(map(len, found.units))
+    lines = [f"{'':4s} {'layer':{width}s} " + " ".join(f"{metric:>8s}" for metric in METRICS)]
+    for i, unit in enumerate(found.units):
+        figures = " ".join(f"{float(values[metric][i]):8.4f}" for metric in METRICS)
+        lines.append(f"{i:4d} {unit:{width}s} {figures}{'  *' if unit in chosen else ''}")
+    for metric in get_args(Metric):
+        units = measure.chosen(found, metric)
+        lines.append(f"layers by {metric:6s}: {', '.join(f'{found.units.index(u)} ({u})' for u in units)}")
+    return "\n".join(lines)
+
+
+def csv(found: Quality, measure: Measure) -> str:
+    """One line per layer."""
+    chosen, values = measure.chosen(found), measure.values(found)
+    lines = ["index,layer,S,I,E,Q,chosen"]
+    for i, unit in enumerate(found.units):
+        figures = ",".join(f"{float(values[metric][i]):.6f}" for metric in METRICS)
+        lines.append(f"{i},{unit},{figures},{'yes' if unit in chosen else 'no'}")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Quality, measure: Measure, title: str) -> bytes:
+    """S, I, E and Q over depth as a PNG, the chosen layers marked."""
+    from ..report.figures import figure, png
+
+    fig, ((axes,),) = figure(title)
+    depth = range(len(found.units))
+    values = measure.values(found)
+    for metric in METRICS:
+        axes.plot(depth, values[metric], label=metric, linewidth=2.4 if metric == "Q" else 1.2)
+    chosen = [found.units.index(unit) for unit in measure.chosen(found)]
+    axes.scatter(chosen, values["Q"][chosen], marker="o", zorder=3, color="black", label="chosen by Q")
+    axes.set_xticks(depth, found.units, rotation=90, fontsize=7)
+    axes.set_ylabel("value")
+    axes.legend(ncols=5, fontsize=8)
+    return png(fig)

@@ -1,0 +1,149 @@
+"""How alike the blocks of student and teacher are, over training: what Block-KD claims to bring about unasked.
+
+Two measures on the same test images, block by block: linear CKA, which sees the geometry of the samples and no
+connector; and the distance through the best linear connector (a 1x1 convolution with bias, by least squares), as the
+share of the teacher's variance that it leaves. Fitting one makes methods with and without a connector comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_methods.analysis.locations import rows
+from kd_methods.contract import Network
+from kd_methods.functional.feature import same_size
+
+from ..common.files import write_bytes, write_text
+from ..networks import NetworkView
+from ..store.runs import Store
+from ..tasks import TaskData
+from ..tasks.images import Normalisation
+
+IMAGES = 500
+MEASURES = {"cka": "linear CKA", "distance": "distance through a linear connector"}
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment of features (n, p) and (n, q); Kornblith et al. 2019, equation 3."""
+    grams = [features.double() @ features.double().t() for features in (x, y)]
+    a, b = (gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean() for gram in grams)
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300))
+
+
+def connector_distance(x: Tensor, y: Tensor) -> float:
+    """Share of the variance of y (n, q) that the best affine map of x (n, p) leaves, between 0 and 1."""
+    x, y = (features.double() - features.double().mean(0) for features in (x, y))
+    # A minimum-norm solution by the pseudo-inverse: channels may be constant, or sums of others.
+    solution = torch.linalg.pinv(x.t() @ x, hermitian=True) @ (x.t() @ y)
+    return float((y - x @ solution).pow(2).sum() / y.pow(2).sum().clamp_min(1e-300))
+
+
+class BlockSimilarity:
+    """Measures a student against the teacher on the first test images.
+
+    Args:
+        teacher: the frozen teacher.
+        normalisation: how it wants its inputs.
+        data: the task's data.
+    """
+
+    def __init__(self, teacher: NetworkView, normalisation: Normalisation, data: TaskData) -> None:
+        self.data = data
+        batch = data.clean(torch.arange(min(IMAGES, data.test_samples)), test=True)
+        with torch.no_grad():
+            self.theirs = teacher.folded()(batch.inputs(normalisation), fields=("blocks",)).blocks
+        self.inputs = batch.student().inputs
+
+    def __call__(self, student: Network) -> dict[str, list[float]]:
+        """Each measure by block, from the first to the last that both networks have."""
+        with torch.no_grad():
+            ours = student(self.inputs, fields=("blocks",)).blocks
+        count = min(len(ours), len(self.theirs))
+        pairs = list(zip(ours[-count:], self.theirs[-count:], strict=True))
+        return {
+            "cka": [linear_cka(s.flatten(1), t.flatten(1)) for s, t in pairs],
+            "distance": [connector_distance(*map(rows, _alike(s, t))) for s, t in pairs],
+        }
+
+
+def _alike(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    if s.dim() == t.dim() == 4:
+        return same_size(s, t)
+    # Tokens beside a map or another number of tokens: their means are all that corresponds.
+    return tuple(x.mean(1, keepdim=True) if x.dim() == 3 else F.adaptive_avg_pool2d(x, 1) for x in (s, t))  # type: ignore[return-value]
+
+
+Curves = dict[str, dict[int, dict[str, list[float]]]]
+"""Measures by title of the row and by epoch."""
+
+
+def collect(manifest: Mapping[str, Any], store: Store, column: str) -> Curves:
+    """The measures after every epoch that all seeds with measurements have, mean over those."""
+    found: Curves = {}
+    for row in manifest["rows"]:
+        runs = []
+        for cell in manifest["cells"]:
+            if (cell["row"], cell["column"]) == (row["key"], column):
+                records = {r["epoch"]: r["similarity"] for r in store.run(cell["key"]).metrics if r.get("similarity")}
+                runs += [records] if records else []
+        if common := sorted(set.intersection(*map(set, runs))) if runs else []:
+            found[row["title"]] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
+    return found
+
+
+def _mean(measured: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    return {name: [fmean(values) for values in zip(*(m[name] for m in measured), strict=True)] for name in MEASURES}
+
+
+def write(manifest: Mapping[str, Any], store: Store, folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """A plot and a CSV for every column that has measurements; rows without are named."""
+    files: list[Path] = []
+    for column in manifest["columns"]:
+        curves = collect(manifest, store, column["key"])
+        if left := [row["title"] for row in manifest["rows"] if row["title"] not in curves]:
+            say(
+                f"not in the plot of {column['key']}, without a teacher or trained before without --similarity: "
+                f"{', '.join(left)}; another --output trains anew"
+            )
+        if curves:
+            stem = folder / f"{manifest['name']}-blocks-{column['key']}"
+            write_text(stem.with_name(f"{stem.name}.csv"), csv(curves))
+            write_bytes(stem.with_name(f"{stem.name}.png"), plot(curves, f"{manifest['title']}: {column['key']}"))
+            files += [stem.with_name(f"{stem.name}{suffix}") for suffix in (".csv", ".png")]
+    return files
+
+
+def csv(curves: Curves) -> str:
+    """One line per row, epoch and block."""
+    lines = ["row,epoch,block,cka,distance"]
+    for title, epochs in curves.items():
+        for epoch, values in epochs.items():
+            for block, (cka, distance) in enumerate(zip(values["cka"], values["distance"], strict=True), 1):
+                quoted = title.replace('"', '""')
+                lines.append(f'"{quoted}",{epoch},{block},{cka:.6f},{distance:.6f}')
+    return "\n".join(lines) + "\n"
+
+
+def plot(curves: Curves, title: str) -> bytes:
+    """One panel per measure and block, one line per row of the table."""
+    from ..report.figures import figure, png
+
+    blocks = min(len(values["cka"]) for epochs in curves.values() for values in epochs.values())
+    fig, axes = figure(title, columns=blocks, rows=len(MEASURES))
+    for line, (name, label) in enumerate(MEASURES.items()):
+        for block in range(blocks):
+            panel = axes[line][block]
+            for row, epochs in curves.items():
+                panel.plot(list(epochs), [v[name][block] for v in epochs.values()], marker=".", label=row)
+            panel.set_title(f"block {block + 1}", fontsize=9)
+            panel.set_xlabel("epoch")
+        axes[line][0].set_ylabel(label)
+    axes[0][0].legend(fontsize=7)
+    return png(fig)

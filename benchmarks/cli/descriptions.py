@@ -1,0 +1,185 @@
+"""Tables, protocols and methods in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..common.yaml_files import TABLES
+from ..config.protocol import load_protocol
+from ..config.table_spec import all_pair_settings, load_table
+from ..store.manifest import flat
+
+if TYPE_CHECKING:
+    from kd_methods.contract import Method
+
+
+def table(name: str) -> str:
+    """Rows, columns and presets of a table."""
+    spec = load_table(name)
+    lines = [f"{spec.name}: {spec.title}", "rows     " + ", ".join(row.id for row in spec.methods)]
+    lines.append("columns  " + ", ".join(pair.id for pair in spec.pairs))
+    for preset_name in spec.presets:
+        preset = spec.preset(preset_name)
+        protocol = load_protocol(preset.protocol)
+        lines.append(f"preset {preset_name}: {protocol.name}, seeds {', '.join(map(str, preset.seeds))}")
+        if preset.pairs and preset.pairs != spec.pairs:
+            lines.append("  columns " + ", ".join(pair.id for pair in preset.pairs))
+        lines += [f"  {line}" for line in (*protocol.lines(), *protocol.deviations)]
+    if spec.published:
+        lines.append(f"published values: tables/published/{spec.published}, first of {', '.join(spec.sources)}")
+    return "\n".join(lines)
+
+
+def protocol(name: str) -> str:
+    """A protocol's values and where they come from."""
+    spec = load_protocol(name)
+    lines = [f"{spec.name} v{spec.version}: {spec.title}", *(f"  {line}" for line in spec.lines())]
+    lines += [f"  differs from the published recipe {spec.recipe}: {line}" for line in spec.deviations]
+    return "\n".join([*lines, f"  source: {spec.source}"])
+
+
+def method(name: str) -> str:
+    """A method's card: formula, citation, needs, settings with defaults and sources, divergences."""
+    from kd_methods import registry
+
+    cls = registry.get(name)
+    card = cls.card
+    lines = [f"{card.name} v{card.version} ({card.family}): {card.title}", f"  {(cls.__doc__ or '').splitlines()[0]}"]
+    lines += [f"  loss      {card.formula}"] if card.formula else []
+    lines.append(f"  optimum   {card.optimum}")
+    lines += [f"  order     the losses depend on the order within a batch: {card.order}"] if card.order else []
+    lines.append(f"  reads     {reads(cls)}")
+    lines.append("  settings")
+    for key, default, description, ours in settings(cls):
+        lines.append(f"    {key} = {default}  {description}" + "  [our choice: no published value]" * ours)
+    lines += [f"  defaults from {card.source}"] if card.source else []
+    for recipe, pairs in pair_values(name).items():
+        lines += [f"    under {recipe}: {values}" for values in pairs]
+    lines += [f"  note      {line}" for line in card.divergences]
+    for key in papers(name):
+        lines += ["", bibtex(key)]
+    return "\n".join(lines)
+
+
+def reads(cls: type[Method]) -> str:
+    """What a method's losses read of both networks, in words."""
+    needs = cls.needs
+    student = ", ".join(("logits", *needs.student, *needs.student_units))
+    teacher = ", ".join((*needs.teacher, *needs.teacher_units)) or "nothing"
+    more = [f"batches of {needs.min_batch} at least"] * (needs.min_batch > 1)
+    if cls.card.inputs != "images":
+        goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
+        goal = goal or f"classification into {cls.card.classes} classes at least"
+        found = "detectors" if cls.card.inputs == "detection" else f"text, {goal}"
+        if cls.card.inputs == "any":
+            found = f"images or text, {goal}" + ", regions of detectors" * (not needs.student)
+        more.append(found)
+    more += ["two views of each image"] * (needs.views > 1)
+    more += [f"batches of {needs.max_batch} at most"] * bool(needs.max_batch)
+    if cls.phase_needs:
+        first = cls.phase_needs
+        more.append(f"in the first phase student: {', '.join(first.student) or 'nothing'},"
+                    f" teacher: {', '.join(first.teacher)}")  # fmt: skip
+    return "; ".join([f"student: {student}", f"teacher: {teacher}", *more])
+
+
+def settings(cls: type[Method], prefix: str = "") -> Iterator[tuple[str, str, str, bool]]:
+    """Name, default, description of each setting, and whether the default is our own choice."""
+    for part in getattr(cls, "parts_of", ()):
+        yield from settings(part, f"{part.card.name}.")
+    if not hasattr(cls, "parts_of"):
+        for key, field in cls.Settings.model_fields.items():
+            yield f"{prefix}{key}", repr(field.default), field.description or "", key in cls.card.our_choice
+
+
+def papers(name: str) -> list[str]:
+    """Keys in tables/references.bib of what a method, its modifiers and its parts come from."""
+    from kd_methods import registry
+
+    parts = [registry.card(part).paper for full in name.split("+") for part in (full.partition("@")[0], full)]
+    return [key for key in dict.fromkeys(parts) if key]
+
+
+def parameters(name: str, pair: str) -> str:
+    """What a method adds on a pair: parameters trained, and those that stay at inference.
+
+    Raises:
+        UserError: an unknown network, or a pair that the method cannot work on.
+    """
+    import torch
+
+    import kd_methods
+    from kd_methods.contract import DataInfo
+
+    from ..networks import build_network, count
+
+    teacher, _, student = pair.partition("-")
+    labels = torch.arange(50_000) % 100
+    views = build_network(student), build_network(teacher).requires_grad_(False).eval()
+    plain = count(views[0].module.parameters())
+    built = kd_methods.build(name, *views, DataInfo(len(labels), 100, labels))
+    trained = built.adapt(views[0])
+    both = count([*trained.parameters(), *built.parameters()])
+    deployed = count(built.deployed(trained).parameters())
+    kept = sum(buffer.numel() for buffer in built.state_dict().values()) - count(built.parameters())
+    return (
+        f"on {pair} (100 classes, 50,000 images): the student has {plain:,} parameters; {both - plain:+,} in training,"
+        f" {deployed - plain:+,} at inference; {kept:,} numbers kept besides (statistics, memory banks)"
+    )
+
+
+def methods_page() -> str:
+    """docs/methods.md: every card, by family."""
+    from kd_methods import registry
+
+    lines = [
+        "# Methods",
+        "",
+        "Made from the methods' cards by `./reproduce.sh show methods > docs/methods.md`; a test compares the two.",
+        "A name may carry a modifier after `@` and be combined by `+`: `dkd@ls`, `crd+kd`.",
+        "Values marked **chosen** are our own choice, since none is published.",
+    ]
+    for suffix, modifier in registry.modifiers().items():
+        lines += ["", f"- `@{suffix}` ({modifier.title}): {modifier.summary}. Defaults from {modifier.source}."]
+        lines += [f"  {line[:1].upper()}{line[1:]}." for line in modifier.divergences]
+    for family in registry.FAMILIES:
+        lines += ["", f"## {family.capitalize()}"]
+        for entry in (entry for entry in registry.index().values() if entry.family == family):
+            lines += _section(entry.name)
+    return "\n".join(lines)
+
+
+def _section(name: str) -> list[str]:
+    from kd_methods import registry
+
+    cls = registry.get(name)
+    card = cls.card
+    lines = ["", f"### `{name}` {card.title}", "", (cls.__doc__ or "").splitlines()[0], "", f"    {card.formula}", ""]
+    lines += [f"- Optimum: {card.optimum}", f"- Reads {reads(cls)}"]
+    lines += [f"- Depends on the order of the samples: {card.order}"] * bool(card.order)
+    if values := [f"`{key}` {default}{' **chosen**' * ours} ({text})" for key, default, text, ours in settings(cls)]:
+        lines.append("- Settings: " + "; ".join(values))
+    lines.append(f"- Defaults from {card.source}")
+    for recipe, pairs in pair_values(name).items():
+        lines += [f"- Under `{recipe}`: {text}" for text in pairs]
+    lines += [f"- Note: {text}" for text in card.divergences]
+    lines += [f"- Cite `{card.paper}` (tables/references.bib)"] * bool(card.paper)
+    return lines
+
+
+def pair_values(name: str) -> dict[str, list[str]]:
+    """Settings that are published for some pairs, in words, by recipe."""
+    found: dict[str, list[str]] = {}
+    for entry in all_pair_settings().get(name, ()):
+        values = ", ".join(f"{key} = {value}" for key, value in flat(entry.values).items())
+        pairs = ", ".join(entry.pairs) or "all pairs"
+        found.setdefault(entry.recipe, []).append(f"{values} for {pairs} ({entry.source})")
+    return found
+
+
+def bibtex(key: str) -> str:
+    """One entry of tables/references.bib."""
+    entries = (TABLES / "references.bib").read_text(encoding="utf-8").split("\n@")
+    found = next((entry for entry in entries if entry.partition("{")[2].startswith(f"{key},")), None)
+    return "@" + found.strip().removeprefix("@") if found else f"({key} is missing from tables/references.bib)"

@@ -1,0 +1,46 @@
+"""What this machine has, and what can be run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from kd_methods.errors import UserError
+
+from ..common import environment
+from ..config.protocol import load_protocol
+from ..config.table_spec import load_table, table_names
+from ..store.runs import Store
+from ..tasks import get_task
+from ..teachers.zoo import Zoo
+
+
+def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
+    """Lines for a person: versions, devices, store, data, teachers, tables."""
+    facts = environment.describe(environment.device("auto"))
+    yield "versions   " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+    yield f"device     {facts['device']}: {facts['machine']}"
+    if torch.cuda.is_available():
+        yield f"memory     {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB on the GPU"
+    yield f"commit     {facts['commit'] or 'no git checkout'}"
+    try:
+        Store(output).check_writable()
+        yield f"store      {output}: writable, {len(list((output / 'runs').glob('*/status.json')))} runs"
+    except UserError as error:
+        yield f"store      {error}"
+    tasks = {}
+    for name in ("digits", "digits32", "cifar100", "cifar10", "tiny-imagenet", "imagenet"):
+        try:
+            tasks[name] = get_task(name).samples(data_root, download=False)
+            yield f"data       {name}: {tasks[name]} training images"
+        except UserError as error:
+            yield f"data       {name}: {error}"
+    zoo = Zoo(checkpoints)
+    installed = [name for name, entry in zoo.entries.items() if zoo.path(entry).is_file()]
+    yield f"teachers   {checkpoints}: {', '.join(installed) or 'none installed (trained as cells where needed)'}"
+    for name in table_names():
+        table = load_table(name)
+        ready = [p for p in table.presets if load_protocol(table.presets[p].protocol).task in tasks]
+        yield f"table      {name}: presets that can run now: {', '.join(ready) or 'none'}"

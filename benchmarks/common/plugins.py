@@ -1,0 +1,60 @@
+"""A user's own methods, networks and tasks, from Python files named on the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_methods.errors import UserError
+
+from .files import sha256_file
+
+
+def load(paths: Sequence[Path]) -> dict[str, str]:
+    """Import plugin files.
+
+    Returns:
+        What each file registered, as ``method:NAME``, ``network:NAME`` or ``task:NAME``, mapped to the file's sha256;
+        these digests enter the cells that use the name.
+
+    Raises:
+        UserError: a file is missing, fails to import, or registers nothing.
+    """
+    registered: dict[str, str] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"--plugin {path}: there is no such file")
+        before = _names()
+        name = f"kd_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if not (spec and spec.loader):
+            raise UserError(f"--plugin {path}: a plugin is a Python file, its name ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except UserError:
+            raise
+        except Exception as error:  # a user's file may fail in any way
+            raise UserError(f"--plugin {path} cannot be imported: {type(error).__name__}: {error}") from None
+        new = _names() - before
+        if not new:
+            raise UserError(
+                f"--plugin {path} registers nothing; use @kd_methods.register, register_network or register_task"
+            )
+        registered.update(dict.fromkeys(new, sha256_file(path)))
+    return registered
+
+
+def _names() -> set[str]:
+    import kd_methods
+
+    from .. import networks, tasks
+
+    return (
+        {f"method:{name}" for name in kd_methods.available()}
+        | {f"network:{name}" for name in networks.names()}
+        | {f"task:{name}" for name in tasks.task_names()}
+    )

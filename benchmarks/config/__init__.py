@@ -1,0 +1,1 @@
+"""YAML to typed protocols, tables and published values."""

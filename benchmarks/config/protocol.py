@@ -1,0 +1,455 @@
+"""Protocols: how the cells of a table are trained and read, from tables/protocols/. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from pydantic import Field, ValidationError, model_validator
+
+from kd_methods.errors import UserError, unknown
+
+from ..common.yaml_files import TABLES, Strict, load
+
+
+class Optimizer(Strict):
+    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes for images have it.
+
+    ``decay_matrices_only`` leaves biases and normalisations out of the decay. ``clip`` is the largest norm of all
+    gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the last
+    map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum +
+    delta.
+    ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient.
+    """
+
+    name: Literal["sgd", "dot", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    delta: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    clip: float = Field(default=0.0, ge=0)
+    decay_matrices_only: bool = False
+    backbone: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Optimizer:
+        if self.name == "dot" and (self.clip or self.decay_matrices_only or self.backbone != 1):
+            raise ValueError("dot has no clip, decays every parameter, and has one rate for all")
+        if self.name != "dot" and self.delta:
+            raise ValueError("delta is a setting of the optimiser dot")
+        if self.name != "adamw" and self.beta2 != 0.999:
+            raise ValueError("beta2 is a setting of the optimiser adamw")
+        if self.name == "adamw" and self.nesterov:
+            raise ValueError("adamw has no nesterov")
+        if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
+            raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
+        return self
+
+    def line(self) -> str:
+        """In words, without the learning rate."""
+        decay = f"weight decay {self.weight_decay:g}" + " of matrices only" * self.decay_matrices_only
+        decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
+        decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
+        if self.name == "adamw":
+            return f"AdamW, beta2 {self.beta2:g}, {decay}"
+        kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}[self.name]
+        nesterov = " (Nesterov)" if self.nesterov else ""
+        return f"{kind}, momentum {self.momentum:g}{nesterov}, {decay}"
+
+
+class Detection(Strict):
+    """What a protocol of detection has beyond the others. Its epochs are stretches of ``iterations``, each evaluated.
+
+    short_sides   of them one is drawn for every training image, in pixels; its long side is at most ``long_side``
+    test_side     the short side in evaluation
+    warmup        iterations over which the learning rate rises linearly, from a thousandth
+    pretrained    students begin with a backbone trained on ImageNet; without, no stage is frozen
+    workers       processes that load images
+    processes     processes, each with a GPU where there are GPUs, that share every batch; gradients are averaged
+    """
+
+    iterations: int = Field(ge=1)
+    short_sides: tuple[int, ...] = Field(min_length=1)
+    long_side: int = Field(ge=1)
+    test_side: int = Field(ge=1)
+    warmup: int = Field(default=0, ge=0)
+    pretrained: bool = True
+    workers: int = Field(default=0, ge=0)
+    processes: int = Field(default=1, ge=1)
+
+
+class Crops(Strict):
+    """How images that are decoded from files, in ``workers`` processes, become inputs of one size.
+
+    In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
+    evaluation the short side is resized to ``test_resize`` and the middle cut out. ``auto_augment`` is as timm's
+    ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
+    saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
+    """
+
+    size: int = Field(default=224, ge=1)
+    scale: tuple[float, float] = (0.08, 1.0)
+    test_resize: int = Field(default=256, ge=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    color_jitter: float = Field(default=0.0, ge=0)
+    auto_augment: str = ""
+    erase: float = Field(default=0.0, ge=0, le=1)
+    workers: int = Field(default=8, ge=0)
+
+    def line(self) -> str:
+        """In words, without the flip."""
+        more = f", colour jitter {self.color_jitter:g}" if self.color_jitter and not self.auto_augment else ""
+        more += f", {self.auto_augment}" if self.auto_augment else ""
+        more += f", random erasing {self.erase:g}" if self.erase else ""
+        low, high = self.scale
+        return (
+            f"random resized crop {self.size} (area {low:g} to {high:g}, {self.interpolation}){more}, "
+            f"in evaluation short side {self.test_resize}, centre crop {self.size}"
+        )
+
+
+class Changes(TypedDict, total=False):
+    """What a run can change of its protocol; None leaves it as it is. See :meth:`Protocol.changed`."""
+
+    epochs: int | None
+    holdout: int | None
+    precision: str | None
+    accumulate: int | None
+    processes: int | None
+
+
+_OF_DETECTION = {
+    *("name", "version", "task", "title", "source", "deviations", "recipe", "epochs", "recipe_epochs", "batch_size"),
+    *("optimizer", "milestones", "decay", "flip", "precision", "detection"),
+}
+"""What of a protocol is read where it is one of detection."""
+
+
+class Protocol(Strict):
+    """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
+
+    ``recipe_epochs`` is the length that the recipe was written for; milestones and the methods' warm-ups are in its
+    epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
+    of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
+    of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
+    ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
+    ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
+    momentum), or rises linearly over the share ``warmup`` of all steps and then falls to zero, ``linear`` or by half a
+    ``cosine``. ``rotation`` turns each image by up to so many degrees. ``label_smoothing`` is that of the task's loss.
+
+    ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
+    losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
+    and losses that relate samples are those of a part. ``compile``: networks run compiled.
+
+    ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
+    protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
+    begin with installed ImageNet weights (:mod:`benchmarks.networks.imagenet_start`).
+
+    Texts are cut after ``max_length`` tokens; ``tokenizer`` is a folder or a name on the hub, by default the task's.
+    """
+
+    name: str
+    version: int
+    task: str
+    title: str = ""
+    source: str = ""
+    deviations: tuple[str, ...] = ()
+    recipe: str = ""
+    epochs: int = Field(ge=1)
+    recipe_epochs: int = 0
+    batch_size: int = Field(ge=1)
+    drop_last: bool = False
+    optimizer: Optimizer
+    lr_by_student: dict[str, float] = Field(default={})
+    lr_alone: float | None = Field(default=None, gt=0)
+    teachers_from: str = ""
+    start: Literal["", "imagenet"] = ""
+    schedule: Literal["steps", "onecycle", "linear", "cosine"] = "steps"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    crop_padding: int = 0
+    crop_fill: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = False
+    one_crop_per_batch: bool = False
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    crops: Crops | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
+    stored_logits: bool = False
+    second_view: Literal["", "randaugment"] = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    max_length: int = Field(default=0, ge=0)
+    tokenizer: str = ""
+    holdout: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(default=1, ge=1)
+    compile: bool = False
+    detection: Detection | None = None
+
+    @model_validator(mode="after")
+    def _parts(self) -> Protocol:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size")
+        if self.accumulate > 1 and self.optimizer.name == "dot":
+            raise ValueError("dot has two kinds of gradients, which are not accumulated")
+        if self.schedule == "onecycle" and self.optimizer.name == "dot":
+            raise ValueError("one cycle moves the momentum, and dot has two")
+        if self.stored_logits and (self.crops or self.max_length):
+            raise ValueError("stored_logits is for images that lie on the device, without crops or max_length")
+        if self.detection:
+            self._check_detection(self.detection)
+        return self
+
+    def _check_detection(self, own: Detection) -> None:
+        if unread := sorted(set(self.model_dump(exclude_defaults=True)) - _OF_DETECTION):
+            raise ValueError(f"not for detection: {', '.join(unread)}")
+        if self.optimizer.name != "sgd" or self.optimizer.decay_matrices_only or self.optimizer.backbone != 1:
+            raise ValueError("detection has the optimizer sgd, with one rate for all, which decays every parameter")
+        if self.batch_size % own.processes:
+            raise ValueError(f"a batch of {self.batch_size} is not shared evenly by {own.processes} processes")
+
+    def model_post_init(self, _: Any) -> None:
+        object.__setattr__(self, "recipe", self.recipe or self.name)
+        object.__setattr__(self, "recipe_epochs", self.recipe_epochs or self.epochs)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two protocols different, as far as a cell does not say it itself (task and learning rate).
+
+        What is left at its default is left out, so that a field added later leaves the identity of old cells alone.
+        """
+        own = {"task", "lr_by_student", "lr_alone", "teachers_from", "start", "title", "source", "deviations", "recipe"}
+        values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
+        values["optimizer"].pop("lr")
+        for part in ("crops", "detection"):
+            values.get(part, {}).pop("workers", None)
+        return values
+
+    def lr(self, student: str, taught: bool = True) -> float:
+        """The learning rate with which a student starts."""
+        if self.lr_alone and not taught:
+            return self.lr_alone
+        return self.lr_by_student.get(student, self.optimizer.lr)
+
+    def for_teachers(self, changes: Changes) -> Protocol:
+        """The protocol under which teachers are trained that have no file, once this one is ``changed``.
+
+        In another length as much longer or shorter; images that are held out here are so there.
+        """
+        if not self.teachers_from:
+            return self.changed(**changes)
+        own, epochs, wanted = load_protocol(self.teachers_from), changes.get("epochs"), changes.copy()
+        wanted["epochs"] = epochs and max(1, round(own.epochs * epochs / self.epochs))
+        wanted["holdout"] = changes.get("holdout") or self.holdout or None
+        return own.changed(**wanted)
+
+    def pace(self, epoch: int, done: int = 0, total: int = 1) -> tuple[float, float | None]:
+        """Factor on the learning rate, and the momentum where it moves, after ``done`` of ``total`` steps.
+
+        With milestones the factor is that of the epoch, counted from 1, and constant within it.
+        """
+        if self.schedule == "onecycle":
+            return one_cycle(done, total)
+        if self.schedule in ("linear", "cosine"):
+            rising = self.warmup * total
+            left = (total - done) / (total - rising)
+            falling = left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+            return (done / rising if done < rising else falling), None
+        passed = sum(self.recipe_epoch(epoch - 1) >= milestone for milestone in self.milestones)
+        return self.decay**passed, None
+
+    @property
+    def processes(self) -> int:
+        """How many processes share each batch."""
+        return self.detection.processes if self.detection else 1
+
+    @property
+    def part_size(self) -> int:
+        """How many samples of a batch go through a network together."""
+        return self.batch_size // (self.accumulate * self.processes)
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, accumulation and compilation in words."""
+        compiled = ", compiled" if self.compile else ""
+        count = self.accumulate * self.processes
+        if count == 1:
+            return f"{self.precision}{compiled}"
+        where, kind = ("on", "processes") if self.processes > 1 else ("in", "parts")
+        size = f"batch statistics and relations are those of {self.part_size} samples"
+        return f"{self.precision}, each batch {where} {count} {kind} ({size}){compiled}"
+
+    @property
+    def views(self) -> int:
+        """How many views of each image a method can have."""
+        return 2 if self.second_view else 1
+
+    def epochs_of(self, recipe_epochs: float) -> int:
+        """How many epochs of this run, one at least, stand for that many of the recipe."""
+        return max(1, round(recipe_epochs * self.epochs / self.recipe_epochs))
+
+    def milestones_in(self, iterations: int) -> list[int]:
+        """The milestones in steps, where an epoch of this run has so many."""
+        return [round(milestone * self.epochs * iterations / self.recipe_epochs) for milestone in self.milestones]
+
+    def with_optimizer(self, changes: Mapping[str, Any]) -> Protocol:
+        """This protocol with some of the optimiser's settings changed.
+
+        Raises:
+            UserError: they do not fit this protocol's other settings.
+        """
+        if not changes:
+            return self
+        optimizer = {**self.optimizer.model_dump(), **changes}
+        return self._with({"optimizer": optimizer}, f"optimizer {dict(changes)} under protocol {self.name}")
+
+    def _with(self, update: Mapping[str, Any], what: str) -> Protocol:
+        try:
+            return Protocol.model_validate({**self.model_dump(), **update})
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"{what}: {message}") from None
+
+    def recipe_epoch(self, epoch: float) -> float:
+        """Where ``epoch`` of this run lies in the recipe's own epochs."""
+        return epoch * self.recipe_epochs / self.epochs
+
+    def changed(self, **changes: Unpack[Changes]) -> Protocol:
+        """This protocol with another length or arithmetic, or tested on ``holdout`` training images left out.
+
+        Every change that makes other numbers is told among the deviations.
+
+        Raises:
+            UserError: a value that does not fit.
+        """
+        epochs, holdout, precision = changes.get("epochs"), changes.get("holdout"), changes.get("precision")
+        accumulate, processes = changes.get("accumulate"), changes.get("processes")
+        update: dict[str, Any] = {}
+        deviations = list(self.deviations)
+        if epochs is not None and epochs != self.epochs:
+            if epochs < 1:
+                raise UserError(f"--epochs {epochs}: give at least 1")
+            update["epochs"] = epochs
+            deviations.append(f"{_epochs(epochs)} instead of {self.epochs}, milestones scaled")
+        if precision and precision != self.precision:
+            update["precision"] = precision
+            deviations.append(f"{precision} instead of {self.precision}")
+        if accumulate and accumulate != self.accumulate:
+            update["accumulate"] = accumulate
+            deviations.append(f"each batch in {accumulate} parts, whose gradients are summed")
+        if processes and not self.detection:
+            raise UserError("--processes is for detection")
+        if processes and self.detection and processes != self.processes:
+            update["detection"] = {**self.detection.model_dump(), "processes": processes}
+            deviations.append(f"each batch on {processes} processes, whose gradients are averaged")
+        if holdout:
+            update["holdout"] = holdout
+            deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
+        if not update:
+            return self
+        return self._with({**update, "deviations": tuple(deviations)}, f"protocol {self.name}")
+
+    def lines(self, students: Collection[str] | None = None, with_task: bool = True) -> tuple[str, ...]:
+        """The protocol in words, printed under every table; learning rates of ``students`` only, where given.
+
+        Without the task, where columns say which they are on.
+        """
+        if self.detection:
+            return self._detection_lines(self.detection, with_task)
+        where = f" on {self.task}" if with_task else ""
+        after = sorted({math.ceil(milestone * self.epochs / self.recipe_epochs) for milestone in self.milestones})
+        decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
+        special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
+        rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
+        rates += f", {self.lr_alone:g} without a teacher" if self.lr_alone else ""
+        start = f"; networks begin with weights of {self.start}" if self.start else ""
+        fill = " (reflected)" if self.crop_fill == "reflect" else ""
+        crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
+        crop += " (the same for a whole batch)" if self.one_crop_per_batch else ""
+        crop = self.crops.line() if self.crops else crop
+        turn = f", random rotation by up to {self.rotation:g} degrees" if self.rotation else ""
+        smooth = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
+        noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
+        last = ", last incomplete batch dropped" if self.drop_last else ""
+        second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
+        falls = self.schedule in ("linear", "cosine")
+        stored = ", teacher's logits computed once, on another augmentation" if self.stored_logits else ""
+        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{noise}{smooth}{stored}"
+        if self.max_length:
+            data = f"at most {self.max_length} tokens, batches of texts of similar length"
+            data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
+        return (
+            f"{self.name} v{self.version}{where}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
+            f"{self.optimizer.line()}, {rates}"
+            + (f", times {self.decay:g} after epochs {decays}" if decays else "")
+            + (" at the peak of one cycle, momentum 0.95 to 0.85 and back" if self.schedule == "onecycle" else "")
+            + (f", {self.schedule} decay after a warm-up over {self.warmup:.0%} of the steps" * falls),
+            f"{data}, {self.arithmetic}{start}",
+        )
+
+    def _detection_lines(self, own: Detection, with_task: bool) -> tuple[str, ...]:
+        where = f" on {self.task}" if with_task else ""
+        total, after = self.epochs * own.iterations, self.milestones_in(own.iterations)
+        decays = f", times {self.decay:g} after {', '.join(map(str, after))} iterations" if after else ""
+        rise = f", linear warm-up over {own.warmup} iterations" if own.warmup else ""
+        low, high = min(own.short_sides), max(own.short_sides)
+        sides = f"{low}" if low == high else f"{low} to {high} ({len(own.short_sides)} sizes)"
+        start = "backbones of students begin with weights of ImageNet"
+        start = start if own.pretrained else "students begin with random weights"
+        return (
+            f"{self.name} v{self.version}{where}: {total} iterations, batch {self.batch_size}",
+            f"{self.optimizer.line()}, lr {self.optimizer.lr:g}{decays}{rise}",
+            f"short side {sides}, long side at most {own.long_side}, short side {own.test_side} in evaluation"
+            f"{', horizontal flip' if self.flip else ''}, {self.arithmetic}; {start}",
+        )
+
+
+def one_cycle(done: int, total: int) -> tuple[float, float]:
+    """Factor on the peak learning rate, and momentum, after ``done`` of ``total`` steps: torch's OneCycleLR.
+
+    By cosines from 1/25 to 1 over the first 30 % and on to 1/250,000; the momentum from 0.95 to 0.85 and back.
+    """
+    top, end = 0.3 * total - 1, total - 1
+    rising = done <= top
+    way = done / top if rising and top > 0 else (done - top) / max(1, end - top)
+    there = (1 - math.cos(math.pi * min(way, 1.0))) / 2
+    low, momentum = (1 / 25, (0.95, 0.85)) if rising else (1 / 25e4, (0.85, 0.95))
+    factor = low + (1 - low) * (there if rising else 1 - there)
+    return factor, momentum[0] + (momentum[1] - momentum[0]) * there
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + "s" * (count != 1)
+
+
+def protocol_names() -> list[str]:
+    """The protocols that ship with the suite."""
+    return sorted(path.stem for path in (TABLES / "protocols").glob("*.yaml"))
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol by name, or by the path of a YAML file of one's own.
+
+    Raises:
+        UserError: no such protocol, or its YAML is malformed (file and line are named).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / "protocols" / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("protocol", name, protocol_names())
+    protocol = load(Protocol, path, "protocols")
+    if protocol.teachers_from.endswith((".yaml", ".yml")):  # one of one's own lies beside this one
+        protocol = protocol.model_copy(update={"teachers_from": str(path.parent / protocol.teachers_from)})
+    return protocol
+
+
+def steps_per_epoch(samples: int, protocol: Protocol) -> int:
+    """Optimisation steps of one epoch."""
+    if protocol.detection:
+        return protocol.detection.iterations
+    trained = samples - protocol.holdout
+    return trained // protocol.batch_size if protocol.drop_last else math.ceil(trained / protocol.batch_size)

@@ -1,0 +1,309 @@
+"""Tables: which cells they need and what is published for them, from tables/. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from kd_methods.errors import unknown
+from kd_methods.registry import FAMILIES, index
+
+from ..common.yaml_files import TABLES, Strict, load, merged, read_yaml, validate
+from .protocol import Optimizer, Protocol
+
+Init = Literal["", "first", "last", "spread", "heads"]
+"""How a column's or row's students may start; see :class:`Pair`."""
+
+
+class Pair(Strict):
+    """A column: teacher and student by network name.
+
+    ``task`` is the protocol's unless the column has its own, ``metric`` the task's own. With ``init`` the student
+    starts from its teacher's weights: an encoder from some of its layers, the ``first``, the ``last``, or those at
+    equal shares (``spread``), a detector from its neck and ``heads``.
+    """
+
+    id: str
+    teacher: str
+    student: str
+    task: str = ""
+    metric: str = ""
+    init: Init = ""
+
+
+class TaskColumn(Strict):
+    """A task that every pair of a table has a column for, and the metric to show."""
+
+    task: str
+    metric: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tells this column of a pair from its others."""
+        return self.task.rpartition("/")[2] + (f".{self.metric}" if self.metric else "")
+
+
+class Row(Strict):
+    """A method as a row; ``id`` differs from ``method`` where a table shows a method twice.
+
+    ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
+    that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's;
+    ``init`` is as in :class:`Pair`, for this row alone.
+    """
+
+    id: str
+    method: str
+    title: str = ""
+    settings: dict[str, Any] = Field(default={})
+    optimizer: dict[str, Any] = Field(default={})
+    published: str = ""
+    student: str = ""
+    init: Init = ""
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if other := set(value) - (set(Optimizer.model_fields) - {"lr"}):
+            raise ValueError(f"{', '.join(sorted(other))} is no setting of a row's optimiser")
+        return value
+
+
+class Matrix(Strict):
+    """Rows and columns as they are written in YAML; what a table and its presets have in common."""
+
+    @field_validator("pairs", mode="before", check_fields=False)
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return _read_pairs(value)
+
+    @field_validator("methods", mode="before", check_fields=False)
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return _read_rows(value)
+
+    @field_validator("tasks", mode="before", check_fields=False)
+    @classmethod
+    def _tasks(cls, value: Any) -> Any:
+        """Tasks may be written by name alone."""
+        return tuple({"task": t} if isinstance(t, str) else t for t in value) if isinstance(value, list) else value
+
+    @field_validator("methods", check_fields=False)
+    @classmethod
+    def _all_methods(cls, value: Any) -> Any:
+        return value and _expanded(value)
+
+
+class Preset(Matrix):
+    """A named way to run a table. What it does not set is the table's; a row's id alone is that row of the table."""
+
+    protocol: str
+    seeds: tuple[int, ...]
+    title: str = ""
+    pairs: tuple[Pair, ...] | None = None
+    methods: tuple[Row, ...] | None = None
+    task: str | None = None
+    tasks: tuple[TaskColumn, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+METRICS = {
+    "top1": "Top-1 accuracy (%)",
+    "top5": "Top-5 accuracy (%)",
+    "accuracy": "Accuracy (%)",
+    "accuracy_mm": "Accuracy (%), mismatched",
+    "mcc": "Matthews correlation (x100)",
+    "f1": "F1 (%)",
+    "pearson": "Pearson correlation (x100)",
+    "spearman": "Spearman correlation (x100)",
+    "mAP": "AP of boxes (%)",
+    "AP50": "AP at IoU 0.5 (%)",
+    "AP75": "AP at IoU 0.75 (%)",
+    "APs": "AP of small objects (%)",
+    "APm": "AP of medium objects (%)",
+    "APl": "AP of large objects (%)",
+}
+"""How tables call a metric."""
+
+
+class Efficiency(Strict):
+    """Which row's average relative improvement (ARI) is told, and against which rows."""
+
+    row: str
+    against: tuple[str, ...]
+
+
+class TableSpec(Matrix):
+    """One YAML of tables/: rows x columns of cells, and what is published for each.
+
+    ``metric`` is shown unless a column names its own; by default the task's. With ``tasks`` every pair has a column for
+    each, and one for their mean. ``extra`` is the optional part of the suite that the table needs. ``quoted`` are
+    published rows, with their titles, of methods that the suite does not have. ``probe`` is what is published of linear
+    probes of its students; ``similarity``: they are measured as with the option of that name. With ``efficiency`` a
+    second table gives the epochs that each row takes to the plain student's best, and how far one row is ahead of
+    others (ARI).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    title: str
+    metric: str = ""
+    extra: Literal["", "text", "detection"] = ""
+    pairs: tuple[Pair, ...]
+    tasks: tuple[TaskColumn, ...] = ()
+    methods: tuple[Row, ...]
+    published: str = ""
+    quoted: dict[str, str] = Field(default={})
+    probe: str = ""
+    similarity: bool = False
+    sources: tuple[str, ...] = ()
+    efficiency: Efficiency | None = None
+    presets: dict[str, Preset]
+
+    @model_validator(mode="after")
+    def _known_rows(self) -> TableSpec:
+        if self.efficiency:
+            rows = {row.id for row in self.methods}
+            if absent := {self.efficiency.row, *self.efficiency.against} - rows:
+                raise ValueError(f"efficiency names no row of the table: {', '.join(sorted(absent))}")
+        return self
+
+    def preset(self, name: str) -> Preset:
+        """A preset by name, completed with the table's own pairs and methods.
+
+        Raises:
+            UserError: no such preset.
+        """
+        if name not in self.presets:
+            raise unknown("preset", name, self.presets)
+        preset = self.presets[name]
+        tasks = self.tasks if preset.tasks is None else preset.tasks
+        own = {row.id: row for row in self.methods}
+        named = (own.get(row.id, row) if row == Row(id=row.id, method=row.id) else row for row in preset.methods or ())
+        update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": tuple(named) or self.methods}
+        return preset.model_copy(update={**update, "tasks": tasks})
+
+
+def columns(pairs: tuple[Pair, ...], tasks: tuple[TaskColumn, ...]) -> tuple[Pair, ...]:
+    """A column of each pair on each task; the pairs as they are where no tasks are named."""
+    if not tasks:
+        return pairs
+    return tuple(
+        pair.model_copy(update={"id": f"{pair.id}:{t.label}", "task": t.task, "metric": t.metric})
+        for pair in pairs
+        for t in tasks
+    )
+
+
+def _read_pairs(value: Any) -> Any:
+    """Pairs may be written ``teacher-student``."""
+    if not isinstance(value, list):
+        return value
+    read = []
+    for item in value:
+        if isinstance(item, str):
+            teacher, dash, student = item.partition("-")
+            if not dash:
+                raise ValueError(f"'{item}' is not of the form teacher-student")
+            item = {"id": item, "teacher": teacher, "student": student}
+        read.append(item)
+    return tuple(read)
+
+
+def _read_rows(value: Any) -> Any:
+    """Methods may be written by name alone."""
+    if not isinstance(value, list):
+        return value
+    return tuple({"id": item, "method": item} if isinstance(item, str) else item for item in value)
+
+
+def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """``"*"`` is every method for images that shares the field's recipe, without variants such as ``cc.paper``.
+
+    Families stand in the registry's order, methods of one family in that of their papers' years.
+    """
+    named = {row.id for row in rows}
+    others = [e for e in index().values() if not e.recipe and "." not in e.name and e.inputs in ("images", "any")]
+    others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
+    every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)
+    return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
+
+
+def table_names() -> list[str]:
+    """The tables that ship with the suite."""
+    return sorted(path.stem for path in TABLES.glob("*.yaml"))
+
+
+def load_table(name: str) -> TableSpec:
+    """A table by name, or by the path of a YAML file of one's own.
+
+    Raises:
+        UserError: no such table, or its YAML is malformed (file and line are named).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("table", name, table_names())
+    table = load(TableSpec, path, "tables")
+    # Protocols of one's own lie beside the table.
+    for preset_name, preset in table.presets.items():
+        if preset.protocol.endswith((".yaml", ".yml")):
+            table.presets[preset_name] = preset.model_copy(update={"protocol": str(path.parent / preset.protocol)})
+    return table
+
+
+class PairSettings(Strict):
+    """Settings of a method that are published for some pairs, or for all, under one recipe.
+
+    ``also`` are other recipes under which papers quote the method with them. ``our_choice``: nobody published them;
+    they are marked as our choice wherever they show.
+    """
+
+    recipe: str
+    also: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    values: dict[str, Any]
+    source: str
+    our_choice: bool = False
+
+
+def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
+    """What is published for a method on a pair, where it differs from the method's defaults.
+
+    A combination has its own published settings above those of its parts.
+    """
+    found: dict[str, Any] = {}
+    if "+" in method:
+        found = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
+    entry = pair_entry(method, pair, recipe)
+    return merged(found, entry.values) if entry else found
+
+
+def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
+    """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
+    known = all_pair_settings().get(method, ())
+    entries = (entry for entry in known if recipe in (entry.recipe, *entry.also))
+    names = {pair, pair.partition(":")[0]}  # on one task, and on any
+    return next((entry for entry in entries if names & set(entry.pairs) or not entry.pairs), None)
+
+
+@functools.cache
+def all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
+    """Published settings by method (tables/published/settings.yaml)."""
+    path = TABLES / "published" / "settings.yaml"
+    raw = read_yaml(path)
+    return {
+        method: tuple(validate(PairSettings, entry, path, (method, i)) for i, entry in enumerate(entries))
+        for method, entries in raw.items()
+    }
+
+
+def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: bool = False) -> str:
+    """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
+    length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
+    split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""
+    arithmetic = f"-{protocol.precision}" if protocol.precision != usual.precision else ""
+    arithmetic += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
+    arithmetic += f"-processes{protocol.processes}" if protocol.processes != usual.processes else ""
+    return f"{table}-{preset}{length}{split}{arithmetic}{'-uniform' if uniform else ''}"

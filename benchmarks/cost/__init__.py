@@ -1,0 +1,1 @@
+"""What a method costs: speed, memory, parameters."""

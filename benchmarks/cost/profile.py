@@ -1,0 +1,106 @@
+"""The profile of one method on one pair: a training step by parts, memory over it, its operators, a Chrome trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ..common.files import write_bytes, write_text
+from ..report.model import PARTS
+from .profiling import Bench
+from .setup import Suite
+
+ROUNDS, WARM_UP = 5, 2
+TOP = 15
+MARK = "kd: "
+
+Timeline = list[tuple[float, float]]
+
+
+def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, list[Path]]:
+    """Profile a step; returns a text and the files written.
+
+    Raises:
+        UserError: an unknown method or pair, or a method that is not made for the pair.
+    """
+    bench = suite.bench(pair, method)
+    bench.seconds(WARM_UP, 1)
+    split = bench.split(ROUNDS)
+    folder = output / "profiles"
+    stem = f"{method}-{pair}"
+    trace = folder / f"{stem}.trace.json"
+    operators = _traced(bench, trace)
+    timeline, starts = memory_timeline(trace, suite.device.type)
+    picture, text_file = folder / f"{stem}.png", folder / f"{stem}.txt"
+    total = sum(split.values())
+    lines = [f"{method} on {pair}, batch {suite.protocol.batch_size}, {suite.machine['machine']}"]
+    lines += [f"  {part:10s} {1e3 * split[part]:9.2f} ms  {split[part] / total:5.0%}" for part in PARTS]
+    lines += [f"  {'step':10s} {1e3 * total:9.2f} ms  {suite.protocol.batch_size / total:.0f} images/s"]
+    if timeline:
+        lines.append(
+            f"  memory of tensors: at most {max(value for _, value in timeline) / 2**20:.0f} MiB within the step"
+        )
+    text = "\n".join([*lines, "", operators])
+    write_text(text_file, text + "\n")
+    write_bytes(picture, plot(split, timeline, starts, lines[0]))
+    return text, [text_file, picture, trace]
+
+
+def _traced(bench: Bench, trace: Path) -> str:
+    """Write the trace of one step, its parts marked; returns the table of the operators that take most time."""
+    cuda = bench.data.device.type == "cuda"
+    with profile(activities=activities(bench.data.device), profile_memory=True) as found:
+        for part, run in bench.parts():
+            with record_function(MARK + part):
+                run()
+        if cuda:
+            torch.cuda.synchronize(bench.data.device)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    found.export_chrome_trace(str(trace))
+    by = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    return found.key_averages().table(sort_by=by, row_limit=TOP, max_name_column_width=50)
+
+
+def activities(device: torch.device) -> list[ProfilerActivity]:
+    """What torch's profiler has to watch."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+
+
+def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float]]:
+    """(milliseconds, bytes of live tensors) over a step, and where its parts begin, out of a Chrome trace.
+
+    The profiler counts from its own start, so what lived before the step is not in it.
+    """
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    marked = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(MARK)]
+    starts = {e["name"].removeprefix(MARK): e["ts"] for e in marked}
+    kind = 1 if device == "cuda" else 0
+    memory = [e for e in events if e.get("name") == "[memory]" and e["args"].get("Device Type") == kind]
+    begin = min(starts.values(), default=0.0)
+    points = sorted((e["ts"], e["args"]["Bytes"]) for e in memory)
+    timeline: Timeline = []
+    live = 0.0
+    for at, size in points:
+        live += size
+        timeline.append(((at - begin) / 1e3, live))
+    return timeline, {part: (at - begin) / 1e3 for part, at in starts.items()}
+
+
+def plot(split: dict[str, float], timeline: Timeline, starts: dict[str, float], title: str) -> bytes:
+    """Milliseconds by part, and live memory over the step."""
+    from ..report.figures import figure, png
+
+    fig, ((left, right),) = figure(title, columns=2)
+    left.barh(PARTS, [1e3 * split[part] for part in PARTS])
+    left.invert_yaxis()
+    left.set_xlabel("ms, each part awaited")
+    right.step([at for at, _ in timeline], [value / 2**20 for _, value in timeline], where="post")
+    for part, at in starts.items():
+        right.axvline(at, color="grey", linewidth=0.6)
+        right.annotate(part, (at, right.get_ylim()[1]), rotation=90, fontsize=6, va="top")
+    right.set_xlabel("ms, under the profiler")
+    right.set_ylabel("MiB of tensors made within the step")
+    return png(fig)

@@ -1,0 +1,342 @@
+"""What a method costs: throughput, peak memory and extra parameters, from a short run of the method alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import multiprocessing
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd_methods.contract import Outputs, Progress
+from kd_methods.errors import UserError
+
+from ..common import plugins
+from ..common.environment import device as choose
+from ..common.environment import release_memory
+from ..common.files import digest
+from ..config.protocol import Protocol
+from ..networks import NetworkView, count
+from ..report.model import PARTS
+from ..store.cell import Cell
+from ..store.runs import Run
+from ..tasks import TaskBatch, TaskData, get_task
+from ..training.loop import SharedTeacher, protocol_progress, shared
+from ..training.optimizers import parts
+from ..training.precision import autocast
+from ..training.student_run import Member
+from ..training.teacher_pass import NotKept, TeacherStudy
+
+WARM_UP, TIMED = 2, 8
+"""Steps of a cost measurement."""
+
+SCHEMA = 3
+"""Part of every cost's key. Raised when a change makes steps faster or smaller."""
+
+
+def cost_key(cell: Cell, machine: str) -> str:
+    """What a step's cost depends on: not on seed, weights, content of the data or length, but on machine and torch."""
+    identity = cell.identity()
+    teacher = cell.teacher.network if cell.teacher else None
+    kept = {name: identity[name] for name in ("task", "student", "method", "versions", "plugins")}
+    step = {
+        k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs", "holdout")
+    }
+    return digest([SCHEMA, kept, step, teacher, machine, torch.__version__, WARM_UP, TIMED])
+
+
+class Bench:
+    """Cells of one group set up to make steps outside the loop, on real batches and a teacher of random weights.
+
+    What their methods prepare is taken from ``prepared`` where it is kept there, and else stays a stand-in.
+    """
+
+    def __init__(self, cells: Sequence[Cell], protocol: Protocol, data: TaskData, prepared: Path | None = None) -> None:
+        self.protocol, self.data = protocol, data
+        self.teacher: SharedTeacher | None = None
+        network: NetworkView | None = None
+        if ref := next((cell.teacher for cell in cells if cell.teacher), None):
+            network = data.build(ref.network).requires_grad_(False).eval()
+            self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
+        self.members = [_member(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells]
+        self.go_to(1)
+        self._batches = endless(data, protocol.batch_size)
+
+    @property
+    def member(self) -> Member:
+        """The first cell."""
+        return self.members[0]
+
+    @property
+    def progress(self) -> Progress:
+        return protocol_progress(self.protocol, self.epoch)
+
+    def go_to(self, epoch: int) -> None:
+        """Make the steps of this epoch from now on: from 1 those of the training proper, before it of first phases."""
+        self.epoch = epoch
+        for member in self.members:
+            member.start_epoch(epoch)
+
+    def step(self) -> None:
+        """One training step of every cell as the loop makes it, the fetching of the batch included."""
+        batch = next(self._batches)
+        for part in parts(len(batch), self.protocol.accumulate):
+            inputs, kept = shared(batch, part, self.teacher, self.members)
+            for member in self.members:
+                member.step(inputs, kept, (self.epoch, 0), self.progress, part)
+
+    def teach(self, batch: TaskBatch) -> Outputs | None:
+        """The part of a step that a group shares."""
+        return self.teacher.outputs(batch, self.members) if self.teacher else None
+
+    def split(self, timed: int) -> dict[str, float]:
+        """Median seconds of each of ``PARTS``, every one awaited on the device before the next begins."""
+        times: dict[str, list[float]] = {part: [] for part in PARTS}
+        for _ in range(timed):
+            for part, run in self.parts():
+                times[part] += seconds_of_each(run, self.data.device, 0, 1)
+        return {part: statistics.median(values) for part, values in times.items()}
+
+    def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """One training step of the first cell in pieces, in order, each to be run before the next is asked for.
+
+        Where gradients are accumulated it is a step on one part of the batch.
+        """
+        member = self.member
+        at: dict[str, Any] = {}
+
+        def keep(name: str, make: Callable[[], object]) -> Callable[[], object]:
+            return lambda: at.update({name: make()})
+
+        def fetch() -> object:
+            batch = next(self._batches)
+            at["raw"] = next(parts(len(batch), self.protocol.accumulate)).of(batch)
+            return at["raw"].student(member.needs.views)
+
+        def losses() -> object:
+            with autocast(self.protocol, self.data.device):
+                return member.losses(at["student"], at["teacher"], at["batch"], self.progress).total()
+
+        def forward() -> object:
+            with autocast(self.protocol, self.data.device):
+                return member.forward(at["batch"])
+
+        with member.stream.active():
+            yield "data", keep("batch", fetch)
+            yield "teacher", keep("teacher", lambda: self.teach(at["raw"]))
+            yield "student", keep("student", forward)
+            yield "method", keep("losses", losses)
+            member.optimizer.zero_grad()
+            yield "backward", lambda: at["losses"].backward()
+            yield "optimiser", member.optimizer.step
+
+    def operations(self) -> tuple[int, int]:
+        """Floating-point operations of one step: the pass that a group shares, and the cell's own part."""
+        batch = next(self._batches)
+        with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
+            self.teach(batch)
+        shared = counter.get_total_flops()
+        with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
+            self.step()
+        return shared, counter.get_total_flops() - shared
+
+    def seconds(self, warm_up: int, timed: int) -> float:
+        """Median seconds of a step."""
+        return median_seconds(self.step, self.data.device, warm_up, timed)
+
+
+def _member(
+    cell: Cell, protocol: Protocol, data: TaskData, network: NetworkView | None, prepared: Path | None
+) -> Member:
+    run = Run(Path(tempfile.gettempdir()))
+    study = None
+    if prepared and cell.teacher and network:
+        study = TeacherStudy.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
+    try:
+        return Member(cell, protocol, data, network, run, study)
+    except NotKept:
+        return Member(cell, protocol, data, network, run)
+
+
+def _conv_backward_flops(
+    grad_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *rest: Any, **_: Any
+) -> int:
+    """Both products of a convolution's backward pass, if wanted; torch's own count leaves out the groups."""
+    transposed, output_mask = rest[4], rest[7]
+    spatial = (x_shape if transposed else grad_shape)[2:]
+    forward = 2 * math.prod(w_shape) * math.prod(spatial) * x_shape[0]
+    return forward * (output_mask[0] + output_mask[1])
+
+
+_CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+
+
+def _silent(line: str) -> None:
+    """Hears what a study would say."""
+
+
+def endless(data: TaskData, batch_size: int) -> Iterator[TaskBatch]:
+    """Whole batches of one epoch after another; an epoch's last one may be a small rest, and is left out."""
+    size = min(batch_size, data.info.num_samples)
+    for epoch in itertools.count(1):
+        yield from (batch for batch in data.batches(0, epoch) if len(batch) == size)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(step: Callable[[], object], device: torch.device, warm_up: int, timed: int) -> float:
+    """As :func:`seconds_of_each`."""
+    return statistics.median(seconds_of_each(step, device, warm_up, timed))
+
+
+def seconds_of_each(step: Callable[[], object], device: torch.device, warm_up: int, timed: int) -> list[float]:
+    """Of ``timed`` steps after ``warm_up`` others, each awaited on the device."""
+    for _ in range(warm_up):
+        step()
+    times = []
+    for _ in range(timed):
+        synchronise(device)
+        start = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def measure(
+    cell: Cell,
+    protocol: Protocol,
+    data_root: Path,
+    device: torch.device,
+    plugin_files: Sequence[Path] = (),
+    prepared: Path | None = None,
+    warm_up: int = WARM_UP,
+    timed: int = TIMED,
+) -> dict[str, Any]:
+    """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
+
+    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept; ``timed`` steps count, after
+    ``warm_up`` others.
+
+    Raises:
+        UserError: the measurement failed; the message says how.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.cost.profiling", "sklearn.datasets"])
+    receiver, sender = context.Pipe(duplex=False)
+    threads, plugged = torch.get_num_threads(), tuple(plugin_files)
+    arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, warm_up, timed)
+    # No daemon: those may not have children, and the data of some tasks come from worker processes.
+    process = context.Process(target=_measure, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        answer = f"exit code {process.exitcode}"
+    finally:
+        process.join()
+    if isinstance(answer, str):
+        raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
+    return answer
+
+
+def _measure(sender: Any, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
+    try:
+        sender.send(_figures(*arguments))
+    except Exception as error:  # of a method's own code, or no memory: said by the parent
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def _figures(
+    cell: Cell,
+    protocol: Protocol,
+    data_root: Path,
+    device: str,
+    threads: int,
+    plugin_files: tuple[Path, ...],
+    prepared: Path | None,
+    warm_up: int,
+    timed: int,
+) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    plugins.load(plugin_files)
+    chosen = choose(device)
+    data = get_task(protocol.task).open(data_root, protocol, chosen)
+    with peak_memory(chosen) as memory:
+        bench = Bench([cell], protocol, data, prepared)
+        seconds = bench.seconds(warm_up, timed)
+    batches = endless(data, protocol.batch_size)  # other ones than those of the steps, which are loaded ahead
+    loading = median_seconds(lambda: next(batches).student(), chosen, warm_up, timed)
+    by_part: dict[str, int | None] = {}
+    for part, run in bench.parts():
+        with peak_memory(chosen, memory["idle"]) as within:
+            run()
+        by_part[part] = within["bytes"]
+    member = bench.member
+    plain = count(data.build(cell.student).module.parameters())
+    deployed = count(member.deployed.parameters())
+    trained = count([*member.student.parameters(), *member.method.parameters()])
+    return {
+        "images_per_second": protocol.batch_size / seconds,
+        "inputs_per_second": protocol.batch_size / loading,
+        "peak_memory_bytes": memory["bytes"],
+        "memory_kind": memory["kind"],
+        "reserved_memory_bytes": memory["reserved"],
+        "memory_by_part": by_part,
+        "extra_train_params": trained - plain,
+        "extra_inference_params": deployed - plain,
+        "batch_size": protocol.batch_size,
+        "device": device,
+        "steps": timed,
+        "first_phases": member.first_epoch < 1,
+    }
+
+
+@contextmanager
+def peak_memory(device: torch.device, idle: int | None = None) -> Iterator[dict[str, Any]]:
+    """Fills in the peak of what is inside: CUDA's allocator, or on the CPU resident memory above the idle process.
+
+    ``idle`` is what the process had resident before, by default on entry.
+    """
+    figures: dict[str, Any] = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield figures
+        figures.update(
+            bytes=torch.cuda.max_memory_allocated(device),
+            reserved=torch.cuda.max_memory_reserved(device),
+            idle=0,
+            kind="CUDA allocated",
+        )
+        return
+    release_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
+        idle = _status("VmRSS") if idle is None else idle
+    except OSError:
+        idle = None
+    yield figures
+    peak = _status("VmHWM") - idle if idle is not None else None
+    figures.update(bytes=peak, reserved=None, idle=idle, kind="CPU resident above idle")
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")

@@ -1,0 +1,1 @@
+"""Object detection with mmdetection: networks, tasks, training, executor."""

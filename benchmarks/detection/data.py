@@ -1,0 +1,129 @@
+"""Batches of images with objects: what each is, is a function of the seed and of its place alone.
+
+Importing this module imports mmdetection; :func:`benchmarks.detection.detectors.prepare` has to be called before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
+from mmengine.dataset import DefaultSampler, pseudo_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from ..common.seeding import derive, generator
+from .coco import Scenes, Split
+from .executor import Job
+
+
+def seed_all(seed: int) -> None:
+    """Every generator that mmdetection draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class Draws(Sampler[tuple[int, int]]):
+    """Endless draws from the training set, epoch after epoch in a new order: their number, and the image's."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        size, number = len(self.dataset), 0
+        while True:
+            order = torch.randperm(size, generator=generator(self.seed, "order", number // size))
+            for position in order.tolist():
+                yield number, position
+                number += 1
+
+
+class Drawn(Dataset[Any]):
+    """A data set of mmdetection whose augmentation is a function of seed and draw, whatever process loads the image."""
+
+    def __init__(self, dataset: CocoDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.metainfo = dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, draw: tuple[int, int]) -> Any:
+        return self.dataset.get_data_info(draw[1])
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        seed_all(derive(self.seed, "augmentation", draw[0]))
+        return self.dataset[draw[1]]
+
+
+class From(BatchSampler):
+    """Batches of images of similar shape, from a batch on; those before are drawn, but their images are not loaded.
+
+    Of ``count`` processes that share every batch, each takes its own part of it.
+    """
+
+    def __init__(self, draws: Draws, size: int, rank: int = 0, count: int = 1) -> None:
+        self.sampler: Any = draws
+        self.part = slice(rank, None, count)
+        self.batch_size, self.drop_last, self.start = size, True, 0
+
+    def __len__(self) -> int:
+        """Of one epoch of the data, which mmengine's log asks for."""
+        return max(1, len(self.sampler.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        # A new one each time, for it keeps what it has drawn and not yet given.
+        batches = AspectRatioBatchSampler(self.sampler, self.batch_size)
+        return (batch[self.part] for batch in islice(batches, self.start, None))
+
+
+def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[dict[str, Any]], test: bool) -> CocoDataset:
+    return CocoDataset(
+        ann_file=str(split.annotations),
+        data_prefix={"img": str(split.images)},
+        metainfo={"classes": classes},
+        pipeline=pipeline,
+        test_mode=test,
+        filter_cfg=None if test else {"filter_empty_gt": True, "min_size": 0},
+    )
+
+
+def training(scenes: Scenes, job: Job) -> DataLoader[Any]:
+    """Endless batches of the training images; of several processes each has its part of every batch."""
+    own, size = job.detection, job.protocol.batch_size
+    resize = {"type": "RandomChoiceResize", "scales": [(own.long_side, side) for side in own.short_sides],
+              "keep_ratio": True}  # fmt: skip
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        resize,
+        *[{"type": "RandomFlip", "prob": 0.5}] * job.protocol.flip,
+        {"type": "PackDetInputs"},
+    ]
+    seed = job.cell.seed
+    dataset = Drawn(_dataset(scenes.train, scenes.classes, pipeline, test=False), seed)
+    batches = From(Draws(dataset, seed), size, job.rank, own.processes)
+    workers: dict[str, Any] = {"num_workers": own.workers, "persistent_workers": own.workers > 0}
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
+
+
+def validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
+    """The images to evaluate on, one by one; of several processes each has its share."""
+    own = job.detection
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (own.long_side, own.test_side), "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {
+            "type": "PackDetInputs",
+            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+        },
+    ]
+    dataset = _dataset(split, classes, pipeline, test=True)
+    sampler: Any = DefaultSampler(dataset, shuffle=False)  # each process has its share
+    return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=own.workers, collate_fn=pseudo_collate)

@@ -1,0 +1,123 @@
+"""The adapter between a method and mmdetection: a detector that holds the student, its frozen teacher and the method.
+
+Importing this module imports mmdetection; :func:`benchmarks.detection.detectors.prepare` has to be called before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+import kd_methods
+from kd_methods.contract import DataInfo, Method, Progress
+
+from .detectors import Detector
+
+
+class Preprocessors(nn.Module):
+    """The student's preprocessor, and for the teacher the same images as its own one normalises them."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        if not training or self.teacher is None:
+            return self.student(data, training)
+        # Copied, for a preprocessor writes into its samples.
+        other = self.teacher(copy.deepcopy(data), training)
+        return {**self.student(data, training), "teacher_inputs": other["inputs"]}
+
+    @property
+    def device(self) -> Any:
+        return self.student.device
+
+
+@MODELS.register_module(name="KDDistiller")
+class Distiller(BaseModel):
+    """A student detector that is trained by a method of the registry.
+
+    The teacher is kept out of parameters and state dict; it moves between devices with the rest. What is saved under
+    ``student.`` loads into the plain detector.
+
+    Args:
+        student: the detector to train.
+        teacher: the frozen one, or None.
+        method: name of the method.
+        settings: those that differ from its defaults.
+        samples: size of the training set.
+        progress: says where training stands.
+        arithmetic: context in which everything is computed: its precision.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        teacher: Detector | None,
+        method: str,
+        settings: dict[str, Any],
+        samples: int,
+        progress: Callable[[], Progress] = lambda: Progress(1, 1),
+        arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.student: Any = student.module
+        self._views = (student, teacher and teacher.requires_grad_(False).eval())
+        info = DataInfo(samples, student.classes + 1)
+        self.method: Method = kd_methods.build(method, student, self._views[1], info, **settings)
+        self._progress = progress
+        self._arithmetic = arithmetic
+        self.data_preprocessor = Preprocessors(
+            student.module.data_preprocessor, teacher.module.data_preprocessor if teacher else None
+        )
+
+    @property
+    def teacher(self) -> Detector | None:
+        return self._views[1]
+
+    def init_weights(self) -> None:
+        """Nothing: the student has its weights, and mmengine would draw them anew."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's and the method's tensors; preprocessors have none that are trained."""
+        kept = super().state_dict(*args, **kwargs)
+        for key in [key for key in kept if "data_preprocessor" in key]:
+            del kept[key]
+        return kept
+
+    def forward(
+        self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor", teacher_inputs: Tensor | None = None
+    ) -> Any:
+        """As mmdetection's detectors: in mode ``loss`` a dictionary of terms, otherwise the student's answer."""
+        with self._arithmetic():
+            if mode == "loss":
+                return self._losses(inputs, data_samples, teacher_inputs)
+            return self.student(inputs, data_samples, mode=mode)
+
+    def _losses(self, inputs: Tensor, data_samples: Any, teacher_inputs: Tensor | None) -> dict[str, Tensor]:
+        student, teacher = self._views
+        needs = self.method.needs
+        lesson = student.learn(inputs, data_samples, needs.student_units)
+        kept = None
+        if teacher is not None and teacher_inputs is not None and (needs.teacher or needs.teacher_units):
+            kept = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)
+        losses = self.method.losses(lesson.outputs, kept, lesson.batch, self._progress())
+        # mmengine adds up what is called loss; the detector's own terms are told beside it.
+        own = {
+            f"own_{name.replace('loss_', '').replace('loss', 'l')}": term.detach()
+            for name, term in lesson.terms.items()
+            if name != "loss"
+        }
+        return {**{f"loss_{name}": term for name, term in losses.terms().items()}, **own}

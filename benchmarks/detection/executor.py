@@ -1,0 +1,261 @@
+"""Runs cells of detection one after another, each in a process of its own, where mmengine trains it.
+
+Where a protocol shares its batches, a cell has several processes, which mmengine's Runner takes as those of its
+launcher ``pytorch``. Nothing of mmdetection is imported in this process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from kd_methods.errors import UserError
+
+from ..config.protocol import Detection, Protocol
+from ..driver.executors.local import Context, until_free
+from ..store.cell import Cell
+from ..store.runs import Run
+from ..teachers.zoo import Teacher, Zoo
+from ..training.loop import Interrupted
+from . import detectors
+
+
+@dataclass
+class Followed:
+    """A cell as its process tells of it."""
+
+    cell: Cell
+    run: Run
+    position: tuple[int, int] = (1, 0)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    first_epoch: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to know of its cell.
+
+    teacher     the file with the teacher's weights
+    rank        which of the processes it is that share the cell; the first one writes to the run
+    rendezvous  the file by which they find each other
+    """
+
+    cell: Cell
+    protocol: Protocol
+    data_root: Path
+    device: str
+    threads: int
+    plugin_files: tuple[Path, ...]
+    path: Path
+    teacher: Path | None = None
+    rank: int = 0
+    rendezvous: Path | None = None
+
+    @property
+    def run(self) -> Run:
+        return Run(self.path)
+
+    @property
+    def detection(self) -> Detection:
+        """The protocol's part on detection."""
+        assert self.protocol.detection is not None
+        return self.protocol.detection
+
+
+def run(cells: Sequence[Cell], context: Context) -> None:
+    """Compute every cell that the store does not have. One that another process holds is waited for.
+
+    Raises:
+        Interrupted: the user asked to stop.
+        UserError: the extra [detection] is missing, or a GPU that the protocol needs.
+    """
+    detectors.check_installed()
+    wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.device.index or 0)
+    if context.protocol.precision == "fp16" and context.device.type != "cuda":
+        raise UserError("mmengine scales losses in fp16 on GPUs only; use --precision bf16")
+    if context.device.type == "cuda" and wanted > 1 and wanted > present:
+        raise UserError(f"{wanted} processes need a GPU each, and there are {present}: --processes {present}")
+    until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])
+
+
+def _one(cell: Cell, context: Context) -> bool:
+    """Train a cell; False if another process holds it."""
+    run = context.store.create(cell)
+    teacher = context.weights_of(cell.teacher) if cell.teacher else None
+    where = context.data_root, str(context.device), torch.get_num_threads(), context.plugin_files
+    job = Job(cell, context.protocol, *where, run.path, teacher)
+    watched = Followed(cell, run)
+    told = False
+
+    def hear(message: tuple[Any, ...]) -> None:
+        nonlocal told
+        kind, *facts = message
+        if kind == "step":
+            watched.position = (facts[0] + 1, facts[1])
+            context.report(watched, "step")
+        elif kind == "epoch":
+            watched.records.append(facts[0])
+            context.report(watched, "epoch")
+        else:
+            told = True
+
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [job] if context.protocol.processes == 1 else _parts(job, Path(folder, "rendezvous"))
+        last = _in_processes("work", jobs, hear, context.stopping)
+    if last[0] == "held":
+        return False
+    if last[0] == "interrupted":
+        raise Interrupted("stopped after a whole step; the same command goes on from here")
+    if not told:  # the process was killed, or could not begin
+        run.set_status("failed", message=str(last[1]))
+    watched.records = run.metrics
+    state = run.state
+    if state == "refused":
+        context.say(f"{cell.label}  n/a: {run.status['message']}")
+        context.left_out()
+    else:
+        context.report(watched, state)
+    return True
+
+
+def _parts(job: Job, rendezvous: Path) -> list[Job]:
+    """The job once for each process that has a part of its batches: a GPU each, or a part of the threads."""
+    count = job.protocol.processes
+    if job.device == "cpu":
+        job = replace(job, threads=max(1, job.threads // count))
+        return [replace(job, rank=rank, rendezvous=rendezvous) for rank in range(count)]
+    first = torch.device(job.device).index or 0
+    return [replace(job, rank=rank, rendezvous=rendezvous, device=f"cuda:{first + rank}") for rank in range(count)]
+
+
+def _in_processes(
+    what: str, jobs: Sequence[Job], hear: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
+) -> tuple[Any, ...]:
+    """Call a function of :mod:`benchmarks.detection.runner` in a fresh process for each of the jobs.
+
+    When the first one is at its end, or any of them fails, the others are ended too: they would wait for each other.
+
+    Returns:
+        The first one's last message; ``("failed", why)`` where it could not send it.
+    """
+    methods: Any = multiprocessing.get_context("spawn")
+    if not torch.cuda.is_available():
+        # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
+        # that cannot use it.
+        methods = multiprocessing.get_context("forkserver")
+        methods.set_forkserver_preload(["benchmarks.detection.runner"])
+    started: dict[Connection, tuple[int, Any]] = {}
+    last: tuple[Any, ...] = ()
+    asked = False
+    try:
+        for job in jobs:
+            receiver, sender = methods.Pipe(duplex=False)
+            # No daemons: those may not have children, and images are loaded by worker processes.
+            process = methods.Process(target=_enter, args=(what, sender, job))
+            process.start()
+            sender.close()
+            started[receiver] = job.rank, process
+        while True:
+            for ready in wait(list(started), timeout=0.2):
+                receiver = cast(Connection, ready)
+                rank, process = started[receiver]
+                try:
+                    message = receiver.recv()
+                except EOFError:
+                    del started[receiver]
+                    process.join()
+                    if rank and not process.exitcode:
+                        continue
+                    if last and last[0] not in ("step", "epoch"):
+                        return last
+                    if asked and process.exitcode == -signal.SIGTERM:  # asked before it could listen
+                        return ("interrupted",)
+                    name = f"process {rank}" if len(jobs) > 1 else "the process"
+                    return ("failed", f"{name} ended with exit code {process.exitcode}")
+                if rank == 0:
+                    hear(message)
+                    last = message
+                else:  # only of failures
+                    return ("failed", f"process {rank}: {message}")
+            if stopping() and not asked:
+                asked = True
+                for _, process in started.values():
+                    process.terminate()  # a request: the processes save after the step they are at
+    finally:
+        for _, process in started.values():
+            process.kill()
+            process.join()
+
+
+def _enter(what: str, sender: Connection, job: Job) -> None:
+    """In the process: only here mmdetection is imported."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
+    if job.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
+    if job.rendezvous:
+        threading.Thread(target=_outlive_no_parent, daemon=True).start()
+    from . import runner as detection
+
+    getattr(detection, what)(sender, job)
+
+
+def _outlive_no_parent() -> None:
+    """One process alone notices its parent's end by what it sends; several could wait for each other instead."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
+    """AP of an installed file on the validation set.
+
+    Raises:
+        UserError: the file does not fit, or the extra [detection] is missing.
+    """
+    from ..driver.plan import student_cell
+
+    detectors.check_installed()
+    cell = student_cell(entry.network, protocol, data_root, {})
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(cell, protocol, data_root, str(device), threads, (), Path(folder), zoo.path(entry))
+        kind, answer = _in_processes("evaluate", [job], lambda message: None)
+    if kind != "value":
+        raise UserError(f"teacher '{entry.name}' could not be evaluated: {answer}")
+    return answer
+
+
+def cost(
+    cell: Cell,
+    protocol: Protocol,
+    data_root: Path,
+    device: torch.device,
+    plugin_files: Sequence[Path] = (),
+    prepared: Path | None = None,
+) -> dict[str, Any]:
+    """The cost of a cell's training steps, with a teacher of random weights.
+
+    See :func:`benchmarks.cost.profiling.measure`.
+
+    Raises:
+        UserError: the measurement failed; the message says how.
+    """
+    detectors.check_installed()
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(cell, protocol, data_root, str(device), threads, tuple(plugin_files), Path(folder))
+        kind, answer = _in_processes("cost", [job], lambda message: None)
+    if kind != "cost":
+        raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
+    return answer

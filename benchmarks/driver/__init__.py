@@ -1,0 +1,1 @@
+"""From a request over a plan and its groups to a table."""

@@ -1,0 +1,132 @@
+"""What a plan will cost before it is run: arithmetic per cell, and hours on this device after a short calibration."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kd_methods.errors import UserError
+
+from ..config.protocol import Protocol, steps_per_epoch
+from ..cost.profiling import Bench
+from ..store.cell import Cell
+from ..tasks import get_task
+from .plan import Plan, on_task
+
+SMALL_BATCH = 4
+"""Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
+
+TIMED_OPERATIONS = 2.5e11
+"""On a CPU, steps with more of them (a few seconds) are timed on a part of the batch."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a cell: the pass that a group shares, its own part, and one epoch of both."""
+
+    teacher: float
+    own: float
+    epoch: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Training operations of each planned cell by key, and the seconds that the cells still to run will take."""
+
+    operations: dict[str, float]
+    seconds: float
+
+
+def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) -> Estimate:
+    """Count a step of every kind of cell, and time one of each pair.
+
+    Args:
+        plan: what would be run.
+        todo: keys of the cells that the store does not have.
+        data_root, device: where the calibration runs.
+    """
+    cells = {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values()
+    operations: dict[str, float] = {}
+    seconds = 0.0
+    for task in plan.tasks:
+        if get_task(task).inputs == "detection":  # planned without mmdetection, and so without its networks
+            continue
+        for protocol, waves in plan.waves([cell for cell in cells if cell.task == task]):
+            own = [cell for wave in waves for cell in wave]
+            part = _on_one_task(own, on_task(protocol, task), todo, data_root, device)
+            operations |= part.operations
+            seconds += part.seconds
+    return Estimate(operations, seconds)
+
+
+def _on_one_task(
+    cells: Sequence[Cell], protocol: Protocol, todo: set[str], data_root: Path, device: torch.device
+) -> Estimate:
+    task = get_task(protocol.task)
+
+    @functools.cache
+    def bench_of(batch_size: int) -> Callable[[Cell], Bench]:
+        sized = _sized(protocol, batch_size)
+        data = task.open(data_root, sized, device)
+        return lambda cell: Bench([cell], sized, data)
+
+    steps = steps_per_epoch(task.samples(data_root), protocol)
+    scale = protocol.batch_size / SMALL_BATCH
+
+    work: dict[str, Work] = {}
+    rates: dict[tuple[str, str], float] = {}
+    operations: dict[str, float] = {}
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        kind = _kind(cell)
+        if kind not in work:
+            try:
+                work[kind] = _epochs(bench_of(SMALL_BATCH)(cell), scale * steps)
+            except UserError:  # the method is not for this pair: a cell that costs nothing
+                work[kind] = Work(0.0, 0.0, 0.0)
+        operations[cell.key] = work[kind].teacher + work[kind].own
+        if cell.key in todo and operations[cell.key]:
+            groups[cell.group()].append(cell)
+
+    seconds = 0.0
+    for members in groups.values():
+        pair = (members[0].teacher.network if members[0].teacher else "", members[0].student)
+        if pair not in rates:
+            epoch = work[_kind(members[0])].epoch
+            share = TIMED_OPERATIONS * steps / epoch if device.type == "cpu" else 1.0
+            timed = min(protocol.batch_size, max(SMALL_BATCH, int(protocol.batch_size * share)))
+            step = bench_of(timed)(members[0]).seconds(warm_up=1, timed=3)
+            rates[pair] = steps * step * protocol.batch_size / timed / epoch
+        counts = [work[_kind(cell)] for cell in members]
+        seconds += rates[pair] * (max(c.teacher for c in counts) + sum(c.own for c in counts))
+    return Estimate(operations, seconds)
+
+
+def _sized(protocol: Protocol, batch_size: int) -> Protocol:
+    """A protocol for few steps with another batch, in one part, on images that are decoded in this process."""
+    crops = protocol.crops and protocol.crops.model_copy(update={"workers": 0})
+    return protocol.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
+
+
+def _kind(cell: Cell) -> str:
+    """Cells that differ in their seed alone cost the same."""
+    return cell.__class__(**{**cell.__dict__, "seed": 0}).key
+
+
+def _epochs(bench: Bench, scale: float) -> Work:
+    """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
+    teacher, own = bench.operations()
+    total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * own]
+    counted: dict[int, tuple[int, int]] = {}
+    for epoch in range(bench.member.first_epoch, 1):
+        bench.go_to(epoch)
+        phase = id(bench.member.phase)
+        if phase not in counted:
+            counted[phase] = bench.operations()
+        total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]
+    return Work(total[0] * scale, total[1] * scale, (teacher + own) * scale)

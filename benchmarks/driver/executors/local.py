@@ -1,0 +1,201 @@
+"""Runs groups one after another in this process."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_methods.contract import Study
+from kd_methods.errors import DiskError, UserError
+
+from ...analysis.similarity import BlockSimilarity
+from ...common import environment
+from ...common.weights import frozen, load_weights
+from ...config.protocol import Protocol
+from ...cost.profiling import measure
+from ...networks import NetworkView
+from ...store.cell import Cell, TeacherRef
+from ...store.runs import Store
+from ...teachers.zoo import Teacher, Zoo
+from ...training.loop import Interrupted, Report, SharedTeacher, train
+from ...training.student_run import Member
+from ...training.teacher_pass import TeacherStudy
+
+
+@dataclass(frozen=True)
+class Context:
+    """What groups need besides their cells.
+
+    ``data`` is what the task opens; executors that work in processes of their own open it again from ``data_root``,
+    and load ``plugin_files`` there. ``weights`` finds the file of a teacher that is no cell of the store; ``left_out``
+    hears of each cell that is not trained after all; ``similarity``: students are measured against their teacher after
+    every epoch.
+    """
+
+    store: Store
+    protocol: Protocol
+    data: Any
+    device: torch.device
+    weights: Callable[[TeacherRef], Path]
+    report: Report
+    say: Callable[[str], None]
+    stopping: Callable[[], bool] = lambda: False
+    save_seconds: float = 600.0
+    left_out: Callable[[], None] = lambda: None
+    similarity: bool = False
+    data_root: Path = Path()
+    plugin_files: tuple[Path, ...] = ()
+
+    def weights_of(self, ref: TeacherRef) -> Path:
+        """The file of a teacher."""
+        return self.store.run(ref.cell) / "student.pt" if ref.cell else self.weights(ref)
+
+    def teacher(self, ref: TeacherRef) -> NetworkView:
+        """The teacher's network with its weights."""
+        # Before any method sees it: one may copy a part of it, or run it while it is built.
+        return frozen(self.data.build(ref.network), self.weights_of(ref))
+
+    def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
+        """What the methods of the cell's group are prepared from."""
+        assert cell.teacher
+        return TeacherStudy.of(cell, cell.teacher, network, self.data, self.store.prepared, self.say, self.stopping)
+
+
+def run(cells: Sequence[Cell], context: Context) -> None:
+    """Compute every cell that the store does not have; cells of one group share the teacher's pass.
+
+    Cells that another process holds are left to it, and looked at again in the end: they are done by then, or their
+    holder is gone and they are computed here.
+
+    Raises:
+        Interrupted: the user asked to stop.
+    """
+
+    def once(waiting: Sequence[Cell]) -> list[Cell]:
+        held: list[Cell] = []
+        groups: dict[str, list[Cell]] = defaultdict(list)
+        for cell in waiting:
+            groups[cell.group()].append(cell)
+        for group in groups.values():
+            held += _run_group(group, context)
+        return held
+
+    until_free(cells, context, once)
+
+
+def until_free(cells: Sequence[Cell], context: Context, once: Callable[[Sequence[Cell]], list[Cell]]) -> None:
+    """Run cells by ``once``, which returns those that another process holds, until none is held.
+
+    Raises:
+        Interrupted: the user asked to stop while cells were held.
+    """
+    waiting = once(list({cell.key: cell for cell in cells}.values()))
+    while waiting:
+        time.sleep(1)
+        if context.stopping():
+            raise Interrupted
+        waiting = once(waiting)
+
+
+def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
+    """Run one group; returns the cells that another process holds."""
+    held = []
+    with ExitStack() as locks:
+        mine = []
+        for cell in cells:
+            run = context.store.create(cell)
+            if not locks.enter_context(run.lock()):
+                held.append(cell)
+            elif not run.ended:  # by whoever held it before
+                mine.append(cell)
+        if mine:
+            _train(mine, context)
+    return held
+
+
+def _train(cells: Sequence[Cell], context: Context) -> None:
+    """Train a group; one that does not fit into memory goes on in halves, from its members' checkpoints."""
+    if _fits(cells, context):
+        return
+    # Outside the except block: there, the error's traceback would keep the whole group in memory.
+    gc.collect()
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(cells) == 1:
+        context.store.run(cells[0]).set_status("failed", message="out of memory, alone in its group")
+        context.say(f"{cells[0].label}  FAILED: out of memory, alone in its group")
+        return
+    middle = len(cells) // 2
+    for part in (cells[:middle], cells[middle:]):
+        _train(part, context)
+
+
+def _fits(cells: Sequence[Cell], context: Context) -> bool:
+    """Train a group; False if it ran out of memory."""
+    try:
+        ref = cells[0].teacher
+        network = context.teacher(ref) if ref else None
+        study = observe = shared = None
+        if ref and network:
+            study = context.study(cells[0], network)
+            observe = BlockSimilarity(network, (ref.mean, ref.std), context.data) if context.similarity else None
+            shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol)
+        members = [member for cell in cells if (member := _member(cell, network, study, observe, context))]
+        if members:
+            train(
+                members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
+            )
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _member(
+    cell: Cell, teacher: NetworkView | None, study: Study | None, observe: BlockSimilarity | None, context: Context
+) -> Member | None:
+    """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
+    run = context.store.run(cell)
+    start = (
+        load_weights(context.weights_of(cell.start)) if cell.start else None
+    )  # as a teacher's, no failure of the cell
+    while True:
+        try:
+            member = Member(cell, context.protocol, context.data, teacher, run, study, observe, start)
+        except (torch.OutOfMemoryError, DiskError):  # concern the whole group, or the whole run
+            raise
+        except Exception as error:  # a method's own code; the other cells of the group go on
+            if isinstance(error, UserError):  # the method says why it is not for this pair
+                run.set_status("refused", message=str(error))
+                context.say(f"{cell.label}  n/a: {error}")
+            else:
+                message = f"{type(error).__name__}: {error}"
+                run.set_status("failed", message=message, trace="".join(traceback.format_exception(error)))
+                context.say(f"{cell.label}  FAILED: {message}")
+            context.left_out()
+            return None
+        try:
+            member.restore()
+            break
+        except UserError as error:  # a damaged checkpoint: begin anew without it
+            context.say(f"{cell.label} starts again: {error}")
+            (run / "checkpoint.pt").unlink()
+    run.add_environment(environment.describe(context.device), member.position[0])
+    run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
+    return member
+
+
+def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
+    """The task's metric of an installed teacher file on the test set."""
+    return zoo.measure(entry, protocol, data_root, device)
+
+
+cost = measure

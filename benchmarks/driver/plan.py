@@ -1,0 +1,343 @@
+"""From a request to cells: which rows, columns and seeds of a table, with which teachers, under which protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_methods import registry
+from kd_methods.errors import UserError, unknown
+
+from .. import networks
+from ..common.yaml_files import ROOT, merged
+from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
+from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
+from ..store.cell import Cell, TeacherRef
+from ..tasks import get_task
+from ..teachers.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; ``uniform``: no settings per pair, each method's defaults everywhere."""
+
+    table: str
+    preset: str = "paper"
+    methods: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    changes: Changes = field(default_factory=Changes)
+    uniform: bool = False
+    overrides: tuple[str, ...] = ()
+    data_root: Path = ROOT / "data"
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    plugin_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a table needs, resolved: no name in it can be wrong any more.
+
+    cells     (row id, pair id, seed) to cell; methods without a teacher share one cell over pairs with one student
+    teachers  (network name, task) to the teacher that the pairs use
+    training  the cells that train teachers for which no file is installed, under ``teacher_protocol``
+    """
+
+    table: TableSpec
+    source: str
+    preset: str
+    protocol: Protocol
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+    seeds: tuple[int, ...]
+    cells: Mapping[tuple[str, str, int], Cell]
+    teachers: Mapping[tuple[str, str], TeacherRef]
+    training: tuple[Cell, ...]
+    notes: tuple[str, ...]
+    teacher_protocol: Protocol
+    uniform: bool = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the columns, each once."""
+        return tuple(dict.fromkeys(self.protocol_of(pair).task for pair in self.pairs))
+
+    def protocol_of(self, pair: Pair) -> Protocol:
+        """The protocol of a column: the plan's, on the column's task."""
+        return on_task(self.protocol, pair.task)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """The fingerprint of each task's data."""
+        return {cell.task: cell.data for cell in self.cells.values()}
+
+    def metric_of(self, pair: Pair) -> str:
+        """What a column shows: its own metric, the table's, or the task's."""
+        return pair.metric or self.table.metric or get_task(self.protocol_of(pair).task).metric
+
+    def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
+        """The protocol in words; the task only where the columns do not have their own."""
+        return self.protocol.lines(students, with_task=not any(pair.task for pair in self.pairs))
+
+    def waves(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
+        """``cells`` in the order in which they can be trained, those together that have one protocol."""
+        training = {cell.key for cell in self.training}
+        teachers, students = ([cell for cell in cells if (cell.key in training) == first] for first in (True, False))
+        if not self.protocol.teachers_from:
+            return [(self.protocol, [teachers, students])] if cells else []
+        waves = [(self.teacher_protocol, [teachers]), (self.protocol, [students])]
+        return [(protocol, [wave]) for protocol, [wave] in waves if wave]
+
+    def teacher_of(self, pair: Pair) -> TeacherRef:
+        """The teacher of a column."""
+        return self.teachers[pair.teacher, self.protocol_of(pair).task]
+
+    @property
+    def stem(self) -> str:
+        """Folder of this plan's table."""
+        usual = load_protocol(self.table.preset(self.preset).protocol)
+        return stem(self.table.name, self.preset, usual, self.protocol, self.uniform)
+
+
+def make(request: Request, zoo: Zoo) -> Plan:
+    """Resolve a request.
+
+    Raises:
+        UserError: an unknown name or setting, missing data, a damaged teacher file.
+    """
+    table = load_table(request.table)
+    preset = table.preset(request.preset)
+    assert preset.pairs is not None and preset.methods is not None
+    protocol = load_protocol(preset.protocol)
+    if preset.task:
+        protocol = protocol.model_copy(update={"task": preset.task})
+    teacher_protocol = protocol.for_teachers(request.changes)
+    protocol = protocol.changed(**request.changes)
+    if protocol.start:
+        raise UserError(
+            f"protocol {protocol.name} is one for teachers (start: {protocol.start}); name it in teachers_from of the "
+            f"protocol that students have"
+        )
+    rows = _rows(request.methods, preset.methods)
+    pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
+    seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
+    overrides = _overrides(request.overrides, rows)
+    _check_views(rows, protocol)
+
+    deviations: list[str] = []
+    for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
+        task, samples = get_task(name), get_task(name).samples(request.data_root)
+        if not protocol.holdout < samples:
+            raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
+        if not steps_per_epoch(samples, protocol):
+            raise UserError(
+                f"task {name} has {samples - protocol.holdout} training samples here, fewer than a batch of "
+                f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
+            )
+        deviations += task.deviations(request.data_root)
+    protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
+    _check_inputs(pairs, rows, protocol)
+
+    teachers: dict[tuple[str, str], TeacherRef] = {}
+    training = []
+    taught = [row for row in rows if registry.get(row.method).needs_teacher]
+    for pair in pairs:
+        place = (pair.teacher, pair.task or protocol.task)
+        if place in teachers:
+            continue
+        if entry := zoo.installed(*place):
+            teachers[place] = zoo.ref(entry)
+        else:
+            needed = bool(taught or pair.init or any(row.init for row in rows))
+            where = pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins
+            own = teacher_cell(*where, zoo) if needed else student_cell(*where)
+            training += [own] * needed
+            teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
+
+    cells = {}
+    for row in rows:
+        for pair in pairs:
+            own_protocol = on_task(protocol, pair.task)
+            fingerprint = get_task(own_protocol.task).fingerprint(request.data_root, own_protocol)
+            published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
+            values = merged(merged(published, row.settings), overrides.get(row.id, {}))
+            init = row.init or pair.init
+            teacher = teachers[pair.teacher, own_protocol.task] if row in taught or init else None
+            for seed in seeds:
+                cells[row.id, pair.id, seed] = make_cell(
+                    own_protocol.with_optimizer(row.optimizer),
+                    fingerprint,
+                    row.method,
+                    row.student or pair.student,
+                    seed,
+                    teacher,
+                    values,
+                    request.plugins,
+                    init,
+                )
+    return Plan(
+        table,
+        request.table,
+        request.preset,
+        protocol,
+        rows,
+        pairs,
+        seeds,
+        cells,
+        teachers,
+        tuple(training),
+        preset.notes,
+        teacher_protocol,
+        request.uniform,
+    )
+
+
+def make_cell(
+    protocol: Protocol,
+    data: str,
+    method: str,
+    student: str,
+    seed: int,
+    teacher: TeacherRef | None,
+    values: dict[str, Any],
+    plugins: Mapping[str, str],
+    init: str = "",
+) -> Cell:
+    """A cell with complete settings, and with the digests of the plugins and the checkpoints that it uses."""
+    task = get_task(protocol.task)
+    used = dict.fromkeys((student, *((teacher.network,) if teacher else ())))
+    versions = {f"network:{name}": networks.version(name) for name in used} | {f"task:{task.name}": task.version}
+    return Cell(
+        task=task.name,
+        data=data,
+        protocol=protocol.identity(),
+        lr=protocol.lr(student, taught=registry.get(method).needs_teacher),
+        student=student,
+        method=method,
+        method_version=registry.card(method).version,
+        settings=registry.settings(method, values).model_dump(mode="json"),
+        seed=seed,
+        teacher=teacher,
+        versions=versions,
+        plugins={
+            name: digest
+            for name, digest in plugins.items()
+            if name in {*versions, *(f"method:{part}" for part in registry.parts(method))}
+        }
+        | {f"network:{name}": networks.source_digest(name) for name in used if networks.pretrained_source(name)},
+        init=init,
+    )
+
+
+def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
+    """The cell that trains a network alone, with seed 0."""
+    fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
+    return make_cell(protocol, fingerprint, "student", network, 0, None, {}, plugins)
+
+
+def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str], zoo: Zoo) -> Cell:
+    """The cell that trains a network as a teacher, with seed 0, which serves all seeds.
+
+    Raises:
+        UserError: the protocol starts it from ImageNet weights, and these are not installed.
+    """
+    own = student_cell(network, protocol, data_root, plugins)
+    if not protocol.start:
+        return own
+    source = networks.imagenet_start.source(network)
+    entry = zoo.installed(source, "imagenet")
+    if entry is None:
+        raise UserError(
+            f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
+            f"installed; see: ./reproduce.sh teachers fetch {source}"
+        )
+    return replace(own, start=zoo.ref(entry))
+
+
+def on_task(protocol: Protocol, task: str) -> Protocol:
+    """A protocol on another task, or as it is where none is named."""
+    return protocol.model_copy(update={"task": task}) if task else protocol
+
+
+def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
+    for pair in pairs:
+        task = get_task(pair.task or protocol.task)
+        for network in (pair.teacher, pair.student, *(row.student for row in rows if row.student)):
+            networks.check_inputs(network, task.name, task.inputs)
+
+
+def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:
+    for row in rows:
+        if registry.get(row.method).needs.views > protocol.views:
+            others = [other for name in protocol_names() if (other := load_protocol(name)).views > 1]
+            fitting = [other.name for other in others if other.task == protocol.task] or [o.name for o in others]
+            raise UserError(
+                f"method '{row.method}' needs two views of each image and protocol {protocol.name} gives one; "
+                f"run it in a table under {' or '.join(fitting)}, or leave it out with --methods"
+            )
+
+
+def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
+    by_id = {row.id: row for row in known}
+    rows = []
+    for name in dict.fromkeys(wanted or by_id):
+        if name not in by_id and not registry.exists(name):
+            raise unknown("method", name, {*by_id, *registry.available()})
+        rows.append(by_id.get(name) or Row(id=name, method=name))
+    for row in rows:
+        registry.get(row.method)
+        if row.student:
+            networks.check(row.student, f"network of row '{row.id}'")
+    return tuple(rows)
+
+
+def _pairs(wanted: Sequence[str], known: Sequence[Pair], tasks: tuple[TaskColumn, ...]) -> tuple[Pair, ...]:
+    pairs: dict[str, Pair] = {}
+    for name in wanted or (pair.id for pair in known):
+        # A pair's name without a task means its columns on all tasks.
+        found = tuple(pair for pair in known if name in (pair.id, pair.id.partition(":")[0]))
+        pairs |= {pair.id: pair for pair in found or columns((_free_pair(name, known),), tasks)}
+    for network in dict.fromkeys(name for pair in pairs.values() for name in (pair.teacher, pair.student)):
+        networks.check(network)
+    return tuple(pairs.values())
+
+
+def _free_pair(name: str, known: Sequence[Pair]) -> Pair:
+    """``teacher-student`` of any two networks; a dash may be part of a name."""
+    parts = name.split("-")
+    for i in range(1, len(parts)):
+        teacher, student = "-".join(parts[:i]), "-".join(parts[i:])
+        try:
+            networks.check(teacher)
+            networks.check(student)
+        except UserError:
+            continue
+        return Pair(id=name, teacher=teacher, student=student)
+    raise unknown("pair", name, [pair.id for pair in known])
+
+
+def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """``METHOD.key=value`` to values per row; the value is read as YAML."""
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        row = max((row for row in rows if path.startswith(f"{row.id}.")), key=lambda row: len(row.id), default=None)
+        if not (equals and "." in path.strip(".")):
+            raise UserError(f"--set {text}: write METHOD.key=value, for example kd.temperature=2")
+        if row is None:
+            raise unknown("method in --set", path.rpartition(".")[0], (row.id for row in rows))
+        key = path.removeprefix(f"{row.id}.")
+        try:
+            read: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: '{value}' is not a value") from None
+        # A combination's settings lie under the names of its parts: crd+kd.kd.temperature=2.
+        parts = [part for part in row.method.split("+") if "+" in row.method and key.startswith(f"{part}.")]
+        part = max(parts, key=len, default=None)
+        change = {part: {key.removeprefix(f"{part}."): read}} if part else {key: read}
+        overrides[row.id] = merged(overrides.get(row.id, {}), change)
+    return overrides

@@ -1,0 +1,134 @@
+"""Live progress: bars and the latest figures on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ..config.protocol import Protocol, steps_per_epoch
+from ..training.loop import Watched
+
+EVERY = 20.0
+"""Seconds between plain lines about a group that is still training."""
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 4.5 h, 12 days."""
+    for limit, unit, size in ((100, "s", 1), (100 * 60, "min", 60), (72 * 3600, "h", 3600)):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+class Reporter:
+    """Counts member-steps over all cells to run, and says what happens.
+
+    Args:
+        cells: how many cells will be trained.
+        protocol: their recipe.
+        samples: size of the training set.
+        metric: the task's, by which progress is told.
+    """
+
+    def __init__(self, cells: int, protocol: Protocol, samples: int, metric: str) -> None:
+        self.protocol, self.metric = protocol, metric
+        self.steps_per_epoch = steps_per_epoch(samples, protocol)
+        self.total = cells * protocol.epochs * self.steps_per_epoch
+        self.longer: set[Path] = set()  # runs with first phases, once they are known
+        self.cells, self.ended, self.steps = cells, 0, 0
+        self.started = self.spoke = time.monotonic()
+        self.console = Console(stderr=True)
+        self.live: Progress | None = None
+        if self.console.is_terminal:
+            self.live = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(), console=self.console,
+            )  # fmt: skip
+            self.overall = self.live.add_task("cells", total=cells, facts="")
+            self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Reporter:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, member: Watched, event: str) -> None:
+        """See :data:`benchmarks.training.loop.Report`."""
+        if event == "step":
+            self._step(member)
+        elif event == "epoch":
+            self._epoch(member)
+        else:
+            self._end(member, event)
+
+    @property
+    def eta(self) -> str:
+        if not self.steps:
+            return ""
+        left = max(self.total - self.steps, 0)
+        return f"ETA {duration((time.monotonic() - self.started) / self.steps * left)}"
+
+    def _step(self, member: Watched) -> None:
+        self.steps += 1
+        if member.first_epoch < 1 and member.run.path not in self.longer:
+            self.longer.add(member.run.path)
+            self.total += (1 - member.first_epoch) * self.steps_per_epoch
+        if self.live:
+            self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
+        elif time.monotonic() - self.spoke > EVERY:
+            epoch, step = member.position
+            self.say(f"  {member.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
+
+    def _epoch(self, member: Watched) -> None:
+        record = member.records[-1]
+        losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
+        figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
+        facts = f"{figures}  {losses}"
+        if self.live:
+            label = member.cell.label
+            if label not in self.tasks:
+                self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
+            self.live.update(self.tasks[label], completed=max(record["epoch"], 0), facts=facts)
+        elif time.monotonic() - self.spoke > EVERY:
+            self.say(f"  {member.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
+
+    def _end(self, member: Watched, state: str) -> None:
+        self.ended += 1
+        place = f"[{self.ended}/{self.cells}]"
+        if state == "done":
+            last = member.records[-1]["metrics"][self.metric]
+            line = f"{place} {member.cell.label}  {self.metric} {last:.2f}  {self.eta}"
+        else:
+            line = f"{place} {member.cell.label}  {state.upper()}: {member.run.status['message']}"
+        if self.live:
+            if task := self.tasks.pop(member.cell.label, None):
+                self.live.remove_task(task)
+            self.live.update(self.overall, advance=1)
+        self.say(line)
+
+    def left_out(self) -> None:
+        """A cell is not trained after all."""
+        self.cells -= 1
+        self.total -= self.protocol.epochs * self.steps_per_epoch
+        if self.live:
+            self.live.update(self.overall, total=self.cells)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.spoke = time.monotonic()
+        if self.live:
+            self.live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,224 @@
+"""An accuracy table's cells, caption and notes, in plain text."""
+
+from __future__ import annotations
+
+from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Table
+from benchmarks.report.seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
+from benchmarks.report.table_layout import (
+    BEST,
+    CHOICE,
+    DAGGER,
+    DASH,
+    MISSING,
+    NOT_FOR,
+    UNKNOWN,
+    Cell,
+    Line,
+    Sentence,
+    Sheet,
+    pair_heads,
+    sentence,
+    several_tasks,
+    signed,
+)
+
+MAX_LISTED = 12
+"""Incomplete cells named one by one; more are counted, and are in the CSV."""
+
+
+def sheet(table: Table) -> Sheet:
+    rank, n = ranks(table), usual_n(table)
+    students = tuple(row for row in table.rows if row.key == STUDENT)
+    reference = _teacher_lines(table)
+    for row in students:
+        reference += _row_lines(table, row, rank, n)
+    blocks = [tuple(reference)]
+    methods = [row for row in table.rows if row.key != STUDENT]
+    for family in dict.fromkeys(row.family for row in methods):
+        lines = [Line("heading", family)]
+        for row in methods:
+            if row.family == family:
+                lines += _row_lines(table, row, rank, n)
+        blocks.append(tuple(lines))
+    if table.quoted:
+        blocks.append((Line("heading", "published, not run here"), *(_quoted_line(table, row) for row in table.quoted)))
+    return Sheet(
+        name=table.name,
+        title=table.title,
+        caption=tuple(_caption(table, n)),
+        heads=pair_heads(table.columns),
+        blocks=tuple(blocks),
+        notes=tuple(_notes(table, bool(rank), n)),
+    )
+
+
+def _teacher_lines(table: Table) -> list[Line]:
+    digits = table.decimals
+    own = [
+        Cell(word=MISSING) if column.teacher_accuracy is None else Cell(value=f"{column.teacher_accuracy:.{digits}f}")
+        for column in table.columns
+    ]
+    lines = [Line("row", "Teacher", tuple(own))]
+    cells = tuple(
+        _published_cell(
+            column.teacher_published, teacher_gap(column.teacher_accuracy, column.teacher_published), digits
+        )
+        if column.teacher_published
+        else Cell()
+        for column in table.columns
+    )
+    if any(cell.value for cell in cells):
+        lines.append(Line("published", "published", cells))
+    return lines
+
+
+def _row_lines(table: Table, row: Row, rank: dict[tuple[str, str], int], n: int | None) -> list[Line]:
+    own, published = [], []
+    for column in table.columns:
+        entry = row.entries.get(column.key)
+        summary = summarise(entry)
+        own.append(_own_cell(table, summary, rank.get((row.key, column.key), 0), show_n=unusual(summary, n)))
+        value = entry.published if entry else None
+        published.append(_published_cell(value, gap(summary, value), table.decimals) if value else Cell())
+    lines = [Line("row", row.title, tuple(own), CHOICE if row.our_choice else "")]
+    if any(cell.value for cell in published):
+        lines.append(Line("published", "published", tuple(published)))
+    return lines
+
+
+def _quoted_line(table: Table, row: Row) -> Line:
+    values = [entry.published if (entry := row.entries.get(column.key)) else None for column in table.columns]
+    cells = (_published_cell(value, None, table.decimals) if value else Cell() for value in values)
+    return Line("published", row.title, tuple(cells))
+
+
+def _own_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> Cell:
+    mean, std = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
+    if mean is None:
+        if not summary.diverged and not summary.failed:
+            return Cell(word=NOT_FOR if summary.refused else MISSING)
+        word = "div." if summary.diverged >= summary.failed else "fail."
+        count = max(summary.diverged, summary.failed)
+        return Cell(word=word if count == summary.planned else f"{word} {count}/{summary.planned}")
+    seeds = ""
+    if show_n:
+        seeds = f"n={summary.n}" if summary.n == summary.planned else f"n={summary.n}/{summary.planned}"
+    digits = table.decimals
+    return Cell(f"{mean:.{digits}f}", "" if std is None else f"{std:.{digits}f}", seeds, rank)
+
+
+def _published_cell(published: Published, difference: float | None, digits: int) -> Cell:
+    marks = "" if published.comparable else DAGGER
+    if published.comparable:
+        marks = {"best": BEST, "unknown": UNKNOWN}.get(published.epoch_rule, "")
+    std = "" if published.std is None else f"{published.std:.{digits}f}"
+    aside = "" if difference is None else signed(difference, digits)
+    return Cell(f"{published.value:.{digits}f}", std, marks=marks, aside=aside)
+
+
+def _caption(table: Table, n: int | None) -> list[Sentence]:
+    cells = [summarise(row.entries.get(column.key)) for row in table.rows for column in table.columns]
+    epoch = f"{table.epoch_rule} epoch"
+    if not any(cell.n for cell in cells):
+        text = f"{table.metric}, {epoch}. No run of this table has finished yet."
+    elif n is None:
+        text = f"{table.metric}, mean ± sample standard deviation over the n finished seeds given with each, {epoch}."
+    else:
+        seeds = "n = 1 seed (too few for a deviation)" if n == 1 else f"n = {n} seeds"
+        other = " unless another n is given" if any(unusual(cell, n) for cell in cells) else ""
+        text = f"{table.metric}, mean ± sample standard deviation over {seeds}{other}, {epoch}."
+    out = [Sentence(text)]
+    if table.protocol_lines:
+        out.append(Sentence(sentence("Protocol: " + "; ".join(table.protocol_lines))))
+    if table.deviations:
+        out.append(Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), strong=True))
+    chosen = [f"{row.title}: {', '.join(row.our_choice)}" for row in table.rows if row.our_choice]
+    if chosen:
+        out.append(Sentence(sentence(f"Settings of our own choice ({CHOICE}): " + "; ".join(chosen))))
+    return out
+
+
+def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
+    notes = [("", sentence(note)) for note in table.notes]
+    notes += [(row.title, sentence(row.settings_note)) for row in table.rows if row.settings_note]
+    teacher_notes: dict[str, list[str]] = {}
+    for column in table.columns:
+        names = teacher_notes.setdefault(column.teacher_note, []) if column.teacher_note else []
+        if column.teacher not in names:
+            names.append(column.teacher)
+    notes += [(f"Teacher {', '.join(names)}", sentence(note)) for note, names in teacher_notes.items()]
+    if ranked:
+        notes.append(
+            ("Bold, underlined", "best and second best mean of a column among the methods; not a test of significance.")
+        )
+    if any(unusual(summarise(entry), n) for row in table.rows for entry in row.entries.values()):
+        notes.append(("n=", "finished seeds, or finished/planned ones; the mean is over the finished."))
+    return (
+        notes
+        + _incomplete(table)
+        + _published_notes(table)
+        + [("Provenance", "; ".join(table.provenance) + ".")] * bool(table.provenance)
+    )
+
+
+def _incomplete(table: Table) -> list[tuple[str, str]]:
+    cells = [(row, column, summarise(row.entries.get(column.key))) for row in table.rows for column in table.columns]
+    notes = _refusals(table)
+    blank = sum(not (cell.n or cell.diverged or cell.failed or cell.refused) for _, _, cell in cells)
+    if blank:
+        notes.append((MISSING, f"missing: {blank} of {len(cells)} cells have no finished run."))
+    broken = [
+        f"{row.title}, {_place(column, table)}: " + _counts(cell)
+        for row, column, cell in cells
+        if cell.diverged or cell.failed or 0 < cell.n < cell.planned
+    ]
+    if broken:
+        more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
+        notes.append(("Incomplete (div.: diverged, fail.: failed)", "; ".join(broken[:MAX_LISTED]) + more + "."))
+    return notes
+
+
+def _place(column: Column, table: Table) -> str:
+    """A column in words."""
+    task = f" on {column.task.rpartition('/')[2]} ({column.metric})" if several_tasks(table.columns) else ""
+    return f"{column.teacher}{DASH}{column.student}{task}"
+
+
+def _refusals(table: Table) -> list[tuple[str, str]]:
+    reasons = dict.fromkeys(
+        run.message for row in table.rows for entry in row.entries.values() for run in entry.runs if run.message
+    )
+    return [(NOT_FOR, sentence("; ".join(reasons)))] if reasons else []
+
+
+def _counts(cell: Summary) -> str:
+    counts = {"finished": cell.n, "diverged": cell.diverged, "failed": cell.failed, "missing": cell.missing}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count) + f" of {cell.planned}"
+
+
+def _published_notes(table: Table) -> list[tuple[str, str]]:
+    values: list[tuple[str, Published]] = [
+        ("teacher", column.teacher_published) for column in table.columns if column.teacher_published
+    ]
+    for row in (*table.rows, *table.quoted):
+        entries: list[Entry | None] = [row.entries.get(column.key) for column in table.columns]
+        values += [(row.title, entry.published) for entry in entries if entry and entry.published]
+    if not values:
+        return []
+    rules = {value.epoch_rule for _, value in values if value.comparable}
+    notes = [("published", "the value in the literature and, in parentheses, ours minus it by the same epoch rule.")]
+    if "best" in rules:
+        notes.append((BEST, "read at the best epoch on the test set; the gap is that of our best-epoch mean."))
+    if "unknown" in rules:
+        notes.append((UNKNOWN, "epoch rule not known, hence no gap."))
+    reasons = dict.fromkeys(value.reason or "reason not stated" for _, value in values if not value.comparable)
+    if reasons:
+        notes.append((DAGGER, "not comparable, hence no gap: " + "; ".join(reasons) + "."))
+    sources: dict[str, list[str]] = {}
+    for title, value in values:
+        titles = sources.setdefault(value.source, [])
+        if title not in titles:
+            titles.append(title)
+    listed = "; ".join(f"{source} ({', '.join(titles)})" for source, titles in sources.items())
+    notes.append(("Sources of published values", f"{listed}."))
+    return notes

@@ -1,0 +1,250 @@
+"""The cost table and its plots, from a file that ``pytest benchmarks/ --benchmark-json FILE`` wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.files import write_bytes
+from benchmarks.report import loop_table as loop
+from benchmarks.report import write_sheet
+from benchmarks.report.cost_table import MIB, count
+from benchmarks.report.model import PARTS
+from benchmarks.report.table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
+from kd_methods.errors import UserError
+
+REFERENCE = "kd"
+NAMED = 6
+"""Methods that the memory plot names beside student and KD: those that need most."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on one pair: facts of its training step, and by batch size those of its inference."""
+
+    facts: Mapping[str, Any]
+    seconds: float
+    inference: Mapping[int, Mapping[str, Any]]
+
+
+Pairs = dict[str, dict[str, Measured]]
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a file holds: methods by pair, and the facts of the loop and of groups' memory, in the order of the file."""
+
+    pairs: Pairs
+    loops: list[Facts]
+    memories: list[Facts]
+
+
+def read(path: Path) -> Measurements:
+    """What the benchmark suites wrote.
+
+    Raises:
+        UserError: the file is missing, no benchmark's, or holds neither a training step nor the loop.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no file of pytest-benchmark ({type(error).__name__}); write one with: "
+            f"pytest benchmarks/ --benchmark-only --benchmark-json {path}"
+        ) from None
+    loops, memories = (
+        [entry["extra_info"] for entry in entries if entry["extra_info"].get("kind") == kind]
+        for kind in ("loop", "group memory")
+    )
+    found = Measurements(_pairs(entries), loops, memories)
+    if not found.pairs and not found.loops:
+        raise UserError(
+            f"{path} holds no training step; run: pytest benchmarks/ --benchmark-only --benchmark-json {path}"
+        )
+    return found
+
+
+def _pairs(entries: list[dict[str, Any]]) -> Pairs:
+    inference: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for entry in entries:
+        facts = entry["extra_info"]
+        if facts.get("kind") == "inference":
+            seconds = {"seconds": entry["stats"]["median"]}
+            inference.setdefault((facts["pair"], facts["method"]), {})[facts["batch_size"]] = facts | seconds
+    found: Pairs = {}
+    for entry in entries:
+        facts = entry["extra_info"]
+        if facts.get("kind") == "training step":
+            pair, method = facts["pair"], facts["method"]
+            # What deploys the plain student has no measurement of its own.
+            own = inference.get((pair, method)) or inference.get((pair, "student"), {})
+            found.setdefault(pair, {})[method] = Measured(facts, entry["stats"]["median"], own)
+    return found
+
+
+def write(found: Measurements, folder: Path, accuracy: Path | None = None) -> list[Path]:
+    """Write table6-PAIR and table6-loop as .tex and .md, and plots, into ``folder``, each whole or not at all.
+
+    Args:
+        found: what :func:`read` gave.
+        folder: where to.
+        accuracy: a table's .csv; then accuracy is plotted against cost for the pairs that it has.
+    """
+    files = write_sheet(loop.sheet(found.loops, found.memories), folder) if found.loops else []
+    for pair, methods in found.pairs.items():
+        files += write_sheet(sheet(pair, methods), folder)
+        stem = folder / f"table6-{pair}"
+        pictures = {"-split.png": _split_plot(pair, methods), "-memory.png": _memory_plot(pair, methods)}
+        if accuracy and (points := accuracies(accuracy, pair, methods)):
+            pictures["-accuracy.png"] = _accuracy_plot(pair, methods, points)
+        for suffix, picture in pictures.items():
+            files.append(stem.with_name(stem.name + suffix))
+            write_bytes(files[-1], picture)
+    return files
+
+
+HEADS = (
+    ("Training", "images/s"),
+    ("", f"{TIMES} KD"),
+    *((part.capitalize(), "%") for part in PARTS),
+    ("Peak", "MiB"),
+    ("Params", "training"),
+    ("", "deployed"),
+    ("GFLOP", "per step"),
+    ("Inference", "ms, b 1"),
+    ("", "images/s, b 256"),
+    ("", "MMAC"),
+)
+
+
+def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
+    """All figures of one pair, one line per method."""
+    lines: list[Line] = []
+    family = ""
+    for name, found in methods.items():
+        if found.facts["family"] != family:
+            family = found.facts["family"]
+            lines.append(Line("heading", family))
+        lines.append(Line("row", found.facts["title"] if name != "student" else "Student", _cells(found)))
+    first = next(iter(methods.values()))
+    facts, machine = first.facts, first.facts["machine"]
+    phased = [m.facts["title"] for m in methods.values() if m.facts["first_phases"]]
+    notes = [
+        (
+            f"{TIMES} KD",
+            "throughput as a multiple of KD's, from the best of steps in turn; images/s are of the median step.",
+        ),
+        ("Data to optimiser", "shares of a step whose parts were awaited one by one; the images/s are of whole steps."),
+        ("Params", f"beside the student's {count(facts['student_params'])}, in training and in what is deployed."),
+        ("GFLOP per step", "convolutions and matrix products, forward and backward, the teacher's pass included."),
+        ("Memory", f"{facts['memory']['kind']}, in a process of its own."),
+        *([("Without their first phases", ", ".join(phased) + ".")] if phased else []),
+        ("Machine", f"{machine['machine']}, torch {machine['versions']['torch']}, commit {machine['commit']}."),
+    ]
+    teacher, _, student = pair.partition("-")
+    return Sheet(
+        name=f"table6-{pair}",
+        title=f"What a method costs: {teacher} to {student}",
+        caption=(
+            Sentence(
+                f"Median training step of each method alone, batch {facts['batch_size']}, fp32, on images of "
+                "CIFAR-100's shape without content."
+            ),
+        ),
+        blocks=(tuple(lines),),
+        notes=tuple(notes),
+        heads=(("", tuple(head for head, _ in HEADS)), ("Method", tuple(unit for _, unit in HEADS))),
+    )
+
+
+def _cells(found: Measured) -> tuple[Cell, ...]:
+    facts, split = found.facts, found.facts["split"]
+    total = sum(split.values())
+    rate = facts["batch_size"] / found.seconds
+    peak = facts["memory"]["bytes"]
+    small, large = found.inference.get(1), found.inference.get(256)
+    operations = (facts["teacher_operations"] + facts["own_operations"]) / 1e9
+    return (
+        Cell(f"{rate:.0f}"),
+        Cell(f"{facts['times_reference']:.2f}"),
+        *(Cell(f"{100 * split[part] / total:.0f}") for part in PARTS),
+        _figure(None if peak is None else peak / MIB, "{:.0f}"),
+        Cell(count(facts["extra_train_params"])),
+        Cell(count(facts["extra_inference_params"])),
+        Cell(f"{operations:.1f}"),
+        _figure(1e3 * small["seconds"] if small else None, "{:.2f}"),
+        _figure(256 / large["seconds"] if large else None, "{:.0f}"),
+        _figure(small["macs"] / 1e6 if small else None, "{:.1f}"),
+    )
+
+
+def _figure(value: float | None, form: str) -> Cell:
+    return Cell(word=MISSING) if value is None else Cell(form.format(value))
+
+
+def accuracies(file: Path, pair: str, methods: Mapping[str, Measured]) -> dict[str, float]:
+    """Last-epoch means of a pair by method, from a table's .csv.
+
+    Raises:
+        UserError: the file cannot be read or is no table's.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        return {
+            row["row"]: float(row["mean_last"])
+            for row in rows
+            if row["pair"] == pair and row["row"] in methods and row["mean_last"]
+        }
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is no table's .csv ({type(error).__name__}); give results/tables/…/NAME.csv") from None
+
+
+def _split_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
+    from benchmarks.report.figures import figure, png
+
+    fig, ((axes,),) = figure(f"Milliseconds of a training step by part: {pair}", rows=max(1.4, len(methods) / 15))
+    left = [0.0] * len(methods)
+    for part in PARTS:
+        values = [1e3 * found.facts["split"][part] for found in methods.values()]
+        axes.barh(list(methods), values, left=left, label=part)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("ms")
+    axes.legend(fontsize=7, ncols=3, loc="lower right")
+    return png(fig)
+
+
+def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
+    from benchmarks.report.figures import figure, png
+
+    fig, ((axes,),) = figure(f"Peak memory within each part of a step: {pair}", rows=1.4)
+    curves = {name: [found.facts["memory"]["by_part"][part] for part in PARTS] for name, found in methods.items()}
+    curves = {name: [value / MIB for value in values] for name, values in curves.items() if None not in values}
+    highest = sorted(curves, key=lambda name: max(curves[name]))[-NAMED:]
+    for name, values in curves.items():
+        bold = name in ("student", REFERENCE, *highest)
+        shade = {"label": name} if bold else {"color": "grey", "alpha": 0.4, "linewidth": 0.8}
+        axes.plot(PARTS, values, marker=".", **shade)
+    axes.set_ylabel("MiB above the idle process")
+    axes.legend(fontsize=7)
+    return png(fig)
+
+
+def _accuracy_plot(pair: str, methods: Mapping[str, Measured], points: Mapping[str, float]) -> bytes:
+    from benchmarks.report.figures import figure, png
+
+    fig, ((axes,),) = figure(f"Accuracy against cost: {pair}", rows=1.4)
+    for name, value in points.items():
+        cost = 1e3 * methods[name].seconds
+        axes.scatter(cost, value, color="black", s=12)
+        axes.annotate(name, (cost, value), fontsize=6, xytext=(3, 2), textcoords="offset points")
+    axes.set_xlabel("ms per training step")
+    axes.set_ylabel("top-1 accuracy (%), last epoch")
+    return png(fig)

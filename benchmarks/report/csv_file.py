@@ -1,0 +1,95 @@
+"""Every figure of a table in long format: one line per row and column."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from benchmarks.report.model import CostTable, Published, Table
+from benchmarks.report.seed_statistics import finished, gap, ranks, summarise, teacher_gap
+
+_DECIMALS = 4
+
+
+def render(table: Table) -> str:
+    rank = ranks(table)
+    lines: list[dict[str, object]] = []
+    for column in table.columns:
+        published = column.teacher_published
+        lines.append({
+            "row": "teacher", "title": "Teacher", "pair": column.key, "teacher": column.teacher,
+            "student": column.student, "value": column.teacher_accuracy, "our_choice": column.teacher_note,
+        } | _published(published, teacher_gap(column.teacher_accuracy, published)))  # fmt: skip
+    for row in table.rows:
+        for column in table.columns:
+            entry = row.entries.get(column.key)
+            summary, published = summarise(entry), entry.published if entry else None
+            done = [run for run in (entry.runs if entry else ()) if finished(run)]
+            lines.append({
+                "row": row.key, "title": row.title, "family": row.family, "pair": column.key,
+                "teacher": column.teacher, "student": column.student, "value": summary.mean(table.epoch_rule),
+                "n": summary.n, "planned": summary.planned, "diverged": summary.diverged, "failed": summary.failed,
+                "refused": summary.refused, "missing": summary.missing,
+                "mean_last": summary.mean_last, "std_last": summary.std_last,
+                "mean_best": summary.mean_best, "std_best": summary.std_best, "rank": rank.get((row.key, column.key)),
+                "seeds": " ".join(str(run.seed) for run in done),
+                "values_last": " ".join(_text(run.last) for run in done),
+                "values_best": " ".join(_text(run.best) for run in done),
+                "our_choice": "; ".join(row.our_choice),
+            } | _published(published, gap(summary, published)))  # fmt: skip
+    for row in table.quoted:
+        for column in table.columns:
+            if entry := row.entries.get(column.key):
+                names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
+                places = {"teacher": column.teacher, "student": column.student}
+                lines.append(names | places | _published(entry.published, None))
+    return _write(_HEADER, lines)
+
+
+_HEADER = [
+    "row", "title", "family", "pair", "teacher", "student", "value", "n", "planned", "diverged", "failed", "refused",
+    "missing", "mean_last", "std_last", "mean_best", "std_best", "rank", "published", "published_std", "gap",
+    "epoch_rule", "comparable", "reason", "source", "seeds", "values_last", "values_best", "our_choice",
+]  # fmt: skip
+
+
+def render_cost(cost: CostTable) -> str:
+    header = [
+        "row", "title", "family", "pair", "teacher", "student", "images_per_second", "peak_memory_bytes", "memory_kind",
+        "extra_train_params", "extra_inference_params", "batch_size", "device", "steps", "inputs_per_second",
+    ]  # fmt: skip
+    lines: list[dict[str, object]] = []
+    for row in cost.rows:
+        for column in cost.columns:
+            entry = row.entries.get(column.key)
+            names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
+            figures = {key: value for key, value in vars(entry).items() if key in header} if entry else {}
+            lines.append(names | {"teacher": column.teacher, "student": column.student} | figures)
+    return _write(header, lines)
+
+
+def _published(published: Published | None, difference: float | None) -> dict[str, object]:
+    if published is None:
+        return {}
+    return {
+        "published": published.value, "published_std": published.std, "gap": difference,
+        "epoch_rule": published.epoch_rule, "comparable": published.comparable, "reason": published.reason,
+        "source": published.source,
+    }  # fmt: skip
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{round(value, _DECIMALS) + 0.0:.{_DECIMALS}f}" if isinstance(value, float) else str(value)
+
+
+def _write(header: list[str], lines: list[dict[str, object]]) -> str:
+    names = header + sorted({name for line in lines for name in line} - set(header))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_text(line.get(name)) for name in names] for line in lines)
+    return file.getvalue()

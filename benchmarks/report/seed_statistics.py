@@ -1,0 +1,157 @@
+"""Figures of a table: means with their n, gaps by the published value's own epoch rule, ranks."""
+
+from __future__ import annotations
+
+import math
+import statistics as std_statistics
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Run, Table
+from benchmarks.report.table_layout import several_tasks
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of an entry's planned seeds, and mean and sample standard deviation over its `n` finished ones.
+
+    A deviation is None for n < 2. The best-epoch figures are None unless every finished run has one: a mean over
+    fewer runs than the row's n would be taken for the other.
+    """
+
+    planned: int
+    n: int
+    diverged: int
+    failed: int
+    refused: int
+    missing: int
+    mean_last: float | None
+    std_last: float | None
+    mean_best: float | None
+    std_best: float | None
+
+    def mean(self, epoch_rule: str) -> float | None:
+        return {"last": self.mean_last, "best": self.mean_best}.get(epoch_rule)
+
+    def std(self, epoch_rule: str) -> float | None:
+        return {"last": self.std_last, "best": self.std_best}.get(epoch_rule)
+
+
+def finished(run: Run) -> bool:
+    """A run counts when it is done and its figure is a number."""
+    return run.status == "done" and run.last is not None and math.isfinite(run.last)
+
+
+def mean_std(values: list[float]) -> tuple[float | None, float | None]:
+    """Mean (None of nothing) and sample standard deviation with ddof 1 (None below two values)."""
+    mean = std_statistics.fmean(values) if values else None
+    return mean, std_statistics.stdev(values) if len(values) > 1 else None
+
+
+def summarise(entry: Entry | None) -> Summary:
+    runs = entry.runs if entry else ()
+    done = [run for run in runs if finished(run)]
+    last = [run.last for run in done if run.last is not None]
+    best = [run.best for run in done if run.best is not None and math.isfinite(run.best)]
+    mean_best, std_best = mean_std(best) if len(best) == len(done) else (None, None)
+    diverged = sum(run.status == "diverged" for run in runs)
+    refused = sum(run.status == "refused" for run in runs)
+    missing = sum(run.status == "missing" for run in runs)
+    return Summary(
+        len(runs), len(done), diverged, len(runs) - len(done) - diverged - refused - missing, refused, missing,
+        *mean_std(last), mean_best, std_best,
+    )  # fmt: skip
+
+
+def gap(summary: Summary, published: Published | None) -> float | None:
+    """Our mean minus the published value by the same epoch rule; None where the two cannot be compared."""
+    if published is None or not published.comparable:
+        return None
+    ours = summary.mean(published.epoch_rule)
+    return None if ours is None else ours - published.value
+
+
+def teacher_gap(accuracy: float | None, published: Published | None) -> float | None:
+    """A teacher is one given network, so its gap knows no epoch rule."""
+    if accuracy is None or published is None or not published.comparable:
+        return None
+    return accuracy - published.value
+
+
+def ranks(table: Table) -> dict[tuple[str, str], int]:
+    """(row, column) of the best (1) and second best (2) method by mean, equal as printed means equal in rank.
+
+    The plain student is no competitor, and a column with a single method has no best.
+    """
+    marks: dict[tuple[str, str], int] = {}
+    for column in table.columns:
+        means: dict[str, float] = {}
+        for row in table.rows:
+            mean = summarise(row.entries.get(column.key)).mean(table.epoch_rule)
+            if row.key != STUDENT and mean is not None:
+                means[row.key] = round(mean, table.decimals)
+        if len(means) < 2:
+            continue
+        places = sorted(set(means.values()), reverse=table.higher_is_better)[:2]
+        marks |= {(key, column.key): places.index(mean) + 1 for key, mean in means.items() if mean in places}
+    return marks
+
+
+def usual_n(table: Table) -> int | None:
+    """The n of most of the cells that have all their seeds, the larger of equals; None where no cell has."""
+    cells = [summarise(row.entries.get(column.key)) for row in table.rows for column in table.columns]
+    counts = Counter(cell.n for cell in cells if cell.n and cell.n == cell.planned)
+    return max(counts, key=lambda n: (counts[n], n)) if counts else None
+
+
+def unusual(summary: Summary, usual: int | None) -> bool:
+    """Whether a cell's mean has another n than the caption says, or lacks some of its seeds."""
+    return bool(summary.n) and not usual == summary.n == summary.planned
+
+
+def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+    """Behind the columns of each pair one for the mean over its tasks: taken per seed, so that seeds stay what varies.
+
+    A task with two columns (MNLI) counts once, with their mean. Where a column is missing for a seed, or the method is
+    not made for it, there is no mean.
+    """
+    if not several_tasks(columns):
+        return columns, rows
+    out: list[Column] = []
+    entries: dict[str, dict[str, Entry]] = {row.key: dict(row.entries) for row in rows}
+    for pair in dict.fromkeys((column.teacher, column.student) for column in columns):
+        own = [column for column in columns if (column.teacher, column.student) == pair]
+        out += own
+        if len(own) < 2:
+            continue
+        tasks = [column.task for column in own]
+        accuracy = _over_tasks([column.teacher_accuracy for column in own], tasks)
+        key = f"{own[0].key.partition(':')[0]}:mean"
+        out.append(Column(key, *pair, accuracy, task="mean", metric=f"of {len(set(tasks))}"))
+        for row in rows:
+            entries[row.key][key] = _mean([row.entries.get(column.key, Entry()) for column in own], tasks)
+    return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
+
+
+def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:
+    """The mean over tasks of the means over each task's columns; None where one is missing."""
+    by_task: dict[str, list[float]] = {}
+    for value, task in zip(values, tasks, strict=True):
+        if value is None:
+            return None
+        by_task.setdefault(task, []).append(value)
+    return std_statistics.fmean(map(std_statistics.fmean, by_task.values()))
+
+
+def _mean(entries: list[Entry], tasks: list[str]) -> Entry:
+    runs = []
+    for seed in sorted({run.seed for entry in entries for run in entry.runs}):
+        own = [run for entry in entries for run in entry.runs if run.seed == seed]
+        states = {run.status for run in own}
+        if len(own) < len(entries) or states != {"done"}:
+            worst = next((s for s in ("refused", "diverged", "failed") if s in states), "missing")
+            runs.append(Run(seed, worst))  # type: ignore[arg-type]
+            continue
+        last, best = (_over_tasks([getattr(run, rule) for run in own], tasks) for rule in ("last", "best"))
+        runs.append(Run(seed, "done", last=last, best=best))
+    return Entry(tuple(runs))

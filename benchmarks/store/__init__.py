@@ -1,0 +1,1 @@
+"""What is kept: cells, runs, manifests of tables."""

@@ -1,0 +1,100 @@
+"""A cell: the smallest thing that is computed, stored and counted, and its identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..common.files import digest
+from ..config.protocol import Optimizer
+
+SCHEMA = 1
+"""Part of every identity. Raised when the training code changes what a cell means."""
+
+
+@dataclass(frozen=True)
+class TeacherRef:
+    """Which teacher: a weights file by its digest, or the cell that trains it.
+
+    Exactly one of ``weights`` and ``cell`` is set. ``mean`` and ``std`` are the teacher's own normalisation. ``entry``
+    is what the teacher is called, for people; it is no part of the identity.
+    """
+
+    network: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str = ""
+    cell: str = ""
+    entry: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        source = {"weights": self.weights} if self.weights else {"cell": self.cell}
+        return {"network": self.network, "mean": list(self.mean), "std": list(self.std), **source}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """(task, data, protocol, teacher, student, method and settings, seed), frozen.
+
+    ``protocol`` is :meth:`benchmarks.config.protocol.Protocol.identity`, ``lr`` the student's own rate under it;
+    ``settings`` are complete, defaults included. ``versions`` are those of the task and the networks; ``plugins`` maps
+    what came from a user's file (as ``method:name``) to that file's digest. ``init``: the student starts from a choice
+    of its teacher's layers; ``start``: from the weights of a network of ImageNet. The key names the run directory.
+    """
+
+    task: str
+    data: str
+    protocol: dict[str, Any]
+    lr: float
+    student: str
+    method: str
+    method_version: int
+    settings: dict[str, Any]
+    seed: int
+    teacher: TeacherRef | None = None
+    versions: dict[str, int] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
+    init: str = ""
+    start: TeacherRef | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimiser, with the defaults that ``protocol`` leaves out and the cell's own learning rate."""
+        return Optimizer.model_validate({**self.protocol["optimizer"], "lr": self.lr})
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the result depends on, as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "data": self.data,
+            "protocol": self.protocol,
+            "lr": self.lr,
+            "teacher": self.teacher.identity() if self.teacher else None,
+            "student": self.student,
+            "method": {"name": self.method, "version": self.method_version, "settings": self.settings},
+            "seed": self.seed,
+            "versions": self.versions,
+            "plugins": self.plugins,
+            **({"init": self.init} if self.init else {}),
+            **({"start": self.start.identity()} if self.start else {}),
+        }
+
+    @property
+    def key(self) -> str:
+        """sha256 of the canonical identity."""
+        return digest(self.identity())
+
+    @property
+    def label(self) -> str:
+        """How logs call the cell."""
+        source = f"{self.teacher.network}-" if self.teacher else ""
+        optimizer = self.protocol.get("optimizer", {}).get("name", "sgd")
+        method = f"{self.method}({optimizer})" if optimizer == "dot" else self.method
+        return f"{method}/{source}{self.student}/s{self.seed}"
+
+    def group(self) -> str:
+        """Cells of one group share the teacher's pass over the same batches; their optimisers may differ."""
+        teacher = self.teacher.identity() if self.teacher else None
+        shared = {key: value for key, value in self.protocol.items() if key != "optimizer"}
+        return digest([self.task, self.data, shared, teacher, self.seed])

@@ -1,0 +1,1 @@
+"""The pytest-benchmark suites, the baseline loop and committed measurements."""

@@ -1,0 +1,162 @@
+"""What a machine can do at most, and what a group of cells may hold: the bounds that the loop is measured against."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import profile
+
+from ..cost.profile import activities, memory_timeline
+from ..cost.profiling import Bench, endless, peak_memory, seconds_of_each, synchronise
+from ..networks import macs
+from ..training.loop import shared
+from ..training.optimizers import WHOLE
+from ..training.student_run import Member
+
+MATRICES = (1024, 2048, 4096)
+"""Sides of the square matrices that are multiplied."""
+
+CONVOLUTIONS = ((16, 32, 64), (32, 16, 64), (64, 32, 64), (128, 16, 64), (256, 16, 64), (64, 56, 16))
+"""3x3 convolutions as (channels, height and width, images): two narrow ones of CIFAR's networks, and wide ones."""
+
+BEST_OF = 10
+
+
+def fastest(device: torch.device) -> dict[str, float]:
+    """Operations per second of large matrix products and convolutions in fp32, the best of several runs each.
+
+    A library's matrix product can be far from the best, so there are both.
+    """
+    found = {}
+    with torch.no_grad():
+        for side in MATRICES:
+            a = torch.randn(side, side, device=device)
+            found[f"matrix product {side}"] = 2 * side**3 / _shortest(partial(torch.matmul, a, a), device)
+        for channels, side, images in CONVOLUTIONS:
+            layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
+            layer = layer.to(memory_format=torch.channels_last)
+            x = torch.randn(images, channels, side, side, device=device)
+            x = x.to(memory_format=torch.channels_last)
+            operations = 2 * 9 * channels**2 * side**2 * images
+            name = f"convolution {channels} channels, {side}x{side}"
+            found[name] = operations / _shortest(partial(layer, x), device)
+    return found
+
+
+def _shortest(run: Callable[[], object], device: torch.device) -> float:
+    return min(seconds_of_each(run, device, 1, BEST_OF))
+
+
+def needed(bench: Bench) -> int:
+    """Floating-point operations that a distillation step needs at least: the teacher's pass and three of the student's.
+
+    The backward pass has two products for each of the forward pass; what a method adds is not counted.
+    """
+    one = bench.data.clean(torch.zeros(1, dtype=torch.long)).student().inputs
+    passes = 3 * macs(bench.member.student.plain(), one)
+    if bench.teacher:
+        passes += macs(bench.teacher.network.plain(), one)
+    return 2 * passes * bench.protocol.batch_size
+
+
+def operators(bench: Bench, count: int = 8) -> dict[str, float]:
+    """Shares of a step's time in the operators that take most of it."""
+    device = bench.data.device
+    with profile(activities=activities(device)) as found:
+        bench.step()
+        synchronise(device)
+    own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    times = {event.key: getattr(event, own) for event in found.key_averages()}
+    total = sum(times.values())
+    return {name: times[name] / total for name in sorted(times, key=times.__getitem__, reverse=True)[:count]}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of tensors in a group's step, and the parts of what it may hold at most.
+
+    peak         most that was alive at once
+    teacher      its weights, and the copy of them with folded batch-norms
+    kept         the teacher's outputs that the methods read
+    cells        weights, gradients, optimiser state and method parts of all cells
+    step         what the largest cell's own step makes: its activations and losses, and the batch
+    """
+
+    peak: int
+    teacher: int
+    kept: int
+    cells: int
+    step: int
+
+    @property
+    def bound(self) -> int:
+        """The teacher with its kept outputs, all cells, and one student's activations."""
+        return self.teacher + self.kept + self.cells + self.step
+
+
+def memory(bench: Bench) -> Memory:
+    """The memory of a group's step beside its bound, in which only one cell at a time has activations.
+
+    Cells are looked at after a step, so that gradients and momentum are there.
+    """
+    bench.step()
+    device, batches = bench.data.device, endless(bench.data, bench.protocol.batch_size)
+    teacher = [bench.teacher.network, bench.teacher.network.folded()] if bench.teacher else []
+    weights = _bytes(_of_networks(teacher))
+    cells = sum(_bytes(_of_cell(member)) for member in bench.members)
+    inputs, kept = shared(next(batches), WHOLE, bench.teacher, bench.members)
+    outputs = _bytes(kept.tensors() if kept else ())
+    own = []
+    for member in bench.members:
+        # torch's profiler does not see what it has not seen made go, so gradients go before.
+        member.optimizer.zero_grad()
+        own.append(made(partial(member.step, inputs, kept, (bench.epoch, 0), bench.progress), device))
+        member.optimizer.zero_grad()
+    batch = _bytes((inputs.inputs, inputs.labels, inputs.indices))
+    del inputs, kept
+    before = weights + sum(_bytes(_of_cell(member)) for member in bench.members)
+    return Memory(before + made(bench.step, device), weights, outputs, cells, max(own) + batch)
+
+
+def made(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors that are alive while ``run`` runs, above those that were before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        with peak_memory(device) as figures:
+            run()
+        return figures["bytes"] - before
+    with profile(activities=activities(device), profile_memory=True) as found:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        found.export_chrome_trace(str(trace))
+        timeline, _ = memory_timeline(trace, device.type)
+    return int(max((live for _, live in timeline), default=0))
+
+
+def _of_networks(networks: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for network in networks:
+        yield from network.parameters()
+        yield from network.buffers()
+
+
+def _of_cell(member: Member) -> Iterator[Tensor]:
+    """Weights, gradients, optimiser state, and what the method has registered."""
+    for tensor in _of_networks((member.student, member.method)):
+        yield tensor
+        if tensor.grad is not None:
+            yield tensor.grad
+    for state in member.optimizer.state_dict()["state"].values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of the memory under tensors, each piece once."""
+    pieces = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(pieces.values())

@@ -1,0 +1,281 @@
+"""Teachers: entries with sources, normalisation and expected accuracy; files added, fetched and verified."""
+
+from __future__ import annotations
+
+import http.client
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from kd_methods.errors import UserError, unknown
+
+from ..common.files import read_json, sha256_file, write_bytes, write_json
+from ..common.weights import fit, load_weights, to_bytes, weights_digest
+from ..common.yaml_files import TABLES, read_yaml
+from ..config.protocol import Protocol
+from ..store.cell import TeacherRef
+from ..tasks import TaskData, get_task
+from ..tasks.text import TextTask, words
+from . import published_weights
+
+TOLERANCE = 0.1
+"""Percentage points by which a measured accuracy may differ from the expected one."""
+
+
+class Teacher(BaseModel):
+    """An entry: what the teacher is, where its file comes from, and what it must measure.
+
+    ``origin`` names the set of teachers that published numbers stand on (``crd`` for RepDistiller's). ``weights`` is
+    the digest of the tensors themselves, so a re-saved file is recognised; ``sha256`` the digest (or its beginning)
+    of the file at ``sources``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    network: str
+    task: str
+    mean: tuple[float, float, float] | tuple[()] = ()
+    std: tuple[float, float, float] | tuple[()] = ()
+    expected: float | None = None
+    expected_source: str = ""
+    origin: str = ""
+    sources: tuple[str, ...] = ()
+    member: str = ""
+    sha256: str = ""
+    weights: str = ""
+
+
+def make_entry(**values: Any) -> Teacher:
+    """An entry of the user's own.
+
+    Raises:
+        UserError: a name that is no file name, or a value of the wrong kind.
+    """
+    try:
+        return Teacher(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"teacher {first['loc'][0]} {first['input']!r}: {first['msg']}") from None
+
+
+class Zoo:
+    """The entries that ship with the suite and those that the user added, and the files that are installed.
+
+    Args:
+        folder: where checkpoints and the user's entries live.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shipped = read_yaml(TABLES / "published" / "teachers.yaml")
+        common = shipped.pop("defaults")
+        self.shipped = {
+            name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
+        }
+        path = folder / "teachers.json"
+        try:
+            self.own = {name: Teacher(**entry) for name, entry in (read_json(path) or {}).items()}
+        except (AttributeError, TypeError, ValidationError):
+            raise UserError(f"{path} does not hold teacher entries; mend it or move it away") from None
+
+    @property
+    def entries(self) -> dict[str, Teacher]:
+        return {**self.shipped, **self.own}
+
+    def get(self, name: str) -> Teacher:
+        if name not in self.entries:
+            raise unknown("teacher", name, self.entries)
+        return self.entries[name]
+
+    def path(self, entry: Teacher) -> Path:
+        """Where the entry's weights lie, or would."""
+        return self.folder / entry.task / f"{entry.name}.pt"
+
+    def ref(self, entry: Teacher) -> TeacherRef:
+        """An installed entry as part of a cell's identity."""
+        weights = weights_digest(load_weights(self.path(entry)))
+        return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
+
+    def wanted(self, name: str) -> Teacher:
+        """An entry by name, or one for weights of a library, as ``timm:NAME.TAG`` or ``torchvision:NAME.VERSION``.
+
+        Raises:
+            UserError: neither is known.
+        """
+        if ":" not in name:
+            return self.get(name)
+        return make_entry(**published_weights.values(name))
+
+    def installed(self, network: str, task: str) -> Teacher | None:
+        """The installed entry to use for a network: one of the user's own before a shipped one."""
+        for entries in (self.own, self.shipped):
+            fitting = [e for e in entries.values() if (e.network, e.task) == (network, task) and self.path(e).is_file()]
+            if len(fitting) > 1:
+                fitting = [e for e in fitting if e.name == network] or fitting[:1]
+            if fitting:
+                return fitting[0]
+        return None
+
+    def add(self, entry: Teacher, file: Path, keep_normalisation: bool = False) -> Teacher:
+        """Install a file, under an entry of its own or as the shipped entry of that name.
+
+        Known weights bring their normalisation and expected accuracy. A file installed as a shipped entry is held to
+        that entry's accuracy before its first use.
+
+        Args:
+            entry: what the user says of the file.
+            file: the checkpoint; of a text encoder also the folder that transformers saved it in.
+            keep_normalisation: the entry's normalisation was given by the user and stays.
+
+        Raises:
+            UserError: the file cannot be read, or is not of the entry's architecture.
+        """
+        shipped = self.shipped.get(entry.name)
+        entry = shipped or entry
+        task = get_task(entry.task)
+        weights = saved_encoder(file, task) if file.is_dir() else load_weights(file)
+        fit(weights, _module(entry, weights), str(file))
+        digest = weights_digest(weights)
+        known = next((e for e in self.shipped.values() if e.weights == digest), None)
+        update: dict[str, Any] = {"weights": digest}
+        if known:
+            brought = {"origin"}
+            brought |= set() if keep_normalisation else {"mean", "std"}
+            brought |= {"expected", "expected_source"} if entry.expected is None else set()
+            update |= known.model_dump(include=brought)
+        write_bytes(self.path(entry), to_bytes(weights))
+        if shipped:
+            return shipped
+        entry = entry.model_copy(update=update)
+        self._save(entry)
+        return entry
+
+    def _save(self, entry: Teacher) -> None:
+        self.own[entry.name] = entry
+        write_json(self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.own.items()})
+
+    def fetch(self, entries: Sequence[Teacher], report: Callable[[str], None]) -> None:
+        """Download entries, each source once; check and install their files.
+
+        Raises:
+            UserError: no source of an entry answers, or a digest is not the entry's.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            fetched: dict[str, Path] = {}
+            for entry in entries:
+                file = self._download(entry, fetched, Path(folder), report)
+                if entry.member:
+                    file = _extract(file, entry.member, Path(folder))
+                found = sha256_file(file)
+                if entry.sha256 and not found.startswith(entry.sha256):
+                    raise UserError(
+                        f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}"
+                    )
+                if not entry.sha256 and not entry.sources[0].startswith(published_weights.TIMM):
+                    report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
+                weights = load_weights(file)
+                fit(weights, _module(entry, weights), entry.name)
+                write_bytes(self.path(entry), to_bytes(weights))
+                if entry.name not in self.shipped:
+                    self._save(entry)
+                report(f"installed {entry.name}; check it with: ./reproduce.sh teachers verify {entry.name}")
+
+    def _download(self, entry: Teacher, fetched: dict[str, Path], folder: Path, report: Callable[[str], None]) -> Path:
+        """The file of the first source that answers; ``fetched`` holds what is there already."""
+        problems = []
+        for source in entry.sources:
+            if source in fetched:
+                return fetched[source]
+            target = folder / f"download{len(fetched)}"
+            report(f"fetching {source}")
+            try:
+                if source.startswith(published_weights.TIMM):
+                    write_bytes(target, to_bytes(published_weights.from_timm(source)))
+                    return target
+                with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
+                    while chunk := answer.read(1 << 20):
+                        file.write(chunk)
+            except (OSError, http.client.HTTPException) as error:
+                problems.append(f"{source}: {getattr(error, 'reason', None) or error}")
+                continue
+            fetched[source] = target
+            return target
+        known = "" if entry.name in self.shipped else f" --network {entry.network} --task {entry.task}"
+        raise UserError(
+            f"teacher '{entry.name}' cannot be fetched ({'; '.join(problems) or 'it has no source'}); "
+            f"install a file you have with: teachers add {entry.name} FILE{known}"
+        )
+
+    def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
+        """Top-1 of the installed file on the task's test set, under the entry's own normalisation."""
+        weights = load_weights(self.path(entry))
+        data = get_task(entry.task).open(data_root, protocol, device)
+        network = data.build(entry.network)
+        fit(weights, network.module, str(self.path(entry)))
+        return accuracy(data, network, entry)
+
+
+def _module(entry: Teacher, weights: dict[str, Tensor]) -> nn.Module:
+    """The architecture of an entry, for its task's classes and size of images."""
+    from ..networks import build_network
+
+    task = get_task(entry.task)
+    return build_network(entry.network, task.num_classes, (3, task.size, task.size), vocabulary=words(weights)).module
+
+
+def saved_encoder(folder: Path, task: Any) -> dict[str, Tensor]:
+    """The weights of a fine-tuned encoder in a folder of transformers, its classes in the task's order.
+
+    Checkpoints order their classes differently (MNLI is the known trap); where the folder names its own, the rows of
+    the classifier are put in the task's order.
+
+    Raises:
+        UserError: a task of images, no such model, or classes that are not the task's.
+    """
+    from ..networks import text
+
+    if not isinstance(task, TextTask):
+        raise UserError(f"{folder} is a folder; task {task.name} is one of images, whose teachers are files")
+    model = text.pretrained(str(folder), None, task.num_classes)
+    config: Any = text.configuration(str(folder))
+    own = [str(config.id2label[i]).lower() for i in sorted(config.id2label)]
+    if len(own) != task.num_classes:
+        raise UserError(f"{folder} has {len(own)} classes ({', '.join(own)}), task {task.name} has {task.num_classes}")
+    if task.labels and own != [f"label_{i}" for i in range(len(own))]:
+        if sorted(own) != sorted(task.labels):
+            raise UserError(f"{folder} has the classes {', '.join(own)}; {task.name} has {', '.join(task.labels)}")
+        order = [own.index(name) for name in task.labels]
+        classifier = text.Cut(model).classifier
+        with torch.no_grad():
+            for part in classifier.parameters():
+                part.copy_(part[order].clone())
+    return dict(model.state_dict())
+
+
+def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:
+    """A teacher's value of its task's metric, computed with the folded network that training uses."""
+    module = network.folded().plain()
+    return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""][get_task(entry.task).metric]
+
+
+def _extract(archive: Path, member: str, folder: Path) -> Path:
+    """One regular file out of a tar, written under a name of ours: nothing can land outside ``folder``."""
+    try:
+        with tarfile.open(archive) as tar:
+            source = tar.extractfile(member)
+            content = source.read() if source else None
+    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
+        raise UserError(f"the archive is damaged or holds no file {member} ({error}); fetch it again") from None
+    if content is None:
+        raise UserError(f"{member} in the archive is no file")
+    target = folder / "member"
+    target.write_bytes(content)
+    return target

@@ -1,0 +1,336 @@
+"""One cell in training: its student, method, optimiser and random stream, and the state that resumes it exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kd_methods
+from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, Study
+from kd_methods.errors import UserError
+
+from ..common.seeding import Stream, derive
+from ..common.weights import read, to_bytes
+from ..config.protocol import Protocol, steps_per_epoch
+from ..networks import LogitsOnly, NetworkView, count, imagenet_start, inherit, macs
+from ..store.cell import Cell
+from ..store.runs import Run
+from ..tasks import TaskData
+from . import optimizers
+from .precision import autocast, scaler
+
+
+class Diverged(Exception):
+    """A loss term stopped being finite."""
+
+
+class Member:
+    """A cell of a group while it trains.
+
+    Epochs count from 1; a method's first phases end with epoch 0, so that all cells of a group then start together.
+
+    Args:
+        cell: what is trained.
+        protocol: its recipe.
+        data: the task's data on the device.
+        teacher: the frozen teacher as the methods get it (not folded), or None.
+        run: where its results go.
+        study: what the method is prepared from; without one it keeps its stand-ins.
+        observe: measures the student after every epoch; what it returns is recorded.
+        start: the weights that the cell's student starts from, where it has such.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        protocol: Protocol,
+        data: TaskData,
+        teacher: NetworkView | None,
+        run: Run,
+        study: Study | None = None,
+        observe: Callable[[Network], dict[str, Any]] | None = None,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.observe = observe
+        self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
+        device = data.device
+        self.stream = Stream(cell.seed, device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derive(cell.seed, "student"))
+            student = data.build(cell.student)
+            if cell.init:
+                assert teacher is not None
+                inherit(student, teacher, cell.init)
+            if start:
+                imagenet_start.begin(student.module, start)
+            torch.manual_seed(derive(cell.seed, "method"))
+            self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings)
+            self.method.to(device).to(memory_format=torch.channels_last)
+            self.student = self.method.adapt(student).to(device)
+            self.student.compiles = protocol.compile  # type: ignore[assignment]
+            if study:
+                self.method.prepare(study)
+        phases = self.method.phases()
+        for needs in (self.method.needs, *(phase.needs for phase in phases)):
+            self._check_needs(teacher, needs)
+        self.deployed = self.method.deployed(self.student)
+        self.scaler = scaler(protocol, device)
+        self.optimizer = optimizers.build(
+            [*self.student.parameters(), *self.method.parameters()],
+            cell.lr,
+            cell.optimizer,
+            self.scaler,
+            self._backbone() if cell.optimizer.backbone != 1 else (),
+        )
+        self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
+        self.first_epoch = 1 - len(self._phases)
+        self.phase: Phase | None = None
+        self.position = (self.first_epoch, 0)  # the epoch and step that come next
+        self.records: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.counted = 0
+        self.saved_at = time.monotonic()
+
+    @property
+    def needs(self) -> Needs:
+        """What the losses of the current phase read."""
+        return self.phase.needs if self.phase else self.method.needs
+
+    def _backbone(self) -> list[nn.Parameter]:
+        """The student's parameters that are not used after its last map."""
+        assert isinstance(self.student, NetworkView)
+        if self.student.layout.inputs != "images":
+            raise UserError(f"optimizer.backbone is for networks of images, {self.cell.student} reads text")
+        head = self.student.used(after=self.student.layout.last_map)
+        return [parameter for name, parameter in self.student.module.named_parameters() if name not in head]
+
+    def _check_needs(self, teacher: NetworkView | None, needs: Needs) -> None:
+        """Asked for before training, so that what cannot be had is this cell's failure and not the group's.
+
+        Raises:
+            UserError: batches or views that this protocol does not give.
+            LookupError: a unit that the network does not have, a mistake in the method.
+        """
+        name, size = self.cell.method, min(self.protocol.batch_size, self.data.info.num_samples)
+        if size < needs.min_batch or (needs.max_batch and size > needs.max_batch):
+            limit = f"at least {needs.min_batch}" if size < needs.min_batch else f"at most {needs.max_batch}"
+            raise UserError(f"method '{name}' needs batches of {limit} samples, the protocol has {size}")
+        if needs.views > self.protocol.views:
+            raise UserError(f"method '{name}' needs two views of each image and the protocol gives one")
+        for network, fields, units in (
+            (self.student, needs.student, needs.student_units),
+            (teacher, tuple(field for field in needs.teacher if field != "logits"), needs.teacher_units),
+        ):
+            if network is not None:
+                for unit in (*network.layout.units(fields), *units):
+                    try:
+                        network.shape(unit)
+                    except UserError as error:
+                        raise LookupError(f"method '{name}' reads what is not there: {error}") from None
+
+    def start_epoch(self, epoch: int) -> None:
+        before, self.phase = self._phase_of(epoch - 1), self._phase_of(epoch)
+        if before is not self.phase and self.position == (epoch, 0):
+            self.optimizer.restart()
+        self.student.train()
+        self.method.train()
+
+    def _set_pace(self, epoch: int, step: int) -> None:
+        if self.phase:
+            self.optimizer.set_pace(self.phase.lr or self.cell.lr, None)
+            return
+        steps = steps_per_epoch(self.data.info.num_samples + self.protocol.holdout, self.protocol)
+        factor, momentum = self.protocol.pace(epoch, (epoch - 1) * steps + step, self.protocol.epochs * steps)
+        self.optimizer.set_pace(self.cell.lr * factor, momentum)
+
+    def _phase_of(self, epoch: int) -> Phase | None:
+        return self._phases[epoch - self.first_epoch] if self.first_epoch <= epoch < 1 else None
+
+    def step(
+        self,
+        batch: Batch,
+        teacher: Outputs | None,
+        position: tuple[int, int],
+        progress: Progress,
+        part: optimizers.Part = optimizers.WHOLE,
+    ) -> None:
+        """Forward, losses and backward of a part of a batch, and with its last part the update.
+
+        The seconds counted are the host's: on a GPU, the time to launch the step.
+        """
+        started = time.perf_counter()
+        self._set_pace(*position)
+        if (part.least or len(batch.labels)) >= self.needs.min_batch:
+            with self.stream.active():
+                with autocast(self.protocol, self.data.device):
+                    losses = self.losses(self.forward(batch), teacher, batch, progress)
+                self.optimizer.descend(losses, part)
+            for name, term in losses.terms().items():
+                self.sums[name] = self.sums.get(name, 0) + term.detach().double()
+            self.counted += 1
+        if part.last:
+            self.position = (position[0], position[1] + 1)
+        self.seconds += time.perf_counter() - started
+
+    def forward(self, batch: Batch) -> Outputs | None:
+        """The student's pass over every view that the losses read, or None in a phase without the student."""
+        if self.phase and not self.phase.student:
+            return None
+        needs = self.needs
+        outputs = self.student(batch.inputs, at=needs.student_units, fields=needs.student)
+        if needs.views > 1:
+            assert batch.second is not None
+            outputs = outputs.with_second(self.student(batch.second, at=needs.student_units, fields=needs.student))
+        return outputs
+
+    def losses(self, student: Outputs | None, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        """The terms of the current phase, or of the training proper."""
+        if self.phase:
+            return self.phase.losses(student, teacher, batch, progress)
+        assert student is not None
+        return self.method.losses(student, teacher, batch, progress)
+
+    def check_finite(self) -> None:
+        """Raise Diverged, naming the term, if any loss since the epoch's start was not finite."""
+        for name, total in self.sums.items():
+            if not math.isfinite(float(total)):
+                raise Diverged(f"loss term '{name}' is {float(total)} in epoch {self.position[0]}")
+
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Evaluate (in the training proper), record, save. Returns the epoch's record."""
+        self.check_finite()
+        evaluated = {"": {}} if self.phase else self.evaluate()
+        self.records.append(
+            {
+                "epoch": epoch,
+                "phase": self.phase.name if self.phase else "",
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "metrics": evaluated.pop(""),
+                "probes": evaluated,
+                **({"similarity": self._observed()} if self.observe and not self.phase else {}),
+                "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        self.seconds, self.sums, self.counted = 0.0, {}, 0
+        self.position = (epoch + 1, 0)
+        self.save()
+        self.run.set_metrics(self.records)
+        self.run.set_status("running", epoch=max(epoch, 0), epochs=self.protocol.epochs)
+        return self.records[-1]
+
+    def _observed(self) -> dict[str, Any]:
+        """What is measured beside the results; that it fails is no failure of the cell."""
+        assert self.observe is not None
+        try:
+            return self.observe(self.student)
+        except (RuntimeError, ValueError, LookupError):
+            return {}
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Test metrics of the deployed network under the name "" and of the method's probes under theirs."""
+        self.student.eval()
+        self.method.eval()
+        self.deployed.eval()
+        with autocast(self.protocol, self.data.device):
+            return self.data.evaluate(self._predict())
+
+    def _predict(self) -> Callable[[Tensor], Mapping[str, Tensor]]:
+        fields = self.method.probe_fields()
+        if not fields:
+            return lambda x: {"": self.deployed(x)}
+
+        def predict(x: Tensor) -> Mapping[str, Tensor]:
+            outputs = self.student(x, fields=fields)
+            own = self.deployed.network if isinstance(self.deployed, LogitsOnly) else self.deployed
+            plain = own in (self.student, self.student.module)
+            return {"": outputs.logits if plain else self.deployed(x), **self.method.probes(outputs)}
+
+        return predict
+
+    def save(self) -> None:
+        """Write everything that training needs to go on to the same bits."""
+        state = {
+            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "stream": self.stream.state,
+            "scaler": self.scaler.state_dict(),
+            "position": list(self.position),
+            "records": self.records,
+            "sums": self.sums,
+            "counted": self.counted,
+            "seconds": self.seconds,
+        }
+        self.run.write("checkpoint.pt", to_bytes(state))
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> bool:
+        """Continue from the last checkpoint; False where there is none.
+
+        Raises:
+            UserError: the checkpoint is damaged or does not fit; the member is no longer of use.
+        """
+        path = self.run / "checkpoint.pt"
+        if not path.is_file():
+            return False
+        state = read(path, self.data.device)
+        try:
+            self.student.load_state_dict(state["student"])
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state.get("scaler", {}))
+            self.stream.state = [part.cpu() for part in state["stream"]]
+            self.position = (state["position"][0], state["position"][1])
+            self.records, self.sums, self.seconds = state["records"], state["sums"], state["seconds"]
+            self.counted = state["counted"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"{path} was written by another version of the code ({text})") from None
+        return True
+
+    def finish(self) -> None:
+        """Write the deployed network and mark the cell done."""
+        remarks = [*self.method.remarks(), *self._size()]
+        finish(self.run, self.deployed, self.records, self.protocol, remarks)
+
+    def _size(self) -> list[str]:
+        """How large the deployed network is, where it is another one than the plain student."""
+        with torch.random.fork_rng(devices=[]):
+            plain = self.data.build(self.cell.student).plain()
+        own, usual = count(self.deployed.parameters()), count(plain.parameters())
+        if own == usual:
+            return []
+        x = self.data.clean(torch.zeros(2, dtype=torch.long)).student().inputs  # statistics of a batch need two
+        arithmetic = [f"{macs(module, x) / 2e6:.1f} M" for module in (self.deployed, plain)]
+        return [
+            f"deployed with {own / 1e6:.3f} M parameters and {arithmetic[0]} MACs, "
+            f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {arithmetic[1]}"
+        ]
+
+
+def finish(
+    run: Run, deployed: nn.Module, records: list[dict[str, Any]], protocol: Protocol, remarks: Sequence[str]
+) -> None:
+    """Write a deployed network and its metrics, and mark the run done."""
+    weights = {key: value.detach().cpu().contiguous() for key, value in deployed.state_dict().items()}
+    run.write("student.pt", to_bytes(weights))
+    run.set_metrics(records)
+    last = records[-1]
+    proper = [record["metrics"] for record in records if not record["phase"]]
+    # Average precision of a size without objects is there in epochs in which a detector finds nothing, and only then.
+    best = {name: max(metrics.get(name, 0.0) for metrics in proper) for name in last["metrics"]}
+    run.set_status(
+        "done",
+        epoch=last["epoch"],
+        epochs=protocol.epochs,
+        last=last["metrics"],
+        best=best,
+        remarks=list(remarks),
+    )

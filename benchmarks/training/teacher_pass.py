@@ -1,0 +1,146 @@
+"""What methods compute once from a frozen teacher and the training images, kept by content."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_methods.contract import Outputs, Study
+from kd_methods.errors import UserError
+
+from ..common.files import digest, write_bytes, write_json
+from ..common.seeding import derive
+from ..common.weights import read, to_bytes
+from ..driver.progress import duration
+from ..networks import NetworkView
+from ..store.cell import Cell, TeacherRef
+from ..tasks import TaskData
+from ..tasks.images import Normalisation
+from .loop import Interrupted
+
+BATCH = 250
+LONG = 2000
+"""Images from which on a pass tells how far it is."""
+
+EVERY = 20.0
+"""Seconds between two lines about what is computed."""
+
+
+class NotKept(Exception):
+    """What a method prepares has not been computed yet."""
+
+
+def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
+    """What a study of a teacher on a cell's training images depends on, as JSON values."""
+    versions = (f"task:{cell.task}", f"network:{teacher.network}")
+    return {
+        "teacher": teacher.identity(),
+        "task": cell.task,
+        "data": cell.data,
+        "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")}
+        | {name: cell.protocol[name] for name in ("crops",) if name in cell.protocol},
+        "versions": {name: cell.versions[name] for name in versions},
+        "plugins": {name: file for name, file in cell.plugins.items() if name in versions},
+    }
+
+
+@dataclass(frozen=True)
+class TeacherStudy(Study):
+    """See :class:`kd_methods.contract.Study`.
+
+    Args:
+        network: the frozen teacher.
+        normalisation: how it wants its inputs.
+        data: the training images.
+        identity: what teacher and data are, as JSON values.
+        folder: where results are kept.
+        say: hears what is computed.
+        stopping: whether the user asked to stop.
+    """
+
+    network: NetworkView
+    normalisation: Normalisation
+    data: TaskData
+    identity: Mapping[str, Any]
+    folder: Path
+    say: Callable[[str], None]
+    stopping: Callable[[], bool] = lambda: False
+    spoke: list[float] = field(default_factory=lambda: [time.monotonic()], compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        cell: Cell,
+        teacher: TeacherRef,
+        network: NetworkView,
+        data: TaskData,
+        folder: Path,
+        say: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> TeacherStudy:
+        """The study of a teacher on the training images of a cell, which need not have that teacher itself."""
+        return cls(network, (teacher.mean, teacher.std), data, _identity(cell, teacher), folder, say, stopping)
+
+    @property
+    def labels(self) -> Tensor:  # type: ignore[override]
+        assert self.data.info.labels is not None
+        return self.data.info.labels
+
+    def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
+        indices = torch.arange(self.data.info.num_samples) if indices is None else indices
+        network, units = self.network.folded(), tuple(units)
+        started = time.monotonic()
+        for done, batch in enumerate(self.data.cleaned(indices, BATCH)):
+            if self.stopping():
+                raise Interrupted("stopped while a method was prepared; the same command goes on from here")
+            if len(indices) > LONG:
+                elapsed = duration(time.monotonic() - started)
+                self.progress(f"{done * BATCH / len(indices):.0%} of {len(indices)} images, {elapsed}")
+            with torch.no_grad():
+                outputs = network(batch.inputs(self.normalisation), at=units, fields=())
+            yield outputs, batch.student().labels
+
+    def progress(self, text: str) -> None:
+        if time.monotonic() - self.spoke[0] > EVERY:
+            self.spoke[0] = time.monotonic()
+            self.say(f"    {text}")
+
+    def stored(
+        self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        key = {"what": what, "settings": dict(settings), **self.identity}
+        path = self.folder / f"{digest(key)[:16]}.pt"
+        state = self._found(path)
+        if state is None:
+            self.say(f"  preparing {what.rpartition(' ')[0]} of {self.identity['teacher']['network']}")
+            started = time.monotonic()
+            with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
+                torch.manual_seed(derive(0, what))
+                state = {name: value.detach().cpu().contiguous() for name, value in compute().items()}
+            write_json(path.with_suffix(".json"), key)
+            write_bytes(path, to_bytes(state))
+            self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
+        return {name: value.to(self.data.device) for name, value in state.items()}
+
+    def kept_only(self) -> TeacherStudy:
+        """This study where nothing is computed: asking for what is not kept raises :class:`NotKept`."""
+        return _Kept(**vars(self))
+
+    def _found(self, path: Path) -> dict[str, Tensor] | None:
+        if path.is_file():
+            try:
+                return read(path)
+            except UserError as error:
+                self.say(f"{error}; computing it again")
+        return None
+
+
+class _Kept(TeacherStudy):
+    def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
+        raise NotKept

@@ -1,0 +1,400 @@
+"""The command line: quick answers, and for every mistake one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cli import main as cli
+from benchmarks.config.protocol import protocol_names
+from benchmarks.config.table_spec import load_table, table_names
+from benchmarks.networks import build_network
+from kd_methods import registry
+
+REPO = Path(__file__).parents[2]
+TABLE = """\
+name: mine
+title: "My table"
+pairs: [resnet14-resnet8]
+methods: [student, kd, dkd]
+presets:
+  demo: {protocol: digits-demo, seeds: [0]}
+"""
+Call = Callable[..., tuple[int, str, str]]
+DEMO = ("table2", "--preset", "demo")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Runs the command line in this process, away from the user's own folders; returns (exit code, stdout, stderr)."""
+    for name, folder in {"DATA": "data", "CHECKPOINTS": "checkpoints", "OUTPUT": "results"}.items():
+        monkeypatch.setenv(f"KDBENCH_{name}", str(tmp_path / folder))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there: a download fails at once
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["python -m benchmarks", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, out, err
+
+    return run
+
+
+def refused(call: Call, *arguments: str | Path) -> str:
+    """The one line with which a command is refused."""
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, ""), (code, out, err)
+    assert err.startswith("error: ") and err.endswith("\n") and len(err.splitlines()) == 1, err
+    assert "Traceback" not in err
+    return err.strip()
+
+
+def python(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *options, "-m", "benchmarks", *arguments],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list",),
+        ("--help",),
+        ("table2", "--help"),
+        ("show", "table", "table2"),
+        ("show", "protocol", "cifar100-short"),
+        pytest.param(
+            ("show", "method", "dkd"),
+            marks=pytest.mark.xfail(strict=True, reason="show method imports the method's file and with it torch"),
+        ),
+    ],
+)
+def test_quick_answers_do_not_import_torch(arguments: tuple[str, ...]) -> None:
+    result = python(*arguments, options=("-X", "importtime"))
+    assert result.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    heavy = {"torch", "torchvision", "timm", "sklearn", "scipy", "pandas", "matplotlib"}
+    assert "click" in imported and not heavy & imported
+
+
+@pytest.mark.parametrize("argument", ["list", "--help"])
+def test_list_and_help_answer_in_well_under_a_second(argument: str) -> None:
+    """In seconds of the processor: those of the clock depend on what else runs."""
+    times = []
+    for _ in range(3):
+        before = os.times()
+        assert python(argument).returncode == 0
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert 0.05 < min(times) < 0.8, times  # 0.5 on a slow machine; importing torch alone takes longer
+
+
+def test_list_names_everything() -> None:
+    text = python("list").stdout
+    for name in [*table_names(), *protocol_names(), *registry.index()]:
+        assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text), name
+    assert "presets paper, short, demo" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tabel2",), "unknown table or command 'tabel2'; did you mean table2"),
+        (("docter",), "did you mean doctor"),
+        (("absent.yaml",), "unknown table 'absent.yaml'"),
+        (("table2", "--preset", "papper"), "unknown preset 'papper'; did you mean paper"),
+        ((*DEMO, "--methods", "kd,dkdd"), "unknown method 'dkdd'; did you mean dkd"),
+        ((*DEMO, "--pairs", "vgg8-MobileNetV3"), "unknown pair 'vgg8-MobileNetV3'; did you mean vgg8-MobileNetV2"),
+        ((*DEMO, "--set", "kd.temprature=2"), "unknown setting of method 'kd' 'temprature'; did you mean temperature"),
+        ((*DEMO, "--set", "kdd.temperature=2"), "did you mean kd"),
+        ((*DEMO, "--set", "kd.temperature=warm"), "kd.temperature"),
+        ((*DEMO, "--set", "kd.temperature=.inf"), "kd.temperature"),
+        ((*DEMO, "--set", "kd"), "write METHOD.key=value"),
+        ((*DEMO, "--seeds", "0,one"), "--seeds 0,one: give whole numbers"),
+        ((*DEMO, "--epochs", "many"), "'--epochs'"),
+        ((*DEMO, "--epochs", "0"), "--epochs 0: give at least 1"),
+        ((*DEMO, "--holdout", "-1"), "'--holdout'"),
+        ((*DEMO, "--holdout", "5000"), "--holdout 5000: the training set has 1437 samples"),
+        ((*DEMO, "--device", "cuda:99"), "--device cuda:99: this machine has"),
+        ((*DEMO, "--device", "gpu"), "--device gpu: give auto, cpu, cuda or cuda:N"),
+        ((*DEMO, "--plugin", "absent.py"), "--plugin absent.py: there is no such file"),
+        ((*DEMO, "--presett", "demo"), "No such option"),
+        (("table2", "table1"), "unexpected extra argument"),
+        (("--verbose",), "No such option"),
+        (("show", "method"), "show method takes a name"),
+        (("show", "methods", "kd"), "show methods takes no name"),
+        (("show", "metods", "kd"), "'metods' is not one of"),
+        (("show", "method", "dkd", "--pair", "resnet56-resnet21"), "did you mean resnet32"),
+        (("show", "method", "fsp", "--pair", "vgg13-MobileNetV2"), "maps of equal channels"),
+        (("show", "method", "dkdd"), "unknown method 'dkdd'; did you mean dkd"),
+        (("show", "table", "tabel1"), "did you mean table1"),
+        (("show", "protocol", "cifar100-crd"), "did you mean cifar100-crd240"),
+        (("render", "table2", "--preset", "demo"), "no table 'table2-demo'"),
+        (("render", "tabel2"), "did you mean table2"),
+        (("teachers", "lst"), "No such command"),
+        (("teachers", "fetch", "resnet56-crdd"), "did you mean resnet56-crd"),
+        (("teachers", "verify"), "no teacher is installed"),
+        (("teachers", "train", "resnet9"), "unknown network 'resnet9'; did you mean ResNet9"),
+        (("teachers", "train", "resnet8", "--protocol", "digits"), "did you mean digits-demo"),
+        (("teachers", "add", "resnet8", "absent.pth"), "there is no file absent.pth"),
+        (("teachers", "add", "resnet8", "absent.pth", "--mean", "a,b"), "'a,b' is no list of numbers"),
+        (("teachers", "add", "resnet8"), "Missing argument"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(call: Call, arguments: tuple[str, ...], words: str) -> None:
+    assert words in refused(call, *arguments)
+
+
+def test_nothing_is_left_behind_by_bad_input(call: Call, tmp_path: Path) -> None:
+    refused(call, *DEMO, "--methods", "dkdd")
+    refused(call, *DEMO, "--set", "kd.temprature=2")
+    assert not (tmp_path / "results").exists() and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("arguments", [("tabel2",), ("table2", "--presett", "demo")])
+def test_bad_input_ends_the_process_with_2(arguments: tuple[str, ...]) -> None:
+    result = python(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[student, kd, dkd]", "[student, kd", "line 5"),
+        ("title:", "titel:", "line 2: titel: unknown key"),
+        ("[0]", "zero", "line 6: presets.demo.seeds"),
+        ("resnet14-resnet8", "resnet14", "line 3: pairs: 'resnet14' is not of the form teacher-student"),
+        ("digits-demo", "digits-demoo", "unknown protocol 'digits-demoo'; did you mean digits-demo"),
+        ("digits-demo", "absent.yaml", "absent.yaml'; known: cifar10-feature-only"),
+        ("resnet14-resnet8", "resnet14-resnet9", "unknown network 'resnet9'; did you mean ResNet9"),
+    ],
+)
+def test_a_wrong_table_of_ones_own_is_one_clear_line(
+    call: Call, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(TABLE.replace(old, new))
+    assert words in refused(call, path, "--preset", "demo")
+
+
+def test_a_wrong_protocol_of_ones_own_names_file_and_line(call: Call, tmp_path: Path) -> None:
+    protocol = tmp_path / "p.yaml"
+    protocol.write_text("extends: digits-demo\nname: p\nepochs: [1\nflip: true\n")
+    (tmp_path / "mine.yaml").write_text(TABLE.replace("digits-demo", f"'{protocol}'"))
+    line = refused(call, tmp_path / "mine.yaml", "--preset", "demo")
+    assert f"{protocol} line 4" in line
+    assert f"{protocol} line 4" in refused(call, "show", "protocol", protocol)
+
+
+def test_missing_data_says_where_to_put_it(call: Call, tmp_path: Path) -> None:
+    empty = tmp_path / "deep" / "empty"
+    empty.mkdir(parents=True)
+    started = time.perf_counter()
+    line = refused(call, "table1", "--preset", "short", "--pairs", "resnet56-resnet20", "--data-root", empty)
+    assert str(empty) in line and "cifar-100-python" in line and "--data-root" in line
+    assert time.perf_counter() - started < 20
+
+
+def test_damaged_data_is_named(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    (folder / "train").write_bytes(b"half a file")
+    line = refused(call, "table1", "--preset", "short", "--data-root", tmp_path / "data")
+    assert str(folder) in line and "damaged" in line
+    assert (folder / "train").read_bytes() == b"half a file"
+
+
+def checkpoint(path: Path, network: str) -> Path:
+    torch.save(build_network(network, 10).module.state_dict(), path)
+    return path
+
+
+def test_a_checkpoint_of_another_architecture_is_one_clear_line(call: Call, tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "a.pth", "wrn_16_1")
+    line = refused(call, "teachers", "add", "resnet8", file, "--task", "digits")
+    assert str(file) in line and "another architecture" in line
+    assert "unknown network 'mine'" in refused(call, "teachers", "add", "mine", file, "--task", "digits")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(call: Call, tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "a.pth", "resnet8")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    line = refused(call, "teachers", "add", "resnet8", file, "--task", "digits")
+    assert str(file) in line and "truncated" in line
+
+
+def test_an_installed_teacher_that_was_truncated_is_one_clear_line(call: Call, tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "a.pth", "resnet14")
+    code, out, _ = call("teachers", "add", "resnet14", file, "--task", "digits", "--expect", "9.5")
+    assert code == 0 and "added teacher 'resnet14'" in out and "9.50 (given)" in out
+    assert "resnet14" in call("teachers", "list")[1]
+    installed = tmp_path / "checkpoints" / "digits" / "resnet14.pt"
+    installed.write_bytes(installed.read_bytes()[:1000])
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    assert str(installed) in refused(call, tmp_path / "mine.yaml", "--preset", "demo")
+
+
+@pytest.mark.parametrize("kind", ["below a file", "a file"])
+def test_an_output_folder_that_cannot_be_is_one_clear_line(call: Call, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    output = file / "results" if kind == "below a file" else file
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    line = refused(call, tmp_path / "mine.yaml", "--preset", "demo", "--output", output)
+    assert f"cannot write {output}" in line and "choose another folder" in line
+    assert file.read_text() == "precious"
+
+
+def test_a_checkpoint_folder_that_cannot_be_is_one_clear_line(call: Call, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "a.pth", "resnet8")
+    arguments = ("teachers", "add", "resnet8", source, "--task", "digits", "--checkpoints", source / "below")
+    assert f"cannot write {source / 'below'}" in refused(call, *arguments)
+
+
+def test_a_damaged_status_in_the_store_is_one_clear_line(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    output = tmp_path / "results"
+    from benchmarks.driver.plan import Request, make
+    from benchmarks.store.runs import Store
+    from benchmarks.teachers.zoo import Zoo
+
+    plan = make(
+        Request(str(tmp_path / "mine.yaml"), "demo", data_root=tmp_path / "data"), Zoo(tmp_path / "checkpoints")
+    )
+    status = Store(output).run(plan.cells["kd", "resnet14-resnet8", 0]) / "status.json"
+    status.parent.mkdir(parents=True)
+    status.write_text('{"state": "do')
+    line = refused(call, tmp_path / "mine.yaml", "--preset", "demo")
+    assert str(status) in line and "damaged" in line and "delete it" in line
+
+
+def test_damaged_entries_of_teachers_are_one_clear_line(call: Call, tmp_path: Path) -> None:
+    entries = tmp_path / "checkpoints" / "teachers.json"
+    entries.parent.mkdir()
+    entries.write_text('{"mine": ')
+    assert str(entries) in refused(call, "teachers", "list")
+    assert entries.read_text() == '{"mine": '
+
+
+@pytest.mark.parametrize("content", ['{"mine": {"network": "resnet8"}}', "[]", '{"mine": 3}'])
+def test_entries_of_another_form_are_one_clear_line(call: Call, tmp_path: Path, content: str) -> None:
+    entries = tmp_path / "checkpoints" / "teachers.json"
+    entries.parent.mkdir()
+    entries.write_text(content)
+    if content == "[]":
+        entries.write_text("[1]")
+    assert str(entries) in refused(call, "teachers", "list")
+
+
+def test_a_normalisation_of_another_length_is_refused(call: Call, tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "a.pth", "resnet8")
+    refused(call, "teachers", "add", "resnet8", file, "--task", "digits", "--mean", "0.5,0.5", "--std", "0.2,0.2")
+
+
+@pytest.mark.parametrize("arguments", [(), ("teachers",)])
+def test_a_bare_call_prints_the_help(call: Call, arguments: tuple[str, ...]) -> None:
+    _, out, err = call(*arguments)
+    assert "error:" not in err and len((out + err).splitlines()) > 5
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_show_table(call: Call, name: str) -> None:
+    code, out, _ = call("show", "table", name)
+    assert code == 0 and out.startswith(f"{name}: ")
+    paper, demo = (load_table(name).presets[preset].protocol for preset in ("paper", "demo"))
+    assert f"preset demo: {demo}" in out and f"preset paper: {paper}" in out and "\nrows     " in out
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_show_protocol(call: Call, name: str) -> None:
+    code, out, _ = call("show", "protocol", name)
+    assert code == 0 and out.startswith(f"{name} v") and "source: " in out and ", batch " in out
+
+
+@pytest.mark.parametrize("name", list(registry.index()))
+def test_show_method(call: Call, name: str) -> None:
+    code, out, _ = call("show", "method", name)
+    assert code == 0 and out.startswith(f"{name} v") and "missing from" not in out
+    card = registry.card(name)
+    assert card.formula in out and (f"{{{card.paper}," in out or not card.paper)
+    for key in registry.get(name).Settings.model_fields:
+        assert f"    {key} = " in out
+    assert out.count("[our choice") == len(card.our_choice)
+
+
+def test_show_method_names_the_published_settings(call: Call) -> None:
+    _, out, _ = call("show", "method", "dkd")
+    assert "beta = 2.0 for resnet56-resnet20, resnet110-resnet32" in out and "beta = 6.0 for wrn_40_2-wrn_16_2" in out
+
+
+def test_show_method_counts_what_it_adds_on_a_pair(call: Call) -> None:
+    """SimKD's projector at factor 2 on 64 channels: 1x1, 3x3, 1x1 convolutions and three batch-norms, all deployed."""
+    own = 64 * 32 + 32 * 32 * 9 + 32 * 64 + 2 * (32 + 32 + 64)
+    _, out, _ = call("show", "method", "simkd", "--pair", "resnet56-resnet20")
+    assert f"{own:+,} in training, {own:+,} at inference" in out
+    _, out, _ = call("show", "method", "crd+kd", "--pair", "resnet56-resnet20")
+    assert "+16,640 in training, +0 at inference" in out and "tian2020crd" in out and "hinton2015kd" in out
+    _, out, _ = call("show", "method", "kd", "--pair", "resnet56-resnet20")
+    assert "has 278,324 parameters; +0 in training, +0 at inference" in out
+
+
+def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("doctor", "--data-root", tmp_path / "none" / "at" / "all")
+    assert code == 0
+    for words in (
+        "versions   python",
+        f"torch {torch.__version__}"[:10],
+        "digits: 1437 training images",
+        "no CIFAR100 below",
+    ):
+        assert words in out
+    assert "writable, 0 runs" in out and "none installed" in out
+    assert "table      table2: presets that can run now: demo" in out
+    assert not list((tmp_path / "results").iterdir()), "it leaves nothing behind"
+
+
+def test_doctor_names_a_store_that_cannot_be_written(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, out, _ = call("doctor", "--output", tmp_path / "file" / "below")
+    assert code == 0 and "store      cannot write" in out
+
+
+def test_teachers_list_names_the_shipped_entries(call: Call) -> None:
+    code, out, _ = call("teachers", "list")
+    assert code == 0 and re.search(r"resnet56-crd +resnet56 +cifar100 +not installed +expects 72\.34", out)
+
+
+def test_every_example_of_the_help_is_a_real_command(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    for line in re.findall(r"\./reproduce\.sh (\S+)", out):
+        assert line in {*table_names(), *cli.cli.commands}, line
+
+
+def test_environment_variables_set_the_defaults() -> None:
+    environment = {**os.environ, "KDBENCH_CHECKPOINTS": str(REPO / "tests" / "goldens" / "nowhere")}
+    result = subprocess.run(
+        [sys.executable, "-c", "import json, benchmarks.cli.main as c; "
+         "print(json.dumps([p.envvar for p in c.cli.commands['run'].params if p.envvar]))"],
+        cwd=REPO, env=environment, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert {"KDBENCH_DATA", "KDBENCH_CHECKPOINTS"} <= set(json.loads(result.stdout))

@@ -1,0 +1,307 @@
+"""A small table of one's own, from the command line to LaTeX; everything happens in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+PROTOCOL = """\
+extends: digits-demo
+name: one-epoch
+version: 1
+epochs: 1
+batch_size: 256
+milestones: []
+"""
+TABLE = """\
+name: tiny
+title: "A tiny table"
+pairs: [resnet14-resnet8, resnet14-wrn_16_1]
+methods: [student, kd, block_kd]
+presets:
+  demo: {{protocol: "{protocol}", seeds: [0, 1]}}
+"""
+PLUGIN = """\
+import kd_methods
+from kd_methods.contract import Card, Losses, Method, Needs
+
+
+@kd_methods.register
+class Mine(Method):
+    "A user's own."
+
+    card = Card(name="mine", version=1, family="logit", title="Our Method")
+    needs = Needs(teacher=("logits",))
+
+    def losses(self, student, teacher, batch, progress):
+        match = (student.logits - teacher.logits).pow(2).mean()
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"match": match})
+"""
+SUFFIXES = {"tiny.tex", "tiny.md", "tiny.csv", "tiny-cost.tex", "tiny-cost.md", "tiny-cost.csv"}
+
+
+class Bench:
+    """A user's folder: a table, a protocol, data root, checkpoints and store; their path has a space."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "data").mkdir(parents=True)
+        self.protocol = folder / "one epoch.yaml"
+        self.protocol.write_text(PROTOCOL)
+        self.table = folder / "tiny.yaml"
+        self.table.write_text(TABLE.format(protocol=self.protocol))
+        self.output = folder / "results"
+
+    @property
+    def places(self) -> list[str]:
+        return ["--output", str(self.output), "--data-root", str(self.folder / "data"),
+                "--checkpoints", str(self.folder / "checkpoints"), "--device", "cpu"]  # fmt: skip
+
+    def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        # One thread: these networks are tiny, and threads that wait for each other crawl on a busy machine.
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", *arguments], cwd=cwd or self.folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def call(self, *arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
+        process = self.start(*arguments, cwd=cwd)
+        try:
+            out, err = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert "Traceback" not in err, err
+        return process.returncode, out, err
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        return self.call(str(self.table), "--preset", "demo", *self.places, *arguments)
+
+    def files(self, stem: str = "tiny-demo") -> dict[str, bytes]:
+        folder = self.output / "tables" / stem
+        return {file.name: file.read_bytes() for file in folder.glob("tiny*")}
+
+    def runs(self) -> dict[str, tuple[int, bytes]]:
+        """Every file of the store's runs with the time it was written."""
+        found = (path for path in (self.output / "runs").rglob("*") if path.is_file())
+        return {str(path.relative_to(self.output)): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    def statuses(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in (self.output / "runs").glob("*/status.json")]
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        read = [json.loads(path.read_text()) for path in (self.output / "runs").glob("*/cell.json")]
+        return {record["label"]: record["cell"] for record in read}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, tuple[int, str, str]]:
+    """The table after its first run, and what that run said. Tests only add to it."""
+    bench = Bench(tmp_path_factory.mktemp("end to end"))
+    return bench, bench.run()
+
+
+def copied(bench: Bench, folder: Path) -> Bench:
+    """The same table and store in a folder where a test may spoil them."""
+    copy = Bench(folder / "copy")
+    copy.table.write_text(bench.table.read_text())
+    shutil.copytree(bench.output, copy.output)
+    return copy
+
+
+def test_one_command_ends_with_the_tables(done: tuple[Bench, tuple[int, str, str]]) -> None:
+    bench, (code, out, err) = done
+    assert code == 0, err
+    files = bench.files()
+    assert set(files) == SUFFIXES
+    assert out.strip() == files["tiny.md"].decode().strip()
+    assert "13 cells to run, 0 in the store" in err and "tiny.tex" in err
+    assert {status["state"] for status in bench.statuses()} == {"done"} and len(bench.statuses()) == 13
+
+    lines = list(csv.DictReader(io.StringIO(files["tiny.csv"].decode())))
+    shown = {(line["row"], line["pair"]): line for line in lines}
+    pairs = ("resnet14-resnet8", "resnet14-wrn_16_1")
+    assert set(shown) == {(row, pair) for row in ("teacher", "student", "kd", "block_kd") for pair in pairs}
+    for (row, _), line in shown.items():
+        assert 0 < float(line["value"]) <= 100 and (row == "teacher" or line["n"] == line["planned"] == "2")
+    tex = files["tiny.tex"].decode()
+    assert "NOT the paper's protocol" in tex and "one-epoch v1" in tex and r"\toprule" in tex
+
+    costs = list(csv.DictReader(io.StringIO(files["tiny-cost.csv"].decode())))
+    assert len(costs) == 6 and all(float(line["images_per_second"]) > 0 for line in costs)
+    extra = {(line["row"], line["pair"]): int(line["extra_train_params"]) for line in costs}
+    assert extra["kd", pairs[0]] == 0 and extra["block_kd", pairs[0]] > 0
+    assert {line["extra_inference_params"] for line in costs} == {"0"}
+
+
+def test_a_table_tells_the_runs_values(done: tuple[Bench, tuple[int, str, str]]) -> None:
+    bench, _ = done
+    lines = csv.DictReader(io.StringIO(bench.files()["tiny.csv"].decode()))
+    shown = {(line["row"], line["pair"]): line["values_last"].split() for line in lines}
+    for path in (bench.output / "runs").glob("*/cell.json"):
+        record, status = json.loads(path.read_text()), json.loads((path.parent / "status.json").read_text())
+        cell = record["cell"]
+        if cell["teacher"]:
+            pair = f"{cell['teacher']['network']}-{cell['student']}"
+            assert float(shown[cell["method"]["name"], pair][cell["seed"]]) == pytest.approx(
+                status["last"]["top1"], abs=1e-3
+            )
+
+
+def test_the_second_run_computes_nothing_and_writes_the_same(done: tuple[Bench, tuple[int, str, str]]) -> None:
+    bench, _ = done
+    runs, files = bench.runs(), bench.files()
+    code, _, err = bench.run()
+    assert code == 0 and "cells to run" not in err and "measuring" not in err
+    assert bench.runs() == runs and bench.files() == files
+
+
+def test_render_from_another_folder_without_data_writes_the_same(
+    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+) -> None:
+    bench = copied(done[0], tmp_path)
+    shutil.rmtree(bench.folder / "data")
+    files = bench.files()
+    for name in files:
+        (bench.output / "tables" / "tiny-demo" / name).unlink()
+    code, out, err = bench.call(
+        "render", str(bench.table), "--preset", "demo", "--output", str(bench.output), cwd=tmp_path
+    )
+    assert code == 0, err
+    assert bench.files() == files and out.startswith(files["tiny.md"].decode().strip()[:40])
+
+
+def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_for(
+    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+) -> None:
+    bench = copied(done[0], tmp_path)
+    files = bench.files()
+    for path in (bench.output / "runs").glob("*/cell.json"):
+        if json.loads(path.read_text())["label"] == "kd/resnet14-resnet8/s1":
+            shutil.rmtree(path.parent)
+    render = ("render", str(bench.table), "--preset", "demo", "--output", str(bench.output))
+    assert bench.call(*render)[0] == 0
+    lines = {(x["row"], x["pair"]): x for x in csv.DictReader(io.StringIO(bench.files()["tiny.csv"].decode()))}
+    assert (lines["kd", "resnet14-resnet8"]["n"], lines["kd", "resnet14-resnet8"]["missing"]) == ("1", "1")
+    code, _, err = bench.run()
+    assert code == 0 and "1 cells to run, 12 in the store" in err
+    assert bench.files()["tiny.csv"] == files["tiny.csv"], "the same seed ends in the same figure"
+
+
+def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
+    """Students on wrong labels, of which the teacher's data has none; the caption says how the teacher was trained."""
+    bench = Bench(tmp_path / "noisy")
+    own = PROTOCOL.replace("one-epoch", "noisy") + "label_noise: 0.5\nteachers_from: one epoch.yaml\n"
+    (bench.folder / "noisy.yaml").write_text(own)
+    bench.table.write_text(TABLE.format(protocol="noisy.yaml"))
+    chosen = ["--methods", "kd", "--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost"]
+    code, out, err = bench.run("--dry-run", *chosen)
+    assert code == 0, err
+    code, out, err = bench.run(*chosen)
+    assert code == 0, err
+    noise = {label: cell["protocol"].get("label_noise") for label, cell in bench.cells().items()}
+    assert noise == {"student/resnet14/s0": None, "kd/resnet14-resnet8/s0": 0.5}
+    assert "Teacher resnet14: trained here under one-epoch v1, seed 0" in out
+    assert "50% of the training labels exchanged" in out
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a folder")
+    code, out, err = bench.run("--dry-run", "--methods", "student,kd")
+    assert code == 0 and out == ""
+    for words in ("one-epoch v1 on digits: 1 epoch, batch 256", "rows student, kd; seeds 0, 1", "2 cells, 0 stored",
+                  "no file installed: trained first", "PFLOP each", "9 cells to run on"):  # fmt: skip
+        assert words in err, err
+    assert "about " in err.splitlines()[-1]
+    assert not bench.output.exists() and not (bench.folder / "checkpoints").exists()
+
+
+def test_a_method_from_a_file(done: tuple[Bench, tuple[int, str, str]], tmp_path: Path) -> None:
+    bench = copied(done[0], tmp_path)
+    before = bench.runs()
+    plugin = bench.folder / "my method.py"
+    plugin.write_text(PLUGIN)
+    arguments = ("--plugin", str(plugin), "--methods", "kd,mine", "--pairs", "resnet14-resnet8", "--no-cost")
+    code, out, err = bench.run(*arguments)
+    assert code == 0 and "2 cells to run, 3 in the store" in err and "Our Method" in out
+    assert "Student" in out and "wrn_16_1" in out, "what the table showed before is still there"
+    assert {name: bench.runs()[name] for name in before} == before
+    cell = bench.cells()["mine/resnet14-resnet8/s0"]
+    assert cell["plugins"] == {"method:mine": hashlib.sha256(PLUGIN.encode()).hexdigest()}
+    assert bench.cells()["kd/resnet14-resnet8/s0"]["plugins"] == {}
+
+    plugin.write_text(PLUGIN + "# changed\n")
+    code, _, err = bench.run(*arguments, "--seeds", "0", "--dry-run")
+    assert code == 0 and "1 cells to run" in err, "another file is another method"
+
+
+def test_a_method_from_a_file_has_a_cost(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a folder")
+    plugin = bench.folder / "mine.py"
+    plugin.write_text(PLUGIN)
+    code, _, err = bench.run(
+        "--plugin", str(plugin), "--methods", "mine", "--pairs", "resnet14-resnet8", "--seeds", "0"
+    )
+    assert code == 0, err
+    assert "Our Method" in bench.files()["tiny-cost.md"].decode()
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a folder")
+    arguments = ("--methods", "student", "--pairs", "resnet14-resnet8", "--seeds", "0", "--epochs", "25", "--no-cost")
+    process = bench.start(str(bench.table), "--preset", "demo", *bench.places, *arguments)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(status.get("epoch", 0) >= 2 for status in bench.statuses()):
+            assert process.poll() is None and time.monotonic() < deadline, "it never came to its second epoch"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err and "Traceback" not in err
+    (status,) = bench.statuses()
+    assert status["state"] == "interrupted" and 2 <= status["epoch"] < 25
+    (path,) = (bench.output / "runs").glob("*/metrics.json")
+    before = json.loads(path.read_text())
+    assert len(before) == status["epoch"]
+
+    code, _, err = bench.run(*arguments)
+    assert code == 0, err
+    (status,) = bench.statuses()
+    after = json.loads(path.read_text())
+    assert status["state"] == "done" and [record["epoch"] for record in after] == list(range(1, 26))
+    assert after[: len(before)] == before, "it went on, it did not begin again"
+    assert "25 epochs instead of 1" in bench.files("tiny-demo-epochs25")["tiny.md"].decode()
+
+
+def test_a_damaged_checkpoint_is_named_and_its_cell_begins_again(
+    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+) -> None:
+    bench = copied(done[0], tmp_path)
+    (cell,) = (path for path in (bench.output / "runs").glob("*/cell.json") if label(path) == "kd/resnet14-resnet8/s0")
+    (cell.parent / "status.json").write_text('{"state": "interrupted", "epoch": 0, "epochs": 1}')
+    (cell.parent / "checkpoint.pt").write_bytes(b"PK\x03\x04 half a file")
+    code, _, err = bench.run()
+    (named,) = (line for line in err.splitlines() if str(cell.parent / "checkpoint.pt") in line)
+    assert code == 0 and "starts again" in named, err
+    assert bench.files() == done[0].files()
+
+
+def label(path: Path) -> str:
+    return json.loads(path.read_text())["label"]

@@ -1,0 +1,94 @@
+"""Every method trains: on the digits its student ends above the plain one less three points, and its terms fall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import kd_methods
+from benchmarks.config.protocol import load_protocol
+from benchmarks.config.table_spec import pair_settings
+from benchmarks.driver.executors import local
+from benchmarks.driver.plan import make_cell, student_cell
+from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.runs import Run, Store
+from benchmarks.tasks import get_task
+from benchmarks.training.loop import protocol_progress
+from kd_methods import registry
+
+TEACHER, STUDENT = "resnet14", "resnet8"
+SEEDS = (0, 1)
+MARGIN = 3.0
+"""Points of top-1 that a method's mean may lie below the plain student's."""
+NAMES = [name for name in kd_methods.available() if kd_methods.card(name).inputs in ("images", "any")]
+NAMES += ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd"]
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Run]]:
+    """Runs of a method on one pair; all that was asked for is trained at once, sharing the teacher's pass."""
+    asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module}
+    folder = tmp_path_factory.mktemp("digits")
+    cpu, store = torch.device("cpu"), Store(folder)
+    cells: dict[tuple[str, str], list[Cell]] = {}
+    for protocol in (load_protocol("digits-demo"), load_protocol("digits-mlld-demo")):
+        data = get_task(protocol.task).open(folder, protocol, cpu)
+        context = local.Context(store, protocol, data, cpu, lambda ref: folder, lambda *_: None, print)
+        teacher = student_cell(TEACHER, protocol, folder, {})
+        local.run([teacher], context)
+        ref = TeacherRef(TEACHER, protocol.mean, protocol.std, cell=teacher.key)
+        for name in NAMES:
+            if name == "student" or (name in asked and registry.get(name).needs.views == protocol.views):
+                values = dict(pair_settings(name, f"{TEACHER}-{STUDENT}", protocol.recipe))
+                fields = registry.get(name).Settings.model_fields
+                if "schedule" in fields:
+                    values["schedule"] = "constant"  # a weight that falls would hide whether the term does
+                if "epochs" in fields:
+                    values["epochs"] = 60.0  # a first phase of two epochs, so that its terms can be seen to fall
+                taught = ref if registry.get(name).needs_teacher else None
+                cells[protocol.name, name] = [
+                    make_cell(protocol, teacher.data, name, STUDENT, seed, taught, values, {}) for seed in SEEDS
+                ]
+        local.run([cell for (known, _), group in cells.items() if known == protocol.name for cell in group], context)
+
+    def of(name: str, like: str = "") -> list[Run]:
+        protocol = "digits-mlld-demo" if registry.get(like or name).needs.views > 1 else "digits-demo"
+        return [store.run(cell) for cell in cells[protocol, name]]
+
+    return of
+
+
+def top1(runs: list[Run]) -> float:
+    return sum(run.status["last"]["top1"] for run in runs) / len(runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains(runs: Callable[..., list[Run]], name: str) -> None:
+    own, plain = runs(name), runs("student", name)
+    assert [run.state for run in own] == ["done"] * len(SEEDS), own[0].status
+    print(f"{name}: {top1(own):.2f}, plain student {top1(plain):.2f}")
+    assert top1(own) >= top1(plain) - MARGIN
+    for phase in dict.fromkeys(record["phase"] for record in own[0].metrics):
+        records = [[record for record in run.metrics if record["phase"] == phase] for run in own]
+        if len(records[0]) > 1:
+            for term in records[0][0]["losses"]:
+                first, last = (
+                    sum(run[i]["losses"][term] / share(name, term, run[i]) for run in records) for i in (0, -1)
+                )
+                assert last < first, f"{term} rises from {first / len(SEEDS):.4g} to {last / len(SEEDS):.4g}"
+
+
+def share(name: str, term: str, record: dict[str, Any]) -> float:
+    """The share of its weight that a distillation term has in an epoch, where that changes."""
+    if term == "task" or record["phase"]:
+        return 1.0
+    part = term.partition(".")[0] if "+" in name else name
+    if name == "fitnet.paper":
+        return 1 - 0.75 * record["epoch"] / 8
+    fields = registry.get(part).Settings.model_fields
+    progress = protocol_progress(load_protocol("digits-demo"), record["epoch"])
+    return progress.ramp(fields["warmup"].default) if "warmup" in fields else 1.0

@@ -1,0 +1,285 @@
+"""Tables: figures known by hand, nothing hidden, the same bytes, and LaTeX that compiles in both ways."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.report import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+from benchmarks.report.latex import escape
+from benchmarks.report.markdown import escape as escape_markdown
+from benchmarks.report.seed_statistics import gap, ranks, summarise, usual_n
+from kd_methods.errors import UserError
+
+PUBLISHED = Path(__file__).parents[2] / "tables" / "published" / "cifar100.csv"
+
+
+def done(*values: float, best: float = 0.5) -> tuple[Run, ...]:
+    return tuple(Run(seed, "done", value, value + best) for seed, value in enumerate(values))
+
+
+def make_table(kd: tuple[Run, ...] = done(70.0, 71.0, 72.0), published: Published | None = None) -> Table:
+    pair = "wrn_40_2-wrn_16_2"
+    rows = (
+        Row("student", "Student", "reference", {pair: Entry(done(80.0, 80.0, 80.0))}),
+        Row("kd", "KD", "Logit", {pair: Entry(kd, published)}),
+        Row("at", "AT", "Feature", {pair: Entry(done(69.0, 69.0, 69.0))}, our_choice=("beta = 1",)),
+        Row("sp", "SP", "Relation", {pair: Entry(done(60.0, 60.0, 60.0))}),
+    )
+    column = Column(pair, "wrn_40_2", "wrn_16_2", 75.6, "", Published(75.61, None, "repo @abc", "unknown"))
+    return Table(
+        "table_x",
+        "Title",
+        "Top-1 accuracy (%)",
+        (column,),
+        rows,
+        ("p v1: 240 epochs",),
+        (),
+        ("A note.",),
+        ("2025-11-20",),
+    )
+
+
+def empty_table() -> Table:
+    table = make_table()
+    none = tuple(Run(seed, "missing") for seed in range(3))
+    rows = tuple(replace(row, entries={key: Entry(none) for key in row.entries}) for row in table.rows)
+    return replace(table, rows=rows)
+
+
+def make_cost() -> CostTable:
+    table = make_table()
+    pair = table.columns[0].key
+
+    def entry(speed: float | None, extra: int = 0) -> CostEntry:
+        return CostEntry(speed, 512 * 2**20, "CUDA allocated", extra, 0, 64, "H200", 50)
+
+    rows = (
+        CostRow("student", "Student", "reference", {pair: entry(2000.0)}),
+        CostRow("kd", "KD", "Logit", {pair: entry(1500.0)}),
+        CostRow("fitnet", "FitNet", "Feature", {pair: entry(None, 16_800)}),
+    )
+    return CostTable("table_x", "Cost", table.columns, rows)
+
+
+def lines_of(table: Table) -> dict[str, dict[str, str]]:
+    return {line["row"]: line for line in csv.DictReader(io.StringIO(report.render(table)[".csv"]))}
+
+
+def test_mean_and_sample_deviation_by_hand() -> None:
+    summary = summarise(Entry(done(70.0, 71.0, 72.0)))
+    assert (summary.n, summary.mean_last, summary.std_last, summary.mean_best) == (3, 71.0, 1.0, 71.5)
+    one = summarise(Entry(done(70.0)))
+    assert (one.n, one.mean_last, one.std_last) == (1, 70.0, None)
+    assert summarise(None).mean_last is None
+
+
+def test_runs_without_a_number_are_not_finished() -> None:
+    runs = (Run(0, "done", 70.0, 70.5), Run(1, "done", float("nan")), Run(2, "diverged", 1.0), Run(3, "missing"))
+    summary = summarise(Entry(runs))
+    assert (summary.n, summary.failed, summary.diverged, summary.missing, summary.planned) == (1, 1, 1, 1, 4)
+    assert summary.mean_last == 70.0
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("last", 0.5), ("best", 1.0), ("unknown", None)])
+def test_gap_follows_the_published_epoch_rule(rule: str, expected: float | None) -> None:
+    summary = summarise(Entry(done(70.0, 71.0, 72.0)))
+    assert gap(summary, Published(70.5, None, "s", rule)) == expected  # type: ignore[arg-type]
+    assert gap(summary, Published(70.5, None, "s", rule, comparable=False, reason="r")) is None  # type: ignore[arg-type]
+
+
+def test_best_rule_is_marked_and_compared_with_our_best() -> None:
+    text = report.render(make_table(published=Published(70.5, None, "repo @abc", "best")))
+    assert "70.50$^{b}$ ($+1.00$)" in text[".tex"]
+    assert "70.50<sup>b</sup> (+1.00)" in text[".md"]
+    assert "best epoch on the test set" in text[".tex"]
+
+
+def test_best_mean_needs_every_finished_run() -> None:
+    runs = (Run(0, "done", 70.0, 71.0), Run(1, "done", 72.0))
+    assert summarise(Entry(runs)).mean_best is None
+
+
+def test_ranks_leave_the_student_out() -> None:
+    table = make_table()
+    pair = table.columns[0].key
+    assert ranks(table) == {("kd", pair): 1, ("at", pair): 2}
+    assert ranks(replace(table, higher_is_better=False)) == {("sp", pair): 1, ("at", pair): 2}
+    tex = report.render(table)[".tex"]
+    assert r"\textbf{71.00}$_{\pm1.00}$" in tex and r"\underline{69.00}$_{\pm.00}$" in tex
+
+
+def test_equal_as_printed_is_equal_in_rank_and_one_method_has_none() -> None:
+    table = make_table(kd=done(69.001, 69.001, 69.001))
+    pair = table.columns[0].key
+    assert ranks(table) == {("kd", pair): 1, ("at", pair): 1, ("sp", pair): 2}
+    assert ranks(replace(table, rows=table.rows[:2])) == {}
+
+
+def test_n_stands_once_in_the_caption_and_where_it_differs() -> None:
+    tex = report.render(make_table())[".tex"]
+    assert "over n = 3 seeds, last epoch" in tex and "n{=}" not in tex
+    partial = make_table(kd=(*done(70.0, 72.0), Run(2, "diverged")))
+    assert usual_n(partial) == 3
+    text = report.render(partial)
+    assert "n = 3 seeds unless another n is given" in text[".tex"]
+    assert r"71.00}$_{\pm1.41}^{n{=}2/3}$" in text[".tex"]
+    assert "KD, wrn_40_2–wrn_16_2: 2 finished, 1 diverged of 3" in text[".md"]  # noqa: RUF001
+    assert "(n=2/3)" in text[".md"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "word"),
+    [
+        (("diverged",) * 3, "div."),
+        (("failed",) * 3, "fail."),
+        (("diverged", "missing", "missing"), "div. 1/3"),
+        (("missing",) * 3, "--"),
+        ((), "--"),
+    ],
+)
+def test_cells_without_a_mean_say_why(statuses: tuple[str, ...], word: str) -> None:
+    runs = tuple(Run(seed, status) for seed, status in enumerate(statuses))  # type: ignore[arg-type]
+    text = report.render(make_table(kd=runs))
+    assert f"| KD | {word} |" in text[".md"]
+    assert (word if word == "--" else rf"\textit{{{word}}}") in text[".tex"]
+
+
+def test_what_is_not_comparable_has_a_dagger_and_no_gap() -> None:
+    published = Published(70.5, 0.3, "repo @abc", "last", comparable=False, reason="another teacher")
+    text = report.render(make_table(published=published))
+    assert r"70.50$_{\pm.30}^{\dagger{}}$" in text[".tex"]
+    assert "| 70.50 ± 0.30<sup>†</sup> |" in text[".md"]
+    assert "not comparable, hence no gap: another teacher." in text[".tex"]
+    line = lines_of(make_table(published=published))["kd"]
+    assert (line["gap"], line["comparable"], line["reason"]) == ("", "no", "another teacher")
+
+
+def test_deviations_stand_in_the_caption() -> None:
+    table = replace(make_table(), deviations=("5 epochs instead of 240",))
+    caption = report.render(table)[".tex"].split(r"\def\kdcaption{")[1].split(r"\caption[")[0]
+    assert r"\textbf{NOT the paper's protocol: 5 epochs instead of 240.}" in caption
+    assert "NOT the paper" not in report.render(make_table())[".tex"]
+    assert "AT: beta = 1" in caption
+
+
+def test_csv_holds_every_figure() -> None:
+    lines = lines_of(make_table(published=Published(70.5, None, "repo @abc", "last")))
+    kd = lines["kd"]
+    assert (kd["n"], kd["mean_last"], kd["std_last"], kd["mean_best"]) == ("3", "71.0000", "1.0000", "71.5000")
+    assert (kd["published"], kd["gap"], kd["source"], kd["rank"]) == ("70.5000", "0.5000", "repo @abc", "1")
+    assert kd["values_last"] == "70.0000 71.0000 72.0000"
+    assert lines["teacher"]["gap"] == "-0.0100"
+
+
+def test_a_table_in_which_nothing_ran() -> None:
+    text = report.render(empty_table())
+    assert "No run of this table has finished yet" in text[".tex"]
+    assert "4 of 4 cells have no finished run" in text[".md"]
+    assert r"\textbf{7" not in text[".tex"]
+
+
+def test_escapes() -> None:
+    assert escape("wrn_40_2 & 5% {x}") == r"wrn\_40\_2 \& 5\% \{x\}"
+    assert escape("\\") == r"\textbackslash{}"
+    assert escape("--set a=1\nb") == "-{}-set a=1 b"
+    assert escape("模") == "U+6A21"
+    assert escape_markdown("a|b") == r"a\|b"
+    assert r"wrn\_40\_2" in report.render(make_table())[".tex"]
+
+
+def test_the_same_bytes_every_time(tmp_path: Path) -> None:
+    first = report.write(make_table(), tmp_path / "a", "table.v1")
+    second = report.write(make_table(), tmp_path / "b", "table.v1")
+    assert [path.name for path in first] == ["table.v1.tex", "table.v1.md", "table.v1.csv"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.write(make_table(), tmp_path, "table")
+    before = (tmp_path / "table.tex").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space"):
+        report.write(empty_table(), tmp_path, "table")
+    assert (tmp_path / "table.tex").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_cost_is_relative_to_the_student() -> None:
+    text = report.render_cost(make_cost())
+    assert "| KD | 1500 (×0.75) |" in text[".md"]  # noqa: RUF001
+    assert "| FitNet | -- |" in text[".md"] and "| FitNet | 16.8K / 0 |" in text[".md"]
+    assert "No extra parameters: Student, KD." in text[".md"]
+    assert "batch 64, 50 steps, H200, memory CUDA allocated" in text[".tex"]
+    assert "536870912" in text[".csv"]
+
+
+def test_cost_names_what_was_measured_otherwise() -> None:
+    cost = make_cost()
+    pair = cost.columns[0].key
+    other = replace(cost.rows[1], entries={pair: replace(cost.rows[1].entries[pair], batch_size=32)})
+    text = report.render_cost(replace(cost, rows=(cost.rows[0], other, cost.rows[2])))[".md"]
+    assert "batch 32, 50 steps, H200, memory CUDA allocated: KD, wrn_40_2–wrn_16_2" in text  # noqa: RUF001
+
+
+def test_published_values_are_well_formed() -> None:
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 477
+    assert len({(line["method"], line["pair"], line["source"]) for line in lines}) == len(lines)
+    assert all(0 < float(line["value"]) < 100 and line["source"] and line["protocol"] for line in lines)
+    assert {line["epoch_rule"] for line in lines} == {"last", "best", "unknown"}
+    assert {line["epoch_rule"] for line in lines if line["source"].startswith("HobbitLong")} == {"last"}
+
+
+def compile_tex(folder: Path, name: str) -> None:
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", name]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert (folder / name).with_suffix(".pdf").stat().st_size > 1000
+
+
+def awkward_table() -> Table:
+    """A partial cell, a diverged one, marks of every kind, and text that LaTeX would take for commands."""
+    table = make_table(kd=(*done(70.0, 72.0), Run(2, "diverged")), published=Published(70.5, 0.3, "a_b #1", "best"))
+    row = Row("x", r"*[Odd] \row & 100% µ模", "Fam_ily", {}, ("a_1 = 2^3", "--flag"), "~ <x> | “y”")
+    return replace(table, rows=(*table.rows, row), deviations=("5 epochs_instead",))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_compiles_alone_and_by_input(tmp_path: Path) -> None:
+    for stem, table in {"table1": make_table(), "odd_2": awkward_table(), "none": empty_table()}.items():
+        report.write(table, tmp_path, stem)
+    report.write_cost(make_cost(), tmp_path, "cost")
+    stems = ("table1", "odd_2", "none", "cost")
+    for stem in stems:
+        compile_tex(tmp_path, f"{stem}.tex")
+    for options in ("10pt", "twocolumn"):
+        body = "\n\n".join(rf"\input{{{stem}}}" for stem in stems)
+        preamble = rf"\documentclass[{options}]{{article}}\usepackage{{booktabs,graphicx}}"
+        text = rf"{preamble}\begin{{document}}Text. {body} Text.\end{{document}}"
+        (tmp_path / "paper.tex").write_text(text, encoding="utf-8")
+        compile_tex(tmp_path, "paper.tex")
+        assert len(re.findall(r"\\contentsline|\\newlabel\{tab:", (tmp_path / "paper.aux").read_text())) >= 4
+
+
+def test_a_refused_pair_is_not_a_missing_one() -> None:
+    reason = "method 'kd' is not made for 'this'"
+    table = make_table(kd=(Run(0, "refused", message=reason), Run(1, "refused", message=reason)))
+    text = report.render(table)[".md"]
+    assert "n/a" in text and reason in text and "fail" not in text
+    row = lines_of(table)["kd"]
+    assert (row["refused"], row["failed"], row["missing"], row["value"]) == ("2", "0", "0", "")

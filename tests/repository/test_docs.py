@@ -1,0 +1,64 @@
+"""The page of methods is what the cards say, and CONTRIBUTING's example works word for word."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cli import descriptions as show
+from kd_methods import registry
+
+REPO = Path(__file__).parents[2]
+TEXT = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_methods_is_what_the_cards_say() -> None:
+    page = (REPO / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert page == show.methods_page() + "\n", "run ./reproduce.sh show methods > docs/methods.md"
+
+
+def test_the_page_names_every_method_and_setting() -> None:
+    page = show.methods_page()
+    for name in registry.available():
+        section = page.split(f"### `{name}` ")[1].split("\n### ")[0]
+        assert registry.card(name).formula in section
+        assert all(f"`{key}`" in section for key in registry.get(name).Settings.model_fields)
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the project with CONTRIBUTING's method in its place, and the method's name."""
+    block = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S)
+    ((path, code),) = block
+    for folder in ("kd_methods", "benchmarks", "tables", "tests"):
+        shutil.copytree(REPO / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPO / "pyproject.toml", tmp_path)
+    (tmp_path / path).write_text(code, encoding="utf-8")
+    return tmp_path, Path(path).stem
+
+
+def run(folder: Path, *command: str) -> str:
+    result = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def test_the_example_of_contributing(example: tuple[Path, str]) -> None:
+    """Its commands, with the interpreter at hand for reproduce.sh; the run of the table is planned only."""
+    folder, name = example
+    commands = [line.split()[1:] for line in TEXT.splitlines() if line.startswith("./reproduce.sh") and name in line]
+    assert len(commands) == 3
+    shown, tested, table = commands
+    assert "+" in run(folder, "benchmarks", *shown).splitlines()[-1]
+    summary = run(folder, "pytest", *tested[1:]).splitlines()[-1]
+    assert int(re.match(r"(\d+) passed", summary)[1]) >= 15, summary  # type: ignore[index]
+    run(folder, "benchmarks", *table, "--dry-run")
+    assert name in run(folder, "benchmarks", "list")
+    assert name in run(folder, "benchmarks", "show", "table", "table2")
+    lint = subprocess.run([sys.executable, "-m", "ruff", "check", str(folder / "kd_methods")], cwd=folder)
+    assert lint.returncode == 0

@@ -1,0 +1,156 @@
+"""The benchmark suites run, and the cost table comes out of the file that they write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.cli.main import cli
+from benchmarks.config.protocol import load_protocol
+from benchmarks.cost import profile as profile_cell
+from benchmarks.cost.profiling import Bench
+from benchmarks.driver.plan import make_cell
+from benchmarks.report import cost_suite as suite
+from benchmarks.report.model import PARTS
+from benchmarks.tasks import get_task
+from kd_methods.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as `pytest benchmarks/ --benchmark-json FILE` writes it, of a few methods on a small pair."""
+    file = tmp_path_factory.mktemp("costs") / "costs.json"
+    chosen = ["--methods", "student,kd,simkd,mlld", "--pairs", "resnet14-resnet8", "--batch-size", "8", "--rounds", "2",
+              "--group", "student,kd", "--workers", "1"]  # fmt: skip
+    suites = ["benchmarks/suites/test_training_step.py", "benchmarks/suites/test_loop.py"]
+    command = [sys.executable, "-m", "pytest", *suites,
+               "--benchmark-only", *chosen, "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return file
+
+
+def test_every_figure_is_there_and_adds_up(costs: Path):
+    methods = suite.read(costs).pairs["resnet14-resnet8"]
+    assert list(methods) == ["student", "kd", "simkd", "mlld"]
+    for name, found in methods.items():
+        facts = found.facts
+        assert set(facts["split"]) == set(PARTS) and all(value >= 0 for value in facts["split"].values())
+        assert facts["images_per_second"] == pytest.approx(8 / found.seconds)
+        assert facts["own_operations"] > 0 and bool(facts["teacher_operations"]) == (name != "student")
+        assert set(facts["memory"]["by_part"]) == set(PARTS) and facts["machine"]["versions"]["torch"]
+        assert set(found.inference) == {1, 256}
+    student, simkd, mlld = methods["student"], methods["simkd"], methods["mlld"]
+    assert student.facts["extra_train_params"] == student.facts["extra_inference_params"] == 0
+    assert simkd.facts["extra_inference_params"] > 0 and simkd.inference[1]["macs"] > student.inference[1]["macs"]
+    assert mlld.facts["own_operations"] > 1.9 * methods["kd"].facts["own_operations"], "it sees two views of each image"
+    assert mlld.inference == student.inference, "the plain student is measured once"
+
+
+def test_the_loop_is_measured_beside_the_baseline(costs: Path):
+    found = suite.read(costs)
+    [loop], [memory] = found.loops, found.memories
+    assert loop["group"] == memory["group"] == ["student", "kd"] and len(loop["turns"]) == 2
+    for name, (least, middle, greatest) in loop["ratios"].items():
+        ratios = [turn["baseline"] / turn[name] for turn in loop["turns"]]
+        assert (least, greatest) == (min(ratios), max(ratios)) and least <= middle <= greatest
+    assert loop["share_of_fastest"][0] > 0 and loop["operations"] > 0 and 0.5 < sum(loop["operators"].values()) <= 1
+    assert 0 < memory["bytes"]["peak"] <= memory["bytes"]["bound"]
+    machine = json.loads(costs.read_text())["machine_info"]
+    assert "node" not in machine and machine["load"], "the load is told, the machine's name is not"
+
+
+def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
+    table = tmp_path / "table1.csv"
+    table.write_text("row,pair,mean_last\nstudent,resnet14-resnet8,70.1\nkd,resnet14-resnet8,71.5\nkd,other,1\n")
+    result = CliRunner().invoke(cli, ["table6", str(costs), "--accuracy", str(table), "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.exception
+    folder = tmp_path / "tables" / "table6"
+    names = {file.name for file in folder.iterdir()}
+    stem = "table6-resnet14-resnet8"
+    ends = (".tex", ".md", "-split.png", "-memory.png", "-accuracy.png")
+    assert names == {f"{stem}{end}" for end in ends} | {"table6-loop.tex", "table6-loop.md"}
+    page = (folder / "table6-loop.md").read_text()
+    assert "| resnet14-resnet8, fp32 |" in page and "2 cells that share the teacher's pass: student, kd" in page
+    text = (folder / f"{stem}.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| KD |")).split("|")[2:-1]
+    assert len(row) == len(suite.HEADS) and 0.3 < float(row[1]) < 3, "KD beside itself"
+    assert 99 <= sum(int(cell) for cell in row[2:8]) <= 101, "shares of a step"
+    assert (folder / f"{stem}.tex").read_text().count(r"\toprule") == 1
+
+
+def test_a_wrong_file_is_one_clear_line(tmp_path: Path):
+    other = tmp_path / "other.json"
+    for content in ("", "[]", '{"benchmarks": []}', '{"benchmarks": [{"extra_info": {}, "stats": {}}]}'):
+        other.write_text(content)
+        with pytest.raises(UserError, match="--benchmark-json"):
+            suite.read(other)
+    with pytest.raises(UserError, match="--benchmark-json"):
+        suite.read(tmp_path / "absent.json")
+    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no table's"):
+        suite.accuracies(tmp_path / "no.csv", "p", {})
+
+
+def test_a_step_in_parts_is_the_step_of_the_loop():
+    """The same weights after it, bit for bit."""
+    protocol = load_protocol("digits-demo")
+    data = get_task("digits").open(Path(), protocol, torch.device("cpu"))
+    found = []
+    for whole in (True, False):
+        bench = Bench([make_cell(protocol, "", "student", "resnet8", 0, None, {}, {})], protocol, data)
+        for _ in range(2):
+            if whole:
+                bench.step()
+            else:
+                for _, run in bench.parts():
+                    run()
+        found.append(bench.member.student.state_dict())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_profile_of_a_cell(tmp_path: Path):
+    command = ["profile", "kd", "resnet14-resnet8", "--batch-size", "8", "--output", str(tmp_path)]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.exception
+    assert all(f"  {part}" in result.output for part in PARTS) and "images/s" in result.output
+    assert "aten::" in result.output, "the operators"
+    folder = tmp_path / "profiles"
+    trace = folder / "kd-resnet14-resnet8.trace.json"
+    timeline, starts = profile_cell.memory_timeline(trace, "cpu")
+    assert list(starts) == list(PARTS) and list(starts.values()) == sorted(starts.values())
+    assert max(live for _, live in timeline) > 8 * 16 * 32 * 32 * 4, "one activation of the batch at least"
+    assert (folder / "kd-resnet14-resnet8.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "kd-resnet14-resnet8.txt").read_text().startswith("kd on resnet14-resnet8, batch 8")
+
+
+@pytest.mark.parametrize(
+    ("method", "pair", "message"),
+    [
+        ("kdd", "resnet14-resnet8", "did you mean"),
+        ("kd", "resnet14", "write teacher-student"),
+        ("kd", "resnet14-resnet7", "unknown network 'resnet7'; did you mean"),
+        ("fsp", "wrn_40_2-resnet8", "equal channels"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_clear_line(tmp_path: Path, method: str, pair: str, message: str):
+    result = CliRunner().invoke(cli, ["profile", method, pair, "--output", str(tmp_path)])
+    assert isinstance(result.exception, UserError) and message in str(result.exception)
+
+
+def test_the_harness_suites_run(tmp_path: Path):
+    file = tmp_path / "harness.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/suites/test_harness.py", "--benchmark-only",
+               "--rows", "3", "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    entries = json.loads(file.read_text())["benchmarks"]
+    assert {entry["group"] for entry in entries} == {"data pipeline", "table", "start-up"}
