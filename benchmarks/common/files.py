@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ from kd_methods.errors import DiskError, UserError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+PARTIAL = ".kdbench-partial"
+"""How the names of files that are being written end. Nobody else's files do, so what a kill has left can be removed."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -24,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp makes files that only their owner can read
@@ -48,6 +54,27 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As :func:`write_bytes`, for a JSON document with sorted keys."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside with the same folder: for files that are read, changed and written again.
+
+    Waits for its turn. The operating system drops the lock when its holder ends, however it ends.
+
+    Raises:
+        DiskError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise DiskError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from kd_methods.errors import UserError
 
 from .. import report
-from ..common.files import read_json, write_json
+from ..common.files import locked, read_json, write_json
 from ..common.yaml_files import TABLES
 from .runs import FINAL, Store
 
@@ -88,9 +88,10 @@ def path(output: Path, stem: str) -> Path:
 
 
 def save(output: Path, stem: str, new: Manifest) -> Manifest:
-    """Merge a plan into the table's manifest and write it."""
-    merged = merge(read_json(path(output, stem)), new)
-    write_json(path(output, stem), merged)
+    """Merge a plan into the table's manifest and write it; of several processes none loses another's rows."""
+    with locked(path(output, stem).parent):
+        merged = merge(read_json(path(output, stem)), new)
+        write_json(path(output, stem), merged)
     return merged
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kd_methods.errors import UserError
 
-from ..common.files import read_json, write_bytes, write_json
+from ..common.files import PARTIAL, read_json, write_bytes, write_json
 from .cell import Cell
 
 
@@ -96,9 +96,8 @@ class Run:
             except BlockingIOError:
                 yield False
             else:
-                for name in ("status.json", "metrics.json", "environment.json", "checkpoint.pt", "student.pt"):
-                    for left in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
-                        left.unlink(missing_ok=True)
+                for left in self.path.glob(f".*{PARTIAL}"):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
                 yield True
         finally:
             os.close(handle)

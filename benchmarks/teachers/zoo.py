@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
 
-from ..common.files import read_json, sha256_file, write_bytes, write_json
+from ..common.files import locked, read_json, sha256_file, write_bytes, write_json
 from ..common.weights import fit, load_weights, to_bytes, weights_digest
 from ..common.yaml_files import TABLES, read_yaml
 from ..config.protocol import Protocol
@@ -80,9 +80,12 @@ class Zoo:
         self.shipped = {
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
         }
-        path = folder / "teachers.json"
+        self.own = self._recorded()
+
+    def _recorded(self) -> dict[str, Teacher]:
+        path = self.folder / "teachers.json"
         try:
-            self.own = {name: Teacher(**entry) for name, entry in (read_json(path) or {}).items()}
+            return {name: Teacher(**entry) for name, entry in (read_json(path) or {}).items()}
         except (AttributeError, TypeError, ValidationError):
             raise UserError(f"{path} does not hold teacher entries; mend it or move it away") from None
 
@@ -159,8 +162,9 @@ class Zoo:
         return entry
 
     def _save(self, entry: Teacher) -> None:
-        self.own[entry.name] = entry
-        write_json(self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.own.items()})
+        with locked(self.folder):  # another process may have added one since
+            self.own = {**self._recorded(), entry.name: entry}
+            write_json(self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.own.items()})
 
     def fetch(self, entries: Sequence[Teacher], report: Callable[[str], None]) -> None:
         """Download entries, each source once; check and install their files.

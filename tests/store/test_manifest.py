@@ -257,6 +257,51 @@ def test_the_order_in_which_runs_were_planned_does_not_show(tmp_path: Path) -> N
     assert rendered(tmp_path, {**shown, "cells": shown["cells"][::-1]}) == first
 
 
+SAVE = """
+import json, sys, time
+from pathlib import Path
+from benchmarks.store import manifest
+
+merge = manifest.merge
+manifest.merge = lambda *parts: (time.sleep(0.3), merge(*parts))[1]  # so that they would meet
+new = json.loads(sys.stdin.readline())
+print("ready", flush=True)
+sys.stdin.readline()
+manifest.save(Path(sys.argv[1]), "table1-paper", new)
+"""
+
+
+def test_processes_that_save_at_the_same_time_keep_all_rows(tmp_path: Path) -> None:
+    whole = paper()
+    rows = [row["key"] for row in whole["rows"]]
+    parts = [
+        {**whole, **{what: [e for e in whole[what] if row in (e.get("row"), e["key"])] for what in ("rows", "cells")}}
+        for row in rows
+    ]
+    manifest.save(tmp_path, "table1-paper", {**whole, "rows": [], "cells": []})
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVE, str(tmp_path)], cwd=REPO, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in parts
+    ]  # fmt: skip
+    for process, part in zip(started, parts, strict=True):
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(part) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in started:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    shown = manifest.read_json(manifest.path(tmp_path, "table1-paper"))
+    assert names(shown, "rows") == rows and len(shown["cells"]) == len(whole["cells"])
+
+
 def test_nothing_that_is_missing_is_hidden(tmp_path: Path) -> None:
     shown = paper()
     _, text, _ = rendered(tmp_path, shown)

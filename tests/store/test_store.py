@@ -6,7 +6,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -238,10 +238,68 @@ def test_a_run_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Pa
     third.communicate("")
 
 
-def test_taking_a_run_clears_what_a_killed_writer_left(tmp_path: Path):
+def test_taking_a_run_clears_what_a_killed_writer_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     run = Run(tmp_path / "run")
     run.write("checkpoint.pt", b"whole")
-    (run / ".checkpoint.pt.abc123").write_bytes(b"ha")
+    theirs = {
+        f".{name}.{end}" for name in ("student.pt", "checkpoint.pt", "status.json") for end in ("bak", "original")
+    }
+    for name in theirs:
+        (run / name).write_bytes(b"the user's")
+    with monkeypatch.context() as killed:
+        killed.setattr(files.os, "fsync", failing(errno.EIO))
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(UserError):
+            run.write("checkpoint.pt", b"ha")
+    assert len(hidden(run.path)) == len(theirs) + 1
     with run.lock():
         assert (run / "checkpoint.pt").read_bytes() == b"whole"
-        assert not (run / ".checkpoint.pt.abc123").exists()
+        assert set(hidden(run.path)) == {*theirs, ".lock"}
+
+
+ADD = """
+import sys
+from pathlib import Path
+from benchmarks.common.files import locked, read_json, write_json
+
+path = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(20):
+    with locked(path.parent):
+        write_json(path, [*(read_json(path) or []), f"{sys.argv[2]}-{i}"])
+"""
+
+
+def together(script: str, arguments: Sequence[Sequence[str | Path]]) -> None:
+    """Run a script in several processes that begin at the same moment."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, own)], cwd=REPO, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for own in arguments
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in started:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+
+
+def test_what_several_processes_change_in_turns_loses_nothing(tmp_path: Path):
+    path = tmp_path / "below" / "list.json"
+    together(ADD, [(path, name) for name in "abc"])
+    assert sorted(read_json(path)) == sorted(f"{name}-{i}" for name in "abc" for i in range(20))
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write"), files.locked(tmp_path / "file"):
+        pass
