@@ -204,7 +204,7 @@ def test_run_files(tmp_path: Path):
 HOLD = """
 import sys
 from pathlib import Path
-from benchmarks.store import Run
+from benchmarks.store.runs import Run
 
 with Run(Path(sys.argv[1])).lock() as mine:
     print(mine, flush=True)
