@@ -109,7 +109,9 @@ make_venv() {
     if has_uv; then
         quietly uv venv -q --allow-existing --python "$host_python" "$venv" || failed "uv could not make .venv"
     else
-        quietly "$host_python" -m venv "$venv" || failed "python -m venv could not make .venv"
+        # venv refuses a folder whose path has the separator of PATH in it, where it could not be put; nor is it here.
+        quietly "$host_python" -c 'import os, venv; os.pathsep = "\n"; venv.main()' "$venv" ||
+            failed "python -m venv could not make .venv"
     fi
 }
 
@@ -232,7 +234,6 @@ fi
 # Threads of OpenMP that wait for each other spin, by default for so long that on a machine with other work a training
 # step of a small network takes 15 times as long. With a short spin it is as fast alone, and hardly slower in company.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
-export PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${1:-} == test ]]; then
     shift
     cd -- "$repo"
@@ -241,5 +242,9 @@ if [[ ${1:-} == test ]]; then
     exec "$python" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
 fi
 # The user's folder stays the current one, so that relative paths mean what was typed; -P keeps a `benchmarks` that lies
-# there from being taken for ours.
-exec "$python" -P -m benchmarks "$@"
+# there from being taken for ours. The repository is named by itself: PYTHONPATH would be split at a colon in its path.
+exec "$python" -P -c '
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+' "$repo" "$@"

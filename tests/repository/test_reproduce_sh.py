@@ -48,10 +48,10 @@ esac
 
 
 class Tree:
-    """A copy of the script with what it stands on, at a path with spaces."""
+    """A copy of the script with what it stands on, at a path with spaces and a colon."""
 
     def __init__(self, folder: Path):
-        self.repo = folder / "a clone with spaces"
+        self.repo = folder / "a clone: with spaces"
         self.bin = folder / "bin"
         self.log = folder / "uv.log"
         self.elsewhere = folder / "the user's folder"
@@ -161,6 +161,18 @@ def test_a_package_of_the_same_name_in_the_users_folder_is_not_taken(tree: Tree)
     (tree.elsewhere / "benchmarks").mkdir()
     (tree.elsewhere / "benchmarks" / "__main__.py").write_text("raise SystemExit('the wrong one')")
     assert tree.run("list").returncode == 0
+
+
+def test_a_clone_that_converts_line_ends_starts(tree: Tree, tmp_path: Path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "core.autocrlf=true"]
+    shutil.copy(REPO / ".gitattributes", tree.repo)
+    tree.lock("core", "# core\n# of several lines")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"], ["clone", "-q", ".", "../clone"]):
+        subprocess.run([*git, *command], cwd=tree.repo, check=True, capture_output=True)
+    assert not [path for path in (tmp_path / "clone").glob("*.sh") if b"\r" in path.read_bytes()]
+    assert (tmp_path / "clone" / "requirements" / "core.txt").read_bytes() == b"# core\n# of several lines\n"
+    result = tree.run("list", script=tmp_path / "clone" / "reproduce.sh")
+    assert result.stdout == f"{['benchmarks', str(tree.elsewhere), 'list']}\n", result.stderr
 
 
 def test_tests_run_in_the_repository_with_the_dev_lock(tree: Tree):
