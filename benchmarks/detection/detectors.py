@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kd_methods import functional
 from kd_methods.contract import FIELDS, Around, Batch, Dense, Heads, Layout, Network, Outputs, Pyramid
 from kd_methods.errors import UserError, unknown
-from kd_methods.modes import modes_kept
+from kd_methods.views.modes import modes_kept
 
 from . import mmcv_ops
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
-from kd_methods.modes import modes_kept
+from kd_methods.views.modes import modes_kept
 
 from ..common.files import digest, sha256_file
 from ..detection import detectors

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.vgg import cfgs, make_layers
 
-from kd_methods.adapters import spread
 from kd_methods.contract import Layout
+from kd_methods.views.layers import evenly_spaced
 
 from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
@@ -152,7 +152,7 @@ class ViT(Architecture):
         units += [("pool", self._pool), ("head", self.vit.head)]
         names = tuple(name for name, _ in blocks)
         stages = tuple(names[i - 1] for i in self.stages)
-        cuts = tuple(names[i] for i in spread(len(stages), len(names)))
+        cuts = tuple(names[i] for i in evenly_spaced(len(stages), len(names)))
         layers = ("tokens", *names)
         layout = Layout("tokens", stages, stages, cuts, "norm", "pool", layers=layers, prefix_tokens=1)
         return Chain(tuple(units), layout)

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_methods.contract import FIELDS, MAPS, Layout, Network, Outputs, Tokens
+from kd_methods.contract.patches import as_tokens, map_shape
 from kd_methods.errors import UserError, unknown
-from kd_methods.modes import modes_kept
-from kd_methods.patches import as_tokens, map_shape
+from kd_methods.views.modes import modes_kept
 
 
 @dataclass(frozen=True)

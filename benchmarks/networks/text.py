@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kd_methods.adapters import spread
 from kd_methods.contract import Layout, Tokens
 from kd_methods.errors import UserError
-from kd_methods.modes import modes_kept
+from kd_methods.views.layers import evenly_spaced
+from kd_methods.views.modes import modes_kept
 
 from .network import Chain, example_text
 
@@ -300,7 +300,7 @@ def chosen(which: str, count: int, of: int) -> list[int]:
     if count > of:
         raise UserError(f"{count} layers are wanted of a network that has {of}")
     if which == "spread":
-        return spread(count, of)
+        return evenly_spaced(count, of)
     return list(range(count)) if which == "first" else list(range(of - count, of))
 
 

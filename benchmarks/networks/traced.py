@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from timm.models import get_notrace_functions
 from torch import Tensor, fx, nn
 
-from kd_methods.adapters import spread
 from kd_methods.contract import Layout
 from kd_methods.errors import UserError, unknown
-from kd_methods.modes import modes_kept
+from kd_methods.views.layers import evenly_spaced
+from kd_methods.views.modes import modes_kept
 
 from .network import Chain
 
@@ -477,7 +477,7 @@ def _stage_ends(
         alike = len(set(sizes)) == 1
         ends = [i for i, size, later in zip(blocks, sizes, [*sizes[1:], ()], strict=True) if alike or size != later]
     if len(ends) > STAGES and len({_size(shapes[i]) for i in ends}) == 1:
-        return [ends[i] for i in spread(STAGES, len(ends))]
+        return [ends[i] for i in evenly_spaced(STAGES, len(ends))]
     return ends[-STAGES:]
 
 

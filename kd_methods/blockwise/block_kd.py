@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import ConnectorKind, connector, spread
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, joined
 from ..errors import UserError
+from ..feature._connectors import ConnectorKind
 from ..registry import register
+from ..views.layers import evenly_spaced
+from ._connectors import connector
 
 
 @register
@@ -88,7 +90,7 @@ class BlockKD(Method):
         n = min(counts)
         evenly = layout.uniform and student.layout.uniform
         # Which blocks, from 0, of the student and of the teacher end together.
-        own, theirs = (spread(n, m) if evenly else list(range(m - n, m)) for m in counts)
+        own, theirs = (evenly_spaced(n, m) if evenly else list(range(m - n, m)) for m in counts)
         self.own = own
         self.units = [layout.blocks[i] for i in theirs]
         self.active = self._active(n)

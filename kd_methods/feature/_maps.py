@@ -8,7 +8,7 @@ import torch
 
 from ..contract import Network
 from ..errors import UserError
-from ..modes import modes_kept
+from ..views.modes import modes_kept
 
 Shape = tuple[int, ...]
 

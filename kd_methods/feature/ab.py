@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..adapters import ConvReg
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
 from ..registry import register
+from ._connectors import ConvReg
 from ._maps import matched
 
 

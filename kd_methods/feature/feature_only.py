@@ -10,12 +10,12 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import spatial, three_layers
 from ..analysis.quality import EntropyNorm, quality
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
+from ._connectors import spatial, three_layers
 
 LAYERS = 4
 """How many layers are matched at most."""

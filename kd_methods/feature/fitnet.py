@@ -7,10 +7,10 @@ from dataclasses import replace
 from pydantic import Field
 
 from .. import functional
-from ..adapters import ConvReg
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
 from ..errors import UserError
 from ..registry import register
+from ._connectors import ConvReg
 
 
 @register

@@ -14,8 +14,8 @@ from .. import functional
 from ..analysis import locations, subclasses
 from ..analysis.vocabulary import vocabulary
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
-from ..kd_layer import Assign, Match
 from ..registry import register
+from ._kd_layer import Assign, Match
 
 PER_WORD = 39
 """Fewest locations per visual word; where the data has fewer there are fewer words."""

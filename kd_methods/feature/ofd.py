@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import Connector
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..functional.feature import same_size
 from ..registry import register
+from ._connectors import Connector
 from ._maps import matched
 
 

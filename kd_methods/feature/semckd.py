@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import three_layers
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..functional._precision import full_precision, unit
 from ..functional.feature import same_size
 from ..registry import register
+from ._connectors import three_layers
 from ._maps import matched
 
 

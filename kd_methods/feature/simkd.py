@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import spatial
 from ..contract import Batch, Card, DataInfo, Layout, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
+from ._connectors import spatial
 from ._maps import only_pools
 
 PROJECTED = "simkd_projector"

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..adapters import three_layers
 from ..contract import Batch, Card, DataInfo, Layout, Losses, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
+from ._connectors import three_layers
 from .feature_only import LAYERS
 from .simkd import PROJECTED, SimKD
 

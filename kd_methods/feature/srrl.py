@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..adapters import Connector
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..registry import register
+from ._connectors import Connector
 from ._maps import matched
 
 

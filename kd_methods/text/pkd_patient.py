@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 
 from .. import functional
-from ..adapters import spread
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
+from ..views.layers import evenly_spaced
 from ._layers import check_width
 
 
@@ -62,7 +62,7 @@ class PatientKD(Method):
         if n > m:
             raise UserError(f"method '{self.card.name}' needs a teacher with as many layers as the student, here {m}")
         skip = self.settings.layers == "skip"
-        self.layers = spread(n, m)[:-1] if skip else list(range(m - n, m - 1))
+        self.layers = evenly_spaced(n, m)[:-1] if skip else list(range(m - n, m - 1))
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..adapters import spread
 from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
 from ..registry import register
+from ..views.layers import evenly_spaced
 from ._layers import same_heads, width
 
 FIELDS = ("stem", "stages", "queries", "keys")
@@ -60,7 +60,7 @@ class TinyBERT(Method):
         super().__init__(student, teacher, info, settings)
         self.heads = same_heads(self.card.name, student, self.teacher)
         self.fit = nn.Linear(width(student), width(self.teacher))
-        self.layers = spread(len(student.layout.stages), len(self.teacher.layout.stages))
+        self.layers = evenly_spaced(len(student.layout.stages), len(self.teacher.layout.stages))
 
     def phases(self) -> Sequence[Phase]:
         config = self.settings

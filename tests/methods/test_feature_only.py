@@ -23,10 +23,10 @@ from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.teacher_pass import TeacherStudy
 from kd_methods import functional
-from kd_methods.adapters import spatial
 from kd_methods.analysis import quality as analysis
 from kd_methods.contract import Batch, DataInfo, Progress
 from kd_methods.errors import UserError
+from kd_methods.feature._connectors import spatial
 from kd_methods.feature.feature_only import FeatureOnly
 from kd_methods.functional.feature import same_size
 

@@ -33,7 +33,7 @@ from kd_methods.analysis import locations, subclasses
 from kd_methods.analysis.vocabulary import vocabulary
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
-from kd_methods.kd_layer import Assign, Match
+from kd_methods.feature._kd_layer import Assign, Match
 
 CIFAR = DataInfo(50_000, 100, torch.arange(50_000) % 100)
 UNIT = "layer3.0"

@@ -20,9 +20,9 @@ import kd_methods
 from benchmarks import networks
 from benchmarks.networks import Architecture, Chain, NetworkView, build_network, macs
 from kd_methods import functional, registry
-from kd_methods.adapters import Connector, ConvReg
 from kd_methods.contract import FIELDS, Batch, DataInfo, Layout, Losses, Method, Needs, Outputs, Progress, Tokens
 from kd_methods.errors import UserError
+from kd_methods.feature._connectors import Connector, ConvReg
 
 CLASSES = 10
 INFO = DataInfo(num_samples=100, num_classes=CLASSES, labels=torch.arange(100) % CLASSES)

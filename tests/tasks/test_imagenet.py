@@ -40,8 +40,8 @@ from benchmarks.teachers import published_weights
 from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.teacher_pass import _identity
 from kd_methods.contract import DataInfo
+from kd_methods.contract.patches import as_map, as_tokens
 from kd_methods.errors import UserError
-from kd_methods.patches import as_map, as_tokens
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WNIDS = ("n01440764", "n01443537", "n02085620")

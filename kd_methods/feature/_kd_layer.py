@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional._precision import unit
+from ..functional._precision import unit
 
 
 class Match(nn.Module):

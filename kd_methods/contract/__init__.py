@@ -1,0 +1,48 @@
+"""The one interface between what is compared (the methods) and how it is compared (whoever trains by them).
+
+A method sees two networks, what their forward passes kept, and a batch. It knows no architecture, no data set and no
+training loop; the loop knows no method. Everything that either side may ask of the other is declared here.
+"""
+
+from .batch import Batch, DataInfo, Progress, Study
+from .card import Card, Needs
+from .features import (
+    FIELDS,
+    MAPS,
+    Around,
+    Dense,
+    Heads,
+    Inputs,
+    Layout,
+    Outputs,
+    Pyramid,
+    Tokens,
+    joined,
+)
+from .method import Losses, Method, MethodSettings, Phase
+from .network import Network
+
+__all__ = [
+    "FIELDS",
+    "MAPS",
+    "Around",
+    "Batch",
+    "Card",
+    "DataInfo",
+    "Dense",
+    "Heads",
+    "Inputs",
+    "Layout",
+    "Losses",
+    "Method",
+    "MethodSettings",
+    "Needs",
+    "Network",
+    "Outputs",
+    "Phase",
+    "Progress",
+    "Pyramid",
+    "Study",
+    "Tokens",
+    "joined",
+]

@@ -1,0 +1,106 @@
+"""The data as methods see it: facts of the training set, one batch, where training stands, a pass of the teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .features import Heads, Outputs
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a method may know of the training set: its size, its labels (N,) and the number of classes.
+
+    One class means a regression: labels are numbers, logits (B, 1) are predictions of them.
+    """
+
+    num_samples: int
+    num_classes: int
+    labels: Tensor | None = None
+
+    @property
+    def regression(self) -> bool:
+        return self.num_classes == 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch on the device.
+
+    inputs as the student sees them, labels (B,), positions in the training set (B,), and where a method of the group
+    asked for it, a second view of the same images. In detection the labels are those of the regions, (N,), background
+    is the last class, and ``boxes`` are the objects' corners in every image, (n, 4) in pixels. ``whole``: these are all
+    samples of an update; else a part of them, beyond which losses that relate samples cannot see.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+    task_loss: Callable[[Any, Tensor], Tensor]
+    second: Tensor | None = None
+    boxes: tuple[Tensor, ...] = ()
+    whole: bool = True
+
+    def loss(self, logits: Tensor | Heads) -> Tensor:
+        """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels.
+
+        In detection: of the student's logits all the losses of its detector, of other :class:`Heads` those of regions,
+        of other logits that of the regions' classes.
+        """
+        return self.task_loss(logits, self.labels)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands.
+
+    ``epoch`` counts from 1 in epochs of the protocol's recipe. Under a shortened schedule it advances by ``span`` > 1
+    at a time, so that what a recipe of 240 epochs does in its first 20 stays a twelfth of the training.
+    """
+
+    epoch: float
+    epochs: int
+    span: float = 1.0
+
+    def ramp(self, epochs: float) -> float:
+        """Linear warm-up factor min(epoch / epochs, 1), the mean over the recipe's epochs that this one stands for."""
+        if epochs <= 0:
+            return 1.0
+        covered = range(math.floor(self.epoch - self.span) + 1, math.floor(self.epoch) + 1) or (self.epoch,)
+        return sum(min(epoch / epochs, 1.0) for epoch in covered) / len(covered)
+
+
+class Study:
+    """The frozen teacher on the training set as it is: what :meth:`Method.prepare` computes from.
+
+    labels are the training set's, (N,) on the CPU.
+    """
+
+    labels: Tensor
+
+    def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
+        """Batches of the teacher's outputs with ``units`` kept, and their labels (B,), without augmentation.
+
+        Args:
+            units: names of the teacher's units.
+            indices: (M,) positions of the images to see, in this order; by default all.
+        """
+        raise NotImplementedError
+
+    def progress(self, text: str) -> None:
+        """Say how far a long computation is; heard every now and then."""
+
+    def stored(
+        self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What ``compute`` returns, from the store where it has been computed before.
+
+        It is kept under the teacher, the data, ``what`` and ``settings``, so it may depend on nothing else; what it
+        draws from torch's random numbers is the same for every cell. A process that is killed loses what it was at.
+        """
+        raise NotImplementedError

@@ -1,0 +1,89 @@
+"""Who a method is, and what it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import UserError
+from .batch import DataInfo
+from .features import Layout
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method reads. The loop keeps the union over a group and nothing else.
+
+    student, teacher  fields of :class:`Layout`; for the teacher also ``"logits"``. Where no method of a group lists
+                      anything for the teacher, its pass is left out
+    student_units, teacher_units  single units by name
+    min_batch         smallest batch the losses are defined for; smaller last batches are left out of training
+    max_batch         largest batch they are defined for, or 0
+    views             2 to see a second, differently augmented view of every image (``outputs.second``)
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    student_units: tuple[str, ...] = ()
+    teacher_units: tuple[str, ...] = ()
+    min_batch: int = 1
+    max_batch: int = 0
+    views: int = 1
+
+    def joined(self, other: Needs) -> Needs:
+        """What both need."""
+        fields = {
+            name: tuple(dict.fromkeys((*getattr(self, name), *getattr(other, name))))
+            for name in ("student", "teacher", "student_units", "teacher_units")
+        }
+        limits = [limit for limit in (self.max_batch, other.max_batch) if limit]
+        return Needs(
+            **fields,
+            min_batch=max(self.min_batch, other.min_batch),
+            max_batch=min(limits, default=0),
+            views=max(self.views, other.views),
+        )
+
+
+@dataclass(frozen=True)
+class Card:
+    """Who a method is: shown by ``show method``, printed in tables, part of a cell's identity (name and version).
+
+    title       as printed in tables                    paper    key in tables/references.bib
+    formula     the loss, in plain text                 source   where the default settings come from
+    optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where
+    order       why the losses depend on the order of the samples within a batch; empty if they do not
+    divergences where paper, reference code and this implementation differ
+    our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
+    recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
+    inputs      what the networks read: "images", "text", "detection", or "any" that has the features which are read
+    classes     the least number of classes; 1 where a regression will do
+    """
+
+    name: str
+    version: int
+    family: str
+    title: str
+    paper: str = ""
+    formula: str = ""
+    source: str = ""
+    optimum: str = "identity"
+    order: str = ""
+    divergences: tuple[str, ...] = ()
+    our_choice: tuple[str, ...] = ()
+    recipe: str = ""
+    inputs: Literal["images", "text", "detection", "any"] = "images"
+    classes: int = 2
+
+    def check(self, needs: Needs, student: Layout, info: DataInfo) -> None:
+        """Raise UserError where the method is not made for what the student reads, or for the number of classes."""
+        if self.inputs not in ("any", student.inputs):
+            raise UserError(f"method '{self.name}' is made for {self.inputs}, not for {student.inputs}")
+        if absent := student.absent((*needs.student, *needs.teacher)):
+            raise UserError(f"method '{self.name}' reads {', '.join(absent)}, which networks for {student.inputs} lack")
+        if "logits" in needs.teacher and not student.softmax:
+            raise UserError(f"method '{self.name}' compares probabilities of a softmax; this student has sigmoids")
+        if info.num_classes < self.classes:
+            task = "a regression" if info.regression else f"{info.num_classes} classes"
+            least = f", but for {self.classes} classes at least" if self.classes > 2 else ""
+            raise UserError(f"method '{self.name}' is not made for {task}{least}")

@@ -1,0 +1,136 @@
+"""What a method is: its settings, its losses and phases, and the networks that it trains and leaves behind."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .batch import Batch, DataInfo, Progress, Study
+from .card import Card, Needs
+from .features import Outputs
+from .network import Network
+
+
+@dataclass
+class Losses:
+    """Named scalar terms, weights included; their sum is what is minimised.
+
+    ``task`` terms compare with labels, ``distill`` terms with a teacher or another target of the method's own.
+    """
+
+    task: dict[str, Tensor] = field(default_factory=dict)
+    distill: dict[str, Tensor] = field(default_factory=dict)
+
+    def terms(self) -> dict[str, Tensor]:
+        return {**self.task, **self.distill}
+
+    def total(self) -> Tensor:
+        return functools.reduce(operator.add, self.terms().values())
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs before the training proper with losses of their own, run by the same loop.
+
+    Parameters that get no gradient from a phase's losses stay as they are. The optimiser starts anew after it.
+
+    name     how logs call it
+    epochs   in epochs of the protocol's recipe; a shortened run shortens it in proportion, to one epoch at least
+    losses   as :meth:`Method.losses`
+    needs    what these losses read
+    lr       learning rate throughout the phase; None for the one that the student starts with
+    student  whether the student is run; if not, ``losses`` gets None for its outputs
+    """
+
+    name: str
+    epochs: float
+    losses: Callable[[Any, Any, Batch, Progress], Losses]
+    needs: Needs
+    lr: float | None = None
+    student: bool = True
+
+
+class MethodSettings(BaseModel):
+    """Base of every method's settings: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Method(nn.Module):
+    """Base class of all methods. Its own parameters are trained, saved and restored with the student's.
+
+    ``needs`` may be refined per instance. ``needs_teacher`` says whether there has to be a teacher at all: a method may
+    use one only while it is built, or make passes of its own, and read nothing of the shared pass. ``raw_terms`` names
+    distillation terms that a modifier of the logits leaves alone. ``phase_needs`` is what the first phases read, where
+    there are any.
+
+    Args:
+        student: the network to train, as built by the task.
+        teacher: the frozen teacher, or None where there is none (only methods that need none accept that).
+        info: the training set's size, labels and number of classes.
+        settings: an instance of the class's ``Settings``.
+    """
+
+    card: ClassVar[Card]
+    needs: Needs = Needs()
+    needs_teacher: ClassVar[bool] = True
+    raw_terms: ClassVar[tuple[str, ...]] = ()
+    phase_needs: ClassVar[Needs | None] = None
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        # A tuple keeps the networks out of parameters() and state_dict(): neither is a part of the method.
+        self._networks = (student, teacher)
+        if teacher is None and self.needs_teacher:
+            raise UserError(f"method '{self.card.name}' needs a teacher")
+
+    @property
+    def teacher(self) -> Network:
+        """The frozen teacher."""
+        teacher = self._networks[1]
+        assert teacher is not None
+        return teacher
+
+    def adapt(self, student: Network) -> Network:
+        """The student as it is trained, for methods that change it; by default unchanged."""
+        return student
+
+    def prepare(self, study: Study) -> None:
+        """Compute once, before training, what the losses need of the teacher and the training set.
+
+        Called after :meth:`adapt`, and not at all where only the cost of a step is asked for: what it fills in has to
+        have stand-ins of the right shapes from the start.
+        """
+
+    def remarks(self) -> Sequence[str]:
+        """What a reader of a table has to know of how the method was built for this pair and this data."""
+        return ()
+
+    def phases(self) -> Sequence[Phase]:
+        """What is trained before the training proper; by default nothing."""
+        return ()
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        """The terms to minimise for one batch. ``teacher`` is detached and holds what ``needs`` lists."""
+        raise NotImplementedError
+
+    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+        """Further logits (B, K) by name, evaluated on the test set every epoch."""
+        return {}
+
+    def probe_fields(self) -> Sequence[str]:
+        """Fields of the student's outputs that :meth:`probes` reads."""
+        return ()
+
+    def deployed(self, student: Network) -> nn.Module:
+        """What remains at inference, as a module that maps inputs to logits; by default the student alone."""
+        return student.plain()

@@ -1,0 +1,68 @@
+"""A network as methods see it, whatever its family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .features import FIELDS, Layout, Outputs
+
+
+class Network(nn.Module):
+    """An ordered chain of named units over a plain architecture, seen the same way for every family.
+
+    The interface that methods rely on; ``benchmarks.networks`` holds the implementation.
+    """
+
+    module: nn.Module
+    layout: Layout
+
+    def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
+        """One forward pass; keeps the units named in ``at`` and those of ``fields``."""
+        raise NotImplementedError
+
+    def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
+        """Run what follows ``unit`` on ``feature``: up to the logits, or up to and including the unit ``until``.
+
+        Behind a unit of tokens the feature may be a map of their patches, too.
+        """
+        raise NotImplementedError
+
+    def insert(self, unit: str, name: str, part: nn.Module) -> Network:
+        """The network with ``part`` added after ``unit`` as a unit of its own called ``name``."""
+        raise NotImplementedError
+
+    def grafted(self, unit: str, name: str, part: nn.Module, other: Network, entry: str) -> Network:
+        """This network up to ``unit``, ``part`` as a unit called ``name``, and what follows ``entry`` in ``other``.
+
+        One network, trained and deployed without what does not run in it. It has copies of both networks; the end that
+        is ``other``'s stays frozen and in evaluation mode.
+        """
+        raise NotImplementedError
+
+    def folded(self) -> Network:
+        """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
+        raise NotImplementedError
+
+    def batch_normalised(self) -> Network:
+        """A frozen copy that normalises by the batch, without running statistics; this network stays as it is."""
+        copied = copy.deepcopy(self).requires_grad_(False).eval()
+        for module in copied.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean = module.running_var = None
+        return copied
+
+    def plain(self) -> nn.Module:
+        """A module that maps inputs to logits: ``module``, or with inserted parts a wrapper that runs them too."""
+        raise NotImplementedError
+
+    def shape(self, unit: str) -> tuple[int, ...]:
+        """Shape of a unit's output without the batch dimension."""
+        raise NotImplementedError
+
+    def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a field of :class:`Layout` as :class:`Outputs` have it, known without data."""
+        raise NotImplementedError
