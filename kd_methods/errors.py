@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class DiskError(UserError):
-    """Nothing can be written: it concerns a whole run, not one cell of it."""
+    """A file cannot be written, or one that is there not be read: it concerns a whole run, not one cell of it."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -14,7 +14,7 @@ from kd_methods.analysis.quality import EntropyNorm, Metric, Quality, quality
 from kd_methods.errors import UserError, unknown
 
 from .. import networks
-from ..common.files import write_bytes, write_text
+from ..common.files import csv_text, write_bytes, write_text
 from ..common.weights import frozen
 from ..config.protocol import Protocol
 from ..driver.plan import student_cell, teacher_cell
@@ -108,11 +108,11 @@ def table(found: Quality, measure: Measure) -> str:
 def csv(found: Quality, measure: Measure) -> str:
     """One line per layer."""
     chosen, values = measure.chosen(found), measure.values(found)
-    lines = ["index,layer,S,I,E,Q,chosen"]
+    lines: list[tuple[object, ...]] = [("index", "layer", *METRICS, "chosen")]
     for i, unit in enumerate(found.units):
-        figures = ",".join(f"{float(values[metric][i]):.6f}" for metric in METRICS)
-        lines.append(f"{i},{unit},{figures},{'yes' if unit in chosen else 'no'}")
-    return "\n".join(lines) + "\n"
+        figures = (f"{float(values[metric][i]):.6f}" for metric in METRICS)
+        lines.append((i, unit, *figures, "yes" if unit in chosen else "no"))
+    return csv_text(lines)
 
 
 def plot(found: Quality, measure: Measure, title: str) -> bytes:

@@ -5,8 +5,6 @@ Supplement table 4 of letKD (arXiv 2309.02843) compares the input and the output
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from pathlib import Path
 
@@ -17,13 +15,13 @@ from torch import Tensor
 import kd_methods
 from kd_methods.errors import UserError
 
-from ..common.files import write_text
+from ..common.files import csv_text, read_csv, write_text
 from ..common.weights import load_weights
+from ..common.yaml_files import TABLES, Strict
 from ..driver.plan import Request, make
 from ..networks import NetworkView
 from ..networks.network import TAIL
 from ..store.cell import Cell
-from ..store.manifest import literature
 from ..store.runs import Store
 from ..tasks import TaskData, get_task
 from ..teachers.zoo import Zoo
@@ -44,10 +42,8 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     if "text" in {get_task(task).inputs for task in plan.tasks}:
         raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
     data = get_task(plan.protocol.task).open(request.data_root, plan.protocol, device)
-    known = {
-        (line["row"], line["pair"], line["unit"]): (line["value"], line["source"])
-        for line in (literature(plan.table.probe) if plan.table.probe else ())
-    }
+    published = read_csv(TABLES / "published" / plan.table.probe, PublishedProbe) if plan.table.probe else ()
+    known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
     reasons = ["our protocol deviates from the published one"] * bool(plan.protocol.deviations)
     lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]
     for (row, pair, seed), cell in plan.cells.items():
@@ -62,10 +58,19 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     if len(lines) == 1:
         raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
     file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text(file, text.getvalue())
-    return text.getvalue().rstrip(), file
+    text = csv_text(lines)
+    write_text(file, text)
+    return text.rstrip(), file
+
+
+class PublishedProbe(Strict):
+    """What a source gives for a unit of a row's student on a pair."""
+
+    row: str
+    pair: str
+    unit: str
+    value: float
+    source: str
 
 
 def _is_crd(entry: str, zoo: Zoo) -> bool:

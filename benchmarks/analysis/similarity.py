@@ -20,7 +20,7 @@ from kd_methods.analysis.locations import rows
 from kd_methods.contract import Network
 from kd_methods.functional.feature import same_size
 
-from ..common.files import write_bytes, write_text
+from ..common.files import csv_text, write_bytes, write_text
 from ..networks import NetworkView
 from ..store.runs import Store
 from ..tasks import TaskData
@@ -122,13 +122,12 @@ def write(manifest: Mapping[str, Any], store: Store, folder: Path, say: Callable
 
 def csv(curves: Curves) -> str:
     """One line per row, epoch and block."""
-    lines = ["row,epoch,block,cka,distance"]
+    lines: list[tuple[object, ...]] = [("row", "epoch", "block", "cka", "distance")]
     for title, epochs in curves.items():
         for epoch, values in epochs.items():
             for block, (cka, distance) in enumerate(zip(values["cka"], values["distance"], strict=True), 1):
-                quoted = title.replace('"', '""')
-                lines.append(f'"{quoted}",{epoch},{block},{cka:.6f},{distance:.6f}')
-    return "\n".join(lines) + "\n"
+                lines.append((title, epoch, block, f"{cka:.6f}", f"{distance:.6f}"))
+    return csv_text(lines)
 
 
 def plot(curves: Curves, title: str) -> bytes:

@@ -1,18 +1,32 @@
-"""Files are written whole or not at all, and every failure to write is one clear line."""
+"""Files are written whole or not at all; text, JSON and CSV have one reader each; every failure is one clear line."""
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import functools
 import hashlib
+import io
 import json
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kd_methods.errors import DiskError, UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+Line = TypeVar("Line", bound="BaseModel")
+
+MAX_BYTES = 2**28
+"""What is larger is no file of ours, and is not read unless a caller expects it."""
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -77,20 +91,162 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON document, or None where the file does not exist.
+class NoFile(UserError):
+    """There is no file of that name."""
+
+
+def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-8") -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark.
 
     Raises:
-        UserError: the file is not JSON.
+        NoFile: it does not exist.
+        DiskError: it cannot be read: no permission, a failing disk.
+        UserError: it is a folder or a device, has more than ``limit`` bytes, or is no UTF-8 (then ``remedy`` is told).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path} is no file; give the path of one")
+        content = path.read_bytes() if found.st_size <= limit else b""
     except (FileNotFoundError, NotADirectoryError):
+        raise NoFile(f"there is no file {path}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError(f"cannot read {path}: {reason}; mend its permissions, or give another") from None
+    except ValueError:  # a zero byte, a lone surrogate
+        raise NoFile(f"{str(path)!r} is no name of a file") from None
+    if found.st_size > limit:
+        raise UserError(f"{path} has {found.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line}: byte 0x{content[error.start]:02x} is no UTF-8 text; {remedy}") from None
+
+
+_AGAIN = "mend or delete it; what the suite wrote, the next run writes again"
+
+
+def read_json(path: Path, shape: Any = None, remedy: str = _AGAIN, limit: int = MAX_BYTES) -> Any:
+    """A JSON document, or None where the file does not exist.
+
+    Args:
+        path: the file.
+        shape: what the document must be, a type that pydantic understands; the result is then of that type.
+        remedy: what to do with a damaged one.
+        limit: most bytes that are read.
+
+    Raises:
+        DiskError: the file is there and cannot be read.
+        UserError: it is damaged or has another shape; file and place are named.
+    """
+    try:
+        value = json.loads(read_text(path, limit, f"it is damaged; {remedy}"), object_pairs_hook=_object)
+    except NoFile:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); mend or delete it; what the suite wrote, the next run writes again"
-        ) from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise UserError(f"{path} {where} is damaged ({error.msg}); {remedy}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # too many digits, nested too deep, too much
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error) or "too large"
+        raise UserError(f"{path} is damaged ({reason}); {remedy}") from None
+    return value if shape is None else shaped(value, shape, str(path), remedy)
+
+
+def shaped(value: Any, shape: Any, where: str, remedy: str) -> Any:
+    """``value`` as the type ``shape``, which pydantic understands.
+
+    Raises:
+        UserError: it is of another shape; the first place that differs is named after ``where``.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(shape).validate_python(value)
+    except ValidationError as error:
+        place, message = complaint(error)
+        raise UserError(f"{where}: {'.'.join(map(str, place)) or 'all of it'}: {message}; {remedy}") from None
+
+
+@functools.cache
+def _adapter(shape: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
+def complaint(error: ValidationError) -> tuple[list[str | int], str]:
+    """The place and the message of what is wrong first: a misspelt key rather than its absence."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    cause = first.get("ctx", {}).get("error")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    if first["type"] == "string_type" and isinstance(first["input"], (bool, int, float, date)):
+        message += "; put it in quotes"
+    return [*first["loc"], *getattr(cause, "place", ())], message
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' is there twice")
+    return found
+
+
+def read_csv(path: Path, line: type[Line], remedy: str = "mend that line") -> list[Line]:
+    """The lines of a CSV file with a header, each as the model ``line``; an empty field is one that is not given.
+
+    Raises:
+        UserError: no such file, a damaged one, or one with other columns or values; file and line are named.
+    """
+    from pydantic import ValidationError
+
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    found: list[Line] = []
+    try:
+        header = next(reader, [])
+        needed = [name for name, field in line.model_fields.items() if field.is_required()]
+        if missing := [name for name in needed if name not in header]:
+            there = ", ".join(header) or "none"
+            raise UserError(f"{path} line 1: there is no column '{missing[0]}' (there: {there}); {remedy}")
+        if len(set(header)) != len(header):
+            raise UserError(f"{path} line 1: two columns have one name; {remedy}")
+        for fields in filter(None, reader):
+            if len(fields) != len(header):
+                counts = f"{len(fields)} fields, the header has {len(header)}"
+                raise UserError(f"{path} line {reader.line_num}: {counts}; {remedy}")
+            found.append(line.model_validate({name: x for name, x in zip(header, fields, strict=True) if x}))
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}; {remedy}") from None
+    except ValidationError as error:
+        place, message = complaint(error)
+        what = ".".join(map(str, place))
+        raise UserError(f"{path} line {reader.line_num}: {what}: {message}; {remedy}") from None
+    return found
+
+
+def csv_text(lines: Iterable[Iterable[object]]) -> str:
+    """Lines of fields as CSV.
+
+    Spreadsheets compute what begins like a formula. Text that does is marked as text, by a quote before it; numbers
+    stay what they are.
+    """
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([_plain(field) for field in line] for line in lines)
+    return file.getvalue()
+
+
+def _plain(field: object) -> object:
+    if not isinstance(field, str):
+        return field
+    text = field.replace("\r", " ")  # which Python's writer leaves without quotes, and readers take as a line's end
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+_FORMULA = re.compile(r"[=+\-@\t].", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
 def sha256_file(path: Path) -> str:

@@ -9,14 +9,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kd_methods.errors import UserError
+from kd_methods.errors import UserError, unknown
+
+from .files import NoFile, complaint, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "tables"
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where PyYAML was built with it
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000
+"""Bounds of a file; ours have a tenth of it. Values count as often as aliases repeat them."""
 
 
 class Strict(BaseModel):
@@ -25,15 +28,49 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
-def load(model: type[Model], path: Path, kind: str) -> Model:
-    raw = read_yaml(path)
-    if parent := raw.pop("extends", None):
-        folder = TABLES if kind == "tables" else TABLES / kind
-        base = folder / f"{parent}.yaml"
-        if not base.is_file():
-            raise UserError(f"{path} extends '{parent}', but there is no {base}")
-        raw = merged(load(model, base, kind).model_dump(mode="python", exclude_unset=True), raw)
-    return validate(model, raw, path)
+class Misplaced(ValueError):
+    """What a validator finds wrong at a place below what it validates."""
+
+    def __init__(self, message: str, *place: str | int) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def names(folder: Path) -> list[str]:
+    """The YAML files of a folder by name."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load(model: type[Model], name: str, folder: Path, kind: str) -> tuple[Model, Path]:
+    """A file of ``folder`` by its name, or one of the user's by its path; and that path.
+
+    Raises:
+        UserError: there is none, or it is malformed (file and line are named).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _shipped(name, folder, kind)
+    try:
+        raw = read_yaml(path)
+    except NoFile:
+        raise unknown(kind, name, names(folder)) from None
+    if "extends" in raw:
+        try:
+            base = _shipped(str(raw["extends"]), folder, kind)
+        except UserError as error:
+            raise UserError(f"{where(path, 'extends')}: {error}") from None
+        inherited, _ = load(model, str(base), folder, kind)
+        raw = merged(inherited.model_dump(mode="python", exclude_unset=True), raw)
+        del raw["extends"]
+    return validate(model, raw, path), path
+
+
+def _shipped(name: str, folder: Path, kind: str) -> Path:
+    path = folder / f"{name}.yaml"
+    try:
+        if path.parent == folder and path.is_file():
+            return path
+    except OSError:  # a name too long to be one
+        pass
+    raise unknown(kind, name, names(folder))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,62 +82,129 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check_keys(node: yaml.Node | None) -> None:
-    """A key that stands twice in a mapping is an error: the first one would be lost."""
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _check_keys(child)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    problem = f"the key '{key.value}' is there twice"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                seen.add((key.tag, key.value))
-            _check_keys(value)
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where PyYAML was built with it
+
+
+class _Loader(_Base):
+    """PyYAML's safe loader within bounds, and every error of it with the line.
+
+    Both composers of PyYAML, that in C too, call ``descend_resolver`` and ``ascend_resolver`` around every node. The
+    one in C is not bounded otherwise, and ends the process where its stack is full.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.depth = self.values = 0
+        self.open: set[int] = set()
+        super().__init__(text)
+
+    def descend_resolver(self, parent: yaml.Node | None, index: Any) -> None:
+        self.depth += 1
+        if parent and self.depth > MAX_DEPTH:
+            raise _problem(parent, f"nested more than {MAX_DEPTH} deep")
+
+    def ascend_resolver(self) -> None:
+        self.depth -= 1
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # what Python says of numbers and dates that are none, by many types
+            kind = node.tag.rpartition(":")[2]
+            value = f"'{node.value[:40]}'" if isinstance(node.value, str) else "this"
+            raise _problem(node, f"{value} is no {kind} ({error}); put it in quotes if it is text") from None
+
+    def check(self, node: yaml.Node) -> None:
+        """A key that stands twice in a mapping is an error: the first one would be lost."""
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise _problem(node, f"more than {MAX_VALUES:,} values, as its aliases repeat them")
+        if id(node) in self.open:
+            raise _problem(node, "an alias stands within what it repeats")
+        if len(self.open) >= MAX_DEPTH:
+            raise _problem(node, f"nested more than {MAX_DEPTH} deep, as its aliases repeat it")
+        if isinstance(node, yaml.ScalarNode):
+            return
+        self.open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for child in node.value:
+                self.check(child)
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if (key.tag, key.value) in seen:
+                        raise _problem(key, f"the key '{key.value}' is there twice")
+                    seen.add((key.tag, key.value))
+                self.check(key)
+                self.check(value)
+        self.open.discard(id(node))
+
+
+def _problem(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _parsed(text: str) -> tuple[Any, int, str]:
+    """The value of a YAML text, or else the line and what is wrong there."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, 0, ""
+        loader.check(node)
+        return loader.construct_document(node), 0, ""
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return None, mark.line + 1 if mark else 1, error.problem or "malformed YAML"
+    except yaml.reader.ReaderError as error:
+        line = text.encode().count(b"\n", 0, error.position) + 1
+        return None, line, f"character 0x{error.character:02x}: {error.reason}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
-        UserError: the file is not YAML (its line is named), or not a mapping.
+        UserError: the file cannot be read, is not YAML (its line is named), or not a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        _check_keys(node)
-        raw = loader.construct_document(node) if node else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: {error.problem or 'malformed YAML'}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    raw, line, problem = _parsed(read_text(path, MAX_BYTES))
+    if problem:
+        raise UserError(f"{path} line {line}: {problem}")
     if not isinstance(raw, dict):
         raise UserError(f"{path} line 1: expected a mapping of keys to values")
     return raw
 
 
+def read_value(text: str, what: str) -> Any:
+    """One value as YAML writes it, such as a number or a list.
+
+    Raises:
+        UserError: ``what`` is told to have none.
+    """
+    raw, _, problem = _parsed(text)
+    if problem:
+        raise UserError(f"{what}: '{text[:80]}' is not a value ({problem})")
+    return raw
+
+
 def validate(model: type[Model], raw: Any, path: Path, prefix: Iterable[str | int] = ()) -> Model:
+    """A part of a YAML file as its model; ``prefix`` is where in the file it stands.
+
+    Raises:
+        UserError: it does not fit; file, line and key are named.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key, not its absence
-        location = [*prefix, *first["loc"]]
-        key = ".".join(map(str, location))
-        line = _line_of(path, location)
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown key"
-        raise UserError(f"{path} line {line}: {key}: {message}") from None
+        place, message = complaint(error)
+        raise UserError(f"{where(path, *prefix, *place)}: {message}") from None
 
 
-def _line_of(path: Path, location: Iterable[str | int]) -> int:
-    """The line of the deepest part of ``location`` that is written in the file."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+def where(path: Path, *location: str | int) -> str:
+    """A place in a YAML file in words: the line of the deepest part of ``location`` that is written there."""
+    node = yaml.compose(read_text(path, MAX_BYTES), Loader=_Loader)
     line = 1
     for key in location:
         if isinstance(node, yaml.MappingNode):
@@ -113,4 +217,4 @@ def _line_of(path: Path, location: Iterable[str | int]) -> int:
             line = node.start_mark.line + 1
         else:
             break
-    return line
+    return f"{path} line {line}: {'.'.join(map(str, location))}"

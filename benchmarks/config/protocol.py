@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from pydantic import Field, ValidationError, model_validator
 
-from kd_methods.errors import UserError, unknown
+from kd_methods.errors import UserError
 
-from ..common.yaml_files import TABLES, Strict, load
+from ..common.yaml_files import TABLES, Strict, load, names
 
 
 class Optimizer(Strict):
@@ -427,9 +426,12 @@ def _epochs(count: int) -> str:
     return f"{count} epoch" + "s" * (count != 1)
 
 
+PROTOCOLS = TABLES / "protocols"
+
+
 def protocol_names() -> list[str]:
     """The protocols that ship with the suite."""
-    return sorted(path.stem for path in (TABLES / "protocols").glob("*.yaml"))
+    return names(PROTOCOLS)
 
 
 def load_protocol(name: str) -> Protocol:
@@ -438,10 +440,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UserError: no such protocol, or its YAML is malformed (file and line are named).
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / "protocols" / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("protocol", name, protocol_names())
-    protocol = load(Protocol, path, "protocols")
+    protocol, path = load(Protocol, name, PROTOCOLS, "protocol")
     if protocol.teachers_from.endswith((".yaml", ".yml")):  # one of one's own lies beside this one
         protocol = protocol.model_copy(update={"teachers_from": str(path.parent / protocol.teachers_from)})
     return protocol

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
 
-from ..common.yaml_files import TABLES, Strict, load, merged, read_yaml, validate
+from ..common.yaml_files import TABLES, Strict, load, merged, names, read_yaml, validate
 from .protocol import Optimizer, Protocol
 
 Init = Literal["", "first", "last", "spread", "heads"]
@@ -233,7 +232,7 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def table_names() -> list[str]:
     """The tables that ship with the suite."""
-    return sorted(path.stem for path in TABLES.glob("*.yaml"))
+    return names(TABLES)
 
 
 def load_table(name: str) -> TableSpec:
@@ -242,10 +241,7 @@ def load_table(name: str) -> TableSpec:
     Raises:
         UserError: no such table, or its YAML is malformed (file and line are named).
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("table", name, table_names())
-    table = load(TableSpec, path, "tables")
+    table, path = load(TableSpec, name, TABLES, "table")
     # Protocols of one's own lie beside the table.
     for preset_name, preset in table.presets.items():
         if preset.protocol.endswith((".yaml", ".yml")):

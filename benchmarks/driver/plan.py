@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_methods import registry
 from kd_methods.errors import UserError, unknown
 
 from .. import networks
-from ..common.yaml_files import ROOT, merged
+from ..common.yaml_files import ROOT, merged, read_value
 from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
@@ -331,10 +329,7 @@ def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str,
         if row is None:
             raise unknown("method in --set", path.rpartition(".")[0], (row.id for row in rows))
         key = path.removeprefix(f"{row.id}.")
-        try:
-            read: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: '{value}' is not a value") from None
+        read = read_value(value, f"--set {path}")
         # A combination's settings lie under the names of its parts: crd+kd.kd.temperature=2.
         parts = [part for part in row.method.split("+") if "+" in row.method and key.startswith(f"{part}.")]
         part = max(parts, key=len, default=None)

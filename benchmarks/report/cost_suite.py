@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.files import write_bytes
+from pydantic import BaseModel
+
+from benchmarks.common.files import read_csv, read_json, shaped, write_bytes
 from benchmarks.report import loop_table as loop
 from benchmarks.report import write_sheet
 from benchmarks.report.cost_table import MIB, count
+from benchmarks.report.facts import KINDS, Entry, File
 from benchmarks.report.model import PARTS
 from benchmarks.report.table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
 from kd_methods.errors import UserError
@@ -40,8 +41,8 @@ class Measurements:
     """What a file holds: methods by pair, and the facts of the loop and of groups' memory, in the order of the file."""
 
     pairs: Pairs
-    loops: list[Facts]
-    memories: list[Facts]
+    loops: Sequence[Facts]
+    memories: Sequence[Facts]
 
 
 def read(path: Path) -> Measurements:
@@ -50,40 +51,39 @@ def read(path: Path) -> Measurements:
     Raises:
         UserError: the file is missing, no benchmark's, or holds neither a training step nor the loop.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is no file of pytest-benchmark ({type(error).__name__}); write one with: "
-            f"pytest benchmarks/ --benchmark-only --benchmark-json {path}"
-        ) from None
+    remedy = f"write one with: pytest benchmarks/ --benchmark-only --benchmark-json {path}"
+    content = read_json(path, File, remedy)
+    if content is None:
+        raise UserError(f"there is no file {path}; {remedy}")
+    entries: list[Entry] = content.benchmarks
+    for i, entry in enumerate(entries):
+        if shape := KINDS.get(entry.extra_info.get("kind", "")):
+            shaped(entry.extra_info, shape, f"{path}: benchmarks.{i}.extra_info", remedy)
     loops, memories = (
-        [entry["extra_info"] for entry in entries if entry["extra_info"].get("kind") == kind]
+        [entry.extra_info for entry in entries if entry.extra_info.get("kind") == kind]
         for kind in ("loop", "group memory")
     )
     found = Measurements(_pairs(entries), loops, memories)
     if not found.pairs and not found.loops:
-        raise UserError(
-            f"{path} holds no training step; run: pytest benchmarks/ --benchmark-only --benchmark-json {path}"
-        )
+        raise UserError(f"{path} holds no training step; {remedy}")
     return found
 
 
-def _pairs(entries: list[dict[str, Any]]) -> Pairs:
+def _pairs(entries: list[Entry]) -> Pairs:
     inference: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for entry in entries:
-        facts = entry["extra_info"]
+        facts = entry.extra_info
         if facts.get("kind") == "inference":
-            seconds = {"seconds": entry["stats"]["median"]}
+            seconds = {"seconds": entry.stats.median}
             inference.setdefault((facts["pair"], facts["method"]), {})[facts["batch_size"]] = facts | seconds
     found: Pairs = {}
     for entry in entries:
-        facts = entry["extra_info"]
+        facts = entry.extra_info
         if facts.get("kind") == "training step":
             pair, method = facts["pair"], facts["method"]
             # What deploys the plain student has no measurement of its own.
             own = inference.get((pair, method)) or inference.get((pair, "student"), {})
-            found.setdefault(pair, {})[method] = Measured(facts, entry["stats"]["median"], own)
+            found.setdefault(pair, {})[method] = Measured(facts, entry.stats.median, own)
     return found
 
 
@@ -193,16 +193,20 @@ def accuracies(file: Path, pair: str, methods: Mapping[str, Measured]) -> dict[s
     Raises:
         UserError: the file cannot be read or is no table's.
     """
-    try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        return {
-            row["row"]: float(row["mean_last"])
-            for row in rows
-            if row["pair"] == pair and row["row"] in methods and row["mean_last"]
-        }
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is no table's .csv ({type(error).__name__}); give results/tables/…/NAME.csv") from None
+    lines = read_csv(file, _Mean, "give a table's .csv: results/tables/…/NAME.csv")
+    return {
+        line.row: line.mean_last
+        for line in lines
+        if line.pair == pair and line.row in methods and line.mean_last is not None
+    }
+
+
+class _Mean(BaseModel):
+    """Of a table's .csv what is plotted."""
+
+    row: str
+    pair: str
+    mean_last: float | None = None
 
 
 def _split_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+from benchmarks.common.files import csv_text
 from benchmarks.report.model import CostTable, Published, Table
 from benchmarks.report.seed_statistics import finished, gap, ranks, summarise, teacher_gap
 
@@ -88,8 +86,4 @@ def _text(value: object) -> str:
 
 def _write(header: list[str], lines: list[dict[str, object]]) -> str:
     names = header + sorted({name for line in lines for name in line} - set(header))
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_text(line.get(name)) for name in names] for line in lines)
-    return file.getvalue()
+    return csv_text([names, *([_text(line.get(name)) for name in names] for line in lines)])

@@ -5,18 +5,17 @@ Rendering reads nothing else: neither data nor checkpoints, clock nor environmen
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kd_methods.errors import UserError
 
 from .. import report
-from ..common.files import locked, read_json, write_json
-from ..common.yaml_files import TABLES
+from ..common.files import locked, read_csv, read_json, write_json
+from ..common.yaml_files import TABLES, Strict
 from .runs import FINAL, Store
 
 Manifest = dict[str, Any]
@@ -295,35 +294,33 @@ def _published(
     """The literature's figure for a method on a pair, from the first of the table's sources that has one."""
     if not manifest["published"]:
         return None
-    found = [
-        line for line in literature(manifest["published"]) if (line["method"], line["pair"]) == (method, column["key"])
-    ]
+    found = [line for line in literature(manifest["published"]) if (line.method, line.pair) == (method, column["key"])]
     rank = {name: i for i, name in enumerate(manifest["sources"])}
 
-    def order(line: dict[str, str]) -> tuple[int, int]:
-        place = next((i for name, i in rank.items() if name in line["source"]), len(rank))
-        return line["protocol"] != manifest["recipe"], place
+    def order(line: PublishedLine) -> tuple[int, int]:
+        place = next((i for name, i in rank.items() if name in line.source), len(rank))
+        return line.protocol != manifest["recipe"], place
 
     if not found:
         return None
     line = min(found, key=order)
     reasons = []
-    if line["protocol"] != manifest["recipe"]:
-        reasons.append(f"published under {line['protocol']}")
+    if line.protocol != manifest["recipe"]:
+        reasons.append(f"published under {line.protocol}")
     elif manifest["deviations"]:
         reasons.append("our protocol deviates from the published one")
     if not usual_settings:
         reasons.append("other settings than the published ones")
     if method != "student":
-        if column["teacher"]["origin"] != line["teacher"]:
+        if column["teacher"]["origin"] != line.teacher:
             reasons.append("another teacher")
         elif column["teacher"]["off"]:
             reasons.append("the teacher is off its expected accuracy")
     return report.Published(
-        value=float(line["value"]),
-        std=float(line["std"]) if line["std"] else None,
-        source=line["source"] + (f", {line['note']}" if line.get("note") else ""),
-        epoch_rule=line["epoch_rule"],  # type: ignore[arg-type]
+        value=line.value,
+        std=line.std,
+        source=line.source + (f", {line.note}" if line.note else ""),
+        epoch_rule=line.epoch_rule,
         comparable=not reasons,
         reason="; ".join(reasons),
     )
@@ -335,11 +332,28 @@ def _quoted(manifest: Manifest, key: str) -> dict[str, report.Entry]:
     return {column: report.Entry((), value) for column, value in found.items() if value}
 
 
+class PublishedLine(Strict):
+    """A line of a file of tables/published/: what a source gives for a method on a pair."""
+
+    method: str
+    pair: str
+    value: float
+    std: float | None = None
+    source: str
+    epoch_rule: Literal["last", "best", "unknown"]
+    protocol: str
+    teacher: str
+    note: str = ""
+
+
 @functools.cache
-def literature(name: str) -> list[dict[str, str]]:
-    """The lines of a file of tables/published/."""
-    with (TABLES / "published" / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def literature(name: str) -> list[PublishedLine]:
+    """The lines of a file of tables/published/.
+
+    Raises:
+        UserError: there is none, or a line is malformed (file and line are named).
+    """
+    return read_csv(TABLES / "published" / name, PublishedLine)
 
 
 def _provenance(facts: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def test_a_parent_that_is_a_file_is_one_line(tmp_path: Path):
 def test_read_json(tmp_path: Path):
     assert read_json(tmp_path / "none.json") is None
     (tmp_path / "half.json").write_text('{"a": ')
-    with pytest.raises(UserError, match=r"half\.json is damaged.*delete"):
+    with pytest.raises(UserError, match=r"half\.json line 1 column 7 is damaged.*delete"):
         read_json(tmp_path / "half.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="damaged"):

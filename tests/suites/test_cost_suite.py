@@ -95,9 +95,24 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path):
             suite.read(other)
     with pytest.raises(UserError, match="--benchmark-json"):
         suite.read(tmp_path / "absent.json")
+    measured = json.loads((ROOT / "benchmarks/suites/results/xeon-2-threads/costs.json").read_text())
+    kinds = [entry["extra_info"].get("kind") for entry in measured["benchmarks"]]
+    step = kinds.index("training step")
+    del measured["benchmarks"][step]["extra_info"]["memory"]["kind"]
+    other.write_text(json.dumps(measured))
+    with pytest.raises(UserError, match=r"other\.json: benchmarks\.\d+\.extra_info: memory\.kind: Field required"):
+        suite.read(other)
     (tmp_path / "no.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="no table's"):
+    with pytest.raises(UserError, match="give a table's"):
         suite.accuracies(tmp_path / "no.csv", "p", {})
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "benchmarks/suites/results").glob("*/*.json")), ids=lambda file: file.stem
+)
+def test_committed_measurements_can_be_shown(file: Path, tmp_path: Path):
+    found = suite.read(file)
+    assert found.pairs or found.loops
 
 
 def test_a_step_in_parts_is_the_step_of_the_loop():
