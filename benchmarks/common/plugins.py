@@ -10,6 +10,7 @@ from pathlib import Path
 from kd_methods.errors import UserError
 
 from .files import sha256_file
+from .registry import Registry
 
 
 def load(paths: Sequence[Path]) -> dict[str, str]:
@@ -51,10 +52,5 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
 def _names() -> set[str]:
     import kd_methods
 
-    from .. import networks, tasks
-
-    return (
-        {f"method:{name}" for name in kd_methods.available()}
-        | {f"network:{name}" for name in networks.names()}
-        | {f"task:{name}" for name in tasks.task_names()}
-    )
+    brought = {f"{kind}:{name}" for kind, registry in Registry.every.items() for name in registry.registered()}
+    return {f"method:{name}" for name in kd_methods.available()} | brought

@@ -26,8 +26,10 @@ from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
 from ..common.files import digest, sha256_file
+from ..common.registry import Registry
 from ..detection import detectors
-from . import imagenet_start, libraries, mobilenetv1, mobilenetv2, resnet, shufflenet, text, traced, vgg, wrn
+from . import imagenet_start, text, traced
+from .entry import NetworkEntry
 from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [
@@ -65,17 +67,12 @@ ENCODERS = {
 }
 """BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
 
-VERSIONS = {"vit_b": 2, "vit_ett": 2, "vit_b_p8": 2, "vit_ett_p8": 2}
-"""Of networks that were mended since they came: the vision transformers' last block was outside their blocks."""
-
 _PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d*)\])?")
 
-Builder = Callable[[int], Architecture]
-_builders: dict[str, Builder] = {}
-_versions: dict[str, int] = {}
+NETWORKS: Registry[NetworkEntry] = Registry("network", __name__, "NETWORKS")
 
 
-def register_network(name: str, builder: Builder, version: int = 1) -> None:
+def register_network(name: str, builder: Callable[[int], nn.Module], version: int = 1) -> None:
     """Make an architecture available by name, here and as timm's ``kd_<name>``.
 
     Args:
@@ -88,22 +85,28 @@ def register_network(name: str, builder: Builder, version: int = 1) -> None:
     """
     if name in names():
         raise UserError(f"a network called '{name}' is registered already; give yours another name")
-    _builders[name], _versions[name] = builder, version
+    entry = NetworkEntry(name, builder, version)
+    NETWORKS.register(entry)
+    _enter_timm(entry)
 
-    def entry(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
+
+def _enter_timm(entry: NetworkEntry) -> None:
+    """timm registers functions, by their names and the modules that they are in."""
+
+    def model(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
         if pretrained:
-            raise UserError(f"kd_{name} has no weights of its own in timm; see ./reproduce.sh teachers list")
-        return builder(num_classes)
+            raise UserError(f"kd_{entry.name} has no weights of its own in timm; see ./reproduce.sh teachers list")
+        return entry.build(num_classes)
 
-    entry.__name__ = entry.__qualname__ = f"kd_{name}".replace(".", "_")
-    entry.__module__ = __name__
-    setattr(sys.modules[__name__], entry.__name__, entry)
-    timm.models.register_model(entry)
+    model.__name__ = model.__qualname__ = f"kd_{entry.name}".replace(".", "_")
+    model.__module__ = __name__
+    setattr(sys.modules[__name__], model.__name__, model)
+    timm.models.register_model(model)
 
 
 def names() -> list[str]:
     """All network names but those of other libraries and ``hf:``."""
-    return [*_builders, *ENCODERS, *detectors.RECIPES]
+    return [*NETWORKS.mapping(), *ENCODERS, *detectors.RECIPES]
 
 
 def check(name: str, what: str = "network") -> None:
@@ -112,20 +115,21 @@ def check(name: str, what: str = "network") -> None:
         detectors.check(name)
     elif traced.is_traced(name):
         traced.check(name)
-    elif name not in _builders and name not in ENCODERS and not pretrained_source(name):
+    elif name not in NETWORKS.mapping() and name not in ENCODERS and not pretrained_source(name):
         raise unknown(what, name, names())
 
 
 def version(name: str) -> int:
     """The version of a network."""
-    return _versions.get(name, 1)
+    entry = NETWORKS.mapping().get(name)
+    return entry.version if entry else 1
 
 
 def inputs_of(name: str) -> Inputs:
     """What a network reads."""
     if detectors.is_detector(name):
         return "detection"
-    return "images" if name in _builders or traced.is_traced(name) else "text"
+    return "images" if name in NETWORKS.mapping() or traced.is_traced(name) else "text"
 
 
 def check_inputs(name: str, task: str, given: str) -> None:
@@ -208,9 +212,8 @@ def build_network(
         return NetworkView(model, text.chain, (3, text.LENGTH))
     if traced.is_traced(name):
         return NetworkView(*traced.build(name, num_classes, input_shape), input_shape)
-    return NetworkView(_builders[name](num_classes), methodcaller("chain"), input_shape)
+    return NetworkView(NETWORKS.get(name).build(num_classes), methodcaller("chain"), input_shape)
 
 
-for _family in (resnet, wrn, vgg, mobilenetv1, mobilenetv2, shufflenet, libraries):
-    for _name, _builder in _family.FAMILY.items():
-        register_network(_name, _builder, VERSIONS.get(_name, 1))
+for _entry in NETWORKS.mapping().values():
+    _enter_timm(_entry)

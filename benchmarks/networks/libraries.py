@@ -17,6 +17,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from kd_methods.contract import Layout
 from kd_methods.views.layers import evenly_spaced
 
+from .entry import family
 from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 from .vgg import PoolLarge
@@ -160,13 +161,23 @@ class ViT(Architecture):
 
 _B, _ETT = (12, 768, 12, 4.0, (2, 4, 8, 10)), (8, 192, 6, 3.0, (1, 3, 5, 7))
 
-FAMILY = {
-    "vgg11_bn": partial(VGGBN, 11),
-    "vgg19_bn": partial(VGGBN, 19),
-    "MobileNetV2x1": MobileNetV2Full,
-    "MobileNetV2x1_64": partial(MobileNetV2Full, stride=2),
-    "vit_b": partial(ViT, *_B),
-    "vit_ett": partial(ViT, *_ETT),
-    "vit_b_p8": partial(ViT, *_B, patch=8),
-    "vit_ett_p8": partial(ViT, *_ETT, patch=8),
-}
+NETWORKS = (
+    *family(
+        {
+            "vgg11_bn": partial(VGGBN, 11),
+            "vgg19_bn": partial(VGGBN, 19),
+            "MobileNetV2x1": MobileNetV2Full,
+            "MobileNetV2x1_64": partial(MobileNetV2Full, stride=2),
+        }
+    ),
+    # Version 1 left the last block out of the blocks.
+    *family(
+        {
+            "vit_b": partial(ViT, *_B),
+            "vit_ett": partial(ViT, *_ETT),
+            "vit_b_p8": partial(ViT, *_B, patch=8),
+            "vit_ett_p8": partial(ViT, *_ETT, patch=8),
+        },
+        version=2,
+    ),
+)

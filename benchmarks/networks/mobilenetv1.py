@@ -12,6 +12,7 @@ from torch import nn
 
 from kd_methods.contract import Layout
 
+from .entry import family
 from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 
@@ -67,4 +68,4 @@ class MobileNetV1(Architecture):
         return Chain(tuple(units), layout)
 
 
-FAMILY = {"MobileNetV1": MobileNetV1}
+NETWORKS = family({"MobileNetV1": MobileNetV1})

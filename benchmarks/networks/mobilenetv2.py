@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Layout
 
+from .entry import family
 from .network import Architecture, Chain
 from .resnet import _flatten
 
@@ -85,4 +86,4 @@ class MobileNetV2(Architecture):
         return Chain(tuple(units), layout)
 
 
-FAMILY = {"MobileNetV2": partial(MobileNetV2, 0.5)}
+NETWORKS = family({"MobileNetV2": partial(MobileNetV2, 0.5)})

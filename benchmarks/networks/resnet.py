@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Layout
 
+from .entry import family
 from .network import Architecture, Chain
 
 
@@ -166,15 +167,17 @@ def _imagenet_style(
     return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes, zero_last, pooled_stem)
 
 
-FAMILY = {
-    **{f"resnet{d}": partial(_cifar, d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet20w29": partial(_cifar, 20, (29, 29, 58, 117)),  # as many parameters as resnet20 with letKD-2's layers
-    **{f"resnet{d}x4": partial(_cifar, d, (32, 64, 128, 256)) for d in (8, 32)},
-    "ResNet18": partial(_imagenet_style, BasicBlock, (2, 2, 2, 2)),
-    # As arXiv 2511.14981 has them, for images of 32x32 and of 64x64.
-    "ResNet9": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True),
-    "ResNet34": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True),
-    "ResNet9_64": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True, pooled_stem=True),
-    "ResNet34_64": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True, pooled_stem=True),
-    "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
-}
+NETWORKS = family(
+    {
+        **{f"resnet{d}": partial(_cifar, d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
+        "resnet20w29": partial(_cifar, 20, (29, 29, 58, 117)),  # as many parameters as resnet20 with letKD-2's layers
+        **{f"resnet{d}x4": partial(_cifar, d, (32, 64, 128, 256)) for d in (8, 32)},
+        "ResNet18": partial(_imagenet_style, BasicBlock, (2, 2, 2, 2)),
+        # As arXiv 2511.14981 has them, for images of 32x32 and of 64x64.
+        "ResNet9": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True),
+        "ResNet34": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True),
+        "ResNet9_64": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True, pooled_stem=True),
+        "ResNet34_64": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True, pooled_stem=True),
+        "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
+    }
+)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Layout
 
+from .entry import family
 from .network import Architecture, Chain
 from .resnet import _flatten
 
@@ -163,8 +164,10 @@ class ShuffleNetV2(ShuffleNet):
         return [("conv2", self._head)]
 
 
-FAMILY = {
-    "ShuffleV1": partial(ShuffleNet, (240, 480, 960), (4, 8, 4)),
-    "ShuffleV2": partial(ShuffleNetV2, (116, 232, 464, 1024), (3, 7, 3)),
-    "ShuffleV2x0.5": partial(ShuffleNetV2, (48, 96, 192, 1024), (3, 7, 3)),
-}
+NETWORKS = family(
+    {
+        "ShuffleV1": partial(ShuffleNet, (240, 480, 960), (4, 8, 4)),
+        "ShuffleV2": partial(ShuffleNetV2, (116, 232, 464, 1024), (3, 7, 3)),
+        "ShuffleV2x0.5": partial(ShuffleNetV2, (48, 96, 192, 1024), (3, 7, 3)),
+    }
+)

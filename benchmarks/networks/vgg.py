@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Layout
 
+from .entry import family
 from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 
@@ -77,4 +78,4 @@ class VGG(Architecture):
         return Chain(tuple(units), layout)
 
 
-FAMILY = {f"vgg{depth}": partial(VGG, depth) for depth in DEPTHS}
+NETWORKS = family({f"vgg{depth}": partial(VGG, depth) for depth in DEPTHS})

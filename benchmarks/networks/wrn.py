@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Layout
 
+from .entry import family
 from .network import Architecture, Chain
 from .resnet import _flatten
 
@@ -97,4 +98,4 @@ class WideResNet(Architecture):
         return Chain(tuple(units), layout)
 
 
-FAMILY = {f"wrn_{d}_{w}": partial(WideResNet, d, w) for d, w in ((16, 1), (16, 2), (40, 1), (40, 2))}
+NETWORKS = family({f"wrn_{d}_{w}": partial(WideResNet, d, w) for d, w in ((16, 1), (16, 2), (40, 1), (40, 2))})

@@ -1,16 +1,13 @@
-"""Tasks by name: data, augmentation and metric."""
+"""Tasks by name: data, augmentation and metric. Each file here with ``TASKS`` brings some."""
 
 from __future__ import annotations
 
-from kd_methods.errors import UserError, unknown
-
-from ..detection import coco, shapes
-from . import cifar, digits, folder, glue, grammar, imagenet, synthetic, tiny_imagenet
+from ..common.registry import Registry
 from .base import Task, TaskBatch, TaskData
 
 __all__ = ["Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
 
-_tasks: dict[str, Task] = {}
+TASKS: Registry[Task] = Registry("task", __name__, "TASKS")
 
 
 def register_task(task: Task) -> None:
@@ -19,14 +16,12 @@ def register_task(task: Task) -> None:
     Raises:
         UserError: another task already has that name.
     """
-    if task.name in _tasks:
-        raise UserError(f"a task called '{task.name}' is registered already; give yours another name")
-    _tasks[task.name] = task
+    TASKS.register(task)
 
 
 def task_names() -> list[str]:
     """All registered tasks."""
-    return list(_tasks)
+    return list(TASKS.mapping())
 
 
 def get_task(name: str) -> Task:
@@ -36,23 +31,7 @@ def get_task(name: str) -> Task:
         UserError: no such task.
     """
     if name.startswith("folder:"):
+        from . import folder
+
         return folder.task(name.removeprefix("folder:"))
-    if name not in _tasks:
-        raise unknown("task", name, _tasks)
-    return _tasks[name]
-
-
-_every: tuple[Task, ...] = (
-    digits.TASK,
-    digits.LARGE,
-    *cifar.TASKS,
-    tiny_imagenet.TASK,
-    imagenet.TASK,
-    synthetic.TASK,
-    grammar.TASK,
-    *glue.TASKS,
-    shapes.TASK,
-    coco.TASK,
-)
-for _task in _every:
-    register_task(_task)
+    return TASKS.get(name)

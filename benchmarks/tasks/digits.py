@@ -28,5 +28,4 @@ def load(root: Path, download: bool, size: int = SIZE) -> tuple[Split, Split]:
     return Split(images[train], labels[train]), Split(images[test], labels[test])
 
 
-TASK = ImageTask("digits", 10, load, size=SIZE)
-LARGE = ImageTask("digits32", 10, partial(load, size=32))
+TASKS = (ImageTask("digits", 10, load, size=SIZE), ImageTask("digits32", 10, partial(load, size=32)))

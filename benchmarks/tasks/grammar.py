@@ -67,4 +67,4 @@ def score(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     return {"accuracy": 100 * float((predictions == references).mean())}
 
 
-TASK = TextTask("grammar", ("negative", "neutral", "positive"), load, score, "accuracy", vocabulary=WORDS)
+TASKS = (TextTask("grammar", ("negative", "neutral", "positive"), load, score, "accuracy", vocabulary=WORDS),)

@@ -63,4 +63,4 @@ def _listed(folder: Path) -> Files:
     return Files(folder, paths, torch.tensor([label for _, label in found]))
 
 
-TASK = StreamTask("imagenet", 1000, find, official=(1_281_167, 50_000))
+TASKS = (StreamTask("imagenet", 1000, find, official=(1_281_167, 50_000)),)

@@ -23,5 +23,5 @@ def _split(count: int, draws: torch.Generator) -> Split:
     return Split(images, torch.arange(count) % 100)
 
 
-TASK = ImageTask("synthetic", 100, load)
+TASKS = (ImageTask("synthetic", 100, load),)
 """Results on it mean nothing but their cost."""

@@ -58,4 +58,4 @@ def _read(path: Path) -> np.ndarray:
     return pixels
 
 
-TASK = ImageTask("tiny-imagenet", 200, load, size=SIZE, official=(100_000, 10_000))
+TASKS = (ImageTask("tiny-imagenet", 200, load, size=SIZE, official=(100_000, 10_000)),)

@@ -235,7 +235,7 @@ def recipe(**changes: Any) -> Protocol:
 
 
 def opened(root: Path, **changes: Any) -> StreamedImages:
-    data = imagenet.TASK.open(root, recipe(**changes), torch.device("cpu"))
+    data = imagenet.TASKS[0].open(root, recipe(**changes), torch.device("cpu"))
     assert isinstance(data, StreamedImages)
     return data
 
@@ -321,7 +321,7 @@ def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of ImageNet's 1,000 classes"):
         imagenet.find(root)
     with pytest.raises(UserError, match="has no crops"):
-        imagenet.TASK.open(root, load_protocol("cifar100-crd240"), torch.device("cpu"))
+        imagenet.TASKS[0].open(root, load_protocol("cifar100-crd240"), torch.device("cpu"))
     with pytest.raises(UserError, match="have one"):
         get_task("digits").open(root, recipe(), torch.device("cpu"))
     archives = tmp_path / "b"
@@ -400,7 +400,7 @@ class Bench:
         root = folder / "images"
         if not root.is_dir():
             write_images(root)
-        self.data = imagenet.TASK.open(root, self.protocol, torch.device("cpu"))
+        self.data = imagenet.TASKS[0].open(root, self.protocol, torch.device("cpu"))
         self.file = folder / "teacher.pt"
         if not self.file.is_file():
             torch.manual_seed(7)

@@ -288,7 +288,7 @@ def test_the_registry():
 
 
 def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(tasks, "_tasks", dict(tasks._tasks))
+    monkeypatch.setattr(tasks.TASKS, "_registered", {})
     reads = []
 
     def load(root: Path, download: bool) -> tuple[Split, Split]:

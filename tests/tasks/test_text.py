@@ -240,7 +240,12 @@ def texts(count: int) -> dict[str, Texts]:
 
 
 SMALL_TASK = TextTask(
-    "small", grammar.TASK.labels, lambda root, download: texts(150), grammar.score, "accuracy", vocabulary=grammar.WORDS
+    "small",
+    grammar.TASKS[0].labels,
+    lambda root, download: texts(150),
+    grammar.score,
+    "accuracy",
+    vocabulary=grammar.WORDS,
 )
 PROTOCOL = load_protocol("grammar-demo").model_copy(
     update={"name": "test", "task": "small", "epochs": 2, "recipe_epochs": 20, "batch_size": 16}
@@ -435,7 +440,7 @@ METHODS = ("kd", "pkd_patient", "tinybert", "minilm", "block_kd", "rkd")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import tasks
 
-    monkeypatch.setitem(tasks._tasks, "small", SMALL_TASK)
+    monkeypatch.setitem(tasks.TASKS._registered, "small", SMALL_TASK)
 
 
 @pytest.mark.usefixtures("small")

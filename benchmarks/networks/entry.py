@@ -1,0 +1,28 @@
+"""An architecture by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """How an architecture is built.
+
+    name     how pairs and the command line call it
+    build    maps a number of classes to a module with ``chain()``
+    version  raised when the architecture or its initialisation is mended; part of the cells that use it
+    """
+
+    name: str
+    build: Callable[[int], nn.Module]
+    version: int = 1
+
+
+def family(builders: Mapping[str, Callable[..., Any]], version: int = 1) -> tuple[NetworkEntry, ...]:
+    """Entries of one version."""
+    return tuple(NetworkEntry(name, build, version) for name, build in builders.items())
