@@ -219,13 +219,14 @@ def teachers_list(checkpoints: Path) -> None:
 )
 @click.option("--std", help="As --mean.")
 @click.option("--expect", type=float, help="What verify must measure, in percent.")
+@click.option("--weights", "which", default="", help="Which state dict of FILE, such as state_dict_ema.")
 @checkpoints
 @plugin
 def teachers_add(
     name: str, file: Path, network: str | None, task: str, mean: str | None, std: str | None, expect: float | None,
-    checkpoints: Path, plugins: Sequence[Path],
+    which: str, checkpoints: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
-    """Install FILE as teacher NAME: a state dict, plain or under model, state_dict or net.
+    """Install FILE as teacher NAME: a state dict, plain or under a name such as model or state_dict.
 
     A fine-tuned text encoder is installed from the folder that transformers saved it in.
 
@@ -247,7 +248,7 @@ def teachers_add(
         mean=_floats(mean) or (usual.mean if usual else ()), std=_floats(std) or (usual.std if usual else ()),
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
-    added = Zoo(checkpoints).add(entry, file, keep_normalisation=bool(mean or std))
+    added = Zoo(checkpoints).add(entry, file, bool(mean or std), which, click.echo)
     expected = (
         "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
     )

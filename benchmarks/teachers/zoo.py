@@ -7,8 +7,9 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,13 +18,17 @@ from torch import Tensor, nn
 from kd_methods.errors import UserError, unknown
 
 from ..common.files import locked, read_json, sha256_file, write_bytes, write_json
-from ..common.weights import fit, load_weights, to_bytes, weights_digest
+from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import TABLES, read_yaml
 from ..config.protocol import Protocol
 from ..store.cell import TeacherRef
 from ..tasks import TaskData, get_task
 from ..tasks.text import TextTask, words
 from . import published_weights
+
+Mean = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
+"""Of pixels from 0 to 1."""
 
 TOLERANCE = 0.1
 """Percentage points by which a measured accuracy may differ from the expected one."""
@@ -42,8 +47,8 @@ class Teacher(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     network: str
     task: str
-    mean: tuple[float, float, float] | tuple[()] = ()
-    std: tuple[float, float, float] | tuple[()] = ()
+    mean: tuple[Mean, Mean, Mean] | tuple[()] = ()
+    std: tuple[Spread, Spread, Spread] | tuple[()] = ()
     expected: float | None = None
     expected_source: str = ""
     origin: str = ""
@@ -63,7 +68,10 @@ def make_entry(**values: Any) -> Teacher:
         return Teacher(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"teacher {first['loc'][0]} {first['input']!r}: {first['msg']}") from None
+        hint = (
+            "; pixels are from 0 to 1 here, so divide what counts to 255" if first["loc"][0] in ("mean", "std") else ""
+        )
+        raise UserError(f"teacher {first['loc'][0]} {first['input']!r}: {first['msg']}{hint}") from None
 
 
 class Zoo:
@@ -127,7 +135,14 @@ class Zoo:
                 return fitting[0]
         return None
 
-    def add(self, entry: Teacher, file: Path, keep_normalisation: bool = False) -> Teacher:
+    def add(
+        self,
+        entry: Teacher,
+        file: Path,
+        keep_normalisation: bool = False,
+        which: str = "",
+        report: Callable[[str], None] = lambda _: None,
+    ) -> Teacher:
         """Install a file, under an entry of its own or as the shipped entry of that name.
 
         Known weights bring their normalisation and expected accuracy. A file installed as a shipped entry is held to
@@ -137,15 +152,22 @@ class Zoo:
             entry: what the user says of the file.
             file: the checkpoint; of a text encoder also the folder that transformers saved it in.
             keep_normalisation: the entry's normalisation was given by the user and stays.
+            which: where in the file the weights lie, such as ``state_dict_ema``; by default the first that fit.
+            report: told which of several were taken.
 
         Raises:
-            UserError: the file cannot be read, or is not of the entry's architecture.
+            UserError: the file cannot be read, is not of the entry's architecture, or has nothing under ``which``.
         """
         shipped = self.shipped.get(entry.name)
         entry = shipped or entry
         task = get_task(entry.task)
-        weights = saved_encoder(file, task) if file.is_dir() else load_weights(file)
-        fit(weights, _module(entry, weights), str(file))
+        if file.is_dir():
+            if which:
+                raise UserError(f"{file} is a folder, in which there is one set of weights; leave out --weights")
+            weights = saved_encoder(file, task)
+            weights = fit(weights, _module(entry, weights), str(file))
+        else:
+            weights = _taken(entry, file, which, report)
         digest = weights_digest(weights)
         known = next((e for e in self.shipped.values() if e.weights == digest), None)
         update: dict[str, Any] = {"weights": digest}
@@ -185,9 +207,7 @@ class Zoo:
                     )
                 if not entry.sha256 and not entry.sources[0].startswith(published_weights.TIMM):
                     report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
-                weights = load_weights(file)
-                fit(weights, _module(entry, weights), entry.name)
-                write_bytes(self.path(entry), to_bytes(weights))
+                write_bytes(self.path(entry), to_bytes(_taken(entry, file, "", report)))
                 if entry.name not in self.shipped:
                     self._save(entry)
                 report(f"installed {entry.name}; check it with: ./reproduce.sh teachers verify {entry.name}")
@@ -225,6 +245,17 @@ class Zoo:
         network = data.build(entry.network)
         fit(weights, network.module, str(self.path(entry)))
         return accuracy(data, network, entry)
+
+
+def _taken(entry: Teacher, file: Path, which: str, report: Callable[[str], None]) -> dict[str, Tensor]:
+    """The weights in a file that are the entry's; where others could have been meant, says which."""
+    taken = take(file, partial(_module, entry), which)
+    if taken.others:
+        report(
+            f"{file.name}: took the weights under '{taken.name}'; others that fit are under {', '.join(taken.others)} "
+            "(teachers add --weights)"
+        )
+    return taken.weights
 
 
 def _module(entry: Teacher, weights: dict[str, Tensor]) -> nn.Module:

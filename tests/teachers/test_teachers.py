@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import http.server
 import io
-import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.common.files import sha256_file
 from benchmarks.common.seeding import derive
-from benchmarks.common.weights import fit, load_weights, weights_digest
+from benchmarks.common.weights import load_weights, weights_digest
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver import reproduce as driver
 from benchmarks.driver.estimate import estimate
@@ -69,102 +67,6 @@ def tree(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-WRAPPERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
-    "plain": lambda w: w,
-    "model": lambda w: {"epoch": 240, "model": w, "best_acc": torch.tensor(72.3)},
-    "state_dict": lambda w: {"state_dict": w, "optimizer": {"state": {}}},
-    "net": lambda w: {"net": w, "acc": 72.3},
-    "module.": lambda w: {f"module.{k}": v for k, v in w.items()},
-    "state_dict with module.": lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
-    "options beside": lambda w: {"opt": argparse.Namespace(lr=0.05, model="resnet8"), "model": w},
-    "numpy scalar beside": lambda w: {"model": w, "accuracy": __import__("numpy").float64(72.34)},
-}
-
-
-@pytest.mark.parametrize("form", WRAPPERS)
-def test_the_fields_checkpoint_files_are_read(tmp_path: Path, weights: dict[str, Tensor], form: str) -> None:
-    loaded = load_weights(saved(tmp_path / "file.pth", WRAPPERS[form](weights)))
-    assert list(loaded) == list(weights) and all(torch.equal(loaded[key], weights[key]) for key in weights)
-    assert weights_digest(loaded) == weights_digest(weights)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_old_and_new_files_of_torch_are_read(tmp_path: Path, weights: dict[str, Tensor], zipped: bool) -> None:
-    path = tmp_path / "file.pth"
-    torch.save({"model": weights}, path, _use_new_zipfile_serialization=zipped)
-    assert weights_digest(load_weights(path)) == weights_digest(weights)
-
-
-def test_the_digest_is_that_of_the_tensors(weights: dict[str, Tensor]) -> None:
-    digest = weights_digest(weights)
-    assert weights_digest(dict(reversed(weights.items()))) == digest
-    key = next(iter(weights))
-    assert weights_digest({**weights, key: weights[key] + 1e-6}) != digest
-    assert weights_digest({**weights, key: weights[key].double()}) != digest
-    assert weights_digest({**weights, key: weights[key].reshape(-1)}) != digest
-    assert weights_digest({k + "x" if k == key else k: v for k, v in weights.items()}) != digest
-
-
-@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_truncated_file_is_one_clear_line(
-    tmp_path: Path, weights: dict[str, Tensor], part: float, zipped: bool
-) -> None:
-    path = tmp_path / "file.pth"
-    torch.save(weights, path, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    assert str(path) in refusal(lambda: load_weights(path)) and "truncated" in refusal(lambda: load_weights(path))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({}, "holds no state dict"),
-        ([1, 2], "holds no state dict"),
-        (torch.zeros(3), "holds no state dict"),
-        ({"model": {"epoch": 3}}, "holds no state dict"),
-        ({"weights": {"a": torch.zeros(1)}}, "looked at the top and under model, state_dict, net"),
-        ({"model": "resnet8"}, "holds no state dict"),
-    ],
-)
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any, words: str) -> None:
-    path = saved(tmp_path / "file.pth", content)
-    assert words in refusal(lambda: load_weights(path))
-
-
-def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
-    assert "there is no file" in refusal(lambda: load_weights(tmp_path / "absent.pth"))
-    assert "there is no file" in refusal(lambda: load_weights(tmp_path))
-    (tmp_path / "text.pth").write_text("<html>404 Not Found</html>")
-    assert "no readable checkpoint" in refusal(lambda: load_weights(tmp_path / "text.pth"))
-
-
-class Bomb:
-    def __init__(self, target: str) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.target}'",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_file_is_not_executed(tmp_path: Path, weights: dict[str, Tensor], zipped: bool) -> None:
-    path, target = tmp_path / "file.pth", tmp_path / "executed"
-    torch.save({"model": weights, "x": Bomb(str(target))}, path, _use_new_zipfile_serialization=zipped)
-    assert str(path) in refusal(lambda: load_weights(path))
-    assert not target.exists()
-
-
-def test_another_architecture_or_number_of_classes_is_named() -> None:
-    module = build_network("resnet8", 10).module
-    other = refusal(lambda: fit(network_weights("wrn_16_1"), module, "a.pth"))
-    assert other.startswith("a.pth is a checkpoint of another architecture") and "keys missing" in other
-    classes = refusal(lambda: fit(network_weights(num_classes=100), module, "a.pth"))
-    assert "(100, 64)" in classes and "(10, 64)" in classes
-    deeper = refusal(lambda: fit(network_weights("resnet14"), module, "a.pth"))
-    assert "0 keys missing" in deeper
-
-
 def test_add_installs_a_plain_file_and_an_entry(zoo: Zoo, tmp_path: Path, weights: dict[str, Tensor]) -> None:
     file = saved(tmp_path / "mine.pth", {"net": {f"module.{k}": v for k, v in weights.items()}})
     added = zoo.add(Teacher(name="mine", network="resnet8", **DIGITS, expected=12.0), file)
@@ -173,6 +75,32 @@ def test_add_installs_a_plain_file_and_an_entry(zoo: Zoo, tmp_path: Path, weight
     assert again.get("mine") == added and again.installed("resnet8", "digits") == added
     assert list(torch.load(zoo.path(added), weights_only=True)) == list(weights)
     assert "did you mean mine" in refusal(lambda: again.get("mien"))
+
+
+def test_which_of_several_weights_were_taken_is_said(zoo: Zoo, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    average = {key: value + 1 for key, value in weights.items()}
+    file = saved(tmp_path / "mine.pth", {"state_dict": weights, "state_dict_ema": average})
+    entry, said = Teacher(name="mine", network="resnet8", **DIGITS), []  # type: ignore[var-annotated]
+    assert zoo.add(entry, file, report=said.append).weights == weights_digest(weights)
+    assert zoo.add(entry, file, which="state_dict_ema", report=said.append).weights == weights_digest(average)
+    assert "took the weights under 'state_dict'; others that fit are under state_dict_ema" in said[0]
+    assert "took the weights under 'state_dict_ema'" in said[1] and len(said) == 2
+    assert "leave out --weights" in refusal(lambda: zoo.add(entry, tmp_path, which="model"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"std": (0.0, 0.2, 0.2)},
+        {"std": (-0.2,) * 3},
+        {"std": (68.2,) * 3},
+        {"mean": (129.3,) * 3},
+        {"mean": (float("nan"),) * 3},
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(values: dict[str, Any]) -> None:
+    line = refusal(lambda: make_entry(**{"name": "mine", "network": "resnet8", **DIGITS, **values}))
+    assert next(iter(values)) in line and "pixels are from 0 to 1" in line
 
 
 def test_what_does_not_fit_is_not_added(zoo: Zoo, tmp_path: Path) -> None:
