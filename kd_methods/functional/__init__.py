@@ -1,21 +1,26 @@
 """Published losses as pure functions of tensors, one file a family.
 
 Common to all: student tensors come first, the teacher's are constants (detached inside), the value is a scalar without
-weight and without task loss, computed in fp32 under any autocast, and finite for any logits that fp16 can hold.
+weight and without task loss (where a function says so, a map), computed in fp32 under any autocast, and finite for any
+logits that fp16 can hold.
 """
 
 from .detection import (
     channel_wise,
     focal_features,
     localization,
+    matched_statistics,
     near_region,
     object_masks,
     pearson,
     place_classes,
+    quality_focal,
     valuable_region,
 )
+from .diffusion import ddim, diffuse
 from .feature import (
     activation_boundary,
+    appearance_consistency,
     attention_distance,
     attention_transfer,
     class_activation,
@@ -25,25 +30,34 @@ from .feature import (
     gaussian_nll,
     hierarchical_context,
     hint,
+    ickd,
     kdsvd,
     nst,
     partial_l2,
 )
 from .logit import (
+    abkd,
     batch_correlation,
     class_correlation,
+    crld,
     dist,
     dkd,
+    hard_distillation,
     kd,
+    logit_standardized_abkd,
     logit_standardized_kd,
+    luminet,
     nkd,
     ofa,
+    rld,
     standardize,
+    tf_kd_reg,
     ttm,
     wsld,
     wttm,
 )
 from .matching import decision_matching, word_matching
+from .projected import srd, srd_correlation, vkd
 from .relation import (
     bank_scores,
     correlation_congruence,
@@ -57,17 +71,26 @@ from .relation import (
     pkt,
     rkd,
     similarity_preserving,
+    skd,
 )
-from .text import attention_relation, attention_scores, hidden_states, patient_states
+from .scales import scale_cells, sdd_dkd, sdd_kd, sdd_nkd
+from .several import average_kd, ca_mkd, ca_mkd_features, ebkd, mutual_learning
+from .text import attention_relation, attention_scores, hidden_states, minilmv2, patient_states
+from .transport import wkd_f, wkd_l
 
 __all__ = [
+    "abkd",
     "activation_boundary",
+    "appearance_consistency",
     "attention_distance",
     "attention_relation",
     "attention_scores",
     "attention_transfer",
+    "average_kd",
     "bank_scores",
     "batch_correlation",
+    "ca_mkd",
+    "ca_mkd_features",
     "channel_wise",
     "class_activation",
     "class_correlation",
@@ -75,24 +98,35 @@ __all__ = [
     "correlation_information",
     "cosine_gram",
     "cosine_similarity",
+    "crld",
+    "ddim",
     "decision_matching",
+    "diffuse",
     "discriminative_consistent",
     "dist",
     "dkd",
+    "ebkd",
     "factor_direction",
     "factor_transfer",
     "focal_features",
     "fsp",
     "gaussian_nll",
+    "hard_distillation",
     "hidden_states",
     "hierarchical_context",
     "hint",
+    "ickd",
     "kd",
     "kdsvd",
     "kernel_congruence",
     "localization",
+    "logit_standardized_abkd",
     "logit_standardized_kd",
+    "luminet",
+    "matched_statistics",
+    "minilmv2",
     "mutual_information",
+    "mutual_learning",
     "near_region",
     "nkd",
     "noise_contrastive",
@@ -104,11 +138,24 @@ __all__ = [
     "pearson",
     "pkt",
     "place_classes",
+    "quality_focal",
     "rkd",
+    "rld",
+    "scale_cells",
+    "sdd_dkd",
+    "sdd_kd",
+    "sdd_nkd",
     "similarity_preserving",
+    "skd",
+    "srd",
+    "srd_correlation",
     "standardize",
+    "tf_kd_reg",
     "ttm",
     "valuable_region",
+    "vkd",
+    "wkd_f",
+    "wkd_l",
     "word_matching",
     "wsld",
     "wttm",

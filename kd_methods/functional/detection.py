@@ -205,3 +205,43 @@ def localization(
     """
     total = weights.sum().clamp(min=1) if normalized else 1
     return (_divergence(student, teacher, temperature).mean(1) * weights).sum() / total
+
+
+@full_precision
+def quality_focal(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, *, positives: float, beta: float = 1.0
+) -> Tensor:
+    """Sum over places and classes of w BCE(sigmoid(s), sigmoid(t)) |sigmoid(s) - sigmoid(t)|^beta, over ``positives``.
+
+    Args:
+        student_logits, teacher_logits: (P, K) logits of sigmoids; the gradient runs through both factors.
+        weights: (P,) w of every place.
+        positives: the number of places that the assigner gave an object.
+        beta: exponent of the distance.
+
+    Source: Wang et al. 2024 (CrossKD), its term of classes, in the form of jbwang1997/CrossKD
+    ``losses/kd_loss.py`` @87e156a.
+    """
+    target = teacher_logits.detach().sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(student_logits, target, reduction="none")
+    distance = (student_logits.sigmoid() - target).abs().pow(beta)
+    return ((entropy * distance).sum(1) * weights.detach()).sum() / positives
+
+
+@full_precision
+def matched_statistics(student_map: Tensor, teacher_map: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """The student's map standardised, with mean and deviation of the teacher's: per channel, over batch and positions.
+
+    Args:
+        student_map, teacher_map: (B, C, H, W) of equal channels.
+        eps: added to the student's deviation; both deviations are unbiased.
+
+    Returns:
+        (B, C, H, W).
+
+    Source: Wang et al. 2024 (CrossKD) in the form of jbwang1997/CrossKD ``detectors/crosskd_gfl.py`` @87e156a.
+    """
+    (mean, deviation), (target_mean, target_deviation) = (
+        (x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)) for x in (student_map, teacher_map.detach())
+    )
+    return (student_map - mean) / (deviation + eps) * target_deviation + target_mean

@@ -255,6 +255,43 @@ def fsp(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tenso
     return torch.stack([F.mse_loss(s, t) for s, t in zip(*flows, strict=True)]).sum()
 
 
+@full_precision
+def ickd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Squared difference of the (C, C) Gram matrices of channels, rows of length 1, summed, over C and the batch size.
+
+    Args:
+        student_map, teacher_map: (B, C, H, W) of equal channels, the student's through an embedding; sizes may differ.
+
+    Source: Liu et al. 2021 (ICKD-C) in the form of ADLab-AutoDrive/ICKD ``Cifar100/distiller_zoo/ICKD.py`` @403b8d3;
+    torchdistill's port divides by the batch size once more.
+    """
+    s, t = (unit(x @ x.transpose(1, 2)) for x in (student_map.flatten(2), teacher_map.detach().flatten(2)))
+    return (s - t).square().sum() / (s.shape[1] * s.shape[0])
+
+
+@full_precision
+def appearance_consistency(student_maps: Sequence[Sequence[Tensor]], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference of every map of a part from the teacher's there, summed over maps and parts.
+
+    Those of the last part are compared a second time after a ReLU and global average pooling.
+
+    Args:
+        student_maps: for every part of the network any number of (B, C, H, W) that stand for the teacher's map there.
+        teacher_maps: one (B, C, H, W) a part.
+
+    Source: Liu et al. 2023 (FCFD), the appearance term of LiuDongyang6/FCFD ``classification/models/meta.py``
+    @2aefb7b.
+    """
+    terms = []
+    for part, (maps, t) in enumerate(zip(student_maps, teacher_maps, strict=True), 1):
+        t = t.detach()
+        for g in maps:
+            terms.append(F.mse_loss(g, t))
+            if part == len(teacher_maps):
+                terms.append(F.mse_loss(F.relu(g).mean((2, 3)), F.relu(t).mean((2, 3))))
+    return torch.stack(terms).sum()
+
+
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, C, H, W), the larger one average-pooled to the size of the smaller one."""
     if a.shape[-1] > b.shape[-1]:

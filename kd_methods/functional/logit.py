@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -124,7 +126,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float) -> Ten
     teacher_logits = teacher_logits.detach()
     weight = (power * F.log_softmax(teacher_logits, 1)).exp().sum(1)
     log_s, log_q = F.log_softmax(student_logits, 1), F.log_softmax(power * teacher_logits, 1)
-    return (weight * F.kl_div(log_s, log_q, reduction="none", log_target=True).sum(1)).mean()
+    return (weight * _kl_rows(log_s, log_q)).mean()
 
 
 @full_precision
@@ -221,8 +223,197 @@ def batch_correlation(student_logits: Tensor, teacher_logits: Tensor, *, tempera
     return (p_t @ p_t.t() - p_s @ p_s.t()).square().sum() / p_s.shape[0]
 
 
+@full_precision
+def rld(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    alpha_temperature: float,
+) -> Tensor:
+    """Refined logits: alpha T_a² KL(m_t || s_y) + beta T² KL(q_t || q_s), averaged over rows.
+
+    m_t is (largest probability of the teacher, the rest), whatever class it belongs to, s_y is (the student's of the
+    label, the rest), both at T_a; q is the softmax at T over the classes that the teacher gives a smaller logit than
+    the label. A row whose label has the teacher's smallest logit adds nothing to the second term.
+
+    Args:
+        student_logits, teacher_logits: (B, K).
+        labels: (B,) class indices.
+        alpha, beta: weights of the sample's confidence and of the masked correlation.
+        temperature: T of the second term.
+        alpha_temperature: T_a of the first term.
+
+    Source: Sun et al. 2025, sample confidence and masked correlation distillation, in the form of zju-SWJ/RLD
+    ``mdistiller/distillers/RLD.py`` @d54578f. In logarithms throughout; the code takes that of a masked sum.
+    """
+    teacher_logits = teacher_logits.detach()
+    confidence_s = _decoupled(student_logits / alpha_temperature, labels)[0]
+    confidence_t = _decoupled(teacher_logits / alpha_temperature, teacher_logits.argmax(1))[0]
+    masked = teacher_logits >= teacher_logits.gather(1, labels.unsqueeze(1))
+    # The least number, and not -inf: with every class masked both softmaxes are uniform, and the row adds nothing.
+    least = torch.finfo(teacher_logits.dtype).min
+    log_s, log_t = (
+        F.log_softmax((z / temperature).masked_fill(masked, least), 1) for z in (student_logits, teacher_logits)
+    )
+    confidence = alpha_temperature**2 * _kl(confidence_s, confidence_t)
+    return alpha * confidence + beta * temperature**2 * _kl(log_s, log_t)
+
+
+@full_precision
+def abkd(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
+    """The alpha-beta-divergence of softened probabilities, averaged over rows; no factor T².
+
+    D(p || q) = -1 / (alpha beta) sum_k [p^alpha q^beta - alpha / (alpha + beta) p^(alpha + beta)
+    - beta / (alpha + beta) q^(alpha + beta)] with p the teacher's probabilities, q the student's. If a factor is zero:
+
+    - alpha = 0: 1 / beta sum_k [q^beta log(q^beta / p^beta) - q^beta + p^beta]; with beta 1 it is KL(q || p)
+    - beta = 0: 1 / alpha sum_k [p^alpha log(p^alpha / q^alpha) - p^alpha + q^alpha]; with alpha 1 it is KL(p || q)
+    - both: 1/2 sum_k (log q - log p)²
+    - alpha + beta = 0: 1 / alpha² sum_k [alpha log(q / p) + (p / q)^alpha - 1]
+
+    Args:
+        student_logits, teacher_logits: (B, K).
+        alpha, beta: exponents; a negative one makes values of peaked distributions infinite.
+        temperature: T of both softmaxes.
+
+    Source: Wang et al. 2025 in the form of ghwang-s/abkd ``distiller_zoo/abkl.py`` @df81318. The first two cases are as
+    there, the exponent times the limits of the family; in the last one the code has alpha times the limit, which is
+    what stands here.
+    """
+    log_q = F.log_softmax(student_logits / temperature, 1)
+    log_p = F.log_softmax(teacher_logits.detach() / temperature, 1)
+    both = alpha + beta
+    if alpha == beta == 0:
+        terms = (log_q - log_p).square() / 2
+    elif both == 0:
+        terms = (alpha * (log_q - log_p) + torch.exp(alpha * (log_p - log_q)) - 1) / alpha**2
+    elif alpha == 0 or beta == 0:
+        log_a, log_b = (beta * log_q, beta * log_p) if alpha == 0 else (alpha * log_p, alpha * log_q)
+        terms = (log_a.exp() * (log_a - log_b) - log_a.exp() + log_b.exp()) / both
+    else:
+        mixed, p, q = ((a * log_p + b * log_q).exp() for a, b in ((alpha, beta), (both, 0.0), (0.0, both)))
+        terms = -(mixed - alpha / both * p - beta / both * q) / (alpha * beta)
+    return terms.sum(1).mean()
+
+
+def logit_standardized_abkd(
+    student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """T² times :func:`abkd` of standardised logits.
+
+    Args:
+        student_logits, teacher_logits: (B, K).
+        alpha, beta: exponents.
+        temperature: T, in units of the standard deviation.
+
+    Source: ghwang-s/abkd ``distiller_zoo/ls.py`` @df81318.
+    """
+    s, t = standardize(student_logits), standardize(teacher_logits)
+    return temperature**2 * abkd(s, t, alpha=alpha, beta=beta, temperature=temperature)
+
+
+@full_precision
+def luminet(
+    student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, temperature: float, eps: float = 1e-5
+) -> Tensor:
+    """alpha² KL of softmaxes of logits that the batch standardises class by class: (z - mean) / sqrt(var + eps).
+
+    Args:
+        student_logits, teacher_logits: (B, K) with B >= 2; each is standardised by itself, with biased variances.
+        alpha: factor in the place of T.
+        temperature: T of both softmaxes.
+        eps: added to the variances.
+
+    Source: Hossain et al. 2025 in the form of ismail31416/LumiNet ``mdistiller/distillers/Luminet.py`` @8cf749b.
+    """
+    log_s, log_t = (
+        F.log_softmax((z - z.mean(0)) / (z.var(0, unbiased=False) + eps).sqrt() / temperature, 1)
+        for z in (student_logits, teacher_logits.detach())
+    )
+    return alpha**2 * _kl(log_s, log_t)
+
+
+@full_precision
+def crld(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    *,
+    within_weight: float,
+    cross_weight: float,
+    within_threshold: float,
+    cross_threshold: float,
+    temperature: float,
+) -> Tensor:
+    """Consistency within and across two views, for rows of which the teacher is certain enough.
+
+    w mean_i m_i^weak [k(s_weak, t_weak) + k(s_strong, t_strong)] + c mean_i m_i^strong [k(s_strong, t_weak) +
+    k(s_weak, t_strong)], with k = T² KL(t || s) of a row, and m_i^view 1 where the teacher's largest probability (at
+    temperature 1) of that view reaches the threshold, else 0. Rows that are left out count in the mean.
+
+    Args:
+        student_logits, teacher_logits: (B, K) of the weak and of the strong view.
+        within_weight, cross_weight: w and c.
+        within_threshold: of the weak view's probability, for the terms within a view.
+        cross_threshold: of the strong view's probability, for the terms across views.
+        temperature: T of all softmaxes.
+
+    Source: Zhang et al. 2024 (CRLD) in the form of haiduo/DeepKD ``mdistiller/distillers/CRLD.py`` @afb5964.
+    """
+    (s_weak, s_strong), (t_weak, t_strong) = student_logits, [z.detach() for z in teacher_logits]
+    sure_weak = t_weak.softmax(1).amax(1) >= within_threshold
+    sure_strong = t_strong.softmax(1).amax(1) >= cross_threshold
+
+    def rows(s: Tensor, t: Tensor) -> Tensor:
+        return temperature**2 * _kl_rows(F.log_softmax(s / temperature, 1), F.log_softmax(t / temperature, 1))
+
+    within = (sure_weak * (rows(s_weak, t_weak) + rows(s_strong, t_strong))).mean()
+    cross = (sure_strong * (rows(s_strong, t_weak) + rows(s_weak, t_strong))).mean()
+    return within_weight * within + cross_weight * cross
+
+
+@full_precision
+def tf_kd_reg(student_logits: Tensor, labels: Tensor, *, correct: float = 0.99, temperature: float = 20.0) -> Tensor:
+    """KL(softmax(u / T) || softmax(s)) as a mean over all (B K) elements, u a hand-made teacher's probabilities.
+
+    u is ``correct`` at the label and shared equally by the others. That the softmax is of probabilities makes the
+    target almost uniform.
+
+    Args:
+        student_logits: (B, K); enter at temperature 1.
+        labels: (B,) class indices.
+        correct: u of the label.
+        temperature: T.
+
+    Source: Yuan et al. 2020 in the form of yuanli2333/Teacher-free-Knowledge-Distillation ``my_loss_function.py``
+    @d000ab3, whose multiplier and weights stay outside.
+    """
+    k = student_logits.shape[1]
+    virtual = torch.full_like(student_logits, (1 - correct) / (k - 1)).scatter(1, labels.unsqueeze(1), correct)
+    return _kl(F.log_softmax(student_logits, 1), F.log_softmax(virtual / temperature, 1)) / k
+
+
+@full_precision
+def hard_distillation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy against the class that the teacher finds most likely.
+
+    Args:
+        student_logits, teacher_logits: (B, K).
+
+    Source: Touvron et al. 2021, equation 3.
+    """
+    return F.cross_entropy(student_logits, teacher_logits.argmax(1))
+
+
 def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def _kl_rows(log_s: Tensor, log_t: Tensor) -> Tensor:
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
 
 
 def _decoupled(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -197,6 +197,29 @@ def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
     return unit(a) @ unit(b).t()
 
 
+@full_precision
+def skd(student_logits: Tensor, teacher_logits: Tensor, *, ridge: float = 0.1, by_classes: bool = True) -> Tensor:
+    """Mean over rows of sqrt(D_i S^-1 D_i'), the length of the row of D = G_s - G_t under its covariance S.
+
+    G is the (B, B) matrix of the rows' cosines, S the covariance of D's columns plus ridge on the diagonal. The
+    gradient runs through S, too; where student and teacher agree it is zero.
+
+    Args:
+        student_logits, teacher_logits: (B, K) with B >= 2.
+        ridge: keeps S invertible.
+        by_classes: divide the matrices of cosines by K, as the authors do; torchdistill does not.
+
+    Source: Jeong et al. 2026, the direction term of HyunJunSik/StreamLined ``Distiller/SKD.py`` @7458628.
+    """
+    s, t = (unit(z) @ unit(z).t() for z in (student_logits, teacher_logits.detach()))
+    difference = (s - t) / (student_logits.shape[1] if by_classes else 1)
+    centred = difference - difference.mean(0)
+    covariance = centred.t() @ centred / (len(s) - 1) + ridge * torch.eye(len(s), device=s.device, dtype=s.dtype)
+    # With S = L L' the length is that of L^-1 D_i, whose gradient at zero is zero; that of a square root is not.
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), difference.t(), upper=False)
+    return torch.linalg.vector_norm(whitened, dim=0).mean()
+
+
 def _gram(x: Tensor) -> Tensor:
     flat = x.flatten(1)
     return unit(flat @ flat.t())
