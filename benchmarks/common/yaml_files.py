@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,41 +37,49 @@ class Misplaced(ValueError):
         self.place = place
 
 
-def names(folder: Path) -> list[str]:
-    """The YAML files of a folder by name."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+@dataclass(frozen=True)
+class Shelf:
+    """The YAML files of one kind that ship with the suite, by name; ``pattern`` says whether in folders, too."""
+
+    kind: str
+    folder: Path
+    pattern: str = "*.yaml"
+
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob(self.pattern))
+
+    def path(self, name: str) -> Path:
+        """The file of a name.
+
+        Raises:
+            UserError: there is none.
+        """
+        for path in self.folder.glob(self.pattern):
+            if path.stem == name:
+                return path
+        raise unknown(self.kind, name, self.names())
 
 
-def load(model: type[Model], name: str, folder: Path, kind: str) -> tuple[Model, Path]:
-    """A file of ``folder`` by its name, or one of the user's by its path; and that path.
+def load(model: type[Model], name: str, shelf: Shelf) -> tuple[Model, Path]:
+    """A file of a shelf by its name, or one of the user's by its path; and that path.
 
     Raises:
         UserError: there is none, or it is malformed (file and line are named).
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else _shipped(name, folder, kind)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else shelf.path(name)
     try:
         raw = read_yaml(path)
     except NoFile:
-        raise unknown(kind, name, names(folder)) from None
+        raise unknown(shelf.kind, name, shelf.names()) from None
     if "extends" in raw:
         try:
-            base = _shipped(str(raw["extends"]), folder, kind)
+            base = shelf.path(str(raw["extends"]))
         except UserError as error:
             raise UserError(f"{where(path, 'extends')}: {error}") from None
-        inherited, _ = load(model, str(base), folder, kind)
+        inherited, _ = load(model, str(base), shelf)
         raw = merged(inherited.model_dump(mode="python", exclude_unset=True), raw)
         del raw["extends"]
     return validate(model, raw, path), path
-
-
-def _shipped(name: str, folder: Path, kind: str) -> Path:
-    path = folder / f"{name}.yaml"
-    try:
-        if path.parent == folder and path.is_file():
-            return path
-    except OSError:  # a name too long to be one
-        pass
-    raise unknown(kind, name, names(folder))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

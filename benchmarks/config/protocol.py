@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kd_methods.errors import UserError
 
-from ..common.yaml_files import TABLES, Strict, load, names
+from ..common.yaml_files import TABLES, Shelf, Strict, load
 
 
 class Optimizer(Strict):
@@ -426,12 +426,12 @@ def _epochs(count: int) -> str:
     return f"{count} epoch" + "s" * (count != 1)
 
 
-PROTOCOLS = TABLES / "protocols"
+PROTOCOLS = Shelf("protocol", TABLES / "protocols", "**/*.yaml")
 
 
 def protocol_names() -> list[str]:
     """The protocols that ship with the suite."""
-    return names(PROTOCOLS)
+    return PROTOCOLS.names()
 
 
 def load_protocol(name: str) -> Protocol:
@@ -440,7 +440,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UserError: no such protocol, or its YAML is malformed (file and line are named).
     """
-    protocol, path = load(Protocol, name, PROTOCOLS, "protocol")
+    protocol, path = load(Protocol, name, PROTOCOLS)
     if protocol.teachers_from.endswith((".yaml", ".yml")):  # one of one's own lies beside this one
         protocol = protocol.model_copy(update={"teachers_from": str(path.parent / protocol.teachers_from)})
     return protocol

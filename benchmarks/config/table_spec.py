@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
 
-from ..common.yaml_files import TABLES, Strict, load, merged, names, read_yaml, validate
+from ..common.yaml_files import TABLES, Shelf, Strict, load, merged, read_yaml, validate
 from .protocol import Optimizer, Protocol
 
 Init = Literal["", "first", "last", "spread", "heads"]
@@ -230,9 +230,12 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
 
 
+SHELF = Shelf("table", TABLES)
+
+
 def table_names() -> list[str]:
     """The tables that ship with the suite."""
-    return names(TABLES)
+    return SHELF.names()
 
 
 def load_table(name: str) -> TableSpec:
@@ -241,7 +244,7 @@ def load_table(name: str) -> TableSpec:
     Raises:
         UserError: no such table, or its YAML is malformed (file and line are named).
     """
-    table, path = load(TableSpec, name, TABLES, "table")
+    table, path = load(TableSpec, name, SHELF)
     # Protocols of one's own lie beside the table.
     for preset_name, preset in table.presets.items():
         if preset.protocol.endswith((".yaml", ".yml")):
