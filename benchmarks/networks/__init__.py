@@ -67,7 +67,7 @@ ENCODERS = {
 }
 """BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
 
-_PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d*)\])?")
+_PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d{0,3})\])?")
 
 NETWORKS: Registry[NetworkEntry] = Registry("network", __name__, "NETWORKS")
 

@@ -35,6 +35,9 @@ STAGES = 4
 ROW = 6
 """Of a plain sequence with more layers each is looked at by itself."""
 
+SIZES = (8, 2048)
+"""Least and largest height and width that images are resized to."""
+
 _NAME = re.compile(r"(?P<library>timm|torchvision):(?P<name>[^@]+)(@(?P<size>[1-9]\d*))?")
 _RECTIFIERS = (F.relu, torch.relu, torch.relu_)
 _SEQUENCES = (nn.Sequential, nn.ModuleList)
@@ -48,9 +51,13 @@ def is_traced(name: str) -> bool:
 
 
 def check(name: str) -> None:
-    """Raise UserError where the library has no network of that name."""
+    """Raise UserError where the library has no network of that name, or the size is none of images."""
     found = _NAME.fullmatch(name)
     assert found
+    least, largest = SIZES
+    size = found["size"]
+    if size and (len(size) > len(str(largest)) or not least <= int(size) <= largest):
+        raise UserError(f"network '{name[:80]}' resizes images to {size[:20]}; sizes are {least} to {largest}")
     library, own = found["library"], found["name"]
     if library == "timm" and "." in own and timm.is_model(own.partition(".")[0]):
         raise UserError(f"'{name}' names weights; the network is timm:{own.partition('.')[0]}, see: teachers fetch")

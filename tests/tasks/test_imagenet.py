@@ -174,6 +174,9 @@ def test_table_3s_networks_have_the_known_sizes() -> None:
     ("name", "words"),
     [
         ("timm:resnet81", "did you mean"),
+        ("timm:resnet18@99999999", "sizes are 8 to 2048"),
+        (f"torchvision:resnet18@{'9' * 9000}", "sizes are 8 to 2048"),
+        ("timm:resnet18@7", "sizes are 8 to 2048"),
         ("timm:resnet18.a1_in1k", "the network is timm:resnet18"),
         ("torchvision:resnet81", "did you mean"),
         ("timm:deit_tiny_distilled_patch16_224", "no one vector"),
