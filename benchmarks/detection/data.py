@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
+from mmdet.datasets.api_wrappers import COCO
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
@@ -82,11 +83,31 @@ class From(BatchSampler):
         return (batch[self.part] for batch in islice(batches, self.start, None))
 
 
-def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[dict[str, Any]], test: bool) -> CocoDataset:
-    return CocoDataset(
-        ann_file=str(split.annotations),
-        data_prefix={"img": str(split.images)},
-        metainfo={"classes": classes},
+def ground_truth(split: Split, classes: tuple[str, ...]) -> COCO:
+    """A split as mmdetection reads and evaluates it: with the suite's labels, not those that a file's order gives."""
+    truth = COCO()
+    truth.dataset = split.content(classes)
+    truth.createIndex()
+    truth.img_ann_map, truth.cat_img_map = truth.imgToAnns, truth.catToImgs
+    return truth
+
+
+class Scenery(CocoDataset):
+    """mmdetection's data set over a split of the suite's."""
+
+    def __init__(self, split: Split, classes: tuple[str, ...], **options: Any) -> None:
+        self.split, self.classes = split, classes
+        super().__init__(metainfo={"classes": classes}, data_prefix={"img": ""}, **options)
+
+    def COCOAPI(self, file: str) -> COCO:
+        """What :class:`CocoDataset` would read from a file."""
+        return ground_truth(self.split, self.classes)
+
+
+def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[dict[str, Any]], test: bool) -> Scenery:
+    return Scenery(
+        split,
+        classes,
         pipeline=pipeline,
         test_mode=test,
         filter_cfg=None if test else {"filter_empty_gt": True, "min_size": 0},

@@ -36,7 +36,7 @@ from ..training.loop import CHECK_EVERY, Interrupted, protocol_progress
 from ..training.precision import autocast
 from ..training.student_run import Diverged, finish
 from . import detectors
-from .coco import METRICS, Scenes, Split
+from .coco import METRICS, Scenes
 from .executor import Job
 
 detectors.prepare()
@@ -345,7 +345,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
         param_scheduler=_schedule(protocol, own),
         val_dataloader=scenery.validation(scenes.val, scenes.classes, job),
         val_cfg={"type": "ValLoop"},
-        val_evaluator=Evaluator([_metric(scenes.val, folder / "collected")]),
+        val_evaluator=Evaluator([average_precision(scenes, folder / "collected")]),
         default_hooks={
             "checkpoint": {
                 "type": "CheckpointHook",
@@ -394,9 +394,11 @@ def _wrapper(protocol: Protocol) -> dict[str, Any]:
     return {"type": "AmpOptimWrapper", "dtype": "float16"} if protocol.precision == "fp16" else {"type": "OptimWrapper"}
 
 
-def _metric(split: Split, collected: Path) -> CocoMetric:
-    """``collected`` is where several processes bring their results together."""
-    metric = CocoMetric(ann_file=str(split.annotations), metric="bbox")
+def average_precision(scenes: Scenes, collected: Path) -> CocoMetric:
+    """On the validation set; ``collected`` is where several processes bring their results together."""
+    metric = CocoMetric(metric="bbox")
+    metric._coco_api = scenery.ground_truth(scenes.val, scenes.classes)  # else it reads labels out of a file by itself
+    metric.dataset_meta = {"classes": scenes.classes}
     metric.collect_dir = str(collected)  # else a folder where the command was given
     return metric
 
@@ -440,8 +442,7 @@ def evaluate(sender: Any, job: Job) -> None:
         assert job.teacher is not None
         fit(load_weights(job.teacher), network.module, str(job.teacher))
         model = network.module.to(environment.device(job.device)).eval()
-        metric = _metric(scenes.val, job.path)
-        metric.dataset_meta = {"classes": scenes.classes}
+        metric = average_precision(scenes, job.path)
         loader = scenery.validation(scenes.val, scenes.classes, job)
         with torch.no_grad():
             for batch in loader:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -777,18 +778,17 @@ def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
 
 def test_shapes_are_drawn_once_and_whole(shapes: Path):
     scenes = get_task("shapes").open(shapes, load_protocol("shapes-demo"), CPU)
-    content = json.loads(scenes.train.annotations.read_text())
-    assert scenes.classes == ("disc", "square", "triangle") and len(content["images"]) == scenes.train.count == 64
-    assert {a["category_id"] for a in content["annotations"]} == {1, 2, 3}
-    sides = {a["bbox"][2] for a in content["annotations"]}
-    assert min(sides) < 32 < max(sides)  # small and medium objects
+    assert scenes.classes == ("disc", "square", "triangle") and len(scenes.train.paths) == scenes.train.count == 64
+    assert set(scenes.train.labels) == {0, 1, 2}
+    sides = scenes.train.boxes[:, 2]
+    assert sides.min() < 32 < sides.max()  # small and medium objects
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda f: (f / "annotations" / "instances_val2017.json").unlink(), "instances_val2017.json is missing"),
-        (lambda f: (f / "annotations" / "instances_val2017.json").write_text("{}"), "holds no COCO annotations"),
+        (lambda f: (f / "annotations" / "instances_val2017.json").write_text("{}"), "is not in COCO's format"),
         (lambda f: next((f / "train2017").iterdir()).unlink(), "lacks 1 of 64 images"),
     ],
 )
@@ -851,29 +851,51 @@ def test_a_file_of_the_zoo_is_read_without_running_its_code(pair: Any, tmp_path:
         load_weights(tmp_path / "foreign.pth")
 
 
+def scored(scenes: Any, labels: np.ndarray | None = None) -> dict[str, float]:
+    """The average precisions of what finds all that the validation set has, under its labels or others."""
+    detectors.prepare()
+    from benchmarks.detection.runner import average_precision
+
+    metric, val = average_precision(scenes, Path("unused")), scenes.val
+    corners = torch.from_numpy(np.concatenate([val.boxes[:, :2], val.boxes[:, :2] + val.boxes[:, 2:]], 1))
+    for image, (width, height) in enumerate(val.sizes):
+        own = torch.from_numpy((val.image == image) & ~val.crowd)
+        found = {
+            "bboxes": corners[own],
+            "scores": torch.ones(int(own.sum())),
+            "labels": torch.from_numpy(val.labels if labels is None else labels)[own],
+        }
+        metric.process({}, [{"img_id": image + 1, "ori_shape": (height, width), "pred_instances": found}])
+    return metric.evaluate(len(val.sizes))
+
+
+def test_mmdetection_has_the_suites_labels(shapes: Path, tmp_path: Path):
+    """It would take them from the order in which a file lists its categories, and an object's id 0 for no match."""
+    (tmp_path / "kd-shapes" / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (tmp_path / "kd-shapes" / split).symlink_to(shapes / "kd-shapes" / split)
+        content = json.loads((shapes / "kd-shapes" / "annotations" / f"instances_{split}.json").read_text())
+        for thing in content["annotations"]:
+            thing["id"] -= 1
+        content = {kind: entries[::-1] for kind, entries in content.items()}
+        (tmp_path / "kd-shapes" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    plain, turned = (get_task("shapes").open(root, load_protocol("shapes-demo"), CPU) for root in (shapes, tmp_path))
+    wrong = plain.val.labels.copy()
+    wrong[::3] = 0
+    assert scored(turned) == scored(plain) and set(scored(turned).values()) == {1.0, -1.0}
+    assert scored(turned, wrong) == scored(plain, wrong) and scored(turned, wrong)["coco/bbox_mAP"] < 0.9
+
+    from benchmarks.detection.data import Scenery
+
+    read = Scenery(turned.val, turned.classes, test_mode=True)
+    found = [(i, one["bbox_label"]) for i in range(len(read)) for one in read.get_data_info(i)["instances"]]
+    assert found == list(zip(plain.val.image.tolist(), plain.val.labels.tolist(), strict=True))
+
+
 @pytest.mark.real_data
 def test_ground_truth_scores_one(real_data: Path):
-    detectors.prepare()
-    from mmdet.evaluation import CocoMetric
-
     scenes = get_task("coco").open(real_data / "coco" / "COCO_Tiny", load_protocol("coco-short"), CPU)
-    content = json.loads(scenes.val.annotations.read_text())
-    ids = [c["id"] for c in sorted(content["categories"], key=lambda c: c["id"])]
-    metric = CocoMetric(ann_file=str(scenes.val.annotations), metric="bbox")
-    metric.dataset_meta = {"classes": scenes.classes}
-    for image in content["images"]:
-        own = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
-        corners = torch.tensor([a["bbox"] for a in own]).view(-1, 4)
-        corners = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
-        found = {
-            "bboxes": corners,
-            "scores": torch.ones(len(own)),
-            "labels": torch.tensor([ids.index(a["category_id"]) for a in own]),
-        }
-        metric.process(
-            {}, [{"img_id": image["id"], "ori_shape": (image["height"], image["width"]), "pred_instances": found}]
-        )
-    values = metric.evaluate(len(content["images"]))
+    values = scored(scenes)
     assert {values[f"coco/{key}"] for key in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_s", "bbox_mAP_l")} == {1.0}
 
 
