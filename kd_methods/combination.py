@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         Outputs,
         Phase,
         Progress,
-        Study,
+        TeacherPass,
     )  # fmt: skip
 
 
@@ -117,9 +117,9 @@ def _base() -> type[Method]:
         def adapt(self, student: Network) -> Network:
             return self._adapted[0]
 
-        def prepare(self, study: Study) -> None:
+        def prepare(self, teacher_pass: TeacherPass) -> None:
             for part in self.parts:
-                part.prepare(study)  # type: ignore[operator]
+                part.prepare(teacher_pass)  # type: ignore[operator]
             self._join_needs()
 
         def _join_needs(self) -> None:

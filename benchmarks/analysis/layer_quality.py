@@ -22,7 +22,7 @@ from ..store.cell import TeacherRef
 from ..store.runs import Store
 from ..tasks import get_task
 from ..teachers.zoo import Zoo
-from ..training.teacher_pass import TeacherStudy
+from ..training.teacher_pass import StoredTeacherPass
 
 METRICS: tuple[Metric, ...] = ("S", "I", "E", "Q")
 
@@ -61,9 +61,9 @@ def report(
     path = store.run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
     network = frozen(data.build(ref.network), path)
     cell = student_cell(ref.network, protocol, data_root, plugins)
-    study = TeacherStudy.of(cell, ref, network, data, store.prepared, say)
+    teacher_pass = StoredTeacherPass.of(cell, ref, network, data, store.prepared, say)
     classes = data.info.num_classes
-    found = quality(study, network.layout.layers, classes, measure.samples, measure.per_class)
+    found = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
     text = table(found, measure)
     folder = output / "quality"
     stem = f"{name}-{protocol.name}"

@@ -20,7 +20,7 @@ from ..common.weights import load_weights
 from ..common.yaml_files import TABLES, Strict
 from ..driver.plan import Request, make
 from ..networks import NetworkView
-from ..networks.network import TAIL
+from ..networks.network import TEACHER_TAIL
 from ..store.cell import Cell
 from ..store.runs import Store
 from ..tasks import TaskData, get_task
@@ -92,7 +92,9 @@ def probed(network: NetworkView, plain: NetworkView) -> list[str]:
     """The output of the last stage's first block, and those of the parts inserted right behind it."""
     entry = network.layout.entry
     after = network.units[network.units.index(entry) + 1 :]
-    behind = list(itertools.takewhile(lambda unit: unit not in plain.units and not unit.startswith(TAIL), after))
+    behind = list(
+        itertools.takewhile(lambda unit: unit not in plain.units and not unit.startswith(TEACHER_TAIL), after)
+    )
     return [entry, *(unit for unit in behind if isinstance(network.shape(unit)[0], int))]
 
 

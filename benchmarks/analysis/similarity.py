@@ -58,7 +58,7 @@ class BlockSimilarity:
         self.data = data
         batch = data.clean(torch.arange(min(IMAGES, data.test_samples)), test=True)
         with torch.no_grad():
-            self.theirs = teacher.folded()(batch.inputs(normalisation), fields=("blocks",)).blocks
+            self.theirs = teacher.fold_batch_norms()(batch.inputs(normalisation), fields=("blocks",)).blocks
         self.inputs = batch.student().inputs
 
     def __call__(self, student: Network) -> dict[str, list[float]]:

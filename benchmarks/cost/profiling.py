@@ -34,7 +34,7 @@ from ..training.loop import SharedTeacher, protocol_progress, shared
 from ..training.optimizers import parts
 from ..training.precision import autocast
 from ..training.student_run import Member
-from ..training.teacher_pass import NotKept, TeacherStudy
+from ..training.teacher_pass import NotKept, StoredTeacherPass
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
@@ -158,11 +158,11 @@ def _member(
     cell: Cell, protocol: Protocol, data: TaskData, network: NetworkView | None, prepared: Path | None
 ) -> Member:
     run = Run(Path(tempfile.gettempdir()))
-    study = None
+    teacher_pass = None
     if prepared and cell.teacher and network:
-        study = TeacherStudy.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
+        teacher_pass = StoredTeacherPass.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
     try:
-        return Member(cell, protocol, data, network, run, study)
+        return Member(cell, protocol, data, network, run, teacher_pass)
     except NotKept:
         return Member(cell, protocol, data, network, run)
 
@@ -181,7 +181,7 @@ _CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
 
 
 def _silent(line: str) -> None:
-    """Hears what a study would say."""
+    """Drops the messages of a teacher pass."""
 
 
 def endless(data: TaskData, batch_size: int) -> Iterator[TaskBatch]:

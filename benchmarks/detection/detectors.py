@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods import functional
-from kd_methods.contract import FIELDS, Around, Batch, Dense, Heads, Layout, Network, Outputs, Pyramid
+from kd_methods.contract import FIELDS, AnchorRelations, Batch, DenseOutputs, Heads, Layout, Network, Outputs, Pyramid
 from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
@@ -267,7 +267,7 @@ class Lesson:
     batch: Batch
     terms: Mapping[str, Tensor]
     regions: Tensor
-    dense: Dense | None = None
+    dense: DenseOutputs | None = None
 
 
 class Detector(Network):
@@ -275,7 +275,7 @@ class Detector(Network):
 
     Two-stage detectors with one region head have ``logits`` (N, K + 1) of the regions that their training samples. Of
     one-stage detectors only the pyramid is seen; of those that give distributions of box edges and learn boxes where
-    ATSS says (GFL) also the units ``dense`` and ``around``, where they are asked for.
+    ATSS says (GFL) also the units ``dense`` and ``anchor_relations``, where they are asked for.
 
     Args:
         module: the detector as mmdetection builds it.
@@ -334,7 +334,7 @@ class Detector(Network):
         Args:
             inputs: (B, 3, H, W) as the detector's preprocessor gives them.
             samples: mmdetection's ``DetDataSample`` of every image.
-            units: those that are wanted; ``dense`` and ``around`` are left out where they are not.
+            units: those that are wanted; ``dense`` and ``anchor_relations`` are left out where they are not.
         """
         with ExitStack() as stack:
             features = stack.enter_context(recorded(self.module, "extract_feat"))
@@ -350,7 +350,7 @@ class Detector(Network):
         corners = tuple(sample.gt_instances.bboxes for sample in samples)
         corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
         regions = inputs.new_zeros(0)
-        answer: Dense | None = None
+        answer: DenseOutputs | None = None
         labels, logits = inputs.new_zeros(0, dtype=torch.long), total.detach().reshape(1, 1)
         target: tuple[Any, ...] = ()
         if self.two_stage:
@@ -361,8 +361,10 @@ class Detector(Network):
             (anchors, valid, *_), (_, learnt, *_) = targets[0]
             level = torch.cat([torch.full_like(own, number).flatten() for number, own in enumerate(learnt)])
             classes = torch.cat([own.flatten() for own in learnt])
-            if "around" in units:
-                kept["around"] = self._around(anchors, valid, [level.shape[1] for level in learnt], corners)
+            if "anchor_relations" in units:
+                kept["anchor_relations"] = self._anchor_relations(
+                    anchors, valid, [level.shape[1] for level in learnt], corners
+                )
             (scores, edges, *_), _ = dense[0]
             answer = self._dense(scores, edges, level, (classes >= 0) & (classes < self.classes))
             kept["dense"] = answer
@@ -398,14 +400,16 @@ class Detector(Network):
         """The levels that the region heads read."""
         return tuple(maps[: self.module.roi_head.bbox_roi_extractor.num_inputs])
 
-    def _dense(self, scores: Sequence[Tensor], edges: Sequence[Tensor], level: Tensor, positive: Tensor) -> Dense:
+    def _dense(
+        self, scores: Sequence[Tensor], edges: Sequence[Tensor], level: Tensor, positive: Tensor
+    ) -> DenseOutputs:
         """What the head gave, (B, ., H, W) for every level, place by place."""
         answers = [torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels]) for levels in (scores, edges)]
-        return Dense(answers[0], answers[1].unflatten(1, self.shape("dense")), level, positive)
+        return DenseOutputs(answers[0], answers[1].unflatten(1, self.shape("dense")), level, positive)
 
-    def _around(
+    def _anchor_relations(
         self, anchors: Sequence[Tensor], valid: Sequence[Tensor], sizes: list[int], boxes: Sequence[Tensor]
-    ) -> Around:
+    ) -> AnchorRelations:
         """Where the places of a batch lie to its objects.
 
         Args:
@@ -422,7 +426,7 @@ class Detector(Network):
             valuable.append(corners.new_zeros(len(flags)).masked_scatter(inside, found))
             near.append(inside.masked_scatter(inside, functional.near_region(corners[inside], objects)))
         by_level = [torch.stack(parts).split(sizes, 1) for parts in (valuable, near)]
-        return Around(*(torch.cat([x.flatten() for x in parts]) for parts in by_level))
+        return AnchorRelations(*(torch.cat([x.flatten() for x in parts]) for parts in by_level))
 
     def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
         raise NotImplementedError("a detector learns from images with objects; see learn and teach")
@@ -437,7 +441,7 @@ class Detector(Network):
     def insert(self, unit: str, name: str, part: nn.Module) -> Network:
         raise UserError("parts cannot be inserted into detectors")
 
-    def folded(self) -> Detector:
+    def fold_batch_norms(self) -> Detector:
         return self
 
     def plain(self) -> nn.Module:

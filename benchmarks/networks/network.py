@@ -34,6 +34,10 @@ class Chain:
     taps: Mapping[str, nn.Module] = field(default_factory=dict)
     alone: bool = True
 
+    def position(self, unit: str) -> int:
+        """Where a unit stands, from 0."""
+        return [name for name, _ in self.units].index(unit)
+
 
 class Architecture(nn.Module):
     """Base of the suite's own architectures: the forward pass is the chain, so the view cannot differ from it."""
@@ -157,12 +161,12 @@ class NetworkView(Network):
             raise UserError(f"the network has a unit called '{name}' already")
         return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, part)))
 
-    def grafted(self, unit: str, name: str, part: nn.Module, other: Network, entry: str) -> NetworkView:
-        assert isinstance(other, NetworkView)
-        if self._inserted or other._inserted:
-            raise ValueError("graft before inserting parts")
-        grafted = Grafted(self._only(until=unit), unit, name, part, other._only(after=entry), entry)
-        return NetworkView(grafted, methodcaller("chain"), self.input_shape)
+    def with_teacher_tail(self, unit: str, name: str, part: nn.Module, teacher: Network, entry: str) -> NetworkView:
+        assert isinstance(teacher, NetworkView)
+        if self._inserted or teacher._inserted:
+            raise ValueError("a network takes its teacher's tail before parts are inserted")
+        joint = WithTeacherTail(self._only(until=unit), unit, name, part, teacher._only(after=entry), entry)
+        return NetworkView(joint, methodcaller("chain"), self.input_shape)
 
     def used(self, after: str = "", until: str = "") -> set[str]:
         """Names of the parameters of ``module`` that are used after a unit, or up to one."""
@@ -191,7 +195,7 @@ class NetworkView(Network):
                 own.module.set_submodule(name, nn.Identity())
         return NetworkView(own.module, self._chain_of, self.input_shape)
 
-    def folded(self) -> NetworkView:
+    def fold_batch_norms(self) -> NetworkView:
         if self._folded is None:
             # Not a submodule: the copy must not show up in this network's parameters or state dict.
             object.__setattr__(self, "_folded", self if self._frozen_without_norms() else self._fold())
@@ -261,12 +265,12 @@ def _shape(x: Any) -> tuple[Any, ...]:
     return tuple(map(_shape, x)) if isinstance(x, tuple) else tuple(x.shape[1:])
 
 
-TAIL = "tail."
-"""Before the names of units that a graft has from the other network."""
+TEACHER_TAIL = "tail."
+"""Before the names of units that a network has from its teacher; see :meth:`NetworkView.with_teacher_tail`."""
 
 
-class Grafted(Architecture):
-    """The units of ``trunk`` up to ``unit``, a part, and those of ``tail`` after ``entry``, which are not trained."""
+class WithTeacherTail(Architecture):
+    """The units of ``trunk`` up to ``unit``, a part, and the teacher's units after ``entry``, which are not trained."""
 
     def __init__(
         self, trunk: NetworkView, unit: str, name: str, part: nn.Module, tail: NetworkView, entry: str
@@ -276,34 +280,34 @@ class Grafted(Architecture):
         self._chains = trunk._chain_of, tail._chain_of
         self._names = unit, name, entry
 
-    def train(self, mode: bool = True) -> Grafted:
+    def train(self, mode: bool = True) -> WithTeacherTail:
         super().train(mode)
         self.tail.eval()
         return self
 
     def chain(self) -> Chain:
         unit, name, entry = self._names
-        ours, theirs = self._chains[0](self.trunk), self._chains[1](self.tail)
-        units, tail = list(ours.units), list(theirs.units)
-        units = [*units[: [known for known, _ in units].index(unit) + 1], (name, self.part)]
-        units += [(f"{TAIL}{known}", run) for known, run in tail[[known for known, _ in tail].index(entry) + 1 :]]
-        names = {known for known, _ in units}
+        trunk, tail = self._chains[0](self.trunk), self._chains[1](self.tail)
+        kept, entered = trunk.position(unit) + 1, tail.position(entry) + 1
+        units: list[tuple[str, Callable[[Any], Any]]] = [*trunk.units[:kept], (name, self.part)]
+        units += [(f"{TEACHER_TAIL}{tail_unit}", run) for tail_unit, run in tail.units[entered:]]
+        names = {unit for unit, _ in units}
         stages, preacts, blocks, layers = (
-            tuple(known for known in own if known in names)
-            for own in (ours.layout.stages, ours.layout.preacts, ours.layout.blocks, ours.layout.layers)
+            tuple(unit for unit in field if unit in names)
+            for field in (trunk.layout.stages, trunk.layout.preacts, trunk.layout.blocks, trunk.layout.layers)
         )
-        pooled = f"{TAIL}{theirs.layout.pooled}"
+        pooled = f"{TEACHER_TAIL}{tail.layout.pooled}"
         layout = replace(
-            ours.layout,
+            trunk.layout,
             stages=stages,
             preacts=preacts,
             blocks=blocks,
             last_map=name,
             pooled=pooled,
-            rectified=ours.layout.rectified & names,
+            rectified=trunk.layout.rectified & names,
             layers=(*layers, pooled),
         )
-        return Chain(tuple(units), layout, ours.taps)
+        return Chain(tuple(units), layout, trunk.taps)
 
 
 PARTS = "parts."

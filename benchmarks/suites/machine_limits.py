@@ -107,7 +107,7 @@ def memory(bench: Bench) -> Memory:
     """
     bench.step()
     device, batches = bench.data.device, endless(bench.data, bench.protocol.batch_size)
-    teacher = [bench.teacher.network, bench.teacher.network.folded()] if bench.teacher else []
+    teacher = [bench.teacher.network, bench.teacher.network.fold_batch_norms()] if bench.teacher else []
     weights = _bytes(_of_networks(teacher))
     cells = sum(_bytes(_of_cell(member)) for member in bench.members)
     inputs, kept = shared(next(batches), WHOLE, bench.teacher, bench.members)

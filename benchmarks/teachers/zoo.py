@@ -297,7 +297,7 @@ def saved_encoder(folder: Path, task: Any) -> dict[str, Tensor]:
 
 def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:
     """A teacher's value of its task's metric, computed with the folded network that training uses."""
-    module = network.folded().plain()
+    module = network.fold_batch_norms().plain()
     return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""][get_task(entry.task).metric]
 
 

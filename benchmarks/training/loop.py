@@ -81,7 +81,7 @@ class SharedTeacher:
         found = []
         for batch in data.augmented(seed, self.protocol.batch_size):
             with torch.no_grad(), autocast(self.protocol, data.device):
-                found.append(self.network.folded()(batch.inputs(self.normalisation), fields=()).logits)
+                found.append(self.network.fold_batch_norms()(batch.inputs(self.normalisation), fields=()).logits)
         self.logits = torch.cat(found)
 
     def outputs(self, batch: TaskBatch, members: Sequence[Member]) -> Outputs | None:
@@ -93,7 +93,7 @@ class SharedTeacher:
         for member in wanting:
             at.update(member.needs.teacher_units)
             fields.update(name for name in member.needs.teacher if name != "logits")
-        network = self.network.folded()
+        network = self.network.fold_batch_norms()
         with torch.no_grad(), autocast(self.protocol, batch.inputs(self.normalisation).device):
             kept = network(batch.inputs(self.normalisation), at=at, fields=fields)
             if views(wanting) > 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import kd_methods
-from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, Study
+from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, TeacherPass
 from kd_methods.errors import UserError
 
 from ..common.seeding import Stream, derive
@@ -40,7 +40,7 @@ class Member:
         data: the task's data on the device.
         teacher: the frozen teacher as the methods get it (not folded), or None.
         run: where its results go.
-        study: what the method is prepared from; without one it keeps its stand-ins.
+        teacher_pass: what the method is prepared from; without one it keeps its stand-ins.
         observe: measures the student after every epoch; what it returns is recorded.
         start: the weights that the cell's student starts from, where it has such.
     """
@@ -52,7 +52,7 @@ class Member:
         data: TaskData,
         teacher: NetworkView | None,
         run: Run,
-        study: Study | None = None,
+        teacher_pass: TeacherPass | None = None,
         observe: Callable[[Network], dict[str, Any]] | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -73,8 +73,8 @@ class Member:
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
             self.student.compiles = protocol.compile  # type: ignore[assignment]
-            if study:
-                self.method.prepare(study)
+            if teacher_pass:
+                self.method.prepare(teacher_pass)
         phases = self.method.phases()
         for needs in (self.method.needs, *(phase.needs for phase in phases)):
             self._check_needs(teacher, needs)

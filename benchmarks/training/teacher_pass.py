@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_methods.contract import Outputs, Study
+from kd_methods.contract import Outputs, TeacherPass
 from kd_methods.errors import UserError
 
 from ..common.files import digest, write_bytes, write_json
@@ -37,7 +37,7 @@ class NotKept(Exception):
 
 
 def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
-    """What a study of a teacher on a cell's training images depends on, as JSON values."""
+    """What a pass of a teacher over a cell's training images depends on, as JSON values."""
     versions = (f"task:{cell.task}", f"network:{teacher.network}")
     return {
         "teacher": teacher.identity(),
@@ -51,8 +51,8 @@ def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TeacherStudy(Study):
-    """See :class:`kd_methods.contract.Study`.
+class StoredTeacherPass(TeacherPass):
+    """See :class:`kd_methods.contract.TeacherPass`.
 
     Args:
         network: the frozen teacher.
@@ -83,8 +83,8 @@ class TeacherStudy(Study):
         folder: Path,
         say: Callable[[str], None],
         stopping: Callable[[], bool] = lambda: False,
-    ) -> TeacherStudy:
-        """The study of a teacher on the training images of a cell, which need not have that teacher itself."""
+    ) -> StoredTeacherPass:
+        """The pass of a teacher over the training images of a cell, which need not have that teacher itself."""
         return cls(network, (teacher.mean, teacher.std), data, _identity(cell, teacher), folder, say, stopping)
 
     @property
@@ -94,7 +94,7 @@ class TeacherStudy(Study):
 
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
         indices = torch.arange(self.data.info.num_samples) if indices is None else indices
-        network, units = self.network.folded(), tuple(units)
+        network, units = self.network.fold_batch_norms(), tuple(units)
         started = time.monotonic()
         for done, batch in enumerate(self.data.cleaned(indices, BATCH)):
             if self.stopping():
@@ -128,8 +128,8 @@ class TeacherStudy(Study):
             self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
         return {name: value.to(self.data.device) for name, value in state.items()}
 
-    def kept_only(self) -> TeacherStudy:
-        """This study where nothing is computed: asking for what is not kept raises :class:`NotKept`."""
+    def kept_only(self) -> StoredTeacherPass:
+        """This pass where nothing is computed: asking for what is not kept raises :class:`NotKept`."""
         return _Kept(**vars(self))
 
     def _found(self, path: Path) -> dict[str, Tensor] | None:
@@ -141,6 +141,6 @@ class TeacherStudy(Study):
         return None
 
 
-class _Kept(TeacherStudy):
+class _Kept(StoredTeacherPass):
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
         raise NotKept

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import Study
+from ..contract import TeacherPass
 from ..errors import UserError
 
 
@@ -42,11 +42,13 @@ def count(shape: tuple[int, ...], factor: int = 1) -> int:
     return shape[1] * shape[2] // factor**2 if len(shape) == 3 else shape[0]
 
 
-def stream(study: Study, unit: str, factor: int = 1, indices: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def stream(
+    teacher_pass: TeacherPass, unit: str, factor: int = 1, indices: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (features (N, D), labels (N,)) of the teacher's ``unit``, one row per location, where the teacher is.
 
-    See :meth:`kd_methods.contract.Study.outputs` for ``indices``.
+    See :meth:`kd_methods.contract.TeacherPass.outputs` for ``indices``.
     """
-    for outputs, labels in study.outputs((unit,), indices):
+    for outputs, labels in teacher_pass.outputs((unit,), indices):
         features = rows(outputs[unit], factor)
         yield features, labels.to(features.device).repeat_interleave(len(features) // len(labels))

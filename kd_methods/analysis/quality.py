@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..contract import Study
+from ..contract import TeacherPass
 
 EntropyNorm = Literal["ln5", "lnN"]
 Metric = Literal["Q", "S", "I", "E", "sqrtIE"]
@@ -74,11 +74,13 @@ class Quality:
         return tuple(self.units[i] for i in sorted(ranked[:count]))
 
 
-def quality(study: Study, units: Sequence[str], classes: int, samples: int = 5000, per_class: int = 500) -> Quality:
+def quality(
+    teacher_pass: TeacherPass, units: Sequence[str], classes: int, samples: int = 5000, per_class: int = 500
+) -> Quality:
     """Quality of the teacher's ``units`` on its training images, without augmentation; computed once.
 
     Args:
-        study: the teacher on its training images.
+        teacher_pass: the teacher on its training images.
         units: layers, in order of depth.
         classes: number of classes.
         samples: size of the class-balanced random subset for S, E and the least cosines.
@@ -88,36 +90,38 @@ def quality(study: Study, units: Sequence[str], classes: int, samples: int = 500
     names = ("separation", "self_pairs", "least", "expansion", "entropy", "per_class")
 
     def compute() -> dict[str, Tensor]:
-        return dict(zip(names, _measure(study, units, classes, samples, per_class), strict=True))
+        return dict(zip(names, _measure(teacher_pass, units, classes, samples, per_class), strict=True))
 
-    found = study.stored("layer quality 2", settings, compute)
+    found = teacher_pass.stored("layer quality 2", settings, compute)
     parts = {name: found[name].cpu() for name in names}
     return Quality(tuple(units), per_class=int(parts.pop("per_class")), **parts)
 
 
-def _measure(study: Study, units: Sequence[str], classes: int, samples: int, per_class: int) -> list[Tensor]:
+def _measure(
+    teacher_pass: TeacherPass, units: Sequence[str], classes: int, samples: int, per_class: int
+) -> list[Tensor]:
     draws = torch.Generator().manual_seed(0)
-    own = [torch.nonzero(study.labels == label).flatten() for label in range(classes)]
+    own = [torch.nonzero(teacher_pass.labels == label).flatten() for label in range(classes)]
     own = [found[torch.randperm(len(found), generator=draws)] for found in own if len(found)]
     few = [found[: max(2, samples // classes)] for found in own]
     many = [found[:per_class] for found in own]
 
     results: dict[str, tuple[float, ...]] = {}
-    for unit, features in _features(study, units, torch.cat(few)):
-        results[unit] = distances(features, [len(part) for part in few], len(study.labels))
+    for unit, features in _features(teacher_pass, units, torch.cat(few)):
+        results[unit] = distances(features, [len(part) for part in few], len(teacher_pass.labels))
     entropies: dict[str, list[float]] = {unit: [] for unit in units}
     for label, part in enumerate(many, 1):
-        study.progress(f"spectra, class {label} of {len(many)}")
-        for unit, features in _features(study, units, part):
+        teacher_pass.progress(f"spectra, class {label} of {len(many)}")
+        for unit, features in _features(teacher_pass, units, part):
             entropies[unit].append(spectral_entropy(features))
     entropy = torch.tensor([entropies[unit] for unit in units], dtype=torch.float64).mean(1)
     size = torch.tensor(sum(map(len, many)) / len(many)).round()
     return [*torch.tensor([results[unit] for unit in units], dtype=torch.float64).unbind(1), entropy, size]
 
 
-def _features(study: Study, units: Sequence[str], indices: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _features(teacher_pass: TeacherPass, units: Sequence[str], indices: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Every unit with its features (n, d) of those images, in as many passes as memory asks for."""
-    outputs, _ = next(iter(study.outputs(units, indices[:1])))
+    outputs, _ = next(iter(teacher_pass.outputs(units, indices[:1])))
     sizes = {unit: outputs[unit].numel() * len(indices) for unit in units}
     waiting = list(units)
     while waiting:
@@ -127,7 +131,7 @@ def _features(study: Study, units: Sequence[str], indices: Tensor) -> Iterator[t
             held += sizes[waiting[0]]
             now.append(waiting.pop(0))
         parts: dict[str, list[Tensor]] = {unit: [] for unit in now}
-        for outputs, _ in study.outputs(now, indices):
+        for outputs, _ in teacher_pass.outputs(now, indices):
             for unit in now:
                 parts[unit].append(outputs[unit].flatten(1).float())
         for unit in now:

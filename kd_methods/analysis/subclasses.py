@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ..contract import Study
+from ..contract import TeacherPass
 from ..errors import UserError
 from .locations import stream
 
@@ -29,11 +29,11 @@ class Subclasses:
     decisions: Tensor
 
 
-def find(study: Study, unit: str, factor: int, classes: int, per: int, dimensions: int) -> Subclasses:
+def find(teacher_pass: TeacherPass, unit: str, factor: int, classes: int, per: int, dimensions: int) -> Subclasses:
     """Sub-classes of a unit's local features, each part computed once.
 
     Args:
-        study: the teacher on its training images.
+        teacher_pass: the teacher on its training images.
         unit: whose output.
         factor: by which maps are average-pooled first.
         classes: number of classes.
@@ -47,25 +47,27 @@ def find(study: Study, unit: str, factor: int, classes: int, per: int, dimension
     where = {"unit": unit, "pooling": factor, "dimensions": dimensions}
 
     def spread() -> dict[str, Tensor]:
-        projection, mean = discriminants(study, unit, factor, classes, dimensions)
+        projection, mean = discriminants(teacher_pass, unit, factor, classes, dimensions)
         return {"projection": projection, "mean": mean}
 
-    found = study.stored("discriminants 1", where, spread)
+    found = teacher_pass.stored("discriminants 1", where, spread)
     projection, mean = found["projection"], found["mean"]
     projection = F.pad(projection, (0, dimensions - projection.shape[1]))
     where["subclasses"] = per
-    inner = study.stored(
-        "sub-classes 1", where, lambda: {"centres": centres(study, unit, factor, projection, mean, classes, per)}
+    inner = teacher_pass.stored(
+        "sub-classes 1", where, lambda: {"centres": centres(teacher_pass, unit, factor, projection, mean, classes, per)}
     )["centres"]
-    decisions = study.stored(
+    decisions = teacher_pass.stored(
         "sub-class decisions 1",
         where,
-        lambda: {"decisions": scores(study, unit, factor, projection, mean, inner)},
+        lambda: {"decisions": scores(teacher_pass, unit, factor, projection, mean, inner)},
     )["decisions"]
     return Subclasses(projection, mean, inner, decisions)
 
 
-def discriminants(study: Study, unit: str, factor: int, classes: int, dimensions: int) -> tuple[Tensor, Tensor]:
+def discriminants(
+    teacher_pass: TeacherPass, unit: str, factor: int, classes: int, dimensions: int
+) -> tuple[Tensor, Tensor]:
     """Linear discriminant analysis of the features of ``unit``, each labelled with its image's class.
 
     The scatter matrices are summed in one pass, so memory does not grow with the data. Agrees with scikit-learn's
@@ -73,7 +75,7 @@ def discriminants(study: Study, unit: str, factor: int, classes: int, dimensions
     factor, which no distance comparison depends on.
 
     Args:
-        study: the teacher on its training images.
+        teacher_pass: the teacher on its training images.
         unit: whose output.
         factor: by which maps are average-pooled first.
         classes: number of classes.
@@ -84,7 +86,7 @@ def discriminants(study: Study, unit: str, factor: int, classes: int, dimensions
         covariance.
     """
     counts = sums = second = shift = None
-    for features, labels in stream(study, unit, factor):
+    for features, labels in stream(teacher_pass, unit, factor):
         features = features.double()
         if counts is None or sums is None or second is None or shift is None:
             # Moments about a point within the data: differences of large sums would lose digits.
@@ -110,19 +112,21 @@ def discriminants(study: Study, unit: str, factor: int, classes: int, dimensions
     return (whiten @ directions.flip(1))[:, :rank], mean + shift
 
 
-def centres(study: Study, unit: str, factor: int, projection: Tensor, mean: Tensor, classes: int, per: int) -> Tensor:
+def centres(
+    teacher_pass: TeacherPass, unit: str, factor: int, projection: Tensor, mean: Tensor, classes: int, per: int
+) -> Tensor:
     """Centres (classes, per, dimensions) of each class's projected features by k-means, one class after another.
 
     Those of a class without images are :data:`FAR`.
     """
     found = []
     for label in range(classes):
-        study.progress(f"class {label + 1} of {classes}")
-        own = torch.nonzero(study.labels == label).flatten()
+        teacher_pass.progress(f"class {label + 1} of {classes}")
+        own = torch.nonzero(teacher_pass.labels == label).flatten()
         if not len(own):
             found.append(torch.full((per, projection.shape[1]), FAR))
             continue
-        parts = [project(features, projection, mean).cpu() for features, _ in stream(study, unit, factor, own)]
+        parts = [project(features, projection, mean).cpu() for features, _ in stream(teacher_pass, unit, factor, own)]
         if sum(map(len, parts)) < per:
             raise UserError(f"class {label} has {sum(map(len, parts))} locations, too few for {per} sub-classes")
         # Several threads would add up in the order in which they finish: other bits every time.
@@ -132,7 +136,9 @@ def centres(study: Study, unit: str, factor: int, projection: Tensor, mean: Tens
     return torch.stack(found)
 
 
-def scores(study: Study, unit: str, factor: int, projection: Tensor, mean: Tensor, centres: Tensor) -> Tensor:
+def scores(
+    teacher_pass: TeacherPass, unit: str, factor: int, projection: Tensor, mean: Tensor, centres: Tensor
+) -> Tensor:
     """Which sub-classes the teacher's local features are taken for when labels are not known.
 
     Element (k, j) of the result (8C, 8C for 8 per class) is the share of sub-class k's locations that have j's centre
@@ -141,7 +147,7 @@ def scores(study: Study, unit: str, factor: int, projection: Tensor, mean: Tenso
     """
     classes, per = centres.shape[:2]
     tally = torch.zeros(classes * per, classes * per, dtype=torch.float64)
-    for features, labels in stream(study, unit, factor):
+    for features, labels in stream(teacher_pass, unit, factor):
         points = project(features, projection, mean)
         own = nearest_of_class(points, labels, centres.to(points))
         taken = torch.cdist(points, centres.flatten(0, 1).to(points)).argmin(1)

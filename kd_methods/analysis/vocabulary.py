@@ -6,21 +6,21 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from ..contract import Study
+from ..contract import TeacherPass
 from .locations import stream
 
 BATCH = 16_384
 """Locations per update; at least four per centre."""
 
 
-def vocabulary(study: Study, unit: str, factor: int, words: int, passes: int) -> Tensor:
+def vocabulary(teacher_pass: TeacherPass, unit: str, factor: int, words: int, passes: int) -> Tensor:
     """Centres (words, D) of the features of ``unit``, Euclidean and not normalised; computed once.
 
     Mini-batch k-means over a stream, so that memory does not grow with the data. On 640,000 features of a trained
     resnet56 its centres are about as near to unseen features as those of 20 Lloyd iterations over all of them.
 
     Args:
-        study: the teacher on its training images.
+        teacher_pass: the teacher on its training images.
         unit: whose output.
         factor: by which maps are average-pooled first.
         words: number of centres.
@@ -29,18 +29,18 @@ def vocabulary(study: Study, unit: str, factor: int, words: int, passes: int) ->
     Source: letKD supplement and code (faiss k-means, 20 iterations, random start); Sculley 2010 for the updates.
     """
     settings = {"unit": unit, "pooling": factor, "words": words, "passes": passes}
-    return study.stored("visual words 1", settings, lambda: {"words": _words(study, unit, factor, words, passes)})[
-        "words"
-    ]
+    return teacher_pass.stored(
+        "visual words 1", settings, lambda: {"words": _words(teacher_pass, unit, factor, words, passes)}
+    )["words"]
 
 
-def _words(study: Study, unit: str, factor: int, words: int, passes: int) -> Tensor:
-    order = torch.randperm(len(study.labels), generator=torch.Generator().manual_seed(0))
+def _words(teacher_pass: TeacherPass, unit: str, factor: int, words: int, passes: int) -> Tensor:
+    order = torch.randperm(len(teacher_pass.labels), generator=torch.Generator().manual_seed(0))
     size = max(BATCH, 4 * words)
     means = MiniBatchKMeans(words, init="random", n_init=1, batch_size=size, random_state=0)
     for _ in range(passes):
         waiting: list[Tensor] = []
-        for features, _ in stream(study, unit, factor, order):
+        for features, _ in stream(teacher_pass, unit, factor, order):
             waiting.append(features.cpu())
             if sum(map(len, waiting)) >= size:
                 means.partial_fit(torch.cat(waiting).numpy())

@@ -139,7 +139,7 @@ class BlockKD(Method):
         if batch_statistics:
             tail = self._tail_with_batch_statistics()
             return [tail.resume(unit, feature) for unit, feature in entries]
-        tail = self.teacher.folded()
+        tail = self.teacher.fold_batch_norms()
         at, joint = entries[0]
         for unit, feature in entries[1:]:
             joint = joined([tail.resume(at, joint, until=unit), feature])

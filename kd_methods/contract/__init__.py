@@ -4,13 +4,13 @@ A method sees two networks, what their forward passes kept, and a batch. It know
 training loop; the loop knows no method. Everything that either side may ask of the other is declared here.
 """
 
-from .batch import Batch, DataInfo, Progress, Study
+from .batch import Batch, DataInfo, Progress, TeacherPass
 from .card import Card, Needs
 from .features import (
     FIELDS,
     MAPS,
-    Around,
-    Dense,
+    AnchorRelations,
+    DenseOutputs,
     Heads,
     Inputs,
     Layout,
@@ -25,11 +25,11 @@ from .network import Network
 __all__ = [
     "FIELDS",
     "MAPS",
-    "Around",
+    "AnchorRelations",
     "Batch",
     "Card",
     "DataInfo",
-    "Dense",
+    "DenseOutputs",
     "Heads",
     "Inputs",
     "Layout",
@@ -42,7 +42,7 @@ __all__ = [
     "Phase",
     "Progress",
     "Pyramid",
-    "Study",
+    "TeacherPass",
     "Tokens",
     "joined",
 ]

@@ -75,7 +75,7 @@ class Progress:
         return sum(min(epoch / epochs, 1.0) for epoch in covered) / len(covered)
 
 
-class Study:
+class TeacherPass:
     """The frozen teacher on the training set as it is: what :meth:`Method.prepare` computes from.
 
     labels are the training set's, (N,) on the CPU.

@@ -70,7 +70,7 @@ def joined(features: Sequence[Tensor | Tokens]) -> Any:
     return torch.cat(list(features))  # type: ignore[arg-type]
 
 
-class Dense(NamedTuple):
+class DenseOutputs(NamedTuple):
     """What a one-stage detector says at every place of its pyramid.
 
     There is one anchor at each place; they lie level by level, image by image, row by row.
@@ -87,8 +87,8 @@ class Dense(NamedTuple):
     positive: Tensor
 
 
-class Around(NamedTuple):
-    """What the places of :class:`Dense` are to the objects of a batch.
+class AnchorRelations(NamedTuple):
+    """What the places of :class:`DenseOutputs` are to the objects of a batch.
 
     valuable  (N,) weights of the places in :func:`functional.valuable_region`, zero elsewhere
     near      (N,) whether a place is in :func:`functional.near_region`
@@ -115,8 +115,8 @@ class Layout:
     uniform   the blocks are layers of one kind, so that networks of different depth are matched at equal shares of it
     inputs    what the network reads; the features of a text encoder are :class:`Tokens`. Of a detector the stages are
               the levels of its pyramid, each (B, C, H, W), the logits are those of the regions, (N, K + 1), and the
-              unit ``pyramid`` is a :class:`Pyramid` or the units ``dense`` and ``around`` a :class:`Dense` and
-              :class:`Around`; it has no stem, preacts, blocks, last_map and pooled
+              unit ``pyramid`` is a :class:`Pyramid` or the units ``dense`` and ``anchor_relations`` are
+              :class:`DenseOutputs` and :class:`AnchorRelations`; it has no stem, preacts, blocks, last_map and pooled
     prefix_tokens  of a vision transformer, how many of its tokens stand for no patch (the class token); the others are
               a square of patches, and the fields are read as maps of it, while the units' own outputs are tokens
     softmax   whether the logits are those of a softmax; else every class has a sigmoid of its own

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .batch import Batch, DataInfo, Progress, Study
+from .batch import Batch, DataInfo, Progress, TeacherPass
 from .card import Card, Needs
 from .features import Outputs
 from .network import Network
@@ -104,7 +104,7 @@ class Method(nn.Module):
         """The student as it is trained, for methods that change it; by default unchanged."""
         return student
 
-    def prepare(self, study: Study) -> None:
+    def prepare(self, teacher_pass: TeacherPass) -> None:
         """Compute once, before training, what the losses need of the teacher and the training set.
 
         Called after :meth:`adapt`, and not at all where only the cost of a step is asked for: what it fills in has to

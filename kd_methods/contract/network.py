@@ -35,15 +35,15 @@ class Network(nn.Module):
         """The network with ``part`` added after ``unit`` as a unit of its own called ``name``."""
         raise NotImplementedError
 
-    def grafted(self, unit: str, name: str, part: nn.Module, other: Network, entry: str) -> Network:
-        """This network up to ``unit``, ``part`` as a unit called ``name``, and what follows ``entry`` in ``other``.
+    def with_teacher_tail(self, unit: str, name: str, part: nn.Module, teacher: Network, entry: str) -> Network:
+        """This network up to ``unit``, ``part`` as a unit called ``name``, and the teacher's units after ``entry``.
 
-        One network, trained and deployed without what does not run in it. It has copies of both networks; the end that
-        is ``other``'s stays frozen and in evaluation mode.
+        One network, trained and deployed without what does not run in it. It has copies of both networks; the teacher's
+        tail stays frozen and in evaluation mode.
         """
         raise NotImplementedError
 
-    def folded(self) -> Network:
+    def fold_batch_norms(self) -> Network:
         """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
         raise NotImplementedError
 

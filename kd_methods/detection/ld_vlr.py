@@ -37,7 +37,9 @@ class LDValuable(Method):
         ),
         inputs="detection",
     )
-    needs = Needs(student=("stages",), teacher=("stages",), student_units=("dense", "around"), teacher_units=("dense",))
+    needs = Needs(
+        student=("stages",), teacher=("stages",), student_units=("dense", "anchor_relations"), teacher_units=("dense",)
+    )
 
     class Settings(MethodSettings):
         main: float = Field(0.25, ge=0, description="weight of the edges at positive places")
@@ -65,10 +67,10 @@ class LDValuable(Method):
                 s.edges[at], t.edges[at], weights[at], temperature=own.temperature, normalized=False
             )
 
-        at, around = s.positive, student["around"]
+        at, relations = s.positive, student["anchor_relations"]
         distill = {
             "main": own.main * edges(at, s.classes.detach().sigmoid().amax(1)),
-            "valuable": own.valuable / 4 * edges(around.valuable > 0, around.valuable),
+            "valuable": own.valuable / 4 * edges(relations.valuable > 0, relations.valuable),
             "classes": own.classes
             * functional.place_classes(s.classes[at], t.classes[at], s.level[at], temperature=own.class_temperature),
         }
@@ -77,10 +79,10 @@ class LDValuable(Method):
         return Losses(task={"task": batch.loss(student.logits)}, distill=distill)
 
     def _imitation(self, student: Outputs, teacher: Outputs) -> Tensor:
-        dense, around, terms = student["dense"], student["around"], [student.stages[0].sum() * 0]
+        dense, relations, terms = student["dense"], student["anchor_relations"], [student.stages[0].sum() * 0]
         for level, maps in enumerate(zip(student.stages, teacher.stages, strict=True)):
             here = dense.level == level
-            near = around.near[here]
+            near = relations.near[here]
             if dense.positive[here].any() and near.any():
                 x, y = (feature.permute(0, 2, 3, 1).flatten(0, 2)[near].float() for feature in maps)
                 terms.append(F.mse_loss(x, y.detach()))

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..analysis.quality import EntropyNorm, quality
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
+from ..contract import (
+    Batch,
+    Card,
+    DataInfo,
+    Losses,
+    Method,
+    MethodSettings,
+    Needs,
+    Network,
+    Outputs,
+    Progress,
+    TeacherPass,
+)
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
@@ -135,10 +147,10 @@ class FeatureOnly(Method):
     def deployed(self, student: Network) -> nn.Module:
         return student.module
 
-    def prepare(self, study: Study) -> None:
+    def prepare(self, teacher_pass: TeacherPass) -> None:
         config = self.settings
         if config.layers is None and config.selection != "stages":
-            found = quality(study, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
+            found = quality(teacher_pass, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
             how = config.selection, config.entropy_norm, "self_pairs" in config.legacy
             self._choose(found.best(len(self.student_units), *how))
 

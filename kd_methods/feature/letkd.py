@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from .. import functional
 from ..analysis import locations, subclasses
 from ..analysis.vocabulary import vocabulary
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, Study
+from ..contract import (
+    Batch,
+    Card,
+    DataInfo,
+    Losses,
+    Method,
+    MethodSettings,
+    Needs,
+    Network,
+    Outputs,
+    Progress,
+    TeacherPass,
+)
 from ..registry import register
 from ._kd_layer import Assign, Match
 
@@ -26,7 +38,7 @@ SAMPLE = 250
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerSite:
     """Where a KD layer sits: the units of both networks, their shapes, how the teacher's map is pooled."""
 
     name: str
@@ -103,38 +115,38 @@ class LetKD1(Method):
     def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
         super().__init__(student, teacher, info, settings)
         config, self.classes = self.settings, info.num_classes
-        wanted = [self._place(name, student) for name in ("intermediate", "penultimate") if getattr(config, name)]
-        self.places = [place for place in wanted if place.alpha or place.weight]
-        if len(self.places) == 2:
-            inner, outer = self.places
+        wanted = [self._site(name, student) for name in ("intermediate", "penultimate") if getattr(config, name)]
+        self.sites = [site for site in wanted if site.alpha or site.weight]
+        if len(self.sites) == 2:
+            inner, outer = self.sites
             if inner.alpha and not outer.alpha and inner.student_unit == outer.student_unit:
                 # The last stage is one block: what is pooled has been through the intermediate layer.
-                self.places[1] = replace(outer, student_unit=f"letkd_{inner.name}")
+                self.sites[1] = replace(outer, student_unit=f"letkd_{inner.name}")
         self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
-        for place in self.places:
-            if place.name == "penultimate":
-                found = info.num_samples * locations.count(self.teacher.shape(place.teacher_unit), place.factor)
+        for site in self.sites:
+            if site.name == "penultimate":
+                found = info.num_samples * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
                 templates = max(2, min(config.words, found // PER_WORD))
-                self.register_buffer("words", _stand_in(templates, place.width), persistent=False)
+                self.register_buffer("words", _stand_in(templates, site.width), persistent=False)
             else:
                 templates = config.subclasses * info.num_classes
-                self.dimensions = max(1, min(config.dimensions, info.num_classes - 1, place.width))
-                self.register_buffer("projection", _stand_in(place.width, self.dimensions), persistent=False)
-                self.register_buffer("mean", torch.zeros(place.width), persistent=False)
+                self.dimensions = max(1, min(config.dimensions, info.num_classes - 1, site.width))
+                self.register_buffer("projection", _stand_in(site.width, self.dimensions), persistent=False)
+                self.register_buffer("mean", torch.zeros(site.width), persistent=False)
                 shape = (info.num_classes, config.subclasses, self.dimensions)
                 self.register_buffer("centres", _stand_in(*shape), persistent=False)
                 self.register_buffer("decisions", torch.eye(templates), persistent=False)
-            self.matches[place.name] = Match(place.channels, templates)
-            if place.alpha:
-                self.assigns[place.name] = Assign(place.channels, templates, place.alpha, config.normalise_assignment)
-        taught = tuple(place for place in self.places if place.weight)
+            self.matches[site.name] = Match(site.channels, templates)
+            if site.alpha:
+                self.assigns[site.name] = Assign(site.channels, templates, site.alpha, config.normalise_assignment)
+        taught = tuple(site for site in self.sites if site.weight)
         self.needs = Needs(
-            student_units=tuple(f"letkd_{place.name}_match" if place.alpha else place.student_unit for place in taught),
-            teacher_units=tuple(place.teacher_unit for place in taught),
+            student_units=tuple(f"letkd_{site.name}_match" if site.alpha else site.student_unit for site in taught),
+            teacher_units=tuple(site.teacher_unit for site in taught),
             min_batch=2,
         )
 
-    def _place(self, name: str, student: Network) -> Place:
+    def _site(self, name: str, student: Network) -> LayerSite:
         ours, theirs = (
             (network.layout.entry if name == "intermediate" else network.layout.last_map)
             for network in (student, self.teacher)
@@ -143,38 +155,38 @@ class LetKD1(Method):
         factor = locations.pooling(f"method '{self.card.name}'", *shapes)
         channels, width = (shape[0] if len(shape) == 3 else shape[-1] for shape in shapes)
         alpha, weight = (getattr(self.settings, f"{kind}_{name}") for kind in ("alpha", "weight"))
-        return Place(name, ours, theirs, channels, width, factor, alpha, weight)
+        return LayerSite(name, ours, theirs, channels, width, factor, alpha, weight)
 
     def adapt(self, student: Network) -> Network:
-        for place in self.places:
-            if place.alpha:
+        for site in self.sites:
+            if site.alpha:
                 # Where the last stage is one block both layers follow the same unit, the intermediate one first.
-                unit = place.student_unit if place.name == "intermediate" else student.layout.last_map
-                name = f"letkd_{place.name}"
-                student = student.insert(unit, f"{name}_match", self.matches[place.name])
-                student = student.insert(f"{name}_match", name, self.assigns[place.name])
+                unit = site.student_unit if site.name == "intermediate" else student.layout.last_map
+                name = f"letkd_{site.name}"
+                student = student.insert(unit, f"{name}_match", self.matches[site.name])
+                student = student.insert(f"{name}_match", name, self.assigns[site.name])
         return student
 
-    def prepare(self, study: Study) -> None:
+    def prepare(self, teacher_pass: TeacherPass) -> None:
         config = self.settings
-        for place in self.places:
-            if place.weight and place.name == "penultimate":
-                words = vocabulary(study, place.teacher_unit, place.factor, len(self.words), config.passes)
+        for site in self.sites:
+            if site.weight and site.name == "penultimate":
+                words = vocabulary(teacher_pass, site.teacher_unit, site.factor, len(self.words), config.passes)
                 self.words.copy_(words)
-                self.sharpness = self._mean_largest_target(study, place)
-            elif place.weight:
+                self.sharpness = self._mean_largest_target(teacher_pass, site)
+            elif site.weight:
                 found = subclasses.find(
-                    study, place.teacher_unit, place.factor, self.classes, config.subclasses, self.dimensions
+                    teacher_pass, site.teacher_unit, site.factor, self.classes, config.subclasses, self.dimensions
                 )
                 for name, value in vars(found).items():
                     getattr(self, name).copy_(value)
 
-    def _mean_largest_target(self, study: Study, place: Place) -> float:
+    def _mean_largest_target(self, teacher_pass: TeacherPass, site: LayerSite) -> float:
         """How near to one-hot the targets are, on a few images: the first thing to compare between implementations."""
-        few = torch.arange(min(SAMPLE, len(study.labels)))
+        few = torch.arange(min(SAMPLE, len(teacher_pass.labels)))
         largest = [
             torch.softmax(-self.settings.inverse_temperature * torch.cdist(features, self.words).pow(2), 1).amax(1)
-            for features, _ in locations.stream(study, place.teacher_unit, place.factor, few)
+            for features, _ in locations.stream(teacher_pass, site.teacher_unit, site.factor, few)
         ]
         return float(torch.cat(largest).mean())
 
@@ -192,26 +204,26 @@ class LetKD1(Method):
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         result = Losses(task={"task": batch.loss(student.logits)})
-        for place in self.places:
-            if not place.weight:
+        for site in self.sites:
+            if not site.weight:
                 continue
             assert teacher is not None
-            features = locations.rows(teacher[place.teacher_unit], place.factor)
-            scores = self._scores(place, student)
-            if place.name == "penultimate":
+            features = locations.rows(teacher[site.teacher_unit], site.factor)
+            scores = self._scores(site, student)
+            if site.name == "penultimate":
                 inverse = self.settings.inverse_temperature
                 term = functional.word_matching(scores, features, self.words, inverse_temperature=inverse)
             else:
                 term = functional.decision_matching(scores, self._decisions(features, batch.labels))
-            result.distill[place.name] = place.weight * term
+            result.distill[site.name] = site.weight * term
         return result
 
-    def _scores(self, place: Place, student: Outputs) -> Tensor:
-        if place.alpha:
-            return student[f"letkd_{place.name}_match"][1].flatten(0, -2)
-        match = self.matches[place.name]
+    def _scores(self, site: LayerSite, student: Outputs) -> Tensor:
+        if site.alpha:
+            return student[f"letkd_{site.name}_match"][1].flatten(0, -2)
+        match = self.matches[site.name]
         assert isinstance(match, Match)
-        return match.scores(student[place.student_unit]).flatten(0, -2)
+        return match.scores(student[site.student_unit]).flatten(0, -2)
 
     def _decisions(self, features: Tensor, labels: Tensor) -> Tensor:
         points = subclasses.project(features, self.projection, self.mean)

@@ -116,7 +116,7 @@ class SimKD(Method):
         return bottleneck(c_in, c_out, self.settings.factor, tokens)
 
     def adapt(self, student: Network) -> Network:
-        return student.grafted(self.student_unit, PROJECTED, self.projector, self.teacher, self.entry())
+        return student.with_teacher_tail(self.student_unit, PROJECTED, self.projector, self.teacher, self.entry())
 
     def entry(self) -> str:
         """The teacher's unit behind which its end begins."""

@@ -409,10 +409,10 @@ def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     before = {key: value.clone() for key, value in teacher.module.state_dict().items()}
     given = batch(student)
     student.zero_grad(), student.train()
-    lesson = student.learn(given["inputs"], given["data_samples"], ("dense", "around"))
+    lesson = student.learn(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
     dense, kept = lesson.outputs["dense"], teacher.teach(given["inputs"], lesson, logits=False)
     assert dense.edges.shape == (len(dense.level), 4, 17) and dense.classes.shape == (len(dense.level), 3)
-    assert dense.positive.any() and not (dense.positive & (lesson.outputs["around"].valuable > 0)).all()
+    assert dense.positive.any() and not (dense.positive & (lesson.outputs["anchor_relations"].valuable > 0)).all()
     losses = kd_methods.build(name, student, teacher, DataInfo(64, 4)).losses(
         lesson.outputs, kept, lesson.batch, Progress(1, 1)
     )
@@ -430,19 +430,19 @@ def test_places_lie_as_the_features_do(dense_pair: Any):
     """The regions found at a place are those of its own anchor: told by the features' own coordinates."""
     student, _ = dense_pair
     given = batch(student)
-    lesson = student.train().learn(given["inputs"], given["data_samples"], ("dense", "around"))
-    dense, around = lesson.outputs["dense"], lesson.outputs["around"]
+    lesson = student.train().learn(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
+    dense, relations = lesson.outputs["dense"], lesson.outputs["anchor_relations"]
     for number, features in enumerate(lesson.outputs.stages):
         here = dense.level == number
         images, _, height, width = features.shape
-        near = around.near[here].view(images, height, width)
+        near = relations.near[here].view(images, height, width)
         stride = given["inputs"].shape[-1] // width
         for image, row, column in near.nonzero().tolist():
             # The anchor of a place covers eight strides around it, and so meets the object that it is near to.
             x, y = column * stride, row * stride
             left, top, right, bottom = lesson.batch.boxes[image].unbind(1)
             assert ((left < x + 4 * stride) & (right > x - 4 * stride) & (top < y + 4 * stride)).any() and bottom.any()
-    assert around.near.any()
+    assert relations.near.any()
 
 
 def test_valuable_region_by_loops():

@@ -21,7 +21,7 @@ from benchmarks.report import efficiency, latex, markdown
 from benchmarks.report.model import Column, Entry, Row, Run, Table
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
-from benchmarks.training.teacher_pass import TeacherStudy
+from benchmarks.training.teacher_pass import StoredTeacherPass
 from kd_methods import functional
 from kd_methods.analysis import quality as analysis
 from kd_methods.contract import Batch, DataInfo, Progress
@@ -280,10 +280,10 @@ def test_quality_of_a_network_does_not_depend_on_how_memory_splits_it(
     layers = network.layout.layers
 
     def measured(folder: str) -> analysis.Quality:
-        study = TeacherStudy(
+        teacher_pass = StoredTeacherPass(
             network, ((0.3,) * 3, (0.3,) * 3), data, {"teacher": {"network": "x"}}, tmp_path / folder, print
         )
-        return analysis.quality(study, layers, 10, samples=200, per_class=40)
+        return analysis.quality(teacher_pass, layers, 10, samples=200, per_class=40)
 
     whole = measured("whole")
     monkeypatch.setattr(analysis, "MEMORY", 1000)
@@ -297,20 +297,22 @@ def test_quality_of_a_network_does_not_depend_on_how_memory_splits_it(
 def test_method_takes_the_layers_of_highest_quality(data: ImageData, tmp_path: Path):
     torch.manual_seed(1)
     network = data.build("resnet14").requires_grad_(False).eval()
-    study = TeacherStudy(network, ((0.3,) * 3, (0.3,) * 3), data, {"teacher": {"network": "x"}}, tmp_path, print)
+    teacher_pass = StoredTeacherPass(
+        network, ((0.3,) * 3, (0.3,) * 3), data, {"teacher": {"network": "x"}}, tmp_path, print
+    )
     small = {"samples": 200, "per_class": 40}
-    found = analysis.quality(study, network.layout.layers, 10, **small)
+    found = analysis.quality(teacher_pass, network.layout.layers, 10, **small)
     for selection in ("Q", "S", "sqrtIE"):
         method: Any = kd_methods.build(
             "feature_only", data.build("resnet8"), network, data.info, selection=selection, **small
         )
-        method.prepare(study)
+        method.prepare(teacher_pass)
         assert method.teacher_units == found.best(3, selection)
         shapes = [network.shape(unit) for unit in method.teacher_units]
         assert [projector[0].out_channels for projector in method.projectors.values()] == [s[0] for s in shapes]
         assert method.teacher_units[0] in method.remarks()[0]
     kept: Any = kd_methods.build("feature_only", data.build("resnet8"), network, data.info, selection="stages")
-    kept.prepare(study)
+    kept.prepare(teacher_pass)
     assert kept.teacher_units == network.layout.stages
 
 

@@ -12,7 +12,7 @@ import torch
 from test_methods import Setup
 from torch import Tensor
 
-RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "first_steps.json").read_text())
+RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "goldens" / "first_steps.json").read_text())
 
 
 def first_step(name: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from benchmarks.tasks.images import ImageData, Split
 from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.loop import Interrupted
 from benchmarks.training.student_run import Member
-from benchmarks.training.teacher_pass import TeacherStudy
+from benchmarks.training.teacher_pass import StoredTeacherPass
 from kd_methods import functional
 from kd_methods.analysis import locations, subclasses
 from kd_methods.analysis.vocabulary import vocabulary
@@ -96,7 +96,7 @@ def test_size_on_the_first_pair_exactly():
 def test_where_the_layers_sit(pair: tuple[str, str], inner: tuple, outer: tuple, factor: int):
     method, student = adapted("letkd2", pair)
     assert (student.shape("letkd_intermediate"), student.shape("letkd_penultimate")) == (inner, outer)
-    assert [place.factor for place in method.places] == [factor, factor]
+    assert [site.factor for site in method.sites] == [factor, factor]
     assert student.layout.last_map == "letkd_penultimate"
     units = student.units
     assert units[units.index("letkd_penultimate") + 1].startswith(("pool", "flatten"))
@@ -198,38 +198,40 @@ def data() -> ImageData:
                      torch.device("cpu"))  # fmt: skip
 
 
-def study_of(data: ImageData, folder: Path, seed: int = 0, **options: Any) -> TeacherStudy:
+def study_of(data: ImageData, folder: Path, seed: int = 0, **options: Any) -> StoredTeacherPass:
     torch.manual_seed(seed)
     network = data.build("resnet8").requires_grad_(False).eval()
     identity = {"teacher": {"network": "resnet8", "seed": seed}}
     said: list[str] = []
-    return TeacherStudy(network, ((0.3,) * 3, (0.3,) * 3), data, identity, folder, options.pop("say", said.append),
+    return StoredTeacherPass(network, ((0.3,) * 3, (0.3,) * 3), data, identity, folder, options.pop("say", said.append),
                         **options)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def study(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> TeacherStudy:
+def teacher_pass(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> StoredTeacherPass:
     return study_of(data, tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="module")
-def features(study: TeacherStudy) -> tuple[Tensor, Tensor]:
-    parts = list(locations.stream(study, UNIT))
+def features(teacher_pass: StoredTeacherPass) -> tuple[Tensor, Tensor]:
+    parts = list(locations.stream(teacher_pass, UNIT))
     return torch.cat([part for part, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
-def test_every_location_is_a_sample_of_its_image(study: TeacherStudy, features: tuple[Tensor, Tensor], data: ImageData):
+def test_every_location_is_a_sample_of_its_image(
+    teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor], data: ImageData
+):
     rows, labels = features
     assert rows.shape == (600 * 16, 64) and torch.equal(labels, data.info.labels.repeat_interleave(16))
-    outputs, _ = next(iter(study.outputs((UNIT,), torch.tensor([5, 3]))))
+    outputs, _ = next(iter(teacher_pass.outputs((UNIT,), torch.tensor([5, 3]))))
     first = outputs[UNIT][1].permute(1, 2, 0).reshape(-1, 64)
     assert torch.allclose(first, rows[3 * 16 : 4 * 16], atol=1e-5)
-    pooled = torch.cat([part for part, _ in locations.stream(study, UNIT, 2)])
+    pooled = torch.cat([part for part, _ in locations.stream(teacher_pass, UNIT, 2)])
     assert torch.allclose(pooled[:4].mean(0), rows[:16].mean(0), atol=1e-5)
 
 
-def test_words_are_centres_without_empty_ones(study: TeacherStudy, features: tuple[Tensor, Tensor]):
-    words = vocabulary(study, UNIT, 1, 40, 2)
+def test_words_are_centres_without_empty_ones(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
+    words = vocabulary(teacher_pass, UNIT, 1, 40, 2)
     distances = torch.cdist(features[0], words)
     sizes = distances.argmin(1).bincount(minlength=40)
     assert words.shape == (40, 64) and sizes.min() > 0 and sizes.sum() == len(features[0])
@@ -237,9 +239,9 @@ def test_words_are_centres_without_empty_ones(study: TeacherStudy, features: tup
     assert distances.min(1).values.pow(2).mean() < 0.5 * spread
 
 
-def test_discriminants_are_those_of_scikit_learn(study: TeacherStudy, features: tuple[Tensor, Tensor]):
+def test_discriminants_are_those_of_scikit_learn(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
     rows, labels = features[0].double().numpy(), features[1].numpy()
-    projection, mean = subclasses.discriminants(study, UNIT, 1, 10, 9)
+    projection, mean = subclasses.discriminants(teacher_pass, UNIT, 1, 10, 9)
     reference = LinearDiscriminantAnalysis(solver="svd", n_components=9).fit(rows, labels)
     assert np.allclose(mean, reference.xbar_, rtol=1e-6)
     ours, theirs = (rows - mean.numpy()) @ projection.numpy(), reference.transform(rows)
@@ -255,8 +257,8 @@ def test_discriminants_are_those_of_scikit_learn(study: TeacherStudy, features: 
     assert np.allclose(within, np.eye(9), atol=1e-5)
 
 
-def test_decisions_are_shares_of_locations(study: TeacherStudy, features: tuple[Tensor, Tensor]):
-    found = subclasses.find(study, UNIT, 1, 10, 4, 9)
+def test_decisions_are_shares_of_locations(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
+    found = subclasses.find(teacher_pass, UNIT, 1, 10, 4, 9)
     assert found.centres.shape == (10, 4, 9) and found.decisions.shape == (40, 40)
     assert torch.allclose(found.decisions.sum(1), torch.ones(40), atol=1e-6)
     points = subclasses.project(features[0], found.projection, found.mean)
@@ -267,8 +269,10 @@ def test_decisions_are_shares_of_locations(study: TeacherStudy, features: tuple[
     assert torch.allclose(found.decisions[7], taken.float(), atol=1e-6)
 
 
-def test_one_subclass_gives_the_confusion_of_nearest_class_means(study: TeacherStudy, features: tuple[Tensor, Tensor]):
-    found = subclasses.find(study, UNIT, 1, 10, 1, 9)
+def test_one_subclass_gives_the_confusion_of_nearest_class_means(
+    teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]
+):
+    found = subclasses.find(teacher_pass, UNIT, 1, 10, 1, 9)
     points = subclasses.project(features[0], found.projection, found.mean)
     means = torch.stack([points[features[1] == c].mean(0) for c in range(10)])
     assert torch.allclose(found.centres[:, 0].double(), means.double(), atol=1e-4)
@@ -277,9 +281,9 @@ def test_one_subclass_gives_the_confusion_of_nearest_class_means(study: TeacherS
     assert torch.allclose(found.decisions, confusion / confusion.sum(1, keepdim=True), atol=1e-3)
 
 
-def test_classes_without_images_and_missing_discriminants_change_nothing(study: TeacherStudy):
+def test_classes_without_images_and_missing_discriminants_change_nothing(teacher_pass: StoredTeacherPass):
     """As on a sample of a data set's classes: columns of zeros, and centres that nothing is near to."""
-    usual, more = subclasses.find(study, UNIT, 1, 10, 4, 9), subclasses.find(study, UNIT, 1, 13, 4, 60)
+    usual, more = subclasses.find(teacher_pass, UNIT, 1, 10, 4, 9), subclasses.find(teacher_pass, UNIT, 1, 13, 4, 60)
     assert more.projection.shape[1] == 60 and not more.projection[:, 9:].any()
     assert torch.equal(more.projection[:, :9], usual.projection)
     # Sums over 60 columns are rounded otherwise than over 9, which moves a few locations between centres.
@@ -288,9 +292,9 @@ def test_classes_without_images_and_missing_discriminants_change_nothing(study: 
     assert not more.decisions[:40, 40:].any() and torch.equal(more.decisions[40:, 40:], torch.eye(12))
 
 
-def test_too_many_subclasses_are_one_line(study: TeacherStudy):
+def test_too_many_subclasses_are_one_line(teacher_pass: StoredTeacherPass):
     with pytest.raises(UserError, match="too few for 5000 sub-classes"):
-        subclasses.find(study, UNIT, 1, 10, 5000, 9)
+        subclasses.find(teacher_pass, UNIT, 1, 10, 5000, 9)
 
 
 def test_computed_once_and_kept_by_content(data: ImageData, tmp_path: Path):
@@ -314,11 +318,11 @@ def test_computed_once_and_kept_by_content(data: ImageData, tmp_path: Path):
 
 def test_a_damaged_file_is_computed_again(data: ImageData, tmp_path: Path):
     said: list[str] = []
-    study = study_of(data, tmp_path, say=said.append)
-    study.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})
+    teacher_pass = study_of(data, tmp_path, say=said.append)
+    teacher_pass.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})
     (file,) = tmp_path.glob("*.pt")
     file.write_bytes(file.read_bytes()[:50])
-    assert study.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})["value"].sum() == 2
+    assert teacher_pass.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})["value"].sum() == 2
     assert any("computing it again" in line for line in said)
 
 
@@ -341,9 +345,9 @@ def test_stopping_loses_only_what_was_being_computed(data: ImageData, tmp_path: 
 
 
 @pytest.fixture
-def prepared(data: ImageData, study: TeacherStudy) -> Iterator[Any]:
-    method = kd_methods.build("letkd2", data.build("resnet8"), study.network, data.info)
-    method.prepare(study)
+def prepared(data: ImageData, teacher_pass: StoredTeacherPass) -> Iterator[Any]:
+    method = kd_methods.build("letkd2", data.build("resnet8"), teacher_pass.network, data.info)
+    method.prepare(teacher_pass)
     yield method
 
 

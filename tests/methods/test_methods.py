@@ -185,7 +185,7 @@ class Setup:
         for x in (self.batch.inputs, self.batch.second)[: 2 if everything else needs.views]:
             student = self.student(x, at=needs.student_units, fields=s_fields)
             with torch.no_grad():
-                teacher = self.teacher.folded()(x, at=needs.teacher_units, fields=t_fields)
+                teacher = self.teacher.fold_batch_norms()(x, at=needs.teacher_units, fields=t_fields)
             views.append((student, teacher))
         (student, teacher), *second = views
         return (student.with_second(second[0][0]), teacher.with_second(second[0][1])) if second else (student, teacher)
@@ -633,7 +633,7 @@ def test_one_sweep_equals_separate_passes(pair: tuple[str, str], chosen: tuple[i
     assert list(probes) == [f"stone_{i}" for i in expected_stones]
     for i in expected_stones:
         feature = setup.method.connectors[str(i)](blocks[i - 1])
-        for tail, tolerance in ((setup.teacher.folded(), 2e-6), (setup.teacher, 1e-5)):
+        for tail, tolerance in ((setup.teacher.fold_batch_norms(), 2e-6), (setup.teacher, 1e-5)):
             alone = tail.resume(setup.teacher.layout.blocks[-n:][i - 1], feature)
             assert (probes[f"stone_{i}"] - alone).norm() <= tolerance * alone.norm()
 

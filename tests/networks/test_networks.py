@@ -215,8 +215,8 @@ def test_folded(name: str):
     _, x, outputs = evaluated(name)
     before = state_of(view)
     parameters = [id(p) for p in view.parameters()]
-    folded = view.folded()
-    assert folded is view.folded()
+    folded = view.fold_batch_norms()
+    assert folded is view.fold_batch_norms()
     assert folded.units == view.units and folded.layout == view.layout
     assert not folded.training and not any(p.requires_grad for p in folded.parameters())
     kept = folded(x, at=view.units)
@@ -326,7 +326,7 @@ def test_insert(name: str):
         at_last = unit == view.layout.last_map
         assert scaled.layout.last_map == ("extra" if at_last else view.layout.last_map)
         assert_pooled(name, kept, scaled.layout.last_map)
-        assert_close(scaled.folded()(x, fields=()).logits, kept.logits)
+        assert_close(scaled.fold_batch_norms()(x, fields=()).logits, kept.logits)
         assert scaled.shape("extra") == view.shape(unit)
         with pytest.raises(UserError, match="extra"):
             scaled.insert(view.layout.stages[0], "extra", nn.Identity())
@@ -395,13 +395,13 @@ def test_deepcopy_keeps_inserted_parts_and_folded_copies():
     view, x, _ = evaluated("resnet8")
     scaling = nn.Conv2d(64, 64, 1, bias=False)
     scaled = view.insert(view.layout.last_map, "extra", scaling)
-    folded = scaled.folded()(x, fields=()).logits
+    folded = scaled.fold_batch_norms()(x, fields=()).logits
     copied = copy.deepcopy(scaled)
     assert torch.equal(copied(x, fields=()).logits, scaled(x, fields=()).logits)
     with torch.no_grad():
         copied.parts["extra"].weight.zero_()  # type: ignore[operator, union-attr]
     assert not torch.equal(copied(x, fields=()).logits, scaled(x, fields=()).logits)
-    assert torch.equal(scaled.folded()(x, fields=()).logits, folded)
+    assert torch.equal(scaled.fold_batch_norms()(x, fields=()).logits, folded)
 
 
 def test_only_what_is_asked_for_is_kept():

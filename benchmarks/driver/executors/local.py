@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kd_methods.contract import Study
+from kd_methods.contract import TeacherPass
 from kd_methods.errors import DiskError, UserError
 
 from ...analysis.similarity import BlockSimilarity
@@ -28,7 +28,7 @@ from ...store.runs import Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.loop import Interrupted, Report, SharedTeacher, train
 from ...training.student_run import Member
-from ...training.teacher_pass import TeacherStudy
+from ...training.teacher_pass import StoredTeacherPass
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,12 @@ class Context:
         # Before any method sees it: one may copy a part of it, or run it while it is built.
         return frozen(self.data.build(ref.network), self.weights_of(ref))
 
-    def study(self, cell: Cell, network: NetworkView) -> TeacherStudy:
+    def teacher_pass(self, cell: Cell, network: NetworkView) -> StoredTeacherPass:
         """What the methods of the cell's group are prepared from."""
         assert cell.teacher
-        return TeacherStudy.of(cell, cell.teacher, network, self.data, self.store.prepared, self.say, self.stopping)
+        return StoredTeacherPass.of(
+            cell, cell.teacher, network, self.data, self.store.prepared, self.say, self.stopping
+        )
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -144,12 +146,12 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
     try:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
-        study = observe = shared = None
+        teacher_pass = observe = shared = None
         if ref and network:
-            study = context.study(cells[0], network)
+            teacher_pass = context.teacher_pass(cells[0], network)
             observe = BlockSimilarity(network, (ref.mean, ref.std), context.data) if context.similarity else None
             shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol)
-        members = [member for cell in cells if (member := _member(cell, network, study, observe, context))]
+        members = [member for cell in cells if (member := _member(cell, network, teacher_pass, observe, context))]
         if members:
             train(
                 members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
@@ -160,7 +162,11 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
 
 
 def _member(
-    cell: Cell, teacher: NetworkView | None, study: Study | None, observe: BlockSimilarity | None, context: Context
+    cell: Cell,
+    teacher: NetworkView | None,
+    teacher_pass: TeacherPass | None,
+    observe: BlockSimilarity | None,
+    context: Context,
 ) -> Member | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
@@ -169,7 +175,7 @@ def _member(
     )  # as a teacher's, no failure of the cell
     while True:
         try:
-            member = Member(cell, context.protocol, context.data, teacher, run, study, observe, start)
+            member = Member(cell, context.protocol, context.data, teacher, run, teacher_pass, observe, start)
         except (torch.OutOfMemoryError, DiskError):  # concern the whole group, or the whole run
             raise
         except Exception as error:  # a method's own code; the other cells of the group go on
