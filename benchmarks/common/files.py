@@ -182,6 +182,8 @@ def complaint(error: ValidationError) -> tuple[list[str | int], str]:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key"
+    if first["type"] == "too_short":
+        message = f"at least {first['ctx']['min_length']} needed"
     if first["type"] == "string_type" and isinstance(first["input"], (bool, int, float, date)):
         message += "; put it in quotes"
     return [*first["loc"], *getattr(cause, "place", ())], message

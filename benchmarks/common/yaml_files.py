@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ class Misplaced(ValueError):
         self.place = place
 
 
+_SUFFIXES = (".yaml", ".yml")
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The YAML files of one kind that ship with the suite, by name; ``pattern`` says whether in folders, too."""
@@ -45,8 +49,12 @@ class Shelf:
     folder: Path
     pattern: str = "*.yaml"
 
+    @functools.cached_property
+    def files(self) -> dict[str, Path]:
+        return {path.stem: path for path in self.folder.glob(self.pattern)}
+
     def names(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob(self.pattern))
+        return sorted(self.files)
 
     def path(self, name: str) -> Path:
         """The file of a name.
@@ -54,10 +62,24 @@ class Shelf:
         Raises:
             UserError: there is none.
         """
-        for path in self.folder.glob(self.pattern):
-            if path.stem == name:
-                return path
-        raise unknown(self.kind, name, self.names())
+        if name not in self.files:
+            raise unknown(self.kind, name, self.files)
+        return self.files[name]
+
+    def named(self, name: str, file: Path, *location: str | int) -> str:
+        """What ``file`` names at ``location``, as :func:`load` takes it; what is the user's own lies beside that file.
+
+        Raises:
+            UserError: there is none of that name; the place is told.
+        """
+        try:
+            if not name.endswith(_SUFFIXES):
+                return self.path(name).stem
+            if not (own := file.parent / name).is_file():
+                raise unknown(self.kind, name, self.files)
+        except (UserError, OSError) as error:  # a name may be too long to be one
+            raise UserError(f"{where(file, *location)}: {error}") from None
+        return str(own)
 
 
 def load(model: type[Model], name: str, shelf: Shelf) -> tuple[Model, Path]:
@@ -66,7 +88,7 @@ def load(model: type[Model], name: str, shelf: Shelf) -> tuple[Model, Path]:
     Raises:
         UserError: there is none, or it is malformed (file and line are named).
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else shelf.path(name)
+    path = Path(name) if name.endswith(_SUFFIXES) else shelf.path(name)
     try:
         raw = read_yaml(path)
     except NoFile:

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from kd_methods.errors import UserError
 
-from ..common.yaml_files import TABLES, Shelf, Strict, load
+from ..common.files import complaint
+from ..common.yaml_files import TABLES, Misplaced, Shelf, Strict, load
+
+
+def _of_unit_scale(value: float) -> float:
+    if value > 1:
+        raise ValueError("mean and std are of images scaled to 0 to 1; divide those of the scale to 255 by 255")
+    return value
+
+
+Mean = Annotated[float, Field(ge=0), AfterValidator(_of_unit_scale)]
+Std = Annotated[float, Field(gt=0), AfterValidator(_of_unit_scale)]
+"""Normalisation of a channel."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+LONGEST, LARGEST = 1_000_000, 2**20
+"""Most epochs of a run and samples of a batch."""
+
+
+def of_three_channels(values: tuple[float, ...]) -> tuple[float, ...]:
+    """A normalisation as it is, if there is one.
+
+    Raises:
+        ValueError: it is not of three channels.
+    """
+    if len(values) not in (0, 3):
+        raise ValueError(f"three channels, red, green and blue, and not {len(values)}")
+    return values
 
 
 class Optimizer(Strict):
@@ -27,7 +56,7 @@ class Optimizer(Strict):
     lr: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     delta: float = Field(default=0.0, ge=0)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip: float = Field(default=0.0, ge=0)
@@ -72,7 +101,7 @@ class Detection(Strict):
     """
 
     iterations: int = Field(ge=1)
-    short_sides: tuple[int, ...] = Field(min_length=1)
+    short_sides: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     long_side: int = Field(ge=1)
     test_side: int = Field(ge=1)
     warmup: int = Field(default=0, ge=0)
@@ -91,13 +120,21 @@ class Crops(Strict):
     """
 
     size: int = Field(default=224, ge=1)
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: tuple[Share, Share] = (0.08, 1.0)
     test_resize: int = Field(default=256, ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     color_jitter: float = Field(default=0.0, ge=0)
     auto_augment: str = ""
     erase: float = Field(default=0.0, ge=0, le=1)
     workers: int = Field(default=8, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Crops:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale is the smallest and the largest share of the image's area, above 0")
+        if self.test_resize < self.size:
+            raise ValueError(f"in evaluation {self.size} pixels are cut out of {self.test_resize}: test_resize >= size")
+        return self
 
     def line(self) -> str:
         """In words, without the flip."""
@@ -152,26 +189,26 @@ class Protocol(Strict):
     """
 
     name: str
-    version: int
+    version: int = Field(ge=0)
     task: str
     title: str = ""
     source: str = ""
     deviations: tuple[str, ...] = ()
     recipe: str = ""
-    epochs: int = Field(ge=1)
-    recipe_epochs: int = 0
-    batch_size: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=LONGEST)
+    recipe_epochs: int = Field(default=0, ge=0, le=LONGEST)
+    batch_size: int = Field(ge=1, le=LARGEST)
     drop_last: bool = False
     optimizer: Optimizer
-    lr_by_student: dict[str, float] = Field(default={})
-    lr_alone: float | None = Field(default=None, gt=0)
+    lr_by_student: dict[str, Rate] = Field(default={})
+    lr_alone: Rate | None = None
     teachers_from: str = ""
     start: Literal["", "imagenet"] = ""
     schedule: Literal["steps", "onecycle", "linear", "cosine"] = "steps"
     warmup: float = Field(default=0.0, ge=0, lt=1)
-    milestones: tuple[int, ...] = ()
-    decay: float = 0.1
-    crop_padding: int = 0
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    decay: float = Field(default=0.1, gt=0, le=1)
+    crop_padding: int = Field(default=0, ge=0)
     crop_fill: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
     one_crop_per_batch: bool = False
@@ -181,8 +218,8 @@ class Protocol(Strict):
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     stored_logits: bool = False
     second_view: Literal["", "randaugment"] = ""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[Mean, ...] = ()
+    std: tuple[Std, ...] = ()
     max_length: int = Field(default=0, ge=0)
     tokenizer: str = ""
     holdout: int = Field(default=0, ge=0)
@@ -191,27 +228,40 @@ class Protocol(Strict):
     compile: bool = False
     detection: Detection | None = None
 
+    _channels = field_validator("mean", "std")(of_three_channels)
+
     @model_validator(mode="after")
     def _parts(self) -> Protocol:
+        if len(self.mean) != len(self.std):
+            raise Misplaced("mean and std belong together, one does not stand alone", "std" if self.mean else "mean")
+        length = self.recipe_epochs or self.epochs
+        if late := [milestone for milestone in self.milestones if milestone >= length]:
+            message = f"{late[0]} is not within the recipe's {length} epochs (recipe_epochs)"
+            raise Misplaced(message, "milestones", self.milestones.index(late[0]))
         if self.batch_size % self.accumulate:
-            raise ValueError(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size")
+            raise Misplaced(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size", "accumulate")
         if self.accumulate > 1 and self.optimizer.name == "dot":
-            raise ValueError("dot has two kinds of gradients, which are not accumulated")
+            raise Misplaced("dot has two kinds of gradients, which are not accumulated", "optimizer")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
-            raise ValueError("one cycle moves the momentum, and dot has two")
+            raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
+        if self.precision == "fp16" and self.optimizer.name == "dot":
+            raise Misplaced("dot has two kinds of gradients, which are not scaled for fp16; use bf16", "optimizer")
         if self.stored_logits and (self.crops or self.max_length):
-            raise ValueError("stored_logits is for images that lie on the device, without crops or max_length")
+            message = "for images that lie on the device, without crops or max_length"
+            raise Misplaced(message, "stored_logits")
         if self.detection:
             self._check_detection(self.detection)
         return self
 
     def _check_detection(self, own: Detection) -> None:
         if unread := sorted(set(self.model_dump(exclude_defaults=True)) - _OF_DETECTION):
-            raise ValueError(f"not for detection: {', '.join(unread)}")
+            raise Misplaced(f"not for detection: {', '.join(unread)}", unread[0])
         if self.optimizer.name != "sgd" or self.optimizer.decay_matrices_only or self.optimizer.backbone != 1:
-            raise ValueError("detection has the optimizer sgd, with one rate for all, which decays every parameter")
+            message = "detection has the optimizer sgd, with one rate for all, which decays every parameter"
+            raise Misplaced(message, "optimizer")
         if self.batch_size % own.processes:
-            raise ValueError(f"a batch of {self.batch_size} is not shared evenly by {own.processes} processes")
+            message = f"a batch of {self.batch_size} is not shared evenly by {own.processes} processes"
+            raise Misplaced(message, "detection", "processes")
 
     def model_post_init(self, _: Any) -> None:
         object.__setattr__(self, "recipe", self.recipe or self.name)
@@ -311,8 +361,8 @@ class Protocol(Strict):
         try:
             return Protocol.model_validate({**self.model_dump(), **update})
         except ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"{what}: {message}") from None
+            place, message = complaint(error)
+            raise UserError(f"{what}: {'.'.join(map(str, place))}: {message}") from None
 
     def recipe_epoch(self, epoch: float) -> float:
         """Where ``epoch`` of this run lies in the recipe's own epochs."""
@@ -441,8 +491,9 @@ def load_protocol(name: str) -> Protocol:
         UserError: no such protocol, or its YAML is malformed (file and line are named).
     """
     protocol, path = load(Protocol, name, PROTOCOLS)
-    if protocol.teachers_from.endswith((".yaml", ".yml")):  # one of one's own lies beside this one
-        protocol = protocol.model_copy(update={"teachers_from": str(path.parent / protocol.teachers_from)})
+    if protocol.teachers_from:
+        found = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
+        protocol = protocol.model_copy(update={"teachers_from": found})
     return protocol
 
 

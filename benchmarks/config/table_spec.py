@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
 
-from ..common.yaml_files import TABLES, Shelf, Strict, load, merged, read_yaml, validate
-from .protocol import Optimizer, Protocol
+from ..common.yaml_files import TABLES, Misplaced, Shelf, Strict, load, merged, read_yaml, validate
+from .protocol import PROTOCOLS, Optimizer, Protocol
 
 Init = Literal["", "first", "last", "spread", "heads"]
 """How a column's or row's students may start; see :class:`Pair`."""
+
+Name = Annotated[str, Field(min_length=1)]
+
+MAX_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+def _each_once(what: str, names: Iterable[Any]) -> None:
+    """Raise Misplaced where one stands twice: in a table, the second would take the first one's place."""
+    seen: list[Any] = []
+    for i, name in enumerate(names):
+        if name in seen:
+            raise Misplaced(f"the {what} '{name}' is there twice (first as number {seen.index(name) + 1})", i)
+        seen.append(name)
 
 
 class Pair(Strict):
@@ -26,9 +40,9 @@ class Pair(Strict):
     equal shares (``spread``), a detector from its neck and ``heads``.
     """
 
-    id: str
-    teacher: str
-    student: str
+    id: Name
+    teacher: Name
+    student: Name
     task: str = ""
     metric: str = ""
     init: Init = ""
@@ -37,7 +51,7 @@ class Pair(Strict):
 class TaskColumn(Strict):
     """A task that every pair of a table has a column for, and the metric to show."""
 
-    task: str
+    task: Name
     metric: str = ""
 
     @property
@@ -54,8 +68,8 @@ class Row(Strict):
     ``init`` is as in :class:`Pair`, for this row alone.
     """
 
-    id: str
-    method: str
+    id: Name
+    method: Name
     title: str = ""
     settings: dict[str, Any] = Field(default={})
     optimizer: dict[str, Any] = Field(default={})
@@ -90,23 +104,42 @@ class Matrix(Strict):
         """Tasks may be written by name alone."""
         return tuple({"task": t} if isinstance(t, str) else t for t in value) if isinstance(value, list) else value
 
+    @field_validator("pairs", check_fields=False)
+    @classmethod
+    def _pairs_once(cls, value: Any) -> Any:
+        _each_once("pair", (pair.id for pair in value or ()))
+        return value
+
+    @field_validator("tasks", check_fields=False)
+    @classmethod
+    def _tasks_once(cls, value: Any) -> Any:
+        _each_once("column", (task.label for task in value or ()))
+        return value
+
     @field_validator("methods", check_fields=False)
     @classmethod
     def _all_methods(cls, value: Any) -> Any:
+        _each_once("row", (row.id for row in value or ()))
         return value and _expanded(value)
 
 
 class Preset(Matrix):
     """A named way to run a table. What it does not set is the table's; a row's id alone is that row of the table."""
 
-    protocol: str
-    seeds: tuple[int, ...]
+    protocol: Name
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     title: str = ""
-    pairs: tuple[Pair, ...] | None = None
-    methods: tuple[Row, ...] | None = None
+    pairs: tuple[Pair, ...] | None = Field(default=None, min_length=1)
+    methods: tuple[Row, ...] | None = Field(default=None, min_length=1)
     task: str | None = None
     tasks: tuple[TaskColumn, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        _each_once("seed", value)
+        return value
 
 
 METRICS = {
@@ -150,23 +183,31 @@ class TableSpec(Matrix):
     title: str
     metric: str = ""
     extra: Literal["", "text", "detection"] = ""
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Pair, ...] = Field(min_length=1)
     tasks: tuple[TaskColumn, ...] = ()
-    methods: tuple[Row, ...]
+    methods: tuple[Row, ...] = Field(min_length=1)
     published: str = ""
     quoted: dict[str, str] = Field(default={})
     probe: str = ""
     similarity: bool = False
     sources: tuple[str, ...] = ()
     efficiency: Efficiency | None = None
-    presets: dict[str, Preset]
+    presets: dict[str, Preset] = Field(min_length=1)
+
+    @field_validator("published", "probe")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        known = [path.name for path in PUBLISHED.glob("*.csv")] if value else []
+        if value and value not in known:
+            raise ValueError(unknown("file of tables/published", value, known))
+        return value
 
     @model_validator(mode="after")
     def _known_rows(self) -> TableSpec:
         if self.efficiency:
             rows = {row.id for row in self.methods}
             if absent := {self.efficiency.row, *self.efficiency.against} - rows:
-                raise ValueError(f"efficiency names no row of the table: {', '.join(sorted(absent))}")
+                raise Misplaced(f"no row of the table: {', '.join(sorted(absent))}", "efficiency")
         return self
 
     def preset(self, name: str) -> Preset:
@@ -230,12 +271,13 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
 
 
-SHELF = Shelf("table", TABLES)
+TABLE_FILES = Shelf("table", TABLES)
+PUBLISHED = TABLES / "published"
 
 
 def table_names() -> list[str]:
     """The tables that ship with the suite."""
-    return SHELF.names()
+    return TABLE_FILES.names()
 
 
 def load_table(name: str) -> TableSpec:
@@ -244,11 +286,10 @@ def load_table(name: str) -> TableSpec:
     Raises:
         UserError: no such table, or its YAML is malformed (file and line are named).
     """
-    table, path = load(TableSpec, name, SHELF)
-    # Protocols of one's own lie beside the table.
-    for preset_name, preset in table.presets.items():
-        if preset.protocol.endswith((".yaml", ".yml")):
-            table.presets[preset_name] = preset.model_copy(update={"protocol": str(path.parent / preset.protocol)})
+    table, path = load(TableSpec, name, TABLE_FILES)
+    for key, preset in table.presets.items():
+        protocol = PROTOCOLS.named(preset.protocol, path, "presets", key, "protocol")
+        table.presets[key] = preset.model_copy(update={"protocol": protocol})
     return table
 
 
@@ -290,7 +331,7 @@ def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
 @functools.cache
 def all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
     """Published settings by method (tables/published/settings.yaml)."""
-    path = TABLES / "published" / "settings.yaml"
+    path = PUBLISHED / "settings.yaml"
     raw = read_yaml(path)
     return {
         method: tuple(validate(PairSettings, entry, path, (method, i)) for i, entry in enumerate(entries))

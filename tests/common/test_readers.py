@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import io
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,9 @@ from pydantic import BaseModel
 
 from benchmarks.common import yaml_files
 from benchmarks.common.files import NoFile, csv_text, read_csv, read_json, read_text
-from benchmarks.common.yaml_files import TABLES, read_value, read_yaml
-from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import load_table
+from benchmarks.common.yaml_files import read_value, read_yaml
+from benchmarks.config.protocol import PROTOCOLS, load_protocol
+from benchmarks.config.table_spec import TABLE_FILES, load_table
 from kd_methods.errors import DiskError, UserError
 
 
@@ -67,6 +68,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
     spec = importlib.util.spec_from_file_location("benchmarks.common.pure_yaml", yaml_files.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module.read_yaml
 
@@ -296,9 +298,17 @@ def test_any_csv(content: bytes, whole: bool, tmp_path: Path) -> None:
 @FUZZ
 @given(data=st.data())
 def test_any_table_and_protocol(data: st.DataObject, tmp_path: Path) -> None:
-    kind = data.draw(st.sampled_from(["table3-timm", "letkd-noise", "protocols/coco-1x", "protocols/imagenet-ofa"]))
-    content = (TABLES / f"{kind}.yaml").read_bytes()
+    load, shelf, name = data.draw(
+        st.sampled_from(
+            [
+                (load_table, TABLE_FILES, "table3-timm"),
+                (load_table, TABLE_FILES, "letkd-noise"),
+                (load_protocol, PROTOCOLS, "coco-1x"),
+                (load_protocol, PROTOCOLS, "imagenet-ofa"),
+            ]
+        )
+    )
+    content = shelf.path(name).read_bytes()
     start, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 40))
     changed = content[:start] + data.draw(pieces(YAML)) + content[start + length :]
-    load = load_protocol if "protocols" in kind else load_table
     reads_or_refuses(lambda path: load(str(path)), tmp_path / "t.yaml", changed)

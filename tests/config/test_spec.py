@@ -302,6 +302,55 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
         pytest.param(TABLE.replace("resnet8-resnet8", "resnet8"), 3, "'resnet8' is not of the form", id="no dash"),
         pytest.param(TABLE.replace("name: mine\n", ""), 1, "name", id="missing key"),
         pytest.param("- kd\n", 1, "mapping", id="a list"),
+        pytest.param(TABLE.replace("[kd]", "[kd, {id: kd, method: kd}]"), 4, "methods.1: the row 'kd'", id="row twice"),
+        pytest.param(TABLE.replace("[kd]", '["*", "*"]'), 4, "methods.1: the row '*' is there twice", id="all twice"),
+        pytest.param(
+            TABLE.replace(
+                "[resnet8-resnet8]", "\n  - {id: p, teacher: a, student: b}\n  - {id: p, teacher: c, student: d}"
+            ),
+            5,
+            "pairs.1: the pair 'p' is there twice",
+            id="pair twice",
+        ),
+        pytest.param(
+            TABLE.replace("[0]", "[0], methods: [{id: a, method: kd}, {id: a, method: at}]"),
+            6,
+            "presets.paper.methods.1: the row 'a' is there twice",
+            id="row of a preset twice",
+        ),
+        pytest.param(TABLE + "tasks: [glue/rte, rte]\n", 7, "tasks.1: the column 'rte'", id="column twice"),
+        pytest.param(TABLE.replace("[0]", "[1, 0, 1]"), 6, "presets.paper.seeds.2: the seed '1'", id="seed twice"),
+        pytest.param(TABLE.replace("[0]", "[-1]"), 6, "presets.paper.seeds.0", id="negative seed"),
+        pytest.param(TABLE.replace("[0]", "[4294967296]"), 6, "presets.paper.seeds.0", id="huge seed"),
+        pytest.param(TABLE.replace("[0]", "[]"), 6, "presets.paper.seeds: at least 1 needed", id="no seeds"),
+        pytest.param(TABLE.replace("[kd]", "[]"), 4, "methods: at least 1 needed", id="no rows"),
+        pytest.param(TABLE.replace("[resnet8-resnet8]", "[]"), 3, "pairs: at least 1 needed", id="no columns"),
+        pytest.param(TABLE.replace("[0]", "[0], pairs: []"), 6, "presets.paper.pairs: at least 1", id="no own columns"),
+        pytest.param(
+            TABLE.replace("\n  paper: {protocol: digits-demo, seeds: [0]}", " {}"), 5, "presets", id="no presets"
+        ),
+        pytest.param(TABLE + "published: cifar10.csv\n", 7, "did you mean cifar100.csv", id="no published values"),
+        pytest.param(
+            TABLE.replace("digits-demo", "digit-demo"),
+            6,
+            "presets.paper.protocol: unknown protocol 'digit-demo'; did you mean digits-demo",
+            id="no protocol",
+        ),
+        pytest.param(
+            TABLE.replace("digits-demo", "mine.yaml"),
+            6,
+            "presets.paper.protocol: unknown protocol 'mine.yaml'",
+            id="no own protocol",
+        ),
+        pytest.param(
+            "extends: tabel1\n" + TABLE, 1, "extends: unknown table 'tabel1'; did you mean table1", id="extends"
+        ),
+        pytest.param(
+            TABLE.replace('"My table"', "2024-01-01"),
+            2,
+            "title: Input should be a valid string; put it in quotes",
+            id="date",
+        ),
         pytest.param("", 1, "mapping", id="empty"),
     ],
 )
@@ -320,6 +369,52 @@ def test_a_wrong_table_is_one_line_with_its_place(tmp_path: Path, text: str, lin
         pytest.param(PROTOCOL.replace("4", "0"), 4, "epochs", id="out of range"),
         pytest.param(PROTOCOL + "optimizer:\n  lr: 0.1\n  momentun: 0.9\n", 7, "optimizer.momentun", id="nested"),
         pytest.param(PROTOCOL + "optimizer: {lr: .inf}\n", 5, "optimizer.lr", id="infinite"),
+        pytest.param(PROTOCOL + "optimizer: {lr: 1, weight_decay: -5e-4}\n", 5, "optimizer.weight_decay", id="decay"),
+        pytest.param(PROTOCOL + "decay: -0.1\n", 5, "decay: Input should be greater than 0", id="factor"),
+        pytest.param(
+            PROTOCOL + "lr_by_student: {resnet8: 0}\n", 5, "lr_by_student.resnet8: Input should be greater", id="rate"
+        ),
+        pytest.param(
+            PROTOCOL + "mean: [125.3, 123.0, 113.9]\n",
+            5,
+            "mean.0: mean and std are of images scaled to 0 to 1",
+            id="mean of 255",
+        ),
+        pytest.param(
+            PROTOCOL + "std:\n  - 0.5\n  - 63.0\n  - 0.5\n", 7, "std.1: mean and std are of images", id="std of 255"
+        ),
+        pytest.param(PROTOCOL + "std: [0.5, 0.0, 0.5]\n", 5, "std.1: Input should be greater than 0", id="std 0"),
+        pytest.param(
+            PROTOCOL + "std: [-0.5, 0.5, 0.5]\n", 5, "std.0: Input should be greater than 0", id="std below 0"
+        ),
+        pytest.param(PROTOCOL + "mean: [-0.5, 0.5, 0.5]\n", 5, "mean.0", id="mean below 0"),
+        pytest.param(PROTOCOL + "mean: [0.5]\n", 5, "mean: three channels", id="grey"),
+        pytest.param(PROTOCOL + "mean: []\n", 5, "mean: mean and std belong together", id="std alone"),
+        pytest.param(PROTOCOL + "crop_padding: -3\n", 5, "crop_padding", id="negative padding"),
+        pytest.param(
+            PROTOCOL + "milestones: [150, 240]\n",
+            5,
+            "milestones.1: 240 is not within the recipe's 240 epochs",
+            id="late milestone",
+        ),
+        pytest.param(PROTOCOL.replace("4", "1000000000"), 4, "epochs: Input should be less than", id="too long"),
+        pytest.param(PROTOCOL + "batch_size: 99999999999999999999\n", 5, "batch_size", id="too large"),
+        pytest.param(PROTOCOL + "crops: {size: 64, test_resize: 32}\n", 5, "test_resize >= size", id="black borders"),
+        pytest.param(
+            PROTOCOL + "crops: {scale: [0.5, 0.1]}\n", 5, "crops: scale is the smallest and the largest", id="scale"
+        ),
+        pytest.param(
+            PROTOCOL + "teachers_from: digits-dem\n",
+            5,
+            "teachers_from: unknown protocol 'digits-dem'; did you mean digits-demo",
+            id="no protocol",
+        ),
+        pytest.param(
+            PROTOCOL + "optimizer: {name: dot, lr: 1, delta: 0.05}\nprecision: fp16\n",
+            5,
+            "optimizer: dot has two kinds of gradients, which are not scaled",
+            id="dot in fp16",
+        ),
     ],
 )
 def test_a_wrong_protocol_is_one_line_with_its_place(tmp_path: Path, text: str, line: int, words: str) -> None:
