@@ -14,6 +14,10 @@ class DiskError(UserError):
     """A file cannot be written, or one that is there not be read: it concerns a whole run, not one cell of it."""
 
 
+class Damaged(UserError):
+    """A file is not what was written into it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with its nearest neighbours."""
     names = sorted(known)

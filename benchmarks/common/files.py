@@ -7,18 +7,21 @@ import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import re
 import stat
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import Damaged, DiskError, UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -95,19 +98,21 @@ class NoFile(UserError):
     """There is no file of that name."""
 
 
-def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-8") -> str:
-    """The text of a file in UTF-8, with or without a byte-order mark.
+def read_bytes(path: Path, limit: float = math.inf) -> bytes:
+    """A file's content.
 
     Raises:
         NoFile: it does not exist.
         DiskError: it cannot be read: no permission, a failing disk.
-        UserError: it is a folder or a device, has more than ``limit`` bytes, or is no UTF-8 (then ``remedy`` is told).
+        UserError: it is a folder or a device, or has more than ``limit`` bytes.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise UserError(f"{path} is no file; give the path of one")
-        content = path.read_bytes() if found.st_size <= limit else b""
+        if found.st_size > limit:
+            raise UserError(f"{path} has {found.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise NoFile(f"there is no file {path}") from None
     except OSError as error:
@@ -115,8 +120,15 @@ def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-
         raise DiskError(f"cannot read {path}: {reason}; mend its permissions, or give another") from None
     except ValueError:  # a zero byte, a lone surrogate
         raise NoFile(f"{str(path)!r} is no name of a file") from None
-    if found.st_size > limit:
-        raise UserError(f"{path} has {found.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
+
+
+def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-8") -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        UserError: as :func:`read_bytes`, or it is no UTF-8 (then ``remedy`` is told).
+    """
+    content = read_bytes(path, limit)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -138,19 +150,23 @@ def read_json(path: Path, shape: Any = None, remedy: str = _AGAIN, limit: int = 
 
     Raises:
         DiskError: the file is there and cannot be read.
-        UserError: it is damaged or has another shape; file and place are named.
+        Damaged: it is damaged or has another shape; file and place are named.
     """
     try:
         value = json.loads(read_text(path, limit, f"it is damaged; {remedy}"), object_pairs_hook=_object)
+        return value if shape is None else shaped(value, shape, str(path), remedy)
     except NoFile:
         return None
+    except DiskError:
+        raise
+    except UserError as error:
+        raise Damaged(str(error)) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise UserError(f"{path} {where} is damaged ({error.msg}); {remedy}") from None
+        raise Damaged(f"{path} {where} is damaged ({error.msg}); {remedy}") from None
     except (ValueError, RecursionError, MemoryError) as error:  # too many digits, nested too deep, too much
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error) or "too large"
-        raise UserError(f"{path} is damaged ({reason}); {remedy}") from None
-    return value if shape is None else shaped(value, shape, str(path), remedy)
+        raise Damaged(f"{path} is damaged ({reason}); {remedy}") from None
 
 
 def shaped(value: Any, shape: Any, where: str, remedy: str) -> Any:
@@ -249,6 +265,49 @@ def _plain(field: object) -> object:
 
 _FORMULA = re.compile(r"[=+\-@\t].", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
+
+
+_FOLDER = 0x10
+
+
+def check_archive(content: bytes, path: Path) -> None:
+    """Hold what torch.save wrote to a file against the archive's own checksums, at which torch does not look.
+
+    What is no archive, and archives that were written without checksums, pass.
+
+    Raises:
+        Damaged: the content has changed, or is compressed.
+    """
+    if not content.startswith(b"PK\x03\x04"):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > len(content):
+                raise Damaged(f"{path} is no readable checkpoint: it is compressed, which torch.save never does")
+            changed = archive.testzip() if any(member.CRC for member in members) else None
+            # torch leaves the memory of what is marked as a folder as it finds it.
+            changed = changed or next((member.filename for member in members if member.external_attr & _FOLDER), None)
+    except Damaged:
+        raise
+    except Exception as error:  # zipfile has many, one for each field of a header
+        raise Damaged(f"{path} is damaged, or is truncated ({error})") from None
+    if changed:
+        raise Damaged(f"{path} is damaged ({changed!r} is not what was written)")
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename what cannot be used, so that nothing is lost: to NAME.WHY-1, or the next number that is free.
+
+    Raises:
+        DiskError: it cannot be renamed.
+    """
+    names = (path.with_name(f"{path.name}.{why}-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise DiskError(f"cannot rename {path} to {aside.name}: {error.strerror}") from None
 
 
 def sha256_file(path: Path) -> str:

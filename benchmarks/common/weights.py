@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import io
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods.contract import Network
-from kd_methods.errors import DiskError, UserError, unknown
+from kd_methods.errors import Damaged, UserError, unknown
+
+from .files import check_archive, read_bytes
 
 Net = TypeVar("Net", bound=Network)
 
@@ -68,33 +68,19 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
 
     Raises:
         DiskError: the file is there and cannot be read.
-        UserError: it is missing, truncated, something else, or holds other types than tensors and plain values.
+        NoFile: there is none.
+        Damaged: it is not what was written, truncated, something else, or holds other types than tensors and plain
+            values.
     """
-    head = b""
+    content = read_bytes(path)
+    check_archive(content, path)
     try:
-        if not path.is_file():
-            raise UserError(f"there is no file {path}")
-        with path.open("rb") as file:
-            head = file.read(512)
-        if _unpacked(path) > path.stat().st_size:  # torch packs nothing
-            raise UserError(f"{path} is no readable checkpoint: it is compressed, which torch.save never does")
         with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location=device, weights_only=True)
-    except UserError:
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged file leads torch's reader anywhere
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            reason = error.strerror
-            raise DiskError(f"cannot read {path}: {reason}; mend its permissions, or give another") from None
-        raise UserError(f"{path} is no readable checkpoint{_reason(head, str(error))}") from None
-
-
-def _unpacked(path: Path) -> int:
-    """How many bytes an archive says that it holds; 0 for other files."""
-    if not zipfile.is_zipfile(path):
-        return 0
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
+        raise Damaged(f"{path} is no readable checkpoint{_reason(content[:512], str(error))}") from None
 
 
 def _reason(head: bytes, message: str) -> str:

@@ -13,9 +13,8 @@ import pickle
 import signal
 import time
 import traceback
-import zipfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from typing import Any
 import torch
 
 from kd_methods.contract import Progress
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, DiskError, UserError
 
 from ..common import environment, plugins
+from ..common.files import check_archive, read_bytes, set_aside
 from ..common.seeding import derive
 from ..common.weights import NUMPY, fit, load_weights
 from ..config.protocol import Detection, Protocol
@@ -415,22 +415,33 @@ def _schedule(protocol: Protocol, own: Detection) -> list[dict[str, Any]]:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; the others, which a stop or a kill has left, are removed."""
+    """The newest checkpoint that is whole; older ones are removed, and those that cannot be used are set aside."""
     paths = sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True)
-    whole = next((path for path in paths if _is_whole(path)), None)
-    for path in paths:
-        if path != whole:
-            path.unlink(missing_ok=True)  # another process of the cell may have been faster
-    return whole
+    for place, path in enumerate(paths):
+        try:
+            _check(path)
+        except FileNotFoundError:  # another process of the cell was faster
+            continue
+        except Damaged as error:
+            print(f"{error}; going on without it")
+            with suppress(DiskError):  # as above
+                set_aside(path, "unreadable")
+            continue
+        for older in paths[place + 1 :]:
+            older.unlink(missing_ok=True)
+        return path
+    return None
 
 
-def _is_whole(path: Path) -> bool:
+def _check(path: Path) -> None:
+    """Raise Damaged if a checkpoint cannot be read, and DiskError if it cannot be read now."""
+    content = read_bytes(path)
+    check_archive(content, path)
     try:
         with torch.serialization.safe_globals(_ALLOWED):
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile):  # what a truncated file leads to
-        return False
-    return True
+            torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # any: a kill may have left a part of it
+        raise Damaged(f"{path} is no whole checkpoint ({type(error).__name__})") from None
 
 
 def evaluate(sender: Any, job: Job) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import kd_methods
 from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, TeacherPass
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, UserError
 
 from ..common.seeding import Stream, derive
 from ..common.weights import read, to_bytes
@@ -257,6 +257,7 @@ class Member:
     def save(self) -> None:
         """Write everything that training needs to go on to the same bits."""
         state = {
+            "cell": self.cell.key,
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -275,24 +276,33 @@ class Member:
         """Continue from the last checkpoint; False where there is none.
 
         Raises:
-            UserError: the checkpoint is damaged or does not fit; the member is no longer of use.
+            DiskError: the checkpoint cannot be read now.
+            Damaged: it is not what was written, or does not fit; the member is no longer of use.
         """
         path = self.run / "checkpoint.pt"
         if not path.is_file():
             return False
         state = read(path, self.data.device)
         try:
+            if state.get("cell", self.cell.key) != self.cell.key:
+                raise ValueError("it is another cell's")
             self.student.load_state_dict(state["student"])
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state.get("scaler", {}))
             self.stream.state = [part.cpu() for part in state["stream"]]
             self.position = (state["position"][0], state["position"][1])
-            self.records, self.sums, self.seconds = state["records"], state["sums"], state["seconds"]
-            self.counted = state["counted"]
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.records, self.seconds, self.counted = state["records"], float(state["seconds"]), int(state["counted"])
+            self.sums = {name: torch.as_tensor(total) for name, total in state["sums"].items()}
+            if [record["epoch"] for record in self.records] != list(range(self.first_epoch, self.position[0])):
+                raise ValueError(f"it has the records of other epochs than those before {self.position[0]}")
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # any: the content may be of any form
             text = " ".join(str(error).split())
-            raise UserError(f"{path} was written by another version of the code ({text})") from None
+            raise Damaged(
+                f"{path} was written by another version of the code ({type(error).__name__}: {text})"
+            ) from None
         return True
 
     def finish(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kd_methods.contract import Outputs, TeacherPass
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged
 
 from ..common.files import digest, write_bytes, write_json
 from ..common.seeding import derive
@@ -136,7 +136,7 @@ class StoredTeacherPass(TeacherPass):
         if path.is_file():
             try:
                 return read(path)
-            except UserError as error:
+            except Damaged as error:
                 self.say(f"{error}; computing it again")
         return None
 

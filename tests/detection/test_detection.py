@@ -35,7 +35,7 @@ from benchmarks.tasks import get_task
 from benchmarks.training.loop import Interrupted
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo, Progress
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
 
@@ -774,6 +774,32 @@ def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
 
 
 # --- data, plans, bad input -------------------------------------------------------------------------------------------
+
+
+def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a kill cut off, or a flipped bit changed, is set aside; older ones go; what cannot be read now stays."""
+    from benchmarks.detection import runner as detection
+
+    for number in (10, 20, 30, 100):
+        torch.save({"state_dict": {"w": torch.full((100,), float(number))}}, tmp_path / f"iter_{number}.pth")
+    changed, cut = tmp_path / "iter_30.pth", tmp_path / "iter_100.pth"
+    content = changed.read_bytes()
+    place = content.index(torch.full((100,), 30.0).numpy().tobytes())
+    changed.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+    cut.write_bytes(cut.read_bytes()[:-100])
+    before = cut.read_bytes()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        with pytest.raises(DiskError, match=r"cannot read .*iter_100.pth: Permission denied"):
+            detection._last_checkpoint(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+    assert detection._last_checkpoint(tmp_path) == tmp_path / "iter_20.pth"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"iter_20.pth", "iter_30.pth.unreadable-1", "iter_100.pth.unreadable-1"}
+    assert (tmp_path / "iter_100.pth.unreadable-1").read_bytes() == before
+    assert detection._last_checkpoint(tmp_path) == tmp_path / "iter_20.pth"
 
 
 def test_shapes_are_drawn_once_and_whole(shapes: Path):

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import functools
 import gc
+import io
 import itertools
 import json
 import os
@@ -47,7 +48,7 @@ from benchmarks.training.loop import CHECK_EVERY, Interrupted, SharedTeacher, pr
 from benchmarks.training.student_run import Member
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 REPO = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -326,15 +327,76 @@ def test_killed_after_the_last_checkpoint_and_before_the_end(bench: Bench, alone
     assert not bench.steps() and Result(bench.store, cell) == alone(cell)
 
 
-def test_a_damaged_checkpoint_starts_again(bench: Bench, alone: Callable[[Cell], Result]):
-    (cell,) = bench.cells([("kd", {})])
+def stopped(bench: Bench, name: str = "kd", after: int = 2) -> tuple[Cell, Path]:
+    """A cell that was stopped, and its checkpoint."""
+    (cell,) = bench.cells([(name, {})])
     with pytest.raises(Interrupted):
-        bench.run([cell], stopping=lambda: sum(bench.steps().values()) >= 2)
-    path = bench.store.run(cell) / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:1000])
+        bench.run([cell], stopping=lambda: sum(bench.steps().values()) >= after)
+    return cell, bench.store.run(cell) / "checkpoint.pt"
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def spoil(what: str, content: bytes) -> bytes:
+    """A checkpoint that cannot be used."""
+    if what == "half":
+        return content[: len(content) // 2]
+    if what == "bit":  # in the weights, where it makes another number and no error
+        return flipped(content, len(content) // 3)
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    if what == "list":
+        return to_bytes([state])
+    if what == "another cell's":
+        return to_bytes({**state, "cell": "0" * 64})
+    if what == "other epochs":
+        return to_bytes({**state, "position": [2, 0]})
+    return to_bytes({**state, what: "not this"})
+
+
+PARTS = {"student", "method", "optimizer", "stream", "scaler", "position", "records", "sums", "counted", "seconds"}
+"""Of a checkpoint; without fp16 nothing is in the scaler's, and nothing is read of it."""
+
+
+@pytest.mark.parametrize("what", ["half", "bit", "list", "another cell's", "other epochs", *sorted(PARTS - {"scaler"})])
+def test_a_checkpoint_that_cannot_be_used_is_kept_aside_and_its_cell_starts_again(
+    bench: Bench, alone: Callable[[Cell], Result], what: str
+):
+    cell, path = stopped(bench)
+    assert set(torch.load(path, weights_only=True)) == {*PARTS, "cell"}
+    content = spoil(what, path.read_bytes())
+    path.write_bytes(content)
+    (path.parent / "checkpoint.pt.unreadable-1").write_bytes(b"an earlier one")
     bench.run([cell])
     assert Result(bench.store, cell) == alone(cell)
-    assert any("starts again" in line for line in bench.said)
+    (line,) = (line for line in bench.said if "starts again" in line)
+    assert str(path) in line and "checkpoint.pt.unreadable-2" in line and "\n" not in line
+    assert (path.parent / "checkpoint.pt.unreadable-2").read_bytes() == content
+    assert (path.parent / "checkpoint.pt.unreadable-1").read_bytes() == b"an earlier one"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_checkpoint_that_cannot_be_read_now_stays_and_the_run_stops(
+    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, code: int
+):
+    cell, path = stopped(bench)
+    content, read = path.read_bytes(), Path.read_bytes
+
+    def failing(file: Path) -> bytes:
+        if file == path:
+            raise OSError(code, os.strerror(code))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(DiskError, match=f"cannot read .*checkpoint.pt: {os.strerror(code)}"):
+        bench.run([cell])
+    monkeypatch.undo()
+    assert path.read_bytes() == content and not list(path.parent.glob("*unreadable*"))
+    bench.events.clear()
+    bench.run([cell])
+    assert Result(bench.store, cell) == alone(cell)
+    assert sum(bench.steps().values()) == EPOCHS * STEPS - 2, "it went on"
 
 
 # --- trouble

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from kd_methods.contract import TeacherPass
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import Damaged, DiskError, UserError
 
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
+from ...common.files import set_aside
 from ...common.weights import frozen, load_weights
 from ...config.protocol import Protocol
 from ...cost.profiling import measure
@@ -191,9 +192,9 @@ def _member(
         try:
             member.restore()
             break
-        except UserError as error:  # a damaged checkpoint: begin anew without it
-            context.say(f"{cell.label} starts again: {error}")
-            (run / "checkpoint.pt").unlink()
+        except Damaged as error:  # begin anew without it
+            aside = set_aside(run / "checkpoint.pt", "unreadable")
+            context.say(f"{cell.label} starts again: {error}; the file is kept as {aside.name}")
     run.add_environment(environment.describe(context.device), member.position[0])
     run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
     return member
