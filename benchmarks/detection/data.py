@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator
 from .coco import Scenes, Split
@@ -104,7 +107,18 @@ class Scenery(CocoDataset):
         return ground_truth(self.split, self.classes)
 
 
-def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[dict[str, Any]], test: bool) -> Scenery:
+class LoadImage(LoadImageFromFile):
+    """mmdetection's reader, by OpenCV; what that cannot read is one line."""
+
+    def transform(self, results: dict[str, Any]) -> Any:
+        try:
+            return super().transform(results)
+        except Exception as error:
+            kind = type(error).__name__
+            raise UserError(f"{results['img_path']} is no readable image ({kind}); replace it") from None
+
+
+def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[Any], test: bool) -> Scenery:
     return Scenery(
         split,
         classes,
@@ -119,8 +133,8 @@ def training(scenes: Scenes, job: Job) -> DataLoader[Any]:
     own, size = job.detection, job.protocol.batch_size
     resize = {"type": "RandomChoiceResize", "scales": [(own.long_side, side) for side in own.short_sides],
               "keep_ratio": True}  # fmt: skip
-    pipeline: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
+    pipeline: list[Any] = [
+        LoadImage(),
         {"type": "LoadAnnotations", "with_bbox": True},
         resize,
         *[{"type": "RandomFlip", "prob": 0.5}] * job.protocol.flip,
@@ -136,8 +150,8 @@ def training(scenes: Scenes, job: Job) -> DataLoader[Any]:
 def validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
     """The images to evaluate on, one by one; of several processes each has its share."""
     own = job.detection
-    pipeline: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
+    pipeline: list[Any] = [
+        LoadImage(),
         {"type": "Resize", "scale": (own.long_side, own.test_side), "keep_ratio": True},
         {"type": "LoadAnnotations", "with_bbox": True},
         {

@@ -211,10 +211,17 @@ def _assist(sender: Any, job: Job) -> None:
     except (Interrupted, Diverged, Refused):
         pass
     except UserError as error:
-        sender.send(str(error))
+        sender.send(_line(error))
     except Exception as error:
         traceback.print_exc()
-        sender.send(f"{type(error).__name__}: {error}")
+        sender.send(_line(error))
+
+
+def _line(error: Exception) -> str:
+    """An error in one line; before that of a process that loads images torch puts the traceback."""
+    if isinstance(error, UserError):
+        return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+    return f"{type(error).__name__}: {error}"
 
 
 def _quiet(folder: Path, name: str) -> Path:
@@ -250,11 +257,11 @@ def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
         run.set_status("refused", message=str(error))
         return ("refused",)
     except UserError as error:  # a file that is missing, say: the next run tries again
-        run.set_status("failed", message=str(error))
+        run.set_status("failed", message=_line(error))
         return ("failed",)
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
-        run.set_status("failed", message=f"{type(error).__name__}: {error}", trace=trace)
+        run.set_status("failed", message=_line(error), trace=trace)
         return ("failed",)
     return ("done",)
 
@@ -461,7 +468,7 @@ def evaluate(sender: Any, job: Job) -> None:
         with redirect_stdout(io.StringIO()):
             sender.send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
     except Exception as error:
-        sender.send(("error", f"{type(error).__name__}: {error}"))
+        sender.send(("error", _line(error)))
 
 
 def cost(sender: Any, job: Job) -> None:
@@ -471,7 +478,7 @@ def cost(sender: Any, job: Job) -> None:
             figures = _figures(job)
         sender.send(("cost", figures))
     except Exception as error:
-        sender.send(("error", f"{type(error).__name__}: {error}"))
+        sender.send(("error", _line(error)))
 
 
 def _figures(job: Job) -> dict[str, Any]:

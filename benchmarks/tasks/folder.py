@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from kd_methods.errors import UserError
 
-from .images import ImageTask, Split, picture
+from .image_files import class_folders, images_of, picture
+from .images import ImageTask, Split
 
 SIZE = 32
 
@@ -20,32 +22,33 @@ def load(folder: Path, size: int, root: Path, download: bool) -> tuple[Split, Sp
     """All images, resized to ``size`` x ``size`` RGB; classes are the sorted names of the sub-folders.
 
     Raises:
-        UserError: no train or test folder, no images, a damaged image, or classes that differ between the two.
+        UserError: no train or test folder, a class without images, a damaged image, or classes that differ between the
+            two.
     """
-    from PIL import Image
-    from torchvision.datasets import ImageFolder
+    train, test = (_place(folder, *names) for names in (("train",), ("test", "val")))
+    classes = class_folders(train)
+    if odd := sorted(set(classes) ^ set(class_folders(test))):
+        raise UserError(f"{folder}: the classes of {train.name} and {test.name} differ ({', '.join(odd[:5])})")
+    return _read(train, classes, size), _read(test, classes, size)
+
+
+def _place(folder: Path, *names: str) -> Path:
+    place = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if place is None:
+        raise UserError(f"{folder} has no folder '{names[0]}'; expected {folder}/train/CLASS/IMAGE and {folder}/test")
+    return place
+
+
+def _read(folder: Path, classes: list[str], size: int) -> Split:
+    found = images_of(folder, {name: label for label, name in enumerate(classes)})
+    if empty := sorted(set(range(len(classes))) - {label for _, label in found}):
+        raise UserError(f"{folder / classes[empty[0]]} has no images; add some, or remove that class")
 
     def read(path: str) -> np.ndarray:
-        image = picture(path, "replace or remove it")
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+        return np.asarray(picture(path, "replace or remove it").resize((size, size), Image.Resampling.BICUBIC))
 
-    parts = []
-    for names in (("train",), ("test", "val")):
-        place = next((folder / name for name in names if (folder / name).is_dir()), None)
-        if place is None:
-            raise UserError(
-                f"{folder} has no folder '{names[0]}'; expected {folder}/train/CLASS/IMAGE and {folder}/test"
-            )
-        try:
-            parts.append(ImageFolder(str(place), loader=read))
-        except FileNotFoundError as error:
-            raise UserError(f"{place}: {error}".splitlines()[0]) from None
-    if parts[0].classes != parts[1].classes:
-        raise UserError(f"{folder}: the classes of train and test differ")
-    train, test = (
-        Split(torch.from_numpy(np.stack([image for image, _ in part])), torch.tensor(part.targets)) for part in parts
-    )
-    return train, test
+    images = np.stack([read(path) for path, _ in found])
+    return Split(torch.from_numpy(images), torch.tensor([label for _, label in found]))
 
 
 @functools.cache
@@ -54,5 +57,4 @@ def task(path: str) -> ImageTask:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"task folder:{path}: there is no such folder")
-    classes = [entry for entry in (folder / "train").glob("*") if entry.is_dir()]
-    return ImageTask("folder", max(len(classes), 1), partial(load, folder, SIZE))
+    return ImageTask("folder", len(class_folders(_place(folder, "train"))), partial(load, folder, SIZE))

@@ -8,9 +8,14 @@ import torch
 
 from kd_methods.errors import UserError
 
+from .image_files import class_folders, images_of
 from .streamed import Files, StreamTask
 
 ARCHIVES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+SORT = (
+    "sort them into folders of their classes (n01440764/IMAGE.JPEG), as valprep.sh of soumith/imagenetloader.torch "
+    "does with the validation set, or give the folder of the archives, which are unpacked and sorted then"
+)
 
 
 def find(root: Path, unpack: bool = True) -> tuple[Files, Files]:
@@ -50,13 +55,12 @@ def _unpack(place: Path) -> None:
 
 def _listed(folder: Path) -> Files:
     from timm.data import ImageNetInfo
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     numbers = {name: i for i, name in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
-    own = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    own = class_folders(folder, SORT)
     if foreign := [name for name in own if name not in numbers]:
         raise UserError(f"{folder / foreign[0]} is none of ImageNet's 1,000 classes; remove it, or use folder:PATH")
-    found = make_dataset(str(folder), {name: numbers[name] for name in own}, IMG_EXTENSIONS, allow_empty=True)
+    found = images_of(folder, {name: numbers[name] for name in own})
     if not found:
         raise UserError(f"{folder} has no images; expected {folder}/n01440764/IMAGE.JPEG")
     paths = tuple(str(Path(path).relative_to(folder)) for path, _ in found)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo
@@ -92,19 +91,6 @@ class ImageTask:
             raise UserError(f"protocol {protocol.name} crops images of any size; those of task {self.name} have one")
         train, test, _ = self.read(root)
         return ImageData(train, test, self.num_classes, protocol, device)
-
-
-def picture(path: Path | str, remedy: str) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        UserError: it cannot be read; ``remedy`` is what to do then.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path} is no readable image ({type(error).__name__}); {remedy}") from None
 
 
 def full(logits: Tensor) -> Tensor:

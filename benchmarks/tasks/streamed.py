@@ -31,7 +31,8 @@ from kd_methods.errors import UserError
 
 from ..common.seeding import derive, held_out
 from ..config.protocol import Crops, Protocol
-from .images import ImageBatch, Images, differing, noisy, picture
+from .image_files import picture
+from .images import ImageBatch, Images, differing, noisy
 
 EVAL_BATCH = 128
 PREFETCH = 4

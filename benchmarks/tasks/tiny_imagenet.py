@@ -10,7 +10,8 @@ import torch
 
 from kd_methods.errors import UserError
 
-from .images import ImageTask, Split, picture
+from .image_files import picture
+from .images import ImageTask, Split
 
 FOLDER = "tiny-imagenet-200"
 SIZE = 64

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing.forkserver
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -759,6 +760,17 @@ def test_a_file_that_cannot_be_read_is_no_refusal(shapes: Path, tmp_path: Path, 
     assert status["state"] == "failed" and "teacher.pt" in status["message"] and "trace" not in status
 
 
+def test_an_image_that_cannot_be_decoded_is_one_line(shapes: Path, tmp_path: Path, table: str):
+    """It is met in a process that loads images, whose errors torch hands on with their tracebacks."""
+    shutil.copytree(shapes / "kd-shapes", tmp_path / "kd-shapes")
+    path = tmp_path / "kd-shapes" / "val2017" / "0003.png"
+    path.write_bytes(path.read_bytes()[:20])
+    job = job_of(tmp_path, tmp_path)
+    status = train(job, tmp_path / "out").run(job.cell).status
+    assert status["state"] == "failed"
+    assert status["message"] == f"{path} is no readable image (AssertionError); replace it"
+
+
 def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: str):
     optimizer = job_of(tmp_path, shapes).protocol.optimizer.model_copy(update={"lr": 1e30, "clip": 0.0})
     job = job_of(tmp_path, shapes, {"optimizer": optimizer})
@@ -819,8 +831,6 @@ def test_shapes_are_drawn_once_and_whole(shapes: Path):
     ],
 )
 def test_broken_folders_are_one_clear_line(shapes: Path, tmp_path: Path, change: Any, words: str):
-    import shutil
-
     shutil.copytree(shapes / "kd-shapes", tmp_path / "kd-shapes")
     change(tmp_path / "kd-shapes")
     with pytest.raises(UserError, match=words):

@@ -1,0 +1,64 @@
+"""Images in files: one reader for all tasks, and the lists of images that lie in folders of their classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from kd_methods.errors import UserError
+
+
+def picture(path: Path | str, remedy: str) -> Image.Image:
+    """An image file as RGB of 8 bits; of a channel with 16 bits the upper 8, which is also what Pillow does to colours.
+
+    Raises:
+        UserError: it cannot be read; ``remedy`` is what to do then.
+    """
+    try:
+        with Image.open(path) as image:
+            # Pillow would clip these at 255 instead of scaling them: nearly every pixel becomes white.
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise UserError(f"{path} has 32 bits a pixel, of which nobody says which is white; {remedy}")
+            return image.convert("RGB")
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is no readable image (UnidentifiedImageError); {remedy}") from None
+    except Exception as error:  # Pillow's decoders raise what they like, from OSError to struct.error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no readable image ({type(error).__name__}: {reason}); {remedy}") from None
+
+
+def class_folders(folder: Path, remedy: str = "put images into sub-folders named by their classes") -> list[str]:
+    """The names of the folders of classes below ``folder``, sorted; hidden ones (``.ipynb_checkpoints``) are none.
+
+    Raises:
+        UserError: the folder cannot be read, or there are none.
+    """
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); mend its permissions") from None
+    if not names:
+        what = f"{len(entries):,} files and no folders of classes" if entries else "nothing in it"
+        raise UserError(f"{folder} has {what}; {remedy}")
+    return names
+
+
+def images_of(folder: Path, classes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The images in folders of classes, however deep, with their labels.
+
+    Hidden files and folders are left out: editors and file managers leave them behind.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    found = make_dataset(folder, dict(classes), IMG_EXTENSIONS, allow_empty=True)
+    start = len(str(folder))
+    return [(path, label) for path, label in found if f"{os.sep}." not in path[start:]]
