@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from kd_methods.functional.feature import same_size
 
 from ..common.files import csv_text, write_bytes, write_text
 from ..networks import NetworkView
+from ..store.manifest import Manifest
 from ..store.runs import Store
 from ..tasks import TaskData
 from ..tasks.images import Normalisation
@@ -84,17 +84,17 @@ Curves = dict[str, dict[int, dict[str, list[float]]]]
 """Measures by title of the row and by epoch."""
 
 
-def collect(manifest: Mapping[str, Any], store: Store, column: str) -> Curves:
+def collect(manifest: Manifest, store: Store, column: str) -> Curves:
     """The measures after every epoch that all seeds with measurements have, mean over those."""
     found: Curves = {}
-    for row in manifest["rows"]:
+    for row in manifest.rows:
         runs = []
-        for cell in manifest["cells"]:
-            if (cell["row"], cell["column"]) == (row["key"], column):
-                records = {r["epoch"]: r["similarity"] for r in store.run(cell["key"]).metrics if r.get("similarity")}
+        for cell in manifest.cells:
+            if (cell.row, cell.column) == (row.key, column):
+                records = {r["epoch"]: r["similarity"] for r in store.run(cell.key).metrics if r.get("similarity")}
                 runs += [records] if records else []
         if common := sorted(set.intersection(*map(set, runs))) if runs else []:
-            found[row["title"]] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
+            found[row.title] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
     return found
 
 
@@ -102,20 +102,20 @@ def _mean(measured: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float
     return {name: [fmean(values) for values in zip(*(m[name] for m in measured), strict=True)] for name in MEASURES}
 
 
-def write(manifest: Mapping[str, Any], store: Store, folder: Path, say: Callable[[str], None]) -> list[Path]:
+def write(manifest: Manifest, store: Store, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """A plot and a CSV for every column that has measurements; rows without are named."""
     files: list[Path] = []
-    for column in manifest["columns"]:
-        curves = collect(manifest, store, column["key"])
-        if left := [row["title"] for row in manifest["rows"] if row["title"] not in curves]:
+    for column in manifest.columns:
+        curves = collect(manifest, store, column.key)
+        if left := [row.title for row in manifest.rows if row.title not in curves]:
             say(
-                f"not in the plot of {column['key']}, without a teacher or trained before without --similarity: "
+                f"not in the plot of {column.key}, without a teacher or trained before without --similarity: "
                 f"{', '.join(left)}; another --output trains anew"
             )
         if curves:
-            stem = folder / f"{manifest['name']}-blocks-{column['key']}"
+            stem = folder / f"{manifest.name}-blocks-{column.key}"
             write_text(stem.with_name(f"{stem.name}.csv"), csv(curves))
-            write_bytes(stem.with_name(f"{stem.name}.png"), plot(curves, f"{manifest['title']}: {column['key']}"))
+            write_bytes(stem.with_name(f"{stem.name}.png"), plot(curves, f"{manifest.title}: {column.key}"))
             files += [stem.with_name(f"{stem.name}{suffix}") for suffix in (".csv", ".png")]
     return files
 

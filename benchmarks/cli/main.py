@@ -137,12 +137,12 @@ def render(table: str, preset: str, changes: Changes, settings: str, output: Pat
     """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table, stem
-    from ..store import manifest
+    from ..report.collect import render as written
 
     spec = load_table(table)
     usual = load_protocol(spec.preset(preset).protocol)
     changed = usual.changed(**changes)
-    files, text = manifest.render(output, stem(spec.name, preset, usual, changed, settings == "uniform"))
+    files, text = written(output, stem(spec.name, preset, usual, changed, settings == "uniform"))
     click.echo(text)
     for file in files:
         click.echo(file)

@@ -11,42 +11,30 @@ from typing import Any
 
 import torch
 
-from kd_methods import registry
 from kd_methods.errors import UserError
 
 from .. import networks
 from ..analysis import similarity
 from ..common import environment
 from ..common.files import digest, read_json, write_json
-from ..common.yaml_files import merged
-from ..config.protocol import Protocol, load_protocol
-from ..config.table_spec import METRICS, Pair, Row, pair_entry, pair_settings
+from ..config.protocol import Protocol
 from ..cost.profiling import cost_key
+from ..report.collect import render
 from ..store import manifest
 from ..store.cell import Cell, TeacherRef
 from ..store.runs import Store, today
 from ..tasks import get_task
+from ..teachers.verification import Accuracies, is_off, test_inputs, usual_protocol
 from ..teachers.zoo import TOLERANCE, Teacher, Zoo
 from ..training.loop import Interrupted
 from . import executors
+from .describe import describe
 from .estimate import estimate
 from .executors import local
 from .plan import Plan, Request, make, on_task, teacher_cell
 from .progress import Reporter, duration
 
 DAY = 86400.0
-
-_USUAL = {
-    "imagenet": "imagenet-100",
-    "tiny-imagenet": "tiny-imagenet-letkd",
-    "images": "cifar100-crd240",
-    "text": "glue-ft",
-    "detection": "coco-1x",
-}
-"""The protocol under which a teacher file is verified, by its task, or else by what its network reads."""
-
-Accuracies = dict[tuple[str, str], float]
-"""What teacher files measure, by network and task."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,9 @@ def reproduce(request: Request, options: Options) -> str:
     store.check_writable()  # fails now rather than after hours
     watched = options.similarity or plan.table.similarity
     accuracies = check_teachers(plan, zoo, request, options) if todo else _known_accuracies(plan, options)
-    shown = manifest.save(options.output, plan.stem, describe(plan, zoo, accuracies, options))
+    shown = manifest.save(
+        options.output, plan.stem, describe(plan, zoo, accuracies, environment.machine(options.device))
+    )
     if todo:
         options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
         weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
@@ -89,10 +79,10 @@ def reproduce(request: Request, options: Options) -> str:
             for protocol, waves in plan.waves([cell for cell in todo if cell.task == task]):
                 where = request.data_root, options.device
                 _train(waves, on_task(protocol, task), store, *where, weights, watched, request.plugin_files)
-    files, text = manifest.render(options.output, plan.stem)
+    files, text = render(options.output, plan.stem)
     if options.costs:
         measure_costs(plan, store, request, options)
-        files, text = manifest.render(options.output, plan.stem)
+        files, text = render(options.output, plan.stem)
     if watched:
         folder = manifest.path(options.output, plan.stem).parent
         for file in similarity.write(shown, store, folder, options.say):
@@ -201,24 +191,13 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
         if ref.weights and place in used:
             entry, protocol = zoo.get(ref.entry), on_task(plan.protocol, place[1])
             measured[place] = teacher_accuracy(entry, ref, protocol, zoo, request.data_root, options)
-            if _is_off(entry, measured[place], protocol) and not options.any_teacher:
+            if is_off(entry, measured[place], protocol) and not options.any_teacher:
                 raise UserError(
                     f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its "
                     f"entry expects {entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, "
                     "or use --any-teacher"
                 )
     return measured
-
-
-def _is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
-    """Whether a teacher measures something else than its entry expects, where that can be said.
-
-    On held-out training images, which it was trained on, its accuracy says nothing, and with images of another size it
-    is another one.
-    """
-    if entry.expected is None or measured is None or abs(measured - entry.expected) <= TOLERANCE:
-        return False
-    return not protocol.holdout and _test_inputs(protocol) == _test_inputs(_usual(protocol.task))
 
 
 def verify_teachers(
@@ -234,7 +213,7 @@ def verify_teachers(
         raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
     off = []
     for entry in entries:
-        usual = _usual(entry.task)
+        usual = usual_protocol(entry.task)
         top1 = executors.of(get_task(entry.task)).accuracy(entry, zoo, usual, data_root, device)
         gap = None if entry.expected is None else top1 - entry.expected
         verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
@@ -261,25 +240,9 @@ def teacher_accuracy(
 
 
 def _accuracy_path(ref: TeacherRef, fingerprint: str, protocol: Protocol, options: Options) -> Path:
-    inputs = _test_inputs(protocol)  # images of another size are other images
+    inputs = test_inputs(protocol)  # images of another size are other images
     key = digest([ref.identity(), fingerprint, protocol.holdout, *([inputs] if inputs else [])])
     return options.output / "teachers" / f"{key[:16]}.json"
-
-
-def _usual(task: str) -> Protocol:
-    return load_protocol(_USUAL.get(task) or _USUAL[get_task(task).inputs])
-
-
-def _test_inputs(protocol: Protocol) -> dict[str, Any]:
-    """What becomes of images and texts before a network sees them in evaluation."""
-    found: dict[str, Any] = {}
-    if protocol.crops:
-        found |= protocol.crops.model_dump(include={"size", "test_resize", "interpolation"})
-    if protocol.detection:
-        found |= protocol.detection.model_dump(include={"test_side", "long_side"})
-    if protocol.max_length:
-        found |= {"max_length": protocol.max_length, "tokenizer": protocol.tokenizer}
-    return found
 
 
 def _known_accuracies(plan: Plan, options: Options) -> Accuracies:
@@ -315,150 +278,6 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
                 continue
             facts = {**environment.describe(options.device), "date": today()}
             write_json(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
-
-
-def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, options: Options) -> manifest.Manifest:
-    """The plan as the table's manifest."""
-    machine = environment.machine(options.device)
-    cards = {row.id: registry.card(row.method) for row in plan.rows}
-    rows = {row.id: row for row in plan.rows}
-    first = plan.seeds[0]
-
-    data = plan.data
-
-    def teacher(pair: Pair) -> dict[str, Any]:
-        ref = plan.teacher_of(pair)
-        facts: dict[str, Any] = {"identity": ref.identity(), "cell": ref.cell, "entry": ref.entry, "origin": "here"}
-        if plan.protocol.teachers_from and ref.cell:
-            facts["trained_under"] = _trained_under(plan, ref)
-        if ref.entry:
-            entry, accuracy = zoo.get(ref.entry), accuracies.get((pair.teacher, plan.protocol_of(pair).task))
-            off = _is_off(entry, accuracy, plan.protocol_of(pair))
-            facts |= {"origin": entry.origin, "accuracy": accuracy, "off": off}
-        return facts
-
-    return {
-        "name": plan.table.name,
-        "title": plan.table.preset(plan.preset).title or plan.table.title,
-        "published": plan.table.published,
-        "sources": list(plan.table.sources),
-        "quoted": dict(plan.table.quoted),
-        "efficiency": plan.table.efficiency
-        and {"ours": plan.table.efficiency.row, "against": list(plan.table.efficiency.against)},
-        "recipe": plan.protocol.recipe,
-        "protocol": plan.protocol.identity(),
-        "protocol_lines": list(plan.lines(students=())),
-        "lr": plan.protocol.optimizer.lr,
-        "deviations": list(plan.protocol.deviations),
-        "notes": [
-            *plan.notes,
-            *_uniform_note(plan),
-            *_holdout_note(plan),
-            *_unpublished_note(plan),
-        ],
-        "row_order": [row.id for row in plan.table.preset(plan.preset).methods or ()],
-        "column_order": [pair.id for pair in plan.table.preset(plan.preset).pairs or ()],
-        "columns": [
-            {
-                "key": pair.id,
-                "teacher_network": pair.teacher,
-                "student": pair.student,
-                "lr": plan.protocol.lr(pair.student),
-                "task": plan.protocol_of(pair).task,
-                "metric": (metric := plan.metric_of(pair)),
-                "metric_title": METRICS.get(metric, metric),
-                "init": pair.init,
-                "data": data[plan.protocol_of(pair).task],
-                "teacher": teacher(pair),
-            }
-            for pair in plan.pairs
-        ],
-        "rows": [
-            {
-                "key": row.id,
-                "method": row.method,
-                "title": row.title or cards[row.id].title,
-                "family": cards[row.id].family,
-                "published": _published_row(row),
-                "optimizer": plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",
-                "our_choice": _our_choice(row.id, plan),
-                "student": row.student,
-                "init": row.init,
-                "defaults": registry.settings(row.method).model_dump(mode="json"),
-            }
-            for row in plan.rows
-        ],
-        "cells": [
-            {
-                "row": r,
-                "column": c,
-                "seed": s,
-                "key": cell.key,
-                "settings": cell.settings,
-                "published_settings": _has_published_settings(cell, c, rows[r], plan.protocol.recipe),
-                "taught": cell.teacher is not None,
-            }
-            for (r, c, s), cell in plan.cells.items()
-        ],
-        "costs": [
-            {"row": r, "column": c, "key": cost_key(cell, machine)}
-            for (r, c, s), cell in plan.cells.items()
-            if s == first
-        ],
-    }
-
-
-def _holdout_note(plan: Plan) -> list[str]:
-    files = [ref.entry for ref in plan.teachers.values() if ref.entry]
-    if not (plan.protocol.holdout and files):
-        return []
-    return [f"the teacher files {', '.join(files)} were trained on the held-out images too"]
-
-
-def _trained_under(plan: Plan, ref: TeacherRef) -> str:
-    """The protocol of a teacher, where it is not the students', and what the teacher began with."""
-    own = plan.teacher_protocol
-    usual = load_protocol(plan.protocol.teachers_from).epochs
-    length = f" ({own.epochs} epochs instead of {usual})" if own.epochs != usual else ""
-    start = next((cell.start for cell in plan.training if cell.key == ref.cell), None)
-    begun = f" from the ImageNet weights {start.entry}" if start else ""
-    return f"{own.name} v{own.version}{length}{begun}"
-
-
-def _uniform_note(plan: Plan) -> list[str]:
-    return ["no settings per pair: a method has the same settings in every column"] * plan.uniform
-
-
-def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> bool:
-    """Whether a cell runs with what is published for its method and pair, and so may be compared."""
-    if row.optimizer and not row.published:
-        return False
-    # A row that says which published one it repeats brings that one's settings along.
-    values = merged(pair_settings(cell.method, pair, recipe), row.settings if row.published else {})
-    usual = registry.settings(cell.method, values)
-    return cell.settings == usual.model_dump(mode="json")
-
-
-def _published_row(row: Row) -> str:
-    """The row of the published values that this one repeats; none where it trains or sets something of its own."""
-    return row.published or ("" if row.student or row.settings else row.method)
-
-
-def _unpublished_note(plan: Plan) -> list[str]:
-    return [] if plan.table.published else ["no published values are known for this table"]
-
-
-def _our_choice(row: str, plan: Plan) -> list[str]:
-    """The settings that no source gives, with their values."""
-    cell = plan.cells[row, plan.pairs[0].id, plan.seeds[0]]
-    settings = manifest.flat(cell.settings)
-    chosen = list(registry.card(cell.method).our_choice)
-    for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
-        entry = None if plan.uniform else pair_entry(part, plan.pairs[0].id, plan.protocol.recipe)
-        if entry and entry.our_choice:
-            prefix = "" if part == cell.method else f"{part}."
-            chosen += [f"{prefix}{key}" for key in manifest.flat(entry.values)]
-    return [f"{key} {settings[key]}" for key in dict.fromkeys(chosen)]
 
 
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:

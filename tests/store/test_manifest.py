@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.driver.describe import describe
 from benchmarks.driver.plan import Request, make
-from benchmarks.driver.reproduce import Options, describe
 from benchmarks.networks import build_network
+from benchmarks.report.collect import collect, render
 from benchmarks.store import manifest
-from benchmarks.store.manifest import Manifest, merge
+from benchmarks.store.manifest import Manifest, _upgraded, merge
 from benchmarks.store.runs import Store
 from benchmarks.teachers.zoo import Teacher, Zoo
 from kd_methods.errors import UserError
@@ -51,7 +52,7 @@ class Lab:
 
     def manifest(self, **request: Any) -> Manifest:
         plan = make(Request(table=str(self.table), data_root=self.folder, **request), self.zoo)
-        return describe(plan, self.zoo, {}, Options(self.folder, self.folder, torch.device("cpu")))
+        return describe(plan, self.zoo, {}, "a machine")
 
     def teacher(self, network: str, seed: int) -> None:
         torch.manual_seed(seed)
@@ -67,19 +68,19 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def places(shown: Manifest) -> set[tuple[str, str, int]]:
-    found = [(cell["row"], cell["column"], cell["seed"]) for cell in shown["cells"]]
+    found = [(cell.row, cell.column, cell.seed) for cell in shown.cells]
     assert len(found) == len(set(found)), "a place is shown twice"
     return set(found)
 
 
 def note(shown: Manifest, row: str) -> str:
     """What the table says of a row's settings."""
-    table = manifest.collect(shown, Store(Path("nowhere")))
+    table = collect(shown, Store(Path("nowhere")))
     return next(found.settings_note for found in table.rows if found.key == row)
 
 
 def names(shown: Manifest, what: str) -> list[str]:
-    return [item["key"] for item in shown[what]]
+    return [item.key for item in getattr(shown, what)]
 
 
 def paper(**changes: Any) -> Manifest:
@@ -96,7 +97,7 @@ def paper(**changes: Any) -> Manifest:
          "settings": {}, "data": "d", "published_settings": True, "taught": row["key"] != "student"}
         for row in rows for seed in (0, 1)
     ]  # fmt: skip
-    shown: Manifest = {
+    shown: dict[str, Any] = {
         "name": "table1", "title": "Title", "metric": "top1", "metric_title": "Top-1 accuracy (%)",
         "published": "cifar100.csv",
         "sources": ["RepDistiller", "mdistiller"], "recipe": "cifar100-crd240", "protocol": {"epochs": 240},
@@ -105,16 +106,25 @@ def paper(**changes: Any) -> Manifest:
         "row_order": ["student", "kd", "dkd"], "column_order": [PAIR, OTHER], "columns": columns, "rows": rows,
         "cells": cells, "costs": [],
     }  # fmt: skip
-    return {**shown, **changes}
+    return Manifest.model_validate(_upgraded({**shown, **changes}))
+
+
+def edited(shown: Manifest, **columns_teacher: Any) -> Manifest:
+    """The same with other facts of its columns' teachers."""
+    columns = [
+        column.model_copy(update={"teacher": column.teacher.model_copy(update=columns_teacher)})
+        for column in shown.columns
+    ]
+    return shown.model_copy(update={"columns": tuple(columns)})
 
 
 def finish(output: Path, shown: Manifest, values: dict[str, tuple[float, float]]) -> None:
     """Write run directories as training leaves them: (last, best) of a row, the second seed 0.2 higher."""
     store = Store(output)
-    for cell in shown["cells"]:
-        if cell["row"] in values:
-            last, best = (value + 0.2 * cell["seed"] for value in values[cell["row"]])
-            run = store.run(cell["key"])
+    for cell in shown.cells:
+        if cell.row in values:
+            last, best = (value + 0.2 * cell.seed for value in values[cell.row])
+            run = store.run(cell.key)
             run.set_status("done", epoch=240, epochs=240, last={"top1": last}, best={"top1": best})
             (run / "environment.json").write_text(json.dumps([FACTS]))
 
@@ -123,8 +133,8 @@ def rendered(output: Path, shown: Manifest) -> tuple[Lines, str, str]:
     """(CSV lines by row and pair, Markdown, LaTeX) of a manifest over the runs in ``output``."""
     path = manifest.path(output, "table1-paper")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(shown))
-    files, text = manifest.render(output, "table1-paper")
+    path.write_text(shown.model_dump_json())
+    files, text = render(output, "table1-paper")
     texts = {file.suffix: file.read_text() for file in files}
     assert texts[".md"] == text
     lines = {(line["row"], line["pair"]): line for line in csv.DictReader(io.StringIO(texts[".csv"]))}
@@ -141,7 +151,7 @@ def test_a_run_of_some_rows_keeps_the_others(lab: Lab) -> None:
     merged = merge(whole, part)
     assert places(merged) == places(whole)
     assert names(merged, "rows") == ["student", "kd", "dkd"], "in the table's own order"
-    assert {(c["row"], c["column"]) for c in merged["costs"]} == {(c["row"], c["column"]) for c in whole["costs"]}
+    assert {(c.row, c.column) for c in merged.costs} == {(c.row, c.column) for c in whole.costs}
 
 
 def test_a_run_of_some_columns_keeps_the_others(lab: Lab) -> None:
@@ -163,7 +173,7 @@ def test_a_run_of_the_student_alone_keeps_the_others(lab: Lab, methods: tuple[st
     other = ("kd",) if methods == ("student",) else ("student",)
     merged = merge(lab.manifest(methods=other), lab.manifest(methods=methods))
     assert {row for row, _, _ in places(merged)} == {"student", "kd"}
-    assert all(column["teacher"] for column in merged["columns"])
+    assert all(column.teacher for column in merged.columns)
 
 
 def test_another_seed_adds(lab: Lab) -> None:
@@ -188,7 +198,7 @@ def test_a_settings_note_covers_the_columns_that_were_kept(lab: Lab) -> None:
 def test_learning_rates_of_all_columns_are_named(tmp_path: Path) -> None:
     shown = paper()
     other = {"key": "vgg13-MobileNetV2", "teacher_network": "vgg13", "student": "MobileNetV2", "lr": 0.01}
-    shown["columns"].append({**shown["columns"][0], **other})
+    shown = shown.model_copy(update={"columns": (*shown.columns, shown.columns[0].model_copy(update=other))})
     _, text, _ = rendered(tmp_path, shown)
     assert "lr 0.01 for MobileNetV2" in text and "lr 0.05 for" not in text
 
@@ -208,13 +218,14 @@ def test_a_changed_teacher_drops_its_column_alone(lab: Lab) -> None:
 
 def test_changed_data_or_protocol_drops_everything_old(lab: Lab) -> None:
     old, new = lab.manifest(), lab.manifest(methods=("kd",))
-    other = copy.deepcopy(new)
-    for column in other["columns"]:
-        column["data"] = "another copy"
-    for cell in other["cells"]:
-        cell["key"] = cell["key"][::-1]
+    other = new.model_copy(
+        update={
+            "columns": tuple(column.model_copy(update={"data": "another copy"}) for column in new.columns),
+            "cells": tuple(cell.model_copy(update={"key": cell.key[::-1]}) for cell in new.cells),
+        }
+    )
     assert places(merge(old, other)) == places(other) and names(merge(old, other), "rows") == ["kd"]
-    assert merge(old, {**new, "protocol": {**new["protocol"], "version": 99}})["cells"] == new["cells"]
+    assert merge(old, new.model_copy(update={"protocol": {**new.protocol, "version": 99}})).cells == new.cells
 
 
 def test_merging_leaves_its_arguments_alone(lab: Lab) -> None:
@@ -235,8 +246,8 @@ def test_rendering_is_a_pure_function_of_the_store(tmp_path: Path) -> None:
     for file in folder.glob("table1.*"):
         file.unlink()
     script = (
-        "import pathlib, sys; from benchmarks.store import manifest;"
-        "manifest.render(pathlib.Path(sys.argv[1]), 'table1-paper'); assert 'torch' not in sys.modules"
+        "import pathlib, sys; from benchmarks.report.collect import render;"
+        "render(pathlib.Path(sys.argv[1]), 'table1-paper'); assert 'torch' not in sys.modules"
     )
     environment = {"PYTHONPATH": str(REPO), "KDBENCH_DATA": str(tmp_path / "none"), "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     (tmp_path / "elsewhere").mkdir()
@@ -254,17 +265,17 @@ def test_the_order_in_which_runs_were_planned_does_not_show(tmp_path: Path) -> N
     shown = paper()
     finish(tmp_path, shown, {"student": (69.0, 69.3), "kd": (70.5, 71.0), "dkd": (71.0, 71.4)})
     first = rendered(tmp_path, shown)
-    assert rendered(tmp_path, {**shown, "cells": shown["cells"][::-1]}) == first
+    assert rendered(tmp_path, shown.model_copy(update={"cells": shown.cells[::-1]})) == first
 
 
 SAVE = """
-import json, sys, time
+import sys, time
 from pathlib import Path
 from benchmarks.store import manifest
 
 merge = manifest.merge
 manifest.merge = lambda *parts: (time.sleep(0.3), merge(*parts))[1]  # so that they would meet
-new = json.loads(sys.stdin.readline())
+new = manifest.Manifest.model_validate_json(sys.stdin.readline())
 print("ready", flush=True)
 sys.stdin.readline()
 manifest.save(Path(sys.argv[1]), "table1-paper", new)
@@ -273,12 +284,17 @@ manifest.save(Path(sys.argv[1]), "table1-paper", new)
 
 def test_processes_that_save_at_the_same_time_keep_all_rows(tmp_path: Path) -> None:
     whole = paper()
-    rows = [row["key"] for row in whole["rows"]]
+    rows = [row.key for row in whole.rows]
     parts = [
-        {**whole, **{what: [e for e in whole[what] if row in (e.get("row"), e["key"])] for what in ("rows", "cells")}}
+        whole.model_copy(
+            update={
+                "rows": tuple(planned for planned in whole.rows if planned.key == row),
+                "cells": tuple(cell for cell in whole.cells if cell.row == row),
+            }
+        )
         for row in rows
     ]
-    manifest.save(tmp_path, "table1-paper", {**whole, "rows": [], "cells": []})
+    manifest.save(tmp_path, "table1-paper", whole.model_copy(update={"rows": (), "cells": ()}))
     started = [
         subprocess.Popen(
             [sys.executable, "-c", SAVE, str(tmp_path)], cwd=REPO, text=True,
@@ -288,7 +304,7 @@ def test_processes_that_save_at_the_same_time_keep_all_rows(tmp_path: Path) -> N
     ]  # fmt: skip
     for process, part in zip(started, parts, strict=True):
         assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(part) + "\n")
+        process.stdin.write(part.model_dump_json() + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == "ready\n"
     for process in started:
@@ -298,8 +314,9 @@ def test_processes_that_save_at_the_same_time_keep_all_rows(tmp_path: Path) -> N
     for process in started:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
-    shown = manifest.read_json(manifest.path(tmp_path, "table1-paper"))
-    assert names(shown, "rows") == rows and len(shown["cells"]) == len(whole["cells"])
+    shown = manifest.load(tmp_path, "table1-paper")
+    assert shown
+    assert names(shown, "rows") == rows and len(shown.cells) == len(whole.cells)
 
 
 def test_nothing_that_is_missing_is_hidden(tmp_path: Path) -> None:
@@ -309,7 +326,7 @@ def test_nothing_that_is_missing_is_hidden(tmp_path: Path) -> None:
 
     finish(tmp_path, shown, {"kd": (70.5, 71.0)})
     store = Store(tmp_path)
-    by_place = {(cell["row"], cell["seed"]): cell["key"] for cell in shown["cells"]}
+    by_place = {(cell.row, cell.seed): cell.key for cell in shown.cells}
     store.run(by_place["dkd", 0]).set_status("diverged", message="loss term 'dkd' is nan")
     store.run(by_place["student", 0]).set_status("running", epoch=3, epochs=240)
     lines, text, tex = rendered(tmp_path, shown)
@@ -362,8 +379,7 @@ def test_what_deviates_gets_a_dagger_and_no_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("origin", ["chenyaofo", "here", ""])
 def test_what_is_published_for_another_teacher_gets_no_verdict(tmp_path: Path, origin: str) -> None:
-    shown = paper()
-    shown["columns"][0]["teacher"]["origin"] = origin
+    shown = edited(paper(), origin=origin)
     finish(tmp_path, shown, {"student": (69.0, 69.3), "kd": (70.5, 71.0)})
     lines, text, _ = rendered(tmp_path, shown)
     for row in ("kd", "dkd", "teacher"):
@@ -374,9 +390,11 @@ def test_what_is_published_for_another_teacher_gets_no_verdict(tmp_path: Path, o
 
 
 def test_other_settings_than_the_published_ones_get_no_verdict(tmp_path: Path) -> None:
-    shown = paper()
-    for cell in shown["cells"]:
-        cell["published_settings"] = (cell["row"], cell["seed"]) != ("kd", 1)
+    usual = paper()
+    cells = tuple(
+        cell.model_copy(update={"published_settings": (cell.row, cell.seed) != ("kd", 1)}) for cell in usual.cells
+    )
+    shown = usual.model_copy(update={"cells": cells})
     finish(tmp_path, shown, {"kd": (70.5, 71.0), "dkd": (71.0, 71.6)})
     lines, _, _ = rendered(tmp_path, shown)
     assert (lines["kd", PAIR]["gap"], lines["kd", PAIR]["reason"]) == ("", "other settings than the published ones")
@@ -384,8 +402,7 @@ def test_other_settings_than_the_published_ones_get_no_verdict(tmp_path: Path) -
 
 
 def test_a_teacher_off_its_entry_gets_no_verdict(tmp_path: Path) -> None:
-    shown = paper()
-    shown["columns"][0]["teacher"].update(off=True, accuracy=70.0)
+    shown = edited(paper(), off=True, accuracy=70.0)
     finish(tmp_path, shown, {"student": (69.0, 69.3), "kd": (70.5, 71.0)})
     lines, text, _ = rendered(tmp_path, shown)
     assert lines["kd", PAIR]["gap"] == lines["teacher", PAIR]["gap"] == "" and "off its expected accuracy" in text
@@ -411,8 +428,7 @@ def test_another_recipe_gets_no_verdict(tmp_path: Path) -> None:
 
 
 def test_a_trained_teacher_shows_what_its_cell_measured(tmp_path: Path) -> None:
-    shown = paper()
-    shown["columns"][0]["teacher"].update(identity={}, cell="t" * 20, entry="", origin="here")
+    shown = edited(paper(), identity={}, cell="t" * 20, entry="", origin="here")
     lines, text, _ = rendered(tmp_path, shown)
     assert lines["teacher", PAIR]["value"] == ""
     Store(tmp_path).run("t" * 20).set_status("done", last={"top1": 71.25}, best={"top1": 71.5})
@@ -422,10 +438,10 @@ def test_a_trained_teacher_shows_what_its_cell_measured(tmp_path: Path) -> None:
 
 def test_a_table_that_was_never_run_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no table 'table1-paper'.*there: none.*run it first"):
-        manifest.render(tmp_path, "table1-paper")
+        render(tmp_path, "table1-paper")
     manifest.save(tmp_path, "table1-demo", paper())
     with pytest.raises(UserError, match="there: table1-demo"):
-        manifest.render(tmp_path, "table1-paper")
+        render(tmp_path, "table1-paper")
     assert not manifest.path(tmp_path, "table1-paper").parent.exists()
 
 
@@ -434,12 +450,12 @@ def test_a_damaged_file_of_the_store_is_named(tmp_path: Path, name: str) -> None
     shown = paper()
     finish(tmp_path, shown, {"kd": (70.5, 71.0)})
     rendered(tmp_path, shown)
-    run = Store(tmp_path).run(next(cell["key"] for cell in shown["cells"] if cell["row"] == "kd"))
+    run = Store(tmp_path).run(next(cell.key for cell in shown.cells if cell.row == "kd"))
     path = manifest.path(tmp_path, "table1-paper") if name == "plan.json" else run / name
     path.write_text(path.read_text()[: path.stat().st_size // 2])
     before = sorted(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     with pytest.raises(UserError) as caught:
-        manifest.render(tmp_path, "table1-paper")
+        render(tmp_path, "table1-paper")
     assert str(path) in str(caught.value) and "damaged" in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()) == before, "nothing was lost"
 
@@ -449,14 +465,14 @@ def test_a_row_with_an_optimiser_of_its_own(lab: Lab) -> None:
     lab.table.write_text(TABLE.replace("dkd]", "{id: kd-dot, method: kd, optimizer: {name: dot, delta: 0.05}}]"))
     shown = lab.manifest()
     assert note(shown, "kd-dot") == "DOT, delta 0.05, momentum 0.9, weight decay 0.0005"
-    usual = {cell["row"]: cell["published_settings"] for cell in shown["cells"]}
+    usual = {cell.row: cell.published_settings for cell in shown.cells}
     assert usual == {"student": True, "kd": True, "kd-dot": False}
-    keys = {(cell["row"], cell["column"], cell["seed"]): cell["key"] for cell in shown["cells"]}
+    keys = {(cell.row, cell.column, cell.seed): cell.key for cell in shown.cells}
     assert keys["kd", "resnet14-resnet8", 0] != keys["kd-dot", "resnet14-resnet8", 0]
     lab.table.write_text(lab.table.read_text().replace("delta: 0.05}", "delta: 0.05}, published: kd-dot"))
-    assert all(cell["published_settings"] for cell in lab.manifest()["cells"])
-    changed = lab.manifest(overrides=("kd-dot.temperature=2",))["cells"]
-    assert not any(cell["published_settings"] for cell in changed if cell["row"] == "kd-dot")
+    assert all(cell.published_settings for cell in lab.manifest().cells)
+    changed = lab.manifest(overrides=("kd-dot.temperature=2",)).cells
+    assert not any(cell.published_settings for cell in changed if cell.row == "kd-dot")
 
 
 def test_settings_of_a_combination_are_named_by_part(lab: Lab) -> None:
@@ -466,15 +482,15 @@ def test_settings_of_a_combination_are_named_by_part(lab: Lab) -> None:
 
 def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:
     shown = manifest.save(lab.folder, "mine", lab.manifest(methods=("kd",)))
-    for cell in shown["cells"]:
-        Store(lab.folder).run(cell["key"]).set_status("refused", message="method 'kd' is not for 'tests'")
-    _, text = manifest.render(lab.folder, "mine")
+    for cell in shown.cells:
+        Store(lab.folder).run(cell.key).set_status("refused", message="method 'kd' is not for 'tests'")
+    _, text = render(lab.folder, "mine")
     assert text.count("n/a") == 3 and "is not for 'tests'" in text and "fail" not in text
 
 
 def test_settings_that_nobody_published_are_marked(lab: Lab) -> None:
     """Those of the demonstrations' recipes are data with a source, and the source is us."""
-    rows = {row["key"]: row["our_choice"] for row in lab.manifest(methods=("kd", "dkd", "sp+dkd", "at"))["rows"]}
-    assert rows == {"kd": [], "dkd": ["beta 2.0"], "sp+dkd": ["dkd.beta 2.0"], "at": ["beta 250.0"]}
-    rows = {row["key"]: row["our_choice"] for row in lab.manifest(methods=("dkd",), uniform=True)["rows"]}
-    assert rows == {"dkd": []}
+    rows = {row.key: row.our_choice for row in lab.manifest(methods=("kd", "dkd", "sp+dkd", "at")).rows}
+    assert rows == {"kd": (), "dkd": ("beta 2.0",), "sp+dkd": ("dkd.beta 2.0",), "at": ("beta 250.0",)}
+    rows = {row.key: row.our_choice for row in lab.manifest(methods=("dkd",), uniform=True).rows}
+    assert rows == {"dkd": ()}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.common.files import sha256_file
+from benchmarks.common.files import read_json, sha256_file
 from benchmarks.common.seeding import derive
 from benchmarks.common.weights import load_weights, weights_digest
 from benchmarks.config.protocol import load_protocol
@@ -25,7 +25,7 @@ from benchmarks.driver.estimate import estimate
 from benchmarks.driver.plan import Request, make
 from benchmarks.driver.reproduce import Options, reproduce, verify_teachers
 from benchmarks.networks import build_network
-from benchmarks.store import manifest
+from benchmarks.report.collect import render
 from benchmarks.store.runs import Store
 from benchmarks.teachers.zoo import Teacher, Zoo, make_entry
 from kd_methods.errors import UserError
@@ -169,7 +169,7 @@ def test_a_teacher_that_is_not_what_its_entry_says_stops_the_run(zoo: Zoo, tmp_p
 
     text = reproduce(request, replace(options, any_teacher=True))
     (known,) = (output / "teachers").glob("*.json")
-    top1 = manifest.read_json(known)["value"]
+    top1 = read_json(known)["value"]
     assert f"| Teacher | {top1:.2f} |" in text and "KD" in text and "off its expected accuracy" in text
     # Held-out images were among those that the teacher learnt from: there its entry expects nothing.
     held = reproduce(replace(request, changes={"holdout": 200, "epochs": 1}), options)
@@ -189,7 +189,7 @@ def test_a_refused_teacher_loses_nothing_of_the_table(zoo: Zoo, tmp_path: Path) 
     other = {key: value + 1 for key, value in network_weights("resnet14").items()}
     zoo.add(entry.model_copy(update={"expected": 95.0}), saved(tmp_path / "bad.pth", other))
     refusal(lambda: reproduce(request, options))
-    assert manifest.render(options.output, "t-demo")[1] == text
+    assert render(options.output, "t-demo")[1] == text
 
 
 class Server:

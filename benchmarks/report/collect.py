@@ -1,0 +1,257 @@
+"""Out of the store into a table: what a manifest plans, with the runs' figures and the published values.
+
+Reads neither data nor checkpoints, clock nor environment. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_methods.errors import UserError
+
+from .. import report
+from ..common.files import read_json
+from ..config.published import PublishedLine, literature
+from ..store.manifest import Manifest, PlannedColumn, PlannedRow, flat, load, path
+from ..store.runs import FINAL, Store
+
+
+def render(output: Path, stem: str) -> tuple[list[Path], str]:
+    """Write a table and its cost table from the store; returns the files and the table as Markdown.
+
+    Raises:
+        UserError: nothing was ever planned under that name.
+    """
+    manifest = load(output, stem)
+    if manifest is None:
+        known = sorted(p.parent.name for p in (output / "tables").glob("*/plan.json"))
+        raise UserError(f"no table '{stem}' in {output} (there: {', '.join(known) or 'none'}); run it first")
+    store = Store(output)
+    table = collect(manifest, store)
+    folder = path(output, stem).parent
+    files = report.write(table, folder, manifest.name)
+    text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
+    if rows := manifest.efficiency:
+        files += report.write_efficiency(table, _curves(manifest, store), rows.ours, rows.against, folder)
+    if cost := collect_cost(manifest, store, table):
+        files += report.write_cost(cost, folder, f"{manifest.name}-cost")
+    return files, text
+
+
+def collect(manifest: Manifest, store: Store) -> report.Table:
+    """The table's content out of the store."""
+    facts: list[dict[str, Any]] = []
+    entries: dict[str, dict[str, list[report.Run]]] = {}
+    metrics = {column.key: column.metric for column in manifest.columns}
+    remarks: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    for planned in manifest.cells:
+        run = store.run(planned.key)
+        status = run.status
+        for remark in status.get("remarks", []):
+            remarks[planned.row][remark][planned.column] = None
+        state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
+        metric = metrics[planned.column]
+        if state == "done" and metric not in status["last"]:
+            raise UserError(f"column {planned.column} has no metric '{metric}'; known: {', '.join(status['last'])}")
+        figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
+        entries.setdefault(planned.row, {}).setdefault(planned.column, []).append(
+            report.Run(planned.seed, state, **figures, message=status["message"] if state == "refused" else "")
+        )
+        if state == "done":
+            facts += run.environments
+    usual: dict[tuple[str, str], bool] = defaultdict(lambda: True)
+    for planned in manifest.cells:
+        usual[planned.row, planned.column] &= planned.published_settings
+    columns = tuple(_column(column, manifest, store) for column in manifest.columns)
+    titles = dict.fromkeys(column.metric_title for column in manifest.columns)
+    rows = tuple(
+        report.Row(
+            key=row.key,
+            title=row.title,
+            family=row.family,
+            entries={
+                column.key: report.Entry(
+                    tuple(sorted(entries.get(row.key, {}).get(column.key, []), key=lambda run: run.seed)),
+                    _published(manifest, _published_key(row), column, usual[row.key, column.key]),
+                )
+                for column in manifest.columns
+            },
+            our_choice=tuple(row.our_choice),
+            settings_note="; ".join(
+                [*_settings_note(row, manifest), *_remarks(remarks[row.key], len(entries.get(row.key, {})))]
+            ),
+        )
+        for row in manifest.rows
+    )
+    quoted = tuple(report.Row(key, title, "quoted", _quoted(manifest, key)) for key, title in manifest.quoted.items())
+    columns, rows = report.with_means(columns, rows)
+    return report.Table(
+        name=manifest.name,
+        title=manifest.title,
+        metric=next(iter(titles)) if len(titles) == 1 else "The metric named over each column",
+        columns=columns,
+        rows=rows,
+        quoted=tuple(row for row in quoted if row.entries),
+        protocol_lines=(*manifest.protocol_lines, *_rates(manifest)),
+        deviations=tuple(manifest.deviations),
+        notes=tuple(manifest.notes),
+        provenance=_provenance(facts),
+    )
+
+
+def _curves(manifest: Manifest, store: Store) -> dict[tuple[str, str, int], list[float]]:
+    """The metric after every epoch of the training proper, by row, column and seed."""
+    metrics = {column.key: column.metric for column in manifest.columns}
+    return {
+        (cell.row, cell.column, cell.seed): [
+            record["metrics"][metrics[cell.column]] for record in store.run(cell.key).metrics if not record.get("phase")
+        ]
+        for cell in manifest.cells
+    }
+
+
+def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> report.CostTable | None:
+    """The cost table's content out of the store, or None where no cost was measured."""
+    measured: dict[str, dict[str, report.CostEntry]] = {}
+    facts = []
+    for planned in manifest.costs:
+        figures = read_json(store.cost(planned.key))
+        if figures:
+            measured.setdefault(planned.row, {})[planned.column] = report.CostEntry(**figures["cost"])
+            facts.append(figures["environment"])
+    if not measured:
+        return None
+    rows = tuple(
+        report.CostRow(row.key, row.title, row.family, measured[row.key], _refused(row))
+        for row in table.rows
+        if row.key in measured
+    )
+    planned = {column.key for column in manifest.columns}  # a mean over tasks costs nothing
+    columns = tuple(column for column in table.columns if column.key in planned)
+    return report.CostTable(table.name, table.title, columns, rows, _provenance(facts))
+
+
+def _refused(row: report.Row) -> frozenset[str]:
+    return frozenset(key for key, entry in row.entries.items() if any(run.status == "refused" for run in entry.runs))
+
+
+def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.Column:
+    teacher = column.teacher
+    if teacher.cell:
+        accuracy = store.run(teacher.cell).status.get("last", {}).get(column.metric)
+        note = f"trained here under {teacher.trained_under or 'the same protocol'}, seed 0"
+    else:
+        accuracy = teacher.accuracy
+        note = f"entry {teacher.entry}" + (", off its expected accuracy" if teacher.off else "")
+    if column.init:
+        note += f"; {_START[column.init]}"
+    return report.Column(
+        key=column.key,
+        teacher=column.teacher_network,
+        student=column.student,
+        teacher_accuracy=accuracy,
+        teacher_note=note,
+        teacher_published=_published(manifest, "teacher", column, True),
+        task=column.task,
+        metric=column.metric,
+    )
+
+
+def _rates(manifest: Manifest) -> list[str]:
+    """The students that have a learning rate of their own."""
+    rates: dict[float, list[str]] = defaultdict(list)
+    for student, rate in sorted({(column.student, column.lr) for column in manifest.columns}):
+        rates[rate].append(student)
+    return [f"lr {rate:g} for {', '.join(names)}" for rate, names in rates.items() if rate != manifest.lr]
+
+
+def _remarks(found: Mapping[str, Mapping[str, None]], columns: int) -> list[str]:
+    """What a row's runs say of how the method was built, with the columns where it is not all of them."""
+    return [text if len(own) == columns else f"{text} ({', '.join(own)})" for text, own in found.items()]
+
+
+def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
+    """What differs in a row from the method's defaults, by column where it differs between columns."""
+    used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
+    defaults = flat(row.defaults)
+    changed: dict[str, list[str]] = defaultdict(list)
+    for column, settings in sorted(used.items()):
+        if differing := ", ".join(f"{k} {v}" for k, v in settings.items() if v != defaults.get(k)):
+            changed[differing].append(column)
+    texts = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
+    if [len(columns) for columns in changed.values()] == [len(used)]:
+        texts = list(changed)
+    if optimizer := row.optimizer:
+        texts = [optimizer, *texts]
+    if student := row.student:
+        texts = [f"the network trained is {student}", *texts]
+    if init := row.init:
+        texts = [_START[init], *texts]
+    return texts
+
+
+_START = {"heads": "the student starts from its teacher's neck and heads"} | {
+    which: f"the student starts from its teacher's weights and {text} layers"
+    for which, text in (("first", "first"), ("last", "last"), ("spread", "equally spread"))
+}
+
+
+def _published_key(row: PlannedRow) -> str:
+    return row.method if row.published is None else row.published
+
+
+def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_settings: bool) -> report.Published | None:
+    """The literature's figure for a method on a pair, from the first of the table's sources that has one."""
+    if not manifest.published:
+        return None
+    found = [line for line in literature(manifest.published) if (line.method, line.pair) == (method, column.key)]
+    rank = {name: i for i, name in enumerate(manifest.sources)}
+
+    def order(line: PublishedLine) -> tuple[int, int]:
+        place = next((i for name, i in rank.items() if name in line.source), len(rank))
+        return line.protocol != manifest.recipe, place
+
+    if not found:
+        return None
+    line = min(found, key=order)
+    reasons = []
+    if line.protocol != manifest.recipe:
+        reasons.append(f"published under {line.protocol}")
+    elif manifest.deviations:
+        reasons.append("our protocol deviates from the published one")
+    if not usual_settings:
+        reasons.append("other settings than the published ones")
+    if method != "student":
+        if column.teacher.origin != line.teacher:
+            reasons.append("another teacher")
+        elif column.teacher.off:
+            reasons.append("the teacher is off its expected accuracy")
+    return report.Published(
+        value=line.value,
+        std=line.std,
+        source=line.source + (f", {line.note}" if line.note else ""),
+        epoch_rule=line.epoch_rule,
+        comparable=not reasons,
+        reason="; ".join(reasons),
+    )
+
+
+def _quoted(manifest: Manifest, key: str) -> dict[str, report.Entry]:
+    """The published values of a method that is not run, by column."""
+    found = {column.key: _published(manifest, key, column, True) for column in manifest.columns}
+    return {column: report.Entry((), value) for column, value in found.items() if value}
+
+
+def _provenance(facts: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Dates, machines, commits and versions of a set of runs, each named once."""
+    if not facts:
+        return ()
+    dates = sorted({fact["date"] for fact in facts})
+    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    commits = ", ".join(sorted({fact["commit"] or "no commit" for fact in facts}))
+    machines = ", ".join(sorted({fact["machine"] for fact in facts}))
+    torches = ", ".join(sorted({fact["versions"]["torch"] for fact in facts}))
+    return (f"run {span} at commit {commits}", f"on {machines} with torch {torches}")
