@@ -129,8 +129,8 @@ def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> repor
         for row in table.rows
         if row.key in measured
     )
-    planned = {column.key for column in manifest.columns}  # a mean over tasks costs nothing
-    columns = tuple(column for column in table.columns if column.key in planned)
+    with_runs = {column.key for column in manifest.columns}  # a mean over tasks costs nothing
+    columns = tuple(column for column in table.columns if column.key in with_runs)
     return report.CostTable(table.name, table.title, columns, rows, _provenance(facts))
 
 

@@ -169,7 +169,7 @@ def merge(old: Manifest | None, new: Manifest) -> Manifest:
     )
 
 
-Described = TypeVar("Described", PlannedRow, PlannedColumn)
+Described = TypeVar("Described", bound=PlannedRow | PlannedColumn)
 
 
 def _joined(
@@ -178,7 +178,8 @@ def _joined(
     """Old and new rows or columns that still show something, in the table's order; the new description wins."""
     by_key = {item.key: item for item in [*old, *new] if item.key in shown}
     place = {key: i for i, key in enumerate(order)}
-    return tuple(sorted(by_key.values(), key=lambda item: place.get(item.key, len(order))))
+    ordered: list[Described] = sorted(by_key.values(), key=lambda item: place.get(item.key, len(order)))
+    return tuple(ordered)
 
 
 def path(output: Path, stem: str) -> Path:
