@@ -15,6 +15,7 @@ from torch import Tensor
 import kd_methods
 from kd_methods.errors import UserError
 
+from ..common.console import Outcome, counted
 from ..common.files import csv_text, read_csv, write_text
 from ..common.weights import load_weights
 from ..common.yaml_files import TABLES, Strict
@@ -29,8 +30,8 @@ from ..teachers.zoo import Zoo
 BATCH = 250
 
 
-def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tuple[str, Path]:
-    """Probe every finished student of a table; returns the table and the file written.
+def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tuple[Outcome, Path]:
+    """Probe every finished student of a table; returns the table, with what is missing in it, and the file written.
 
     The units are the output of the last stage's first block, and what methods inserted right behind it. Where the
     table's ``probe`` has a published value, it stands beside ours, with its source and why it is not comparable, if so.
@@ -60,7 +61,9 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
     text = csv_text(lines)
     write_text(file, text)
-    return text.rstrip(), file
+    finished = sum(store.run(cell).state in ("done", "refused") for cell in plan.cells.values())
+    missing = f"{len(plan.cells) - finished} of {counted(len(plan.cells), 'student')} not trained to the end"
+    return Outcome(text.rstrip(), missing if finished < len(plan.cells) else ""), file
 
 
 class PublishedProbe(Strict):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +18,18 @@ import click
 
 from kd_methods.errors import UserError, unknown
 
+from ..common.console import Outcome, patient_streams, say
+from ..common.files import write_text
+
 if TYPE_CHECKING:
     from ..config.protocol import Changes
     from ..driver.plan import Request
     from ..driver.reproduce import Options
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "./reproduce.sh"
+OUTPUT = "output folder"
+"""Under this name a command's context keeps its output folder."""
 
 data_root = click.option(
     "--data-root", type=click.Path(path_type=Path), envvar="KDBENCH_DATA", default=ROOT / "data",
@@ -28,16 +39,27 @@ checkpoints = click.option(
     "--checkpoints", type=click.Path(path_type=Path), envvar="KDBENCH_CHECKPOINTS", default=ROOT / "checkpoints",
     help="Folder of teacher files.",
 )  # fmt: skip
+
+
+def _noted(context: click.Context, _: click.Parameter, folder: Path) -> Path:
+    """The output folder, kept where ``main`` finds it."""
+    context.meta[OUTPUT] = folder
+    return folder
+
+
 output = click.option(
     "--output", type=click.Path(path_type=Path), envvar="KDBENCH_OUTPUT", default=ROOT / "results",
-    help="Folder of the store and the tables.",
+    help="Folder of the store and the tables.", callback=_noted,
 )  # fmt: skip
 device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 plugin = click.option(
     "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
     help="Python file with a method, network or task of your own; may be given more than once.",
 )  # fmt: skip
-preset = click.option("--preset", default="paper", help="paper, short or demo.", show_default=True)
+preset = click.option(
+    "--preset", default="paper", show_default=True,
+    help="paper, short, demo, or another one of the table's (`list` names them).",
+)  # fmt: skip
 methods = click.option("--methods", help="Rows, comma-separated; default: the table's.")
 pairs = click.option("--pairs", help="Columns (teacher-student), comma-separated; default: the table's.")
 seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
@@ -89,7 +111,17 @@ class Commands(click.Group):
         raise unknown("table or command", name, [*table_names(), *self.commands])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Reproduce(click.Command):
+    """The command that is called by the name of a table."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(f"{PROGRAM} TABLE", "[OPTIONS]")
+
+
+@click.group(
+    cls=Commands, options_metavar="", subcommand_metavar="TABLE|COMMAND [OPTIONS]",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)  # fmt: skip
 def cli() -> None:
     """Reproduce a table of the knowledge-distillation literature with your own runs.
 
@@ -97,10 +129,14 @@ def cli() -> None:
     ./reproduce.sh table2 --preset demo    minutes on a laptop, ends with the LaTeX table
     ./reproduce.sh table2 --preset short   the real data, a few epochs
     ./reproduce.sh table2                  the paper's protocol; prints the expected hours first
+
+    Exit codes: 0 all that was asked for is there; 1 it is not: cells failed, diverged or were left out (a method that
+    is not for a pair is no failure), or nobody took the output; 2 a mistake in the command, a file or the set-up;
+    3 an error that was not foreseen, with a log file; 130 stopped, the same command goes on.
     """
 
 
-@cli.command("run", hidden=True)
+@cli.command("run", cls=Reproduce, hidden=True)
 @click.argument("table")
 @preset
 @methods
@@ -123,8 +159,7 @@ def run_table(**arguments: Any) -> None:
     request, options = _prepare(**arguments)
     from ..driver.reproduce import reproduce
 
-    if text := reproduce(request, options):
-        click.echo(text)
+    _end(reproduce(request, options))
 
 
 @cli.command()
@@ -292,8 +327,7 @@ def teachers_train(
 
     registered = load(plugins)
     protocol = load_protocol(protocol_name).for_teachers({"epochs": epochs})
-    top1 = train_teacher(network, protocol, Zoo(checkpoints), data_root, output, choose(device), registered)
-    click.echo(f"{network} under {protocol.name}, {protocol.epochs} epochs: top-1 {top1:.2f}")
+    _end(train_teacher(network, protocol, Zoo(checkpoints), data_root, output, choose(device), registered))
 
 
 @teachers.command("verify")
@@ -312,7 +346,7 @@ def teachers_verify(
     from ..teachers.zoo import Zoo
 
     load(plugins)
-    verify_teachers(Zoo(checkpoints), names, data_root, choose(device), click.echo)
+    _end(verify_teachers(Zoo(checkpoints), names, data_root, choose(device), click.echo))
 
 
 @cli.command("profile")
@@ -378,9 +412,8 @@ def probe(
         table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds),
         changes={"epochs": epochs}, data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
-    text, file = linear_probe.report(request, Zoo(checkpoints), output, choose(device))
-    click.echo(text)
-    click.echo(file)
+    outcome, file = linear_probe.report(request, Zoo(checkpoints), output, choose(device))
+    _end(replace(outcome, text=f"{outcome.text}\n{file}"))
 
 
 @cli.command("quality")
@@ -422,7 +455,6 @@ def quality_of(
     from ..teachers.zoo import Zoo
 
     named = load(plugins)
-    say = lambda line: click.echo(line, err=True)  # noqa: E731
     measure = quality.Measure(layers, entropy_norm, samples, per_class, self_pairs)
     where = Zoo(checkpoints), data_root, output, choose(device)
     text, files = quality.report(teacher, protocol, *where, say, named, measure)
@@ -466,7 +498,7 @@ def _prepare(
     )  # fmt: skip
     options = Options(
         output=output, checkpoints=checkpoints, device=choose(device), dry_run=dry_run, any_teacher=any_teacher,
-        costs=not no_cost, similarity=similarity, say=lambda line: click.echo(line, err=True),
+        costs=not no_cost, similarity=similarity,
     )  # fmt: skip
     return request, options
 
@@ -490,29 +522,64 @@ def _floats(text: str | None) -> tuple[float, ...]:
         raise UserError(f"'{text}' is no list of numbers; write for example 0.5071,0.4867,0.4408") from None
 
 
+def _end(outcome: Outcome) -> None:
+    """Print a command's text; where something is missing of what was asked for, say what, and exit with 1."""
+    if outcome.text:
+        click.echo(outcome.text)
+    if outcome.missing:
+        say(f"not complete: {' '.join(outcome.missing.split())}")
+        click.get_current_context().exit(1)
+
+
 def main() -> None:
-    """Entry point: mistakes of the user's are one line and exit code 2, an interrupt is 130."""
+    """Entry point. The exit code is told in :func:`cli`'s help."""
+    with patient_streams() as lost:
+        code = _exit_code(sys.argv[1:])
+        if sys.stdout:
+            sys.stdout.flush()
+        for stream, reason in lost.items():
+            code = code or _fail(f"{stream}: {reason}; not everything was shown, and what was saved is kept", 1)
+    sys.exit(code)
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    context = None
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        with cli.make_context(PROGRAM, list(arguments)) as context:
+            cli.invoke(context)
+        return 0
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "")
-        sys.exit(2)
+        say(error.ctx.get_help() if error.ctx else "")
+        return 2
     except click.UsageError as error:
-        _fail(f"{error.format_message()} (see --help)")
+        return _fail(f"{error.format_message()} (see --help)", 2)
     except click.ClickException as error:
-        _fail(error.format_message())
+        return _fail(error.format_message(), 2)
     except UserError as error:
-        _fail(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return _fail(str(error), 2)
     except (KeyboardInterrupt, click.Abort) as stop:
-        click.echo(str(stop) or "stopped; the same command goes on from what was saved", err=True)
-        sys.exit(130)
+        say(str(stop) or "stopped; the same command goes on from what was saved")
+        return 130
+    except BaseException as error:  # a mistake of the suite's own, or of a plugin's: sys.exit is one
+        what = f"{type(error).__name__}: {str(error)[:300]}"
+        file = _log(error, context)
+        return _fail(f"{what} (not foreseen; what was saved is kept, the same command goes on; details: {file})", 3)
 
 
-def _fail(message: str) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+def _fail(message: str, code: int) -> int:
+    say(f"error: {' '.join(message.split())}")
+    return code
+
+
+def _log(error: BaseException, context: click.Context | None) -> Path:
+    """Write an error's traceback to a file in the output folder, or where there is none to one for temporary files."""
+    name = f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    text = f"{sys.argv}\n" + "".join(traceback.format_exception(error))
+    own: Path | None = context.meta.get(OUTPUT) if context else None
+    for folder in (*([own] if own and own.is_dir() else []), Path(tempfile.gettempdir())):
+        with contextlib.suppress(UserError):
+            write_text(folder / name, text)
+            return folder / name
+    return Path("nowhere, as no folder can be written to")

@@ -36,9 +36,9 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a user's file may fail in any way
+        except BaseException as error:  # a user's file may fail in any way; sys.exit is one
             raise UserError(f"--plugin {path} cannot be imported: {type(error).__name__}: {error}") from None
         new = _names() - before
         if not new:

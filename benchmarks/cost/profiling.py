@@ -21,6 +21,7 @@ from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
 
 from ..common import plugins
+from ..common.console import patient_streams
 from ..common.environment import device as choose
 from ..common.environment import release_memory
 from ..common.files import digest
@@ -257,7 +258,8 @@ def measure(
 def _measure(sender: Any, *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     try:
-        sender.send(_figures(*arguments))
+        with patient_streams():
+            sender.send(_figures(*arguments))
     except Exception as error:  # of a method's own code, or no memory: said by the parent
         sender.send(f"{type(error).__name__}: {error}")
 

@@ -21,6 +21,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ..common.console import patient_streams
 from ..config.protocol import Detection, Protocol
 from ..driver.executors.local import Context, until_free
 from ..store.cell import Cell
@@ -204,9 +205,10 @@ def _enter(what: str, sender: Connection, job: Job) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
     if job.rendezvous:
         threading.Thread(target=_outlive_no_parent, daemon=True).start()
-    from . import runner as detection
+    from . import runner
 
-    getattr(detection, what)(sender, job)
+    with patient_streams():
+        getattr(runner, what)(sender, job)
 
 
 def _outlive_no_parent() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ..common.console import say
 from ..config.protocol import Protocol, steps_per_epoch
 from ..training.loop import Watched
 
@@ -27,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 class Reporter:
-    """Counts member-steps over all cells to run, and says what happens.
+    """Counts member-steps over all cells to run, and says what happens. That it cannot be said is no cell's failure.
 
     Args:
         cells: how many cells will be trained.
@@ -45,6 +47,7 @@ class Reporter:
         self.started = self.spoke = time.monotonic()
         self.console = Console(stderr=True)
         self.live: Progress | None = None
+        self.failed = False
         if self.console.is_terminal:
             self.live = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
@@ -55,23 +58,40 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self.live:
-            self.live.start()
+            with self._unharmed():
+                self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
-            self.live.stop()
+            with self._unharmed():
+                self.live.stop()
 
     def __call__(self, member: Watched, event: str) -> None:
         """See :data:`benchmarks.training.loop.Report`."""
-        if event == "step":
-            self._step(member)
-        elif event == "epoch":
-            self._epoch(member)
-        else:
-            self._end(member, event)
+        with self._unharmed():
+            if event == "step":
+                self._step(member)
+            elif event == "epoch":
+                self._epoch(member)
+            else:
+                self._end(member, event)
+
+    @contextmanager
+    def _unharmed(self) -> Iterator[None]:
+        """Inside, a display that fails (its terminal is gone, say) gives way to plain lines, and training goes on."""
+        try:
+            yield
+        except Exception as error:  # of the terminal, or of the library that draws on it
+            live, self.live = self.live, None
+            if live:
+                with suppress(Exception):
+                    live.stop()
+            if not self.failed:
+                say(f"progress cannot be shown ({type(error).__name__}: {error}); training goes on")
+            self.failed = True
 
     @property
     def eta(self) -> str:
@@ -129,6 +149,7 @@ class Reporter:
         """A line that stays."""
         self.spoke = time.monotonic()
         if self.live:
-            self.live.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=sys.stderr, flush=True)
+            with self._unharmed():
+                self.live.console.print(line, markup=False, highlight=False)
+                return
+        say(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from kd_methods.errors import UserError
 from .. import networks
 from ..analysis import similarity
 from ..common import environment
+from ..common.console import Outcome, counted, say
 from ..common.files import digest, read_json, write_json
 from ..config.protocol import Protocol
 from ..cost.profiling import cost_key
@@ -48,11 +50,11 @@ class Options:
     any_teacher: bool = False
     costs: bool = True
     similarity: bool = False
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = say
 
 
-def reproduce(request: Request, options: Options) -> str:
-    """Run what a table needs and is not in the store, and write the table; returns it as Markdown.
+def reproduce(request: Request, options: Options) -> Outcome:
+    """Run what a table needs and is not in the store, and write the table; the outcome's text is it as Markdown.
 
     Raises:
         UserError: bad input, missing data, a teacher that is not what its entry says.
@@ -65,7 +67,7 @@ def reproduce(request: Request, options: Options) -> str:
     if options.dry_run or (todo and plan.preset == "paper"):
         _print_plan(plan, todo, request, options)
     if options.dry_run:
-        return ""
+        return Outcome()
     store.check_writable()  # fails now rather than after hours
     watched = options.similarity or plan.table.similarity
     accuracies = check_teachers(plan, zoo, request, options) if todo else _known_accuracies(plan, options)
@@ -73,15 +75,16 @@ def reproduce(request: Request, options: Options) -> str:
         options.output, plan.stem, describe(plan, zoo, accuracies, environment.machine(options.device))
     )
     if todo:
-        options.say(f"{len(todo)} cells to run, {len(cells) + len(plan.training) - len(todo)} in the store")
+        options.say(f"{counted(len(todo), 'cell')} to run, {len(cells) + len(plan.training) - len(todo)} in the store")
         weights = lambda ref: zoo.path(zoo.get(ref.entry))  # noqa: E731
         for task in plan.tasks:
             for protocol, waves in plan.waves([cell for cell in todo if cell.task == task]):
                 where = request.data_root, options.device
                 _train(waves, on_task(protocol, task), store, *where, weights, watched, request.plugin_files)
     files, text = render(options.output, plan.stem)
+    not_measured = 0
     if options.costs:
-        measure_costs(plan, store, request, options)
+        not_measured = measure_costs(plan, store, request, options)
         files, text = render(options.output, plan.stem)
     if watched:
         folder = manifest.path(options.output, plan.stem).parent
@@ -92,7 +95,18 @@ def reproduce(request: Request, options: Options) -> str:
         if status["state"] in ("failed", "diverged"):
             options.say(f"{cell.label}  {status['state'].upper()}: {status['message']}")
     options.say(f"{plan.table.name}: " + ", ".join(str(file) for file in files if file.suffix == ".tex"))
-    return text
+    return Outcome(text, "; ".join(_missing([*plan.training, *cells], store, not_measured)))
+
+
+def _missing(cells: Sequence[Cell], store: Store, not_measured: int) -> list[str]:
+    """What is missing of what was asked for, in words. A method that is not for a pair is an answer."""
+    states = Counter(state for cell in cells if (state := store.run(cell).state) not in ("done", "refused"))
+    named = {state: states.pop(state, 0) for state in ("failed", "diverged")} | {"left out": states.total()}
+    counts = ", ".join(f"{count} {name}" for name, count in named.items() if count)
+    found = [f"{sum(named.values())} of {counted(len(cells), 'cell')} without a result: {counts}"] if counts else []
+    if not_measured:
+        found.append(f"{counted(not_measured, 'row')} without a cost")
+    return found
 
 
 def _train(
@@ -147,8 +161,8 @@ def train_teacher(
     output: Path,
     device: torch.device,
     plugins: dict[str, str],
-) -> float:
-    """Train a network as a teacher and return its top-1; tables under the same protocol find it in the store."""
+) -> Outcome:
+    """Train a network as a teacher; tables under the same protocol find it in the store."""
     networks.check(network)
     store = Store(output)
     cell = teacher_cell(network, protocol, data_root, plugins, zoo)
@@ -156,8 +170,9 @@ def train_teacher(
         _train([[cell]], protocol, store, data_root, device, lambda ref: zoo.path(zoo.get(ref.entry)))
     status = store.run(cell).status
     if status["state"] != "done":
-        raise UserError(f"the teacher {network} {status['state']} in training: {status.get('message', '')}")
-    return status["last"][get_task(protocol.task).metric]
+        return Outcome(missing=f"the teacher {network} {status['state']} in training: {status.get('message', '')}")
+    metric = get_task(protocol.task).metric
+    return Outcome(f"{network} under {protocol.name}, {protocol.epochs} epochs: {metric} {status['last'][metric]:.2f}")
 
 
 @contextmanager
@@ -202,11 +217,11 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
 
 def verify_teachers(
     zoo: Zoo, names: Sequence[str], data_root: Path, device: torch.device, say: Callable[[str], None]
-) -> None:
+) -> Outcome:
     """Measure installed teachers (all, or those named) and say how far each is from its entry.
 
     Raises:
-        UserError: one is not installed, or is off by more than the tolerance.
+        UserError: one is not installed.
     """
     entries = [zoo.get(name) for name in names] or [e for e in zoo.entries.values() if zoo.path(e).is_file()]
     if not entries:
@@ -220,8 +235,10 @@ def verify_teachers(
         say(f"{entry.name:22s} {entry.network:12s} {get_task(entry.task).metric} {top1:.2f}  {verdict}")
         if gap is not None and abs(gap) > TOLERANCE:
             off.append(entry.name)
-    if off:
-        raise UserError(f"outside +-{TOLERANCE} of what is expected: {', '.join(off)}; mend the entry or the file")
+    if not off:
+        return Outcome()
+    count = f"{len(off)} of {counted(len(entries), 'teacher')}"
+    return Outcome(missing=f"{count} outside +-{TOLERANCE} of what is expected: {', '.join(off)}; mend entry or file")
 
 
 def teacher_accuracy(
@@ -254,8 +271,8 @@ def _known_accuracies(plan: Plan, options: Options) -> Accuracies:
     return {place: record["value"] for place, record in known.items() if record}
 
 
-def measure_costs(plan: Plan, store: Store, request: Request, options: Options) -> None:
-    """Measure each row in each column alone, in a fresh process, once per machine."""
+def measure_costs(plan: Plan, store: Store, request: Request, options: Options) -> int:
+    """Measure each row in each column alone, in a fresh process, once per machine; returns how many could not be."""
     machine = environment.machine(options.device)
     wanted = {cost_key(cell, machine): cell for cell in plan.cells.values()}
     missing = {
@@ -264,7 +281,8 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
         if not store.cost(key).is_file() and store.run(cell).state != "refused"
     }
     if missing:
-        options.say(f"measuring the cost of {len(missing)} rows alone")
+        options.say(f"measuring the cost of {counted(len(missing), 'row')} alone")
+    failed = 0
     with stop_signals() as stopping:
         for key, cell in missing.items():
             if stopping():
@@ -275,9 +293,11 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
                 cost = executor.cost(cell, protocol, request.data_root, options.device, files, store.prepared)
             except UserError as error:  # its row stays without a cost
                 options.say(str(error))
+                failed += 1
                 continue
             facts = {**environment.describe(options.device), "date": today()}
             write_json(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
+    return failed
 
 
 def _print_plan(plan: Plan, todo: list[Cell], request: Request, options: Options) -> None:

@@ -175,6 +175,56 @@ def test_bad_input_ends_the_process_with_2(arguments: tuple[str, ...]) -> None:
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 
 
+def test_a_teacher_that_diverges_ends_with_1(call: Call, tmp_path: Path) -> None:
+    protocol = tmp_path / "p.yaml"
+    protocol.write_text("extends: digits-demo\nname: p\nversion: 1\nepochs: 1\noptimizer: {lr: 1.0e+30}\n")
+    code, out, err = call("teachers", "train", "resnet8", "--protocol", protocol, "--device", "cpu")
+    assert (code, out) == (1, ""), err
+    assert err.splitlines()[-1].startswith("not complete: the teacher resnet8 diverged in training: loss term"), err
+
+
+@pytest.mark.parametrize("line", ["sys.exit(0)", "raise SystemExit", "raise GeneratorExit", "1 / 0", "import absent"])
+def test_a_plugin_that_ends_the_process_is_one_clear_line(call: Call, tmp_path: Path, line: str) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"import sys\n{line}\n")
+    assert f"--plugin {plugin} cannot be imported: " in refused(call, *DEMO, "--plugin", plugin)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("2\nlines"), SystemExit(0), RecursionError(), OSError(5, "I/O error")])
+def test_what_nobody_foresaw_is_one_line_and_a_log(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("benchmarks.report.collect.render", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = call("render", "table2", "--output", tmp_path / "results")
+    assert (code, out, len(err.splitlines())) == (3, "", 1) and type(error).__name__ in err, err
+    (log,) = tmp_path.glob("error-*.log")
+    assert str(log) in err and "Traceback" in log.read_text() and "'render'" in log.read_text()
+    (tmp_path / "results").mkdir()
+    assert call("render", "table2", "--output", tmp_path / "results")[0] == 3
+    assert len(list((tmp_path / "results").glob("error-*.log"))) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [("list",), ("--help",)])
+def test_an_output_that_nobody_takes_is_one_line(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, cwd=REPO, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert result.returncode == 1
+    line = "error: standard output: No space left on device; not everything was shown, and what was saved is kept\n"
+    assert result.stderr == line
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=120) == 1 and err.startswith("error: standard output: Broken pipe; "), err
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -386,7 +436,9 @@ def test_teachers_list_names_the_shipped_entries(call: Call) -> None:
 def test_every_example_of_the_help_is_a_real_command(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    for line in re.findall(r"\./reproduce\.sh (\S+)", out):
+    assert out.startswith("Usage: ./reproduce.sh TABLE|COMMAND [OPTIONS]\n")
+    assert call("table2", "--help")[1].startswith("Usage: ./reproduce.sh TABLE [OPTIONS]\n")
+    for line in re.findall(r"^ *\./reproduce\.sh (\S+)", out, re.MULTILINE):
         assert line in {*table_names(), *cli.cli.commands}, line
 
 

@@ -50,6 +50,40 @@ class Mine(Method):
         match = (student.logits - teacher.logits).pow(2).mean()
         return Losses(task={"task": batch.loss(student.logits)}, distill={"match": match})
 """
+TROUBLE = """
+@kd_methods.register
+class Chatty(Mine):
+    card = Card(name="chatty", version=1, family="logit", title="Prints")
+
+    def losses(self, *arguments):
+        print("a loss", flush=True)
+        return super().losses(*arguments)
+
+
+@kd_methods.register
+class Broken(Mine):
+    card = Card(name="broken", version=1, family="logit", title="Breaks")
+
+    def losses(self, *arguments):
+        raise ValueError("in the method")
+
+
+@kd_methods.register
+class Endless(Mine):
+    card = Card(name="endless", version=1, family="logit", title="Diverges")
+
+    def losses(self, *arguments):
+        found = super().losses(*arguments)
+        return Losses(task={"task": found.total() * float("inf")})
+
+
+@kd_methods.register
+class Unfit(Mine):
+    card = Card(name="unfit", version=1, family="logit", title="Is for no pair")
+
+    def __init__(self, *arguments):
+        raise kd_methods.errors.UserError("not for this pair")
+"""
 SUFFIXES = {"tiny.tex", "tiny.md", "tiny.csv", "tiny-cost.tex", "tiny-cost.md", "tiny-cost.csv"}
 
 
@@ -70,12 +104,12 @@ class Bench:
         return ["--output", str(self.output), "--data-root", str(self.folder / "data"),
                 "--checkpoints", str(self.folder / "checkpoints"), "--device", "cpu"]  # fmt: skip
 
-    def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, cwd: Path | None = None, **streams: Any) -> subprocess.Popen[str]:
         # One thread: these networks are tiny, and threads that wait for each other crawl on a busy machine.
         environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks", *arguments], cwd=cwd or self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **streams},
         )  # fmt: skip
 
     def call(self, *arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
@@ -258,6 +292,42 @@ def test_a_method_from_a_file_has_a_cost(tmp_path: Path) -> None:
     )
     assert code == 0, err
     assert "Our Method" in bench.files()["tiny-cost.md"].decode()
+
+
+def test_what_is_missing_of_a_table_is_said_and_ends_with_1(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a folder")
+    plugin = bench.folder / "trouble.py"
+    plugin.write_text(PLUGIN + TROUBLE)
+    chosen = ("--plugin", str(plugin), "--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost")
+    code, out, err = bench.run(*chosen, "--methods", "kd,broken,endless,unfit")
+    assert (code, err.splitlines()[-1]) == (1, "not complete: 2 of 5 cells without a result: 1 failed, 1 diverged"), err
+    assert "KD" in out and "tiny.md" in bench.files(), "the table is written all the same"
+    code, _, err = bench.run(*chosen, "--methods", "kd,unfit")
+    assert (code, "not complete" in err) == (0, False), "a method that is not for a pair is an answer"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_takes_nothing_is_no_cell_s_failure(tmp_path: Path, closed: str) -> None:
+    """The output is on a full disk, or was piped into something that has ended."""
+    bench = Bench(tmp_path / "a folder")
+    plugin = bench.folder / "trouble.py"
+    plugin.write_text(PLUGIN + TROUBLE)
+    chosen = ("--plugin", str(plugin), "--methods", "chatty", "--pairs", "resnet14-resnet8", "--seeds", "0")
+    with Path("/dev/full").open("w") as full:
+        streams = {"stdout": full} if closed == "stdout" else {}
+        process = bench.start(str(bench.table), "--preset", "demo", *bench.places, *chosen, **streams)
+        if closed == "stderr":
+            assert process.stderr
+            process.stderr.close()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert {status["state"] for status in bench.statuses()} == {"done"} and len(bench.statuses()) == 2
+    assert {"tiny.md", "tiny-cost.md"} <= set(bench.files())
+    if closed == "stdout":
+        assert err.splitlines()[-1].startswith("error: standard output: No space left on device; "), err
+    else:
+        assert "Prints" in out
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_verify_measures_on_the_test_set(zoo: Zoo, tmp_path: Path, weights: dict
     verify_teachers(zoo, ["mine"], tmp_path, CPU, said.append)
     assert "gap +0.00" in said[1] or "gap -0.00" in said[1]
     zoo.add(entry.model_copy(update={"expected": top1 + 0.2}), file)
-    assert "outside +-0.1" in refusal(lambda: verify_teachers(zoo, ["mine"], tmp_path, CPU, said.append))
+    outcome = verify_teachers(zoo, ["mine"], tmp_path, CPU, said.append)
+    assert "1 of 1 teacher outside +-0.1 of what is expected: mine" in outcome.missing
     assert "gap -0.20" in said[2]
     assert "unknown teacher 'min'" in refusal(lambda: verify_teachers(zoo, ["min"], tmp_path, CPU, said.append))
 
@@ -167,12 +168,12 @@ def test_a_teacher_that_is_not_what_its_entry_says_stops_the_run(zoo: Zoo, tmp_p
     assert "teacher 'resnet14' measures" in line and "expects 95.00 (given)" in line and "--any-teacher" in line
     assert not (output / "runs").exists()
 
-    text = reproduce(request, replace(options, any_teacher=True))
+    text = reproduce(request, replace(options, any_teacher=True)).text
     (known,) = (output / "teachers").glob("*.json")
     top1 = read_json(known)["value"]
     assert f"| Teacher | {top1:.2f} |" in text and "KD" in text and "off its expected accuracy" in text
     # Held-out images were among those that the teacher learnt from: there its entry expects nothing.
-    held = reproduce(replace(request, changes={"holdout": 200, "epochs": 1}), options)
+    held = reproduce(replace(request, changes={"holdout": 200, "epochs": 1}), options).text
     assert "trained on the held-out images too" in held and "off its expected accuracy" not in held
     assert sum("evaluating teacher" in line for line in said) == 2, "measured once for these weights and data"
 
@@ -185,7 +186,7 @@ def test_a_refused_teacher_loses_nothing_of_the_table(zoo: Zoo, tmp_path: Path) 
     zoo.add(entry, saved(tmp_path / "good.pth", network_weights("resnet14")))
     options = Options(tmp_path / "results", zoo.folder, CPU, costs=False, say=lambda line: None)
     request = Request(small_table(tmp_path), "demo", data_root=tmp_path)
-    text = reproduce(request, options)
+    text = reproduce(request, options).text
     other = {key: value + 1 for key, value in network_weights("resnet14").items()}
     zoo.add(entry.model_copy(update={"expected": 95.0}), saved(tmp_path / "bad.pth", other))
     refusal(lambda: reproduce(request, options))
@@ -382,7 +383,7 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
     start = build_network("timm:test_resnet", 1000, (3, 224, 224)).module.state_dict()
     torch.save(start, tmp_path / "start.pth")
     zoo.add(make_entry(name="start", network="timm:test_resnet", task="imagenet"), tmp_path / "start.pth")
-    text = reproduce(request, options)
+    text = reproduce(request, options).text
     assert "trained here under tuned v1 from the ImageNet weights start, seed 0" in text
     plan = make(request, Zoo(zoo.folder))
     cell = plan.training[0]
