@@ -17,10 +17,11 @@ from .. import networks
 from ..common.files import csv_text, write_bytes, write_text
 from ..common.weights import frozen
 from ..config.protocol import Protocol
-from ..driver.plan import student_cell, teacher_cell
 from ..store.cell import TeacherRef
+from ..store.cells import student_cell
 from ..store.runs import Store
 from ..tasks import get_task
+from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training.teacher_pass import StoredTeacherPass
 

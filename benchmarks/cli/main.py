@@ -402,9 +402,9 @@ def probe(
     device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Linear probe of TABLE's finished students: classes read off the last stage's first block."""
-    from ..analysis import linear_probe
     from ..common.environment import device as choose
     from ..common.plugins import load
+    from ..driver import probe as probes
     from ..driver.plan import Request
     from ..teachers.zoo import Zoo
 
@@ -412,7 +412,7 @@ def probe(
         table=table, preset=preset, methods=words(methods), pairs=words(pairs), seeds=_integers(seeds),
         changes={"epochs": epochs}, data_root=data_root, plugins=load(plugins), plugin_files=tuple(plugins),
     )  # fmt: skip
-    outcome, file = linear_probe.report(request, Zoo(checkpoints), output, choose(device))
+    outcome, file = probes.report(request, Zoo(checkpoints), output, choose(device))
     _end(replace(outcome, text=f"{outcome.text}\n{file}"))
 
 

@@ -279,6 +279,10 @@ class Protocol(Strict):
             values.get(part, {}).pop("workers", None)
         return values
 
+    def on_task(self, task: str) -> Protocol:
+        """This protocol on another task, or as it is where none is named."""
+        return self.model_copy(update={"task": task}) if task else self
+
     def lr(self, student: str, taught: bool = True) -> float:
         """The learning rate with which a student starts."""
         if self.lr_alone and not taught:

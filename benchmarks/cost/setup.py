@@ -13,9 +13,9 @@ from ..common.environment import describe
 from ..common.environment import device as choose
 from ..config.protocol import load_protocol
 from ..config.table_spec import pair_settings
-from ..driver.plan import make_cell
 from ..networks import NetworkView
 from ..store.cell import Cell, TeacherRef
+from ..store.cells import make_cell
 from ..tasks import get_task
 from .profiling import Bench
 

@@ -23,6 +23,7 @@ from kd_methods.errors import UserError
 
 from ..common.console import patient_streams
 from ..config.protocol import Detection, Protocol
+from ..driver.executors.executor import Executor
 from ..driver.executors.local import Context, until_free
 from ..store.cell import Cell
 from ..store.runs import Run
@@ -225,7 +226,7 @@ def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, devi
     Raises:
         UserError: the file does not fit, or the extra [detection] is missing.
     """
-    from ..driver.plan import student_cell
+    from ..store.cells import student_cell
 
     detectors.check_installed()
     cell = student_cell(entry.network, protocol, data_root, {})
@@ -261,3 +262,6 @@ def cost(
     if kind != "cost":
         raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
     return answer
+
+
+EXECUTORS = (Executor("detection", ("detection",), run, accuracy, cost, counted=False),)

@@ -16,7 +16,8 @@ from ..config.protocol import Protocol, steps_per_epoch
 from ..cost.profiling import Bench
 from ..store.cell import Cell
 from ..tasks import get_task
-from .plan import Plan, on_task
+from . import executors
+from .plan import Plan
 
 SMALL_BATCH = 4
 """Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
@@ -54,11 +55,11 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     operations: dict[str, float] = {}
     seconds = 0.0
     for task in plan.tasks:
-        if get_task(task).inputs == "detection":  # planned without mmdetection, and so without its networks
+        if not executors.of(get_task(task)).counted:
             continue
         for protocol, waves in plan.waves([cell for cell in cells if cell.task == task]):
             own = [cell for wave in waves for cell in wave]
-            part = _on_one_task(own, on_task(protocol, task), todo, data_root, device)
+            part = _on_one_task(own, protocol.on_task(task), todo, data_root, device)
             operations |= part.operations
             seconds += part.seconds
     return Estimate(operations, seconds)

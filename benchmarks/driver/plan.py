@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from ..common.yaml_files import ROOT, merged, read_value
 from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
+from ..store.cells import make_cell, student_cell
 from ..tasks import get_task
+from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 
 
@@ -66,7 +68,7 @@ class Plan:
 
     def protocol_of(self, pair: Pair) -> Protocol:
         """The protocol of a column: the plan's, on the column's task."""
-        return on_task(self.protocol, pair.task)
+        return self.protocol.on_task(pair.task)
 
     @property
     def data(self) -> dict[str, str]:
@@ -151,7 +153,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
-            where = pair.teacher, on_task(teacher_protocol, place[1]), request.data_root, request.plugins
+            where = pair.teacher, teacher_protocol.on_task(place[1]), request.data_root, request.plugins
             own = teacher_cell(*where, zoo) if needed else student_cell(*where)
             training += [own] * needed
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
@@ -159,7 +161,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     cells = {}
     for row in rows:
         for pair in pairs:
-            own_protocol = on_task(protocol, pair.task)
+            own_protocol = protocol.on_task(pair.task)
             fingerprint = get_task(own_protocol.task).fingerprint(request.data_root, own_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
             values = merged(merged(published, row.settings), overrides.get(row.id, {}))
@@ -192,73 +194,6 @@ def make(request: Request, zoo: Zoo) -> Plan:
         teacher_protocol,
         request.uniform,
     )
-
-
-def make_cell(
-    protocol: Protocol,
-    data: str,
-    method: str,
-    student: str,
-    seed: int,
-    teacher: TeacherRef | None,
-    values: dict[str, Any],
-    plugins: Mapping[str, str],
-    init: str = "",
-) -> Cell:
-    """A cell with complete settings, and with the digests of the plugins and the checkpoints that it uses."""
-    task = get_task(protocol.task)
-    used = dict.fromkeys((student, *((teacher.network,) if teacher else ())))
-    versions = {f"network:{name}": networks.version(name) for name in used} | {f"task:{task.name}": task.version}
-    return Cell(
-        task=task.name,
-        data=data,
-        protocol=protocol.identity(),
-        lr=protocol.lr(student, taught=registry.get(method).needs_teacher),
-        student=student,
-        method=method,
-        method_version=registry.card(method).version,
-        settings=registry.settings(method, values).model_dump(mode="json"),
-        seed=seed,
-        teacher=teacher,
-        versions=versions,
-        plugins={
-            name: digest
-            for name, digest in plugins.items()
-            if name in {*versions, *(f"method:{part}" for part in registry.parts(method))}
-        }
-        | {f"network:{name}": networks.source_digest(name) for name in used if networks.pretrained_source(name)},
-        init=init,
-    )
-
-
-def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
-    """The cell that trains a network alone, with seed 0."""
-    fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
-    return make_cell(protocol, fingerprint, "student", network, 0, None, {}, plugins)
-
-
-def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str], zoo: Zoo) -> Cell:
-    """The cell that trains a network as a teacher, with seed 0, which serves all seeds.
-
-    Raises:
-        UserError: the protocol starts it from ImageNet weights, and these are not installed.
-    """
-    own = student_cell(network, protocol, data_root, plugins)
-    if not protocol.start:
-        return own
-    source = networks.imagenet_start.source(network)
-    entry = zoo.installed(source, "imagenet")
-    if entry is None:
-        raise UserError(
-            f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
-            f"installed; see: ./reproduce.sh teachers fetch {source}"
-        )
-    return replace(own, start=zoo.ref(entry))
-
-
-def on_task(protocol: Protocol, task: str) -> Protocol:
-    """A protocol on another task, or as it is where none is named."""
-    return protocol.model_copy(update={"task": task}) if task else protocol
 
 
 def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:

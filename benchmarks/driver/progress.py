@@ -12,20 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..common.console import say
+from ..common.units import duration
 from ..config.protocol import Protocol, steps_per_epoch
 from ..training.loop import Watched
 
 EVERY = 20.0
 """Seconds between plain lines about a group that is still training."""
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min, 4.5 h, 12 days."""
-    for limit, unit, size in ((100, "s", 1), (100 * 60, "min", 60), (72 * 3600, "h", 3600)):
-        if seconds < limit:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
 
 
 class Reporter:

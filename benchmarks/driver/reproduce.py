@@ -19,6 +19,7 @@ from ..analysis import similarity
 from ..common import environment
 from ..common.console import Outcome, counted, say
 from ..common.files import digest, read_json, write_json
+from ..common.units import duration
 from ..config.protocol import Protocol
 from ..cost.profiling import cost_key
 from ..report.collect import render
@@ -26,6 +27,7 @@ from ..store import manifest
 from ..store.cell import Cell, TeacherRef
 from ..store.runs import Store, today
 from ..tasks import get_task
+from ..teachers.cells import teacher_cell
 from ..teachers.verification import Accuracies, is_off, test_inputs, usual_protocol
 from ..teachers.zoo import TOLERANCE, Teacher, Zoo
 from ..training.loop import Interrupted
@@ -33,8 +35,8 @@ from . import executors
 from .describe import describe
 from .estimate import estimate
 from .executors import local
-from .plan import Plan, Request, make, on_task, teacher_cell
-from .progress import Reporter, duration
+from .plan import Plan, Request, make
+from .progress import Reporter
 
 DAY = 86400.0
 
@@ -80,7 +82,7 @@ def reproduce(request: Request, options: Options) -> Outcome:
         for task in plan.tasks:
             for protocol, waves in plan.waves([cell for cell in todo if cell.task == task]):
                 where = request.data_root, options.device
-                _train(waves, on_task(protocol, task), store, *where, weights, watched, request.plugin_files)
+                _train(waves, protocol.on_task(task), store, *where, weights, watched, request.plugin_files)
     files, text = render(options.output, plan.stem)
     not_measured = 0
     if options.costs:
@@ -146,7 +148,7 @@ def _train(
                 if cell not in taught:
                     report.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
                     report.left_out()
-            executor.run(taught, context)
+            executor.train(taught, context)
 
 
 def _is_done(store: Store, key: str) -> bool:
@@ -204,7 +206,7 @@ def check_teachers(plan: Plan, zoo: Zoo, request: Request, options: Options) -> 
     used = {(cell.teacher.network, cell.task) for cell in plan.cells.values() if cell.teacher}
     for place, ref in plan.teachers.items():
         if ref.weights and place in used:
-            entry, protocol = zoo.get(ref.entry), on_task(plan.protocol, place[1])
+            entry, protocol = zoo.get(ref.entry), plan.protocol.on_task(place[1])
             measured[place] = teacher_accuracy(entry, ref, protocol, zoo, request.data_root, options)
             if is_off(entry, measured[place], protocol) and not options.any_teacher:
                 raise UserError(
@@ -288,7 +290,7 @@ def measure_costs(plan: Plan, store: Store, request: Request, options: Options) 
             if stopping():
                 raise Interrupted
             try:
-                files, protocol = request.plugin_files, on_task(plan.protocol, cell.task)
+                files, protocol = request.plugin_files, plan.protocol.on_task(cell.task)
                 executor = executors.of(get_task(cell.task))
                 cost = executor.cost(cell, protocol, request.data_root, options.device, files, store.prepared)
             except UserError as error:  # its row stays without a cost

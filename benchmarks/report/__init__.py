@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common.files import write_text
-from benchmarks.report.model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
-from benchmarks.report.seed_statistics import with_means
-from benchmarks.report.table_layout import Sheet
+from ..common.files import write_text
+from .model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+from .seed_statistics import with_means
+from .table_layout import Sheet
 
 __all__ = [
     "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
@@ -23,9 +23,9 @@ __all__ = [
 
 def render(table: Table) -> dict[str, str]:
     """File suffix to text: `.tex`, `.md`, `.csv`."""
-    from benchmarks.report import accuracy_table as content
-    from benchmarks.report import csv_file as csv
-    from benchmarks.report import latex, markdown
+    from . import accuracy_table as content
+    from . import csv_file as csv
+    from . import latex, markdown
 
     sheet = content.sheet(table)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render(table)}
@@ -33,9 +33,9 @@ def render(table: Table) -> dict[str, str]:
 
 def render_cost(cost: CostTable) -> dict[str, str]:
     """As `render`, for what the methods cost."""
-    from benchmarks.report import cost_table as content
-    from benchmarks.report import csv_file as csv
-    from benchmarks.report import latex, markdown
+    from . import cost_table as content
+    from . import csv_file as csv
+    from . import latex, markdown
 
     sheet = content.sheet(cost)
     return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
@@ -49,14 +49,14 @@ def write_efficiency(
     folder: Path,
 ) -> list[Path]:
     """Write epochs to the plain student's best, and the ARI of the row ``ours`` against others, as .tex and .md."""
-    from benchmarks.report import efficiency
+    from . import efficiency
 
     return write_sheet(efficiency.sheet(table, curves, ours, against), folder)
 
 
 def write_sheet(sheet: Sheet, folder: Path) -> list[Path]:
     """Write `sheet`.tex and .md into `folder`, each whole or not at all, and return their paths."""
-    from benchmarks.report import latex, markdown
+    from . import latex, markdown
 
     return _write({".tex": latex.render(sheet), ".md": markdown.render(sheet)}, folder, sheet.name)
 

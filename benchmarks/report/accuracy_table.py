@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Table
-from benchmarks.report.seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
-from benchmarks.report.table_layout import (
+from .model import STUDENT, Column, Entry, Published, Row, Table
+from .seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
+from .table_layout import (
     BEST,
     CHOICE,
     DAGGER,

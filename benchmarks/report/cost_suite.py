@@ -9,14 +9,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from benchmarks.common.files import read_csv, read_json, shaped, write_bytes
-from benchmarks.report import loop_table as loop
-from benchmarks.report import write_sheet
-from benchmarks.report.cost_table import MIB, count
-from benchmarks.report.facts import KINDS, Entry, File
-from benchmarks.report.model import PARTS
-from benchmarks.report.table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
 from kd_methods.errors import UserError
+
+from ..common.files import read_csv, read_json, shaped, write_bytes
+from . import loop_table as loop
+from . import write_sheet
+from .cost_table import MIB, count
+from .facts import KINDS, Entry, File
+from .model import PARTS
+from .table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
 
 REFERENCE = "kd"
 NAMED = 6
@@ -210,7 +211,7 @@ class _Mean(BaseModel):
 
 
 def _split_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
-    from benchmarks.report.figures import figure, png
+    from .figures import figure, png
 
     fig, ((axes,),) = figure(f"Milliseconds of a training step by part: {pair}", rows=max(1.4, len(methods) / 15))
     left = [0.0] * len(methods)
@@ -226,7 +227,7 @@ def _split_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
 
 
 def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
-    from benchmarks.report.figures import figure, png
+    from .figures import figure, png
 
     fig, ((axes,),) = figure(f"Peak memory within each part of a step: {pair}", rows=1.4)
     curves = {name: [found.facts["memory"]["by_part"][part] for part in PARTS] for name, found in methods.items()}
@@ -242,7 +243,7 @@ def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
 
 
 def _accuracy_plot(pair: str, methods: Mapping[str, Measured], points: Mapping[str, float]) -> bytes:
-    from benchmarks.report.figures import figure, png
+    from .figures import figure, png
 
     fig, ((axes,),) = figure(f"Accuracy against cost: {pair}", rows=1.4)
     for name, value in points.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.report.model import STUDENT, Column, CostEntry, CostRow, CostTable
-from benchmarks.report.table_layout import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet, pair_heads
+from .model import STUDENT, Column, CostEntry, CostRow, CostTable
+from .table_layout import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet, pair_heads
 
 _REFERENCES = (STUDENT, "kd")
 MIB = 2**20

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.common.files import csv_text
-from benchmarks.report.model import CostTable, Published, Table
-from benchmarks.report.seed_statistics import finished, gap, ranks, summarise, teacher_gap
+from ..common.files import csv_text
+from .model import CostTable, Published, Table
+from .seed_statistics import finished, gap, ranks, summarise, teacher_gap
 
 _DECIMALS = 4
 

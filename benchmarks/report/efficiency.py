@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from benchmarks.report.model import STUDENT, Column, Entry, Table
-from benchmarks.report.seed_statistics import finished, summarise
-from benchmarks.report.table_layout import MISSING, Cell, Line, Sentence, Sheet, pair_heads, sentence
+from .model import STUDENT, Column, Entry, Table
+from .seed_statistics import finished, summarise
+from .table_layout import MISSING, Cell, Line, Sentence, Sheet, pair_heads, sentence
 
 GAIN = 0.5
 """Points above the plain student from which on a method counts as a competitor."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from benchmarks.report.table_layout import MISSING, Cell, Line, Sheet
+from .table_layout import MISSING, Cell, Line, Sheet
 
 # A starred or bracketed first cell would be read as an argument of the line break before it; a double hyphen is a dash.
 _ESCAPES = {

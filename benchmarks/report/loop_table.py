@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.report.cost_table import MIB
-from benchmarks.report.table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
+from .cost_table import MIB
+from .table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
 
 NAME = "table6-loop"
 NAMED = 6

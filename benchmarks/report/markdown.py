@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from benchmarks.report.table_layout import Cell, Line, Sheet
+from .table_layout import Cell, Line, Sheet
 
 
 def escape(text: str) -> str:

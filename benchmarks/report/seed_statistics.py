@@ -7,8 +7,8 @@ import statistics as std_statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from benchmarks.report.model import STUDENT, Column, Entry, Published, Row, Run, Table
-from benchmarks.report.table_layout import several_tasks
+from .model import STUDENT, Column, Entry, Published, Row, Run, Table
+from .table_layout import several_tasks
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.report.model import Column
+from .model import Column
 
 MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
 DAGGER, CHOICE, BEST, UNKNOWN = "†", "∗", "b", "u"

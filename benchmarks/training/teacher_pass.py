@@ -16,8 +16,8 @@ from kd_methods.errors import Damaged
 
 from ..common.files import digest, write_bytes, write_json
 from ..common.seeding import derive
+from ..common.units import duration
 from ..common.weights import read, to_bytes
-from ..driver.progress import duration
 from ..networks import NetworkView
 from ..store.cell import Cell, TeacherRef
 from ..tasks import TaskData

@@ -28,9 +28,10 @@ from benchmarks.common.yaml_files import ROOT
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings
 from benchmarks.detection import detectors, executor
-from benchmarks.driver.plan import Request, make_cell, student_cell
+from benchmarks.driver.plan import Request
 from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.store.cell import TeacherRef
+from benchmarks.store.cells import make_cell, student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import Interrupted

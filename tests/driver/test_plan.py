@@ -17,8 +17,9 @@ from benchmarks.common import plugins
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.driver.estimate import estimate
-from benchmarks.driver.plan import Plan, Request, make, student_cell
+from benchmarks.driver.plan import Plan, Request, make
 from benchmarks.networks import build_network
+from benchmarks.store.cells import student_cell
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import Split
 from benchmarks.teachers.zoo import Teacher, Zoo

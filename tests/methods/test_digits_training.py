@@ -12,8 +12,8 @@ import kd_methods
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.driver.executors import local
-from benchmarks.driver.plan import make_cell, student_cell
 from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.cells import make_cell, student_cell
 from benchmarks.store.runs import Run, Store
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import protocol_progress

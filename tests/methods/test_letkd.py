@@ -15,10 +15,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 import kd_methods
-from benchmarks.analysis import linear_probe
 from benchmarks.cli.main import cli
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
+from benchmarks.driver import probe
 from benchmarks.driver.plan import Request, make
 from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.store.runs import Store
@@ -405,7 +405,7 @@ def test_published_probes_stand_beside_ours(tmp_path: Path):
         member = Member(cell, protocol, data, data.build("resnet56"), store.create(cell))  # type: ignore[arg-type]
         member.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
         member.finish()
-    _, file = linear_probe.report(request, zoo, tmp_path, torch.device("cpu"))
+    _, file = probe.report(request, zoo, tmp_path, torch.device("cpu"))
     lines = list(csv.DictReader(file.open()))
     published = {(line["row"], line["unit"]): line["published"] for line in lines}
     assert published == {

@@ -15,9 +15,9 @@ from benchmarks.cli.main import cli
 from benchmarks.config.protocol import load_protocol
 from benchmarks.cost import profile as profile_cell
 from benchmarks.cost.profiling import Bench
-from benchmarks.driver.plan import make_cell
 from benchmarks.report import cost_suite as suite
 from benchmarks.report.model import PARTS
+from benchmarks.store.cells import make_cell
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 

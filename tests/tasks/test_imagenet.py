@@ -29,10 +29,11 @@ from benchmarks.common.weights import to_bytes
 from benchmarks.config.protocol import Crops, Optimizer, Protocol, load_protocol
 from benchmarks.config.table_spec import stem
 from benchmarks.driver.executors import local
-from benchmarks.driver.plan import Request, make, make_cell
+from benchmarks.driver.plan import Request, make
 from benchmarks.driver.reproduce import Options, _accuracy_path
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.cells import make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task, imagenet, images, streamed
 from benchmarks.tasks.streamed import StreamedImages, _auto_augment, _posterize, drawing

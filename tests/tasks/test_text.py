@@ -17,9 +17,9 @@ from benchmarks.common.yaml_files import TABLES
 from benchmarks.config.protocol import Optimizer, load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.driver.executors import local
-from benchmarks.driver.plan import make_cell
 from benchmarks.networks import NetworkView, build_network, text
 from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.cells import make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task, glue, grammar
 from benchmarks.tasks.text import TextData, Texts, TextTask

@@ -37,9 +37,9 @@ from benchmarks.common.seeding import Stream, derive
 from benchmarks.common.weights import to_bytes, weights_digest
 from benchmarks.config.protocol import Optimizer, Protocol, load_protocol, steps_per_epoch
 from benchmarks.driver.executors import local
-from benchmarks.driver.plan import make_cell
 from benchmarks.networks import NetworkView
 from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.cells import make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split

@@ -1,17 +1,16 @@
-"""Where groups run: in this process (``local``), or each cell in a process of its own (``detection``).
-
-An executor has three functions: ``run`` trains cells, ``accuracy`` measures a teacher file, ``cost`` a training step.
-"""
+"""Where groups run. Each file here with ``EXECUTORS`` brings some; detection's comes as an extension."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from ...detection import executor as detection
+from ...common.registry import Registry
 from ...tasks import Task
-from . import local
+from .executor import Executor
+
+__all__ = ["EXECUTORS", "Executor", "of"]
+
+EXECUTORS: Registry[Executor] = Registry("executor", __name__, "EXECUTORS")
 
 
-def of(task: Task) -> Any:
+def of(task: Task) -> Executor:
     """The executor of a task's cells."""
-    return detection if task.inputs == "detection" else local
+    return next(executor for executor in EXECUTORS.mapping().values() if task.inputs in executor.reads)

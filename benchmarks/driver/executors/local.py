@@ -30,6 +30,7 @@ from ...teachers.zoo import Teacher, Zoo
 from ...training.loop import Interrupted, Report, SharedTeacher, train
 from ...training.student_run import Member
 from ...training.teacher_pass import StoredTeacherPass
+from .executor import Executor
 
 
 @dataclass(frozen=True)
@@ -205,4 +206,4 @@ def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, devi
     return zoo.measure(entry, protocol, data_root, device)
 
 
-cost = measure
+EXECUTORS = (Executor("local", ("images", "text"), run, accuracy, measure),)

@@ -1,0 +1,12 @@
+"""Quantities in words."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 4.5 h, 12 days."""
+    for limit, unit, size in ((100, "s", 1), (100 * 60, "min", 60), (72 * 3600, "h", 3600)):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"

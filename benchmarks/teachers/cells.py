@@ -1,0 +1,34 @@
+"""The cell that trains a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kd_methods.errors import UserError
+
+from .. import networks
+from ..config.protocol import Protocol
+from ..store.cell import Cell
+from ..store.cells import student_cell
+from .zoo import Zoo
+
+
+def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str], zoo: Zoo) -> Cell:
+    """The cell that trains a network as a teacher, with seed 0, which serves all seeds.
+
+    Raises:
+        UserError: the protocol starts it from ImageNet weights, and these are not installed.
+    """
+    own = student_cell(network, protocol, data_root, plugins)
+    if not protocol.start:
+        return own
+    source = networks.imagenet_start.source(network)
+    entry = zoo.installed(source, "imagenet")
+    if entry is None:
+        raise UserError(
+            f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
+            f"installed; see: ./reproduce.sh teachers fetch {source}"
+        )
+    return replace(own, start=zoo.ref(entry))

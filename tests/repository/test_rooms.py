@@ -1,0 +1,73 @@
+"""Rooms import only rooms below them, and none lies in a circle."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+ROOMS = (
+    "cli", "suites", "detection", "driver", "cost", "analysis", "report", "training", "teachers", "store", "tasks",
+    "networks", "config", "common",
+)  # fmt: skip
+"""From the top floor down, as docs/architecture.md has them."""
+
+
+def imports(file: Path) -> set[tuple[str, ...]]:
+    """The modules, as parts of their dotted names, that a file imports anywhere: also in functions, also for types."""
+    package = file.relative_to(REPO).parent.parts
+    modules: set[tuple[str, ...]] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            modules |= {(*module, alias.name) for alias in node.names}
+    return modules
+
+
+def files(room: str) -> list[Path]:
+    return sorted((REPO / "benchmarks" / room).rglob("*.py"))
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {path.name for path in (REPO / "benchmarks").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS)
+    top = {path.name for path in (REPO / "benchmarks").glob("*.py")}
+    assert top == {"__init__.py", "__main__.py", "conftest.py"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    below = ROOMS[ROOMS.index(room) :]
+    upward = {
+        f"{file.relative_to(REPO)}: {'.'.join(module)}"
+        for file in files(room)
+        for module in imports(file)
+        if module[0] == "benchmarks" and len(module) > 1 and module[1] in ROOMS and module[1] not in below
+    }
+    assert not upward
+
+
+def test_the_library_knows_nothing_of_the_suite() -> None:
+    for file in (REPO / "kd_methods").rglob("*.py"):
+        assert not [module for module in imports(file) if module[0] == "benchmarks"], file
+
+
+def test_imports_within_the_suite_are_relative() -> None:
+    """So that the same folder can be installed under another name. (pytest imports its own files by path.)"""
+    for file in (REPO / "benchmarks").rglob("*.py"):
+        if file.name.startswith("test_") or file.name == "conftest.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module and node.module.split(".")[0] != "benchmarks", f"{file} line {node.lineno}"
+
+
+def test_the_picture_has_the_order() -> None:
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    places = [text.index(f"    {room}/") for room in ROOMS]
+    assert places == sorted(places)
