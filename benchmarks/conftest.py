@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.cli.main import words
+from benchmarks.cli.options import words
 
 if TYPE_CHECKING:
     from benchmarks.cost.setup import Suite

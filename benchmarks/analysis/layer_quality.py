@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
 from torch import Tensor
 
 from kd_methods.analysis.quality import EntropyNorm, Metric, Quality, quality
@@ -16,6 +14,7 @@ from kd_methods.errors import UserError, unknown
 from .. import networks
 from ..common.files import csv_text, write_bytes, write_text
 from ..common.weights import frozen
+from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store.cell import TeacherRef
 from ..store.cells import student_cell
@@ -47,22 +46,20 @@ class Measure:
         return found.best(min(self.layers, len(found.units)), metric, self.entropy_norm, self.self_pairs)
 
 
-def report(
-    name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, device: torch.device,
-    say: Callable[[str], None], plugins: Mapping[str, str], measure: Measure,
-) -> tuple[str, list[Path]]:  # fmt: skip
+def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure) -> tuple[str, list[Path]]:
     """Measure a teacher, by the name of its entry or of its network; returns the table and the files written.
 
     Raises:
         UserError: no such teacher, or none is installed and none was trained under the protocol.
     """
-    ref = _teacher(name, protocol, zoo, data_root, output, plugins)
-    data = get_task(protocol.task).open(data_root, protocol, device)
+    output, zoo = workspace.output, Zoo(workspace.checkpoints)
+    ref = _teacher(name, protocol, workspace)
+    data = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
     store = Store(output)
     path = store.run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
     network = frozen(data.build(ref.network), path)
-    cell = student_cell(ref.network, protocol, data_root, plugins)
-    teacher_pass = StoredTeacherPass.of(cell, ref, network, data, store.prepared, say)
+    cell = student_cell(ref.network, protocol, workspace.data_root, workspace.plugins)
+    teacher_pass = StoredTeacherPass.of(cell, ref, network, data, store.prepared, workspace.say)
     classes = data.info.num_classes
     found = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
     text = table(found, measure)
@@ -74,17 +71,16 @@ def report(
     return text, files
 
 
-def _teacher(
-    name: str, protocol: Protocol, zoo: Zoo, data_root: Path, output: Path, plugins: Mapping[str, str]
-) -> TeacherRef:
+def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
+    zoo = Zoo(workspace.checkpoints)
     entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
     if entry is not None and zoo.path(entry).is_file():
         return zoo.ref(entry)
     if name not in networks.names():
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
     protocol = protocol.for_teachers({})
-    cell = teacher_cell(name, protocol, data_root, plugins, zoo)
-    if Store(output).run(cell).state != "done":
+    cell = teacher_cell(name, protocol, workspace.data_root, workspace.plugins, zoo)
+    if Store(workspace.output).run(cell).state != "done":
         raise UserError(
             f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "
             f"see: teachers add, teachers fetch, or teachers train {name} --protocol {protocol.name}"

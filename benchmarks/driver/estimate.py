@@ -6,12 +6,10 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from kd_methods.errors import UserError
 
+from ..common.workspace import Workspace
 from ..config.protocol import Protocol, steps_per_epoch
 from ..cost.profiling import Bench
 from ..store.cell import Cell
@@ -43,13 +41,13 @@ class Estimate:
     seconds: float
 
 
-def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) -> Estimate:
+def estimate(plan: Plan, todo: set[str], workspace: Workspace) -> Estimate:
     """Count a step of every kind of cell, and time one of each pair.
 
     Args:
         plan: what would be run.
         todo: keys of the cells that the store does not have.
-        data_root, device: where the calibration runs.
+        workspace: where the calibration runs.
     """
     cells = {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values()
     operations: dict[str, float] = {}
@@ -57,18 +55,16 @@ def estimate(plan: Plan, todo: set[str], data_root: Path, device: torch.device) 
     for task in plan.tasks:
         if not executors.of(get_task(task)).counted:
             continue
-        for protocol, waves in plan.waves([cell for cell in cells if cell.task == task]):
-            own = [cell for wave in waves for cell in wave]
-            part = _on_one_task(own, protocol.on_task(task), todo, data_root, device)
+        for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
+            own = [cell for stage in stages for cell in stage]
+            part = _on_one_task(own, protocol.on_task(task), todo, workspace)
             operations |= part.operations
             seconds += part.seconds
     return Estimate(operations, seconds)
 
 
-def _on_one_task(
-    cells: Sequence[Cell], protocol: Protocol, todo: set[str], data_root: Path, device: torch.device
-) -> Estimate:
-    task = get_task(protocol.task)
+def _on_one_task(cells: Sequence[Cell], protocol: Protocol, todo: set[str], workspace: Workspace) -> Estimate:
+    task, data_root, device = get_task(protocol.task), workspace.data_root, workspace.device
 
     @functools.cache
     def bench_of(batch_size: int) -> Callable[[Cell], Bench]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kd_methods import registry
 from kd_methods.errors import UserError, unknown
 
 from .. import networks
-from ..common.yaml_files import ROOT, merged, read_value
+from ..common.workspace import Workspace
+from ..common.yaml_files import merged, read_value
 from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
@@ -33,9 +33,6 @@ class Request:
     changes: Changes = field(default_factory=Changes)
     uniform: bool = False
     overrides: tuple[str, ...] = ()
-    data_root: Path = ROOT / "data"
-    plugins: Mapping[str, str] = field(default_factory=dict)
-    plugin_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,14 @@ class Plan:
         """The protocol in words; the task only where the columns do not have their own."""
         return self.protocol.lines(students, with_task=not any(pair.task for pair in self.pairs))
 
-    def waves(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
+    def stages(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
         """``cells`` in the order in which they can be trained, those together that have one protocol."""
         training = {cell.key for cell in self.training}
         teachers, students = ([cell for cell in cells if (cell.key in training) == first] for first in (True, False))
         if not self.protocol.teachers_from:
             return [(self.protocol, [teachers, students])] if cells else []
-        waves = [(self.teacher_protocol, [teachers]), (self.protocol, [students])]
-        return [(protocol, [wave]) for protocol, [wave] in waves if wave]
+        stages = [(self.teacher_protocol, [teachers]), (self.protocol, [students])]
+        return [(protocol, [stage]) for protocol, [stage] in stages if stage]
 
     def teacher_of(self, pair: Pair) -> TeacherRef:
         """The teacher of a column."""
@@ -103,12 +100,13 @@ class Plan:
         return stem(self.table.name, self.preset, usual, self.protocol, self.uniform)
 
 
-def make(request: Request, zoo: Zoo) -> Plan:
+def make(request: Request, workspace: Workspace) -> Plan:
     """Resolve a request.
 
     Raises:
         UserError: an unknown name or setting, missing data, a damaged teacher file.
     """
+    zoo, data_root, plugins = Zoo(workspace.checkpoints), workspace.data_root, workspace.plugins
     table = load_table(request.table)
     preset = table.preset(request.preset)
     assert preset.pairs is not None and preset.methods is not None
@@ -130,7 +128,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
 
     deviations: list[str] = []
     for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
-        task, samples = get_task(name), get_task(name).samples(request.data_root)
+        task, samples = get_task(name), get_task(name).samples(data_root)
         if not protocol.holdout < samples:
             raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
         if not steps_per_epoch(samples, protocol):
@@ -138,7 +136,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
                 f"task {name} has {samples - protocol.holdout} training samples here, fewer than a batch of "
                 f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
             )
-        deviations += task.deviations(request.data_root)
+        deviations += task.deviations(data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
     _check_inputs(pairs, rows, protocol)
 
@@ -153,7 +151,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
-            where = pair.teacher, teacher_protocol.on_task(place[1]), request.data_root, request.plugins
+            where = pair.teacher, teacher_protocol.on_task(place[1]), data_root, plugins
             own = teacher_cell(*where, zoo) if needed else student_cell(*where)
             training += [own] * needed
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
@@ -162,7 +160,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
     for row in rows:
         for pair in pairs:
             own_protocol = protocol.on_task(pair.task)
-            fingerprint = get_task(own_protocol.task).fingerprint(request.data_root, own_protocol)
+            fingerprint = get_task(own_protocol.task).fingerprint(data_root, own_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
             values = merged(merged(published, row.settings), overrides.get(row.id, {}))
             init = row.init or pair.init
@@ -176,7 +174,7 @@ def make(request: Request, zoo: Zoo) -> Plan:
                     seed,
                     teacher,
                     values,
-                    request.plugins,
+                    plugins,
                     init,
                 )
     return Plan(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from kd_methods.errors import UserError
 
 from ..analysis import linear_probe
 from ..common.console import Outcome, counted
 from ..common.files import csv_text, read_csv, write_text
+from ..common.workspace import Workspace
 from ..common.yaml_files import TABLES, Strict
 from ..store.runs import Store
 from ..tasks import get_task
@@ -18,7 +17,7 @@ from ..teachers.zoo import Zoo
 from .plan import Request, make
 
 
-def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tuple[Outcome, Path]:
+def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     """Probe every finished student of a table; returns the table, with what is missing in it, and the file written.
 
     The units are the output of the last stage's first block, and what methods inserted right behind it. Where the
@@ -27,10 +26,11 @@ def report(request: Request, zoo: Zoo, output: Path, device: torch.device) -> tu
     Raises:
         UserError: none of the table's cells is finished.
     """
-    plan, store = make(request, zoo), Store(output)
+    output, zoo = workspace.output, Zoo(workspace.checkpoints)
+    plan, store = make(request, workspace), Store(output)
     if "text" in {get_task(task).inputs for task in plan.tasks}:
         raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
-    data = get_task(plan.protocol.task).open(request.data_root, plan.protocol, device)
+    data = get_task(plan.protocol.task).open(workspace.data_root, plan.protocol, workspace.device)
     published = read_csv(TABLES / "published" / plan.table.probe, PublishedProbe) if plan.table.probe else ()
     known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
     reasons = ["our protocol deviates from the published one"] * bool(plan.protocol.deviations)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from kd_methods.errors import UserError
+
+from ..common.console import Outcome, counted
+from ..common.files import digest, read_json, write_json
+from ..common.workspace import Workspace
 from ..config.protocol import Protocol, load_protocol
+from ..store.cell import TeacherRef
 from ..tasks import get_task
-from .zoo import TOLERANCE, Teacher
+from .zoo import TOLERANCE, Teacher, Zoo
 
 _USUAL = {
     "imagenet": "imagenet-100",
@@ -47,3 +55,81 @@ def test_inputs(protocol: Protocol) -> dict[str, Any]:
     if protocol.max_length:
         found |= {"max_length": protocol.max_length, "tokenizer": protocol.tokenizer}
     return found
+
+
+Measure = Callable[[Teacher, Protocol], float]
+"""The task's metric of a teacher's file under a protocol; the executors have it."""
+
+
+def check_teachers(
+    refs: Mapping[tuple[str, str], TeacherRef],
+    protocol: Protocol,
+    workspace: Workspace,
+    measure: Measure,
+    any_teacher: bool = False,
+) -> Accuracies:
+    """Evaluate every teacher file once per file and copy of the data; returns its metric by network and task.
+
+    Raises:
+        UserError: a teacher is not what its entry says, and ``any_teacher`` was not given.
+    """
+    measured: Accuracies = {}
+    zoo = Zoo(workspace.checkpoints)
+    for place, ref in refs.items():
+        if not ref.weights:
+            continue
+        entry, own = zoo.get(ref.entry), protocol.on_task(place[1])
+        fingerprint = get_task(entry.task).fingerprint(workspace.data_root, own)
+        path = _path(ref, fingerprint, own, workspace)
+        known = read_json(path)
+        if known is None:
+            workspace.say(f"evaluating teacher {entry.name}")
+            known = {"entry": entry.name, "value": measure(entry, own)}
+            write_json(path, known)
+        measured[place] = known["value"]
+        if is_off(entry, measured[place], own) and not any_teacher:
+            raise UserError(
+                f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry expects "
+                f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
+            )
+    return measured
+
+
+def known_accuracies(
+    refs: Mapping[tuple[str, str], TeacherRef], data: Mapping[str, str], protocol: Protocol, workspace: Workspace
+) -> Accuracies:
+    """What was measured before; ``data`` are the fingerprints of the tasks' data."""
+    known = {
+        place: read_json(_path(ref, data[place[1]], protocol, workspace)) for place, ref in refs.items() if ref.weights
+    }
+    return {place: record["value"] for place, record in known.items() if record}
+
+
+def _path(ref: TeacherRef, fingerprint: str, protocol: Protocol, workspace: Workspace) -> Path:
+    inputs = test_inputs(protocol)  # images of another size are other images
+    key = digest([ref.identity(), fingerprint, protocol.holdout, *([inputs] if inputs else [])])
+    return workspace.output / "teachers" / f"{key[:16]}.json"
+
+
+def verify_teachers(names: Sequence[str], workspace: Workspace, measure: Measure) -> Outcome:
+    """Measure installed teachers (all, or those named) and say how far each is from its entry.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    zoo = Zoo(workspace.checkpoints)
+    entries = [zoo.get(name) for name in names] or [e for e in zoo.entries.values() if zoo.path(e).is_file()]
+    if not entries:
+        raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
+    off = []
+    for entry in entries:
+        metric, value = get_task(entry.task).metric, measure(entry, usual_protocol(entry.task))
+        gap = None if entry.expected is None else value - entry.expected
+        verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
+        workspace.say(f"{entry.name:22s} {entry.network:12s} {metric} {value:.2f}  {verdict}")
+        if gap is not None and abs(gap) > TOLERANCE:
+            off.append(entry.name)
+    if not off:
+        return Outcome()
+    count = f"{len(off)} of {counted(len(entries), 'teacher')}"
+    return Outcome(missing=f"{count} outside +-{TOLERANCE} of what is expected: {', '.join(off)}; mend entry or file")

@@ -323,12 +323,13 @@ def test_a_checkpoint_folder_that_cannot_be_is_one_clear_line(call: Call, tmp_pa
 def test_a_damaged_status_in_the_store_is_one_clear_line(call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(TABLE)
     output = tmp_path / "results"
+    from benchmarks.common.workspace import Workspace
     from benchmarks.driver.plan import Request, make
     from benchmarks.store.runs import Store
-    from benchmarks.teachers.zoo import Zoo
 
     plan = make(
-        Request(str(tmp_path / "mine.yaml"), "demo", data_root=tmp_path / "data"), Zoo(tmp_path / "checkpoints")
+        Request(str(tmp_path / "mine.yaml"), "demo"),
+        Workspace(torch.device("cpu"), tmp_path / "data", tmp_path / "checkpoints"),
     )
     status = Store(output).run(plan.cells["kd", "resnet14-resnet8", 0]) / "status.json"
     status.parent.mkdir(parents=True)

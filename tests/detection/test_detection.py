@@ -24,6 +24,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks import networks
 from benchmarks.common.weights import load_weights
+from benchmarks.common.workspace import Workspace
 from benchmarks.common.yaml_files import ROOT
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings
@@ -551,8 +552,8 @@ def run(table: str, shapes: Path, tmp_path: Path) -> Iterator[Callable[..., list
     said: list[str] = []
 
     def call(name: str, **request: Any) -> list[str]:
-        options = Options(tmp_path / name, tmp_path / "checkpoints", CPU, costs=False, say=said.append)
-        reproduce(Request(table, data_root=shapes, **{"preset": "paper", **request}), options)
+        workspace = Workspace(CPU, shapes, tmp_path / "checkpoints", tmp_path / name, say=said.append)
+        reproduce(Request(table, **{"preset": "paper", **request}), workspace, Options(costs=False))
         return said
 
     yield call

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import tasks
 from benchmarks.common import plugins
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.driver.estimate import estimate
@@ -72,7 +73,8 @@ def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def plan(table: str, zoo: Zoo, **request: Any) -> Plan:
     changes = {name: request.pop(name) for name in ("epochs", "holdout") if name in request}
-    return make(Request(table=table, data_root=zoo.folder, changes=changes, **request), zoo)  # type: ignore[arg-type]
+    workspace = Workspace(torch.device("cpu"), zoo.folder, zoo.folder, plugins=request.pop("plugins", {}))
+    return make(Request(table=table, changes=changes, **request), workspace)  # type: ignore[arg-type]
 
 
 def keys(made: Plan) -> dict[tuple[str, str, int], str]:
@@ -146,7 +148,7 @@ def test_teachers_may_have_a_protocol_of_their_own(table: str, zoo: Zoo) -> None
     assert taught.teacher and (taught.teacher.cell, taught.teacher.mean) == (teacher.key, (0.1, 0.1, 0.1))
     assert taught.protocol["label_noise"] == 0.5 and "label_noise" not in teacher.protocol
     assert (taught.lr, plain.lr, teacher.lr) == (hard.optimizer.lr, 0.007, easy.optimizer.lr)
-    order = made.waves([taught, plain, teacher])
+    order = made.stages([taught, plain, teacher])
     assert [(protocol.name, cells) for protocol, cells in order] == [("easy", [[teacher]]), ("hard", [[taught, plain]])]
 
 
@@ -440,11 +442,11 @@ def test_an_estimate_counts_first_phases(table: str, zoo: Zoo) -> None:
     """AB: one epoch with the teacher's pass, then eight of the student alone; a pair that is refused costs nothing."""
     pair = "resnet14-resnet8"
     made = plan(table, zoo, methods=("student", "kd", "ab"), pairs=(pair,), seeds=(0,))
-    found = estimate(made, {made.cells["kd", pair, 0].key}, zoo.folder, torch.device("cpu"))
+    found = estimate(made, {made.cells["kd", pair, 0].key}, Workspace(torch.device("cpu"), zoo.folder))
     student, kd, ab = (found.operations[made.cells[row, pair, 0].key] for row in ("student", "kd", "ab"))
     teacher = kd - student
     assert ab == pytest.approx(9 / 8 * student + teacher / 8, rel=0.01)
     assert found.seconds > 0
     refused = plan(table, zoo, methods=("fsp",), pairs=("vgg8-resnet8",), seeds=(0,))
     cell = refused.cells["fsp", "vgg8-resnet8", 0]
-    assert estimate(refused, {cell.key}, zoo.folder, torch.device("cpu")).operations[cell.key] == 0
+    assert estimate(refused, {cell.key}, Workspace(torch.device("cpu"), zoo.folder)).operations[cell.key] == 0

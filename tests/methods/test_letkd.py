@@ -16,6 +16,7 @@ from torch import Tensor
 
 import kd_methods
 from benchmarks.cli.main import cli
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.driver import probe
@@ -24,7 +25,6 @@ from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.store.runs import Store
 from benchmarks.tasks import digits, get_task
 from benchmarks.tasks.images import ImageData, Split
-from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.loop import Interrupted
 from benchmarks.training.student_run import Member
 from benchmarks.training.teacher_pass import StoredTeacherPass
@@ -398,14 +398,15 @@ def test_published_probes_stand_beside_ours(tmp_path: Path):
         "extends: letkd-ablation\nname: mine\npresets:\n"
         "  paper: {protocol: digits-demo, seeds: [0], pairs: [resnet56-resnet20]}\n"
     )
-    request = Request(table=str(table), methods=("student", "inter-alpha0-pen", "letkd2"), data_root=tmp_path)
-    zoo, store, protocol = Zoo(tmp_path), Store(tmp_path), load_protocol("digits-demo")
+    request = Request(table=str(table), methods=("student", "inter-alpha0-pen", "letkd2"))
+    workspace = Workspace(torch.device("cpu"), tmp_path, tmp_path, tmp_path)
+    store, protocol = Store(tmp_path), load_protocol("digits-demo")
     data = get_task("digits").open(tmp_path, protocol, torch.device("cpu"))
-    for cell in make(request, zoo).cells.values():
+    for cell in make(request, workspace).cells.values():
         member = Member(cell, protocol, data, data.build("resnet56"), store.create(cell))  # type: ignore[arg-type]
         member.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
         member.finish()
-    _, file = probe.report(request, zoo, tmp_path, torch.device("cpu"))
+    _, file = probe.report(request, workspace)
     lines = list(csv.DictReader(file.open()))
     published = {(line["row"], line["unit"]): line["published"] for line in lines}
     assert published == {

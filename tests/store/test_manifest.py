@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.common.workspace import Workspace
 from benchmarks.driver.describe import describe
 from benchmarks.driver.plan import Request, make
 from benchmarks.networks import build_network
@@ -49,9 +50,10 @@ class Lab:
         self.table = folder / "mine.yaml"
         self.table.write_text(TABLE)
         self.zoo = Zoo(folder / "checkpoints")
+        self.workspace = Workspace(torch.device("cpu"), folder, self.zoo.folder)
 
     def manifest(self, **request: Any) -> Manifest:
-        plan = make(Request(table=str(self.table), data_root=self.folder, **request), self.zoo)
+        plan = make(Request(table=str(self.table), **request), self.workspace)
         return describe(plan, self.zoo, {}, "a machine")
 
     def teacher(self, network: str, seed: int) -> None:

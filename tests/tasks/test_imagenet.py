@@ -26,11 +26,11 @@ from torch import nn
 import kd_methods
 from benchmarks import networks
 from benchmarks.common.weights import to_bytes
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import Crops, Optimizer, Protocol, load_protocol
 from benchmarks.config.table_spec import stem
 from benchmarks.driver.executors import local
 from benchmarks.driver.plan import Request, make
-from benchmarks.driver.reproduce import Options, _accuracy_path
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import make_cell
@@ -38,6 +38,7 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task, imagenet, images, streamed
 from benchmarks.tasks.streamed import StreamedImages, _auto_augment, _posterize, drawing
 from benchmarks.teachers import published_weights
+from benchmarks.teachers.verification import _path
 from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.teacher_pass import _identity
 from kd_methods.contract import DataInfo
@@ -304,11 +305,11 @@ def test_evaluation_sees_the_middle_of_each_image(tmp_path: Path) -> None:
 def test_what_is_known_of_a_teacher_belongs_to_the_size_of_the_images(tmp_path: Path) -> None:
     """Its accuracy, and what methods prepare from it."""
     ref = TeacherRef("timm:test_resnet", MEAN, STD, weights="of this test")
-    options = Options(tmp_path, tmp_path, torch.device("cpu"))
+    workspace = Workspace(torch.device("cpu"), output=tmp_path)
     paths, identities = set(), []
     for size, workers in ((32, 0), (32, 2), (48, 0)):
         protocol = recipe(crops=Crops(size=size, test_resize=64, workers=workers))
-        paths.add(_accuracy_path(ref, "files", protocol, options))
+        paths.add(_path(ref, "files", protocol, workspace))
         identities.append(_identity(make_cell(protocol, "files", "kd", "timm:test_vit", 0, ref, {}, {}), ref))
     assert len(paths) == 2 and identities[0] == identities[1] != identities[2]
 
@@ -525,7 +526,7 @@ def test_a_compiled_network_computes_the_same() -> None:
 def test_fewer_images_than_a_batch_are_refused_where_incomplete_batches_are_left_out(tmp_path: Path) -> None:
     write_images(tmp_path)
     with pytest.raises(UserError, match="12 training samples here, fewer than a batch of 1024"):
-        make(Request("table3-timm", data_root=tmp_path), Zoo(tmp_path))
+        make(Request("table3-timm"), Workspace(torch.device("cpu"), tmp_path, tmp_path))
 
 
 def test_what_does_not_fit_together_is_said() -> None:

@@ -16,17 +16,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.common.console import Outcome
 from benchmarks.common.files import read_json, sha256_file
 from benchmarks.common.seeding import derive
 from benchmarks.common.weights import load_weights, weights_digest
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver import reproduce as driver
 from benchmarks.driver.estimate import estimate
 from benchmarks.driver.plan import Request, make
-from benchmarks.driver.reproduce import Options, reproduce, verify_teachers
+from benchmarks.driver.reproduce import Options, measured_by, reproduce
 from benchmarks.networks import build_network
 from benchmarks.report.collect import render
 from benchmarks.store.runs import Store
+from benchmarks.tasks import get_task
+from benchmarks.teachers.verification import verify_teachers
 from benchmarks.teachers.zoo import Teacher, Zoo, make_entry
 from kd_methods.errors import UserError
 
@@ -122,29 +125,34 @@ def test_a_teacher_is_not_written_outside_its_folder(zoo: Zoo, tmp_path: Path, w
     assert {path for path in tree(tmp_path) if path.parts[0] != "checkpoints"} == before
 
 
+def verified(zoo: Zoo, names: list[str], root: Path, say: Callable[[str], None]) -> Outcome:
+    workspace = Workspace(CPU, root, zoo.folder, root, say=say)
+    return verify_teachers(names, workspace, measured_by(workspace))
+
+
 def test_verify_measures_on_the_test_set(zoo: Zoo, tmp_path: Path, weights: dict[str, Tensor]) -> None:
     file = saved(tmp_path / "mine.pth", weights)
-    assert "no teacher is installed" in refusal(lambda: verify_teachers(zoo, [], tmp_path, CPU, print))
+    assert "no teacher is installed" in refusal(lambda: verified(zoo, [], tmp_path, print))
     entry = zoo.add(Teacher(name="mine", network="resnet8", **DIGITS), file)
     top1 = zoo.measure(entry, load_protocol("digits-demo"), tmp_path, CPU)
 
     network = build_network("resnet8", 10, (3, 16, 16)).eval()
     network.module.load_state_dict(weights)
-    data = driver.get_task("digits").open(tmp_path, load_protocol("digits-demo"), CPU)
+    data = get_task("digits").open(tmp_path, load_protocol("digits-demo"), CPU)
     by_hand = data.evaluate(lambda x: {"": network.module(x)}, (entry.mean, entry.std))[""]["top1"]
     assert top1 == pytest.approx(by_hand, abs=0.3), "folding the batch-norms changes nothing but rounding"
 
     said: list[str] = []
-    verify_teachers(zoo, [], tmp_path, CPU, said.append)
+    verified(zoo, [], tmp_path, said.append)
     assert len(said) == 1 and f"top1 {top1:.2f}" in said[0] and "no expected accuracy" in said[0]
     zoo.add(entry.model_copy(update={"expected": round(top1, 2)}), file)
-    verify_teachers(zoo, ["mine"], tmp_path, CPU, said.append)
+    verified(zoo, ["mine"], tmp_path, said.append)
     assert "gap +0.00" in said[1] or "gap -0.00" in said[1]
     zoo.add(entry.model_copy(update={"expected": top1 + 0.2}), file)
-    outcome = verify_teachers(zoo, ["mine"], tmp_path, CPU, said.append)
+    outcome = verified(zoo, ["mine"], tmp_path, said.append)
     assert "1 of 1 teacher outside +-0.1 of what is expected: mine" in outcome.missing
     assert "gap -0.20" in said[2]
-    assert "unknown teacher 'min'" in refusal(lambda: verify_teachers(zoo, ["min"], tmp_path, CPU, said.append))
+    assert "unknown teacher 'min'" in refusal(lambda: verified(zoo, ["min"], tmp_path, said.append))
 
 
 def small_table(tmp_path: Path) -> str:
@@ -162,35 +170,35 @@ def test_a_teacher_that_is_not_what_its_entry_says_stops_the_run(zoo: Zoo, tmp_p
     zoo.add(entry, file)
     output = tmp_path / "results"
     said: list[str] = []
-    request = Request(small_table(tmp_path), "demo", data_root=tmp_path)
-    options = Options(output, zoo.folder, CPU, costs=False, say=said.append)
-    line = refusal(lambda: reproduce(request, options))
+    request, options = Request(small_table(tmp_path), "demo"), Options(costs=False)
+    workspace = Workspace(CPU, tmp_path, zoo.folder, output, say=said.append)
+    line = refusal(lambda: reproduce(request, workspace, options))
     assert "teacher 'resnet14' measures" in line and "expects 95.00 (given)" in line and "--any-teacher" in line
     assert not (output / "runs").exists()
 
-    text = reproduce(request, replace(options, any_teacher=True)).text
+    text = reproduce(request, workspace, replace(options, any_teacher=True)).text
     (known,) = (output / "teachers").glob("*.json")
     top1 = read_json(known)["value"]
     assert f"| Teacher | {top1:.2f} |" in text and "KD" in text and "off its expected accuracy" in text
     # Held-out images were among those that the teacher learnt from: there its entry expects nothing.
-    held = reproduce(replace(request, changes={"holdout": 200, "epochs": 1}), options).text
+    held = reproduce(replace(request, changes={"holdout": 200, "epochs": 1}), workspace, options).text
     assert "trained on the held-out images too" in held and "off its expected accuracy" not in held
     assert sum("evaluating teacher" in line for line in said) == 2, "measured once for these weights and data"
 
     zoo.add(entry.model_copy(update={"expected": top1 + 0.05}), file)
-    reproduce(replace(request, seeds=(1,)), options)
+    reproduce(replace(request, seeds=(1,)), workspace, options)
 
 
 def test_a_refused_teacher_loses_nothing_of_the_table(zoo: Zoo, tmp_path: Path) -> None:
     entry = Teacher(name="resnet14", network="resnet14", **DIGITS)
     zoo.add(entry, saved(tmp_path / "good.pth", network_weights("resnet14")))
-    options = Options(tmp_path / "results", zoo.folder, CPU, costs=False, say=lambda line: None)
-    request = Request(small_table(tmp_path), "demo", data_root=tmp_path)
-    text = reproduce(request, options).text
+    options, request = Options(costs=False), Request(small_table(tmp_path), "demo")
+    workspace = Workspace(CPU, tmp_path, zoo.folder, tmp_path / "results", say=lambda line: None)
+    text = reproduce(request, workspace, options).text
     other = {key: value + 1 for key, value in network_weights("resnet14").items()}
     zoo.add(entry.model_copy(update={"expected": 95.0}), saved(tmp_path / "bad.pth", other))
-    refusal(lambda: reproduce(request, options))
-    assert render(options.output, "t-demo")[1] == text
+    refusal(lambda: reproduce(request, workspace, options))
+    assert render(workspace.output, "t-demo")[1] == text
 
 
 class Server:
@@ -372,22 +380,22 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
         "presets:\n  demo: {protocol: plain.yaml, seeds: [0]}\n"
     )
     zoo = Zoo(tmp_path / "checkpoints")
-    request = Request(table=str(tmp_path / "mine.yaml"), preset="demo", data_root=tmp_path)
-    cpu = torch.device("cpu")
-    options = Options(tmp_path, zoo.folder, cpu, costs=False, similarity=True, say=lambda _: None)
-    assert make(replace(request, methods=("student",)), zoo).training == (), "nothing needs the weights"
+    request = Request(table=str(tmp_path / "mine.yaml"), preset="demo")
+    workspace = Workspace(CPU, tmp_path, zoo.folder, tmp_path, say=lambda _: None)
+    options = Options(costs=False, similarity=True)
+    assert make(replace(request, methods=("student",)), workspace).training == (), "nothing needs the weights"
     with pytest.raises(UserError, match=r"none are installed; see: \./reproduce\.sh teachers fetch timm:test_resnet"):
-        reproduce(request, options)
+        reproduce(request, workspace, options)
 
     torch.manual_seed(5)
     start = build_network("timm:test_resnet", 1000, (3, 224, 224)).module.state_dict()
     torch.save(start, tmp_path / "start.pth")
     zoo.add(make_entry(name="start", network="timm:test_resnet", task="imagenet"), tmp_path / "start.pth")
-    text = reproduce(request, options).text
+    text = reproduce(request, workspace, options).text
     assert "trained here under tuned v1 from the ImageNet weights start, seed 0" in text
-    plan = make(request, Zoo(zoo.folder))
+    plan = make(request, workspace)
     cell = plan.training[0]
-    assert estimate(plan, {cell.key}, tmp_path, cpu).operations[cell.key] > 0
+    assert estimate(plan, {cell.key}, workspace).operations[cell.key] > 0
     assert not any("similarity" in record for record in Store(tmp_path).run(cell).metrics), "it has no teacher"
     assert cell.start and (cell.start.network, cell.start.entry) == ("timm:test_resnet", "start")
     assert cell.protocol["optimizer"]["backbone"] == 1e-6 and cell.key != replace(cell, start=None).key

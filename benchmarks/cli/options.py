@@ -1,0 +1,140 @@
+"""Options that commands share, what their words mean, and how commands end. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kd_methods.errors import UserError
+
+from ..common.console import Outcome, say
+from ..common.yaml_files import ROOT
+
+if TYPE_CHECKING:
+    from ..common.workspace import Workspace
+
+PROGRAM = "./reproduce.sh"
+OUTPUT = "output folder"
+"""Under this name a command's context keeps its output folder."""
+
+data_root = click.option(
+    "--data-root", type=click.Path(path_type=Path), envvar="KDBENCH_DATA", default=ROOT / "data",
+    help="Folder of the data sets.",
+)  # fmt: skip
+checkpoints = click.option(
+    "--checkpoints", type=click.Path(path_type=Path), envvar="KDBENCH_CHECKPOINTS", default=ROOT / "checkpoints",
+    help="Folder of teacher files.",
+)  # fmt: skip
+
+
+def _noted(context: click.Context, _: click.Parameter, folder: Path) -> Path:
+    """The output folder, kept where ``main`` finds it."""
+    context.meta[OUTPUT] = folder
+    return folder
+
+
+output = click.option(
+    "--output", type=click.Path(path_type=Path), envvar="KDBENCH_OUTPUT", default=ROOT / "results",
+    help="Folder of the store and the tables.", callback=_noted,
+)  # fmt: skip
+device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+plugin = click.option(
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
+    help="Python file with a method, network or task of your own; may be given more than once.",
+)  # fmt: skip
+preset = click.option(
+    "--preset", default="paper", show_default=True,
+    help="paper, short, demo, or another one of the table's (`list` names them).",
+)  # fmt: skip
+methods = click.option("--methods", help="Rows, comma-separated; default: the table's.")
+pairs = click.option("--pairs", help="Columns (teacher-student), comma-separated; default: the table's.")
+seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
+epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
+holdout = click.option(
+    "--holdout", type=click.IntRange(min=0), help="Test on N held-out training images (5000 for 45k/5k)."
+)
+precision = click.option(
+    "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), help="Another precision than the protocol's."
+)
+accumulate = click.option(
+    "--accumulate", type=click.IntRange(min=1), help="Process each batch in N parts, where it does not fit."
+)
+processes = click.option(
+    "--processes", type=click.IntRange(min=1), help="Detection: share each batch among N processes, one GPU each."
+)
+settings = click.option(
+    "--settings", type=click.Choice(["published", "uniform"]), default="published", show_default=True,
+    help="Settings per pair as published, or each method's defaults on all pairs.",
+)  # fmt: skip
+
+
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that change a protocol, handed to the command as one argument ``changes``."""
+
+    @functools.wraps(command)
+    def with_changes(**arguments: Any) -> Any:
+        from ..config.protocol import Changes
+
+        asked = {name: arguments.pop(name) for name in Changes.__annotations__}
+        return command(changes=asked, **arguments)
+
+    return epochs(holdout(precision(accumulate(processes(with_changes)))))
+
+
+def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of folders, device and plugins, handed to the command as one argument.
+
+    ``workspace`` is a function, called once the command's other words are checked: it imports torch.
+    """
+
+    @functools.wraps(command)
+    def with_workspace(
+        device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path], **arguments: Any
+    ) -> Any:
+        def workspace() -> Workspace:
+            from ..common.environment import device as chosen
+            from ..common.plugins import load
+            from ..common.workspace import Workspace
+
+            return Workspace(chosen(device), data_root, checkpoints, output, load(plugins), tuple(plugins))
+
+        return command(workspace=workspace, **arguments)
+
+    return device(data_root(checkpoints(output(plugin(with_workspace)))))
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def integers(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in words(text))
+    except ValueError:
+        raise UserError(f"--seeds {text}: give whole numbers, for example --seeds 0,1,2") from None
+
+
+def floats(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words(text))
+    except ValueError:
+        raise UserError(f"'{text}' is no list of numbers; write for example 0.5071,0.4867,0.4408") from None
+
+
+def chosen(asked: Mapping[str, Any]) -> Any:
+    """Rows, columns and seeds as a request has them."""
+    return {"methods": words(asked["methods"]), "pairs": words(asked["pairs"]), "seeds": integers(asked["seeds"])}
+
+
+def end(outcome: Outcome) -> None:
+    """Print a command's text; where something is missing of what was asked for, say what, and exit with 1."""
+    if outcome.text:
+        click.echo(outcome.text)
+    if outcome.missing:
+        say(f"not complete: {' '.join(outcome.missing.split())}")
+        click.get_current_context().exit(1)

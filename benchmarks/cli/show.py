@@ -1,0 +1,70 @@
+"""What there is: lists, descriptions, and this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from kd_methods.errors import UserError
+
+from . import options
+
+
+@click.command("list")
+def list_everything() -> None:
+    """Tables with their presets, protocols, and methods by family."""
+    from kd_methods.registry import FAMILIES, index
+
+    from ..config.protocol import protocol_names
+    from ..config.table_spec import load_table, table_names
+
+    click.echo("tables (./reproduce.sh TABLE --preset PRESET)")
+    for name in table_names():
+        table = load_table(name)
+        click.echo(f"  {name:22s} {table.title}; presets {', '.join(table.presets)}")
+    click.echo("protocols\n  " + ", ".join(protocol_names()))
+    click.echo("methods (./reproduce.sh show method NAME)")
+    for family in FAMILIES:
+        for entry in (entry for entry in index().values() if entry.family == family):
+            click.echo(f"  {family:10s} {entry.name:16s} {entry.summary}")
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["table", "protocol", "method", "methods"]))
+@click.argument("name", default="")
+@click.option("--pair", help="With a method: its extra parameters on this pair, teacher-student.")
+@options.plugin
+def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> None:
+    """Everything about a table, a protocol or a method; `methods` is the page of all methods."""
+    from . import descriptions as views
+
+    if plugins:
+        from ..common import plugins as loader
+
+        loader.load(plugins)
+    if (kind == "methods") == bool(name):
+        raise UserError(f"show {kind} takes {'no' if name else 'a'} name")
+    if kind == "methods":
+        click.echo(views.methods_page())
+        return
+    text = {"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name)
+    if pair and kind == "method":
+        text += f"\n\n{views.parameters(name, pair)}"
+    click.echo(text)
+
+
+@click.command()
+@options.data_root
+@options.checkpoints
+@options.output
+def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
+    """Versions, hardware, data and teachers at hand, and what can be run here."""
+    from .doctor import report
+
+    for line in report(data_root, checkpoints, output):
+        click.echo(line)
+
+
+COMMANDS = (list_everything, show, doctor)

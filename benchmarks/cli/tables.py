@@ -1,0 +1,81 @@
+"""Running and writing tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+from .options import PROGRAM, end, in_workspace
+
+if TYPE_CHECKING:
+    from ..common.workspace import Workspace
+    from ..config.protocol import Changes
+
+
+class Reproduce(click.Command):
+    """The command that is called by the name of a table."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(f"{PROGRAM} TABLE", "[OPTIONS]")
+
+
+@click.command("run", cls=Reproduce, hidden=True)
+@click.argument("table")
+@options.preset
+@options.methods
+@options.pairs
+@options.seeds
+@options.changes
+@options.settings
+@click.option("--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
+@click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
+@click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
+@click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
+@in_workspace
+def run(
+    workspace: Callable[[], Workspace], dry_run: bool, no_cost: bool, similarity: bool, any_teacher: bool, **asked: Any
+) -> None:
+    """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
+    from ..config.protocol import load_protocol
+    from ..config.table_spec import load_table
+
+    # What can be wrong in the YAML is said before torch is imported.
+    load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
+    place = workspace()
+    from ..driver.plan import Request
+    from ..driver.reproduce import Options, reproduce
+
+    request = Request(
+        table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
+        overrides=tuple(asked["overrides"]), **options.chosen(asked),
+    )  # fmt: skip
+    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity)))
+
+
+@click.command()
+@click.argument("table")
+@options.preset
+@options.changes
+@options.settings
+@options.output
+def render(table: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
+    """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
+    from ..config.protocol import load_protocol
+    from ..config.table_spec import load_table, stem
+    from ..report.collect import render as written
+
+    spec = load_table(table)
+    usual = load_protocol(spec.preset(preset).protocol)
+    changed = usual.changed(**changes)
+    files, text = written(output, stem(spec.name, preset, usual, changed, settings == "uniform"))
+    click.echo(text)
+    for file in files:
+        click.echo(file)
+
+
+COMMANDS = (run, render)

@@ -1,0 +1,36 @@
+"""Where the suite works and how it speaks: what is passed through all rooms. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .console import say
+from .yaml_files import ROOT
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders, device and plugins of a command.
+
+    data_root     the data sets
+    checkpoints   the teachers' files
+    output        the store and the tables
+    device        where networks are trained
+    plugins       what the user's files registered (``method:NAME``), with the files' digests
+    plugin_files  these files, for processes that load them again
+    say           prints a line for a person
+    """
+
+    device: torch.device
+    data_root: Path = ROOT / "data"
+    checkpoints: Path = ROOT / "checkpoints"
+    output: Path = ROOT / "results"
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    plugin_files: tuple[Path, ...] = ()
+    say: Callable[[str], None] = say
