@@ -286,17 +286,21 @@ def abkd(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, beta: 
     """
     log_q = F.log_softmax(student_logits / temperature, 1)
     log_p = F.log_softmax(teacher_logits.detach() / temperature, 1)
-    both = alpha + beta
+    both, distance = alpha + beta, log_q - log_p
     if alpha == beta == 0:
-        terms = (log_q - log_p).square() / 2
+        terms = distance.square() / 2
     elif both == 0:
-        terms = (alpha * (log_q - log_p) + torch.exp(alpha * (log_p - log_q)) - 1) / alpha**2
+        terms = (alpha * distance + torch.expm1(-alpha * distance)) / alpha**2
     elif alpha == 0 or beta == 0:
         log_a, log_b = (beta * log_q, beta * log_p) if alpha == 0 else (alpha * log_p, alpha * log_q)
         terms = (log_a.exp() * (log_a - log_b) - log_a.exp() + log_b.exp()) / both
     else:
-        mixed, p, q = ((a * log_p + b * log_q).exp() for a, b in ((alpha, beta), (both, 0.0), (0.0, both)))
-        terms = -(mixed - alpha / both * p - beta / both * q) / (alpha * beta)
+        # The larger of the two probabilities is taken out of the bracket: nothing overflows, and it cancels exactly
+        # where they agree.
+        own = beta + (alpha - beta) * (distance > 0).to(distance)
+        below = -distance.abs()
+        bracket = torch.expm1(own * below) - own / both * torch.expm1(both * below)
+        terms = -(both * torch.maximum(log_p, log_q)).exp() * bracket / (alpha * beta)
     return terms.sum(1).mean()
 
 

@@ -57,10 +57,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"active_stones": (), "warmup": 2.0},
     ],
 }
+VARIANTS |= {"rld": [{"alpha_temperature": 4.0}], "abkd": [{"alpha": 0.0, "beta": 1.0}]}
 VARIANTS["pkd_patient"] = [{"layers": "last", "reduction": "batchmean"}]
 VARIANTS["tinybert"] = [{"hard": 0.5}]
 COMPOSED = ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd", "norm+sp", "ab+kd@ls", "letkd2+sp"]
-CASES = [(name, values) for name in [*NAMES, *COMPOSED] for values in ({}, *VARIANTS.get(name, []))]
+UNTAUGHT: dict[str, dict[str, Any]] = {"crld": {"weak_threshold": 0.0, "strong_threshold": 0.0}}
+"""Settings by which a teacher that never learnt is heard."""
+CASES = [
+    (name, UNTAUGHT.get(name, {}) | values) for name in [*NAMES, *COMPOSED] for values in ({}, *VARIANTS.get(name, []))
+]
 IDS = [f"{name}{values or ''}" for name, values in CASES]
 PAIRS = [
     ("resnet14", "resnet8"),
@@ -458,8 +463,19 @@ def scaled(name: str, factor: float, values: dict[str, Any]) -> dict[str, Any]:
         return {part: scaled(part, factor, {}) for part in name.split("+")}
     fields = registry.get(name).Settings.model_fields
     weights = [key for key, field in fields.items() if isinstance(field.default, float) and allows_zero(name, key)]
-    others = ("warmup", "dkd_alpha", "dkd_beta", "alpha_penultimate", "alpha_intermediate")
+    others = (
+        "warmup",
+        "dkd_alpha",
+        "dkd_beta",
+        "alpha_penultimate",
+        "alpha_intermediate",
+        *OTHER_NUMBERS.get(name, ()),
+    )
     return {key: factor * values.get(key, fields[key].default) for key in weights if key not in others}
+
+
+OTHER_NUMBERS = {"abkd": ("alpha", "beta"), "crld": ("weak_threshold", "strong_threshold")}
+"""Settings that may be zero and are no weights."""
 
 
 def allows_zero(name: str, key: str) -> bool:
