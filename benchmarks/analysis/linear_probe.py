@@ -12,10 +12,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 import kd_methods
+from kd_methods.views import TEACHER_TAIL
 
 from ..common.weights import load_weights
 from ..networks import NetworkView
-from ..networks.network import TEACHER_TAIL
 from ..store.cell import Cell
 from ..store.runs import Store
 from ..tasks import TaskData

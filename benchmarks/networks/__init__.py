@@ -1,7 +1,7 @@
 """Every network as a chain of units, by name; ours are timm models too, under the prefix ``kd_``.
 
 ``timm:NAME`` and ``torchvision:NAME`` are any image classifier of these libraries, built for the task's images, or with
-``@SIZE`` behind the name one that resizes them: see :mod:`benchmarks.networks.traced`.
+``@SIZE`` behind the name one that resizes them: see :mod:`benchmarks.networks.external`.
 ``hf:SOURCE`` is any encoder of transformers with a classification head, from a folder or the hub, with the source's
 weights; ``hf:SOURCE[first6]`` has its first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
 Detectors are mmdetection's: see :mod:`benchmarks.detection.detectors`.
@@ -23,14 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
+from kd_methods.views import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
+from kd_methods.views import text as text_view
 from kd_methods.views.modes import modes_kept
 
 from ..common.files import digest, sha256_file
 from ..common.registry import Registry
 from ..detection import detectors
-from . import imagenet_start, text, traced
+from . import external, imagenet_start, text
 from .entry import NetworkEntry
-from .network import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 
 __all__ = [
     "Architecture",
@@ -113,8 +114,8 @@ def check(name: str, what: str = "network") -> None:
     """Raise UserError where there is no network of that name."""
     if detectors.is_detector(name):
         detectors.check(name)
-    elif traced.is_traced(name):
-        traced.check(name)
+    elif external.is_external(name):
+        external.check(name)
     elif name not in NETWORKS.mapping() and name not in ENCODERS and not pretrained_source(name):
         raise unknown(what, name, names())
 
@@ -129,7 +130,7 @@ def inputs_of(name: str) -> Inputs:
     """What a network reads."""
     if detectors.is_detector(name):
         return "detection"
-    return "images" if name in NETWORKS.mapping() or traced.is_traced(name) else "text"
+    return "images" if name in NETWORKS.mapping() or external.is_external(name) else "text"
 
 
 def check_inputs(name: str, task: str, given: str) -> None:
@@ -209,9 +210,9 @@ def build_network(
             model = text.pretrained(found["source"], layers, num_classes)
         else:
             model = text.bert(*ENCODERS[name], vocabulary, num_classes)
-        return NetworkView(model, text.chain, (3, text.LENGTH))
-    if traced.is_traced(name):
-        return NetworkView(*traced.build(name, num_classes, input_shape), input_shape)
+        return NetworkView(model, text_view.chain, (3, text_view.LENGTH))
+    if external.is_external(name):
+        return NetworkView(*external.build(name, num_classes, input_shape), input_shape)
     return NetworkView(NETWORKS.get(name).build(num_classes), methodcaller("chain"), input_shape)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_methods.errors import UserError
 
-from . import traced
+from . import external
 
 SOURCES = {
     "ResNet34": "torchvision:resnet34",
@@ -45,7 +45,7 @@ def source(name: str) -> str:
     Raises:
         UserError: none is known.
     """
-    if name not in SOURCES and not traced.is_traced(name):
+    if name not in SOURCES and not external.is_external(name):
         known = ", ".join(SOURCES)
         raise UserError(
             f"no ImageNet weights are known that network '{name}' could begin with; "

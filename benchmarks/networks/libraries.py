@@ -15,10 +15,10 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.vgg import cfgs, make_layers
 
 from kd_methods.contract import Layout
+from kd_methods.views import Architecture, Chain, in_turn
 from kd_methods.views.layers import evenly_spaced
 
 from .entry import family
-from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 from .vgg import PoolLarge
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd_methods.contract import Layout
+from kd_methods.views import Architecture, Chain, in_turn
 
 from .entry import family
-from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 
 # Channels and stride of the separable convolutions; the last ones of a resolution end a stage.

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_methods.contract import Layout
+from kd_methods.views import Architecture, Chain
 
 from .entry import family
-from .network import Architecture, Chain
 from .resnet import _flatten
 
 # expansion, channels at full width, repeats, stride

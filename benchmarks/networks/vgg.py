@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_methods.contract import Layout
+from kd_methods.views import Architecture, Chain, in_turn
 
 from .entry import family
-from .network import Architecture, Chain, in_turn
 from .resnet import _flatten
 
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -17,7 +17,7 @@ from benchmarks.common.yaml_files import TABLES
 from benchmarks.config.protocol import Optimizer, load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.driver.executors import local
-from benchmarks.networks import NetworkView, build_network, text
+from benchmarks.networks import NetworkView, build_network
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import make_cell
 from benchmarks.store.runs import Store
@@ -28,6 +28,7 @@ from benchmarks.training.loop import Interrupted
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
+from kd_methods.views import text
 
 transformers = pytest.importorskip("transformers", reason="the extra [text] is not installed")
 

@@ -1,4 +1,4 @@
-"""The Network view: an ordered chain of named units over a plain architecture, and folding of frozen batch-norms."""
+"""The Network view of a module whose chain of units is known."""
 
 from __future__ import annotations
 
@@ -6,62 +6,21 @@ import copy
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from operator import methodcaller
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
-from kd_methods.contract import FIELDS, MAPS, Layout, Network, Outputs, Tokens
-from kd_methods.contract.patches import as_tokens, map_shape
-from kd_methods.errors import UserError, unknown
-from kd_methods.views.modes import modes_kept
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The units of a network in the order in which they run, and which of them carry which features.
-
-    ``taps`` are modules within units whose outputs can be kept as well; nothing can be resumed from them. ``alone``:
-    the architecture itself computes what the chain does; else the chain does more, and has to be run.
-    """
-
-    units: tuple[tuple[str, Callable[[Any], Any]], ...]
-    layout: Layout
-    taps: Mapping[str, nn.Module] = field(default_factory=dict)
-    alone: bool = True
-
-    def position(self, unit: str) -> int:
-        """Where a unit stands, from 0."""
-        return [name for name, _ in self.units].index(unit)
-
-
-class Architecture(nn.Module):
-    """Base of the suite's own architectures: the forward pass is the chain, so the view cannot differ from it."""
-
-    def chain(self) -> Chain:
-        """The chain of this instance. Rebuilt on every call, so that copies refer to their own layers."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) images to (B, K) logits."""
-        for _, run in self.chain().units:
-            x = run(x)
-        return x
-
-
-def in_turn(*modules: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A unit of several modules; not a module itself, which tracing would not find in the network."""
-    return partial(_in_turn, modules)
-
-
-def _in_turn(modules: tuple[Callable[[Tensor], Tensor], ...], x: Tensor) -> Tensor:
-    for module in modules:
-        x = module(x)
-    return x
+from ..contract import FIELDS, MAPS, Network, Outputs, Tokens
+from ..contract.patches import as_tokens, map_shape
+from ..errors import UserError, unknown
+from .chain import Chain
+from .folding import fold_batch_norms
+from .modes import modes_kept
+from .teacher_tail import WithTeacherTail
 
 
 class NetworkView(Network):
@@ -265,51 +224,6 @@ def _shape(x: Any) -> tuple[Any, ...]:
     return tuple(map(_shape, x)) if isinstance(x, tuple) else tuple(x.shape[1:])
 
 
-TEACHER_TAIL = "tail."
-"""Before the names of units that a network has from its teacher; see :meth:`NetworkView.with_teacher_tail`."""
-
-
-class WithTeacherTail(Architecture):
-    """The units of ``trunk`` up to ``unit``, a part, and the teacher's units after ``entry``, which are not trained."""
-
-    def __init__(
-        self, trunk: NetworkView, unit: str, name: str, part: nn.Module, tail: NetworkView, entry: str
-    ) -> None:
-        super().__init__()
-        self.trunk, self.part, self.tail = trunk.module, part, tail.module.requires_grad_(False).eval()
-        self._chains = trunk._chain_of, tail._chain_of
-        self._names = unit, name, entry
-
-    def train(self, mode: bool = True) -> WithTeacherTail:
-        super().train(mode)
-        self.tail.eval()
-        return self
-
-    def chain(self) -> Chain:
-        unit, name, entry = self._names
-        trunk, tail = self._chains[0](self.trunk), self._chains[1](self.tail)
-        kept, entered = trunk.position(unit) + 1, tail.position(entry) + 1
-        units: list[tuple[str, Callable[[Any], Any]]] = [*trunk.units[:kept], (name, self.part)]
-        units += [(f"{TEACHER_TAIL}{tail_unit}", run) for tail_unit, run in tail.units[entered:]]
-        names = {unit for unit, _ in units}
-        stages, preacts, blocks, layers = (
-            tuple(unit for unit in field if unit in names)
-            for field in (trunk.layout.stages, trunk.layout.preacts, trunk.layout.blocks, trunk.layout.layers)
-        )
-        pooled = f"{TEACHER_TAIL}{tail.layout.pooled}"
-        layout = replace(
-            trunk.layout,
-            stages=stages,
-            preacts=preacts,
-            blocks=blocks,
-            last_map=name,
-            pooled=pooled,
-            rectified=trunk.layout.rectified & names,
-            layers=(*layers, pooled),
-        )
-        return Chain(tuple(units), layout, trunk.taps)
-
-
 PARTS = "parts."
 
 
@@ -334,59 +248,3 @@ class LogitsOnly(nn.Module):
         parts = {key.removeprefix(PARTS): value for key, value in state.items() if key.startswith(PARTS)}
         self.network.parts.load_state_dict(parts)
         self.network.module.load_state_dict({k: v for k, v in state.items() if not k.startswith(PARTS)})
-
-
-class _Tracer(fx.Tracer):
-    """Treats modules that look at shapes (``fx_leaf``) as opaque."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return getattr(m, "fx_leaf", False) or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Chained(nn.Module):
-    """Runs a module unit by unit and remembers, while traced, which nodes are the units' outputs."""
-
-    def __init__(self, module: nn.Module, chain: Callable[[nn.Module], Chain]) -> None:
-        super().__init__()
-        self.module = module
-        self.chain = chain
-        self.ends: set[fx.Node] = set()
-
-    def forward(self, x: fx.Proxy) -> fx.Proxy:
-        for _, run in self.chain(self.module).units:
-            x = run(x)  # type: ignore[arg-type, assignment]
-            self.ends.add(x.node)
-        return x
-
-
-def fold_batch_norms(module: nn.Module, chain: Callable[[nn.Module], Chain] | None = None) -> nn.Module:
-    """An eval-mode copy in which every batch-norm that directly and solely follows a convolution is folded into it.
-
-    Batch-norms elsewhere (before a convolution, after a sum) stay, and so do those in another unit of the chain than
-    their convolution, whose output somebody may read. Architectures that torch.fx cannot trace are copied unchanged.
-    The outputs of all units agree with the original's up to rounding.
-    """
-    copied = copy.deepcopy(module).eval()
-    root = _Chained(copied, chain) if chain else copied
-    try:
-        graph = _Tracer().trace(root)
-    except Exception:  # tracing runs foreign code, any error only means: not traceable
-        return copied
-    ends = root.ends if isinstance(root, _Chained) else set()
-    modules = dict(root.named_modules())
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    for node in graph.nodes:
-        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
-            continue
-        source = node.args[0]
-        if (
-            source.op == "call_module"
-            and type(modules[source.target]) is nn.Conv2d
-            and len(source.users) == 1
-            and source not in ends
-            and calls.count(source.target) == calls.count(node.target) == 1
-        ):
-            fused = fuse_conv_bn_eval(modules[source.target], modules[node.target])
-            root.set_submodule(source.target, fused)
-            root.set_submodule(node.target, nn.Identity())
-    return copied

@@ -1,0 +1,110 @@
+"""Networks of timm and torchvision by name.
+
+``timm:NAME`` and ``torchvision:NAME`` are built for the task's image size; with ``@SIZE`` behind the name the network
+resizes its inputs to SIZE x SIZE first.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_methods.errors import UserError, unknown
+from kd_methods.views import Chain
+from kd_methods.views.traced import TracedChain, images_that_run, trace
+
+SIZES = (8, 2048)
+"""Least and largest height and width that images are resized to."""
+
+_NAME = re.compile(r"(?P<library>timm|torchvision):(?P<name>[^@]+)(@(?P<size>[1-9]\d*))?")
+
+
+def is_external(name: str) -> bool:
+    """Whether a network is one of timm or torchvision."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check(name: str) -> None:
+    """Raise UserError where the library has no network of that name, or the size is none of images."""
+    found = _NAME.fullmatch(name)
+    assert found
+    least, largest = SIZES
+    size = found["size"]
+    if size and (len(size) > len(str(largest)) or not least <= int(size) <= largest):
+        raise UserError(f"network '{name[:80]}' resizes images to {size[:20]}; sizes are {least} to {largest}")
+    library, own = found["library"], found["name"]
+    if library == "timm" and "." in own and timm.is_model(own.partition(".")[0]):
+        raise UserError(f"'{name}' names weights; the network is timm:{own.partition('.')[0]}, see: teachers fetch")
+    if own not in _known(library):
+        raise unknown(f"network of {library}", own, _known(library))
+
+
+@functools.cache
+def _known(library: str) -> frozenset[str]:
+    if library == "timm":
+        return frozenset(name for name in timm.list_models() if not name.startswith("kd_"))
+    import torchvision.models
+
+    return frozenset(torchvision.models.list_models(torchvision.models))
+
+
+_traced: dict[tuple[str, int, tuple[int, ...]], TracedChain] = {}
+"""By name, number of classes and size of the images: tracing takes a good part of a second."""
+
+
+def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn.Module, Callable[[nn.Module], Chain]]:
+    """A network without weights, and what makes its chain.
+
+    Raises:
+        UserError: it cannot be built for the size, or not be cut into units.
+    """
+    found = _NAME.fullmatch(name)
+    assert found
+    height, width = (int(found["size"]),) * 2 if found["size"] else input_shape[1:]
+    if found["library"] == "torchvision":
+        import torchvision.models
+
+        module = torchvision.models.get_model(found["name"], weights=None, num_classes=num_classes)
+    else:
+        module = _timm(found["name"], num_classes, (input_shape[0], height, width))
+    size = input_shape[0], height, width
+    if (name, num_classes, size) not in _traced:
+        images = images_that_run(module, size, name, f"{name.partition('@')[0]}@SIZE resizes them")
+        _traced[name, num_classes, size] = trace(module, images, name)
+    chain = _traced[name, num_classes, size].of
+    return module, chain if size[1:] == tuple(input_shape[1:]) else partial(_resizing, chain, (height, width))
+
+
+def _timm(name: str, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
+    """timm's network; those with a fixed size of images are built for this one."""
+    config = timm.get_pretrained_cfg(name)
+    usual = tuple(config.input_size) if config else ()
+    arguments: dict[str, Any] = {"num_classes": num_classes}
+    if config and config.fixed_input_size and usual != input_size:
+        arguments["img_size"] = input_size[1:]
+    try:
+        return timm.create_model(name, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        size = "x".join(map(str, input_size[1:]))
+        raise UserError(
+            f"timm:{name} cannot be built for images of {size} ({str(error).splitlines()[0]}); "
+            f"timm:{name}@{usual[-1] if usual else 224} resizes them"
+        ) from None
+
+
+def _resizing(chain_of: Callable[[nn.Module], Chain], size: tuple[int, int], module: nn.Module) -> Chain:
+    """A chain that resizes its images first, which the module itself does not."""
+    chain = chain_of(module)
+    return replace(chain, units=(("resize", partial(_resized, size)), *chain.units), alone=False)
+
+
+def _resized(size: tuple[int, int], x: Tensor) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True)

@@ -1,0 +1,319 @@
+"""Any classifier of images as a Network: its own forward pass, cut at its blocks.
+
+A pass that is resumed behind a unit is the network's own, whatever its family.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..contract import Layout
+from ..errors import UserError
+from .chain import Chain
+from .layers import evenly_spaced
+from .modes import modes_kept
+from .network import NetworkView
+from .tracing import (
+    SEQUENCES,
+    Unit,
+    are_alike,
+    called_modules,
+    classifier_name,
+    is_composite,
+    is_row,
+    part_shapes,
+    path_of,
+    run_unit,
+    traced_modes,
+    traced_parts,
+)
+
+STAGES = 4
+"""Of a network whose layers are all alike, so many count as ends of stages, at equal shares of its depth."""
+
+_RECTIFIERS = (F.relu, torch.relu, torch.relu_)
+
+
+@dataclass(frozen=True)
+class TracedChain:
+    """The units of an architecture as they were traced; one serves all its instances."""
+
+    units: tuple[Unit, ...]
+    layout: Layout
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedChain:
+        return self
+
+    def of(self, module: nn.Module) -> Chain:
+        """The chain of an instance of the architecture."""
+        return Chain(tuple((unit.name, partial(run_unit, module, unit)) for unit in self.units), self.layout)
+
+
+def view(module: nn.Module, input_shape: tuple[int, ...], name: str = "") -> NetworkView:
+    """Any classifier of images as a Network; ``module`` stays what it is, and its weights are the network's.
+
+    Args:
+        module: maps images (B, C, H, W) to logits (B, K).
+        input_shape: (C, H, W) of one image.
+        name: what messages call the network; by default its class.
+
+    Raises:
+        UserError: it does not run on such images, or cannot be cut into units.
+    """
+    name = name or type(module).__name__
+    return NetworkView(module, trace(module, images_that_run(module, input_shape, name), name).of, input_shape)
+
+
+def images_that_run(module: nn.Module, shape: tuple[int, ...], name: str, otherwise: str = "use others") -> Tensor:
+    """Two empty images of ``shape`` (C, H, W), on which the network has run.
+
+    Raises:
+        UserError: it does not run on them; the message ends with what to do ``otherwise``.
+    """
+    weight = next(module.parameters())
+    x = torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype)
+    try:
+        with modes_kept(module), torch.no_grad():
+            module.eval()(x)
+    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        size = "x".join(map(str, shape[1:]))
+        raise UserError(f"network '{name}' does not run on images of {size} ({reason}); {otherwise}") from None
+    return x
+
+
+def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
+    """The units of a network, and which of them carry what.
+
+    Parts before the first block are the stem; a unit of the trunk ends with a block, or with an activation where there
+    are no blocks; behind the last stage, what does nothing and what completes a convolution joins the unit before.
+    """
+    parts = traced_parts(module, name)
+    calls = [called_modules(module, part) for part in parts]
+    shapes = part_shapes(module, parts, x)
+    first = _first_block(module, parts, calls)
+    ends = _stage_ends(module, parts, calls, shapes, first)
+    if not ends:
+        raise UserError(f"the blocks of network '{name}' cannot be found")
+    groups: list[list[int]] = [list(range(first)), []]
+    for i in range(first, len(parts)):
+        in_trunk = i <= ends[-1]
+        joins = _does_nothing(calls[i]) or (len(groups[-1]) and _completes(parts[i], calls[i], calls[i - 1]))
+        if not in_trunk and not joins:
+            groups.append([])
+        groups[-1].append(i)
+        if i < ends[-1] and (i in ends or _ends_unit(module, calls[i])):
+            groups.append([])
+
+    units: list[Unit] = []
+    shape_of: dict[str, tuple[int, ...]] = {}
+    preact_of: dict[str, str] = {}
+    rectified = set()
+    for group in filter(None, groups):
+        last = group[-1]
+        named = min((i for i in group if i in ends), default=last if last <= ends[-1] else group[0])
+        label = "stem" if last < first else parts[named].name
+        unit = replace(functools.reduce(Unit.then, (parts[i] for i in group)), name=label)
+        inner = _inner(module, unit)
+        if len(unit.nodes[0]) == 1 and inner and _relu(module, inner[-1]) and set(group) & set(ends):
+            before, unit = _split(unit, inner)
+            preact_of[label] = before.name
+            units.append(before)
+        if _rectified(module, inner[-1] if inner else unit.nodes[0][-1]):
+            rectified.add(label)
+        units.append(unit)
+        shape_of[label] = shape_of[preact_of.get(label, label)] = shapes[last]
+    stages = [next(u.name for u in units if u.name == parts[i].name) for i in ends]
+    return TracedChain(tuple(units), _layout(module, units, stages, shape_of, preact_of, frozenset(rectified), name))
+
+
+def _layout(
+    module: nn.Module,
+    units: list[Unit],
+    stages: list[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    preacts: Mapping[str, str],
+    rectified: frozenset[str],
+    name: str,
+) -> Layout:
+    names = [unit.name for unit in units]
+    after = names.index(stages[-1]) + 1
+    # Up to the pooling; what may follow it with dimensions of size 1 is no map any more.
+    head = list(
+        itertools.takewhile(
+            lambda unit: (
+                _size(shapes[unit.name]) == _size(shapes[stages[-1]])
+                and not any(_pools(module, node) for node in unit.nodes[0])
+            ),
+            units[after:],
+        )
+    )
+    maps = [*names[:after], *(unit.name for unit in head)]
+    if len(shapes[names[-2]]) != 1 or classifier_name(module) not in called_modules(module, units[-1]).values():
+        raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
+    weighted = [
+        unit.name
+        for unit in head
+        if any(isinstance(child, nn.Conv2d | nn.Linear) for child in called_modules(module, unit))
+    ]
+    trunk = [unit for unit in maps if unit not in preacts.values()]
+    return Layout(
+        stem=names[0],
+        stages=tuple(stages),
+        preacts=tuple(preacts.get(stage, stage) for stage in stages),
+        blocks=(*stages[:-1], (weighted or stages)[-1]),
+        last_map=maps[-1],
+        pooled=names[-2],
+        rectified=rectified,
+        layers=(*trunk, names[-2]),
+        prefix_tokens=_prefix_tokens(module, shapes[stages[-1]]),
+    )
+
+
+def _has_weights(called: Iterable[nn.Module]) -> bool:
+    return any(isinstance(child, nn.Conv2d | nn.Linear) for child in called)
+
+
+def _prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """Tokens that stand for no patch of the image, or None where features are no tokens of a square of patches."""
+    if len(shape) != 2:
+        return None
+    own = getattr(module, "num_prefix_tokens", None)
+    numbers = (0, 1) if own is None else (own,)
+    return next((n for n in numbers if math.isqrt(shape[0] - n) ** 2 == shape[0] - n), None)
+
+
+def _first_block(module: nn.Module, parts: list[Unit], calls: list[dict[nn.Module, str]]) -> int:
+    """The first part that is a block of a row of blocks, or of a stage that timm names, or a layer of a long row."""
+
+    def rows(child: nn.Module, name: str) -> bool:
+        parent = name.rpartition(".")[0]
+        return bool(parent) and is_row(module.get_submodule(parent))
+
+    stages = {info["module"] for info in (getattr(module, "feature_info", None) or ())[-STAGES:]}
+    blocks = [
+        i
+        for i, called in enumerate(calls)
+        if any(is_composite(child) and (rows(child, name) or name in stages) for child, name in called.items())
+    ]
+    layers = [i for i, called in enumerate(calls) if any(rows(*call) for call in called.items())]
+    return next(iter(blocks or layers), len(parts))
+
+
+def _ends_unit(module: nn.Module, called: Mapping[nn.Module, str]) -> bool:
+    """Whether a part ends with a block of a row, or with an activation."""
+
+    def in_sequence(name: str) -> bool:
+        parent = module.get_submodule(name.rpartition(".")[0])
+        return isinstance(parent, SEQUENCES) or are_alike(list(parent.children()))
+
+    blocks = any(is_composite(child) and in_sequence(name) for child, name in called.items())
+    return blocks or any(map(_activates, called))
+
+
+def _activates(child: nn.Module) -> bool:
+    return type(child).__module__ == "torch.nn.modules.activation"
+
+
+def _does_nothing(called: Mapping[nn.Module, str]) -> bool:
+    return bool(called) and all(isinstance(child, nn.Identity | nn.Dropout) for child in called)
+
+
+def _completes(part: Unit, called: Mapping[nn.Module, str], before: Mapping[nn.Module, str]) -> bool:
+    """Whether a part is the normalisation or the activation of the convolution, or linear map, before it."""
+    if len(part.nodes[0]) != len(called):
+        return False
+    normalises = all(_activates(child) or _normalises(child) for child in called)
+    return normalises and any(isinstance(child, nn.Conv2d | nn.Linear) or _normalises(child) for child in before)
+
+
+def _normalises(child: nn.Module) -> bool:
+    return "Norm" in type(child).__name__
+
+
+def _stage_ends(
+    module: nn.Module,
+    parts: list[Unit],
+    calls: list[dict[nn.Module, str]],
+    shapes: list[tuple[int, ...]],
+    first: int,
+) -> list[int]:
+    """Parts that end a stage: timm's own feature information, else the last block of each resolution."""
+    ends = []
+    for info in getattr(module, "feature_info", None) or ():
+        own = info["module"]
+        inside = [i for i in range(first, len(parts)) if f"{parts[i].name}.".startswith(f"{own}.")]
+        ends += inside[-1:]
+    if not ends:
+        blocks = [i for i in range(first, len(parts)) if _ends_unit(module, calls[i]) and len(shapes[i]) > 1]
+        sizes = [_size(shapes[i]) for i in blocks]
+        alike = len(set(sizes)) == 1
+        ends = [i for i, size, later in zip(blocks, sizes, [*sizes[1:], ()], strict=True) if alike or size != later]
+    if len(ends) > STAGES and len({_size(shapes[i]) for i in ends}) == 1:
+        return [ends[i] for i in evenly_spaced(STAGES, len(ends))]
+    return ends[-STAGES:]
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of a map, number of tokens; of a vector nothing."""
+    return shape[1:] if len(shape) == 3 else shape[:-1]
+
+
+def _inner(module: nn.Module, unit: Unit) -> list[fx.Node]:
+    """What the block that ends a unit does, if it can be traced and does the same in training and evaluation."""
+    last = unit.nodes[0][-1]
+    if last.op != "call_module" or not is_composite(block := module.get_submodule(path_of(last))):
+        return []
+    try:
+        nodes, other = traced_modes(block, lambda child, path: is_composite(child))
+    except Exception:  # as above: it stays whole
+        return []
+    if nodes != other:
+        return []
+    for node in nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"{path_of(last)}.{path_of(node)}"
+    return nodes[:-1]
+
+
+def _pools(module: nn.Module, node: fx.Node) -> bool:
+    called = type(module.get_submodule(path_of(node))) if node.op == "call_module" else node.target
+    return "pool" in getattr(called, "__name__", "").lower()
+
+
+def _relu(module: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(module.get_submodule(path_of(node))) is nn.ReLU
+    return node.target in (*_RECTIFIERS, "relu", "relu_")
+
+
+def _rectified(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a value is non-negative: of a ReLU or ReLU6, or of a pooling behind one."""
+    if node.op == "call_module":
+        child = module.get_submodule(path_of(node))
+        if isinstance(child, nn.MaxPool2d | nn.Identity) and isinstance(node.args[0], fx.Node):
+            return node.args[0].op != "placeholder" and _rectified(module, node.args[0])
+        return isinstance(child, nn.ReLU | nn.ReLU6)
+    return _relu(module, node)
+
+
+def _split(unit: Unit, inner: list[fx.Node]) -> tuple[Unit, Unit]:
+    """A block that ends in a ReLU as two units: up to the sum, and a ReLU that leaves the sum as it is."""
+    placeholder, *body, last = inner
+    summed = last.args[0]
+    assert isinstance(summed, fx.Node)
+    with last.graph.inserting_before(last):
+        relu = last.graph.call_function(F.relu, (summed,))
+    own = tuple(node for node in body if node.op != "get_attr")
+    before = replace(unit, name=f"{unit.name}.sum", entry=(placeholder,) * 2, nodes=(own,) * 2)
+    return before, replace(unit, entry=(summed,) * 2, nodes=((relu,),) * 2, writes=False)

@@ -1,0 +1,200 @@
+"""A forward pass, traced as far as its blocks and cut wherever nothing but one tensor goes on."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import UserError
+from .modes import modes_kept
+
+ROW = 6
+"""Of a plain sequence with more layers each is looked at by itself."""
+
+SEQUENCES = (nn.Sequential, nn.ModuleList)
+
+_MODES = (False, True)
+"""Evaluation and training: what is done may differ."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Nodes of a traced pass that lead from one tensor to one tensor, in evaluation and in training.
+
+    ``swapped``: whether input and output are (B, H, W, C) within. ``writes``: it changes its input in place.
+    """
+
+    name: str
+    entry: tuple[fx.Node, fx.Node]
+    nodes: tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]
+    swapped: tuple[bool, bool] = (False, False)
+    writes: bool = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
+        return self  # nodes say what to call by name; nothing of a network is in them
+
+    def then(self, other: Unit) -> Unit:
+        """Both, one after the other, as one unit."""
+        nodes = (self.nodes[0] + other.nodes[0], self.nodes[1] + other.nodes[1])
+        return replace(self, nodes=nodes, swapped=(self.swapped[0], other.swapped[1]))
+
+
+def run_unit(module: nn.Module, unit: Unit, x: Tensor) -> Tensor:
+    """One unit on its input; features that are (B, H, W, C) within are (B, C, H, W) outside."""
+    mode = module.training
+    x = x.clone() if unit.writes else x
+    values: dict[fx.Node, Any] = {unit.entry[mode]: x.permute(0, 2, 3, 1) if unit.swapped[0] else x}
+
+    def value(node: fx.Node) -> Any:
+        # A parameter may be used by several units.
+        return functools.reduce(getattr, path_of(node).split("."), module) if node.op == "get_attr" else values[node]
+
+    result: Any = x
+    for node in unit.nodes[mode]:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        if node.op == "call_module":
+            result = module.get_submodule(path_of(node))(*args, **kwargs)
+        elif node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            result = node.target(*args, **kwargs)
+        values[node] = result
+    return result.permute(0, 3, 1, 2) if unit.swapped[1] else result
+
+
+class _Called(nn.Module):
+    """A network called with its images alone, so that its further arguments keep their defaults while it is traced."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def path_of(node: fx.Node) -> str:
+    """The module or parameter of a node, by its name in the network."""
+    return str(node.target).removeprefix("network.")
+
+
+class _Tracer(fx.Tracer):
+    """Modules that are not to be traced ``through`` are one node."""
+
+    def __init__(self, through: Callable[[nn.Module, str], bool]) -> None:
+        super().__init__(autowrap_functions=_untraceable_functions())
+        self.through = through
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.through(m, module_qualified_name)
+
+
+def _untraceable_functions() -> tuple[Callable[..., Any], ...]:
+    """Functions that are one node each in timm's networks; none where timm is not installed."""
+    try:
+        from timm.models import get_notrace_functions
+    except ImportError:
+        return ()
+    return tuple(get_notrace_functions())
+
+
+def traced_modes(module: nn.Module, through: Callable[[nn.Module, str], bool]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Nodes of the pass in each of the modes; the same ones where the modes do the same."""
+    with modes_kept(module):
+        graphs = [_Tracer(through).trace(_Called(module.train(mode))) for mode in _MODES]
+    for graph in graphs:
+        for node in graph.nodes:
+            if node.kwargs.get("inplace"):  # a kept output would change under its reader
+                node.kwargs = {**node.kwargs, "inplace": False}
+    if str(graphs[0]) == str(graphs[1]):
+        graphs[1] = graphs[0]
+    return list(graphs[0].nodes), list(graphs[1].nodes)
+
+
+def is_composite(module: nn.Module) -> bool:
+    return bool(list(module.children()))
+
+
+def are_alike(children: list[nn.Module]) -> bool:
+    """Whether modules are blocks of one kind."""
+    kinds = set(map(type, children))
+    return len(children) > 1 and len(kinds) == 1 and not kinds & set(SEQUENCES) and is_composite(children[0])
+
+
+def is_row(module: nn.Module) -> bool:
+    """Whether a module is a row of blocks, or consists of one and what joins it to the next."""
+    children = list(module.children())
+    if isinstance(module, SEQUENCES):
+        return len(children) > ROW or any(map(is_composite, children))
+    inner = [child for child in children if isinstance(child, SEQUENCES) and len(child)]
+    return are_alike(children) or any(all(map(is_composite, row)) for row in inner)
+
+
+def classifier_name(module: nn.Module) -> str:
+    """Name of the layer that gives the logits."""
+    own = getattr(module, "get_classifier", lambda: None)()
+    names = {child: name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)}
+    return names[own] if own in names else list(names.values())[-1]
+
+
+def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, ...]]]:
+    """(name, entry, nodes) between each two places where only one value goes on."""
+    position = {node: i for i, node in enumerate(nodes)}
+    cuts, reach = [], -1  # how far the values of all earlier nodes are used
+    for i, node in enumerate(nodes):
+        if node.op not in ("get_attr", "output"):
+            if reach <= i:
+                cuts.append(node)
+            reach = max([reach, *(position[user] for user in node.users)])
+    found = []
+    for entry, end in itertools.pairwise(cuts):
+        own = tuple(node for node in nodes[position[entry] + 1 : position[end] + 1] if node.op != "get_attr")
+        called = [path_of(node) for node in own if node.op == "call_module"]
+        found.append((called[-1] if called else own[-1].name, entry, own))
+    return found
+
+
+def traced_parts(module: nn.Module, name: str) -> list[Unit]:
+    """The pass between each two places where only one value goes on."""
+    classifier = classifier_name(module)
+
+    def through(child: nn.Module, path: str) -> bool:
+        own = path.removeprefix("network").removeprefix(".")
+        return not own or classifier.startswith(f"{own}.") or is_row(child)
+
+    try:
+        modes = [_segments(nodes) for nodes in traced_modes(module, through)]
+    except Exception as error:  # tracing runs foreign code, any error only means: not traceable
+        raise UserError(f"network '{name}' cannot be cut into units ({str(error).splitlines()[0]})") from None
+    if [part[0] for part in modes[0]] != [part[0] for part in modes[1]]:
+        raise UserError(f"network '{name}' runs other layers in training than in evaluation; it cannot be cut")
+    return [Unit(label, (a, b), (own, other)) for (label, a, own), (_, b, other) in zip(*modes, strict=True)]
+
+
+def part_shapes(module: nn.Module, parts: list[Unit], x: Tensor) -> list[tuple[int, ...]]:
+    """Shape of each part's output without the batch; parts that swap dimensions or write are marked as such."""
+    swaps = str(getattr(module, "output_fmt", "")).endswith("NHWC")
+    shapes = []
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        for i, part in enumerate(parts):
+            version = x._version
+            out = run_unit(module, part, x)
+            swapped = (i > 0 and swaps and x.dim() == 4, swaps and out.dim() == 4)
+            parts[i] = replace(part, swapped=swapped, writes=x._version != version)
+            shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if swapped[1] else out.shape[1:]))
+            x = out
+    return shapes
+
+
+def called_modules(module: nn.Module, part: Unit) -> dict[nn.Module, str]:
+    """The modules that a part calls, and their names."""
+    names = [path_of(node) for node in part.nodes[0] if node.op == "call_module"]
+    return {module.get_submodule(name): name for name in names}
