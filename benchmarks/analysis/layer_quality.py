@@ -35,7 +35,7 @@ class Measure:
     entropy_norm: EntropyNorm = "ln5"
     samples: int = 5000
     per_class: int = 500
-    self_pairs: bool = False
+    self_pairs: bool = True
 
     def values(self, found: Quality) -> dict[Metric, Tensor]:
         """Each metric of all layers."""

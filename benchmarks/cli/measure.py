@@ -54,7 +54,10 @@ def probe(workspace: Callable[[], Workspace], table: str, preset: str, epochs: i
     show_default=True,
     help="Images of a class for its spectrum.",
 )
-@click.option("--self-pairs", is_flag=True, help="S with every image's pair with itself, as the public code has it.")
+@click.option(
+    "--self-pairs/--no-self-pairs", default=True, show_default=True,
+    help="S with every image's pair with itself, as the public code has it.",
+)  # fmt: skip
 @in_workspace
 def quality_of(
     workspace: Callable[[], Workspace], teacher: str, protocol_name: str, layers: int, entropy_norm: Any,

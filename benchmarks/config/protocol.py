@@ -175,7 +175,8 @@ class Protocol(Strict):
     ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
     ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
     momentum), or rises linearly over the share ``warmup`` of all steps and then falls to zero, ``linear`` or by half a
-    ``cosine``. ``rotation`` turns each image by up to so many degrees. ``label_smoothing`` is that of the task's loss.
+    ``cosine``. ``plan_dropped``: the one cycle is planned for the batches that are dropped, too, one an epoch, and its
+    end cut off. ``rotation`` turns each image by up to so many degrees. ``label_smoothing`` is that of the task's loss.
 
     ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
@@ -205,6 +206,7 @@ class Protocol(Strict):
     teachers_from: str = ""
     start: Literal["", "imagenet"] = ""
     schedule: Literal["steps", "onecycle", "linear", "cosine"] = "steps"
+    plan_dropped: bool = False
     warmup: float = Field(default=0.0, ge=0, lt=1)
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     decay: float = Field(default=0.1, gt=0, le=1)
@@ -244,6 +246,8 @@ class Protocol(Strict):
             raise Misplaced("dot has two kinds of gradients, which are not accumulated", "optimizer")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
             raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
+        if self.plan_dropped and not (self.schedule == "onecycle" and self.drop_last):
+            raise Misplaced("for schedule onecycle with drop_last", "plan_dropped")
         if self.precision == "fp16" and self.optimizer.name == "dot":
             raise Misplaced("dot has two kinds of gradients, which are not scaled for fp16; use bf16", "optimizer")
         if self.stored_logits and (self.crops or self.max_length):
@@ -307,7 +311,7 @@ class Protocol(Strict):
         With milestones the factor is that of the epoch, counted from 1, and constant within it.
         """
         if self.schedule == "onecycle":
-            return one_cycle(done, total)
+            return one_cycle(done, total + self.epochs * self.plan_dropped)
         if self.schedule in ("linear", "cosine"):
             rising = self.warmup * total
             left = (total - done) / (total - rising)

@@ -9,26 +9,22 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
 
-from ..common.files import locked, read_json, sha256_file, write_bytes, write_json
+from ..common.files import complaint, locked, read_json, sha256_file, write_bytes, write_json
 from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import TABLES, read_yaml
-from ..config.protocol import Protocol
+from ..config.protocol import Mean, Protocol, Std, of_three_channels
 from ..store.cell import TeacherRef
 from ..tasks import TaskData, get_task
 from ..tasks.text import TextTask, words
 from . import published_weights
-
-Mean = Annotated[float, Field(ge=0, le=1)]
-Spread = Annotated[float, Field(gt=0, le=1)]
-"""Of pixels from 0 to 1."""
 
 TOLERANCE = 0.1
 """Percentage points by which a measured accuracy may differ from the expected one."""
@@ -47,8 +43,8 @@ class Teacher(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     network: str
     task: str
-    mean: tuple[Mean, Mean, Mean] | tuple[()] = ()
-    std: tuple[Spread, Spread, Spread] | tuple[()] = ()
+    mean: tuple[Mean, ...] = ()
+    std: tuple[Std, ...] = ()
     expected: float | None = None
     expected_source: str = ""
     origin: str = ""
@@ -56,6 +52,8 @@ class Teacher(BaseModel):
     member: str = ""
     sha256: str = ""
     weights: str = ""
+
+    _channels = field_validator("mean", "std")(of_three_channels)
 
 
 def make_entry(**values: Any) -> Teacher:
@@ -67,11 +65,8 @@ def make_entry(**values: Any) -> Teacher:
     try:
         return Teacher(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        hint = (
-            "; pixels are from 0 to 1 here, so divide what counts to 255" if first["loc"][0] in ("mean", "std") else ""
-        )
-        raise UserError(f"teacher {first['loc'][0]} {first['input']!r}: {first['msg']}{hint}") from None
+        place, message = complaint(error)
+        raise UserError(f"teacher {place[0]} {values.get(str(place[0]))!r}: {message}") from None
 
 
 class Zoo:

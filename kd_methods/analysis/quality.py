@@ -1,4 +1,4 @@
-"""Knowledge quality of a teacher's layers, arXiv 2511.14981 in the closed form of its public code, less self-pairs.
+"""Knowledge quality of a teacher's layers, arXiv 2511.14981 in the closed form of its public code.
 
 S = mean |cos| of two samples of one class - mean |cos| of two of different classes
 I = (1 - mean over classes of the least |cos| within) * mean entropy of the class-wise spectra / ln(norm)
@@ -20,6 +20,9 @@ from ..contract import TeacherPass
 
 EntropyNorm = Literal["ln5", "lnN"]
 Metric = Literal["Q", "S", "I", "E", "sqrtIE"]
+COVERED = 0.95
+"""Of a class's variance, the share that tells its dimensions."""
+
 MEMORY = 2**28
 """Values of features held at once; layers that do not fit together have passes of their own."""
 
@@ -29,8 +32,8 @@ class Quality:
     """What the metric is made of, one value per layer (L,), in fp64.
 
     units         names of the layers, in order
-    separation    S
-    self_pairs    what it would be larger by if every sample were paired with itself, too
+    separation    S of pairs of different samples
+    self_pairs    what it is larger by where every sample is paired with itself, too
     least         mean over classes of the least absolute cosine within a class
     entropy       mean over classes of the entropy of the class-wise spectrum
     expansion     E
@@ -49,10 +52,10 @@ class Quality:
         """I; the public code divides by ln 5 whatever the data, ln of the samples per class bounds it by about 1."""
         return (1 - self.least) * self.entropy / math.log(5 if norm == "ln5" else max(2, self.per_class))
 
-    def values(self, metric: Metric = "Q", norm: EntropyNorm = "ln5", self_pairs: bool = False) -> Tensor:
+    def values(self, metric: Metric = "Q", norm: EntropyNorm = "ln5", self_pairs: bool = True) -> Tensor:
         """A metric of every layer; ``sqrtIE`` is the quality without S.
 
-        The public code has every sample's pair with itself in S (``self_pairs``), by a slip in an index.
+        The public code has every sample's pair with itself in S (``self_pairs``), by the way that it indexes.
         """
         information = self.information(norm)
         separation = self.separation + self.self_pairs * self_pairs
@@ -66,7 +69,7 @@ class Quality:
         }[metric]
 
     def best(
-        self, count: int, metric: Metric = "Q", norm: EntropyNorm = "ln5", self_pairs: bool = False
+        self, count: int, metric: Metric = "Q", norm: EntropyNorm = "ln5", self_pairs: bool = True
     ) -> tuple[str, ...]:
         """The ``count`` layers with the highest values, in order of depth; of equal ones the deeper."""
         values = self.values(metric, norm, self_pairs)
@@ -92,7 +95,7 @@ def quality(
     def compute() -> dict[str, Tensor]:
         return dict(zip(names, _measure(teacher_pass, units, classes, samples, per_class), strict=True))
 
-    found = teacher_pass.stored("layer quality 2", settings, compute)
+    found = teacher_pass.stored("layer quality 3", settings, compute)
     parts = {name: found[name].cpu() for name in names}
     return Quality(tuple(units), per_class=int(parts.pop("per_class")), **parts)
 
@@ -109,12 +112,12 @@ def _measure(
     results: dict[str, tuple[float, ...]] = {}
     for unit, features in _features(teacher_pass, units, torch.cat(few)):
         results[unit] = distances(features, [len(part) for part in few], len(teacher_pass.labels))
-    entropies: dict[str, list[float]] = {unit: [] for unit in units}
+    spectra: dict[str, list[Tensor]] = {unit: [] for unit in units}
     for label, part in enumerate(many, 1):
         teacher_pass.progress(f"spectra, class {label} of {len(many)}")
         for unit, features in _features(teacher_pass, units, part):
-            entropies[unit].append(spectral_entropy(features))
-    entropy = torch.tensor([entropies[unit] for unit in units], dtype=torch.float64).mean(1)
+            spectra[unit].append(spectrum(features).cpu())
+    entropy = torch.tensor([spectral_entropy(spectra[unit]) for unit in units], dtype=torch.float64)
     size = torch.tensor(sum(map(len, many)) / len(many)).round()
     return [*torch.tensor([results[unit] for unit in units], dtype=torch.float64).unbind(1), entropy, size]
 
@@ -171,10 +174,20 @@ def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple
     return float(within - between), float(added), float(least), float(expansion)
 
 
-def spectral_entropy(features: Tensor) -> float:
-    """Entropy of the shares of variance (squared singular values) of features (n, d) of one class, about their mean."""
+def spectrum(features: Tensor) -> Tensor:
+    """Shares of variance, squared singular values, of features (n, d) of one class about their mean, falling."""
     features = features - features.mean(0)
     small = features @ features.t() if len(features) <= features.shape[1] else features.t() @ features
-    shares = torch.linalg.eigvalsh(small.double()).clamp_min(0)
-    shares = shares / shares.sum().clamp_min(1e-300)
-    return float(-torch.xlogy(shares, shares).sum())
+    shares = torch.linalg.eigvalsh(small.double()).clamp_min(0).flip(0)
+    return shares / shares.sum().clamp_min(1e-300)
+
+
+def spectral_entropy(spectra: Sequence[Tensor]) -> float:
+    """Mean over classes of the entropy of their spectra, each cut as the public code cuts it.
+
+    There as many shares are left of every class as all classes together need for 95 % of their variances, so the cut is
+    felt where classes are few and simple. A class whose features are all alike has no entropy.
+    """
+    kept = sum(int((shares.cumsum(0) < COVERED).sum()) + 1 for shares in spectra)
+    cut = [shares[:kept] / shares[:kept].sum().clamp_min(1e-300) for shares in spectra]
+    return sum(float(-torch.xlogy(shares, shares).sum()) for shares in cut) / len(cut)

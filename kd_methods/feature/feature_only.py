@@ -46,7 +46,7 @@ class FeatureOnly(Method):
 
     card = Card(
         name="feature_only",
-        version=2,
+        version=3,
         family="feature",
         title="Feature-only KD",
         paper="cooper2025featureonly",
@@ -59,10 +59,13 @@ class FeatureOnly(Method):
         divergences=(
             "the public code holds lists of layers; here the layers of highest quality are found for every teacher",
             "ln 5 in I is the code's, perhaps meant as ln of the samples per class: setting entropy_norm",
+            "in S every image is paired with itself, too, as the code does, perhaps by a slip: setting self_pairs",
+            "a layer with fewer values than a class has images keeps its entropy, which the code loses to NaN (none of"
+            " the paper's)",
             "one teacher pass with the student's batch, where the code stores teacher features and logits",
-            "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram), pairs"
-            " of an image with itself in S (self_pairs); protocols cifar100-feature-only-legacy-lr and -legacy-aug:"
-            " peak rates, crops and stored logits as the public code has them",
+            "setting legacy: tokens reshaped instead of transposed (view), the first row of Gram matrices (gram);"
+            " protocols cifar100-feature-only-legacy-lr and -legacy-aug: peak rates, crops and stored logits as the"
+            " public code has them",
         ),
         recipe="cifar100-feature-only",
     )
@@ -85,17 +88,16 @@ class FeatureOnly(Method):
         entropy_norm: EntropyNorm = Field("ln5", description="what the entropy in I is divided by")
         samples: int = Field(5000, ge=20, description="images that S and E are measured on")
         per_class: int = Field(500, ge=2, description="images per class that spectra are measured on")
-        legacy: tuple[Literal["view", "gram", "self_pairs"], ...] = Field(
-            (), description="mistakes of the public code to repeat"
-        )
+        self_pairs: bool = Field(True, description="S counts every image's pair with itself, as the public code does")
+        legacy: tuple[Literal["view", "gram"], ...] = Field((), description="mistakes of the public code to repeat")
 
         @model_validator(mode="after")
         def _repeats_something(self) -> Self:
             for mistake, distance in (("view", "mse"), ("gram", "gram")):
                 if mistake in self.legacy and self.distance != distance:
                     raise ValueError(f"legacy {mistake} is a mistake of distance {distance}")
-            if "self_pairs" in self.legacy and (self.layers is not None or self.selection not in ("Q", "S")):
-                raise ValueError("legacy self_pairs is a mistake of selection Q and S")
+            if not self.self_pairs and (self.layers is not None or self.selection not in ("Q", "S")):
+                raise ValueError("self_pairs is about selection Q and S")
             return self
 
     settings: Settings
@@ -151,7 +153,7 @@ class FeatureOnly(Method):
         config = self.settings
         if config.layers is None and config.selection != "stages":
             found = quality(teacher_pass, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
-            how = config.selection, config.entropy_norm, "self_pairs" in config.legacy
+            how = config.selection, config.entropy_norm, config.self_pairs
             self._choose(found.best(len(self.student_units), *how))
 
     def remarks(self) -> Sequence[str]:

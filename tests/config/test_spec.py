@@ -581,6 +581,24 @@ def test_one_cycle_is_torchs() -> None:
             schedule.step()
 
 
+def test_feature_only_kds_cycle_is_its_codes() -> None:
+    """50 epochs of 391 steps, of which 390 are run: the last rates are cut off."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.0075, epochs=50, steps_per_epoch=int(50_000 / 128 + 1))
+    protocol, steps = load_protocol("cifar100-feature-only"), 50_000 // 128
+    for done in range(50 * steps):
+        if done % 997 == 0 or done > 50 * steps - 5:
+            factor, momentum = protocol.pace(1 + done // steps, done, protocol.epochs * steps)
+            assert 0.0075 * factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+            assert momentum == pytest.approx(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        theirs.step()
+    assert factor > 3e-5, "the end of the cycle would be 4e-6"
+    with pytest.raises(ValueError, match="for schedule onecycle with drop_last"):
+        Protocol.model_validate({**load_protocol("digits-demo").model_dump(), "plan_dropped": True})
+
+
 def test_settings_of_another_optimizer_are_errors() -> None:
     usual = load_protocol("digits-demo")
     for changes in ({"beta2": 0.9}, {"name": "adamw", "nesterov": True}, {"name": "adamw", "delta": 0.1}):
