@@ -57,7 +57,7 @@ class TaskColumn(Strict):
     @property
     def label(self) -> str:
         """What tells this column of a pair from its others."""
-        return self.task.rpartition("/")[2] + (f".{self.metric}" if self.metric else "")
+        return self.task.rpartition(":")[2].rstrip("/").rpartition("/")[2] + (f".{self.metric}" if self.metric else "")
 
 
 class Row(Strict):

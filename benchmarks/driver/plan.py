@@ -111,8 +111,7 @@ def make(request: Request, workspace: Workspace) -> Plan:
     preset = table.preset(request.preset)
     assert preset.pairs is not None and preset.methods is not None
     protocol = load_protocol(preset.protocol)
-    if preset.task:
-        protocol = protocol.model_copy(update={"task": preset.task})
+    protocol = protocol.on_task(get_task(preset.task or protocol.task).name)
     teacher_protocol = protocol.for_teachers(request.changes)
     protocol = protocol.changed(**request.changes)
     if protocol.start:
@@ -122,6 +121,7 @@ def make(request: Request, workspace: Workspace) -> Plan:
         )
     rows = _rows(request.methods, preset.methods)
     pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
+    pairs = tuple(pair.model_copy(update={"task": pair.task and get_task(pair.task).name}) for pair in pairs)
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
     overrides = _overrides(request.overrides, rows)
     _check_views(rows, protocol)

@@ -12,6 +12,11 @@ SCHEMA = 1
 """Part of every identity. Raised when the training code changes what a cell means."""
 
 
+def kind_of(task: str) -> str:
+    """A task's name without the place of its data (``folder:PATH``), for identities: they have the data's digest."""
+    return task.partition(":")[0]
+
+
 @dataclass(frozen=True)
 class TeacherRef:
     """Which teacher: a weights file by its digest, or the cell that trains it.
@@ -66,7 +71,7 @@ class Cell:
         """Everything that the result depends on, as JSON values."""
         return {
             "schema": SCHEMA,
-            "task": self.task,
+            "task": kind_of(self.task),
             "data": self.data,
             "protocol": self.protocol,
             "lr": self.lr,
@@ -97,4 +102,4 @@ class Cell:
         """Cells of one group share the teacher's pass over the same batches; their optimisers may differ."""
         teacher = self.teacher.identity() if self.teacher else None
         shared = {key: value for key, value in self.protocol.items() if key != "optimizer"}
-        return digest([self.task, self.data, shared, teacher, self.seed])
+        return digest([kind_of(self.task), self.data, shared, teacher, self.seed])

@@ -11,7 +11,7 @@ from kd_methods import registry
 from .. import networks
 from ..config.protocol import Protocol
 from ..tasks import get_task
-from .cell import Cell, TeacherRef
+from .cell import Cell, TeacherRef, kind_of
 
 
 def make_cell(
@@ -28,7 +28,9 @@ def make_cell(
     """A cell with complete settings, and with the digests of the plugins and the checkpoints that it uses."""
     task = get_task(protocol.task)
     used = dict.fromkeys((student, *((teacher.network,) if teacher else ())))
-    versions = {f"network:{name}": networks.version(name) for name in used} | {f"task:{task.name}": task.version}
+    versions = {f"network:{name}": networks.version(name) for name in used} | {
+        f"task:{kind_of(task.name)}": task.version
+    }
     return Cell(
         task=task.name,
         data=data,

@@ -25,7 +25,7 @@ def task_names() -> list[str]:
 
 
 def get_task(name: str) -> Task:
-    """A task by name; ``folder:PATH`` is any folder of images.
+    """A task by name; ``folder:PATH`` is any folder of images, whose ``name`` has its absolute path.
 
     Raises:
         UserError: no such task.

@@ -51,10 +51,19 @@ def _read(folder: Path, classes: list[str], size: int) -> Split:
     return Split(torch.from_numpy(images), torch.tensor([label for _, label in found]))
 
 
-@functools.cache
 def task(path: str) -> ImageTask:
-    """The task ``folder:PATH``."""
-    folder = Path(path).expanduser()
+    """The task ``folder:PATH``, by whatever path the folder is called.
+
+    Raises:
+        UserError: no such folder, or none of classes in it.
+    """
+    folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(f"task folder:{path}: there is no such folder")
-    return ImageTask("folder", len(class_folders(_place(folder, "train"))), partial(load, folder, SIZE))
+        raise UserError(f"task folder:{path}: there is no such folder ({folder})")
+    return _task(folder)
+
+
+@functools.cache
+def _task(folder: Path) -> ImageTask:
+    classes = class_folders(_place(folder, "train"))
+    return ImageTask(f"folder:{folder}", len(classes), partial(load, folder, SIZE))

@@ -19,7 +19,7 @@ from ..common.seeding import derive
 from ..common.units import duration
 from ..common.weights import read, to_bytes
 from ..networks import NetworkView
-from ..store.cell import Cell, TeacherRef
+from ..store.cell import Cell, TeacherRef, kind_of
 from ..tasks import TaskData
 from ..tasks.images import Normalisation
 from .loop import Interrupted
@@ -38,10 +38,10 @@ class NotKept(Exception):
 
 def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
     """What a pass of a teacher over a cell's training images depends on, as JSON values."""
-    versions = (f"task:{cell.task}", f"network:{teacher.network}")
+    versions = (f"task:{kind_of(cell.task)}", f"network:{teacher.network}")
     return {
         "teacher": teacher.identity(),
-        "task": cell.task,
+        "task": kind_of(cell.task),
         "data": cell.data,
         "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")}
         | {name: cell.protocol[name] for name in ("crops",) if name in cell.protocol},

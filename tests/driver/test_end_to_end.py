@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 REPO = Path(__file__).parents[2]
 PROTOCOL = """\
@@ -251,6 +252,34 @@ def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
     assert noise == {"student/resnet14/s0": None, "kd/resnet14-resnet8/s0": 0.5}
     assert "Teacher resnet14: trained here under one-epoch v1, seed 0" in out
     assert "50% of the training labels exchanged" in out
+
+
+def test_folders_of_images_are_columns_and_may_be_moved(tmp_path: Path) -> None:
+    """A cell knows the content of a folder, not its place: nothing is computed again where it lies elsewhere."""
+    bench = Bench(tmp_path)
+    for place, colour in (("first", 60), ("second/one", 200)):
+        for split, count in (("train", 10), ("test", 3)):
+            for name in ("a", "b"):
+                (tmp_path / place / split / name).mkdir(parents=True)
+                for i in range(count):
+                    image = Image.new("RGB", (8, 8), (colour, 255 * (name == "a"), i))
+                    image.save(tmp_path / place / split / name / f"{i}.png")
+    tasks = ["folder:first", f"folder:{tmp_path / 'second' / 'one'}/"]
+    table = "name: folders\ntitle: Folders\npairs: [resnet14-resnet8]\nmethods: [student, kd]\ntasks: {tasks}\n"
+    table += "presets: {{demo: {{protocol: '{protocol}', seeds: [0]}}}}\n"
+    bench.protocol.write_text(PROTOCOL.replace("256", "8"))
+    bench.table.write_text(table.format(tasks=json.dumps(tasks), protocol=bench.protocol))
+    code, _, err = bench.run("--no-cost")
+    assert code == 0 and "6 cells to run" in err, err
+    text = (bench.output / "tables" / "folders-demo" / "folders.md").read_text()
+    assert "<br>first<br>" in text and "<br>one<br>" in text and "--" not in text.split("| KD")[1].splitlines()[0]
+    assert {cell["task"] for cell in bench.cells().values()} == {"folder"}
+
+    before = bench.runs()
+    (tmp_path / "second").rename(tmp_path / "moved")
+    bench.table.write_text(bench.table.read_text().replace("/second/", "/moved/"))
+    code, _, err = bench.run("--no-cost")
+    assert code == 0 and bench.runs() == before, err
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ def test_a_folder_is_known_by_its_content_wherever_it_lies(tmp_path: Path):
         for part in ("train", "test"):
             write_images(tmp_path / place / part, {"a": 1, "b": 1}, lambda position: (position, 0, 0))
     here, there = folder_task(tmp_path / "here"), folder_task(tmp_path / "there" / "now")
-    assert here.name == there.name
+    assert get_task(here.name) is here and get_task(f"folder:{tmp_path}/there/../here/") is here
     assert here.fingerprint(tmp_path, protocol()) == there.fingerprint(tmp_path, protocol())
 
 
