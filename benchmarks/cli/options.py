@@ -95,12 +95,16 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_workspace(
         device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path], **arguments: Any
     ) -> Any:
+        # Before anything is read: files may name what a plugin brings.
+        from ..common.plugins import load
+
+        registered = load(plugins)
+
         def workspace() -> Workspace:
-            from ..common.environment import device as chosen
-            from ..common.plugins import load
+            from ..common.environment import device as chosen_device
             from ..common.workspace import Workspace
 
-            return Workspace(chosen(device), data_root, checkpoints, output, load(plugins), tuple(plugins))
+            return Workspace(chosen_device(device), data_root, checkpoints, output, registered, tuple(plugins))
 
         return command(workspace=workspace, **arguments)
 

@@ -12,7 +12,8 @@ from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
 
 from ..common.yaml_files import TABLES, Misplaced, Shelf, Strict, load, merged, read_yaml, validate
-from .protocol import PROTOCOLS, Optimizer, Protocol
+from .protocol import PROTOCOLS, Protocol
+from .recipe import Optimizer
 
 Init = Literal["", "first", "last", "spread", "heads"]
 """How a column's or row's students may start; see :class:`Pair`."""

@@ -22,7 +22,8 @@ import torch
 from kd_methods.errors import UserError
 
 from ..common.console import patient_streams
-from ..config.protocol import Detection, Protocol
+from ..config.protocol import Protocol
+from ..config.recipe import Detection
 from ..driver.executors.executor import Executor
 from ..driver.executors.local import Context, until_free
 from ..store.cell import Cell

@@ -28,7 +28,8 @@ from ..common import environment, plugins
 from ..common.files import check_archive, read_bytes, set_aside
 from ..common.seeding import derive
 from ..common.weights import NUMPY, fit, load_weights
-from ..config.protocol import Detection, Protocol
+from ..config.protocol import Protocol
+from ..config.recipe import Detection
 from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ..networks import count, inherit
 from ..tasks import get_task

@@ -19,6 +19,7 @@ from ..store.cells import make_cell, student_cell
 from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
+from ..training.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def make(request: Request, workspace: Workspace) -> Plan:
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
     overrides = _overrides(request.overrides, rows)
     _check_views(rows, protocol)
+    for name in (protocol.optimizer.name, *(str(row.optimizer["name"]) for row in rows if "name" in row.optimizer)):
+        OPTIMIZERS.get(name)
 
     deviations: list[str] = []
     for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.files import digest
-from ..config.protocol import Optimizer
+from ..config.recipe import Optimizer
 
 SCHEMA = 1
 """Part of every identity. Raised when the training code changes what a cell means."""

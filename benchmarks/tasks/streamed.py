@@ -30,7 +30,8 @@ from torchvision.transforms import InterpolationMode, v2
 from kd_methods.errors import UserError
 
 from ..common.seeding import derive, held_out
-from ..config.protocol import Crops, Protocol
+from ..config.protocol import Protocol
+from ..config.recipe import Crops
 from .image_files import picture
 from .images import ImageBatch, Images, differing, noisy
 

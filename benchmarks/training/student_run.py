@@ -141,13 +141,13 @@ class Member:
         self.student.train()
         self.method.train()
 
-    def _set_pace(self, epoch: int, step: int) -> None:
+    def _set_lr(self, epoch: int, step: int) -> None:
         if self.phase:
-            self.optimizer.set_pace(self.phase.lr or self.cell.lr, None)
+            self.optimizer.set_lr(self.phase.lr or self.cell.lr, None)
             return
         steps = steps_per_epoch(self.data.info.num_samples + self.protocol.holdout, self.protocol)
-        factor, momentum = self.protocol.pace(epoch, (epoch - 1) * steps + step, self.protocol.epochs * steps)
-        self.optimizer.set_pace(self.cell.lr * factor, momentum)
+        factor, momentum = self.protocol.lr_at(epoch, (epoch - 1) * steps + step, self.protocol.epochs * steps)
+        self.optimizer.set_lr(self.cell.lr * factor, momentum)
 
     def _phase_of(self, epoch: int) -> Phase | None:
         return self._phases[epoch - self.first_epoch] if self.first_epoch <= epoch < 1 else None
@@ -165,12 +165,12 @@ class Member:
         The seconds counted are the host's: on a GPU, the time to launch the step.
         """
         started = time.perf_counter()
-        self._set_pace(*position)
+        self._set_lr(*position)
         if (part.least or len(batch.labels)) >= self.needs.min_batch:
             with self.stream.active():
                 with autocast(self.protocol, self.data.device):
                     losses = self.losses(self.forward(batch), teacher, batch, progress)
-                self.optimizer.descend(losses, part)
+                self.optimizer.backward_and_step(losses, part)
             for name, term in losses.terms().items():
                 self.sums[name] = self.sums.get(name, 0) + term.detach().double()
             self.counted += 1

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import networks
 from benchmarks.common.yaml_files import TABLES, read_yaml
-from benchmarks.config.protocol import Protocol, load_protocol, one_cycle, protocol_names, steps_per_epoch
+from benchmarks.config.protocol import Protocol, load_protocol, protocol_names, steps_per_epoch
+from benchmarks.config.schedules.onecycle import one_cycle
 from benchmarks.config.table_spec import TableSpec, all_pair_settings, load_table, pair_settings, stem, table_names
 from kd_methods import registry
 from kd_methods.errors import UserError
@@ -61,7 +62,7 @@ def message(load: Callable[[str], object], path: Path, text: str) -> str:
 
 
 def rate(protocol: Protocol, epoch: int, student: str) -> float:
-    return protocol.lr(student) * protocol.pace(epoch)[0]
+    return protocol.lr(student) * protocol.lr_at(epoch)[0]
 
 
 def published() -> list[dict[str, str]]:
@@ -120,14 +121,14 @@ def test_the_learning_rate_falls_after_the_milestone_epoch() -> None:
     protocol = load_protocol("cifar100-crd240")
     expected = {1: 0.05, 150: 0.05, 151: 0.005, 180: 0.005, 181: 5e-4, 210: 5e-4, 211: 5e-5, 240: 5e-5}
     for epoch, value in expected.items():
-        assert protocol.lr("resnet20") * protocol.pace(epoch)[0] == pytest.approx(value), epoch
+        assert protocol.lr("resnet20") * protocol.lr_at(epoch)[0] == pytest.approx(value), epoch
     assert [protocol.lr(name) for name in ("ShuffleV1", "ShuffleV2", "MobileNetV2")] == [0.01] * 3
 
 
 def test_another_length_scales_the_milestones() -> None:
     paper = load_protocol("cifar100-crd240")
     tenth = paper.changed(epochs=24)
-    rates = [0.05 * tenth.pace(epoch)[0] for epoch in (15, 16, 18, 19, 21, 22)]
+    rates = [0.05 * tenth.lr_at(epoch)[0] for epoch in (15, 16, 18, 19, 21, 22)]
     assert rates == pytest.approx([0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5])
     assert (tenth.recipe_epoch(12), tenth.recipe_epochs, tenth.epochs) == (120, 240, 24)
     assert tenth.deviations == ("24 epochs instead of 240, milestones scaled",)
@@ -140,7 +141,7 @@ def test_another_length_scales_the_milestones() -> None:
 def test_the_short_protocol_is_the_papers_in_ten_epochs() -> None:
     short, paper = load_protocol("cifar100-short"), load_protocol("cifar100-crd240")
     assert (short.epochs, short.recipe_epochs, short.recipe) == (10, 240, "cifar100-crd240")
-    assert [0.05 * short.pace(epoch)[0] for epoch in (7, 8, 9, 10)] == pytest.approx([0.05, 0.005, 5e-4, 5e-5])
+    assert [0.05 * short.lr_at(epoch)[0] for epoch in (7, 8, 9, 10)] == pytest.approx([0.05, 0.005, 5e-4, 5e-5])
     assert short.deviations, "a shortened recipe must say so under the table"
     same = set(Protocol.model_fields) - {"name", "title", "epochs", "deviations", "version"}
     assert {key: getattr(short, key) for key in same} == {key: getattr(paper, key) for key in same}

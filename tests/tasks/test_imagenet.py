@@ -27,7 +27,8 @@ import kd_methods
 from benchmarks import networks
 from benchmarks.common.weights import to_bytes
 from benchmarks.common.workspace import Workspace
-from benchmarks.config.protocol import Crops, Optimizer, Protocol, load_protocol
+from benchmarks.config.protocol import Protocol, load_protocol
+from benchmarks.config.recipe import Crops, Optimizer
 from benchmarks.config.table_spec import stem
 from benchmarks.driver.executors import local
 from benchmarks.driver.plan import Request, make

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks import networks
 from benchmarks.common.yaml_files import TABLES
-from benchmarks.config.protocol import Optimizer, load_protocol
+from benchmarks.config.protocol import load_protocol
+from benchmarks.config.recipe import Optimizer
 from benchmarks.config.table_spec import load_table
 from benchmarks.driver.executors import local
 from benchmarks.networks import NetworkView, build_network
@@ -481,7 +482,7 @@ def test_a_student_of_its_teachers_layers_is_another_cell():
 
 def test_linear_schedule():
     protocol = load_protocol("glue-ft")
-    rates = [protocol.pace(1, done, 100)[0] for done in range(101)]
+    rates = [protocol.lr_at(1, done, 100)[0] for done in range(101)]
     assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and max(rates) == rates[10] == 1
     assert rates[55] == pytest.approx(0.5) and rates[100] == 0
 
@@ -494,7 +495,7 @@ def test_decay_of_matrices_only_and_clipping():
     config = Optimizer(name="adamw", lr=0.1, weight_decay=0.5, decay_matrices_only=True, clip=1e-3)
     optimizer = optimizers.build(layer.parameters(), 0.1, config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    optimizer.descend(Losses(task={"task": 1e3 * layer(torch.ones(1, 2)).sum()}))
+    optimizer.backward_and_step(Losses(task={"task": 1e3 * layer(torch.ones(1, 2)).sum()}))
     norm = torch.cat([p.grad.flatten() for p in layer.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 

@@ -35,7 +35,8 @@ import kd_methods
 from benchmarks.common import files
 from benchmarks.common.seeding import Stream, derive
 from benchmarks.common.weights import to_bytes, weights_digest
-from benchmarks.config.protocol import Optimizer, Protocol, load_protocol, steps_per_epoch
+from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
+from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.executors import local
 from benchmarks.networks import NetworkView
 from benchmarks.store.cell import Cell, TeacherRef
@@ -788,7 +789,7 @@ def test_dot_by_definition():
             momenta[i, kind] = rate * momenta[i, kind] + gradients[kind][i] + decay
         values = [value - 0.1 * (momenta[i, "task"] + momenta[i, "distill"]) for i, value in enumerate(values)]
         a, b, c = (parameter.pow(2).sum() for parameter in parameters)
-        optimizer.descend(Losses(task={"a": a, "b": b}, distill={"a": 2 * a, "c": 2 * c}))
+        optimizer.backward_and_step(Losses(task={"a": a, "b": b}, distill={"a": 2 * a, "c": 2 * c}))
     for parameter, value in zip(parameters, values, strict=True):
         assert torch.allclose(parameter, value, rtol=1e-12)
 
@@ -801,7 +802,7 @@ def test_dot_without_distillation_is_sgd():
         parameter = torch.nn.Parameter(start.clone())
         optimizer = optimizers.build([parameter], 0.1, Optimizer(lr=0.1, weight_decay=0.01, **change))
         for _ in range(4):
-            optimizer.descend(Losses(task={"task": parameter.pow(4).sum()}))
+            optimizer.backward_and_step(Losses(task={"task": parameter.pow(4).sum()}))
         found.append(parameter.detach())
     assert torch.allclose(*found, rtol=1e-6)
 
@@ -924,7 +925,7 @@ def test_training_learns(bench: Bench):
 
 
 def rates(protocol: Protocol, student: str) -> list[float]:
-    return [protocol.lr(student) * protocol.pace(epoch)[0] for epoch in range(1, protocol.epochs + 1)]
+    return [protocol.lr(student) * protocol.lr_at(epoch)[0] for epoch in range(1, protocol.epochs + 1)]
 
 
 def test_learning_rate_of_the_field_s_recipe():
@@ -955,12 +956,12 @@ def test_a_backbone_learns_at_its_share_of_the_rate(name: str):
     one = optimizers.build(together, 1.0, config, slow=together[:1])
     two = [optimizers.build([p], 1.0, config.model_copy(update={"backbone": 1.0})) for p in apart]
     for lr in (0.3, 0.1, 0.2):
-        one.set_pace(lr, 0.9)
+        one.set_lr(lr, 0.9)
         for optimizer, share in zip(two, (0.01, 1.0), strict=True):
-            optimizer.set_pace(lr * share, 0.9)
-        one.descend(Losses(task={"task": sum(p.square().sum() for p in together)}))  # type: ignore[dict-item]
+            optimizer.set_lr(lr * share, 0.9)
+        one.backward_and_step(Losses(task={"task": sum(p.square().sum() for p in together)}))  # type: ignore[dict-item]
         for optimizer, p in zip(two, apart, strict=True):
-            optimizer.descend(Losses(task={"task": p.square().sum()}))
+            optimizer.backward_and_step(Losses(task={"task": p.square().sum()}))
         assert one.param_groups[0]["lr"] == lr
     assert all(torch.allclose(a, b) for a, b in zip(together, apart, strict=True))
     assert (apart[0] - start[0]).norm() < 0.1 * (apart[1] - start[1]).norm()

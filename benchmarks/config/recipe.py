@@ -1,0 +1,148 @@
+"""Parts of a protocol: its optimiser, what detection has beyond the others, how images are cropped. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ..common.yaml_files import Strict
+
+
+def _of_unit_scale(value: float) -> float:
+    if value > 1:
+        raise ValueError("mean and std are of images scaled to 0 to 1; divide those of the scale to 255 by 255")
+    return value
+
+
+Mean = Annotated[float, Field(ge=0), AfterValidator(_of_unit_scale)]
+Std = Annotated[float, Field(gt=0), AfterValidator(_of_unit_scale)]
+"""Normalisation of a channel."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+LONGEST, LARGEST = 1_000_000, 2**20
+"""Most epochs of a run and samples of a batch."""
+
+
+def of_three_channels(values: tuple[float, ...]) -> tuple[float, ...]:
+    """A normalisation as it is, if there is one.
+
+    Raises:
+        ValueError: it is not of three channels.
+    """
+    if len(values) not in (0, 3):
+        raise ValueError(f"three channels, red, green and blue, and not {len(values)}")
+    return values
+
+
+class Optimizer(Strict):
+    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes for images have it.
+
+    ``decay_matrices_only`` leaves biases and normalisations out of the decay. ``clip`` is the largest norm of all
+    gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the last
+    map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum +
+    delta.
+    ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient. One that a plugin brings
+    reads its further settings from ``options``.
+    """
+
+    name: str = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+    delta: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    clip: float = Field(default=0.0, ge=0)
+    decay_matrices_only: bool = False
+    backbone: float = Field(default=1.0, gt=0)
+    options: dict[str, float] = Field(default={})
+
+    @model_validator(mode="after")
+    def _fits(self) -> Optimizer:
+        if self.name == "dot" and (self.clip or self.decay_matrices_only or self.backbone != 1):
+            raise ValueError("dot has no clip, decays every parameter, and has one rate for all")
+        if self.name != "dot" and self.delta:
+            raise ValueError("delta is a setting of the optimiser dot")
+        if self.name != "adamw" and self.beta2 != 0.999:
+            raise ValueError("beta2 is a setting of the optimiser adamw")
+        if self.name == "adamw" and self.nesterov:
+            raise ValueError("adamw has no nesterov")
+        if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
+            raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
+        if self.options and self.name in ("sgd", "adamw", "dot"):
+            raise ValueError(f"{self.name} has no options of its own; they are for optimisers that a plugin brings")
+        return self
+
+    def line(self) -> str:
+        """In words, without the learning rate."""
+        decay = f"weight decay {self.weight_decay:g}" + " of matrices only" * self.decay_matrices_only
+        decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
+        decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
+        if self.name == "adamw":
+            return f"AdamW, beta2 {self.beta2:g}, {decay}"
+        kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}.get(self.name, self.name)
+        kind += "".join(f", {key} {value:g}" for key, value in self.options.items())
+        nesterov = " (Nesterov)" if self.nesterov else ""
+        return f"{kind}, momentum {self.momentum:g}{nesterov}, {decay}"
+
+
+class Detection(Strict):
+    """What a protocol of detection has beyond the others. Its epochs are stretches of ``iterations``, each evaluated.
+
+    short_sides   of them one is drawn for every training image, in pixels; its long side is at most ``long_side``
+    test_side     the short side in evaluation
+    warmup        iterations over which the learning rate rises linearly, from a thousandth
+    pretrained    students begin with a backbone trained on ImageNet; without, no stage is frozen
+    workers       processes that load images
+    processes     processes, each with a GPU where there are GPUs, that share every batch; gradients are averaged
+    """
+
+    iterations: int = Field(ge=1)
+    short_sides: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    long_side: int = Field(ge=1)
+    test_side: int = Field(ge=1)
+    warmup: int = Field(default=0, ge=0)
+    pretrained: bool = True
+    workers: int = Field(default=0, ge=0)
+    processes: int = Field(default=1, ge=1)
+
+
+class Crops(Strict):
+    """How images that are decoded from files, in ``workers`` processes, become inputs of one size.
+
+    In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
+    evaluation the short side is resized to ``test_resize`` and the middle cut out. ``auto_augment`` is as timm's
+    ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
+    saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
+    """
+
+    size: int = Field(default=224, ge=1)
+    scale: tuple[Share, Share] = (0.08, 1.0)
+    test_resize: int = Field(default=256, ge=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    color_jitter: float = Field(default=0.0, ge=0)
+    auto_augment: str = ""
+    erase: float = Field(default=0.0, ge=0, le=1)
+    workers: int = Field(default=8, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Crops:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale is the smallest and the largest share of the image's area, above 0")
+        if self.test_resize < self.size:
+            raise ValueError(f"in evaluation {self.size} pixels are cut out of {self.test_resize}: test_resize >= size")
+        return self
+
+    def line(self) -> str:
+        """In words, without the flip."""
+        more = f", colour jitter {self.color_jitter:g}" if self.color_jitter and not self.auto_augment else ""
+        more += f", {self.auto_augment}" if self.auto_augment else ""
+        more += f", random erasing {self.erase:g}" if self.erase else ""
+        low, high = self.scale
+        return (
+            f"random resized crop {self.size} (area {low:g} to {high:g}, {self.interpolation}){more}, "
+            f"in evaluation short side {self.test_resize}, centre crop {self.size}"
+        )

@@ -1,0 +1,130 @@
+"""What the loop asks of an optimiser, parts of a batch, and what optimisers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+from typing import Protocol as Interface
+
+import torch
+from torch import nn
+
+from kd_methods.contract import Losses
+
+from ...config.recipe import Optimizer
+from ...tasks import TaskBatch
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of ``count`` parts of a batch of ``size`` samples, about equally many in each."""
+
+    index: int = 0
+    count: int = 1
+    size: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def last(self) -> bool:
+        return self.index == self.count - 1
+
+    @property
+    def rows(self) -> slice:
+        """Which samples of the batch these are."""
+        return slice(self.size * self.index // self.count, self.size * (self.index + 1) // self.count)
+
+    @property
+    def share(self) -> float:
+        """Of the batch's samples."""
+        return (self.rows.stop - self.rows.start) / self.size
+
+    @property
+    def least(self) -> int:
+        """Samples in the smallest part."""
+        return self.size // self.count
+
+    def of(self, batch: TaskBatch) -> TaskBatch:
+        """The samples of this part, of the only part the batch itself."""
+        return batch if self.count == 1 else batch.part(self.rows)
+
+
+WHOLE = Part()
+
+
+def parts(size: int, count: int) -> Iterator[Part]:
+    """``count`` parts of a batch; never more than it has samples."""
+    count = min(count, size)
+    return (Part(i, count, size) for i in range(count))
+
+
+class TrainingOptimizer(Interface):
+    """An optimiser as the loop uses it."""
+
+    param_groups: list[dict]
+
+    def set_lr(self, lr: float, momentum: float | None) -> None:
+        """Learning rate and, where it moves, momentum of the next updates."""
+
+    def backward_and_step(self, losses: Losses, part: Part = WHOLE) -> None:
+        """Add the gradients of ``losses`` of a part of the batch, and with the last part make the update."""
+
+    def restart(self) -> None:
+        """Forget the momentum."""
+
+    def zero_grad(self) -> None: ...
+
+    def step(self) -> object:
+        """The update alone, by gradients that are there (not of DOT, which has two kinds)."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """An optimiser as protocols and rows name it.
+
+    name          as they call it
+    build         (parameters, learning rate, settings, scaler, ids of parameters with the backbone's rate)
+    scales        whether its gradients can be scaled for fp16
+    """
+
+    name: str
+    build: Callable[[list[nn.Parameter], float, Optimizer, torch.amp.GradScaler, Collection[int]], TrainingOptimizer]
+    scales: bool = True
+
+
+def parameter_groups(parameters: list[nn.Parameter], config: Optimizer, slow: Collection[int]) -> list[dict[str, Any]]:
+    """Parameters with weight decay and those without, at the full rate and at the backbone's."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        plain = config.decay_matrices_only and parameter.dim() < 2
+        groups.setdefault((id(parameter) in slow, plain), []).append(parameter)
+    return [
+        {
+            "params": groups[late, plain],
+            "weight_decay": 0.0 if plain else config.weight_decay,
+            **({"factor": config.backbone} if late else {}),
+        }
+        for late, plain in sorted(groups)
+    ]
+
+
+def summed_step(optimizer: Any, losses: Losses, part: Part) -> None:
+    if part.first:
+        optimizer.zero_grad(set_to_none=True)
+    total = losses.total() if part.count == 1 else losses.total() * part.share
+    optimizer.scaler.scale(total).backward()
+    if not part.last:
+        return
+    if optimizer.scaler.is_enabled():
+        optimizer.scaler.unscale_(optimizer)
+    if optimizer.clip:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], optimizer.clip)
+    optimizer.scaler.step(optimizer)
+    optimizer.scaler.update()
