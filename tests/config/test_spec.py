@@ -590,7 +590,7 @@ def test_feature_only_kds_cycle_is_its_codes() -> None:
     protocol, steps = load_protocol("cifar100-feature-only"), 50_000 // 128
     for done in range(50 * steps):
         if done % 997 == 0 or done > 50 * steps - 5:
-            factor, momentum = protocol.pace(1 + done // steps, done, protocol.epochs * steps)
+            factor, momentum = protocol.lr_at(1 + done // steps, done, protocol.epochs * steps)
             assert 0.0075 * factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
             assert momentum == pytest.approx(optimizer.param_groups[0]["betas"][0])
         optimizer.step()
