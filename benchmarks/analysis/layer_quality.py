@@ -56,7 +56,7 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     ref = _teacher(name, protocol, workspace)
     data = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
     store = Store(output)
-    path = store.run(ref.cell) / "student.pt" if ref.cell else zoo.path(zoo.get(ref.entry))
+    path = store.run(ref.cell).student() if ref.cell else zoo.path(zoo.get(ref.entry))
     network = frozen(data.build(ref.network), path)
     cell = student_cell(ref.network, protocol, workspace.data_root, workspace.plugins)
     teacher_pass = StoredTeacherPass.of(cell, ref, network, data, store.prepared, workspace.say)

@@ -29,7 +29,7 @@ def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
     teacher = data.build(cell.teacher.network).requires_grad_(False).eval() if cell.teacher else None
     method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings).to(data.device)
     network = method.adapt(student).to(data.device).eval()
-    method.deployed(network).load_state_dict(load_weights(store.run(cell) / "student.pt"))
+    method.deployed(network).load_state_dict(load_weights(store.run(cell).student()))
     assert isinstance(network, NetworkView)
     return network
 

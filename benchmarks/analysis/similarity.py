@@ -19,6 +19,7 @@ from kd_methods.analysis.locations import rows
 from kd_methods.contract import Network
 from kd_methods.functional.feature import same_size
 
+from ..common.console import say
 from ..common.files import csv_text, write_bytes, write_text
 from ..networks import NetworkView
 from ..store.manifest import Manifest
@@ -84,14 +85,15 @@ Curves = dict[str, dict[int, dict[str, list[float]]]]
 """Measures by title of the row and by epoch."""
 
 
-def collect(manifest: Manifest, store: Store, column: str) -> Curves:
+def collect(manifest: Manifest, store: Store, column: str, say: Callable[[str], None] = say) -> Curves:
     """The measures after every epoch that all seeds with measurements have, mean over those."""
     found: Curves = {}
     for row in manifest.rows:
         runs = []
         for cell in manifest.cells:
             if (cell.row, cell.column) == (row.key, column):
-                records = {r["epoch"]: r["similarity"] for r in store.run(cell.key).metrics if r.get("similarity")}
+                metrics = store.metrics(cell.key, say)
+                records = {r["epoch"]: r["similarity"] for r in metrics if r.get("similarity")}
                 runs += [records] if records else []
         if common := sorted(set.intersection(*map(set, runs))) if runs else []:
             found[row.title] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
@@ -106,7 +108,7 @@ def write(manifest: Manifest, store: Store, folder: Path, say: Callable[[str], N
     """A plot and a CSV for every column that has measurements; rows without are named."""
     files: list[Path] = []
     for column in manifest.columns:
-        curves = collect(manifest, store, column.key)
+        curves = collect(manifest, store, column.key, say)
         if left := [row.title for row in manifest.rows if row.title not in curves]:
             say(
                 f"not in the plot of {column.key}, without a teacher or trained before without --similarity: "

@@ -113,13 +113,16 @@ def read_bytes(path: Path, limit: float = math.inf) -> bytes:
         if found.st_size > limit:
             raise UserError(f"{path} has {found.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise NoFile(f"there is no file {path}") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DiskError(f"cannot read {path}: {reason}; mend its permissions, or give another") from None
+        raise _unread(path, error) from None
     except ValueError:  # a zero byte, a lone surrogate
         raise NoFile(f"{str(path)!r} is no name of a file") from None
+
+
+def _unread(path: Path, error: OSError) -> UserError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return NoFile(f"there is no file {path}")
+    return DiskError(f"cannot read {path}: {error.strerror or error}; mend its permissions, or give another")
 
 
 def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-8") -> str:
@@ -154,10 +157,10 @@ def read_json(path: Path, shape: Any = None, remedy: str = _AGAIN, limit: int = 
     """
     try:
         value = json.loads(read_text(path, limit, f"it is damaged; {remedy}"), object_pairs_hook=_object)
-        return value if shape is None else shaped(value, shape, str(path), remedy)
+        return value if shape is None else shaped(value, shape, str(path), remedy, Damaged)
     except NoFile:
         return None
-    except DiskError:
+    except (DiskError, Damaged):
         raise
     except UserError as error:
         raise Damaged(str(error)) from None
@@ -169,11 +172,11 @@ def read_json(path: Path, shape: Any = None, remedy: str = _AGAIN, limit: int = 
         raise Damaged(f"{path} is damaged ({reason}); {remedy}") from None
 
 
-def shaped(value: Any, shape: Any, where: str, remedy: str) -> Any:
+def shaped(value: Any, shape: Any, where: str, remedy: str, refusal: type[UserError] = UserError) -> Any:
     """``value`` as the type ``shape``, which pydantic understands.
 
     Raises:
-        UserError: it is of another shape; the first place that differs is named after ``where``.
+        UserError: it is of another shape (as ``refusal``); the first place that differs is named after ``where``.
     """
     from pydantic import ValidationError
 
@@ -181,7 +184,7 @@ def shaped(value: Any, shape: Any, where: str, remedy: str) -> Any:
         return _adapter(shape).validate_python(value)
     except ValidationError as error:
         place, message = complaint(error)
-        raise UserError(f"{where}: {'.'.join(map(str, place)) or 'all of it'}: {message}; {remedy}") from None
+        raise refusal(f"{where}: {'.'.join(map(str, place)) or 'all of it'}: {message}; {remedy}") from None
 
 
 @functools.cache
@@ -311,9 +314,17 @@ def set_aside(path: Path, why: str) -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """Digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Digest of a file's content.
+
+    Raises:
+        NoFile: there is none.
+        DiskError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unread(path, error) from None
 
 
 def canonical(value: Any) -> str:

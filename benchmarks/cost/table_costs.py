@@ -9,9 +9,10 @@ from kd_methods.errors import UserError
 
 from ..common import environment
 from ..common.console import counted
-from ..common.files import write_json
 from ..common.signals import stop_signals
 from ..common.workspace import Workspace
+from ..report.collect import Cost
+from ..store import documents
 from ..store.cell import Cell
 from ..store.runs import Store, today
 from ..training.loop import Interrupted
@@ -34,7 +35,7 @@ def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callab
     missing = {
         key: cell
         for key, cell in wanted.items()
-        if not store.cost(key).is_file() and store.run(cell).state != "refused"
+        if not documents.kept(store.cost(key), Cost, workspace.say) and store.run(cell).state != "refused"
     }
     if missing:
         workspace.say(f"measuring the cost of {counted(len(missing), 'row')} alone")
@@ -50,5 +51,5 @@ def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callab
                 failed += 1
                 continue
             facts = {**environment.describe(workspace.device), "date": today()}
-            write_json(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
+            documents.write(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
     return failed

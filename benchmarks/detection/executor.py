@@ -66,7 +66,7 @@ class Job:
 
     @property
     def run(self) -> Run:
-        return Run(self.path)
+        return Run(self.path, self.cell.key)
 
     @property
     def detection(self) -> Detection:
@@ -93,7 +93,10 @@ def run(cells: Sequence[Cell], context: Context) -> None:
 
 def _one(cell: Cell, context: Context) -> bool:
     """Train a cell; False if another process holds it."""
-    run = context.store.create(cell)
+    run = context.store.run(cell)
+    with run.lock() as mine:
+        if mine:
+            context.store.create(cell, context.say)
     teacher = context.weights_of(cell.teacher) if cell.teacher else None
     where = context.data_root, str(context.device), torch.get_num_threads(), context.plugin_files
     job = Job(cell, context.protocol, *where, run.path, teacher)

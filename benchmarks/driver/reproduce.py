@@ -47,24 +47,24 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     store, say = Store(workspace.output), workspace.say
     plan = make(request, workspace)
     cells = [*plan.training, *{cell.key: cell for cell in plan.cells.values()}.values()]
-    todo = [cell for cell in cells if not store.run(cell).ended]
+    watched = options.similarity or plan.table.similarity
+    todo = _todo(plan, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
         print_plan(plan, todo, workspace)
     if options.dry_run:
         return Outcome()
     store.check_writable()  # fails now rather than after hours
-    watched = options.similarity or plan.table.similarity
     shown = manifest.save(workspace.output, plan.stem, _described(plan, bool(todo), workspace, options))
     if todo:
         say(f"{counted(len(todo), 'cell')} to run, {len(cells) - len(todo)} in the store")
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
                 train(stages, protocol.on_task(task), workspace, watched)
-    files, text = render(workspace.output, plan.stem)
+    files, text = render(workspace.output, plan.stem, say)
     not_measured = 0
     if options.costs:
         not_measured = measure_missing(plan.cells.values(), workspace, lambda cell: _cost(cell, plan, workspace))
-        files, text = render(workspace.output, plan.stem)
+        files, text = render(workspace.output, plan.stem, lambda line: None)  # as it was said above
     if watched:
         folder = manifest.path(workspace.output, plan.stem).parent
         for file in similarity.write(shown, store, folder, say):
@@ -77,14 +77,25 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     return Outcome(text, "; ".join(_missing(cells, store, not_measured)))
 
 
+def _todo(plan: Plan, store: Store, curves: bool) -> list[Cell]:
+    """The cells of a plan that are to be computed, among them those whose results are damaged.
+
+    Only where something is to be trained are the weights of teachers looked at, and where the table has ``curves`` the
+    records of epochs.
+    """
+    cells = {cell.key: (cell, store.run(cell)) for cell in plan.cells.values()}.values()
+    todo = [cell for cell, run in cells if not run.ended or (curves and run.damage("metrics.json"))]
+    teachers = [(cell, store.run(cell)) for cell in plan.training]
+    return [*(cell for cell, run in teachers if not run.ended or (todo and run.damage("student.pt"))), *todo]
+
+
 def _described(plan: Plan, anew: bool, workspace: Workspace, options: Options) -> manifest.Manifest:
-    """The plan as a manifest; where there is something to run, its teachers are measured first."""
+    """The plan as a manifest; where there is something to run, or they were not, its teachers are measured first."""
     used = {(cell.teacher.network, cell.task) for cell in plan.cells.values() if cell.teacher}
     refs = {place: ref for place, ref in plan.teachers.items() if place in used}
-    if anew:
+    accuracies = None if anew else known_accuracies(refs, plan.data, plan.protocol, workspace)
+    if accuracies is None:
         accuracies = check_teachers(refs, plan.protocol, workspace, measured_by(workspace), options.any_teacher)
-    else:
-        accuracies = known_accuracies(refs, plan.data, plan.protocol, workspace)
     return describe(plan, Zoo(workspace.checkpoints), accuracies, environment.machine(workspace.device))
 
 

@@ -73,7 +73,7 @@ def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Out
     networks.check(network)
     store = Store(workspace.output)
     cell = teacher_cell(network, protocol, workspace.data_root, workspace.plugins, Zoo(workspace.checkpoints))
-    if not _is_done(store, cell.key):
+    if not _is_done(store, cell.key) or store.run(cell).damage("student.pt"):
         train([[cell]], protocol, workspace)
     status = store.run(cell).status
     if status["state"] != "done":

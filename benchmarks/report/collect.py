@@ -6,21 +6,37 @@ Reads neither data nor checkpoints, clock nor environment. Imports no torch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_methods.errors import UserError
+from typing_extensions import TypedDict
+
+from kd_methods.errors import Damaged, UserError
 
 from .. import report
-from ..common.files import read_json
+from ..common.console import say
 from ..config.published import PublishedLine, literature
+from ..store import documents
 from ..store.manifest import Manifest, PlannedColumn, PlannedRow, flat, load, path
 from ..store.runs import FINAL, Store
 
 
-def render(output: Path, stem: str) -> tuple[list[Path], str]:
+class Cost(TypedDict):
+    """A file of costs/: the cost of a training step, and where it was measured."""
+
+    label: str
+    cost: report.CostEntry
+    environment: documents.Environment
+
+
+def render(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple[list[Path], str]:
     """Write a table and its cost table from the store; returns the files and the table as Markdown.
+
+    Args:
+        output: the store's folder.
+        stem: the table's folder in it.
+        say: hears which runs are damaged, and so are missing in the table.
 
     Raises:
         UserError: nothing was ever planned under that name.
@@ -30,26 +46,27 @@ def render(output: Path, stem: str) -> tuple[list[Path], str]:
         known = sorted(p.parent.name for p in (output / "tables").glob("*/plan.json"))
         raise UserError(f"no table '{stem}' in {output} (there: {', '.join(known) or 'none'}); run it first")
     store = Store(output)
-    table = collect(manifest, store)
+    table = collect(manifest, store, say)
     folder = path(output, stem).parent
     files = report.write(table, folder, manifest.name)
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
     if rows := manifest.efficiency:
-        files += report.write_efficiency(table, _curves(manifest, store), rows.ours, rows.against, folder)
-    if cost := collect_cost(manifest, store, table):
+        files += report.write_efficiency(table, _curves(manifest, store, say), rows.ours, rows.against, folder)
+    if cost := collect_cost(manifest, store, table, say):
         files += report.write_cost(cost, folder, f"{manifest.name}-cost")
     return files, text
 
 
-def collect(manifest: Manifest, store: Store) -> report.Table:
+def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) -> report.Table:
     """The table's content out of the store."""
-    facts: list[dict[str, Any]] = []
+    facts: list[documents.Environment] = []
     entries: dict[str, dict[str, list[report.Run]]] = {}
     metrics = {column.key: column.metric for column in manifest.columns}
     remarks: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for planned in manifest.cells:
-        run = store.run(planned.key)
-        status = run.status
+        status, environments = store.run(planned.key).facts()
+        if status["state"] == "damaged":
+            say(f"missing in the table: {status['message']}")
         for remark in status.get("remarks", []):
             remarks[planned.row][remark][planned.column] = None
         state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
@@ -61,7 +78,7 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
             report.Run(planned.seed, state, **figures, message=status["message"] if state == "refused" else "")
         )
         if state == "done":
-            facts += run.environments
+            facts += environments
     usual: dict[tuple[str, str], bool] = defaultdict(lambda: True)
     for planned in manifest.cells:
         usual[planned.row, planned.column] &= planned.published_settings
@@ -102,25 +119,33 @@ def collect(manifest: Manifest, store: Store) -> report.Table:
     )
 
 
-def _curves(manifest: Manifest, store: Store) -> dict[tuple[str, str, int], list[float]]:
+def _curves(manifest: Manifest, store: Store, say: Callable[[str], None]) -> dict[tuple[str, str, int], list[float]]:
     """The metric after every epoch of the training proper, by row, column and seed."""
     metrics = {column.key: column.metric for column in manifest.columns}
     return {
         (cell.row, cell.column, cell.seed): [
-            record["metrics"][metrics[cell.column]] for record in store.run(cell.key).metrics if not record.get("phase")
+            record["metrics"][metrics[cell.column]]
+            for record in store.metrics(cell.key, say)
+            if not record.get("phase")
         ]
         for cell in manifest.cells
     }
 
 
-def collect_cost(manifest: Manifest, store: Store, table: report.Table) -> report.CostTable | None:
+def collect_cost(
+    manifest: Manifest, store: Store, table: report.Table, say: Callable[[str], None] = say
+) -> report.CostTable | None:
     """The cost table's content out of the store, or None where no cost was measured."""
     measured: dict[str, dict[str, report.CostEntry]] = {}
-    facts = []
+    facts: list[documents.Environment] = []
     for planned in manifest.costs:
-        figures = read_json(store.cost(planned.key))
+        try:
+            figures = documents.read(store.cost(planned.key), Cost)
+        except Damaged as error:
+            say(f"missing in the table of costs: {error}")
+            continue
         if figures:
-            measured.setdefault(planned.row, {})[planned.column] = report.CostEntry(**figures["cost"])
+            measured.setdefault(planned.row, {})[planned.column] = figures["cost"]
             facts.append(figures["environment"])
     if not measured:
         return None
@@ -245,7 +270,7 @@ def _quoted(manifest: Manifest, key: str) -> dict[str, report.Entry]:
     return {column: report.Entry((), value) for column, value in found.items() if value}
 
 
-def _provenance(facts: list[dict[str, Any]]) -> tuple[str, ...]:
+def _provenance(facts: Sequence[documents.Environment]) -> tuple[str, ...]:
     """Dates, machines, commits and versions of a set of runs, each named once."""
     if not facts:
         return ()

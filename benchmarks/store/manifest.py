@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from kd_methods.errors import UserError
-
-from ..common.files import complaint, locked, read_json, write_json
+from ..common.files import locked
+from . import documents
 
 
 class Document(BaseModel):
@@ -191,34 +190,27 @@ def load(output: Path, stem: str) -> Manifest | None:
     """A table's manifest, or None where nothing was ever planned under that name.
 
     Raises:
-        UserError: it is damaged; file and place are named.
+        Damaged: it is not what was written; file and place are named.
     """
-    file = path(output, stem)
-    raw = read_json(file)
-    if raw is None:
-        return None
-    try:
-        return Manifest.model_validate(_upgraded(raw) if isinstance(raw, dict) else raw)
-    except ValidationError as error:
-        place, message = complaint(error)
-        raise UserError(
-            f"{file} is damaged ({'.'.join(map(str, place))}: {message}); delete it and run the table again"
-        ) from None
+    remedy = "move it away and run the table again; of what was run before, it shows the rows that are run then"
+    return documents.read(path(output, stem), Annotated[Manifest, BeforeValidator(_upgraded)], remedy)
 
 
 def save(output: Path, stem: str, new: Manifest) -> Manifest:
     """Merge a plan into the table's manifest and write it; of several processes none loses another's rows."""
     with locked(path(output, stem).parent):
         merged = merge(load(output, stem), new)
-        write_json(path(output, stem), merged.model_dump(mode="json"))
+        documents.write(path(output, stem), merged.model_dump(mode="json"))
     return merged
 
 
-def _upgraded(raw: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(raw: Any) -> Any:
     """The fields as they are now; before there were tables of several tasks, all columns shared theirs."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("columns"), list):
+        return raw
     shared = {name: raw[name] for name in ("metric", "metric_title", "data") if name in raw}
-    efficiency = raw.get("efficiency") or None
-    return {**raw, "efficiency": efficiency, "columns": [{**shared, **column} for column in raw.get("columns", ())]}
+    columns = [{**shared, **column} if isinstance(column, dict) else column for column in raw["columns"]]
+    return {**raw, "efficiency": raw.get("efficiency") or None, "columns": columns}
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:

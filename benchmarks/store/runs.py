@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, UserError
 
-from ..common.files import PARTIAL, read_json, write_bytes, write_json
+from ..common.console import say
+from ..common.files import (
+    PARTIAL,
+    NoFile,
+    check_archive,
+    read_bytes,
+    set_aside,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from . import documents
 from .cell import Cell
 
 
@@ -24,27 +35,92 @@ def today() -> str:
 FINAL = ("done", "diverged", "refused")
 """States of a run that has ended for good."""
 
+_LOST_WITH: Mapping[str, Sequence[str]] = {
+    # Without it nobody knows what computed the epochs before: they are computed again.
+    "environment.json": ("checkpoint.pt", "mmengine", "environment.json", "status.json"),
+    # The checkpoint has all that is in these.
+    "metrics.json": ("metrics.json", "status.json"),
+    "student.pt": ("student.pt", "status.json"),
+}
+"""What is set aside with a file of a run that is damaged; a run without a status is one that goes on."""
+
+_SHAPES: Mapping[str, Any] = {
+    "environment.json": list[documents.Environment],
+    "metrics.json": list[documents.Epoch],
+}
+
+_FILES = ("cell.json", "checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environment.json", "status.json")
+
+Say = Callable[[str], None]
+
+
+class Facts(NamedTuple):
+    """What the small documents say of a run: its status, and, where it is done, what computed it.
+
+    Besides those that are written, the status may have the states "missing" and "damaged"; of the latter the message
+    says which file is damaged and how.
+    """
+
+    status: dict[str, Any]
+    environments: list[documents.Environment]
+
 
 class Run:
     """The directory of one cell.
 
     cell.json         the cell's identity and label
     environment.json  versions, hardware, commit and date of every process that worked on it, with its first epoch
-    status.json       state (running, interrupted, done, diverged, failed; refused: not for this pair), message, epoch
+    status.json       state (running, interrupted, done, diverged, failed; refused: not for this pair), message, epoch;
+                      of a run that is done the digests of the files below and above
     metrics.json      one record per epoch: accuracy, losses, seconds, learning rate
     checkpoint.pt     everything that training needs to go on to the same bits
     student.pt        the deployed network as a plain state dict
+
+    ``key``: the cell's, where it is known; what belongs to another one is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, key: str = "") -> None:
+        self.path, self.key = path, key
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def facts(self) -> Facts:
+        """What is known of the run without a look at its weights."""
+        try:
+            status = self._status()
+            if status["state"] != "done":
+                return Facts(status, [])
+            self._check("environment.json", status)
+            return Facts(status, self.environments)
+        except Damaged as error:
+            return Facts({"state": "damaged", "message": str(error)}, [])
+
+    def _status(self) -> dict[str, Any]:
+        status = documents.read(self / "status.json", documents.Status)
+        if status is None:
+            return {"state": "missing"}
+        key = status.get("key") or (documents.read(self / "cell.json", documents.Identity) or {}).get("key", "")
+        if self.key and key and key != self.key:
+            raise Damaged(f"{self.path} has the results of another cell ({key[:16]}); {documents.REMEDY}")
+        return status
+
+    def _check(self, name: str, status: Mapping[str, Any]) -> None:
+        """Raise Damaged if a file is not what it was when the run was done."""
+        path, known = self / name, status.get("files", {}).get(name)
+        try:
+            if known and sha256_file(path) != known:
+                raise Damaged(f"{path} is damaged (it is not what was written); {documents.REMEDY}")
+            if name in _SHAPES:
+                documents.read(path, _SHAPES[name])
+            elif not known:
+                check_archive(read_bytes(path), path)
+        except NoFile:
+            raise Damaged(f"{path} is missing; {documents.REMEDY}") from None
+
     @property
     def status(self) -> dict[str, Any]:
-        return read_json(self / "status.json") or {"state": "missing"}
+        return self.facts().status
 
     @property
     def state(self) -> str:
@@ -55,20 +131,60 @@ class Run:
         """Whether there is nothing left to compute."""
         return self.state in FINAL
 
+    def damage(self, name: str) -> str:
+        """What is wrong with a file of a run that is done; empty where nothing is, and for other runs."""
+        status = self.status
+        try:
+            if status["state"] == "done":
+                self._check(name, status)
+        except Damaged as error:
+            return str(error)
+        return ""
+
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        return read_json(self / "metrics.json") or []
+        """The records of the epochs.
+
+        Raises:
+            Damaged: they are not what was written.
+        """
+        if damage := self.damage("metrics.json"):
+            raise Damaged(damage)
+        return documents.read(self / "metrics.json", _SHAPES["metrics.json"]) or []
 
     @property
-    def environments(self) -> list[dict[str, Any]]:
-        return read_json(self / "environment.json") or []
+    def environments(self) -> list[documents.Environment]:
+        """What computed the run, in the order of epochs.
+
+        Raises:
+            Damaged: the document is.
+        """
+        return documents.read(self / "environment.json", _SHAPES["environment.json"]) or []
+
+    def student(self) -> Path:
+        """The file of the deployed network of a run that is done.
+
+        Raises:
+            Damaged: it is missing, or not what was written; a run that no process holds is then one that goes on.
+        """
+        if damage := self.damage("student.pt"):
+            with self.lock() as mine:
+                if mine:
+                    self.mend()
+            raise Damaged(damage)
+        return self / "student.pt"
 
     def set_status(self, state: str, **facts: Any) -> None:
-        write_json(self / "status.json", {"state": state, **facts})
+        """Write the status; of a run that is done with the digests of its files, which are written before."""
+        if self.key:
+            facts["key"] = self.key
+        if state == "done":
+            facts["files"] = {name: sha256_file(self / name) for name in _LOST_WITH if (self / name).is_file()}
+        documents.write(self / "status.json", {"state": state, **facts})
 
     def add_environment(self, facts: dict[str, Any], epoch: int) -> None:
         """Record what computes this run from ``epoch`` on, with the date."""
-        earlier = [part for part in self.environments if part["from_epoch"] < epoch]
+        earlier = [part for part in self.environments if part.get("from_epoch", 1) < epoch]
         write_json(self / "environment.json", [*earlier, {**facts, "date": today(), "from_epoch": epoch}])
 
     def set_metrics(self, records: list[dict[str, Any]]) -> None:
@@ -102,6 +218,24 @@ class Run:
         finally:
             os.close(handle)
 
+    def mend(self, say: Say = lambda line: None) -> None:
+        """Set aside what is damaged, so that it is computed again; for the process that holds the run."""
+        status: dict[str, Any] = {}
+        try:
+            status = self._status()
+        except Damaged as error:
+            self._set_aside(["status.json"], str(error), say)
+        for name, lost in _LOST_WITH.items():
+            try:
+                if status.get("state") == "done" or (name in _SHAPES and (self / name).exists()):
+                    self._check(name, status)
+            except Damaged as error:
+                self._set_aside(lost, str(error), say)
+
+    def _set_aside(self, names: Sequence[str], reason: str, say: Say) -> None:
+        kept = [set_aside(self / name, "damaged").name for name in names if (self / name).exists()]
+        say(f"{reason}; kept as {', '.join(kept)}" if kept else reason)
+
 
 class Store:
     """All runs below one output folder."""
@@ -112,17 +246,34 @@ class Store:
     def run(self, cell: Cell | str) -> Run:
         """The run of a cell, or of a key; its directory need not exist yet."""
         key = cell if isinstance(cell, str) else cell.key
-        return Run(self.root / "runs" / key[:16])
+        return Run(self.root / "runs" / key[:16], key)
 
-    def create(self, cell: Cell) -> Run:
-        """The run of a cell, with its identity written down."""
+    def create(self, cell: Cell, say: Say = say) -> Run:
+        """The run of a cell, for the process that holds it: with its identity written down, and nothing in it damaged.
+
+        What is, and what belongs to another cell, is set aside, and that is said.
+        """
         run = self.run(cell)
-        recorded = read_json(run / "cell.json")
+        recorded = None
+        try:
+            recorded = documents.read(run / "cell.json", documents.Identity)
+        except Damaged as error:
+            run._set_aside(["cell.json"], str(error), say)
+        if recorded and recorded["key"] != cell.key:
+            run._set_aside(_FILES, f"{run.path} belongs to another cell ({recorded['label']})", say)
+            recorded = None
+        run.mend(say)
         if recorded is None:
             write_json(run / "cell.json", {"key": cell.key, "label": cell.label, "cell": cell.identity()})
-        elif recorded["key"] != cell.key:
-            raise UserError(f"{run.path} belongs to another cell ({recorded['label']}); move that folder away")
         return run
+
+    def metrics(self, key: str, say: Say) -> list[dict[str, Any]]:
+        """The records of a run's epochs; none where they are damaged, which is said."""
+        try:
+            return self.run(key).metrics
+        except Damaged as error:
+            say(str(error))
+            return []
 
     @property
     def prepared(self) -> Path:

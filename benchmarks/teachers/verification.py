@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, counted
-from ..common.files import digest, read_json, write_json
+from ..common.files import digest
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol, load_protocol
+from ..store import documents
 from ..store.cell import TeacherRef
 from ..tasks import get_task
 from .zoo import TOLERANCE, Teacher, Zoo
@@ -27,6 +30,13 @@ _USUAL = {
 
 Accuracies = dict[tuple[str, str], float]
 """What teacher files measure, by network and task."""
+
+
+class Measured(TypedDict):
+    """A document of the store's teachers/: what a teacher's file measures."""
+
+    entry: str
+    value: float
 
 
 def is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
@@ -81,11 +91,11 @@ def check_teachers(
         entry, own = zoo.get(ref.entry), protocol.on_task(place[1])
         fingerprint = get_task(entry.task).fingerprint(workspace.data_root, own)
         path = _path(ref, fingerprint, own, workspace)
-        known = read_json(path)
+        known = documents.kept(path, Measured, workspace.say)
         if known is None:
             workspace.say(f"evaluating teacher {entry.name}")
             known = {"entry": entry.name, "value": measure(entry, own)}
-            write_json(path, known)
+            documents.write(path, known)
         measured[place] = known["value"]
         if is_off(entry, measured[place], own) and not any_teacher:
             raise UserError(
@@ -97,12 +107,11 @@ def check_teachers(
 
 def known_accuracies(
     refs: Mapping[tuple[str, str], TeacherRef], data: Mapping[str, str], protocol: Protocol, workspace: Workspace
-) -> Accuracies:
-    """What was measured before; ``data`` are the fingerprints of the tasks' data."""
-    known = {
-        place: read_json(_path(ref, data[place[1]], protocol, workspace)) for place, ref in refs.items() if ref.weights
-    }
-    return {place: record["value"] for place, record in known.items() if record}
+) -> Accuracies | None:
+    """What was measured before, or None if it was not all; ``data`` are the fingerprints of the tasks' data."""
+    paths = {place: _path(ref, data[place[1]], protocol, workspace) for place, ref in refs.items() if ref.weights}
+    known = {place: documents.kept(path, Measured, workspace.say) for place, path in paths.items()}
+    return None if None in known.values() else {place: record["value"] for place, record in known.items()}
 
 
 def _path(ref: TeacherRef, fingerprint: str, protocol: Protocol, workspace: Workspace) -> Path:

@@ -320,24 +320,6 @@ def test_a_checkpoint_folder_that_cannot_be_is_one_clear_line(call: Call, tmp_pa
     assert f"cannot write {source / 'below'}" in refused(call, *arguments)
 
 
-def test_a_damaged_status_in_the_store_is_one_clear_line(call: Call, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(TABLE)
-    output = tmp_path / "results"
-    from benchmarks.common.workspace import Workspace
-    from benchmarks.driver.plan import Request, make
-    from benchmarks.store.runs import Store
-
-    plan = make(
-        Request(str(tmp_path / "mine.yaml"), "demo"),
-        Workspace(torch.device("cpu"), tmp_path / "data", tmp_path / "checkpoints"),
-    )
-    status = Store(output).run(plan.cells["kd", "resnet14-resnet8", 0]) / "status.json"
-    status.parent.mkdir(parents=True)
-    status.write_text('{"state": "do')
-    line = refused(call, tmp_path / "mine.yaml", "--preset", "demo")
-    assert str(status) in line and "damaged" in line and "delete it" in line
-
-
 def test_damaged_entries_of_teachers_are_one_clear_line(call: Call, tmp_path: Path) -> None:
     entries = tmp_path / "checkpoints" / "teachers.json"
     entries.parent.mkdir()

@@ -402,5 +402,37 @@ def test_a_damaged_checkpoint_is_named_and_its_cell_begins_again(
     assert bench.files() == done[0].files()
 
 
+def test_runs_that_are_spoilt_are_named_and_computed_again_and_the_rest_goes_on(
+    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """A status, a swapped pair of folders, and a teacher whose weights changed by one bit, found where it teaches."""
+    bench = copied(done[0], tmp_path)
+    runs = {label(path): path.parent for path in (bench.output / "runs").glob("*/cell.json")}
+    teacher = runs["student/resnet14/s0"]
+    content = (teacher / "student.pt").read_bytes()
+    place = len(content) // 2
+    (teacher / "student.pt").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    code, _, err = bench.run()
+    assert code == 0 and "damaged" not in err, "nobody needs the teacher"
+
+    half = runs["kd/resnet14-resnet8/s0"] / "status.json"
+    half.write_text(half.read_text()[:50])
+    one, two = (runs[f"{method}/resnet14-resnet8/s1"] for method in ("kd", "block_kd"))
+    one.rename(tmp_path / "swap")
+    two.rename(one)
+    (tmp_path / "swap").rename(two)
+    code, _, err = bench.run()
+    assert code == 0, err
+    for path, words in (
+        (half, "damaged"), (one, "another cell"), (two, "another cell"), (teacher / "student.pt", "damaged"),
+    ):  # fmt: skip
+        assert [line for line in err.splitlines() if str(path) in line and words in line], (path, err)
+    assert (teacher / "student.pt").read_bytes() == content and list(teacher.glob("student.pt.damaged-1"))
+    assert "4 cells to run, 9 in the store" in err
+    assert bench.files() == done[0].files()
+    code, _, err = bench.run()
+    assert code == 0 and "cells to run" not in err
+
+
 def label(path: Path) -> str:
     return json.loads(path.read_text())["label"]

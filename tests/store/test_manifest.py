@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import csv
 import io
-import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.common.files import digest, write_json
 from benchmarks.common.workspace import Workspace
 from benchmarks.driver.describe import describe
 from benchmarks.driver.plan import Request, make
@@ -23,7 +24,7 @@ from benchmarks.store import manifest
 from benchmarks.store.manifest import Manifest, _upgraded, merge
 from benchmarks.store.runs import Store
 from benchmarks.teachers.zoo import Teacher, Zoo
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, UserError
 
 REPO = Path(__file__).parents[2]
 PAIR = "resnet56-resnet20"
@@ -127,8 +128,8 @@ def finish(output: Path, shown: Manifest, values: dict[str, tuple[float, float]]
         if cell.row in values:
             last, best = (value + 0.2 * cell.seed for value in values[cell.row])
             run = store.run(cell.key)
+            write_json(run / "environment.json", [FACTS])
             run.set_status("done", epoch=240, epochs=240, last={"top1": last}, best={"top1": best})
-            (run / "environment.json").write_text(json.dumps([FACTS]))
 
 
 def rendered(output: Path, shown: Manifest) -> tuple[Lines, str, str]:
@@ -272,6 +273,7 @@ def test_the_order_in_which_runs_were_planned_does_not_show(tmp_path: Path) -> N
 
 SAVE = """
 import sys, time
+from collections.abc import Mapping
 from pathlib import Path
 from benchmarks.store import manifest
 
@@ -447,19 +449,85 @@ def test_a_table_that_was_never_run_says_what_is_there(tmp_path: Path) -> None:
     assert not manifest.path(tmp_path, "table1-paper").parent.exists()
 
 
-@pytest.mark.parametrize("name", ["plan.json", "status.json", "environment.json"])
-def test_a_damaged_file_of_the_store_is_named(tmp_path: Path, name: str) -> None:
-    shown = paper()
-    finish(tmp_path, shown, {"kd": (70.5, 71.0)})
-    rendered(tmp_path, shown)
-    run = Store(tmp_path).run(next(cell.key for cell in shown.cells if cell.row == "kd"))
-    path = manifest.path(tmp_path, "table1-paper") if name == "plan.json" else run / name
-    path.write_text(path.read_text()[: path.stat().st_size // 2])
-    before = sorted(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize("content", ['{"name": ', "[]", "{}", '{"metric": 1}', '{"metric": 1, "columns": 3}', "null"])
+def test_a_damaged_manifest_is_named_and_kept(tmp_path: Path, content: str) -> None:
+    manifest.save(tmp_path, "table1-paper", paper())
+    path = manifest.path(tmp_path, "table1-paper")
+    path.write_text(content)
+    for call in (render, lambda *where: manifest.save(*where, paper())):
+        with pytest.raises(Damaged) as caught:
+            call(tmp_path, "table1-paper")
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert path.read_text() == content
+
+
+def test_a_changed_manifest_is_named(tmp_path: Path) -> None:
+    manifest.save(tmp_path, "table1-paper", paper())
+    path = manifest.path(tmp_path, "table1-paper")
+    path.write_text(path.read_text().replace('"lr": 0.05', '"lr": 0.06'))
+    with pytest.raises(Damaged, match=r"plan\.json is damaged .it is not what was written"):
         render(tmp_path, "table1-paper")
-    assert str(path) in str(caught.value) and "damaged" in str(caught.value) and "\n" not in str(caught.value)
-    assert sorted(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()) == before, "nothing was lost"
+
+
+def by_row(files: list[Path]) -> Mapping[str, dict[str, str]]:
+    """The lines of the CSV file by row."""
+    text = next(file for file in files if file.suffix == ".csv").read_text()
+    return {line["row"]: line for line in csv.DictReader(io.StringIO(text))}
+
+
+@pytest.mark.parametrize("name", ["status.json", "environment.json"])
+@pytest.mark.parametrize("how", ["half", "empty", "list", "value", "another cell's"])
+def test_a_damaged_run_is_missing_in_the_table_and_named(tmp_path: Path, name: str, how: str) -> None:
+    shown = paper()
+    finish(tmp_path, shown, {"kd": (70.5, 71.0), "dkd": (72.0, 72.5)})
+    manifest.save(tmp_path, "table1-paper", shown)
+    run, other = (Store(tmp_path).run(cell.key) for cell in shown.cells if cell.row == "kd")
+    content = (run / name).read_text()
+    (run / name).write_text({
+        "half": content[: len(content) // 2],
+        "empty": "",
+        "list": "[1]",
+        "value": content.replace("70.5", "71.5").replace("abcdef", "abcdeg"),
+        "another cell's": (other / name).read_text().replace("abcdef", "abcdeg"),
+    }[how])  # fmt: skip
+    before = {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    said: list[str] = []
+    files, _ = render(tmp_path, "table1-paper", said.append)
+    (line,) = said
+    assert str(run.path) in line and "missing in the table" in line and "\n" not in line
+    lines = by_row(files)
+    assert (lines["kd"]["n"], lines["kd"]["missing"], lines["dkd"]["n"]) == ("1", "1", "2")
+    assert before == {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+
+
+SWAPPED = {("kd", 0), ("dkd", 1)}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_swapped_folders_of_runs_are_noticed(tmp_path: Path, old: bool) -> None:
+    """Also those of a time when only cell.json had the cell's key."""
+    store, identities = Store(tmp_path), [{"place": [cell.row, cell.seed]} for cell in paper().cells]
+    cells = [cell.model_copy(update={"key": digest(own)}) for cell, own in zip(paper().cells, identities, strict=True)]
+    shown = paper().model_copy(update={"cells": tuple(cells)})
+    finish(tmp_path, shown, {"student": (69.0, 69.5), "kd": (70.5, 71.0), "dkd": (72.0, 72.5)})
+    for cell, own in zip(cells, identities, strict=True):
+        run = store.run(cell.key)
+        write_json(run / "cell.json", {"key": cell.key, "label": "a label", "cell": own})
+        if old:
+            status = {key: value for key, value in run.status.items() if key not in ("key", "files")}
+            write_json(run / "status.json", status)
+    manifest.save(tmp_path, "table1-paper", shown)
+    said: list[str] = []
+    render(tmp_path, "table1-paper", said.append)
+    assert not said
+    one, two = (store.run(cell.key).path for cell in cells if (cell.row, cell.seed) in SWAPPED)
+    one.rename(tmp_path / "swap")
+    two.rename(one)
+    (tmp_path / "swap").rename(two)
+    files, _ = render(tmp_path, "table1-paper", said.append)
+    assert len(said) == 2 and all("results of another cell" in line for line in said)
+    assert str(one) in said[0] and str(two) in said[1]
+    assert {row: by_row(files)[row]["n"] for row in ("student", "kd", "dkd")} == {"student": "2", "kd": "1", "dkd": "1"}
 
 
 def test_a_row_with_an_optimiser_of_its_own(lab: Lab) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from benchmarks.common import files
 from benchmarks.common.files import canonical, digest, read_json, sha256_file, write_bytes, write_json, write_text
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Run, Store
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, DiskError, UserError
 
 REPO = Path(__file__).parents[2]
 
@@ -185,20 +187,165 @@ def test_create_writes_the_identity_once(tmp_path: Path):
     assert store.create(replace(CELL, seed=9)).path != run.path
 
 
-def test_a_folder_of_another_cell_is_not_taken(tmp_path: Path):
-    store = Store(tmp_path)
-    run = store.run(CELL)
-    write_json(run / "cell.json", {"key": CELL.key[:16] + "0" * 48, "label": "another", "cell": {}})
-    with pytest.raises(UserError, match="another"):
-        store.create(CELL)
-
-
-def test_run_files(tmp_path: Path):
+def test_a_run_that_was_not_begun_has_no_facts(tmp_path: Path):
     run = Run(tmp_path / "run")
-    assert run.metrics == []
+    assert run.metrics == [] and run.environments == [] and run.state == "missing" and not run.ended
     run.set_status("running", epoch=2)
-    run.set_metrics([{"epoch": 1}])
-    assert run.state == "running" and run.status["epoch"] == 2 and run.metrics == [{"epoch": 1}]
+    run.set_metrics([{"epoch": 1, "metrics": {}}])
+    assert run.state == "running" and run.status["epoch"] == 2 and run.metrics == [{"epoch": 1, "metrics": {}}]
+
+
+FACTS = {"commit": "abc", "machine": "m", "versions": {"torch": "2.9", "cuda": None}}
+
+
+def finished(store: Store, cell: Cell = CELL) -> Run:
+    """A run as training leaves it."""
+    run = store.create(cell)
+    run.add_environment(FACTS, 1)
+    run.write("checkpoint.pt", b"a checkpoint")
+    run.write("student.pt", b"weights")
+    run.set_metrics([{"epoch": 1, "phase": "", "lr": 0.1, "metrics": {"top1": 70.5}, "losses": {}, "seconds": 1.0}])
+    run.set_status("done", epoch=1, epochs=1, last={"top1": 70.5}, best={"top1": 70.5}, remarks=[])
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_a_finished_run_is_whole(tmp_path: Path):
+    store, said = Store(tmp_path), list[str]()
+    run = finished(store)
+    before = content(run.path)
+    assert run.ended and not any(map(run.damage, ("environment.json", "metrics.json", "student.pt")))
+    assert run.student().read_bytes() == b"weights" and len(run.metrics) == len(run.environments) == 1
+    store.create(CELL, said.append)
+    assert content(run.path) == before and said == []
+
+
+LOST = {
+    "cell.json": {"cell.json"},
+    "status.json": {"status.json"},
+    "metrics.json": {"metrics.json", "status.json"},
+    "student.pt": {"student.pt", "status.json"},
+    "environment.json": {"environment.json", "status.json", "checkpoint.pt"},
+}
+"""What is set aside with a file: with all but the environment the run goes on from its checkpoint."""
+
+
+@pytest.mark.parametrize("name", sorted(LOST))
+@pytest.mark.parametrize("how", ["flipped", "half", "empty", "null", "deep", "digits", "missing"])
+def test_what_is_damaged_is_named_set_aside_and_computed_again(tmp_path: Path, name: str, how: str):
+    store, said = Store(tmp_path), list[str]()
+    run = finished(store)
+    before = content(run.path)
+    whole = before[name]
+    place = whole.index(
+        b"0.05" if name == "cell.json" else b"70.5" if b"70.5" in whole else b"2.9" if b"2.9" in whole else b"w"
+    )
+    spoilt = {
+        "flipped": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "null": b"null",
+        "deep": b"[" * 100_000,
+        "digits": b"9" * 10_000,
+        "missing": None,
+    }[how]
+    if spoilt is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(spoilt)
+    if how == "missing" and name in ("cell.json", "status.json"):  # as before the first one was written
+        assert store.create(CELL, said.append).ended == (name == "cell.json") and said == []
+        return
+    if name in ("status.json", "environment.json"):
+        assert run.state == "damaged" and str(run / name) in run.status["message"]
+    if name == "metrics.json":
+        with pytest.raises(Damaged, match=r"metrics\.json"):
+            _ = run.metrics
+    mended = store.create(CELL, said.append)
+    (line,) = said
+    assert str(run / name) in line and "\n" not in line
+    assert mended.ended == (name == "cell.json")
+    left = content(run.path)
+    gone = LOST[name] - ({name} if spoilt is None else set())
+    assert {old for old in before if f"{old}.damaged-1" in left} == gone
+    assert name not in left or name == "cell.json"
+    for old in gone:
+        assert left[f"{old}.damaged-1"] == (spoilt if old == name else before[old])
+    assert {old: left[old] for old in before.keys() - LOST[name]} == {
+        old: before[old] for old in before.keys() - LOST[name]
+    }
+
+
+def test_no_bit_of_a_status_changes_unseen(tmp_path: Path):
+    run = finished(Store(tmp_path))
+    facts, path = run.facts(), run / "status.json"
+    whole = path.read_bytes()
+    seen = Counter[str]()
+    for place, bit in itertools.product(range(len(whole)), (0, 5)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        found = run.facts()
+        if found.status["state"] != "damaged":  # a blank may be another blank, and a seal no seal
+            unsealed = {key: value for key, value in found.status.items() if key in facts.status}
+            assert unsealed == facts.status and found.environments == facts.environments, (place, bit)
+        seen[found.status["state"]] += 1
+    assert seen["damaged"] > 700, seen
+
+
+def test_what_old_runs_wrote_is_read(tmp_path: Path):
+    """Without digests or the cell's key."""
+    store, said = Store(tmp_path), list[str]()
+    run = finished(store)
+    status = {key: value for key, value in run.status.items() if key not in ("key", "files")}
+    write_json(run / "status.json", status)
+    (run / "student.pt").write_bytes(b"something else")
+    assert run.facts().status == status and run.metrics and run.student()
+    assert store.create(CELL, said.append).ended and said == []
+
+
+def test_a_run_of_another_cell_is_set_aside_as_a_whole(tmp_path: Path):
+    store, said = Store(tmp_path), list[str]()
+    other = finished(store, replace(CELL, seed=9))
+    before = content(other.path)
+    other.path.rename(store.run(CELL).path)
+    run = store.create(CELL, said.append)
+    (line,) = said
+    assert str(run.path) in line and "another cell" in line and replace(CELL, seed=9).label in line
+    left = content(run.path)
+    assert {name: left.get(f"{name}.damaged-1") for name in before} == before
+    assert run.state == "missing" and read_json(run / "cell.json")["key"] == CELL.key
+
+
+def test_a_student_that_is_damaged_is_computed_again(tmp_path: Path):
+    """Unless another process holds the run, which will see for itself."""
+    run = finished(Store(tmp_path))
+    (run / "student.pt").write_bytes(b"weightz")
+    with run.lock(), pytest.raises(Damaged, match=r"student\.pt is damaged"):
+        run.student()
+    assert run.ended
+    with pytest.raises(Damaged, match=r"student\.pt is damaged"):
+        run.student()
+    assert run.state == "missing" and (run / "student.pt.damaged-1").read_bytes() == b"weightz"
+
+
+@pytest.mark.parametrize("name", ["status.json", "environment.json", "metrics.json", "student.pt", "cell.json"])
+def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    store = Store(tmp_path)
+    run, read = finished(store), Path.open
+    before = content(run.path)
+
+    def failing_one(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", failing_one)
+        with pytest.raises(DiskError, match=rf"cannot read .*{name}: Input/output error"):
+            store.create(CELL)
+    assert content(run.path) == before
 
 
 HOLD = """

@@ -189,6 +189,11 @@ def test_a_teacher_that_is_not_what_its_entry_says_stops_the_run(zoo: Zoo, tmp_p
     zoo.add(entry.model_copy(update={"expected": top1 + 0.05}), file)
     reproduce(replace(request, seeds=(1,)), workspace, options)
 
+    known.write_text(known.read_text().replace('"value": ', '"value": 1'))
+    assert reproduce(replace(request, seeds=(1,)), workspace, options).text.startswith(text[:20])
+    assert any(str(known) in line and "damaged" in line for line in said) and read_json(known)["value"] == top1
+    assert known.with_name(f"{known.name}.damaged-1").is_file()
+
 
 def test_a_refused_teacher_loses_nothing_of_the_table(zoo: Zoo, tmp_path: Path) -> None:
     entry = Teacher(name="resnet14", network="resnet14", **DIGITS)

@@ -59,7 +59,7 @@ class Context:
 
     def weights_of(self, ref: TeacherRef) -> Path:
         """The file of a teacher."""
-        return self.store.run(ref.cell) / "student.pt" if ref.cell else self.weights(ref)
+        return self.store.run(ref.cell).student() if ref.cell else self.weights(ref)
 
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
@@ -116,10 +116,9 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
     with ExitStack() as locks:
         mine = []
         for cell in cells:
-            run = context.store.create(cell)
-            if not locks.enter_context(run.lock()):
+            if not locks.enter_context(context.store.run(cell).lock()):
                 held.append(cell)
-            elif not run.ended:  # by whoever held it before
+            elif not context.store.create(cell, context.say).ended:  # by whoever held it before
                 mine.append(cell)
         if mine:
             _train(mine, context)

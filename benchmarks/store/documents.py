@@ -1,0 +1,139 @@
+"""The store's documents: what is in them, and whether they are what was written. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Required
+
+from pydantic import AfterValidator, ConfigDict
+from typing_extensions import TypedDict
+
+from kd_methods.errors import Damaged
+
+from ..common.files import digest, read_json, set_aside, shaped, write_json
+
+REMEDY = "a run sets it aside and computes it again"
+SEAL = "sha256"
+"""Under this name a document carries the digest of the rest of it; old ones have none, and are not checked."""
+
+OPEN = ConfigDict(extra="allow")
+"""Of shapes: a document may have more than what is read of it."""
+
+
+class _Status(TypedDict, total=False):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    state: Required[Literal["running", "interrupted", "done", "diverged", "failed", "refused"]]
+    message: str
+    trace: str
+    epoch: int
+    epochs: int
+    last: dict[str, float]
+    best: dict[str, float]
+    remarks: list[str]
+    key: str
+    files: dict[str, str]
+
+
+def _complete(status: Any) -> Any:
+    needed = {"done": ("last", "best"), "diverged": ("message",), "failed": ("message",), "refused": ("message",)}
+    if missing := [name for name in needed.get(status["state"], ()) if name not in status]:
+        raise ValueError(f"it is {status['state']} and has no {missing[0]}")
+    return status
+
+
+Status = Annotated[_Status, AfterValidator(_complete)]
+"""status.json. ``last``, ``best``: metrics of a run that is done; ``key``: its cell's; ``files``: their digests."""
+
+
+class Epoch(TypedDict, total=False):
+    """A record of metrics.json."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    epoch: Required[int]
+    phase: str
+    lr: float
+    metrics: Required[dict[str, float]]
+    probes: dict[str, dict[str, float]]
+    losses: dict[str, float]
+    similarity: dict[str, list[float]]
+    seconds: float
+
+
+class Versions(TypedDict, total=False):
+    """Versions by package; None where a package takes no part."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    torch: Required[str]
+
+
+class Environment(TypedDict, total=False):
+    """What a result was computed with: a part of environment.json, and of a file in costs/."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    date: Required[str]
+    commit: Required[str]
+    machine: Required[str]
+    versions: Required[Versions]
+    from_epoch: int
+
+
+class _Identity(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    key: str
+    label: str
+    cell: dict[str, Any]
+
+
+def _own(identity: Any) -> Any:
+    if digest(identity["cell"]) != identity["key"]:
+        raise ValueError("the key is not this cell's")
+    return identity
+
+
+Identity = Annotated[_Identity, AfterValidator(_own)]
+"""cell.json: a cell's identity, of which its key is the digest, and what it is called."""
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a document with its seal, whole or not at all."""
+    content = json.loads(json.dumps(content))  # as it will be read
+    write_json(path, {**content, SEAL: _digest(content)})
+
+
+def read(path: Path, shape: Any, remedy: str = REMEDY) -> Any:
+    """A document as the type ``shape``, or None where there is none.
+
+    Raises:
+        DiskError: it is there and cannot be read.
+        Damaged: it is not what was written, or has another shape.
+    """
+    content = read_json(path, dict[str, Any] | list[Any], remedy)
+    if content is None:
+        return None
+    if isinstance(content, dict) and SEAL in content:
+        seal = content.pop(SEAL)
+        if seal != _digest(content):
+            raise Damaged(f"{path} is damaged (it is not what was written); {remedy}")
+    return shaped(content, shape, str(path), remedy, Damaged)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    # Unlike identities, results may have values that are no number.
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def kept(path: Path, shape: Any, say: Callable[[str], None]) -> Any:
+    """A document as the type ``shape``, or None where there is none; a damaged one is set aside, and that is said."""
+    try:
+        return read(path, shape)
+    except Damaged as error:
+        say(f"{error}; kept as {set_aside(path, 'damaged').name}")
+        return None
