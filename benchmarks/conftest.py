@@ -19,7 +19,7 @@ GROUP = "student,kd,dkd,dist,at,sp,pkt,rkd,fitnet,block_kd.lite"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("knowledge distillation")
     group.addoption("--pairs", default="resnet56-resnet20", help="teacher-student pairs, comma-separated")
-    group.addoption("--methods", default="", help="methods, comma-separated; default: all registered")
+    group.addoption("--methods", help="methods, comma-separated; default: all registered")
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.addoption("--batch-size", default=64, type=int, help="images per training step")
     group.addoption("--rounds", default=3, type=int, help="timed training steps, after two to warm up")
@@ -43,13 +43,13 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     if "pair" in metafunc.fixturenames:
-        metafunc.parametrize("pair", words(option("--pairs")))
+        metafunc.parametrize("pair", words("--pairs", option("--pairs")))
     if "precision" in metafunc.fixturenames:
-        metafunc.parametrize("precision", words(option("--precisions")))
+        metafunc.parametrize("precision", words("--precisions", option("--precisions")))
     if "method" in metafunc.fixturenames:
         from kd_methods import registry
 
-        metafunc.parametrize("method", words(option("--methods")) or registry.available())
+        metafunc.parametrize("method", words("--methods", option("--methods")) or registry.available())
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def rounds(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def group(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Methods of one group."""
-    return tuple(words(request.config.getoption("--group")))
+    return tuple(words("--group", request.config.getoption("--group")))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from . import options
 @click.command("profile")
 @click.argument("method")
 @click.argument("pair")
-@click.option("--batch-size", default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @options.device
 @options.output
 @options.plugin

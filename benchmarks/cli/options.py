@@ -111,28 +111,41 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     return device(data_root(checkpoints(output(plugin(with_workspace)))))
 
 
-def words(text: str | None) -> tuple[str, ...]:
-    """What stands between the commas."""
-    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+def words(option: str, text: str | None) -> tuple[str, ...]:
+    """What stands between the commas of an option; nothing where it is not given.
+
+    Raises:
+        UserError: the option is given and names nothing.
+    """
+    found = tuple(word.strip() for word in (text or "").split(",") if word.strip())
+    if text is not None and not found:
+        raise UserError(f"{option} '{text}' names nothing; leave it out for what is usual")
+    return found
 
 
-def integers(text: str | None) -> tuple[int, ...]:
+def seed_numbers(text: str | None) -> tuple[int, ...]:
+    from ..config.table_spec import MAX_SEED
+
     try:
-        return tuple(int(word) for word in words(text))
+        found = tuple(int(word) for word in words("--seeds", text))
     except ValueError:
-        raise UserError(f"--seeds {text}: give whole numbers, for example --seeds 0,1,2") from None
+        found = (-1,)
+    if not all(0 <= seed <= MAX_SEED for seed in found):
+        raise UserError(f"--seeds {text}: give whole numbers from 0 to {MAX_SEED}, for example --seeds 0,1,2")
+    return found
 
 
-def floats(text: str | None) -> tuple[float, ...]:
+def floats(option: str, text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(word) for word in words(text))
+        return tuple(float(word) for word in words(option, text))
     except ValueError:
-        raise UserError(f"'{text}' is no list of numbers; write for example 0.5071,0.4867,0.4408") from None
+        raise UserError(f"{option} '{text}' is no list of numbers; write for example 0.5071,0.4867,0.4408") from None
 
 
 def chosen(asked: Mapping[str, Any]) -> Any:
     """Rows, columns and seeds as a request has them."""
-    return {"methods": words(asked["methods"]), "pairs": words(asked["pairs"]), "seeds": integers(asked["seeds"])}
+    names = {name: words(f"--{name}", asked[name]) for name in ("methods", "pairs")}
+    return {**names, "seeds": seed_numbers(asked["seeds"])}
 
 
 def end(outcome: Outcome) -> None:

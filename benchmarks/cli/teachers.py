@@ -73,7 +73,8 @@ def teachers_add(
         raise UserError(f"no protocol knows the normalisation of task '{task}'; give --mean and --std")
     entry = make_entry(
         name=name, network=network or name, task=found.name,
-        mean=floats(mean) or (usual.mean if usual else ()), std=floats(std) or (usual.std if usual else ()),
+        mean=floats("--mean", mean) or (usual.mean if usual else ()),
+        std=floats("--std", std) or (usual.std if usual else ()),
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
     added = Zoo(checkpoints).add(entry, file, bool(mean or std), which, click.echo)

@@ -66,6 +66,10 @@ class Shelf:
             raise unknown(self.kind, name, self.files)
         return self.files[name]
 
+    def file(self, name: str) -> Path:
+        """The file of a name, or of a path that ends as one."""
+        return Path(name) if name.endswith(_SUFFIXES) else self.path(name)
+
     def named(self, name: str, file: Path, *location: str | int) -> str:
         """What ``file`` names at ``location``, as :func:`load` takes it; what is the user's own lies beside that file.
 
@@ -88,7 +92,7 @@ def load(model: type[Model], name: str, shelf: Shelf) -> tuple[Model, Path]:
     Raises:
         UserError: there is none, or it is malformed (file and line are named).
     """
-    path = Path(name) if name.endswith(_SUFFIXES) else shelf.path(name)
+    path = shelf.file(name)
     try:
         raw = read_yaml(path)
     except NoFile:

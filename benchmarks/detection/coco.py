@@ -134,6 +134,7 @@ class DetectionTask:
     make: Callable[[Path], None] | None = None
     version: int = 2
     metric: str = field(default="mAP", init=False)
+    metrics: tuple[str, ...] = field(default=tuple(METRICS), init=False)
     inputs: str = field(default="detection", init=False)
     size: int = field(default=0, init=False)
 

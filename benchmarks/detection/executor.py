@@ -84,8 +84,6 @@ def run(cells: Sequence[Cell], context: Context) -> None:
     """
     detectors.check_installed()
     wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.device.index or 0)
-    if context.protocol.precision == "fp16" and context.device.type != "cuda":
-        raise UserError("mmengine scales losses in fp16 on GPUs only; use --precision bf16")
     if context.device.type == "cuda" and wanted > 1 and wanted > present:
         raise UserError(f"{wanted} processes need a GPU each, and there are {present}: --processes {present}")
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])

@@ -335,7 +335,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
 
     progress = lambda: protocol_progress(protocol, runner.iter // own.iterations + 1)  # noqa: E731
     model = distiller(job, student, teacher, scenes.train.count, progress)
-    optimizer = cell.optimizer
+    optimizer = cell.under(protocol).optimizer
     checkpoint = _last_checkpoint(folder)
     runner = Runner(
         model=model,

@@ -11,14 +11,16 @@ from kd_methods.errors import UserError, unknown
 
 from .. import networks
 from ..common.workspace import Workspace
-from ..common.yaml_files import merged, read_value
-from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
+from ..common.yaml_files import merged, read_value, where
+from ..config.protocol import PROTOCOLS, Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
+from ..config.published import literature
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
 from ..store.cells import make_cell, student_cell
 from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
+from ..training import precision
 from ..training.optimizers import OPTIMIZERS
 
 
@@ -113,8 +115,12 @@ def make(request: Request, workspace: Workspace) -> Plan:
     assert preset.pairs is not None and preset.methods is not None
     protocol = load_protocol(preset.protocol)
     protocol = protocol.on_task(get_task(preset.task or protocol.task).name)
-    teacher_protocol = protocol.for_teachers(request.changes)
-    protocol = protocol.changed(**request.changes)
+    protocol, usual = protocol.changed(**request.changes), protocol
+    teacher_protocol = usual.for_teachers(request.changes)
+    for name in (preset.protocol, usual.teachers_from or preset.protocol):
+        _check_rates(name)
+    for recipe in (protocol, teacher_protocol):
+        precision.check(recipe, workspace.device)
     if protocol.start:
         raise UserError(
             f"protocol {protocol.name} is one for teachers (start: {protocol.start}); name it in teachers_from of the "
@@ -142,6 +148,9 @@ def make(request: Request, workspace: Workspace) -> Plan:
         deviations += task.deviations(data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
     _check_inputs(pairs, rows, protocol)
+    _check_metrics(table, pairs, protocol)
+    if table.published:
+        literature(table.published)
 
     teachers: dict[tuple[str, str], TeacherRef] = {}
     training = []
@@ -154,8 +163,8 @@ def make(request: Request, workspace: Workspace) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
-            where = pair.teacher, teacher_protocol.on_task(place[1]), data_root, plugins
-            own = teacher_cell(*where, zoo) if needed else student_cell(*where)
+            source = pair.teacher, teacher_protocol.on_task(place[1]), data_root, plugins
+            own = teacher_cell(*source, zoo) if needed else student_cell(*source)
             training += [own] * needed
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
 
@@ -195,6 +204,23 @@ def make(request: Request, workspace: Workspace) -> Plan:
         teacher_protocol,
         request.uniform,
     )
+
+
+def _check_rates(protocol: str) -> None:
+    """A rate for a student that is misspelt would go unheard."""
+    for student in load_protocol(protocol).lr_by_student:
+        try:
+            networks.check(student)
+        except UserError as error:
+            place = where(PROTOCOLS.file(protocol), "lr_by_student", student)
+            raise UserError(f"{place}: {error}") from None
+
+
+def _check_metrics(table: TableSpec, pairs: Sequence[Pair], protocol: Protocol) -> None:
+    for pair in pairs:
+        metric, known = pair.metric or table.metric, get_task(pair.task or protocol.task).metrics
+        if metric and known and metric not in known:
+            raise UserError(f"column '{pair.id}' of table {table.name}: {unknown('metric', metric, known)}")
 
 
 def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:

@@ -52,6 +52,7 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     if options.dry_run or (todo and plan.preset == "paper"):
         print_plan(plan, todo, workspace)
     if options.dry_run:
+        _described(plan, False, workspace, options)  # what the table could not show is said now
         return Outcome()
     store.check_writable()  # fails now rather than after hours
     shown = manifest.save(workspace.output, plan.stem, _described(plan, bool(todo), workspace, options))

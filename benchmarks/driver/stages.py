@@ -15,6 +15,7 @@ from ..store.runs import Store
 from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
+from ..training import precision
 from . import executors
 from .executors import local
 from .progress import Reporter
@@ -71,6 +72,7 @@ def _is_done(store: Store, key: str) -> bool:
 def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Outcome:
     """Train a network as a teacher; tables under the same protocol find it in the store."""
     networks.check(network)
+    precision.check(protocol, workspace.device)
     store = Store(workspace.output)
     cell = teacher_cell(network, protocol, workspace.data_root, workspace.plugins, Zoo(workspace.checkpoints))
     if not _is_done(store, cell.key) or store.run(cell).damage("student.pt"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.files import digest
+from ..config.protocol import Protocol
 from ..config.recipe import Optimizer
 
 SCHEMA = 1
@@ -62,10 +63,13 @@ class Cell:
     init: str = ""
     start: TeacherRef | None = None
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimiser, with the defaults that ``protocol`` leaves out and the cell's own learning rate."""
-        return Optimizer.model_validate({**self.protocol["optimizer"], "lr": self.lr})
+    def under(self, protocol: Protocol) -> Protocol:
+        """The protocol of the cell's group as the cell has it: with the optimiser and the learning rate of its own.
+
+        The rows of a group share everything else of a protocol.
+        """
+        own = Optimizer.model_validate({**self.protocol["optimizer"], "lr": self.lr})
+        return protocol.model_copy(update={"optimizer": own, "lr_by_student": {}, "lr_alone": None})
 
     def identity(self) -> dict[str, Any]:
         """Everything that the result depends on, as JSON values."""

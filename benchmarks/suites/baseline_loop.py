@@ -69,10 +69,11 @@ class BaselineLoop:
         self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings).to(self.device)
         self.student = self.method.adapt(student).to(self.device)
         parameters = [*self.student.parameters(), *self.method.parameters()]
-        own = protocol.optimizer
+        own = cell.under(protocol).optimizer
+        assert own.name == "sgd", "the baseline has no other"
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad],
-            lr=cell.lr,
+            lr=own.lr,
             momentum=own.momentum,
             weight_decay=own.weight_decay,
             nesterov=own.nesterov,

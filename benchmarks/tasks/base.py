@@ -82,6 +82,10 @@ class Task(Interface):
         """The metric by which progress is told and the best epoch is found; higher is better."""
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics of its evaluation; empty where they are not known before."""
+
+    @property
     def inputs(self) -> str:
         """What its networks read, ``images``, ``text`` or ``detection``."""
 

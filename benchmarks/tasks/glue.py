@@ -165,7 +165,22 @@ def score(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[st
     return {key: 100 * value for key, value in values.items()}
 
 
+def metrics(name: str) -> tuple[str, ...]:
+    """All that a task's evaluation gives, as ``metrics/kd_glue.py`` has them (which needs the extra [text])."""
+    own = {"stsb": ("pearson", "spearman"), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")}
+    suffixes = [split.removeprefix("test") for split in SOURCES[name].rows if split != "train"]
+    return tuple(f"{metric}{suffix}" for suffix in suffixes for metric in own.get(name, (SOURCES[name].metric,)))
+
+
 TASKS = tuple(
-    TextTask(f"glue/{name}", source.labels, partial(load, name), partial(score, name), source.metric, source.rows)
+    TextTask(
+        f"glue/{name}",
+        source.labels,
+        partial(load, name),
+        partial(score, name),
+        source.metric,
+        source.rows,
+        metrics=metrics(name),
+    )
     for name, source in SOURCES.items()
 )

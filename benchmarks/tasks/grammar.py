@@ -67,4 +67,5 @@ def score(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     return {"accuracy": 100 * float((predictions == references).mean())}
 
 
-TASKS = (TextTask("grammar", ("negative", "neutral", "positive"), load, score, "accuracy", vocabulary=WORDS),)
+LABELS = ("negative", "neutral", "positive")
+TASKS = (TextTask("grammar", LABELS, load, score, "accuracy", metrics=("accuracy",), vocabulary=WORDS),)

@@ -60,6 +60,7 @@ class ImageTask:
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
 
     inputs = "images"
+    metrics = ("top1", "top5")
 
     def read(self, root: Path, download: bool = True) -> tuple[Split, Split, str]:
         """(train, test, fingerprint); read once per process.

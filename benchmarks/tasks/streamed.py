@@ -79,6 +79,7 @@ class StreamTask:
     _cache: dict[Path, tuple[Files, Files]] = field(default_factory=dict, compare=False, repr=False)
 
     inputs = "images"
+    metrics = ("top1", "top5")
 
     def read(self, root: Path, unpack: bool = True) -> tuple[Files, Files]:
         """(train, test); listed once per process.

@@ -92,6 +92,7 @@ class TextTask:
         score: predictions (class numbers or values) and references to metrics in percent.
         metric: the one by which progress is told and the best epoch is found.
         official: rows of the official splits; others are named in every table.
+        metrics: all that ``score`` gives, and of further test sets those with their suffix, where that is known.
         vocabulary: all words, where the task brings its own; else a WordPiece vocabulary is looked for.
         version: raised when reading or tokenising is mended; part of every cell.
     """
@@ -102,6 +103,7 @@ class TextTask:
     score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
     metric: str
     official: Mapping[str, int] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     version: int = 1
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)

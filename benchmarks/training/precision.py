@@ -6,9 +6,21 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from kd_methods.errors import UserError
+
 from ..config.protocol import Protocol
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check(protocol: Protocol, device: torch.device) -> None:
+    """Raise UserError where the device does not have the protocol's precision.
+
+    CPUs have no TF32, and would compute in fp32 what is recorded as TF32; products in fp16 take them hundreds of times
+    as long as in fp32.
+    """
+    if device.type == "cpu" and protocol.precision in ("fp16", "tf32"):
+        raise UserError(f"precision {protocol.precision} is for GPUs; on a CPU use bf16 or fp32 (--precision)")
 
 
 def autocast(protocol: Protocol, device: torch.device) -> AbstractContextManager[object]:

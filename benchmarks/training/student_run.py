@@ -36,7 +36,7 @@ class Member:
 
     Args:
         cell: what is trained.
-        protocol: its recipe.
+        protocol: the recipe of its group.
         data: the task's data on the device.
         teacher: the frozen teacher as the methods get it (not folded), or None.
         run: where its results go.
@@ -57,6 +57,7 @@ class Member:
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.observe = observe
+        protocol = cell.under(protocol)
         self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
         device = data.device
         self.stream = Stream(cell.seed, device)
@@ -82,10 +83,10 @@ class Member:
         self.scaler = scaler(protocol, device)
         self.optimizer = optimizers.build(
             [*self.student.parameters(), *self.method.parameters()],
-            cell.lr,
-            cell.optimizer,
+            protocol.optimizer.lr,
+            protocol.optimizer,
             self.scaler,
-            self._backbone() if cell.optimizer.backbone != 1 else (),
+            self._backbone() if protocol.optimizer.backbone != 1 else (),
         )
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)
@@ -143,11 +144,11 @@ class Member:
 
     def _set_lr(self, epoch: int, step: int) -> None:
         if self.phase:
-            self.optimizer.set_lr(self.phase.lr or self.cell.lr, None)
+            self.optimizer.set_lr(self.phase.lr or self.protocol.optimizer.lr, None)
             return
         steps = steps_per_epoch(self.data.info.num_samples + self.protocol.holdout, self.protocol)
         factor, momentum = self.protocol.lr_at(epoch, (epoch - 1) * steps + step, self.protocol.epochs * steps)
-        self.optimizer.set_lr(self.cell.lr * factor, momentum)
+        self.optimizer.set_lr(self.protocol.optimizer.lr * factor, momentum)
 
     def _phase_of(self, epoch: int) -> Phase | None:
         return self._phases[epoch - self.first_epoch] if self.first_epoch <= epoch < 1 else None

@@ -734,11 +734,6 @@ def test_two_processes_go_on_after_one_of_them_is_killed(
     assert not Path(".dist_test").exists()
 
 
-def test_what_needs_a_gpu_is_said_before_anything_runs(shapes: Path, tmp_path: Path, table: str):
-    with pytest.raises(UserError, match="fp16 on GPUs only; use --precision bf16"):
-        train(job_of(tmp_path, shapes, precision="fp16"), tmp_path / "out")
-
-
 def test_the_optimizer_is_the_protocols(shapes: Path, tmp_path: Path, table: str):
     from benchmarks.detection import runner as detection
 

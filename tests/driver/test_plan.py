@@ -15,18 +15,22 @@ import torch
 from benchmarks import tasks
 from benchmarks.common import plugins
 from benchmarks.common.workspace import Workspace
+from benchmarks.config import published, table_spec
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import pair_settings
+from benchmarks.config.table_spec import load_table, pair_settings, table_names
 from benchmarks.driver.estimate import estimate
 from benchmarks.driver.plan import Plan, Request, make
 from benchmarks.networks import build_network
 from benchmarks.store.cells import student_cell
+from benchmarks.store.runs import Run
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import Split
 from benchmarks.teachers.zoo import Teacher, Zoo
+from benchmarks.training.student_run import Member
 from kd_methods import registry
 from kd_methods.errors import UserError
 
+CPU = torch.device("cpu")
 TABLE = """\
 name: mine
 title: "My table"
@@ -158,6 +162,70 @@ def test_a_protocol_for_teachers_is_none_for_students(table: str, zoo: Zoo) -> N
     Path(table).write_text(TABLE.replace("protocol: digits-demo", "protocol: started.yaml"))
     with pytest.raises(UserError, match="started is one for teachers"):
         plan(table, zoo)
+
+
+def test_a_rate_for_an_unknown_student_is_refused(table: str, zoo: Zoo) -> None:
+    (Path(table).parent / "p.yaml").write_text(
+        "extends: digits-demo\nname: p\nversion: 1\nlr_by_student:\n  resnet8: 0.1\n  Resnet14: 0.5\n"
+    )
+    Path(table).write_text(TABLE.replace("digits-demo", "p.yaml"))
+    with pytest.raises(UserError, match=r"p\.yaml line 6: lr_by_student\.Resnet14: .*did you mean resnet14"):
+        plan(table, zoo)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("presets:", "metric: topp1\npresets:"),
+        ("presets:", "tasks: [{task: digits, metric: topp1}]\npresets:"),
+        ("[resnet14-resnet8,", "[{id: p, teacher: resnet14, student: resnet8, metric: topp1},"),
+    ],
+)
+def test_a_metric_that_the_task_does_not_have_is_refused(table: str, zoo: Zoo, old: str, new: str) -> None:
+    Path(table).write_text(TABLE.replace(old, new))
+    with pytest.raises(UserError, match=r"column '.*' of table mine: unknown metric 'topp1'; did you mean top1"):
+        plan(table, zoo)
+
+
+def test_metrics_of_the_tables_are_those_of_their_tasks() -> None:
+    for spec in map(load_table, table_names()):
+        for name in spec.presets:
+            preset = spec.preset(name)
+            for pair in preset.pairs or ():
+                task = tasks.get_task(pair.task or preset.task or load_protocol(preset.protocol).task)
+                assert {pair.metric or spec.metric or task.metric, task.metric} <= set(task.metrics), (spec.name, pair)
+
+
+def test_published_values_are_read_before_anything_is_trained(
+    table: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "published").mkdir()
+    header = "method,pair,value,std,source,epoch_rule,protocol,teacher,note\n"
+    (tmp_path / "published" / "mine.csv").write_text(header + "kd,p,seventy,,here,last,digits-demo,crd,\n")
+    monkeypatch.setattr(published, "TABLES", tmp_path)
+    monkeypatch.setattr(table_spec, "PUBLISHED", tmp_path / "published")
+    Path(table).write_text(TABLE.replace("presets:", "published: mine.csv\npresets:"))
+    with pytest.raises(UserError, match=r"mine\.csv line 2: value: Input should be a valid number"):
+        plan(table, zoo)
+
+
+def test_a_cell_is_trained_with_its_rows_optimiser_and_its_own_rate(table: str, zoo: Zoo) -> None:
+    """The group's protocol has those of the table; what trains a cell asks one place."""
+    Path(table).write_text(TABLE.replace("dkd,", "{id: dot, method: kd, optimizer: {name: dot, delta: 0.05}},"))
+    made = plan(table, zoo)
+    protocol = made.protocol.model_copy(update={"lr_by_student": {"resnet8": 0.01}, "lr_alone": 0.02})
+    for row, name in (("kd", "sgd"), ("dot", "dot")):
+        cell = replace(made.cells[row, "resnet14-resnet8", 0], lr=0.03)
+        own = cell.under(protocol)
+        assert (own.optimizer.name, own.optimizer.lr, own.lr("resnet8"), own.lr("resnet8", False)) == (
+            name,
+            *[0.03] * 3,
+        )
+        shared = {"optimizer", "lr_by_student", "lr_alone"}
+        assert own.model_dump(exclude=shared) == protocol.model_dump(exclude=shared)
+        cell = replace(cell, method="student", settings={}, teacher=None)
+        member = Member(cell, protocol, digits.TASKS[0].open(zoo.folder, protocol, CPU), None, Run(zoo.folder / row))
+        assert member.protocol == own and member.optimizer.param_groups[0]["lr"] == 0.03
 
 
 def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None:

@@ -375,6 +375,9 @@ def test_metrics_are_the_official_ones(tmp_path: Path):
 
     from benchmarks.tasks.metrics import kd_glue
 
+    for name, official in kd_glue.CONFIGS.items():
+        others = [f"{metric}_mm" for metric in official if "test_mm" in glue.SOURCES[name].rows]
+        assert get_task(f"glue/{name}").metrics == (*official, *others)
     answers, truth = np.array([1, 0, 1, 1, 0, 0]), np.array([1, 0, 0, 1, 1, 0])
     assert glue.score("mrpc", answers, truth) == pytest.approx({"accuracy": 400 / 6, "f1": 200 / 3})
     assert glue.score("cola", answers, truth) == pytest.approx({"mcc": 100 / 3})
