@@ -57,6 +57,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"active_stones": (), "warmup": 2.0},
     ],
 }
+VARIANTS |= {name: [{"scales": (1, 2, 4)}] for name in ("sdd_kd", "sdd_dkd", "sdd_nkd")}
+VARIANTS |= {"wkd_l": [{"schedule": "constant"}], "wkd_f": [{"schedule": "constant"}]}
 VARIANTS |= {"rld": [{"alpha_temperature": 4.0}], "abkd": [{"alpha": 0.0, "beta": 1.0}]}
 VARIANTS["pkd_patient"] = [{"layers": "last", "reduction": "batchmean"}]
 VARIANTS["tinybert"] = [{"hard": 0.5}]
@@ -75,7 +77,7 @@ PAIRS = [
     ("vgg8", "MobileNetV2"),
     ("MobileNetV2", "wrn_16_1"),
 ]
-REFUSED = {"fsp": "equal channels", "ft": "1x1 map"} | dict.fromkeys(
+REFUSED = {"fsp": "equal channels", "ft": "1x1 map", "wkd_f": "two positions"} | dict.fromkeys(
     ["letkd1", "letkd2", "quest", "letkd2+sp"], "teacher maps"
 )
 """Methods that cannot work on every pair of CNNs, and a part of what they say then."""
@@ -332,6 +334,24 @@ def test_with_a_transformer_it_works_or_says_why_not(name: str, pair: tuple[str,
     check_gradients(setup, {})
 
 
+@pytest.mark.parametrize("pair", PAIRS, ids=">".join)
+def test_the_first_cell_is_the_whole_image(pair: tuple[str, str]):
+    """Where the side of the map is 1, 2 or divisible by 4, the classifier on cell 0 gives the network's own logits."""
+    setup = Setup("sdd_kd", {"scales": (1, 2, 4)}, pair)
+    outputs = setup.outputs(Needs(student=("last_map",), teacher=("last_map", "logits")))
+    cells = setup.method.cells(*outputs)
+    assert [z.shape for z in cells] == [(6, 21, CLASSES)] * 2
+    for z, own in zip(cells, outputs, strict=True):
+        assert torch.allclose(z[:, 0], own.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cells_need_the_whole_map_and_a_classifier_that_runs_on_parts():
+    with pytest.raises(UserError, match="scale 1, comes first"):
+        Setup("sdd_kd", {"scales": (2, 4)})
+    with pytest.raises(UserError, match="only pool between"):
+        Setup("sdd_dkd", pair=("vit", "resnet8"))
+
+
 def test_what_reads_vectors_or_maps_works_with_a_transformer():
     for name in (
         "kd", "ofa", "rkd", "crd", "srrl", "itrd", "crd+kd",
@@ -474,7 +494,12 @@ def scaled(name: str, factor: float, values: dict[str, Any]) -> dict[str, Any]:
     return {key: factor * values.get(key, fields[key].default) for key in weights if key not in others}
 
 
-OTHER_NUMBERS = {"abkd": ("alpha", "beta"), "crld": ("weak_threshold", "strong_threshold")}
+OTHER_NUMBERS = {
+    "wkd_l": ("decay_from",),
+    "wkd_f": ("decay_from",),
+    "abkd": ("alpha", "beta"),
+    "crld": ("weak_threshold", "strong_threshold"),
+}
 """Settings that may be zero and are no weights."""
 
 
