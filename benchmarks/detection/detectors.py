@@ -22,6 +22,7 @@ from kd_methods.contract import FIELDS, AnchorRelations, Batch, DenseOutputs, He
 from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
+from ..networks.source import NetworkSource
 from . import mmcv_ops
 
 NOMINAL = 128
@@ -456,10 +457,10 @@ class Detector(Network):
         return tuple(self.shape(unit) for unit in getattr(self.layout, name))
 
 
-INHERITED = ("neck", "rpn_head", "roi_head", "bbox_head")
+INITIALISED = ("neck", "rpn_head", "roi_head", "bbox_head")
 
 
-def inherit(student: Detector, teacher: Detector) -> None:
+def init_from(student: Detector, teacher: Detector) -> None:
     """Give a student its teacher's neck and heads, as FGD and MGD do; what has another shape stays as it is.
 
     Raises:
@@ -469,8 +470,34 @@ def inherit(student: Detector, teacher: Detector) -> None:
     taken = {
         key: theirs[key]
         for key, value in own.items()
-        if key.partition(".")[0] in INHERITED and key in theirs and theirs[key].shape == value.shape
+        if key.partition(".")[0] in INITIALISED and key in theirs and theirs[key].shape == value.shape
     }
     if not taken:
         raise UserError("the student's neck and heads have other shapes than the teacher's; leave out init: heads")
     student.module.load_state_dict({**own, **taken})
+
+
+class Detectors(NetworkSource):
+    """Detectors of mmdetection, without weights of ImageNet."""
+
+    name, inputs = "detectors", "detection"
+
+    def names(self) -> list[str]:
+        return list(RECIPES)
+
+    def has(self, name: str) -> bool:
+        return is_detector(name)
+
+    def check(self, name: str) -> None:
+        check(name)
+
+    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> Detector:
+        return build(name, num_classes, pretrained=False)
+
+    def init_from(self, student: Network, teacher: Network, which: str) -> None:
+        if which != "heads":
+            super().init_from(student, teacher, which)
+        init_from(student, teacher)  # type: ignore[arg-type]
+
+
+SOURCES = (Detectors(),)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import coco, shapes
+from . import coco, detectors, shapes
 
+SOURCES = detectors.SOURCES
 TASKS = (shapes.TASK, coco.TASK)
 
 

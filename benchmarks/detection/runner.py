@@ -31,7 +31,7 @@ from ..common.weights import NUMPY, fit, load_weights
 from ..config.protocol import Protocol
 from ..config.recipe import Detection
 from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
-from ..networks import count, inherit
+from ..networks import count, init_from
 from ..tasks import get_task
 from ..training.loop import CHECK_EVERY, Interrupted, protocol_progress
 from ..training.precision import autocast
@@ -288,7 +288,7 @@ def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detecto
     if cell.init:
         assert teacher is not None
         try:
-            inherit(student, teacher, cell.init)
+            init_from(student, teacher, cell.init)
         except UserError as error:
             raise Refused(str(error)) from None
     return student, teacher

@@ -1,22 +1,15 @@
-"""Every network as a chain of units, by name; ours are timm models too, under the prefix ``kd_``.
+"""Every network as a chain of units, by name: a list of sources, each with its kind of names.
 
-``timm:NAME`` and ``torchvision:NAME`` are any image classifier of these libraries, built for the task's images, or with
-``@SIZE`` behind the name one that resizes them: see :mod:`benchmarks.networks.external`.
-``hf:SOURCE`` is any encoder of transformers with a classification head, from a folder or the hub, with the source's
-weights; ``hf:SOURCE[first6]`` has its first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
-Detectors are mmdetection's: see :mod:`benchmarks.detection.detectors`.
+Ours are timm models too, under the prefix ``kd_`` (:mod:`.zoo`). ``timm:NAME`` and ``torchvision:NAME`` are any image
+classifier of these libraries (:mod:`.external`), ``hf:SOURCE`` any encoder of transformers (:mod:`.encoders`). Each
+file here with ``SOURCES`` brings some; mmdetection's detectors come as an extension.
 """
 
 from __future__ import annotations
 
-import functools
-import re
-import sys
-from collections.abc import Callable, Iterable
-from operator import methodcaller
+from collections.abc import Iterable
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,19 +17,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_methods.contract import Inputs, Network
 from kd_methods.errors import UserError, unknown
 from kd_methods.views import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
-from kd_methods.views import text as text_view
 from kd_methods.views.modes import modes_kept
 
-from ..common.files import digest, sha256_file
 from ..common.registry import Registry
-from ..detection import detectors
-from . import external, imagenet_start, text
-from .entry import NetworkEntry
+from . import imagenet_start
+from .encoders import ENCODERS, VOCABULARY, pretrained_source
+from .source import NetworkSource
+from .zoo import ARCHITECTURES, enter_timm, register_network
 
 __all__ = [
+    "ENCODERS",
+    "SOURCES",
+    "VOCABULARY",
     "Architecture",
     "Chain",
     "LogitsOnly",
+    "NetworkSource",
     "NetworkView",
     "build_network",
     "check",
@@ -44,93 +40,59 @@ __all__ = [
     "count",
     "fold_batch_norms",
     "imagenet_start",
-    "inherit",
+    "init_from",
     "inputs_of",
     "macs",
     "names",
     "pretrained_source",
     "register_network",
-    "source_digest",
+    "register_source",
+    "version",
+    "weights_digest",
 ]
 
-VOCABULARY = 30522
-"""Words of bert-base-uncased."""
-
-ENCODERS = {
-    "bert_base": (12, 768, 12, 0.1),
-    "bert_base_l6": (6, 768, 12, 0.1),
-    "bert_base_l3": (3, 768, 12, 0.1),
-    "bert_l4_h128": (4, 128, 2, 0.1),
-    "bert_l2_h128": (2, 128, 2, 0.1),
-    "bert_l4_h64": (4, 64, 2, 0.0),
-    "bert_l2_h64": (2, 64, 2, 0.0),
-    "bert_l2_h32": (2, 32, 2, 0.0),
-}
-"""BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
-
-_PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d{0,3})\])?")
-
-NETWORKS: Registry[NetworkEntry] = Registry("network", __name__, "NETWORKS")
+SOURCES: Registry[NetworkSource] = Registry("network source", __name__, "SOURCES")
 
 
-def register_network(name: str, builder: Callable[[int], nn.Module], version: int = 1) -> None:
-    """Make an architecture available by name, here and as timm's ``kd_<name>``.
-
-    Args:
-        name: how pairs and the command line call it.
-        builder: maps a number of classes to an :class:`Architecture` (for plugins: any module with ``chain()``).
-        version: raised when the architecture or its initialisation is mended; part of the cells that use it.
+def register_source(source: NetworkSource) -> None:
+    """Make networks of another kind of name available.
 
     Raises:
-        UserError: another network already has that name.
+        UserError: another source already has that name.
     """
-    if name in names():
-        raise UserError(f"a network called '{name}' is registered already; give yours another name")
-    entry = NetworkEntry(name, builder, version)
-    NETWORKS.register(entry)
-    _enter_timm(entry)
+    SOURCES.register(source)
 
 
-def _enter_timm(entry: NetworkEntry) -> None:
-    """timm registers functions, by their names and the modules that they are in."""
-
-    def model(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
-        if pretrained:
-            raise UserError(f"kd_{entry.name} has no weights of its own in timm; see ./reproduce.sh teachers list")
-        return entry.build(num_classes)
-
-    model.__name__ = model.__qualname__ = f"kd_{entry.name}".replace(".", "_")
-    model.__module__ = __name__
-    setattr(sys.modules[__name__], model.__name__, model)
-    timm.models.register_model(model)
+def _source(name: str, what: str = "network") -> NetworkSource:
+    for source in SOURCES.mapping().values():
+        if source.has(name):
+            return source
+    raise unknown(what, name, names())
 
 
 def names() -> list[str]:
-    """All network names but those of other libraries and ``hf:``."""
-    return [*NETWORKS.mapping(), *ENCODERS, *detectors.RECIPES]
+    """All network names that can be listed: not those of other libraries, nor ``hf:``."""
+    return [name for source in SOURCES.mapping().values() for name in source.names()]
 
 
 def check(name: str, what: str = "network") -> None:
     """Raise UserError where there is no network of that name."""
-    if detectors.is_detector(name):
-        detectors.check(name)
-    elif external.is_external(name):
-        external.check(name)
-    elif name not in NETWORKS.mapping() and name not in ENCODERS and not pretrained_source(name):
-        raise unknown(what, name, names())
+    _source(name, what).check(name)
 
 
 def version(name: str) -> int:
     """The version of a network."""
-    entry = NETWORKS.mapping().get(name)
-    return entry.version if entry else 1
+    return _source(name).version(name)
+
+
+def weights_digest(name: str) -> str:
+    """What the weights are that a network starts from; empty where they are random. Part of the cells that use it."""
+    return _source(name).weights_digest(name)
 
 
 def inputs_of(name: str) -> Inputs:
     """What a network reads."""
-    if detectors.is_detector(name):
-        return "detection"
-    return "images" if name in NETWORKS.mapping() or external.is_external(name) else "text"
+    return _source(name).inputs
 
 
 def check_inputs(name: str, task: str, given: str) -> None:
@@ -139,19 +101,7 @@ def check_inputs(name: str, task: str, given: str) -> None:
         raise UserError(f"network '{name}' reads {inputs_of(name)}, task {task} has {given}")
 
 
-def pretrained_source(name: str) -> str:
-    """The folder or the hub's name in ``hf:SOURCE`` or ``hf:SOURCE[first6]``; empty for other networks."""
-    found = _PRETRAINED.fullmatch(name)
-    return found["source"] if found else ""
-
-
-@functools.cache
-def source_digest(name: str) -> str:
-    """What the weights are that an ``hf:`` network starts from; part of the cells that use it."""
-    return digest([sha256_file(path) for path in text.files(pretrained_source(name))])
-
-
-def inherit(student: Network, teacher: Network, which: str) -> None:
+def init_from(student: Network, teacher: Network, which: str) -> None:
     """Start a student from its teacher's weights.
 
     A text encoder from a choice of its layers, ``first``, ``last`` or ``spread``, a detector from its neck and
@@ -160,13 +110,10 @@ def inherit(student: Network, teacher: Network, which: str) -> None:
     Raises:
         UserError: networks that cannot start so, or of different families or widths.
     """
-    inputs = {student.layout.inputs, teacher.layout.inputs}
-    if inputs == {"detection"} and which == "heads":
-        detectors.inherit(student, teacher)  # type: ignore[arg-type]
-        return
-    if inputs != {"text"} or which == "heads":
-        raise UserError(f"init '{which}': text encoders start from first, last or spread layers, detectors from heads")
-    text.inherit(student.module, teacher.module, which)  # type: ignore[arg-type]
+    inputs = student.layout.inputs
+    if inputs != teacher.layout.inputs:
+        raise UserError(f"init '{which}': the student reads {inputs}, its teacher {teacher.layout.inputs}")
+    next(source for source in SOURCES.mapping().values() if source.inputs == inputs).init_from(student, teacher, which)
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
@@ -200,21 +147,10 @@ def build_network(
     Raises:
         UserError: no such network (the message names the nearest ones), or one that cannot be had for these inputs.
     """
-    check(name)
-    if inputs_of(name) == "detection":
-        return detectors.build(name, num_classes, pretrained=False)
-    if inputs_of(name) == "text":
-        found = _PRETRAINED.fullmatch(name)
-        if found:
-            layers = (found["which"], int(found["count"])) if found["count"] else None
-            model = text.pretrained(found["source"], layers, num_classes)
-        else:
-            model = text.bert(*ENCODERS[name], vocabulary, num_classes)
-        return NetworkView(model, text_view.chain, (3, text_view.LENGTH))
-    if external.is_external(name):
-        return NetworkView(*external.build(name, num_classes, input_shape), input_shape)
-    return NetworkView(NETWORKS.get(name).build(num_classes), methodcaller("chain"), input_shape)
+    source = _source(name)
+    source.check(name)
+    return source.build(name, num_classes, input_shape, vocabulary)
 
 
-for _entry in NETWORKS.mapping().values():
-    _enter_timm(_entry)
+for _entry in ARCHITECTURES.mapping().values():
+    enter_timm(_entry)

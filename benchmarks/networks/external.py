@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
-from kd_methods.views import Chain
+from kd_methods.views import Chain, NetworkView
 from kd_methods.views.traced import TracedChain, images_that_run, trace
+
+from .source import NetworkSource
 
 SIZES = (8, 2048)
 """Least and largest height and width that images are resized to."""
@@ -108,3 +110,21 @@ def _resizing(chain_of: Callable[[nn.Module], Chain], size: tuple[int, int], mod
 
 def _resized(size: tuple[int, int], x: Tensor) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", antialias=True)
+
+
+class External(NetworkSource):
+    """Classifiers of timm and torchvision, with random weights."""
+
+    name, inputs = "external", "images"
+
+    def has(self, name: str) -> bool:
+        return is_external(name)
+
+    def check(self, name: str) -> None:
+        check(name)
+
+    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
+        return NetworkView(*build(name, num_classes, input_shape), input_shape)
+
+
+SOURCES = (External(),)

@@ -14,7 +14,7 @@ from kd_methods.errors import UserError
 
 from . import external
 
-SOURCES = {
+LIBRARY_NAMES = {
     "ResNet34": "torchvision:resnet34",
     "ResNet34_64": "torchvision:resnet34",
     "vgg19_bn": "torchvision:vgg19_bn",
@@ -45,13 +45,13 @@ def source(name: str) -> str:
     Raises:
         UserError: none is known.
     """
-    if name not in SOURCES and not external.is_external(name):
-        known = ", ".join(SOURCES)
+    if name not in LIBRARY_NAMES and not external.is_external(name):
+        known = ", ".join(LIBRARY_NAMES)
         raise UserError(
             f"no ImageNet weights are known that network '{name}' could begin with; "
             f"they are for {known}, timm:NAME and torchvision:NAME"
         )
-    return SOURCES.get(name) or name.partition("@")[0]
+    return LIBRARY_NAMES.get(name) or name.partition("@")[0]
 
 
 def begin(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

@@ -108,7 +108,7 @@ def chosen(which: str, count: int, of: int) -> list[int]:
     return list(range(count)) if which == "first" else list(range(of - count, of))
 
 
-def inherit(student: PreTrainedModel, teacher: PreTrainedModel, which: str) -> None:
+def init_from(student: PreTrainedModel, teacher: PreTrainedModel, which: str) -> None:
     """Start a student from its teacher's weights: all but the layers, and a choice of those.
 
     Raises:

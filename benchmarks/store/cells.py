@@ -48,7 +48,7 @@ def make_cell(
             for name, digest in plugins.items()
             if name in {*versions, *(f"method:{part}" for part in registry.parts(method))}
         }
-        | {f"network:{name}": networks.source_digest(name) for name in used if networks.pretrained_source(name)},
+        | {f"network:{name}": networks.weights_digest(name) for name in used if networks.weights_digest(name)},
         init=init,
     )
 

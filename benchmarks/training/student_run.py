@@ -17,7 +17,7 @@ from kd_methods.errors import Damaged, UserError
 from ..common.seeding import Stream, derive
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
-from ..networks import LogitsOnly, NetworkView, count, imagenet_start, inherit, macs
+from ..networks import LogitsOnly, NetworkView, count, imagenet_start, init_from, macs
 from ..store.cell import Cell
 from ..store.runs import Run
 from ..tasks import TaskData
@@ -66,7 +66,7 @@ class Member:
             student = data.build(cell.student)
             if cell.init:
                 assert teacher is not None
-                inherit(student, teacher, cell.init)
+                init_from(student, teacher, cell.init)
             if start:
                 imagenet_start.begin(student.module, start)
             torch.manual_seed(derive(cell.seed, "method"))

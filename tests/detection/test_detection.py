@@ -495,14 +495,14 @@ def test_classes_of_places_are_averaged_within_levels():
 
 def test_inheriting_takes_neck_and_heads(pair: Any):
     student, teacher = networks.build_network(STUDENT, 3), pair[1]
-    networks.inherit(student, teacher, "heads")
+    networks.init_from(student, teacher, "heads")
     own, theirs = student.module.state_dict(), teacher.module.state_dict()
     heads = [key for key in own if key.startswith(("rpn_head", "roi_head", "neck.fpn"))]
     assert heads and all(torch.equal(own[key], theirs[key]) for key in heads)
     lateral = "neck.lateral_convs.0.conv.weight"
     assert own[lateral].shape != theirs[lateral].shape  # the backbone's widths differ there
     with pytest.raises(UserError, match="detectors from heads"):
-        networks.inherit(student, teacher, "first")
+        networks.init_from(student, teacher, "first")
 
 
 def test_a_configuration_of_mmdet_by_name_or_file(tmp_path: Path):

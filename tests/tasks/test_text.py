@@ -149,7 +149,7 @@ def test_a_saved_model_is_a_network(folder: Path):
         for new, old in enumerate(kept):
             key = "bert.encoder.layer.{}.output.dense.weight"
             assert torch.equal(short.module.state_dict()[key.format(new)], state[key.format(old)])
-    assert networks.source_digest(f"hf:{folder}") == networks.source_digest(f"hf:{folder}[first2]")
+    assert networks.weights_digest(f"hf:{folder}") == networks.weights_digest(f"hf:{folder}[first2]")
     with pytest.raises(UserError, match="5 layers are wanted"):
         build_network(f"hf:{folder}[first5]", 2)
 
@@ -157,14 +157,14 @@ def test_a_saved_model_is_a_network(folder: Path):
 @pytest.mark.parametrize(("which", "kept"), [("first", (0, 1)), ("last", (2, 3)), ("spread", (1, 3))])
 def test_a_student_starts_from_its_teacher(which: str, kept: tuple[int, int]):
     teacher, student = (build_network(n, 3, vocabulary=90) for n in ("bert_l4_h64", "bert_l2_h64"))
-    networks.inherit(student, teacher, which)
+    networks.init_from(student, teacher, which)
     ours, theirs = student.module.state_dict(), teacher.module.state_dict()
     assert torch.equal(ours["bert.embeddings.word_embeddings.weight"], theirs["bert.embeddings.word_embeddings.weight"])
     for new, old in enumerate(kept):
         key = "bert.encoder.layer.{}.attention.self.query.weight"
         assert torch.equal(ours[key.format(new)], theirs[key.format(old)])
     with pytest.raises(UserError, match="one family and width"):
-        networks.inherit(build_network("bert_l2_h32", 3, vocabulary=90), teacher, which)
+        networks.init_from(build_network("bert_l2_h32", 3, vocabulary=90), teacher, which)
 
 
 def test_networks_and_tasks_of_different_kinds():
@@ -175,7 +175,7 @@ def test_networks_and_tasks_of_different_kinds():
     with pytest.raises(UserError, match="is one of images"):
         get_task("digits").open(Path(), PROTOCOL, CPU)
     with pytest.raises(UserError, match="no folder"):
-        networks.source_digest("hf:/nowhere/at-all")
+        networks.weights_digest("hf:/nowhere/at-all")
 
 
 # --- methods

@@ -1,0 +1,77 @@
+"""Text encoders by name: BERTs of some sizes from random weights, ``hf:SOURCE`` with the source's weights.
+
+``hf:SOURCE[first6]`` has the source's first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from kd_methods.contract import Network
+from kd_methods.views import NetworkView
+from kd_methods.views import text as text_view
+
+from ..common.files import digest, sha256_file
+from . import text
+from .source import NetworkSource
+
+VOCABULARY = 30522
+"""Words of bert-base-uncased."""
+
+ENCODERS = {
+    "bert_base": (12, 768, 12, 0.1),
+    "bert_base_l6": (6, 768, 12, 0.1),
+    "bert_base_l3": (3, 768, 12, 0.1),
+    "bert_l4_h128": (4, 128, 2, 0.1),
+    "bert_l2_h128": (2, 128, 2, 0.1),
+    "bert_l4_h64": (4, 64, 2, 0.0),
+    "bert_l2_h64": (2, 64, 2, 0.0),
+    "bert_l2_h32": (2, 32, 2, 0.0),
+}
+"""BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
+
+_PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d{0,3})\])?")
+
+
+def pretrained_source(name: str) -> str:
+    """The folder or the hub's name in ``hf:SOURCE`` or ``hf:SOURCE[first6]``; empty for other networks."""
+    found = _PRETRAINED.fullmatch(name)
+    return found["source"] if found else ""
+
+
+@functools.cache
+def source_digest(name: str) -> str:
+    """What the weights are that an ``hf:`` network starts from; part of the cells that use it."""
+    return digest([sha256_file(path) for path in text.files(pretrained_source(name))])
+
+
+class Encoders(NetworkSource):
+    """Encoders of transformers with a classification head."""
+
+    name, inputs = "encoders", "text"
+
+    def names(self) -> list[str]:
+        return list(ENCODERS)
+
+    def has(self, name: str) -> bool:
+        return name in ENCODERS or bool(pretrained_source(name))
+
+    def weights_digest(self, name: str) -> str:
+        return source_digest(name) if pretrained_source(name) else ""
+
+    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
+        if found := _PRETRAINED.fullmatch(name):
+            layers = (found["which"], int(found["count"])) if found["count"] else None
+            model = text.pretrained(found["source"], layers, num_classes)
+        else:
+            model = text.bert(*ENCODERS[name], vocabulary, num_classes)
+        return NetworkView(model, text_view.chain, (3, text_view.LENGTH))
+
+    def init_from(self, student: Network, teacher: Network, which: str) -> None:
+        if which == "heads":
+            super().init_from(student, teacher, which)
+        text.init_from(student.module, teacher.module, which)  # type: ignore[arg-type]
+
+
+SOURCES = (Encoders(),)

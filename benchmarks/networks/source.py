@@ -1,0 +1,46 @@
+"""Where networks of a kind of name come from."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from kd_methods.contract import Inputs, Network
+from kd_methods.errors import UserError
+
+
+class NetworkSource:
+    """Resolves names to networks. ``inputs`` is what its networks read."""
+
+    name: ClassVar[str]
+    inputs: ClassVar[Inputs]
+
+    def names(self) -> list[str]:
+        """Those that can be listed."""
+        return []
+
+    def has(self, name: str) -> bool:
+        """Whether a name is one of this source's, by its form or because it is listed."""
+        return name in self.names()
+
+    def check(self, name: str) -> None:
+        """Raise UserError where a name has the right form and there is no such network."""
+
+    def version(self, name: str) -> int:
+        """Raised when a network is mended; part of the cells that use it."""
+        return 1
+
+    def weights_digest(self, name: str) -> str:
+        """What the weights are that a network starts from; empty where they are random."""
+        return ""
+
+    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> Any:
+        """See :func:`benchmarks.networks.build_network`."""
+        raise NotImplementedError
+
+    def init_from(self, student: Network, teacher: Network, which: str) -> None:
+        """Start a student from a teacher of the same source.
+
+        Raises:
+            UserError: networks that cannot start so.
+        """
+        raise UserError(f"init '{which}': text encoders start from first, last or spread layers, detectors from heads")
