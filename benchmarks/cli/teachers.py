@@ -46,12 +46,13 @@ def teachers_list(checkpoints: Path) -> None:
 )
 @click.option("--std", help="As --mean.")
 @click.option("--expect", type=float, help="What verify must measure, in percent.")
+@click.option("--labels", help="Of a text encoder's folder: its classes in its own order, by the task's names.")
 @click.option("--weights", "which", default="", help="Which state dict of FILE, such as state_dict_ema.")
 @options.checkpoints
 @options.plugin
 def teachers_add(
     name: str, file: Path, network: str | None, task: str, mean: str | None, std: str | None, expect: float | None,
-    which: str, checkpoints: Path, plugins: Sequence[Path],
+    labels: str | None, which: str, checkpoints: Path, plugins: Sequence[Path],
 ) -> None:  # fmt: skip
     """Install FILE as teacher NAME: a state dict, plain or under a name such as model or state_dict.
 
@@ -77,7 +78,7 @@ def teachers_add(
         std=floats("--std", std) or (usual.std if usual else ()),
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
-    added = Zoo(checkpoints).add(entry, file, bool(mean or std), which, click.echo)
+    added = Zoo(checkpoints).add(entry, file, bool(mean or std), which, click.echo, options.words("--labels", labels))
     expected = (
         "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
     )

@@ -228,6 +228,12 @@ def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol
         task = get_task(pair.task or protocol.task)
         for network in (pair.teacher, pair.student, *(row.student for row in rows if row.student)):
             networks.check_inputs(network, task.name, task.inputs)
+            known = networks.positions(network)
+            if known is not None and protocol.max_length > known:
+                raise UserError(
+                    f"protocol {protocol.name} keeps {protocol.max_length} tokens of a text, network '{network}' has "
+                    f"{known} positions; set the protocol's max_length to {known} or less"
+                )
 
 
 def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "inputs_of",
     "macs",
     "names",
+    "positions",
     "pretrained_source",
     "register_network",
     "register_source",
@@ -88,6 +89,11 @@ def version(name: str) -> int:
 def weights_digest(name: str) -> str:
     """What the weights are that a network starts from; empty where they are random. Part of the cells that use it."""
     return _source(name).weights_digest(name)
+
+
+def positions(name: str) -> int | None:
+    """How many tokens of a text a network can read; None where it does not number them, or reads no texts."""
+    return _source(name).positions(name)
 
 
 def inputs_of(name: str) -> Inputs:

@@ -46,6 +46,13 @@ def source_digest(name: str) -> str:
     return digest([sha256_file(path) for path in text.files(pretrained_source(name))])
 
 
+@functools.cache
+def _positions(source: str) -> int | None:
+    if source:
+        text.files(source)  # which has a line for one that is not there
+    return text.positions(text.configuration(source) if source else None)
+
+
 class Encoders(NetworkSource):
     """Encoders of transformers with a classification head."""
 
@@ -59,6 +66,9 @@ class Encoders(NetworkSource):
 
     def weights_digest(self, name: str) -> str:
         return source_digest(name) if pretrained_source(name) else ""
+
+    def positions(self, name: str) -> int | None:
+        return _positions(pretrained_source(name))
 
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
         if found := _PRETRAINED.fullmatch(name):

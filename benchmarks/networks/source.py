@@ -33,6 +33,10 @@ class NetworkSource:
         """What the weights are that a network starts from; empty where they are random."""
         return ""
 
+    def positions(self, name: str) -> int | None:
+        """How many tokens of a text a network can read; None where it does not number them, or reads no texts."""
+        return None
+
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> Any:
         """See :func:`benchmarks.networks.build_network`."""
         raise NotImplementedError

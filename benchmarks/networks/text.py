@@ -75,6 +75,19 @@ def configuration(source: str) -> Any:
     return AutoConfig.from_pretrained(source)
 
 
+def positions(config: Any = None) -> int | None:
+    """How many positions a model of that configuration, else our BERTs, tells apart; None where it counts none."""
+    from transformers import AutoModelForSequenceClassification, BertConfig
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config or BertConfig(num_hidden_layers=1))
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its like count from behind the position that stands for padding.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
 def vocabulary(source: str) -> dict[str, int] | None:
     """The words of a checkpoint's own tokenizer, where it has one."""
     from transformers import AutoTokenizer

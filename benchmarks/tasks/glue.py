@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from kd_methods.errors import UserError
 
+from ..common.files import read_text
 from .text import Texts, TextTask
 
 
@@ -94,20 +94,20 @@ def load(name: str, root: Path, download: bool) -> dict[str, Texts]:
 
 
 def read_tsv(source: Source, file: Path) -> Texts:
-    """One file of the archive: quotes are characters like others, a byte-order mark is none, rows may lack cells.
+    """One file of the archive.
+
+    Quotes and lone carriage returns are characters like others, a byte-order mark is none, rows may lack cells.
 
     Raises:
-        UserError: a column is missing, a label is unknown, or the file is no text.
+        UserError: a column is missing, a label is unknown, there are no rows, or the file is no text.
     """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.reader((line.rstrip("\r\n") for line in stream), delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no readable table ({error}); fetch it again") from None
+    lines = read_text(file, remedy="fetch it again").split("\n")
+    rows = [line.removesuffix("\r").split("\t") for line in lines]
     columns = [source.first, source.second, source.label]
     header = rows.pop(0) if rows and isinstance(source.first, str) else []
     if missing := [name for name in columns if isinstance(name, str) and name not in header]:
-        raise UserError(f"{file} has no column '{missing[0]}' (there: {', '.join(header)}); is it {source.folder}'s?")
+        there = _shown(", ".join(header))
+        raise UserError(f"{file} has no column '{missing[0]}' (there: {there}); is it {source.folder}'s?")
     places = [header.index(name) if isinstance(name, str) else name for name in columns]
     first, second, labels = [], [], []
     for number, row in enumerate(rows, 1 + bool(header)):
@@ -117,6 +117,8 @@ def read_tsv(source: Source, file: Path) -> Texts:
         if places[1] is not None:
             second.append(row[places[1]])
         labels.append(_label(row[places[2]], source, file, number))  # type: ignore[index]
+    if not labels:
+        raise UserError(f"{file} has no rows; fetch it again")
     return Texts(first, second, labels)
 
 
@@ -131,7 +133,12 @@ def _label(text: str, source: Source, file: Path, line: int) -> float:
         return value
     if source.labels and value in range(len(source.labels)):
         return int(value)
-    raise UserError(f"{file} line {line}: '{text}' is no label of {source.folder}")
+    raise UserError(f"{file} line {line}: '{_shown(text)}' is no label of {source.folder}")
+
+
+def _shown(text: str) -> str:
+    """What a file holds, as a part of one line."""
+    return repr(text)[1:-1][:100]
 
 
 def _hub(name: str, root: Path, download: bool) -> dict[str, Texts]:

@@ -10,6 +10,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ..common.files import read_text
 from .image_files import picture
 from .images import ImageTask, Split
 
@@ -28,7 +29,8 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     place = next((p for p in (root, root / FOLDER, root / "imagenet" / FOLDER) if (p / "wnids.txt").is_file()), None)
     if place is None:
         raise UserError(f"no {FOLDER} below {root}; unpack tiny-imagenet-200.zip there, or name it with --data-root")
-    classes = {name: i for i, name in enumerate(sorted((place / "wnids.txt").read_text().split()))}
+    names = read_text(place / "wnids.txt", remedy="unpack it again").split()
+    classes = {name: i for i, name in enumerate(sorted(names))}
     train = [
         (path, label)
         for name, label in classes.items()
@@ -37,7 +39,7 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     notes = place / "val" / "val_annotations.txt"
     if not train or not notes.is_file():
         raise UserError(f"{place} is incomplete: {notes if train else place / 'train'} is missing; unpack it again")
-    rows = [line.split("\t")[:2] for line in notes.read_text().splitlines() if line.strip()]
+    rows = [line.split("\t")[:2] for line in read_text(notes, remedy="unpack it again").splitlines() if line.strip()]
     try:
         test = [(place / "val" / "images" / file, classes[name]) for file, name in rows]
     except (KeyError, ValueError) as error:

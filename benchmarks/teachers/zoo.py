@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import tarfile
 import tempfile
 import urllib.request
@@ -137,6 +138,7 @@ class Zoo:
         keep_normalisation: bool = False,
         which: str = "",
         report: Callable[[str], None] = lambda _: None,
+        labels: Sequence[str] = (),
     ) -> Teacher:
         """Install a file, under an entry of its own or as the shipped entry of that name.
 
@@ -149,6 +151,7 @@ class Zoo:
             keep_normalisation: the entry's normalisation was given by the user and stays.
             which: where in the file the weights lie, such as ``state_dict_ema``; by default the first that fit.
             report: told which of several were taken.
+            labels: the classes of a text encoder in its own order, by the task's names.
 
         Raises:
             UserError: the file cannot be read, is not of the entry's architecture, or has nothing under ``which``.
@@ -159,9 +162,11 @@ class Zoo:
         if file.is_dir():
             if which:
                 raise UserError(f"{file} is a folder, in which there is one set of weights; leave out --weights")
-            weights = saved_encoder(file, task)
+            weights = saved_encoder(file, task, labels, report)
             weights = fit(weights, _module(entry, weights), str(file))
         else:
+            if labels:
+                raise UserError(f"--labels tells the classes of a folder that transformers saved; {file} is a file")
             weights = _taken(entry, file, which, report)
         digest = weights_digest(weights)
         known = next((e for e in self.shipped.values() if e.weights == digest), None)
@@ -261,11 +266,19 @@ def _module(entry: Teacher, weights: dict[str, Tensor]) -> nn.Module:
     return build_network(entry.network, task.num_classes, (3, task.size, task.size), vocabulary=words(weights)).module
 
 
-def saved_encoder(folder: Path, task: Any) -> dict[str, Tensor]:
+def saved_encoder(
+    folder: Path, task: Any, labels: Sequence[str] = (), report: Callable[[str], None] = lambda _: None
+) -> dict[str, Tensor]:
     """The weights of a fine-tuned encoder in a folder of transformers, its classes in the task's order.
 
-    Checkpoints order their classes differently (MNLI is the known trap); where the folder names its own, the rows of
-    the classifier are put in the task's order.
+    Checkpoints order their classes differently (MNLI is the known trap), so the rows of the classifier are put in the
+    task's order, by ``labels`` or by the names that the folder has; where those are numbers, ``report`` hears of it.
+
+    Args:
+        folder: what ``save_pretrained`` wrote.
+        task: a task of texts.
+        labels: the checkpoint's classes in its own order, by the task's names; in place of the folder's names.
+        report: told what was taken for granted.
 
     Raises:
         UserError: a task of images, no such model, or classes that are not the task's.
@@ -276,18 +289,43 @@ def saved_encoder(folder: Path, task: Any) -> dict[str, Tensor]:
         raise UserError(f"{folder} is a folder; task {task.name} is one of images, whose teachers are files")
     model = text.pretrained(str(folder), None, task.num_classes)
     config: Any = text.configuration(str(folder))
-    own = [str(config.id2label[i]).lower() for i in sorted(config.id2label)]
+    own = [str(config.id2label[i]) for i in sorted(config.id2label)]
     if len(own) != task.num_classes:
         raise UserError(f"{folder} has {len(own)} classes ({', '.join(own)}), task {task.name} has {task.num_classes}")
-    if task.labels and own != [f"label_{i}" for i in range(len(own))]:
-        if sorted(own) != sorted(task.labels):
-            raise UserError(f"{folder} has the classes {', '.join(own)}; {task.name} has {', '.join(task.labels)}")
-        order = [own.index(name) for name in task.labels]
+    if task.labels:
+        order, numbered = class_order(labels or own, task.labels)
+        if order is None:
+            given = f"--labels {','.join(labels)}" if labels else f"{folder} has the classes {', '.join(own)}"
+            raise UserError(
+                f"{given}; {task.name} has {', '.join(task.labels)}; give the task's names in the checkpoint's order, "
+                f"such as --labels {','.join(task.labels)}"
+            )
+        if numbered and not labels:
+            meaning = ", ".join(f"{own[place]} is {name}" for place, name in zip(order, task.labels, strict=True))
+            report(f"{folder} numbers its classes; taken as {task.name} does: {meaning}; --labels is for another order")
         classifier = text.Cut(model).classifier
         with torch.no_grad():
             for part in classifier.parameters():
                 part.copy_(part[order].clone())
     return dict(model.state_dict())
+
+
+def class_order(own: Sequence[str], wanted: Sequence[str]) -> tuple[list[int] | None, bool]:
+    """The place among a checkpoint's classes of each class of a task, and whether numbers alone tell.
+
+    Names may differ in case and in what stands between words; they may be shortened (``neg``), or be the numbers of
+    the classes (``0``, ``LABEL_0``, ``Label 0``). None where it is not clear which is which.
+    """
+    names, known = ([re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in both] for both in (own, wanted))
+    numbers = [re.fullmatch(r"(?:label_?|class_?)?(\d{1,9})", name) for name in names]
+    if all(numbers):
+        found = [int(number[1]) for number in numbers if number]
+    else:
+        fitting = [[name] if name in known else [k for k in known if name and k.startswith(name)] for name in names]
+        found = [known.index(meant[0]) if len(meant) == 1 else -1 for meant in fitting]
+    if sorted(found) != list(range(len(wanted))):
+        return None, False
+    return [found.index(place) for place in range(len(wanted))], all(numbers)
 
 
 def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:

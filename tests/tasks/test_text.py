@@ -10,21 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks import networks
+from benchmarks.common.workspace import Workspace
 from benchmarks.common.yaml_files import TABLES
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Optimizer
 from benchmarks.config.table_spec import load_table
 from benchmarks.driver.executors import local
+from benchmarks.driver.plan import Request, make
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task, glue, grammar
 from benchmarks.tasks.text import TextData, Texts, TextTask
-from benchmarks.teachers.zoo import Zoo, make_entry
+from benchmarks.teachers.zoo import Zoo, class_order, make_entry, saved_encoder
 from benchmarks.training.loop import Interrupted
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo
@@ -352,6 +356,44 @@ def test_the_archives_files_with_their_quirks(name: str, tmp_path: Path):
         glue.load(NAMES[name], tmp_path, False)
 
 
+def test_a_lone_carriage_return_is_a_character(tmp_path: Path):
+    (tmp_path / "SST-2").mkdir()
+    for stem, end in (("train", "\n"), ("dev", "\r\n")):
+        rows = ["sentence\tlabel", "good\rfilm\t1", 'bad\x85 "film\t0', "\r\t1"]
+        (tmp_path / "SST-2" / f"{stem}.tsv").write_bytes(end.join([*rows, ""]).encode())
+    for texts in glue.load("sst2", tmp_path, False).values():
+        assert texts.first == ["good\rfilm", 'bad\x85 "film', "\r"] and texts.labels == [1, 0, 1]
+
+
+TSV = (*("sentence", "label", "negative", "nan", "0", "1"), *("\t", "\n", "\r", '"', "\0", "\x85", "\u2028", "\ufeff"))
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    content=st.lists(st.sampled_from(TSV) | st.text(max_size=3), max_size=30).map("".join), headed=st.booleans(),
+    cut=st.integers(0, 3), name=st.sampled_from(["sst2", "cola", "stsb", "qqp"]),
+)  # fmt: skip
+def test_any_tsv(content: str, headed: bool, cut: int, name: str, tmp_path: Path):
+    """Texts come out as they are written, each with a label, or one line with the file."""
+    source, path = glue.SOURCES[name], tmp_path / "x.tsv"
+    head = "\t".join(str(column) for column in (source.first, source.second, source.label) if column) + "\n"
+    encoded = ((head if headed else "") + content).encode(errors="replace")
+    path.write_bytes(encoded[: len(encoded) - cut])
+    try:
+        texts = glue.read_tsv(source, path)
+    except UserError as error:
+        assert str(error).startswith(str(path)) and len(str(error).splitlines()) == 1
+        return
+    assert len(texts.first) == len(texts.labels) > 0 and len(texts.second) in (0, len(texts.first))
+    assert all(text in path.read_text(encoding="utf-8", newline="") for text in texts.first)
+
+
 def test_mnli_has_two_test_sets(tmp_path: Path):
     place = tmp_path / "MNLI"
     place.mkdir()
@@ -520,6 +562,72 @@ def test_teachers_from_a_folder_keep_their_labels_straight(tmp_path: Path):
     model(id2label={0: "good", 1: "bad", 2: "ugly"}, label2id={}).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="good, bad, ugly"):
         zoo.add(make_entry(name="other", network=f"hf:{tmp_path / 'other'}", task="glue/mnli"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "order"),
+    [
+        (["neg", "pos"], "", [0, 1]),
+        (["Positive ", "NEGATIVE"], "", [1, 0]),
+        (["0", "1"], "", [0, 1]),
+        (["1", "0"], "", [1, 0]),
+        (["Label 0", "Label 1"], "", [0, 1]),
+        (["LABEL_0", "LABEL_1"], "positive,negative", [1, 0]),
+        (["LABEL_0", "LABEL_1"], "1,0", [1, 0]),
+        (["sad", "happy"], "negative,positive", [0, 1]),
+        (["sad", "happy"], "", None),
+        (["n", "p"], "", [0, 1]),
+        (["", "positive"], "", None),
+        (["1", "2"], "", None),
+        (["pos", "positive"], "", None),
+        (["0", "1"], "positive", None),
+        (["0", "1"], "good,bad", None),
+    ],
+)
+@torch.no_grad()
+def test_names_that_checkpoints_give_their_classes(
+    own: list[str], labels: str, order: list[int] | None, tmp_path: Path
+):
+    saved, said = model(id2label=dict(enumerate(own)), label2id={}, num_labels=2), []
+    saved.save_pretrained(tmp_path / "saved")
+    given = tuple(filter(None, labels.split(",")))
+    if order is None:
+        with pytest.raises(
+            UserError, match=r"glue/sst2 has negative, positive; give [^\n]* --labels negative,positive$"
+        ):
+            saved_encoder(tmp_path / "saved", get_task("glue/sst2"), given, said.append)
+        return
+    found = saved_encoder(tmp_path / "saved", get_task("glue/sst2"), given, said.append)
+    assert torch.equal(found["classifier.weight"], saved.classifier.weight[order])
+    assert torch.equal(found["classifier.bias"], saved.classifier.bias[order])
+    assert bool(said) == (own[0][-1] in "01" and not labels)  # numbers may be another order's
+
+
+def test_classes_of_three_words_and_of_files(tmp_path: Path):
+    assert class_order(["Not-Equivalent", "equivalent"], ["not_equivalent", "equivalent"]) == ([0, 1], False)
+    assert class_order(["not duplicate", "dup"], ["not_duplicate", "duplicate"]) == ([0, 1], False)
+    (tmp_path / "file.pt").write_bytes(b"")
+    entry = make_entry(name="mine", network="bert_l2_h32", task="grammar")
+    with pytest.raises(UserError, match=r"--labels .*file\.pt is a file"):
+        Zoo(tmp_path / "zoo").add(entry, tmp_path / "file.pt", labels=("a", "b"))
+
+
+def test_a_text_longer_than_the_models_positions_is_refused_before_anything_runs(tmp_path: Path):
+    protocol = "extends: grammar-demo\nname: long\nversion: 1\nmax_length: 600\n"
+    table = "name: t\ntitle: t\nextra: text\npairs: [bert_l4_h64-bert_l2_h64]\nmethods: [student]\n"
+    (tmp_path / "p.yaml").write_text(protocol)
+    (tmp_path / "t.yaml").write_text(f"{table}presets: {{paper: {{protocol: p.yaml, seeds: [0]}}}}\n")
+    line = r"^protocol long keeps 600 tokens of a text, network 'bert_l4_h64' has 512 positions; [^\n]*512 or less$"
+    with pytest.raises(UserError, match=line):
+        make(Request(str(tmp_path / "t.yaml")), Workspace(CPU, tmp_path, tmp_path, tmp_path))
+
+
+def test_how_many_positions_encoders_have(tmp_path: Path):
+    for family, known in (("bert", 512), ("roberta", 510), ("modernbert", None)):
+        model(family).save_pretrained(tmp_path / family)
+        assert networks.positions(f"hf:{tmp_path / family}[first2]") == known
+    with pytest.raises(UserError, match="is no folder with config"):
+        networks.positions(f"hf:{tmp_path / 'none'}")
 
 
 # --- tables
