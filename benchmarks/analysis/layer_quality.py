@@ -12,6 +12,7 @@ from kd_methods.analysis.quality import EntropyNorm, Metric, Quality, quality
 from kd_methods.errors import UserError, unknown
 
 from .. import networks
+from ..common.environment import check_precision
 from ..common.files import csv_text, write_bytes, write_text
 from ..common.weights import frozen
 from ..common.workspace import Workspace
@@ -54,6 +55,7 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     """
     output, zoo = workspace.output, Zoo(workspace.checkpoints)
     ref = _teacher(name, protocol, workspace)
+    check_precision(workspace.device)
     data = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
     store = Store(output)
     path = store.run(ref.cell).student() if ref.cell else zoo.path(zoo.get(ref.entry))

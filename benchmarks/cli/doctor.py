@@ -22,6 +22,11 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     facts = environment.describe(environment.device("auto"))
     yield "versions   " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     yield f"device     {facts['device']}: {facts['machine']}"
+    yield f"arithmetic {facts['arithmetic']['summary']}"
+    try:
+        environment.check_precision(torch.device(facts["device"]))
+    except UserError as error:
+        yield f"           nothing can be run: {error}"
     if torch.cuda.is_available():
         yield f"memory     {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB on the GPU"
     yield f"commit     {facts['commit'] or 'no git checkout'}"

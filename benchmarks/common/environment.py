@@ -1,12 +1,16 @@
-"""What a result was computed with: versions, hardware, commit."""
+"""What a result was computed with: versions, hardware, arithmetic, commit."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import operator
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,26 @@ import torch
 
 from kd_methods.errors import UserError
 
+from .console import counted
 from .yaml_files import ROOT
+
+_PRECISION = {
+    "cpu": ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+    "cuda": ("NVIDIA_TF32_OVERRIDE",),
+}
+"""Variables that overrule the precision which a program asks for, by the device."""
+
+_INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+"""Variables that keep libraries from a processor's instructions, or choose among them."""
+
+_SWITCHES = {
+    "cpu": ("mkldnn.matmul", "mkldnn.conv"),
+    "cuda": ("cuda.matmul", "cudnn.conv"),
+}
+"""What torch.backends has a precision of fp32 for, by the device."""
+
+_FP32_ERROR = 3e-5
+"""Relative error that products in fp32 stay far below, and those of TensorFloat-32 and bf16 far above."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 
@@ -69,20 +92,104 @@ def _glibc(function: str, *arguments: int) -> None:
     call(*arguments)
 
 
+def check_precision(chosen: torch.device) -> None:
+    """Refuse to compute where fp32 is less than fp32: the precision is the protocol's, and as such in each cell's key.
+
+    Raises:
+        UserError: a variable or a switch of torch makes it less; the message names it.
+    """
+    if found := loosened(chosen):
+        raise UserError(
+            f"{', '.join(found)}: products in fp32 are less than fp32 with it, and that is for the protocol alone to "
+            "say; unset it, or choose with --precision"
+        )
+
+
+@functools.cache
+def loosened(chosen: torch.device) -> tuple[str, ...]:
+    """What makes products in fp32 less than fp32 here; empty where they are what their name says.
+
+    Variables count where they are set; all that a program can switch by what comes out of a product and a convolution.
+    """
+    values = {name: os.environ.get(name, "") for name in _PRECISION[chosen.type]}
+    if found := [f"{name}={value}" for name, value in values.items() if value.upper() not in ("", "STRICT")]:
+        return tuple(found)
+    if (error := _fp32_error(chosen)) < _FP32_ERROR:
+        return ()
+    switched = []
+    for name in _SWITCHES[chosen.type]:
+        value = getattr(operator.attrgetter(name)(torch.backends), "fp32_precision", "none")  # since torch 2.9
+        switched += [f"torch.backends.{name}.fp32_precision = {value}"] * (value not in ("none", "ieee"))
+    return tuple(switched) or (f"a product in fp32 is off by {error:.0e}",)
+
+
+def _fp32_error(chosen: torch.device) -> float:
+    """The largest error of a matrix product and a convolution in fp32, relative to the largest value."""
+    generator = torch.Generator().manual_seed(0)
+    usual: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    maps, kernels = (torch.randn(*shape, **usual) for shape in ((8, 64, 12, 12), (64, 64, 3, 3)))
+    matrix = maps.reshape(-1, 256)
+    errors = []
+    products: tuple[tuple[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor], ...]
+    products = (torch.matmul, matrix, matrix.T), (torch.conv2d, maps, kernels)
+    with torch.no_grad():
+        for product, left, right in products:
+            exact = product(left.double(), right.double())
+            found = product(left.to(chosen), right.to(chosen)).double().cpu()
+            errors.append(float((found - exact).abs().max() / exact.abs().max()))
+    return max(errors)
+
+
+def arithmetic(chosen: torch.device) -> dict[str, Any]:
+    """What the bits of a result depend on beside versions, and its summary in words."""
+    facts: dict[str, Any]
+    if chosen.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(chosen)
+        facts = {
+            "processor": torch.cuda.get_device_name(chosen),
+            "capability": f"{major}.{minor}",
+            "cudnn": torch.backends.cudnn.version(),
+        }
+        words = f"capability {major}.{minor}, cuDNN {facts['cudnn']}"
+    else:
+        flags = _cpu("flags") or _cpu("Features")
+        facts = {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "isa": torch.backends.cpu.get_cpu_capability(),
+            "instructions": sorted(f for f in flags.split() if re.match("avx|amx|fma|sve|sme(?!p)|bf16|i8mm", f)),
+            "limits": _limits(),
+        }
+        words = facts["isa"] + " with AMX" * ("amx_tile" in facts["instructions"])
+    precision = ", ".join(loosened(chosen))
+    facts["fp32"] = precision or "fp32"
+    return {**facts, "summary": f"{words}, fp32 " + (f"loosened by {precision}" if precision else "in full")}
+
+
+def _limits() -> list[str]:
+    return [f"{name}={os.environ[name]}" for name in _INSTRUCTIONS if os.environ.get(name)]
+
+
+@functools.cache
+def _cpu(field: str) -> str:
+    """What the system tells of the first processor under a name, where it tells it as Linux does."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.partition(":")[0].strip() == field:
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _processor() -> str:
+    return _cpu("model name") or platform.processor() or platform.machine()
+
+
 @functools.cache
 def machine(chosen: torch.device) -> str:
-    """The hardware in words: GPU, or CPU model and thread count."""
+    """The hardware in words: GPU, or CPU model and thread count, with what keeps libraries from its instructions."""
     if chosen.type == "cuda":
         return torch.cuda.get_device_name(chosen)
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {torch.get_num_threads()} threads"
+    return ", ".join([_processor(), counted(torch.get_num_threads(), "thread"), *_limits()])
 
 
 @functools.cache
@@ -107,6 +214,7 @@ def describe(chosen: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "device": str(chosen),
         "machine": machine(chosen),
+        "arithmetic": arithmetic(chosen),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "versions": {

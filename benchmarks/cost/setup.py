@@ -9,7 +9,7 @@ from kd_methods import registry
 from kd_methods.errors import UserError
 
 from .. import networks
-from ..common.environment import describe
+from ..common.environment import check_precision, describe
 from ..common.environment import device as choose
 from ..config.protocol import load_protocol
 from ..config.table_spec import pair_settings
@@ -37,6 +37,7 @@ class Suite:
         update = {"task": task, "batch_size": batch_size or usual.batch_size, "second_view": "randaugment"}
         self.protocol = usual.model_copy(update=update)
         self.device = choose(device)
+        check_precision(self.device)
         self.data = get_task(task).open(data_root, self.protocol, self.device)
         self.machine = describe(self.device)
 

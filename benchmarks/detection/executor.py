@@ -110,6 +110,8 @@ def _one(cell: Cell, context: Context) -> bool:
         elif kind == "epoch":
             watched.records.append(facts[0])
             context.report(watched, "epoch")
+        elif kind == "say":
+            context.say(facts[0])
         else:
             told = True
 
@@ -180,7 +182,7 @@ def _in_processes(
                     process.join()
                     if rank and not process.exitcode:
                         continue
-                    if last and last[0] not in ("step", "epoch"):
+                    if last and last[0] not in ("step", "epoch", "say"):
                         return last
                     if asked and process.exitcode == -signal.SIGTERM:  # asked before it could listen
                         return ("interrupted",)

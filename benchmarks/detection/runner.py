@@ -32,6 +32,7 @@ from ..config.protocol import Protocol
 from ..config.recipe import Detection
 from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ..networks import count, init_from
+from ..store.runs import OTHER_BITS
 from ..tasks import get_task
 from ..training.loop import CHECK_EVERY, Interrupted, protocol_progress
 from ..training.precision import autocast
@@ -117,7 +118,9 @@ class Records(Hook):
     def before_train(self, runner: Runner) -> None:
         """Here a checkpoint has been read, if there is one."""
         if not self.job.rank:
-            self.job.run.add_environment(_environment(self.job), 1 + len(self.records))
+            place = divmod(runner.iter, self.job.detection.iterations)
+            if change := self.job.run.add_environment(_environment(self.job), place[0] + 1, place[1]):
+                self.sender.send(("say", f"{self.job.cell.label}  {change}, {OTHER_BITS}"))
             self.job.run.set_status("running", epoch=len(self.records), epochs=self.job.protocol.epochs)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

@@ -166,8 +166,10 @@ def _refused(row: report.Row) -> frozenset[str]:
 def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.Column:
     teacher = column.teacher
     if teacher.cell:
-        accuracy = store.run(teacher.cell).status.get("last", {}).get(column.metric)
-        note = f"trained here under {teacher.trained_under or 'the same protocol'}, seed 0"
+        status = store.run(teacher.cell).status
+        accuracy = status.get("last", {}).get(column.metric)
+        trained = f"trained here under {teacher.trained_under or 'the same protocol'}, seed 0"
+        note = "; ".join([trained, *status.get("remarks", [])])
     else:
         accuracy = teacher.accuracy
         note = f"entry {teacher.entry}" + (", off its expected accuracy" if teacher.off else "")
@@ -277,6 +279,11 @@ def _provenance(facts: Sequence[documents.Environment]) -> tuple[str, ...]:
     dates = sorted({fact["date"] for fact in facts})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     commits = ", ".join(sorted({fact["commit"] or "no commit" for fact in facts}))
-    machines = ", ".join(sorted({fact["machine"] for fact in facts}))
+    machines = ", ".join(sorted({_machine(fact) for fact in facts}))
     torches = ", ".join(sorted({fact["versions"]["torch"] for fact in facts}))
     return (f"run {span} at commit {commits}", f"on {machines} with torch {torches}")
+
+
+def _machine(fact: documents.Environment) -> str:
+    """Hardware and arithmetic; runs of before the latter was recorded have the former alone."""
+    return fact["machine"] + (f" ({fact['arithmetic']['summary']})" if "arithmetic" in fact else "")

@@ -73,7 +73,10 @@ class Versions(TypedDict, total=False):
 
 
 class Environment(TypedDict, total=False):
-    """What a result was computed with: a part of environment.json, and of a file in costs/."""
+    """What a result was computed with: a part of environment.json, and of a file in costs/.
+
+    ``arithmetic``: what bits depend on beside versions, with its ``summary`` in words; old records do not have it.
+    """
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
 
@@ -81,7 +84,10 @@ class Environment(TypedDict, total=False):
     commit: Required[str]
     machine: Required[str]
     versions: Required[Versions]
+    device: str
+    arithmetic: dict[str, Any]
     from_epoch: int
+    from_step: int
 
 
 class _Identity(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,11 +66,15 @@ class Facts(NamedTuple):
     environments: list[documents.Environment]
 
 
+OTHER_BITS = "so it ends in other bits than a run without this change"
+"""What is said where a run goes on and something that bits depend on has changed."""
+
+
 class Run:
     """The directory of one cell.
 
     cell.json         the cell's identity and label
-    environment.json  versions, hardware, commit and date of every process that worked on it, with its first epoch
+    environment.json  versions, hardware, arithmetic, commit and date of every process that worked on it
     status.json       state (running, interrupted, done, diverged, failed; refused: not for this pair), message, epoch;
                       of a run that is done the digests of the files below and above
     metrics.json      one record per epoch: accuracy, losses, seconds, learning rate
@@ -182,10 +187,21 @@ class Run:
             facts["files"] = {name: sha256_file(self / name) for name in _LOST_WITH if (self / name).is_file()}
         documents.write(self / "status.json", {"state": state, **facts})
 
-    def add_environment(self, facts: dict[str, Any], epoch: int) -> None:
-        """Record what computes this run from ``epoch`` on, with the date."""
-        earlier = [part for part in self.environments if part.get("from_epoch", 1) < epoch]
-        write_json(self / "environment.json", [*earlier, {**facts, "date": today(), "from_epoch": epoch}])
+    def add_environment(self, facts: dict[str, Any], epoch: int, step: int = 0) -> str:
+        """Record what computes this run from a step of an epoch on, with the date.
+
+        Returns:
+            What of it changes the bits against what computed the run before, in words; empty where nothing does.
+        """
+        earlier = [part for part in self.environments if _begin(part) < (epoch, step)]
+        now: Any = {**facts, "date": today(), "from_epoch": epoch, "from_step": step}
+        write_json(self / "environment.json", [*earlier, now])
+        return _change(earlier[-1], now) if earlier else ""
+
+    @property
+    def changes(self) -> list[str]:
+        """What of the bits depend on changed while this run was computed, in words."""
+        return [text for before, now in itertools.pairwise(self.environments) if (text := _change(before, now))]
 
     def set_metrics(self, records: list[dict[str, Any]]) -> None:
         write_json(self / "metrics.json", records)
@@ -235,6 +251,27 @@ class Run:
     def _set_aside(self, names: Sequence[str], reason: str, say: Say) -> None:
         kept = [set_aside(self / name, "damaged").name for name in names if (self / name).exists()]
         say(f"{reason}; kept as {', '.join(kept)}" if kept else reason)
+
+
+def _begin(part: documents.Environment) -> tuple[int, int]:
+    return part.get("from_epoch", 1), part.get("from_step", 0)
+
+
+def _change(before: documents.Environment, now: documents.Environment) -> str:
+    """What bits depend on and is not what it was; facts that only one of both records has say nothing."""
+    old, new = _decisive(before), _decisive(now)
+    texts = [
+        f"{name} {new[name]} instead of {old[name]}" for name in sorted(new) if old.get(name, new[name]) != new[name]
+    ]
+    return f"computed with {', '.join(texts)} from epoch {_begin(now)[0]} on" if texts else ""
+
+
+def _decisive(facts: documents.Environment) -> dict[str, str]:
+    """What the bits of a result depend on, of the facts about what computes a run."""
+    own = {name: value for name, value in facts.get("arithmetic", {}).items() if name != "summary"}
+    versions = {name: value for name, value in facts["versions"].items() if name != "python" and value}
+    found: dict[str, Any] = {"device": facts.get("device", "").partition(":")[0], **own, **versions}
+    return {name: " ".join(value) or "none" if isinstance(value, list) else str(value) for name, value in found.items()}
 
 
 class Store:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, counted
+from ..common.environment import check_precision
 from ..common.files import digest
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol, load_protocol
@@ -130,6 +131,7 @@ def verify_teachers(names: Sequence[str], workspace: Workspace, measure: Measure
     entries = [zoo.get(name) for name in names] or [e for e in zoo.entries.values() if zoo.path(e).is_file()]
     if not entries:
         raise UserError(f"no teacher is installed in {zoo.folder}; see: teachers list, teachers add NAME FILE")
+    check_precision(workspace.device)
     off = []
     for entry in entries:
         metric, value = get_task(entry.task).metric, measure(entry, usual_protocol(entry.task))

@@ -8,17 +8,19 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ..common.environment import check_precision
 from ..config.protocol import Protocol
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check(protocol: Protocol, device: torch.device) -> None:
-    """Raise UserError where the device does not have the protocol's precision.
+    """Raise UserError where the device does not have the protocol's precision, or this process computes in another.
 
     CPUs have no TF32, and would compute in fp32 what is recorded as TF32; products in fp16 take them hundreds of times
     as long as in fp32.
     """
+    check_precision(device)
     if device.type == "cpu" and protocol.precision in ("fp16", "tf32"):
         raise UserError(f"precision {protocol.precision} is for GPUs; on a CPU use bf16 or fp32 (--precision)")
 

@@ -343,5 +343,5 @@ def finish(
         epochs=protocol.epochs,
         last=last["metrics"],
         best=best,
-        remarks=list(remarks),
+        remarks=[*remarks, *run.changes],
     )

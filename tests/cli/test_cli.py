@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.cli import main as cli
+from benchmarks.common import environment
 from benchmarks.config.protocol import protocol_names
 from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.networks import build_network
@@ -173,6 +174,22 @@ def test_list_names_everything() -> None:
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(call: Call, arguments: tuple[str, ...], words: str) -> None:
     assert words in refused(call, *arguments)
+
+
+def test_arithmetic_that_no_protocol_says_is_refused(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment.loosened.cache_clear()
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    try:
+        for command in (DEMO, ("teachers", "train", "resnet8", "--protocol", "digits-demo"),
+                        ("profile", "kd", "resnet14-resnet8")):  # fmt: skip
+            assert "ONEDNN_DEFAULT_FPMATH_MODE=BF16: " in refused(call, *command, "--device", "cpu")
+        assert not (tmp_path / "results").exists()
+        code, out, _ = call("doctor")
+        assert code == 0 and "fp32 loosened by ONEDNN_DEFAULT_FPMATH_MODE=BF16" in out and "nothing can be run: " in out
+    finally:
+        environment.loosened.cache_clear()
 
 
 def test_nothing_is_left_behind_by_bad_input(call: Call, tmp_path: Path) -> None:
@@ -409,6 +426,8 @@ def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:
     for words in (
         "versions   python",
         f"torch {torch.__version__}"[:10],
+        "arithmetic ",
+        "fp32 in full",
         "digits: 1437 training images",
         "no CIFAR100 below",
     ):

@@ -264,6 +264,20 @@ def test_rendering_is_a_pure_function_of_the_store(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
 
 
+def test_arithmetic_stands_in_the_provenance_of_runs_that_have_it(tmp_path: Path) -> None:
+    shown = paper()
+    finish(tmp_path, shown, {"kd": (70.0, 71.0)})
+    _, markdown, _ = rendered(tmp_path, shown)
+    assert "on a machine with torch 2.9" in markdown, "as runs were recorded before"
+    cell = next(cell for cell in shown.cells if cell.row == "kd")
+    facts = {**FACTS, "arithmetic": {"summary": "AVX2, fp32 in full"}}
+    run = Store(tmp_path).run(cell.key)
+    write_json(run / "environment.json", [facts])
+    run.set_status("done", last={"top1": 70.0}, best={"top1": 71.0})
+    _, markdown, _ = rendered(tmp_path, shown)
+    assert "on a machine, a machine (AVX2, fp32 in full) with torch 2.9" in markdown
+
+
 def test_the_order_in_which_runs_were_planned_does_not_show(tmp_path: Path) -> None:
     shown = paper()
     finish(tmp_path, shown, {"student": (69.0, 69.3), "kd": (70.5, 71.0), "dkd": (71.0, 71.4)})
@@ -435,9 +449,11 @@ def test_a_trained_teacher_shows_what_its_cell_measured(tmp_path: Path) -> None:
     shown = edited(paper(), identity={}, cell="t" * 20, entry="", origin="here")
     lines, text, _ = rendered(tmp_path, shown)
     assert lines["teacher", PAIR]["value"] == ""
-    Store(tmp_path).run("t" * 20).set_status("done", last={"top1": 71.25}, best={"top1": 71.5})
+    status = {"last": {"top1": 71.25}, "best": {"top1": 71.5}, "remarks": ["computed with threads 1 instead of 2"]}
+    Store(tmp_path).run("t" * 20).set_status("done", **status)
     lines, text, _ = rendered(tmp_path, shown)
-    assert lines["teacher", PAIR]["value"] == "71.2500" and "trained here under the same protocol" in text
+    assert lines["teacher", PAIR]["value"] == "71.2500"
+    assert "trained here under the same protocol, seed 0; computed with threads 1 instead of 2" in text
 
 
 def test_a_table_that_was_never_run_says_what_is_there(tmp_path: Path) -> None:

@@ -348,6 +348,37 @@ def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytes
     assert content(run.path) == before
 
 
+def facts(torch: str = "2.14", **arithmetic: object) -> dict[str, object]:
+    versions = {"torch": torch, "python": "3.11", "cuda": None}
+    return {"commit": "", "device": "cpu", "machine": "m", "versions": versions, "arithmetic": arithmetic}
+
+
+def test_what_changes_the_bits_of_a_run_is_told_and_kept(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    assert run.add_environment(facts(threads=2, limits=[], summary="a"), 1) == ""
+    assert run.add_environment(facts(threads=2, limits=[], summary="b"), 1, 7) == "", "it says what is computed with"
+    change = run.add_environment(facts("2.15", threads=1, limits=["A=1", "B=2"]), 3, 4)
+    assert (
+        change == "computed with limits A=1 B=2 instead of none, threads 1 instead of 2, torch 2.15 instead of 2.14 "
+        "from epoch 3 on"
+    )
+    assert run.changes == [change]
+    assert [(part["from_epoch"], part["from_step"]) for part in run.environments] == [(1, 0), (1, 7), (3, 4)]
+    # Killed before it saved anything: what it computed is gone, and its record with it.
+    assert run.add_environment(facts(threads=2, limits=[]), 3, 4) == "" and run.changes == []
+
+
+def test_a_run_of_before_arithmetic_was_recorded_goes_on(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    old = {"device": "cpu", "machine": "m, 2 threads", "versions": {"torch": "2.14", "cuda": None}, "commit": ""}
+    write_json(run / "environment.json", [{**old, "date": "2026-01-01", "from_epoch": 1}])
+    assert run.add_environment(facts(threads=1), 2) == ""
+    assert (
+        run.add_environment({**facts(threads=1), "device": "cuda:0"}, 3)
+        == "computed with device cuda instead of cpu from epoch 3 on"
+    )
+
+
 HOLD = """
 import sys
 from pathlib import Path

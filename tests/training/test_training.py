@@ -296,6 +296,19 @@ def test_stopped_and_resumed(bench: Bench, alone: Callable[[Cell], Result], afte
     assert sum(done.values()) >= after
 
 
+def test_a_change_of_what_bits_depend_on_is_said_and_stays_with_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    (cell,) = bench.cells([("kd", {})])
+    with pytest.raises(Interrupted):
+        bench.run([cell], stopping=lambda: sum(bench.steps().values()) > STEPS)
+    assert bench.said == []
+    usual = local.environment.arithmetic
+    monkeypatch.setattr(local.environment, "arithmetic", lambda device: {**usual(device), "threads": 99})
+    bench.run([cell])
+    change = f"computed with threads 99 instead of {torch.get_num_threads()} from epoch 2 on"
+    assert bench.said == [f"{cell.label}  {change}, so it ends in other bits than a run without this change"]
+    assert bench.store.run(cell).status["remarks"] == [change]
+
+
 def test_members_at_different_positions_end_in_the_same_bits(
     tmp_path: Path, data: ImageData, alone: Callable[[Cell], Result]
 ):

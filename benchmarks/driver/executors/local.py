@@ -25,7 +25,7 @@ from ...config.protocol import Protocol
 from ...cost.profiling import measure
 from ...networks import NetworkView
 from ...store.cell import Cell, TeacherRef
-from ...store.runs import Store
+from ...store.runs import OTHER_BITS, Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.loop import Interrupted, Report, SharedTeacher, train
 from ...training.student_run import Member
@@ -195,7 +195,9 @@ def _member(
         except Damaged as error:  # begin anew without it
             aside = set_aside(run / "checkpoint.pt", "unreadable")
             context.say(f"{cell.label} starts again: {error}; the file is kept as {aside.name}")
-    run.add_environment(environment.describe(context.device), member.position[0])
+    change = run.add_environment(environment.describe(context.device), *member.position)
+    if change and member.position[0] <= context.protocol.epochs:
+        context.say(f"{cell.label}  {change}, {OTHER_BITS}")
     run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
     return member
 
