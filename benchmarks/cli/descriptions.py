@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..common.yaml_files import TABLES
+from ..common.places import TABLES
 from ..config.protocol import load_protocol
 from ..config.table_spec import all_pair_settings, load_table
 from ..store.manifest import flat

@@ -12,7 +12,7 @@ import click
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, say
-from ..common.yaml_files import ROOT
+from ..common.places import ROOT
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace

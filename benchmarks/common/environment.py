@@ -20,7 +20,7 @@ import torch
 from kd_methods.errors import UserError
 
 from .console import counted
-from .yaml_files import ROOT
+from .places import PACKAGE
 
 _PRECISION = {
     "cpu": ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
@@ -204,7 +204,7 @@ def commit() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True
     ).stdout.strip()
 
 

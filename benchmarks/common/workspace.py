@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import say
-from .yaml_files import ROOT
+from .places import ROOT
 
 if TYPE_CHECKING:
     import torch

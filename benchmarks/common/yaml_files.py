@@ -15,9 +15,6 @@ from kd_methods.errors import UserError, unknown
 
 from .files import NoFile, complaint, read_text
 
-ROOT = Path(__file__).resolve().parents[2]
-TABLES = ROOT / "tables"
-
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000

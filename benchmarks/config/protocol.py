@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from kd_methods.errors import UserError
 
 from ..common.files import complaint
-from ..common.yaml_files import TABLES, Misplaced, Shelf, Strict, load
+from ..common.places import TABLES
+from ..common.yaml_files import Misplaced, Shelf, Strict, load
 from .recipe import LARGEST, LONGEST, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
 from .schedules import SCHEDULES
 

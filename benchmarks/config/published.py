@@ -6,7 +6,8 @@ import functools
 from typing import Literal
 
 from ..common.files import read_csv
-from ..common.yaml_files import TABLES, Strict
+from ..common.places import TABLES
+from ..common.yaml_files import Strict
 
 
 class PublishedLine(Strict):

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
 
-from ..common.yaml_files import TABLES, Misplaced, Shelf, Strict, load, merged, read_yaml, validate
+from ..common.places import TABLES
+from ..common.yaml_files import Misplaced, Shelf, Strict, load, merged, read_yaml, validate
 from .protocol import PROTOCOLS, Protocol
 from .recipe import Optimizer
 

@@ -159,7 +159,7 @@ def _in_processes(
         # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
         # that cannot use it.
         methods = multiprocessing.get_context("forkserver")
-        methods.set_forkserver_preload(["benchmarks.detection.runner"])
+        methods.set_forkserver_preload([f"{__package__}.runner"])
     started: dict[Connection, tuple[int, Any]] = {}
     last: tuple[Any, ...] = ()
     asked = False

@@ -9,8 +9,9 @@ from kd_methods.errors import UserError
 from ..analysis import linear_probe
 from ..common.console import Outcome, counted
 from ..common.files import csv_text, read_csv, write_text
+from ..common.places import TABLES
 from ..common.workspace import Workspace
-from ..common.yaml_files import TABLES, Strict
+from ..common.yaml_files import Strict
 from ..store.runs import Store
 from ..tasks import get_task
 from ..teachers.zoo import Zoo

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from kd_methods.errors import UserError, unknown
 
 from ..common.files import complaint, locked, read_json, sha256_file, write_bytes, write_json
+from ..common.places import TABLES
 from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
-from ..common.yaml_files import TABLES, read_yaml
+from ..common.yaml_files import read_yaml
 from ..config.protocol import Mean, Protocol, Std, of_three_channels
 from ..store.cell import TeacherRef
 from ..tasks import TaskData, get_task

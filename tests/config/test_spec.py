@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import networks
-from benchmarks.common.yaml_files import TABLES, read_yaml
+from benchmarks.common.places import TABLES
+from benchmarks.common.yaml_files import read_yaml
 from benchmarks.config.protocol import Protocol, load_protocol, protocol_names, steps_per_epoch
 from benchmarks.config.schedules.onecycle import one_cycle
 from benchmarks.config.table_spec import TableSpec, all_pair_settings, load_table, pair_settings, stem, table_names

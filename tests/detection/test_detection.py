@@ -23,9 +23,9 @@ from torch import Tensor
 
 import kd_methods
 from benchmarks import networks
+from benchmarks.common.places import ROOT
 from benchmarks.common.weights import load_weights
 from benchmarks.common.workspace import Workspace
-from benchmarks.common.yaml_files import ROOT
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings
 from benchmarks.detection import detectors, executor

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks import networks
+from benchmarks.common.places import TABLES
 from benchmarks.common.workspace import Workspace
-from benchmarks.common.yaml_files import TABLES
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Optimizer
 from benchmarks.config.table_spec import load_table
