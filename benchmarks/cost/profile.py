@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..common.files import write_bytes, write_text
+from ..common.files import read_json, write_bytes, write_text
 from ..report.model import PARTS
 from .profiling import Bench
 from .setup import Suite
@@ -74,7 +73,7 @@ def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float
 
     The profiler counts from its own start, so what lived before the step is not in it.
     """
-    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    events = read_json(trace, limit=2**32)["traceEvents"]
     marked = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(MARK)]
     starts = {e["name"].removeprefix(MARK): e["ts"] for e in marked}
     kind = 1 if device == "cuda" else 0

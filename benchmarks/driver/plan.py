@@ -113,12 +113,9 @@ def make(request: Request, workspace: Workspace) -> Plan:
     table = load_table(request.table)
     preset = table.preset(request.preset)
     assert preset.pairs is not None and preset.methods is not None
-    protocol = load_protocol(preset.protocol)
+    protocol = checked_protocol(preset.protocol)
     protocol = protocol.on_task(get_task(preset.task or protocol.task).name)
-    protocol, usual = protocol.changed(**request.changes), protocol
-    teacher_protocol = usual.for_teachers(request.changes)
-    for name in (preset.protocol, usual.teachers_from or preset.protocol):
-        _check_rates(name)
+    protocol, teacher_protocol = protocol.changed(**request.changes), protocol.for_teachers(request.changes)
     for recipe in (protocol, teacher_protocol):
         precision.check(recipe, workspace.device)
     if protocol.start:
@@ -206,14 +203,21 @@ def make(request: Request, workspace: Workspace) -> Plan:
     )
 
 
-def _check_rates(protocol: str) -> None:
-    """A rate for a student that is misspelt would go unheard."""
-    for student in load_protocol(protocol).lr_by_student:
+def checked_protocol(name: str) -> Protocol:
+    """A protocol, and that of its teachers, whose rates are for students that exist: others would go unheard.
+
+    Raises:
+        UserError: there is no such protocol, or it has a rate for an unknown student (file and line are named).
+    """
+    protocol = load_protocol(name)
+    for student in protocol.lr_by_student:
         try:
             networks.check(student)
         except UserError as error:
-            place = where(PROTOCOLS.file(protocol), "lr_by_student", student)
-            raise UserError(f"{place}: {error}") from None
+            raise UserError(f"{where(PROTOCOLS.file(name), 'lr_by_student', student)}: {error}") from None
+    if protocol.teachers_from:
+        checked_protocol(protocol.teachers_from)
+    return protocol
 
 
 def _check_metrics(table: TableSpec, pairs: Sequence[Pair], protocol: Protocol) -> None:
@@ -234,6 +238,9 @@ def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol
                     f"protocol {protocol.name} keeps {protocol.max_length} tokens of a text, network '{network}' has "
                     f"{known} positions; set the protocol's max_length to {known} or less"
                 )
+        if task.inputs == "images" and protocol.crop_padding >= task.size:
+            size = f"images of task {task.name} have {task.size} pixels"
+            raise UserError(f"protocol {protocol.name}: crop_padding {protocol.crop_padding} leaves nothing, {size}")
 
 
 def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:

@@ -89,10 +89,7 @@ class Zoo:
 
     def _recorded(self) -> dict[str, Teacher]:
         path = self.folder / "teachers.json"
-        try:
-            return {name: Teacher(**entry) for name, entry in (read_json(path) or {}).items()}
-        except (AttributeError, TypeError, ValidationError):
-            raise UserError(f"{path} does not hold teacher entries; mend it or move it away") from None
+        return read_json(path, dict[str, Teacher], "mend it or move it away") or {}
 
     @property
     def entries(self) -> dict[str, Teacher]:

@@ -284,6 +284,13 @@ def test_a_wrong_protocol_of_ones_own_names_file_and_line(call: Call, tmp_path: 
     assert f"{protocol} line 4" in refused(call, "show", "protocol", protocol)
 
 
+def test_a_rate_for_an_unknown_student_is_refused_for_teachers_too(call: Call, tmp_path: Path) -> None:
+    protocol = tmp_path / "p.yaml"
+    protocol.write_text("extends: digits-demo\nname: p\nversion: 1\nlr_by_student: {Resnet8: 0.5}\n")
+    line = refused(call, "teachers", "train", "resnet8", "--protocol", protocol)
+    assert f"{protocol} line 4: lr_by_student.Resnet8: " in line and "did you mean resnet8" in line
+
+
 def test_missing_data_says_where_to_put_it(call: Call, tmp_path: Path) -> None:
     empty = tmp_path / "deep" / "empty"
     empty.mkdir(parents=True)
@@ -363,8 +370,6 @@ def test_entries_of_another_form_are_one_clear_line(call: Call, tmp_path: Path, 
     entries = tmp_path / "checkpoints" / "teachers.json"
     entries.parent.mkdir()
     entries.write_text(content)
-    if content == "[]":
-        entries.write_text("[1]")
     assert str(entries) in refused(call, "teachers", "list")
 
 

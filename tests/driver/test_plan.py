@@ -173,6 +173,16 @@ def test_a_rate_for_an_unknown_student_is_refused(table: str, zoo: Zoo) -> None:
         plan(table, zoo)
 
 
+def test_a_crop_that_can_miss_the_image_is_refused(table: str, zoo: Zoo) -> None:
+    own = Path(table).parent / "p.yaml"
+    Path(table).write_text(TABLE.replace("digits-demo", "p.yaml"))
+    own.write_text("extends: digits-demo\nname: p\nversion: 1\ncrop_padding: 16\n")
+    with pytest.raises(UserError, match=r"crop_padding 16 leaves nothing, images of task digits have 16 pixels"):
+        plan(table, zoo)
+    own.write_text("extends: digits-demo\nname: p\nversion: 1\ncrop_padding: 15\n")
+    assert plan(table, zoo).protocol.crop_padding == 15
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
