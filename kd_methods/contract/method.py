@@ -101,7 +101,7 @@ class Method(nn.Module):
         return teacher
 
     def adapt(self, student: Network) -> Network:
-        """The student as it is trained, for methods that change it; by default unchanged."""
+        """The student as it is trained, for methods that change it, the network itself too; by default unchanged."""
         return student
 
     def prepare(self, teacher_pass: TeacherPass) -> None:

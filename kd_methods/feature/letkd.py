@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -57,7 +58,7 @@ class LetKD1(Method):
 
     card = Card(
         name="letkd1",
-        version=1,
+        version=2,
         family="feature",
         title="letKD-1",
         paper="gorgun2023letkd",
@@ -78,6 +79,8 @@ class LetKD1(Method):
             " are, min(classes - 1, channels) at most; said under the table",
             "the intermediate target uses the labels; the KD layers stay in the network that is deployed and counted",
             "on networks outside the paper teacher maps are pooled by any whole factor",
+            "the student's classifier starts from N(0, sqrt(2 / classes)) and a bias of 0, as in the code; under other"
+            " methods, whose published values come from other papers, as the networks have it",
         ),
         our_choice=("passes",),
         recipe="cifar100-letkd",
@@ -158,6 +161,7 @@ class LetKD1(Method):
         return LayerSite(name, ours, theirs, channels, width, factor, alpha, weight)
 
     def adapt(self, student: Network) -> Network:
+        _restart_classifier(student, self.classes)
         for site in self.sites:
             if site.alpha:
                 # Where the last stage is one block both layers follow the same unit, the intermediate one first.
@@ -229,6 +233,16 @@ class LetKD1(Method):
         points = subclasses.project(features, self.projection, self.mean)
         labels = labels.repeat_interleave(len(points) // len(labels))
         return self.decisions[subclasses.nearest_of_class(points, labels, self.centres)]
+
+
+def _restart_classifier(student: Network, classes: int) -> None:
+    """Start the linear map from the pooled vector to the logits as the authors' code does."""
+    (width,) = student.shape(student.layout.pooled)
+    for module in student.module.modules():
+        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) == (width, classes):
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / classes))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _stand_in(*shape: int) -> Tensor:

@@ -371,6 +371,36 @@ def test_prepared_targets_are_distributions_and_small_data_is_said(prepared: Any
         assert float(term) == pytest.approx(np.log(p.shape[1]) - float(entropy), abs=1e-4)
 
 
+@pytest.mark.parametrize("student", ["resnet8", "wrn_16_1", "MobileNetV2", "ShuffleV2", "vgg8"])
+def test_the_classifier_starts_as_the_code_has_it(student: str):
+    """N(0, sqrt(2 / classes)) and no bias; the rest of the student is what its network draws."""
+    views = []
+    for name in ("letkd1", "student"):
+        torch.manual_seed(3)
+        own, teacher = build_network(student, 100), build_network("vgg8" if student == "vgg8" else "wrn_16_1", 100)
+        method = kd_methods.build(name, own, teacher if name == "letkd1" else None, CIFAR)
+        method.adapt(own)
+        views.append(own.module.state_dict())
+    other = {key for key in views[0] if not torch.equal(views[0][key], views[1][key])}
+    weight = next(key for key in other if key.endswith("weight"))
+    assert other <= {weight, weight.replace("weight", "bias")}
+    assert views[0][weight].std().item() == pytest.approx((2 / 100) ** 0.5, rel=0.03)
+    assert abs(views[0][weight].mean().item()) < 0.01 and not views[0][weight.replace("weight", "bias")].any()
+
+
+def test_teachers_of_the_recipe_are_crds():
+    """The paper's files are; where there are none they are trained as CRD's were."""
+    for name, wanted in (
+        ("cifar100-letkd", "cifar100-crd240"),
+        ("cifar100-letkd-noise40", "cifar100-crd240"),
+        ("cifar100-letkd-short", "cifar100-short"),
+        ("cifar100-letkd-noise20-short", "cifar100-short"),
+        ("tiny-imagenet-letkd", "tiny-imagenet-letkd"),
+    ):
+        own = load_protocol(name).for_teachers({})
+        assert own.name == wanted and own.epochs == load_protocol(name).epochs
+
+
 def test_a_student_with_larger_maps_is_refused():
     with pytest.raises(UserError, match="teacher maps that are as large"):
         adapted("letkd1", ("ShuffleV2", "resnet8"))

@@ -170,9 +170,9 @@ class Setup:
         pair = pair or pair_for(name)
         self.pair = pair
         self.teacher = network(pair[0], "teacher")
-        student = network(pair[1], "student")
-        self.method: Method = kd_methods.build(name, student, self.teacher, INFO, **(values or {})).train()
-        self.student = self.method.adapt(student).train()
+        self.plain = copy.deepcopy(network(pair[1], "student"))  # a method may change it
+        self.method: Method = kd_methods.build(name, self.plain, self.teacher, INFO, **(values or {})).train()
+        self.student = self.method.adapt(self.plain).train()
         self.text = pair[1] in networks.ENCODERS
         self.batch = make_batch(size, text=self.text)
         self.progress = Progress(1.0, 240)
@@ -418,9 +418,10 @@ def test_state_dict_round_trip(name: str, values: dict):
     state = copy.deepcopy(setup.method.state_dict())
     expected = setup.losses().terms()
     torch.manual_seed(99)
-    student = network(setup.pair[1], "student")
+    student, own = copy.deepcopy(setup.plain), copy.deepcopy(setup.plain.module.state_dict())
     fresh = kd_methods.build(name, student, setup.teacher, INFO, **values).train()
     setup.method, setup.student = fresh, fresh.adapt(student).train()
+    student.module.load_state_dict(own)
     changed = setup.losses().terms()
     if state and any(parameter.requires_grad for parameter in fresh.parameters()):
         assert any(not torch.equal(changed[key], value) for key, value in expected.items())
