@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from .contract import (
         Batch,
         Card,
-        DataInfo,
         Losses,
         Method,
-        MethodSettings,
         Network,
         Outputs,
         Phase,
@@ -103,16 +101,18 @@ def _base() -> type[Method]:
 
         parts_of: tuple[type[Method], ...]
 
-        def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-            super().__init__(student, teacher, info, settings)
-            first = self.parts_of[0](student, teacher, info, getattr(settings, self.parts_of[0].card.name))
+        def setup(self) -> None:
+            student, teacher = self._networks
+            first = self._part(self.parts_of[0], student, teacher)
             # The others are built for the network as the first method changes it, and see its outputs. They may ask it
             # for shapes, so what the first one inserts has to be where the student is.
             changed = first.to(next(student.parameters()).device).adapt(student)
             self._adapted = (changed,)
-            others = [part(changed, teacher, info, getattr(settings, part.card.name)) for part in self.parts_of[1:]]
-            self.parts = nn.ModuleList([first, *others])
+            self.parts = nn.ModuleList([first, *(self._part(part, changed, teacher) for part in self.parts_of[1:])])
             self._join_needs()
+
+        def _part(self, part: type[Method], student: Network, teacher: Network | None) -> Method:
+            return part(student, teacher, self.info, getattr(self.settings, part.card.name))
 
         def adapt(self, student: Network) -> Network:
             return self._adapted[0]
@@ -131,7 +131,7 @@ def _base() -> type[Method]:
         def phases(self) -> Sequence[Phase]:
             return [phase for part in self.parts for phase in part.phases()]  # type: ignore[operator]
 
-        def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
             found = [part.losses(student, teacher, batch, progress) for part in self.parts]  # type: ignore[operator]
             task: dict[str, Tensor] = dict(found[0].task)
             distill: dict[str, Tensor] = {}

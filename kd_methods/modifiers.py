@@ -108,8 +108,7 @@ def _standardized(method: type[Method]) -> type[Method]:
     from .functional import standardize
 
     class Standardized(method):  # type: ignore[valid-type, misc]
-        def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-            assert teacher is not None
+        def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
             kept = [outputs.with_logits(standardize) for outputs in (student, teacher)]
             # Two calls, because the task loss stays on the raw logits; on (B, K) they cost next to nothing.
             raw = super().losses(student, teacher, batch, progress)

@@ -388,14 +388,14 @@ class Detector(Network):
         with torch.no_grad():
             maps = tuple(self.module.extract_feat(inputs))
             kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
-            found = inputs.new_zeros(1, 1)
+            region_logits = None
             if self.two_stage:
                 kept["pyramid"] = pyramid = Pyramid(self._read(maps), lesson.regions)
-                found = self.resume("pyramid", pyramid).logits if logits else found
+                region_logits = self.resume("pyramid", pyramid).logits if logits else None
             elif lesson.dense:
                 scores, edges, *_ = self.module.bbox_head(maps)
                 kept["dense"] = self._dense(scores, edges, lesson.dense.level, lesson.dense.positive)
-        return Outputs(found, kept, self.layout)
+        return Outputs(region_logits, kept, self.layout)
 
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The levels that the region heads read."""

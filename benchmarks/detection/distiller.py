@@ -15,7 +15,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 import kd_methods
-from kd_methods.contract import DataInfo, Method, Progress
+from kd_methods.contract import NO_OUTPUTS, DataInfo, Method, Progress
 
 from .detectors import Detector
 
@@ -110,10 +110,10 @@ class Distiller(BaseModel):
         student, teacher = self._views
         needs = self.method.needs
         lesson = student.learn(inputs, data_samples, needs.student_units)
-        kept = None
+        targets = NO_OUTPUTS
         if teacher is not None and teacher_inputs is not None and (needs.teacher or needs.teacher_units):
-            kept = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)
-        losses = self.method.losses(lesson.outputs, kept, lesson.batch, self._progress())
+            targets = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)
+        losses = self.method.losses(lesson.outputs, targets, lesson.batch, self._progress())
         # mmengine adds up what is called loss; the detector's own terms are told beside it.
         own = {
             f"own_{name.replace('loss_', '').replace('loss', 'l')}": term.detach()

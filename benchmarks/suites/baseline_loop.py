@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import kd_methods
-from kd_methods.contract import Batch
+from kd_methods.contract import NO_OUTPUTS, Batch
 
 from ..config.protocol import Protocol
 from ..networks import NetworkView, build_network
@@ -101,7 +101,7 @@ class BaselineLoop:
     def step(self, images: Tensor, labels: Tensor, indices: Tensor) -> float:
         """One step; returns its loss."""
         images, labels = images.to(self.device), labels.to(self.device)
-        taught = None
+        taught = NO_OUTPUTS
         if self.teacher:
             with torch.no_grad():
                 taught = self.teacher(images, at=self.method.needs.teacher_units)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import kd_methods
-from kd_methods.contract import Batch, Losses, Needs, Network, Outputs, Phase, Progress, TeacherPass
+from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Network, Outputs, Phase, Progress, TeacherPass
 from kd_methods.errors import Damaged, UserError
 
 from ..common.seeding import Stream, derive
@@ -179,10 +179,10 @@ class Member:
             self.position = (position[0], position[1] + 1)
         self.seconds += time.perf_counter() - started
 
-    def forward(self, batch: Batch) -> Outputs | None:
-        """The student's pass over every view that the losses read, or None in a phase without the student."""
+    def forward(self, batch: Batch) -> Outputs:
+        """The student's pass over every view that the losses read; none in a phase without the student."""
         if self.phase and not self.phase.student:
-            return None
+            return NO_OUTPUTS
         needs = self.needs
         outputs = self.student(batch.inputs, at=needs.student_units, fields=needs.student)
         if needs.views > 1:
@@ -190,12 +190,10 @@ class Member:
             outputs = outputs.with_second(self.student(batch.second, at=needs.student_units, fields=needs.student))
         return outputs
 
-    def losses(self, student: Outputs | None, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         """The terms of the current phase, or of the training proper."""
-        if self.phase:
-            return self.phase.losses(student, teacher, batch, progress)
-        assert student is not None
-        return self.method.losses(student, teacher, batch, progress)
+        losses = self.phase.losses if self.phase else self.method.losses
+        return losses(student, teacher or NO_OUTPUTS, batch, progress)
 
     def check_finite(self) -> None:
         """Raise Diverged, naming the term, if any loss since the epoch's start was not finite."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, joined
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, joined
 from ..errors import UserError
 from ..feature._connectors import ConnectorKind
 from ..registry import register
@@ -19,8 +19,35 @@ from ..views.layers import evenly_spaced
 from ._connectors import connector
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(1.0, ge=0, description="weight of the task losses of student and stones")
+    beta: float = Field(1.0, ge=0, description="weight of the distances to the teacher")
+    gamma: float = Field(1.0, ge=0, description="weight of the distances to the stones' ensemble")
+    stone_task: float = Field(1.0, ge=0, description="factor on the stones' task losses")
+    temperature: float = Field(4.0, gt=0, description="temperature of all distances")
+    distance: Literal["kl", "dkd"] = Field("kl", description="distance d between logits")
+    dkd_alpha: float = Field(1.0, ge=0, description="alpha of distance dkd")
+    dkd_beta: float = Field(8.0, ge=0, description="beta of distance dkd")
+    connector: ConnectorKind = Field("conv1x1", description="map from the student's blocks to the teacher's")
+    stone_weighting: Literal["halving", "equal"] = Field("halving", description="w_i = 1 / 2^(n-i), or 1 for all")
+    active_stones: tuple[int, ...] | None = Field(
+        None, description="stones in use, from 1, or from the end if negative; null for all"
+    )
+    sample_stones: int | None = Field(None, ge=1, description="random active stones per step; null for all")
+    stone_schedule: Literal["together", "deep_first", "shallow_first"] = Field(
+        "together", description="whether all stones are there from the start, or come in one by one"
+    )
+    stone_epochs: float = Field(30.0, gt=0, description="epochs between two stones that come in one by one")
+    teacher_bn: Literal["eval", "batch"] = Field(
+        "eval",
+        description="statistics in the tails while training: running ones or the batch's; probes use running",
+    )
+    warmup: float = Field(0.0, ge=0, description="epochs over which the terms of warmup_on grow linearly")
+    warmup_on: Literal["gamma", "beta_gamma"] = Field("gamma", description="terms that warm up")
+
+
 @register
-class BlockKD(Method):
+class BlockKD(Method[Settings]):
     """Trains the student's blocks through the teacher's remaining blocks: matching features in logit space."""
 
     card = Card(
@@ -53,42 +80,13 @@ class BlockKD(Method):
     )
     needs = Needs(student=("blocks",), teacher=("logits",), min_batch=2)
 
-    class Settings(MethodSettings):
-        alpha: float = Field(1.0, ge=0, description="weight of the task losses of student and stones")
-        beta: float = Field(1.0, ge=0, description="weight of the distances to the teacher")
-        gamma: float = Field(1.0, ge=0, description="weight of the distances to the stones' ensemble")
-        stone_task: float = Field(1.0, ge=0, description="factor on the stones' task losses")
-        temperature: float = Field(4.0, gt=0, description="temperature of all distances")
-        distance: Literal["kl", "dkd"] = Field("kl", description="distance d between logits")
-        dkd_alpha: float = Field(1.0, ge=0, description="alpha of distance dkd")
-        dkd_beta: float = Field(8.0, ge=0, description="beta of distance dkd")
-        connector: ConnectorKind = Field("conv1x1", description="map from the student's blocks to the teacher's")
-        stone_weighting: Literal["halving", "equal"] = Field("halving", description="w_i = 1 / 2^(n-i), or 1 for all")
-        active_stones: tuple[int, ...] | None = Field(
-            None, description="stones in use, from 1, or from the end if negative; null for all"
-        )
-        sample_stones: int | None = Field(None, ge=1, description="random active stones per step; null for all")
-        stone_schedule: Literal["together", "deep_first", "shallow_first"] = Field(
-            "together", description="whether all stones are there from the start, or come in one by one"
-        )
-        stone_epochs: float = Field(30.0, gt=0, description="epochs between two stones that come in one by one")
-        teacher_bn: Literal["eval", "batch"] = Field(
-            "eval",
-            description="statistics in the tails while training: running ones or the batch's; probes use running",
-        )
-        warmup: float = Field(0.0, ge=0, description="epochs over which the terms of warmup_on grow linearly")
-        warmup_on: Literal["gamma", "beta_gamma"] = Field("gamma", description="terms that warm up")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         layout = self.teacher.layout
-        if self.settings.distance == "dkd" and info.num_classes < 3:
+        if self.settings.distance == "dkd" and self.info.num_classes < 3:
             raise UserError(f"setting {self.card.name}.distance=dkd: DKD is for three classes at least; use 'kl'")
-        counts = len(student.layout.blocks), len(layout.blocks)
+        counts = len(self.student.layout.blocks), len(layout.blocks)
         n = min(counts)
-        evenly = layout.uniform and student.layout.uniform
+        evenly = layout.uniform and self.student.layout.uniform
         # Which blocks, from 0, of the student and of the teacher end together.
         own, theirs = (evenly_spaced(n, m) if evenly else list(range(m - n, m)) for m in counts)
         self.own = own
@@ -96,16 +94,15 @@ class BlockKD(Method):
         self.active = self._active(n)
         equal = self.settings.stone_weighting == "equal"
         self.stone_weights = [1.0 if equal else 0.5 ** (n - i) for i in range(1, n + 1)]
-        shapes = [student.shapes("blocks")[i] for i in own], [self.teacher.shapes("blocks")[i] for i in theirs]
+        shapes = [self.student.shapes("blocks")[i] for i in own], [self.teacher.shapes("blocks")[i] for i in theirs]
         self.connectors = nn.ModuleDict()
         for i in self.active:
             rectify, kind = self.units[i - 1] in layout.rectified, self.settings.connector
-            prefixes = student.layout.prefix_tokens, layout.prefix_tokens
+            prefixes = self.student.layout.prefix_tokens, layout.prefix_tokens
             self.connectors[str(i)] = connector(shapes[0][i - 1], shapes[1][i - 1], rectify, kind, prefixes)
         self._batch_tail: tuple[Network, ...] = ()
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         ramp = progress.ramp(config.warmup)
         beta = config.beta * (ramp if config.warmup_on == "beta_gamma" else 1.0)
@@ -199,6 +196,10 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return torch.stack(terms).sum()
 
 
+class BlockKDLiteSettings(Settings):
+    active_stones: tuple[int, ...] | None = Field((-2, -1), description="stones in use; see block_kd")
+
+
 @register
 class BlockKDLite(BlockKD):
     """Block-KD with the last two stepping stones only: the largest weights and the cheapest tails."""
@@ -210,5 +211,4 @@ class BlockKDLite(BlockKD):
         our_choice=(*BlockKD.card.our_choice, "active_stones"),
     )
 
-    class Settings(BlockKD.Settings):
-        active_stones: tuple[int, ...] | None = Field((-2, -1), description="stones in use; see block_kd")
+    Settings = BlockKDLiteSettings

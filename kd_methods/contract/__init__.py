@@ -9,6 +9,7 @@ from .card import Card, Needs
 from .features import (
     FIELDS,
     MAPS,
+    NO_OUTPUTS,
     AnchorRelations,
     DenseOutputs,
     Heads,
@@ -19,12 +20,13 @@ from .features import (
     Tokens,
     joined,
 )
-from .method import Losses, Method, MethodSettings, Phase
+from .method import Losses, Method, MethodSettings, Phase, TeacherlessMethod
 from .network import Network
 
 __all__ = [
     "FIELDS",
     "MAPS",
+    "NO_OUTPUTS",
     "AnchorRelations",
     "Batch",
     "Card",
@@ -43,6 +45,7 @@ __all__ = [
     "Progress",
     "Pyramid",
     "TeacherPass",
+    "TeacherlessMethod",
     "Tokens",
     "joined",
 ]

@@ -166,13 +166,15 @@ class Layout:
 class Outputs:
     """What one forward pass computed and kept.
 
-    ``logits`` (B, K) are always there. The fields of :class:`Layout`, single units (``outputs["layer3.0"]``) and the
-    outputs of a second view of the same images (``outputs.second``) are there if they were asked for; reading one that
-    was not raises ``LookupError``, so undeclared needs cannot hide.
+    ``logits`` (B, K), the fields of :class:`Layout`, single units (``outputs["layer3.0"]``) and the outputs of a second
+    view of the same images (``outputs.second``) are there if they were asked for; reading one that was not raises
+    ``LookupError``, so undeclared needs cannot hide.
     """
 
-    def __init__(self, logits: Tensor, kept: Mapping[str, Any], layout: Layout, second: Outputs | None = None) -> None:
-        self.logits = logits
+    def __init__(
+        self, logits: Tensor | None, kept: Mapping[str, Any], layout: Layout, second: Outputs | None = None
+    ) -> None:
+        self._logits = logits
         self._kept = kept
         self._layout = layout
         self._second = second
@@ -183,14 +185,21 @@ class Outputs:
         except KeyError:
             raise LookupError(f"the output of unit '{unit}' was not kept; declare it in the method's needs") from None
 
+    @property
+    def logits(self) -> Tensor:
+        if self._logits is None:
+            raise LookupError("the logits were not computed; declare 'logits' in the method's needs")
+        return self._logits
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that was kept."""
         kept = [value.hidden if isinstance(value, Tokens) else value for value in self._kept.values()]
-        return (self.logits, *kept, *(self._second.tensors() if self._second else ()))
+        logits = () if self._logits is None else (self._logits,)
+        return (*logits, *kept, *(self._second.tensors() if self._second else ()))
 
     def with_second(self, second: Outputs) -> Outputs:
         """These outputs, with those of the second view beside them."""
-        return Outputs(self.logits, self._kept, self._layout, second)
+        return Outputs(self._logits, self._kept, self._layout, second)
 
     def with_other_logits(self, logits: Tensor) -> Outputs:
         """These outputs with (B, K) logits that were computed elsewhere."""
@@ -248,3 +257,21 @@ class Outputs:
     @property
     def pooled(self) -> Tensor:
         return self[self._layout.pooled]
+
+
+NO_OUTPUTS = Outputs(
+    None,
+    {},
+    Layout(
+        stem="stem",
+        stages=("stages",),
+        preacts=("preacts",),
+        blocks=("blocks",),
+        last_map="last_map",
+        pooled="pooled",
+        queries=("queries",),
+        keys=("keys",),
+        values=("values",),
+    ),
+)
+"""Of a pass that was not made: reading anything raises ``LookupError``, as for whatever else was not asked for."""

@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -46,12 +46,12 @@ class Phase:
     losses   as :meth:`Method.losses`
     needs    what these losses read
     lr       learning rate throughout the phase; None for the one that the student starts with
-    student  whether the student is run; if not, ``losses`` gets None for its outputs
+    student  whether the student is run; if not, ``losses`` gets outputs of which nothing was kept
     """
 
     name: str
     epochs: float
-    losses: Callable[[Any, Any, Batch, Progress], Losses]
+    losses: Callable[[Outputs, Outputs, Batch, Progress], Losses]
     needs: Needs
     lr: float | None = None
     student: bool = True
@@ -63,17 +63,21 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Method(nn.Module):
-    """Base class of all methods. Its own parameters are trained, saved and restored with the student's.
+S = TypeVar("S", bound=MethodSettings)
 
-    ``needs`` may be refined per instance. ``needs_teacher`` says whether there has to be a teacher at all: a method may
-    use one only while it is built, or make passes of its own, and read nothing of the shared pass. ``raw_terms`` names
-    distillation terms that a modifier of the logits leaves alone. ``phase_needs`` is what the first phases read, where
-    there are any.
+
+class Method(nn.Module, Generic[S]):
+    """Base class of all methods: ``class KD(Method[Settings])``, with the settings' class between the brackets.
+
+    A method defines :meth:`losses`, and :meth:`setup` where it has parts of its own. Their parameters are trained,
+    saved and restored with the student's.
+
+    ``needs`` may be refined per instance. ``raw_terms`` names distillation terms that a modifier of the logits leaves
+    alone. ``phase_needs`` is what the first phases read, where there are any.
 
     Args:
         student: the network to train, as built by the task.
-        teacher: the frozen teacher, or None where there is none (only methods that need none accept that).
+        teacher: the frozen teacher; None for a :class:`TeacherlessMethod` alone.
         info: the training set's size, labels and number of classes.
         settings: an instance of the class's ``Settings``.
     """
@@ -84,21 +88,47 @@ class Method(nn.Module):
     raw_terms: ClassVar[tuple[str, ...]] = ()
     phase_needs: ClassVar[Needs | None] = None
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    settings: S
+    info: DataInfo
 
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Settings" not in cls.__dict__:
+            for argument in (x for base in cls.__dict__.get("__orig_bases__", ()) for x in get_args(base)):
+                if isinstance(argument, type) and issubclass(argument, MethodSettings):
+                    cls.Settings = argument
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: S) -> None:
         super().__init__()
-        self.settings = settings
-        # A tuple keeps the networks out of parameters() and state_dict(): neither is a part of the method.
-        self._networks = (student, teacher)
         if teacher is None and self.needs_teacher:
             raise UserError(f"method '{self.card.name}' needs a teacher")
+        self.info, self.settings = info, settings
+        # A tuple keeps the networks out of parameters() and state_dict(): neither is a part of the method.
+        self._networks = (student, teacher)
+        self.setup()
+
+    @property
+    def student(self) -> Network:
+        """The network to train, as built by the task; :meth:`adapt` may give another one, which is then trained."""
+        return self._networks[0]
 
     @property
     def teacher(self) -> Network:
         """The frozen teacher."""
         teacher = self._networks[1]
-        assert teacher is not None
+        if teacher is None:
+            raise LookupError(f"method '{self.card.name}' was built without a teacher")
         return teacher
+
+    def setup(self) -> None:
+        """Build the method's trainable parts from the shapes of ``self.student`` and ``self.teacher``.
+
+        Called once, with ``self.settings`` and ``self.info`` at hand. Parts draw their weights in the order in which
+        they are built.
+
+        Raises:
+            UserError: the method cannot work on this pair.
+        """
 
     def adapt(self, student: Network) -> Network:
         """The student as it is trained, for methods that change it, the network itself too; by default unchanged."""
@@ -119,7 +149,7 @@ class Method(nn.Module):
         """What is trained before the training proper; by default nothing."""
         return ()
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         """The terms to minimise for one batch. ``teacher`` is detached and holds what ``needs`` lists."""
         raise NotImplementedError
 
@@ -134,3 +164,16 @@ class Method(nn.Module):
     def deployed(self, student: Network) -> nn.Module:
         """What remains at inference, as a module that maps inputs to logits; by default the student alone."""
         return student.plain()
+
+
+class TeacherlessMethod(Method[S]):
+    """Base class of methods without a teacher: baselines, and those that make their targets themselves.
+
+    The outputs that :meth:`losses` gets for the teacher hold nothing.
+    """
+
+    needs_teacher = False
+
+    @property
+    def teacher(self) -> NoReturn:
+        raise LookupError(f"method '{self.card.name}' has no teacher")

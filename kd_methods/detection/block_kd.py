@@ -11,7 +11,6 @@ from .. import functional
 from ..contract import (
     Batch,
     Card,
-    DataInfo,
     Losses,
     Method,
     MethodSettings,
@@ -25,8 +24,16 @@ from ..registry import register
 from ._levels import channels
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(1.0, ge=0, description="weight of the task losses of student and stone")
+    beta: float = Field(1.0, ge=0, description="weight of the distances to the teacher")
+    gamma: float = Field(1.0, ge=0, description="weight of the student's distance to the stone")
+    stone_task: float = Field(1.0, ge=0, description="factor on the stone's task loss")
+    temperature: float = Field(1.0, gt=0, description="temperature of all distances")
+
+
 @register
-class PyramidBlockKD(Method):
+class PyramidBlockKD(Method[Settings]):
     """Trains the student's backbone and pyramid through the frozen teacher's region heads."""
 
     card = Card(
@@ -50,20 +57,10 @@ class PyramidBlockKD(Method):
     )
     needs = Needs(student_units=("pyramid",), teacher=("logits",), min_batch=2)
 
-    class Settings(MethodSettings):
-        alpha: float = Field(1.0, ge=0, description="weight of the task losses of student and stone")
-        beta: float = Field(1.0, ge=0, description="weight of the distances to the teacher")
-        gamma: float = Field(1.0, ge=0, description="weight of the student's distance to the stone")
-        stone_task: float = Field(1.0, ge=0, description="factor on the stone's task loss")
-        temperature: float = Field(1.0, gt=0, description="temperature of all distances")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         self.connectors = nn.ModuleList(
             nn.Sequential(nn.Conv2d(s, t, 3, padding=1, bias=False), nn.BatchNorm2d(t))
-            for (s, *_), (t, *_) in self._read(student)
+            for (s, *_), (t, *_) in self._read(self.student)
         )
 
     def _read(self, student: Network) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -72,8 +69,7 @@ class PyramidBlockKD(Method):
         shapes: list[Any] = [network.shape("pyramid") for network in (student, self.teacher)]
         return list(zip(*shapes, strict=True))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, pyramid = self.settings, student["pyramid"]
         maps = tuple(connect(x) for connect, x in zip(self.connectors, pyramid.maps, strict=True))
         stone = self.teacher.resume("pyramid", Pyramid(maps, pyramid.regions))

@@ -7,13 +7,18 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._levels import aligned, channels
 
 
+class Settings(MethodSettings):
+    weight: float = Field(10.0, ge=0, description="weight of the distillation term")
+    temperature: float = Field(1.0, gt=0, description="temperature T of the softmaxes over positions")
+
+
 @register
-class CWD(Method):
+class CWD(Method[Settings]):
     """Matches where every channel of every level is active."""
 
     card = Card(
@@ -32,18 +37,10 @@ class CWD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        weight: float = Field(10.0, ge=0, description="weight of the distillation term")
-        temperature: float = Field(1.0, gt=0, description="temperature T of the softmaxes over positions")
+    def setup(self) -> None:
+        self.align = nn.ModuleList(aligned(*pair) for pair in channels("cwd", self.student, self.teacher))
 
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.align = nn.ModuleList(aligned(*pair) for pair in channels("cwd", student, self.teacher))
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         terms = [
             functional.channel_wise(align(s), t, temperature=self.settings.temperature)
             for align, s, t in zip(self.align, student.stages, teacher.stages, strict=True)

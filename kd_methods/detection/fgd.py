@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._levels import aligned, channels
 
@@ -31,8 +31,16 @@ class Context(nn.Module):
         return x + self.change(context[:, :, None, None])
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(5e-5, ge=0, description="weight of the objects")
+    beta: float = Field(2.5e-5, ge=0, description="weight of the background")
+    gamma: float = Field(5e-5, ge=0, description="weight of the attention maps")
+    lambda_: float = Field(5e-7, ge=0, description="weight of the global relation")
+    temperature: float = Field(0.5, gt=0, description="temperature of the attention")
+
+
 @register
-class FGD(Method):
+class FGD(Method[Settings]):
     """Matches objects and background apart, weighted by the teacher's attention, and the relations of all positions."""
 
     card = Card(
@@ -57,23 +65,12 @@ class FGD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        alpha: float = Field(5e-5, ge=0, description="weight of the objects")
-        beta: float = Field(2.5e-5, ge=0, description="weight of the background")
-        gamma: float = Field(5e-5, ge=0, description="weight of the attention maps")
-        lambda_: float = Field(5e-7, ge=0, description="weight of the global relation")
-        temperature: float = Field(0.5, gt=0, description="temperature of the attention")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        widths = channels("fgd", student, self.teacher)
+    def setup(self) -> None:
+        widths = channels("fgd", self.student, self.teacher)
         self.align = nn.ModuleList(aligned(*pair) for pair in widths)
         self.own, self.theirs = (nn.ModuleList(Context(width) for _, width in widths) for _ in range(2))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         weights = {"foreground": config.alpha, "background": config.beta, "attention": config.gamma}
         terms: dict[str, list[Tensor]] = {name: [] for name in (*weights, "relation")}

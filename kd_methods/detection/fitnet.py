@@ -7,13 +7,17 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._levels import channels
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the hints")
+
+
 @register
-class PyramidFitNet(Method):
+class PyramidFitNet(Method[Settings]):
     """Regresses every level of the teacher's pyramid from the student's."""
 
     card = Card(
@@ -31,17 +35,10 @@ class PyramidFitNet(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the hints")
+    def setup(self) -> None:
+        self.regress = nn.ModuleList(nn.Conv2d(s, t, 1) for s, t in channels("fitnet.fpn", self.student, self.teacher))
 
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.regress = nn.ModuleList(nn.Conv2d(s, t, 1) for s, t in channels("fitnet.fpn", student, self.teacher))
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         hints = [
             functional.hint(regress(s), t)
             for regress, s, t in zip(self.regress, student.stages, teacher.stages, strict=True)

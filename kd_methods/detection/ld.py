@@ -5,13 +5,18 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._levels import check_edges
 
 
+class Settings(MethodSettings):
+    weight: float = Field(0.25, ge=0, description="weight of the distillation term")
+    temperature: float = Field(10.0, gt=0, description="temperature T of the softmaxes over an edge's bins")
+
+
 @register
-class LD(Method):
+class LD(Method[Settings]):
     """Matches the distributions that both detectors give for the edges of the boxes at positive places."""
 
     card = Card(
@@ -34,18 +39,10 @@ class LD(Method):
     )
     needs = Needs(student_units=("dense",), teacher_units=("dense",))
 
-    class Settings(MethodSettings):
-        weight: float = Field(0.25, ge=0, description="weight of the distillation term")
-        temperature: float = Field(10.0, gt=0, description="temperature T of the softmaxes over an edge's bins")
+    def setup(self) -> None:
+        check_edges("ld", self.student, self.teacher)
 
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        check_edges("ld", student, self.teacher)
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         own, theirs = student["dense"], teacher["dense"]
         at, confidence = own.positive, own.classes.detach().sigmoid().amax(1)
         temperature = self.settings.temperature

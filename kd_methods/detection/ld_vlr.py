@@ -8,14 +8,23 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 from ._levels import channels, check_edges
 
 
+class Settings(MethodSettings):
+    main: float = Field(0.25, ge=0, description="weight of the edges at positive places")
+    valuable: float = Field(0.25, ge=0, description="weight of the edges in the valuable region")
+    temperature: float = Field(10.0, gt=0, description="temperature T of the softmaxes over an edge's bins")
+    classes: float = Field(10.0, ge=0, description="weight of the class distributions at positive places")
+    class_temperature: float = Field(2.0, gt=0, description="temperature of the softmaxes over classes")
+    imitation: float = Field(2.0, ge=0, description="weight of the features near objects")
+
+
 @register
-class LDValuable(Method):
+class LDValuable(Method[Settings]):
     """Distils box edges at positive places and around them, classes at positive places, and features near objects."""
 
     card = Card(
@@ -41,25 +50,13 @@ class LDValuable(Method):
         student=("stages",), teacher=("stages",), student_units=("dense", "anchor_relations"), teacher_units=("dense",)
     )
 
-    class Settings(MethodSettings):
-        main: float = Field(0.25, ge=0, description="weight of the edges at positive places")
-        valuable: float = Field(0.25, ge=0, description="weight of the edges in the valuable region")
-        temperature: float = Field(10.0, gt=0, description="temperature T of the softmaxes over an edge's bins")
-        classes: float = Field(10.0, ge=0, description="weight of the class distributions at positive places")
-        class_temperature: float = Field(2.0, gt=0, description="temperature of the softmaxes over classes")
-        imitation: float = Field(2.0, ge=0, description="weight of the features near objects")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        check_edges("ld.vlr", student, self.teacher)
-        if self.settings.imitation and any(s != t for s, t in channels("ld.vlr", student, self.teacher)):
+    def setup(self) -> None:
+        check_edges("ld.vlr", self.student, self.teacher)
+        if self.settings.imitation and any(s != t for s, t in channels("ld.vlr", self.student, self.teacher)):
             raise UserError("method 'ld.vlr' compares features as they are, and these pyramids differ in width:"
                             " set imitation to 0")  # fmt: skip
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         s, t, own = student["dense"], teacher["dense"], self.settings
 
         def edges(at: Tensor, weights: Tensor) -> Tensor:

@@ -7,13 +7,18 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._levels import aligned, channels
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(5e-7, ge=0, description="weight of the generation term")
+    mask: float = Field(0.45, gt=0, lt=1, description="share lambda of the pixels that is dropped")
+
+
 @register
-class PyramidMGD(Method):
+class PyramidMGD(Method[Settings]):
     """Generates the teacher's pyramid from the student's with some pixels masked."""
 
     card = Card(
@@ -34,22 +39,14 @@ class PyramidMGD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        alpha: float = Field(5e-7, ge=0, description="weight of the generation term")
-        mask: float = Field(0.45, gt=0, lt=1, description="share lambda of the pixels that is dropped")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        widths = channels("mgd.fpn", student, self.teacher)
+    def setup(self) -> None:
+        widths = channels("mgd.fpn", self.student, self.teacher)
         self.align = nn.ModuleList(aligned(*pair) for pair in widths)
         self.generate = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1)) for _, c in widths
         )
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         terms = []
         for level, (s, t) in enumerate(zip(student.stages, teacher.stages, strict=True)):
             kept = torch.rand(len(s), 1, *s.shape[2:], device=s.device) >= self.settings.mask

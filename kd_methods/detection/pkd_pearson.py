@@ -7,13 +7,18 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._levels import aligned, channels
 
 
+class Settings(MethodSettings):
+    weight: float = Field(6.0, ge=0, description="weight of the distillation term")
+    levels: int = Field(4, ge=1, description="how many levels are matched, from the finest on")
+
+
 @register
-class PKDPearson(Method):
+class PKDPearson(Method[Settings]):
     """Correlates the levels of both pyramids, channel by channel, so that magnitudes do not matter."""
 
     card = Card(
@@ -30,19 +35,11 @@ class PKDPearson(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        weight: float = Field(6.0, ge=0, description="weight of the distillation term")
-        levels: int = Field(4, ge=1, description="how many levels are matched, from the finest on")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        widths = channels("pkd_pearson", student, self.teacher)[: self.settings.levels]
+    def setup(self) -> None:
+        widths = channels("pkd_pearson", self.student, self.teacher)[: self.settings.levels]
         self.align = nn.ModuleList(aligned(*pair) for pair in widths)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         pairs = zip(self.align, student.stages, teacher.stages, strict=False)
         terms = [functional.pearson(align(s), t) for align, s, t in pairs]
         term = self.settings.weight * torch.stack(terms).sum()

@@ -6,14 +6,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..feature.reviewkd import ABF
 from ..registry import register
 from ._levels import channels
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the review term")
+    mid: int = Field(256, ge=1, description="width inside the fusions")
+
+
 @register
-class PyramidReviewKD(Method):
+class PyramidReviewKD(Method[Settings]):
     """Fuses the student's levels from the coarsest on and matches each fusion with the teacher's level."""
 
     card = Card(
@@ -30,20 +35,12 @@ class PyramidReviewKD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the review term")
-        mid: int = Field(256, ge=1, description="width inside the fusions")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        widths = channels("reviewkd.fpn", student, self.teacher)
+    def setup(self) -> None:
+        widths = channels("reviewkd.fpn", self.student, self.teacher)
         last, mid = len(widths) - 1, self.settings.mid
         self.fusions = nn.ModuleList(ABF(s, mid, t, None, fuse=level < last) for level, (s, t) in enumerate(widths))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         fused: list[Tensor] = []
         residual = None
         for x, fusion in zip(reversed(student.stages), reversed(self.fusions), strict=True):

@@ -6,14 +6,19 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
 from ..registry import register
 from ._connectors import ConvReg
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    margin: float = Field(1.0, gt=0, description="margin of the hinge")
+    epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
+
+
 @register
-class AB(Method):
+class AB(Method[Settings]):
     """First trains the student to switch its units on where the teacher's are on, then trains it as usual."""
 
     card = Card(
@@ -39,17 +44,10 @@ class AB(Method):
     needs = Needs()
     phase_needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
 
-    class Settings(MethodSettings):
-        margin: float = Field(1.0, gt=0, description="margin of the hinge")
-        epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         self.connectors = nn.ModuleList(
             nn.Identity() if s == t else ConvReg(s, t, rectify=False)
-            for s, t in matched("ab", student, self.teacher, "preacts")
+            for s, t in matched("ab", self.student, self.teacher, "preacts")
         )
 
     def phases(self) -> tuple[Phase, ...]:
@@ -61,5 +59,5 @@ class AB(Method):
         term = functional.activation_boundary(connected, teacher.preacts[-n:], margin=self.settings.margin)
         return Losses(distill={"boundaries": term})
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         return Losses(task={"task": batch.loss(student.logits)})

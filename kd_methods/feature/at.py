@@ -8,13 +8,18 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1000.0, ge=0, description="weight of the attention term")
+    p: int = Field(2, ge=1, description="power of the activations in the attention map")
+
+
 @register
-class AT(Method):
+class AT(Method[Settings]):
     """Matches where the stages' activations are large."""
 
     card = Card(
@@ -33,21 +38,13 @@ class AT(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(1000.0, ge=0, description="weight of the attention term")
-        p: int = Field(2, ge=1, description="power of the activations in the attention map")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        shapes = student.shapes("stages"), self.teacher.shapes("stages")
+    def setup(self) -> None:
+        shapes = self.student.shapes("stages"), self.teacher.shapes("stages")
         if any(len(shape) != 3 for shape in (*shapes[0], *shapes[1])):
             raise UserError("method 'at' needs stages that are maps (C, H, W); use another method for this pair")
         self.matched = min(map(len, shapes))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = self.matched
         term = self.settings.beta * self.distance(student.stages[-n:], teacher.stages[-n:])
         return Losses(task={"task": batch.loss(student.logits)}, distill={"attention": term})

@@ -8,14 +8,20 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 from ._maps import only_pools
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.5, ge=0, description="weight of the attention term")
+    resolution: int = Field(2, ge=1, description="height and width of the compared maps")
+    normalize: bool = Field(False, description="divide every map by its 2-norm")
+
+
 @register
-class CATKD(Method):
+class CATKD(Method[Settings]):
     """Matches class activation maps."""
 
     card = Card(
@@ -38,23 +44,14 @@ class CATKD(Method):
     )
     needs = Needs(student=("last_map",), teacher=("last_map",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.5, ge=0, description="weight of the attention term")
-        resolution: int = Field(2, ge=1, description="height and width of the compared maps")
-        normalize: bool = Field(False, description="divide every map by its 2-norm")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        for network in (student, self.teacher):
+    def setup(self) -> None:
+        for network in (self.student, self.teacher):
             if not only_pools(network):
                 raise UserError("method 'cat_kd' needs networks that only pool between their last map and classifier")
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
-        config, ours = self.settings, self._networks[0]
-        cams = self._cam(ours, student.last_map), self._cam(self.teacher, teacher.last_map)
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
+        config = self.settings
+        cams = self._cam(self.student, student.last_map), self._cam(self.teacher, teacher.last_map)
         term = functional.class_activation(*cams, resolution=config.resolution, normalize=config.normalize)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"attention": config.beta * term})
 

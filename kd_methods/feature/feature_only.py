@@ -14,7 +14,6 @@ from ..analysis.quality import EntropyNorm, quality
 from ..contract import (
     Batch,
     Card,
-    DataInfo,
     Losses,
     Method,
     MethodSettings,
@@ -40,8 +39,38 @@ class Detach(nn.Module):
         return x.detach()
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the feature term")
+    selection: Literal["Q", "S", "I", "E", "sqrtIE", "stages"] = Field(
+        "Q", description="teacher's layers: those of highest quality, of one of its parts, or the ends of stages"
+    )
+    layers: tuple[NonNegativeInt, ...] | None = Field(
+        None, description="teacher's generalised layers by index; null to find"
+    )
+    detach: bool = Field(True, description="labels train only what follows the last matched layer")
+    kd: float = Field(0.0, ge=0, description="weight of a KD term on the logits (T^2 included)")
+    temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
+    mapping: Literal["one_to_one", "full"] = Field("one_to_one", description="which layers are matched with which")
+    distance: Literal["mse", "gram"] = Field("mse", description="projected features, or Gram matrices of cosines")
+    projector: Literal["conv1x1", "three_layer"] = Field("conv1x1", description="map to the teacher's channels")
+    entropy_norm: EntropyNorm = Field("ln5", description="what the entropy in I is divided by")
+    samples: int = Field(5000, ge=20, description="images that S and E are measured on")
+    per_class: int = Field(500, ge=2, description="images per class that spectra are measured on")
+    self_pairs: bool = Field(True, description="S counts every image's pair with itself, as the public code does")
+    legacy: tuple[Literal["view", "gram"], ...] = Field((), description="mistakes of the public code to repeat")
+
+    @model_validator(mode="after")
+    def _repeats_something(self) -> Self:
+        for mistake, distance in (("view", "mse"), ("gram", "gram")):
+            if mistake in self.legacy and self.distance != distance:
+                raise ValueError(f"legacy {mistake} is a mistake of distance {distance}")
+        if not self.self_pairs and (self.layers is not None or self.selection not in ("Q", "S")):
+            raise ValueError("self_pairs is about selection Q and S")
+        return self
+
+
 @register
-class FeatureOnly(Method):
+class FeatureOnly(Method[Settings]):
     """Trains the student's backbone by feature losses alone; labels train what follows it, on detached features."""
 
     card = Card(
@@ -71,45 +100,13 @@ class FeatureOnly(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the feature term")
-        selection: Literal["Q", "S", "I", "E", "sqrtIE", "stages"] = Field(
-            "Q", description="teacher's layers: those of highest quality, of one of its parts, or the ends of stages"
-        )
-        layers: tuple[NonNegativeInt, ...] | None = Field(
-            None, description="teacher's generalised layers by index; null to find"
-        )
-        detach: bool = Field(True, description="labels train only what follows the last matched layer")
-        kd: float = Field(0.0, ge=0, description="weight of a KD term on the logits (T^2 included)")
-        temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
-        mapping: Literal["one_to_one", "full"] = Field("one_to_one", description="which layers are matched with which")
-        distance: Literal["mse", "gram"] = Field("mse", description="projected features, or Gram matrices of cosines")
-        projector: Literal["conv1x1", "three_layer"] = Field("conv1x1", description="map to the teacher's channels")
-        entropy_norm: EntropyNorm = Field("ln5", description="what the entropy in I is divided by")
-        samples: int = Field(5000, ge=20, description="images that S and E are measured on")
-        per_class: int = Field(500, ge=2, description="images per class that spectra are measured on")
-        self_pairs: bool = Field(True, description="S counts every image's pair with itself, as the public code does")
-        legacy: tuple[Literal["view", "gram"], ...] = Field((), description="mistakes of the public code to repeat")
-
-        @model_validator(mode="after")
-        def _repeats_something(self) -> Self:
-            for mistake, distance in (("view", "mse"), ("gram", "gram")):
-                if mistake in self.legacy and self.distance != distance:
-                    raise ValueError(f"legacy {mistake} is a mistake of distance {distance}")
-            if not self.self_pairs and (self.layers is not None or self.selection not in ("Q", "S")):
-                raise ValueError("self_pairs is about selection Q and S")
-            return self
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.classes = info.num_classes
-        ours, theirs, chosen = student.layout.stages, self.teacher.layout, self.settings.layers
+    def setup(self) -> None:
+        self.classes = self.info.num_classes
+        ours, theirs, chosen = self.student.layout.stages, self.teacher.layout, self.settings.layers
         by_stage = self.settings.selection == "stages" and chosen is None
         count = min(LAYERS, len(ours), len(theirs.stages if by_stage else theirs.layers))
         self.student_units = ours[-count:]
-        self._shapes = [student.shape(unit) for unit in self.student_units]
+        self._shapes = [self.student.shape(unit) for unit in self.student_units]
         maps = all(len(shape) == 3 for shape in (*self._shapes, *self.teacher.shapes("stages")))
         if "view" in self.settings.legacy and maps:
             raise UserError(f"setting {self.card.name}.legacy=view is about tokens, and both networks have maps")
@@ -160,8 +157,7 @@ class FeatureOnly(Method):
         layers = self.teacher.layout.layers
         return [f"teacher's layers {', '.join(f'{layers.index(unit)} ({unit})' for unit in self.teacher_units)}"]
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         terms = [self._distance(i, j, student, teacher) for i, j in self.pairs]
         result = Losses(

@@ -7,14 +7,19 @@ from dataclasses import replace
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
 from ..errors import UserError
 from ..registry import register
 from ._connectors import ConvReg
 
 
+class Settings(MethodSettings):
+    beta: float = Field(100.0, ge=0, description="weight of the hint term")
+    hint_stage: int = Field(2, ge=1, description="stage that is matched, counted from 1")
+
+
 @register
-class FitNet(Method):
+class FitNet(Method[Settings]):
     """Regresses the teacher's map of one middle stage from the student's."""
 
     card = Card(
@@ -34,27 +39,26 @@ class FitNet(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(100.0, ge=0, description="weight of the hint term")
-        hint_stage: int = Field(2, ge=1, description="stage that is matched, counted from 1")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        shapes = student.shapes("stages"), self.teacher.shapes("stages")
+    def setup(self) -> None:
+        shapes = self.student.shapes("stages"), self.teacher.shapes("stages")
         self.index = self.settings.hint_stage - 1
         if self.index >= (least := min(map(len, shapes))):
             raise UserError(f"setting fitnet.hint_stage={self.index + 1}: the pair has {least} common stages")
         self.regressor = ConvReg(shapes[0][self.index], shapes[1][self.index])
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         regressed = self.regressor(student.stages[self.index])
         return Losses(
             task={"task": batch.loss(student.logits)},
             distill={"hint": self.settings.beta * functional.hint(regressed, teacher.stages[self.index])},
         )
+
+
+class FitNetPaperSettings(MethodSettings):
+    hint_stage: int = Field(2, ge=1, description="stage that is matched, counted from 1")
+    epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
+    weight: float = Field(4.0, ge=0, description="weight of the KD term at the start; a quarter of it at the end")
+    temperature: float = Field(3.0, gt=0, description="temperature of the KD term")
 
 
 @register
@@ -81,13 +85,9 @@ class FitNetPaper(FitNet):
     needs = Needs(teacher=("logits",))
     phase_needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
-    class Settings(MethodSettings):
-        hint_stage: int = Field(2, ge=1, description="stage that is matched, counted from 1")
-        epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
-        weight: float = Field(4.0, ge=0, description="weight of the KD term at the start; a quarter of it at the end")
-        temperature: float = Field(3.0, gt=0, description="temperature of the KD term")
+    Settings = FitNetPaperSettings
 
-    settings: Settings  # type: ignore[assignment]
+    settings: FitNetPaperSettings  # type: ignore[assignment]
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("hint", self.settings.epochs, self._hint, self.phase_needs),)
@@ -96,8 +96,7 @@ class FitNetPaper(FitNet):
         regressed = self.regressor(student.stages[self.index])
         return Losses(distill={"hint": functional.hint(regressed, teacher.stages[self.index]) / 2})
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         weight = config.weight * (1 - 0.75 * progress.epoch / progress.epochs)
         kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature)

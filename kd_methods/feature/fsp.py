@@ -5,13 +5,17 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
 from ..errors import UserError
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
+
+
 @register
-class FSP(Method):
+class FSP(Method[Settings]):
     """First matches the Gram matrices between the channels of consecutive stages, then trains as usual."""
 
     card = Card(
@@ -35,16 +39,10 @@ class FSP(Method):
     needs = Needs()
     phase_needs = Needs(student=("stem", "stages"), teacher=("stem", "stages"), min_batch=2)
 
-    class Settings(MethodSettings):
-        epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         ours, theirs = (
             [shape[0] if len(shape) == 3 else 0 for name in ("stem", "stages") for shape in network.shapes(name)]
-            for network in (student, self.teacher)
+            for network in (self.student, self.teacher)
         )
         if ours != theirs or 0 in ours:
             raise UserError(
@@ -58,7 +56,7 @@ class FSP(Method):
         term = functional.fsp((student.stem, *student.stages), (teacher.stem, *teacher.stages))
         return Losses(distill={"flow": term})
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         return Losses(task={"task": batch.loss(student.logits)})
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
 from ..errors import UserError
 from ..registry import register
 from ._maps import matched
@@ -38,8 +38,15 @@ class Paraphraser(nn.Module):
         return self.encoder(x)
 
 
+class Settings(MethodSettings):
+    beta: float = Field(200.0, ge=0, description="weight of the factor term")
+    rate: float = Field(0.5, gt=0, description="channels of the code over those of the teacher's stage")
+    epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
+    lr: float = Field(0.01, gt=0, description="learning rate of the first phase")
+
+
 @register
-class FT(Method):
+class FT(Method[Settings]):
     """First learns a code of the teacher's last stage (the paraphraser), then translates the student's into it."""
 
     card = Card(
@@ -66,17 +73,8 @@ class FT(Method):
 
     spatial = True
 
-    class Settings(MethodSettings):
-        beta: float = Field(200.0, ge=0, description="weight of the factor term")
-        rate: float = Field(0.5, gt=0, description="channels of the code over those of the teacher's stage")
-        epochs: float = Field(30.0, gt=0, description="epochs of the first phase")
-        lr: float = Field(0.01, gt=0, description="learning rate of the first phase")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        s, t = matched(self.card.name, student, self.teacher)[-1]
+    def setup(self) -> None:
+        s, t = matched(self.card.name, self.student, self.teacher)[-1]
         if self.spatial and 1 in (s[1] * s[2], t[1] * t[2]):
             raise UserError("method 'ft' compares where the last stages have energy, and a 1x1 map has one place only")
         code = max(1, int(t[0] * self.settings.rate))
@@ -87,13 +85,12 @@ class FT(Method):
         config = self.settings
         return (Phase("paraphraser", config.epochs, self._paraphrase, self.phase_needs, config.lr, student=False),)
 
-    def _paraphrase(self, student: None, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
+    def _paraphrase(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         target = teacher.stages[-1]
         rebuilt = self.paraphraser.decoder(self.paraphraser(target))
         return Losses(distill={"paraphraser": functional.hint(rebuilt, target)})
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         factors = self.translator(student.stages[-1]), self.paraphraser(teacher.stages[-1]).detach()
         return Losses(
             task={"task": batch.loss(student.logits)},
@@ -102,6 +99,10 @@ class FT(Method):
 
     def distance(self, student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
         return functional.factor_transfer(student_factor, teacher_factor)
+
+
+class FTPaperSettings(Settings):
+    beta: float = Field(500.0, ge=0, description="weight of the factor term")
 
 
 @register
@@ -126,8 +127,7 @@ class FTPaper(FT):
 
     spatial = False
 
-    class Settings(FT.Settings):
-        beta: float = Field(500.0, ge=0, description="weight of the factor term")
+    Settings = FTPaperSettings
 
     def distance(self, student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
         return functional.factor_direction(student_factor, teacher_factor)

@@ -6,12 +6,18 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    correlation: float = Field(2.0, ge=0, description="weight l_c of the correlation term")
+    mutual: float = Field(0.05, ge=0, description="weight l_m of the Gram term")
+    alpha: float = Field(1.5, gt=0, description="exponent of the correlation term")
+
+
 @register
-class ITRD(Method):
+class ITRD(Method[Settings]):
     """Correlates the pooled dimensions of both networks and matches their Gram matrices."""
 
     card = Card(
@@ -33,21 +39,12 @@ class ITRD(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 
-    class Settings(MethodSettings):
-        correlation: float = Field(2.0, ge=0, description="weight l_c of the correlation term")
-        mutual: float = Field(0.05, ge=0, description="weight l_m of the Gram term")
-        alpha: float = Field(1.5, gt=0, description="exponent of the correlation term")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        d_s, d_t = student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
+    def setup(self) -> None:
+        d_s, d_t = self.student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
         self.same = d_s == d_t
         self.embed = nn.Linear(d_s, d_t)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         embedded = self.embed(student.pooled)
         mutual = functional.mutual_information(student.pooled if self.same else embedded, teacher.pooled)

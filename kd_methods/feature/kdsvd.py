@@ -5,14 +5,19 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the relation term")
+    k: int = Field(1, ge=1, description="number of singular vectors")
+
+
 @register
-class KDSVD(Method):
+class KDSVD(Method[Settings]):
     """Matches how the leading singular vectors of consecutive stages relate."""
 
     card = Card(
@@ -34,20 +39,12 @@ class KDSVD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the relation term")
-        k: int = Field(1, ge=1, description="number of singular vectors")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.matched = len(matched("kdsvd", student, self.teacher))
+    def setup(self) -> None:
+        self.matched = len(matched("kdsvd", self.student, self.teacher))
         if self.matched < 2:
             raise UserError("method 'kdsvd' relates consecutive stages; this pair has fewer than two in common")
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = self.matched
         term = functional.kdsvd(student.stages[-n:], teacher.stages[-n:], k=self.settings.k)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"relation": self.settings.beta * term})

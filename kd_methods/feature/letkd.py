@@ -17,7 +17,6 @@ from ..analysis.vocabulary import vocabulary
 from ..contract import (
     Batch,
     Card,
-    DataInfo,
     Losses,
     Method,
     MethodSettings,
@@ -52,8 +51,29 @@ class LayerSite:
     weight: float
 
 
+class Settings(MethodSettings):
+    penultimate: bool = Field(True, description="a KD layer before the pooling")
+    intermediate: bool = Field(False, description="a KD layer after the first block of the last stage")
+    alpha_penultimate: float = Field(1.0, ge=0, description="mixing factor; 0: scores alone, nothing is added")
+    alpha_intermediate: float = Field(1.0, ge=0, description="as alpha_penultimate")
+    weight_penultimate: float = Field(1.0, ge=0, description="weight of the matching term; 0: no supervision")
+    weight_intermediate: float = Field(1.0, ge=0, description="as weight_penultimate")
+    words: int = Field(4096, ge=2, description="visual words, the templates before the pooling")
+    passes: int = Field(1, ge=1, description="passes of mini-batch k-means over the training images")
+    inverse_temperature: float = Field(1.0, gt=0, description="factor on squared distances to the words")
+    subclasses: int = Field(8, ge=1, description="sub-classes per class, the intermediate templates")
+    dimensions: int = Field(60, ge=1, description="discriminants that sub-classes are found in")
+    normalise_assignment: bool = Field(True, description="unit-norm assignments, as in the code")
+
+    @model_validator(mode="after")
+    def _has_a_layer(self) -> Self:
+        if not (self.penultimate or self.intermediate):
+            raise ValueError("penultimate or intermediate has to be true")
+        return self
+
+
 @register
-class LetKD1(Method):
+class LetKD1(Method[Settings]):
     """KD layer before the pooling: features match visual words of the teacher, and are enriched by what they match."""
 
     card = Card(
@@ -87,27 +107,6 @@ class LetKD1(Method):
     )
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
 
-    class Settings(MethodSettings):
-        penultimate: bool = Field(True, description="a KD layer before the pooling")
-        intermediate: bool = Field(False, description="a KD layer after the first block of the last stage")
-        alpha_penultimate: float = Field(1.0, ge=0, description="mixing factor; 0: scores alone, nothing is added")
-        alpha_intermediate: float = Field(1.0, ge=0, description="as alpha_penultimate")
-        weight_penultimate: float = Field(1.0, ge=0, description="weight of the matching term; 0: no supervision")
-        weight_intermediate: float = Field(1.0, ge=0, description="as weight_penultimate")
-        words: int = Field(4096, ge=2, description="visual words, the templates before the pooling")
-        passes: int = Field(1, ge=1, description="passes of mini-batch k-means over the training images")
-        inverse_temperature: float = Field(1.0, gt=0, description="factor on squared distances to the words")
-        subclasses: int = Field(8, ge=1, description="sub-classes per class, the intermediate templates")
-        dimensions: int = Field(60, ge=1, description="discriminants that sub-classes are found in")
-        normalise_assignment: bool = Field(True, description="unit-norm assignments, as in the code")
-
-        @model_validator(mode="after")
-        def _has_a_layer(self) -> Self:
-            if not (self.penultimate or self.intermediate):
-                raise ValueError("penultimate or intermediate has to be true")
-            return self
-
-    settings: Settings
     sharpness: float | None = None
     words: Tensor
     projection: Tensor
@@ -115,10 +114,9 @@ class LetKD1(Method):
     centres: Tensor
     decisions: Tensor
 
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        config, self.classes = self.settings, info.num_classes
-        wanted = [self._site(name, student) for name in ("intermediate", "penultimate") if getattr(config, name)]
+    def setup(self) -> None:
+        config, self.classes = self.settings, self.info.num_classes
+        wanted = [self._site(name, self.student) for name in ("intermediate", "penultimate") if getattr(config, name)]
         self.sites = [site for site in wanted if site.alpha or site.weight]
         if len(self.sites) == 2:
             inner, outer = self.sites
@@ -128,15 +126,15 @@ class LetKD1(Method):
         self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
         for site in self.sites:
             if site.name == "penultimate":
-                found = info.num_samples * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
+                found = self.info.num_samples * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
                 templates = max(2, min(config.words, found // PER_WORD))
                 self.register_buffer("words", _stand_in(templates, site.width), persistent=False)
             else:
-                templates = config.subclasses * info.num_classes
-                self.dimensions = max(1, min(config.dimensions, info.num_classes - 1, site.width))
+                templates = config.subclasses * self.info.num_classes
+                self.dimensions = max(1, min(config.dimensions, self.info.num_classes - 1, site.width))
                 self.register_buffer("projection", _stand_in(site.width, self.dimensions), persistent=False)
                 self.register_buffer("mean", torch.zeros(site.width), persistent=False)
-                shape = (info.num_classes, config.subclasses, self.dimensions)
+                shape = (self.info.num_classes, config.subclasses, self.dimensions)
                 self.register_buffer("centres", _stand_in(*shape), persistent=False)
                 self.register_buffer("decisions", torch.eye(templates), persistent=False)
             self.matches[site.name] = Match(site.channels, templates)
@@ -206,12 +204,11 @@ class LetKD1(Method):
                 found.append(f"{kept} discriminants instead of {self.settings.dimensions}")
         return found
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         result = Losses(task={"task": batch.loss(student.logits)})
         for site in self.sites:
             if not site.weight:
                 continue
-            assert teacher is not None
             features = locations.rows(teacher[site.teacher_unit], site.factor)
             scores = self._scores(site, student)
             if site.name == "penultimate":
@@ -250,14 +247,21 @@ def _stand_in(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+class LetKD2Settings(Settings):
+    intermediate: bool = Field(True, description="a KD layer after the first block of the last stage")
+
+
 @register
 class LetKD2(LetKD1):
     """letKD-1 and a second KD layer after the first block of the last stage, taught the teacher's local decisions."""
 
     card = replace(LetKD1.card, name="letkd2", title="letKD-2")
 
-    class Settings(LetKD1.Settings):
-        intermediate: bool = Field(True, description="a KD layer after the first block of the last stage")
+    Settings = LetKD2Settings
+
+
+class QuestSettings(Settings):
+    alpha_penultimate: float = Field(0.0, ge=0, description="mixing factor; 0: scores alone, nothing is added")
 
 
 @register
@@ -275,5 +279,4 @@ class Quest(LetKD1):
         ),
     )
 
-    class Settings(LetKD1.Settings):
-        alpha_penultimate: float = Field(0.0, ge=0, description="mixing factor; 0: scores alone, nothing is added")
+    Settings = QuestSettings

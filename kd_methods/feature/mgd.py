@@ -9,14 +9,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(7e-5, ge=0, description="weight of the generation term")
+    mask: float = Field(0.15, gt=0, lt=1, description="share lambda of the map that is dropped")
+    dropped: Literal["channels", "pixels"] = Field("channels", description="what the mask drops")
+
+
 @register
-class MGD(Method):
+class MGD(Method[Settings]):
     """Generates the teacher's last map from the student's with some channels masked."""
 
     card = Card(
@@ -38,24 +44,15 @@ class MGD(Method):
     )
     needs = Needs(student=("last_map",), teacher=("last_map",))
 
-    class Settings(MethodSettings):
-        alpha: float = Field(7e-5, ge=0, description="weight of the generation term")
-        mask: float = Field(0.15, gt=0, lt=1, description="share lambda of the map that is dropped")
-        dropped: Literal["channels", "pixels"] = Field("channels", description="what the mask drops")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
+    def setup(self) -> None:
+        shapes = self.student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
         if any(len(shape) != 3 for shape in shapes):
             raise UserError("method 'mgd' needs last maps (C, H, W); use another method for this pair")
         c_s, c_t = shapes[0][0], shapes[1][0]
         self.align = nn.Identity() if c_s == c_t else nn.Conv2d(c_s, c_t, 1)
         self.generator = nn.Sequential(nn.Conv2d(c_t, c_t, 3, padding=1), nn.ReLU(), nn.Conv2d(c_t, c_t, 3, padding=1))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         s, t = same_size(student.last_map, teacher.last_map)
         s = self.align(s)
         shape = (*s.shape[:2], 1, 1) if self.settings.dropped == "channels" else (len(s), 1, *s.shape[2:])

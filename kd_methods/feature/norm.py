@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 
@@ -33,8 +33,17 @@ class Project(nn.Sequential):
         return x[:, : self.width] + super().forward(x[:, self.width :])
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight b of the matching term")
+    task: float = Field(0.1, ge=0, description="weight r of the task loss")
+    copies: int = Field(8, ge=1, description="number N of representations")
+    schedule: Literal["authors", "constant"] = Field(
+        "authors", description="factor on b: 0.1, 0.5, 1, 0.5, 0.1 from epochs 1, 10, 20, 180, 210 of 240, or 1"
+    )
+
+
 @register
-class NORM(Method):
+class NORM(Method[Settings]):
     """Expands the student's last map to N representations that each match the teacher's, within a linear residual."""
 
     card = Card(
@@ -58,20 +67,9 @@ class NORM(Method):
     )
     needs = Needs(student_units=("norm_expand",), teacher=("last_map",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight b of the matching term")
-        task: float = Field(0.1, ge=0, description="weight r of the task loss")
-        copies: int = Field(8, ge=1, description="number N of representations")
-        schedule: Literal["authors", "constant"] = Field(
-            "authors", description="factor on b: 0.1, 0.5, 1, 0.5, 0.1 from epochs 1, 10, 20, 180, 210 of 240, or 1"
-        )
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        shapes = student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
-        if len(student.shape(student.layout.last_map)) != 3 or len(shapes[1]) != 3:
+    def setup(self) -> None:
+        shapes = self.student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
+        if len(self.student.shape(self.student.layout.last_map)) != 3 or len(shapes[1]) != 3:
             raise UserError("method 'norm' needs last maps (C, H, W); use another method for this pair")
         self.width, wide = shapes[0][0], shapes[1][0] * self.settings.copies
         self.expand = Expand(nn.Conv2d(self.width, wide, 1, bias=False), nn.BatchNorm2d(wide))
@@ -83,8 +81,7 @@ class NORM(Method):
         student = student.insert(student.layout.last_map, "norm_expand", self.expand)
         return student.insert("norm_expand", "norm_project", self.project)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, expanded, target = self.settings, student["norm_expand"][:, self.width :], teacher.last_map
         size = min(expanded.shape[2:], target.shape[2:])
         expanded, target = (F.adaptive_max_pool2d(x, size) for x in (expanded, target))

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    beta: float = Field(50.0, ge=0, description="weight of the MMD term")
+
+
 @register
-class NST(Method):
+class NST(Method[Settings]):
     """Matches the distributions of the channels' spatial patterns."""
 
     card = Card(
@@ -29,16 +33,9 @@ class NST(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(50.0, ge=0, description="weight of the MMD term")
+    def setup(self) -> None:
+        self.matched = len(matched("nst", self.student, self.teacher))
 
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.matched = len(matched("nst", student, self.teacher))
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         term = functional.nst(student.stages[-self.matched :], teacher.stages[-self.matched :])
         return Losses(task={"task": batch.loss(student.logits)}, distill={"selectivity": self.settings.beta * term})

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..functional.feature import same_size
 from ..registry import register
 from ._connectors import Connector
@@ -27,8 +27,15 @@ def expected_negative(scale: Tensor, shift: Tensor) -> Tensor:
     return torch.where(below > 1e-3, mean, -3 * deviation).float()
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1e-3, ge=0, description="weight of the feature term")
+    teacher_bn: Literal["eval", "batch"] = Field(
+        "eval", description="statistics in the teacher for this term: running ones or the batch's"
+    )
+
+
 @register
-class OFD(Method):
+class OFD(Method[Settings]):
     """Matches pre-activations where they matter after the ReLU: partial L2 with a margin for the negative side."""
 
     card = Card(
@@ -51,22 +58,12 @@ class OFD(Method):
     )
     needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1e-3, ge=0, description="weight of the feature term")
-        teacher_bn: Literal["eval", "batch"] = Field(
-            "eval", description="statistics in the teacher for this term: running ones or the batch's"
-        )
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        shapes = matched("ofd", student, self.teacher, "preacts")
+    def setup(self) -> None:
+        shapes = matched("ofd", self.student, self.teacher, "preacts")
         self.connectors = nn.ModuleList(Connector(s, (t[0], *s[1:]), rectify=False) for s, t in shapes)
         self._found: tuple[Any, ...] = ()
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = len(self.connectors)
         norms, batch_teacher = self._of_teacher(batch.inputs)
         targets = teacher.preacts[-n:]

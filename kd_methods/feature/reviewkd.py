@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._maps import matched
 
@@ -41,8 +41,15 @@ class ABF(nn.Module):
         return self.view(x), x
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the review term")
+    warmup: float = Field(20.0, ge=0, description="epochs over which the weight grows linearly")
+    max_mid: int = Field(512, ge=1, description="largest width inside the fusions")
+    student_preact: bool = Field(False, description="fuse the student's pre-activations instead of its outputs")
+
+
 @register
-class ReviewKD(Method):
+class ReviewKD(Method[Settings]):
     """Fuses the student's stages from the last one backwards and matches each fusion with the teacher's stage."""
 
     card = Card(
@@ -65,18 +72,9 @@ class ReviewKD(Method):
     )
     needs = Needs(student=("stages", "preacts", "pooled"), teacher=("preacts", "pooled"), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the review term")
-        warmup: float = Field(20.0, ge=0, description="epochs over which the weight grows linearly")
-        max_mid: int = Field(512, ge=1, description="largest width inside the fusions")
-        student_preact: bool = Field(False, description="fuse the student's pre-activations instead of its outputs")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        shapes = matched("reviewkd", student, self.teacher, "preacts")
-        pooled = student.shapes("pooled")[0], self.teacher.shapes("pooled")[0]
+    def setup(self) -> None:
+        shapes = matched("reviewkd", self.student, self.teacher, "preacts")
+        pooled = self.student.shapes("pooled")[0], self.teacher.shapes("pooled")[0]
         shapes.append(((pooled[0][0], 1, 1), (pooled[1][0], 1, 1)))
         mid = min(self.settings.max_mid, pooled[0][0])
         last = len(shapes) - 1
@@ -84,8 +82,7 @@ class ReviewKD(Method):
             ABF(c_s, mid, c_t, tuple(size), fuse=i < last) for i, ((c_s, *_), (c_t, *size)) in enumerate(shapes)
         )
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, n = self.settings, len(self.fusions) - 1
         stages = student.preacts if config.student_preact else student.stages
         fused: list[Tensor] = []

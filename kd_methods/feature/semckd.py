@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..functional._precision import full_precision, unit
 from ..functional.feature import same_size
 from ..registry import register
@@ -47,8 +47,17 @@ def row_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher.detach()).pow(2).flatten(1).mean(1)
 
 
+class Settings(MethodSettings):
+    beta: float = Field(400.0, ge=0, description="weight of the feature term")
+    kd: float = Field(1.0, ge=0, description="weight of the KD term")
+    temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
+    soft: float = Field(1.0, gt=0, description="divisor of the attention's scores")
+    factor: int = Field(4, ge=1, description="batch size over the width of queries and keys")
+    batch_size: int = Field(64, ge=2, description="largest batch; queries and keys are built for it")
+
+
 @register
-class SemCKD(Method):
+class SemCKD(Method[Settings]):
     """Matches every student stage with all teacher stages, weighted by a learned attention."""
 
     card = Card(
@@ -71,29 +80,17 @@ class SemCKD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages", "logits"), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(400.0, ge=0, description="weight of the feature term")
-        kd: float = Field(1.0, ge=0, description="weight of the KD term")
-        temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
-        soft: float = Field(1.0, gt=0, description="divisor of the attention's scores")
-        factor: int = Field(4, ge=1, description="batch size over the width of queries and keys")
-        batch_size: int = Field(64, ge=2, description="largest batch; queries and keys are built for it")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        matched("semckd", student, self.teacher)
+    def setup(self) -> None:
+        matched("semckd", self.student, self.teacher)
         rows = self.settings.batch_size
         self.needs = replace(self.needs, max_batch=rows)
         width = max(1, rows // self.settings.factor)
-        ours, theirs = student.shapes("stages"), self.teacher.shapes("stages")
+        ours, theirs = self.student.shapes("stages"), self.teacher.shapes("stages")
         self.queries = nn.ModuleList(Embedding(rows, width) for _ in ours)
         self.keys = nn.ModuleList(Embedding(rows, width) for _ in theirs)
         self.projections = nn.ModuleList(nn.ModuleList(three_layers(s[0], t[0]) for t in theirs) for s in ours)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         queries, keys = (
             torch.stack([embed(gram_rows(x, config.batch_size)) for embed, x in zip(embeds, maps, strict=True)], 1)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Layout, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Layout, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
@@ -45,8 +45,13 @@ def bottleneck(c_in: int, c_out: int, factor: int, tokens: bool = False) -> Iter
         yield nn.ReLU()
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the feature term")
+    factor: int = Field(2, ge=1, description="reduction of the projector's width")
+
+
 @register
-class SimKD(Method):
+class SimKD(Method[Settings]):
     """Trains the student's features for what follows them in the teacher, which replaces the student's own."""
 
     card = Card(
@@ -70,16 +75,9 @@ class SimKD(Method):
     )
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the feature term")
-        factor: int = Field(2, ge=1, description="reduction of the projector's width")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.student_unit, self.teacher_unit = self.ends(student.layout), self.ends(self.teacher.layout)
-        shapes = student.shape(self.student_unit), self.teacher.shape(self.teacher_unit)
+    def setup(self) -> None:
+        self.student_unit, self.teacher_unit = self.ends(self.student.layout), self.ends(self.teacher.layout)
+        shapes = self.student.shape(self.student_unit), self.teacher.shape(self.teacher_unit)
         self.projector = self.make_projector(*shapes)
         if len(shapes[0]) == 3 and shapes[0][-1] < shapes[1][-1] and not only_pools(self.teacher):
             raise UserError(
@@ -122,7 +120,6 @@ class SimKD(Method):
         """The teacher's unit behind which its end begins."""
         return self.teacher_unit
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         s, t = same_size(student[PROJECTED], teacher[self.teacher_unit])
         return Losses(distill={"feature": self.settings.beta * functional.hint(s, t)})

@@ -10,13 +10,20 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Layout, Losses, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Layout, Losses, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
 from ._connectors import three_layers
 from .feature_only import LAYERS
 from .simkd import PROJECTED, SimKD
+
+
+class SimKDStagesSettings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the feature term")
+    kd: float = Field(1.0, ge=0, description="weight of the KD term (T^2 included)")
+    temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
+    legacy: tuple[Literal["block", "statistics"], ...] = Field((), description="mistakes of the public code to repeat")
 
 
 @register
@@ -44,22 +51,15 @@ class SimKDStages(SimKD):
     )
     needs = Needs(student=("stages",), teacher=("stages", "logits"), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the feature term")
-        kd: float = Field(1.0, ge=0, description="weight of the KD term (T^2 included)")
-        temperature: float = Field(4.0, gt=0, description="temperature of the KD term")
-        legacy: tuple[Literal["block", "statistics"], ...] = Field(
-            (), description="mistakes of the public code to repeat"
-        )
+    Settings = SimKDStagesSettings
+    settings: SimKDStagesSettings  # type: ignore[assignment]
 
-    settings: Settings  # type: ignore[assignment]
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        ours, theirs = student.layout.stages, self.teacher.layout.stages
+    def setup(self) -> None:
+        super().setup()
+        ours, theirs = self.student.layout.stages, self.teacher.layout.stages
         count = min(LAYERS, len(ours), len(theirs))
         self.earlier_units = tuple(zip(ours[-count:-1], theirs[-count:-1], strict=True))
-        shapes = [(student.shape(s), self.teacher.shape(t)) for s, t in self.earlier_units]
+        shapes = [(self.student.shape(s), self.teacher.shape(t)) for s, t in self.earlier_units]
         self.earlier = nn.ModuleList(self.make_projector(*pair) for pair in shapes)
         if "statistics" in self.settings.legacy:
             for norm in self.projector.modules():
@@ -108,8 +108,7 @@ class SimKDStages(SimKD):
             )
         return teacher.layout.preacts[-1]
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         matched = [
             (project(student[s]), teacher[t]) for project, (s, t) in zip(self.earlier, self.earlier_units, strict=True)

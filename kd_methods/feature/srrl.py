@@ -8,14 +8,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..registry import register
 from ._connectors import Connector
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of both terms")
+
+
 @register
-class SRRL(Method):
+class SRRL(Method[Settings]):
     """Puts the student's features through the teacher's classifier."""
 
     card = Card(
@@ -35,14 +39,8 @@ class SRRL(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled", "logits"), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of both terms")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.connector = self.connected(student, self.teacher)
+    def setup(self) -> None:
+        self.connector = self.connected(self.student, self.teacher)
 
     def connected(self, student: Network, teacher: Network) -> nn.Module:
         d_s, d_t = student.shapes("pooled")[0][0], teacher.shapes("pooled")[0][0]
@@ -53,8 +51,7 @@ class SRRL(Method):
         features = self.connector(student.pooled)
         return features, teacher.pooled, self.teacher.resume(self.teacher.layout.pooled, features)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         beta = self.settings.beta
         features, target, logits = self.features(student, teacher)
         return Losses(

@@ -10,14 +10,20 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..functional.feature import same_size
 from ..registry import register
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of the information term")
+    initial_variance: float = Field(5.0, gt=1e-4, description="variance of every channel at the start")
+    eps: float = Field(1e-5, gt=0, description="least variance")
+
+
 @register
-class VID(Method):
+class VID(Method[Settings]):
     """Maximises a variational bound on the mutual information of the stages."""
 
     card = Card(
@@ -37,26 +43,17 @@ class VID(Method):
     needs = Needs(student=("stages",), teacher=("stages",))
     trained_variance = True
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of the information term")
-        initial_variance: float = Field(5.0, gt=1e-4, description="variance of every channel at the start")
-        eps: float = Field(1e-5, gt=0, description="least variance")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         self.means = nn.ModuleList()
         self.thetas = nn.ParameterList()
         theta = math.log(math.expm1(self.settings.initial_variance - self.settings.eps))
-        for (c_s, *_), (c_t, *_) in matched("vid", student, self.teacher):
+        for (c_s, *_), (c_t, *_) in matched("vid", self.student, self.teacher):
             widths = [(c_s, c_t), (c_t, c_t), (c_t, c_t)]
             first, second, third = (nn.Conv2d(a, b, 1, bias=False) for a, b in widths)
             self.means.append(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
             self.thetas.append(nn.Parameter(torch.full((c_t,), theta), requires_grad=self.trained_variance))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = len(self.means)
         terms = []
         for s, t, mean, theta in zip(student.stages[-n:], teacher.stages[-n:], self.means, self.thetas, strict=True):

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 from ._connectors import ConvReg
@@ -28,8 +28,18 @@ class BottleneckReg(nn.Sequential):
         super().__init__(*convolutions, nn.BatchNorm2d(c_t), nn.ReLU())
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(0.08, ge=0, description="weight of the distillation term")
+    ratio: float = Field(4.0, ge=0, description="weight of the means against the deviations")
+    grid: int = Field(1, ge=1, description="cells along each side of the map")
+    regressor: Literal["conv1x1", "bottleneck"] = Field("conv1x1", description="map from the student to the teacher")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="the weight falls to 0 at the end, or not")
+    decay_from: float = Field(150.0, ge=0, description="epoch after which the weight falls")
+
+
 @register
-class WKDF(Method):
+class WKDF(Method[Settings]):
     """Matches means and deviations of every channel of the last stage, in the cells of a grid."""
 
     card = Card(
@@ -55,24 +65,8 @@ class WKDF(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(0.08, ge=0, description="weight of the distillation term")
-        ratio: float = Field(4.0, ge=0, description="weight of the means against the deviations")
-        grid: int = Field(1, ge=1, description="cells along each side of the map")
-        regressor: Literal["conv1x1", "bottleneck"] = Field(
-            "conv1x1", description="map from the student to the teacher"
-        )
-        schedule: Literal["cosine", "constant"] = Field(
-            "cosine", description="the weight falls to 0 at the end, or not"
-        )
-        decay_from: float = Field(150.0, ge=0, description="epoch after which the weight falls")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        ours, theirs = (network.shapes("stages")[-1] for network in (student, self.teacher))
+    def setup(self) -> None:
+        ours, theirs = (network.shapes("stages")[-1] for network in (self.student, self.teacher))
         make = ConvReg if self.settings.regressor == "conv1x1" else BottleneckReg
         self.regressor: nn.Module = make(ours, theirs)
         if max(theirs[1:]) <= self.settings.grid:
@@ -81,8 +75,7 @@ class WKDF(Method):
                 f" the teacher's last stage has {theirs[1]}x{theirs[2]}; use a coarser grid or another pair"
             )
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         regressed = self.regressor(student.stages[-1])
         term = functional.wkd_f(regressed, teacher.stages[-1], ratio=config.ratio, grid=config.grid)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
 from .. import functional
-from ..contract import DataInfo, Method, MethodSettings, Needs, Network, Outputs
+from ..contract import Method, MethodSettings, Needs, Network, Outputs
 from ..errors import UserError
 from ..feature._maps import only_pools
 
@@ -21,7 +21,10 @@ class CellSettings(MethodSettings):
     )
 
 
-class OnCells(Method):
+C = TypeVar("C", bound=CellSettings)
+
+
+class OnCells(Method[C]):
     """Base of the methods that compare the logits of cells.
 
     A network's classifier runs on every cell of its last map; without a plain mean between map and classifier the cells
@@ -29,13 +32,11 @@ class OnCells(Method):
     """
 
     needs = Needs(student=("last_map",), teacher=("last_map",))
-    settings: CellSettings
 
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         if self.settings.scales[0] != 1:
             raise UserError(f"setting {self.card.name}.scales: the whole map, scale 1, comes first")
-        for network in (student, self.teacher):
+        for network in (self.student, self.teacher):
             if not only_pools(network):
                 raise UserError(
                     f"method '{self.card.name}' needs networks that only pool between their last map and classifier"
@@ -43,7 +44,7 @@ class OnCells(Method):
 
     def cells(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's logits (B, N, K)."""
-        ours = _logits(self._networks[0], student.last_map, self.settings.scales)
+        ours = _logits(self.student, student.last_map, self.settings.scales)
         return ours, _logits(self.teacher, teacher.last_map, self.settings.scales)
 
 

@@ -9,8 +9,16 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(32.0, ge=0, description="weight of the divergence")
+    alpha: float = Field(0.8, description="exponent of the teacher's probabilities")
+    beta: float = Field(0.3, description="exponent of the student's probabilities")
+    temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
+
+
 @register
-class ABKD(Method):
+class ABKD(Method[Settings]):
     """Matches softened probabilities by a divergence between KL and reverse KL."""
 
     card = Card(
@@ -35,17 +43,7 @@ class ABKD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(32.0, ge=0, description="weight of the divergence")
-        alpha: float = Field(0.8, description="exponent of the teacher's probabilities")
-        beta: float = Field(0.3, description="exponent of the student's probabilities")
-        temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.abkd(
             student.logits, teacher.logits, alpha=config.alpha, beta=config.beta, temperature=config.temperature

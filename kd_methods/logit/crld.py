@@ -11,8 +11,17 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss of each view")
+    within: float = Field(2.0, ge=0, description="weight of the terms within a view")
+    cross: float = Field(0.5, ge=0, description="weight of the terms across views")
+    temperature: float = Field(4.0, gt=0, description="temperature of all divergences")
+    weak_threshold: float = Field(0.9, ge=0, le=1, description="least confidence for the terms within a view")
+    strong_threshold: float = Field(0.2, ge=0, le=1, description="least confidence for the terms across views")
+
+
 @register
-class CRLD(Method):
+class CRLD(Method[Settings]):
     """Matches the teacher's probabilities on both views of an image, and each view's with the other's."""
 
     card = Card(
@@ -38,18 +47,7 @@ class CRLD(Method):
     )
     needs = Needs(teacher=("logits",), views=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss of each view")
-        within: float = Field(2.0, ge=0, description="weight of the terms within a view")
-        cross: float = Field(0.5, ge=0, description="weight of the terms across views")
-        temperature: float = Field(4.0, gt=0, description="temperature of all divergences")
-        weak_threshold: float = Field(0.9, ge=0, le=1, description="least confidence for the terms within a view")
-        strong_threshold: float = Field(0.2, ge=0, le=1, description="least confidence for the terms across views")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         views = [(outputs.logits, outputs.second.logits) for outputs in (student, teacher)]
         common: dict[str, Any] = {

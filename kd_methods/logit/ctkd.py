@@ -10,12 +10,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(0.1, ge=0, description="weight of the task loss")
+    kd: float = Field(0.9, ge=0, description="weight of the distillation term")
+    start: float = Field(1.0, gt=0, description="lowest temperature")
+    range: float = Field(20.0, gt=0, description="distance from the lowest to the highest temperature")
+    loops: float = Field(10.0, gt=0, description="epochs over which the reversal grows to full strength")
+
+
 @register
-class CTKD(Method):
+class CTKD(Method[Settings]):
     """KD at a learned temperature that works against the student: its gradient is reversed, gently at first."""
 
     card = Card(
@@ -39,25 +47,14 @@ class CTKD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(0.1, ge=0, description="weight of the task loss")
-        kd: float = Field(0.9, ge=0, description="weight of the distillation term")
-        start: float = Field(1.0, gt=0, description="lowest temperature")
-        range: float = Field(20.0, gt=0, description="distance from the lowest to the highest temperature")
-        loops: float = Field(10.0, gt=0, description="epochs over which the reversal grows to full strength")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         self.theta = nn.Parameter(torch.ones(()))
 
     def temperature(self, reversal: float) -> Tensor:
         """T, with the gradient of ``theta`` multiplied by ``-reversal``."""
         return self.settings.start + self.settings.range * torch.sigmoid(_Reversed.apply(self.theta, reversal))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         reversal = (1 - math.cos(math.pi * progress.ramp(config.loops))) / 2
         term = functional.kd(student.logits, teacher.logits, temperature=self.temperature(reversal))

@@ -9,8 +9,16 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(2.0, ge=0, description="weight of both correlation terms together")
+    beta: float = Field(1.0, ge=0, description="weight of the correlation over classes, within a row")
+    gamma: float = Field(1.0, ge=0, description="weight of the correlation over the batch, within a class")
+    temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
+
+
 @register
-class DIST(Method):
+class DIST(Method[Settings]):
     """Matches class probabilities up to scale and shift: correlations within rows and within classes."""
 
     card = Card(
@@ -33,17 +41,7 @@ class DIST(Method):
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(2.0, ge=0, description="weight of both correlation terms together")
-        beta: float = Field(1.0, ge=0, description="weight of the correlation over classes, within a row")
-        gamma: float = Field(1.0, ge=0, description="weight of the correlation over the batch, within a class")
-        temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.dist(
             student.logits, teacher.logits, beta=config.beta, gamma=config.gamma, temperature=config.temperature

@@ -9,8 +9,16 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    alpha: float = Field(1.0, ge=0, description="weight of the target-class term")
+    beta: float = Field(8.0, ge=0, description="weight of the non-target term")
+    temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
+    warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
+
+
 @register
-class DKD(Method):
+class DKD(Method[Settings]):
     """Weights the label's class and the other classes of KD's divergence independently."""
 
     card = Card(
@@ -31,17 +39,7 @@ class DKD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        alpha: float = Field(1.0, ge=0, description="weight of the target-class term")
-        beta: float = Field(8.0, ge=0, description="weight of the non-target term")
-        temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
-        warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.dkd(
             student.logits,

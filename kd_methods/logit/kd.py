@@ -9,8 +9,14 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(0.1, ge=0, description="weight of the task loss")
+    kd: float = Field(0.9, ge=0, description="weight of the distillation term")
+    temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
+
+
 @register
-class KD(Method):
+class KD(Method[Settings]):
     """Matches softened class probabilities by KL divergence."""
 
     card = Card(
@@ -30,15 +36,7 @@ class KD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(0.1, ge=0, description="weight of the task loss")
-        kd: float = Field(0.9, ge=0, description="weight of the distillation term")
-        temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         return Losses(
             task={"task": config.ce * batch.loss(student.logits)},

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ..contract import Batch, Card, Losses, Method, MethodSettings, Outputs, Progress
+from ..contract import Batch, Card, Losses, MethodSettings, Outputs, Progress, TeacherlessMethod
 from ..functional._precision import full_precision
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that is spread over all classes")
+
+
 @register
-class LabelSmoothing(Method):
+class LabelSmoothing(TeacherlessMethod[Settings]):
     """The student alone, a share of every label spread over all classes."""
 
     card = Card(
@@ -30,14 +34,8 @@ class LabelSmoothing(Method):
         ),
         inputs="any",
     )
-    needs_teacher = False
 
-    class Settings(MethodSettings):
-        smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that is spread over all classes")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         share = self.settings.smoothing
         return Losses(task={"task": (1 - share) * batch.loss(student.logits) + share * _uniform(student.logits)})
 

@@ -9,8 +9,15 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(2.0, ge=0, description="weight of the task loss")
+    alpha: float = Field(33.0, ge=0, description="root of the distillation term's weight")
+    temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
+    warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
+
+
 @register
-class LumiNet(Method):
+class LumiNet(Method[Settings]):
     """Matches probabilities after the batch has standardised the logits of each class."""
 
     card = Card(
@@ -34,16 +41,7 @@ class LumiNet(Method):
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(2.0, ge=0, description="weight of the task loss")
-        alpha: float = Field(33.0, ge=0, description="root of the distillation term's weight")
-        temperature: float = Field(4.0, gt=0, description="temperature T of both softmaxes")
-        warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.luminet(student.logits, teacher.logits, alpha=config.alpha, temperature=config.temperature)
         return Losses(

@@ -13,8 +13,14 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(0.1, ge=0, description="weight of the task loss of each view")
+    kd: float = Field(0.9, ge=0, description="weight of every distillation term")
+    temperature: float = Field(4.0, gt=0, description="first of the temperatures; the others are 3, 5, 2 and 6")
+
+
 @register
-class MLLD(Method):
+class MLLD(Method[Settings]):
     """Matches logits, their classes' and their rows' correlations at five temperatures, on two views of each image."""
 
     card = Card(
@@ -42,15 +48,7 @@ class MLLD(Method):
     needs = Needs(teacher=("logits",), views=2)
     raw_terms = ("class", "batch")
 
-    class Settings(MethodSettings):
-        ce: float = Field(0.1, ge=0, description="weight of the task loss of each view")
-        kd: float = Field(0.9, ge=0, description="weight of every distillation term")
-        temperature: float = Field(4.0, gt=0, description="first of the temperatures; the others are 3, 5, 2 and 6")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         both = batch.loss(student.logits) + batch.loss(student.second.logits)
         terms = self._terms(student, teacher)

@@ -9,8 +9,15 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(1.0, ge=0, description="weight of both distillation terms together")
+    gamma: float = Field(1.5, ge=0, description="weight of the non-target term against the target term")
+    temperature: float = Field(1.0, gt=0, description="temperature T of the non-target term")
+
+
 @register
-class NKD(Method):
+class NKD(Method[Settings]):
     """Matches the target's probability and, normalised apart, those of the other classes, by cross-entropy."""
 
     card = Card(
@@ -34,16 +41,7 @@ class NKD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(1.0, ge=0, description="weight of both distillation terms together")
-        gamma: float = Field(1.5, ge=0, description="weight of the non-target term against the target term")
-        temperature: float = Field(1.0, gt=0, description="temperature T of the non-target term")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.nkd(
             student.logits, teacher.logits, batch.labels, gamma=config.gamma, temperature=config.temperature

@@ -6,12 +6,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    kd: float = Field(1.0, ge=0, description="weight of the term of the final logits")
+    branches: float = Field(1.0, ge=0, description="weight of the branches' terms")
+    eps: float = Field(1.0, gt=0, description="exponent of the soft labels")
+    temperature: float = Field(1.0, gt=0, description="temperature T of both softmaxes; no factor T^2")
+
+
 @register
-class OFA(Method):
+class OFA(Method[Settings]):
     """Matches logits at the end of the student and at a branch after each of its stages, with raised targets."""
 
     card = Card(
@@ -37,25 +45,14 @@ class OFA(Method):
     )
     needs = Needs(student=("stages",), teacher=("logits",), min_batch=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        kd: float = Field(1.0, ge=0, description="weight of the term of the final logits")
-        branches: float = Field(1.0, ge=0, description="weight of the branches' terms")
-        eps: float = Field(1.0, gt=0, description="exponent of the soft labels")
-        temperature: float = Field(1.0, gt=0, description="temperature T of both softmaxes; no factor T^2")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        width = max(view.shape(view.layout.pooled)[-1] for view in (student, self.teacher))
-        shapes = student.shapes("stages")
+    def setup(self) -> None:
+        width = max(view.shape(view.layout.pooled)[-1] for view in (self.student, self.teacher))
+        shapes = self.student.shapes("stages")
         self.branches = nn.ModuleList(
-            _branch(shape, width, info.num_classes, len(shapes) - k) for k, shape in enumerate(shapes, 1)
+            _branch(shape, width, self.info.num_classes, len(shapes) - k) for k, shape in enumerate(shapes, 1)
         )
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         target = teacher.logits
 

@@ -9,8 +9,17 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    alpha: float = Field(1.0, ge=0, description="weight of the sample's confidence")
+    beta: float = Field(8.0, ge=0, description="weight of the masked correlation")
+    temperature: float = Field(4.0, gt=0, description="temperature T of the masked correlation")
+    alpha_temperature: float = Field(1.0, gt=0, description="temperature T_a of the sample's confidence")
+    warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
+
+
 @register
-class RLD(Method):
+class RLD(Method[Settings]):
     """Matches the label's probability with the teacher's largest, and those of classes that it puts below the label."""
 
     card = Card(
@@ -34,18 +43,7 @@ class RLD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        alpha: float = Field(1.0, ge=0, description="weight of the sample's confidence")
-        beta: float = Field(8.0, ge=0, description="weight of the masked correlation")
-        temperature: float = Field(4.0, gt=0, description="temperature T of the masked correlation")
-        alpha_temperature: float = Field(1.0, gt=0, description="temperature T_a of the sample's confidence")
-        warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.rld(
             student.logits,

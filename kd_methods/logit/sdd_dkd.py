@@ -12,8 +12,16 @@ from ..registry import register
 from ._cells import CellSettings, OnCells
 
 
+class Settings(CellSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    alpha: float = Field(1.0, ge=0, description="weight of the target-class term")
+    beta: float = Field(8.0, ge=0, description="weight of the non-target term")
+    temperature: float = Field(4.0, gt=0, description="temperature T of all softmaxes")
+    warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
+
+
 @register
-class SDDDKD(OnCells):
+class SDDDKD(OnCells[Settings]):
     """DKD on the whole image and on its parts, those that contradict the whole counting twice."""
 
     card = Card(
@@ -36,17 +44,7 @@ class SDDDKD(OnCells):
         classes=3,
     )
 
-    class Settings(CellSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        alpha: float = Field(1.0, ge=0, description="weight of the target-class term")
-        beta: float = Field(8.0, ge=0, description="weight of the non-target term")
-        temperature: float = Field(4.0, gt=0, description="temperature T of all softmaxes")
-        warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         values: dict[str, Any] = config.model_dump(include={"alpha", "beta", "temperature"})
         term = functional.sdd_dkd(*self.cells(student, teacher), batch.labels, **values)

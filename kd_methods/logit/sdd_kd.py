@@ -10,8 +10,14 @@ from ..registry import register
 from ._cells import CellSettings, OnCells
 
 
+class Settings(CellSettings):
+    ce: float = Field(0.1, ge=0, description="weight of the task loss")
+    kd: float = Field(0.9, ge=0, description="weight of the distillation term")
+    temperature: float = Field(4.0, gt=0, description="temperature T of all softmaxes")
+
+
 @register
-class SDDKD(OnCells):
+class SDDKD(OnCells[Settings]):
     """KD on the whole image and on its parts, those that contradict the whole counting twice."""
 
     card = Card(
@@ -34,15 +40,7 @@ class SDDKD(OnCells):
         ),
     )
 
-    class Settings(CellSettings):
-        ce: float = Field(0.1, ge=0, description="weight of the task loss")
-        kd: float = Field(0.9, ge=0, description="weight of the distillation term")
-        temperature: float = Field(4.0, gt=0, description="temperature T of all softmaxes")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.sdd_kd(*self.cells(student, teacher), batch.labels, temperature=config.temperature)
         return Losses(task={"task": config.ce * batch.loss(student.logits)}, distill={"kd": config.kd * term})

@@ -12,8 +12,16 @@ from ..registry import register
 from ._cells import CellSettings, OnCells
 
 
+class Settings(CellSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(1.0, ge=0, description="weight of both distillation terms together")
+    gamma: float = Field(8.0, ge=0, description="weight of the second term against the target term")
+    temperature: float = Field(4.0, gt=0, description="temperature T of the second term")
+    warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
+
+
 @register
-class SDDNKD(OnCells):
+class SDDNKD(OnCells[Settings]):
     """NKD on the whole image and on its parts, those that contradict the whole counting twice."""
 
     masked = False
@@ -37,17 +45,7 @@ class SDDNKD(OnCells):
         ),
     )
 
-    class Settings(CellSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(1.0, ge=0, description="weight of both distillation terms together")
-        gamma: float = Field(8.0, ge=0, description="weight of the second term against the target term")
-        temperature: float = Field(4.0, gt=0, description="temperature T of the second term")
-        warmup: float = Field(20.0, ge=0, description="epochs over which the distillation term grows linearly")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         cells, labels = self.cells(student, teacher), batch.labels
         term = functional.sdd_nkd(

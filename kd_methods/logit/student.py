@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..contract import Batch, Card, Losses, Method, Outputs, Progress
+from ..contract import Batch, Card, Losses, Outputs, Progress, TeacherlessMethod
 from ..registry import register
 
 
 @register
-class Student(Method):
+class Student(TeacherlessMethod):
     """The student trained alone, with the task's own loss."""
 
     card = Card(
@@ -22,7 +22,5 @@ class Student(Method):
         classes=1,
     )
 
-    needs_teacher = False
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         return Losses(task={"task": batch.loss(student.logits)})

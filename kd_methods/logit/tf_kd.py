@@ -5,12 +5,19 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, Losses, Method, MethodSettings, Outputs, Progress
+from ..contract import Batch, Card, Losses, MethodSettings, Outputs, Progress, TeacherlessMethod
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(0.9, ge=0, description="weight of the task loss")
+    weight: float = Field(10.0, ge=0, description="weight of the divergence, the multiplier included")
+    correct: float = Field(0.99, gt=0, lt=1, description="the virtual teacher's probability of the label")
+    temperature: float = Field(20.0, gt=0, description="temperature T of the virtual teacher")
+
+
 @register
-class TfKDReg(Method):
+class TfKDReg(TeacherlessMethod[Settings]):
     """KD from a virtual teacher that is nearly sure of the label and knows nothing of the other classes."""
 
     card = Card(
@@ -37,17 +44,8 @@ class TfKDReg(Method):
         our_choice=("ce", "weight", "temperature"),
         inputs="any",
     )
-    needs_teacher = False
 
-    class Settings(MethodSettings):
-        ce: float = Field(0.9, ge=0, description="weight of the task loss")
-        weight: float = Field(10.0, ge=0, description="weight of the divergence, the multiplier included")
-        correct: float = Field(0.99, gt=0, lt=1, description="the virtual teacher's probability of the label")
-        temperature: float = Field(20.0, gt=0, description="temperature T of the virtual teacher")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.tf_kd_reg(
             student.logits, batch.labels, correct=config.correct, temperature=config.temperature

@@ -13,12 +13,10 @@ from ..analysis.class_distances import class_distances
 from ..contract import (
     Batch,
     Card,
-    DataInfo,
     Losses,
     Method,
     MethodSettings,
     Needs,
-    Network,
     Outputs,
     Progress,
     TeacherPass,
@@ -26,8 +24,23 @@ from ..contract import (
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(1.0, ge=0, description="weight of both distillation terms together")
+    gamma: float = Field(600.0, ge=0, description="weight of the transport against the target term")
+    temperature: float = Field(8.0, gt=0, description="temperature T of the transported probabilities")
+    sharpness: float = Field(1.0, gt=0, description="factor on the distances in the cost's exponent")
+    regularization: float = Field(0.05, gt=0, description="entropic regularisation of the plan")
+    iterations: int = Field(10, ge=1, description="rounds of Sinkhorn's iteration")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="gamma falls to 0 at the end, or not")
+    decay_from: float = Field(150.0, ge=0, description="epoch after which gamma falls")
+    features: Literal["last_stage", "logits"] = Field(
+        "last_stage", description="what classes are compared by: positions of the teacher's last stage, or logits"
+    )
+
+
 @register
-class WKDL(Method):
+class WKDL(Method[Settings]):
     """Moves the student's probabilities to the teacher's, at a cost that is small between classes alike."""
 
     card = Card(
@@ -52,34 +65,17 @@ class WKDL(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(1.0, ge=0, description="weight of both distillation terms together")
-        gamma: float = Field(600.0, ge=0, description="weight of the transport against the target term")
-        temperature: float = Field(8.0, gt=0, description="temperature T of the transported probabilities")
-        sharpness: float = Field(1.0, gt=0, description="factor on the distances in the cost's exponent")
-        regularization: float = Field(0.05, gt=0, description="entropic regularisation of the plan")
-        iterations: int = Field(10, ge=1, description="rounds of Sinkhorn's iteration")
-        schedule: Literal["cosine", "constant"] = Field("cosine", description="gamma falls to 0 at the end, or not")
-        decay_from: float = Field(150.0, ge=0, description="epoch after which gamma falls")
-        features: Literal["last_stage", "logits"] = Field(
-            "last_stage", description="what classes are compared by: positions of the teacher's last stage, or logits"
-        )
-
-    settings: Settings
     cost: Tensor
 
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.register_buffer("cost", 1 - torch.eye(info.num_classes), persistent=False)
+    def setup(self) -> None:
+        self.register_buffer("cost", 1 - torch.eye(self.info.num_classes), persistent=False)
 
     def prepare(self, teacher_pass: TeacherPass) -> None:
         unit = self.teacher.layout.stages[-1] if self.settings.features == "last_stage" else None
         distances = class_distances(teacher_pass, len(self.cost), unit)
         self.cost.copy_(1 - torch.exp(-self.settings.sharpness * distances))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.wkd_l(
             student.logits,

@@ -9,8 +9,14 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    alpha: float = Field(2.5, ge=0, description="weight of the soft-label term")
+    temperature: float = Field(2.0, gt=0, description="temperature T of both softmaxes")
+
+
 @register
-class WSLD(Method):
+class WSLD(Method[Settings]):
     """Soft labels with a weight per sample: small where the student already does better than the teacher."""
 
     card = Card(
@@ -32,15 +38,7 @@ class WSLD(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        alpha: float = Field(2.5, ge=0, description="weight of the soft-label term")
-        temperature: float = Field(2.0, gt=0, description="temperature T of both softmaxes")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.wsld(student.logits, teacher.logits, batch.labels, temperature=config.temperature)
         return Losses(task={"task": config.ce * batch.loss(student.logits)}, distill={"wsld": config.alpha * term})

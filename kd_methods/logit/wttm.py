@@ -9,8 +9,14 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    weight: float = Field(4.0, ge=0, description="weight of the divergence")
+    power: float = Field(0.2, gt=0, le=1, description="exponent of the teacher's probabilities (gamma in the paper)")
+
+
 @register
-class WTTM(Method):
+class WTTM(Method[Settings]):
     """As TTM, with rows weighted by how smooth the teacher's probabilities are."""
 
     card = Card(
@@ -31,17 +37,7 @@ class WTTM(Method):
     )
     needs = Needs(teacher=("logits",))
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        weight: float = Field(4.0, ge=0, description="weight of the divergence")
-        power: float = Field(
-            0.2, gt=0, le=1, description="exponent of the teacher's probabilities (gamma in the paper)"
-        )
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.wttm(student.logits, teacher.logits, power=config.power)
         return Losses(task={"task": config.ce * batch.loss(student.logits)}, distill={"wttm": config.weight * term})

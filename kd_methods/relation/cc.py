@@ -7,12 +7,17 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    beta: float = Field(0.02, ge=0, description="weight of the congruence term")
+    dim: int = Field(128, ge=1, description="size of the embeddings")
+
+
 @register
-class CC(Method):
+class CC(Method[Settings]):
     """Lessens the differences of embedded features where neighbours in the batch differ alike."""
 
     card = Card(
@@ -35,28 +40,26 @@ class CC(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(0.02, ge=0, description="weight of the congruence term")
-        dim: int = Field(128, ge=1, description="size of the embeddings")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         self.embed_s, self.embed_t = (
-            nn.Linear(view.shape(view.layout.pooled)[-1], self.settings.dim) for view in (student, self.teacher)
+            nn.Linear(view.shape(view.layout.pooled)[-1], self.settings.dim) for view in (self.student, self.teacher)
         )
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         # The function takes its second argument as a constant; as a difference from zero both embeddings are trained.
         difference = self.embed_s(student.pooled).float() - self.embed_t(teacher.pooled).float()
         term = functional.correlation_congruence(difference, torch.zeros_like(difference))
         return Losses(task={"task": batch.loss(student.logits)}, distill={"congruence": self.settings.beta * term})
 
 
+class CCPaperSettings(MethodSettings):
+    beta: float = Field(100.0, ge=0, description="weight of the congruence term")
+    gamma: float = Field(0.4, gt=0, description="width of the kernel")
+    order: int = Field(2, ge=1, description="last power of the kernel's Taylor series")
+
+
 @register
-class CCPaper(Method):
+class CCPaper(Method[CCPaperSettings]):
     """Matches the matrix of Gaussian-kernel similarities within a batch: CC as the paper writes it."""
 
     card = Card(
@@ -79,15 +82,7 @@ class CCPaper(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(100.0, ge=0, description="weight of the congruence term")
-        gamma: float = Field(0.4, gt=0, description="width of the kernel")
-        order: int = Field(2, ge=1, description="last power of the kernel's Taylor series")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.kernel_congruence(student.pooled, teacher.pooled, gamma=config.gamma, order=config.order)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"congruence": config.beta * term})

@@ -10,13 +10,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    beta: float = Field(0.8, ge=0, description="weight of both contrastive terms together")
+    negatives: int = Field(16384, ge=1, description="number M of negatives per sample, if there are as many")
+    tau: float = Field(0.07, gt=0, description="temperature of the scores")
+    momentum: float = Field(0.5, ge=0, lt=1, description="share of the old entry in a bank's update")
+    dim: int = Field(128, ge=1, description="size of the embeddings")
+
+
 @register
-class CRD(Method):
+class CRD(Method[Settings]):
     """Tells a sample's features in the other network from those of many samples of other classes."""
 
     card = Card(
@@ -44,14 +52,6 @@ class CRD(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(0.8, ge=0, description="weight of both contrastive terms together")
-        negatives: int = Field(16384, ge=1, description="number M of negatives per sample, if there are as many")
-        tau: float = Field(0.07, gt=0, description="temperature of the scores")
-        momentum: float = Field(0.5, ge=0, lt=1, description="share of the old entry in a bank's update")
-        dim: int = Field(128, ge=1, description="size of the embeddings")
-
-    settings: Settings
     bank_s: Tensor
     bank_t: Tensor
     log_z: Tensor
@@ -59,28 +59,26 @@ class CRD(Method):
     _counts: Tensor
     _starts: Tensor
 
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        if info.labels is None:
+    def setup(self) -> None:
+        if self.info.labels is None:
             raise UserError("method 'crd' draws negatives of other classes and needs the training set's labels")
-        n, dim = info.num_samples, self.settings.dim
-        counts = torch.bincount(info.labels, minlength=info.num_classes)
+        n, dim = self.info.num_samples, self.settings.dim
+        counts = torch.bincount(self.info.labels, minlength=self.info.num_classes)
         self.negatives = min(self.settings.negatives, n - int(counts.max()))
         if self.negatives < 1:
             raise UserError("method 'crd' needs a training set with at least two classes")
         self.embed_s, self.embed_t = (
-            nn.Linear(view.shape(view.layout.pooled)[-1], dim) for view in (student, self.teacher)
+            nn.Linear(view.shape(view.layout.pooled)[-1], dim) for view in (self.student, self.teacher)
         )
         for name in ("bank_s", "bank_t"):
             self.register_buffer(name, F.normalize(2 * torch.rand(n, dim) - 1))
         self.register_buffer("log_z", torch.full((2,), torch.nan))  # nan until the first batch
         # Samples sorted by class, so that those of other classes are two runs around the class's own.
-        self.register_buffer("_sorted", info.labels.argsort(stable=True), persistent=False)
+        self.register_buffer("_sorted", self.info.labels.argsort(stable=True), persistent=False)
         self.register_buffer("_counts", counts, persistent=False)
         self.register_buffer("_starts", counts.cumsum(0) - counts, persistent=False)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         e_s, e_t = self.embed_s(student.pooled), self.embed_t(teacher.pooled)
         picks = torch.cat([batch.indices.unsqueeze(1), self._draw(batch.labels)], 1)
         pairs = ((e_s, self.bank_t), (e_t, self.bank_s))

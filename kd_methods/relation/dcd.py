@@ -7,12 +7,20 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    beta: float = Field(1.0, ge=0, description="weight of both terms together")
+    alpha: float = Field(0.5, ge=0, description="weight of the consistency term against the contrast")
+    dim: int = Field(128, ge=1, description="size of the embeddings")
+    tau: float = Field(1.0, gt=0, description="logarithm of the scale at the start")
+    limit: float = Field(10.0, gt=0, description="largest scale")
+
+
 @register
-class DCD(Method):
+class DCD(Method[Settings]):
     """Contrasts student and teacher features within the batch, and makes the contrast alike in both directions."""
 
     card = Card(
@@ -36,24 +44,13 @@ class DCD(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(1.0, ge=0, description="weight of both terms together")
-        alpha: float = Field(0.5, ge=0, description="weight of the consistency term against the contrast")
-        dim: int = Field(128, ge=1, description="size of the embeddings")
-        tau: float = Field(1.0, gt=0, description="logarithm of the scale at the start")
-        limit: float = Field(10.0, gt=0, description="largest scale")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
+    def setup(self) -> None:
         self.embed_s, self.embed_t = (
-            nn.Linear(view.shape(view.layout.pooled)[-1], self.settings.dim) for view in (student, self.teacher)
+            nn.Linear(view.shape(view.layout.pooled)[-1], self.settings.dim) for view in (self.student, self.teacher)
         )
         self.tau = nn.Parameter(torch.tensor(self.settings.tau))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         cosines = functional.cosine_similarity(self.embed_s(student.pooled), self.embed_t(teacher.pooled))
         similarity = self.tau.exp().clamp(max=config.limit) * cosines

@@ -9,8 +9,12 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    beta: float = Field(30000.0, ge=0, description="weight of the divergence")
+
+
 @register
-class PKT(Method):
+class PKT(Method[Settings]):
     """Matches the distribution of cosine similarities within a batch."""
 
     card = Card(
@@ -30,12 +34,6 @@ class PKT(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(30000.0, ge=0, description="weight of the divergence")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         term = functional.pkt(student.pooled, teacher.pooled)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"pkt": self.settings.beta * term})

@@ -9,8 +9,14 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    weight: float = Field(1.0, ge=0, description="weight of both terms together")
+    distance: float = Field(25.0, ge=0, description="weight of the pairwise distances")
+    angle: float = Field(50.0, ge=0, description="weight of the triplet angles")
+
+
 @register
-class RKD(Method):
+class RKD(Method[Settings]):
     """Matches distances and angles between the pooled features of a batch."""
 
     card = Card(
@@ -27,15 +33,7 @@ class RKD(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 
-    class Settings(MethodSettings):
-        weight: float = Field(1.0, ge=0, description="weight of both terms together")
-        distance: float = Field(25.0, ge=0, description="weight of the pairwise distances")
-        angle: float = Field(50.0, ge=0, description="weight of the triplet angles")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.rkd(
             student.pooled, teacher.pooled, distance_weight=config.distance, angle_weight=config.angle

@@ -12,8 +12,15 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    ce: float = Field(0.1, ge=0, description="weight of the task loss")
+    kd: float = Field(0.9, ge=0, description="weight of both distillation terms")
+    temperature: float = Field(4.0, gt=0, description="temperature T of the KD term")
+    ridge: float = Field(0.1, gt=0, description="added to the covariance's diagonal")
+
+
 @register
-class SKD(Method):
+class SKD(Method[Settings]):
     """KD, and the cosines between the samples' logits, compared under the covariance of their differences."""
 
     card = Card(
@@ -40,16 +47,7 @@ class SKD(Method):
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(0.1, ge=0, description="weight of the task loss")
-        kd: float = Field(0.9, ge=0, description="weight of both distillation terms")
-        temperature: float = Field(4.0, gt=0, description="temperature T of the KD term")
-        ridge: float = Field(0.1, gt=0, description="added to the covariance's diagonal")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         probabilities = teacher.logits.float().softmax(1)
         kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
@@ -68,6 +66,13 @@ def _up_to_median(x: Tensor) -> Tensor:
     return (x <= x.quantile(0.5)).float().mean()
 
 
+class SKDPortSettings(MethodSettings):
+    kd: float = Field(1.0, ge=0, description="weight of the KD term")
+    direction: float = Field(1.0, ge=0, description="weight of the direction term")
+    temperature: float = Field(4.0, gt=0, description="temperature T of the KD term")
+    ridge: float = Field(0.1, gt=0, description="added to the covariance's diagonal")
+
+
 @register
 class SKDPort(SKD):
     """SKD as torchdistill ships it: without masks, task loss and factor T²."""
@@ -84,16 +89,11 @@ class SKDPort(SKD):
         divergences=("labels are not used", "there with batch 512 and learning rate 0.2 on ImageNet"),
     )
 
-    class Settings(MethodSettings):
-        kd: float = Field(1.0, ge=0, description="weight of the KD term")
-        direction: float = Field(1.0, ge=0, description="weight of the direction term")
-        temperature: float = Field(4.0, gt=0, description="temperature T of the KD term")
-        ridge: float = Field(0.1, gt=0, description="added to the covariance's diagonal")
+    Settings = SKDPortSettings
 
-    settings: Settings  # type: ignore[assignment]
+    settings: SKDPortSettings  # type: ignore[assignment]
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature) / config.temperature**2
         direction = functional.skd(student.logits, teacher.logits, ridge=config.ridge, by_classes=False)

@@ -9,8 +9,12 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    beta: float = Field(3000.0, ge=0, description="weight of the similarity term")
+
+
 @register
-class SP(Method):
+class SP(Method[Settings]):
     """Matches which samples of a batch activate the last stage alike."""
 
     card = Card(
@@ -25,12 +29,6 @@ class SP(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        beta: float = Field(3000.0, ge=0, description="weight of the similarity term")
-
-    settings: Settings
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         term = functional.similarity_preserving(student.stages[-1], teacher.stages[-1])
         return Losses(task={"task": batch.loss(student.logits)}, distill={"similarity": self.settings.beta * term})

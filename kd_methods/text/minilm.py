@@ -5,15 +5,21 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._layers import same_heads
 
 FIELDS = ("stages", "queries", "keys", "values")
 
 
+class Settings(MethodSettings):
+    task: float = Field(1.0, ge=0, description="weight of the task loss")
+    attention: float = Field(1.0, ge=0, description="weight of the attention distributions")
+    values: float = Field(1.0, ge=0, description="weight of the values' relation")
+
+
 @register
-class MiniLM(Method):
+class MiniLM(Method[Settings]):
     """Matches the last layer's self-attention: its distributions and the relation of its values."""
 
     card = Card(
@@ -40,19 +46,10 @@ class MiniLM(Method):
     )
     needs = Needs(student=FIELDS, teacher=FIELDS)
 
-    class Settings(MethodSettings):
-        task: float = Field(1.0, ge=0, description="weight of the task loss")
-        attention: float = Field(1.0, ge=0, description="weight of the attention distributions")
-        values: float = Field(1.0, ge=0, description="weight of the values' relation")
+    def setup(self) -> None:
+        self.heads = same_heads(self.card.name, self.student, self.teacher)
 
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.heads = same_heads(self.card.name, student, self.teacher)
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, mask = self.settings, student.stages[-1].mask
         attention, values = (
             functional.attention_relation(pair(student), pair(teacher), mask, heads=self.heads)

@@ -8,15 +8,23 @@ import torch
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 from ..views.layers import evenly_spaced
 from ._layers import check_width
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(0.7, ge=0, le=1, description="share of the softened term, 1 - alpha is the task loss's")
+    beta: float = Field(500.0, ge=0, description="weight of the patient term")
+    temperature: float = Field(10.0, gt=0, description="temperature T of both softmaxes")
+    layers: Literal["skip", "last"] = Field("skip", description="teacher layers: at equal shares, or the last ones")
+    reduction: Literal["mean", "batchmean"] = Field("mean", description="KL over all values, or over rows")
+
+
 @register
-class PatientKD(Method):
+class PatientKD(Method[Settings]):
     """Matches, besides softened logits, the direction of the first token's hidden states in intermediate layers."""
 
     card = Card(
@@ -42,19 +50,9 @@ class PatientKD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages", "logits"))
 
-    class Settings(MethodSettings):
-        alpha: float = Field(0.7, ge=0, le=1, description="share of the softened term, 1 - alpha is the task loss's")
-        beta: float = Field(500.0, ge=0, description="weight of the patient term")
-        temperature: float = Field(10.0, gt=0, description="temperature T of both softmaxes")
-        layers: Literal["skip", "last"] = Field("skip", description="teacher layers: at equal shares, or the last ones")
-        reduction: Literal["mean", "batchmean"] = Field("mean", description="KL over all values, or over rows")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        check_width(self.card.name, student, self.teacher)
-        n, m = len(student.layout.stages), len(self.teacher.layout.stages)
+    def setup(self) -> None:
+        check_width(self.card.name, self.student, self.teacher)
+        n, m = len(self.student.layout.stages), len(self.teacher.layout.stages)
         if n < 2:
             raise UserError(
                 f"method '{self.card.name}' matches the layers before the last one; the student has one layer"
@@ -64,8 +62,7 @@ class PatientKD(Method):
         skip = self.settings.layers == "skip"
         self.layers = evenly_spaced(n, m)[:-1] if skip else list(range(m - n, m - 1))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         if config.reduction == "mean":

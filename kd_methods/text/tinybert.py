@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Phase, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
 from ..registry import register
 from ..views.layers import evenly_spaced
 from ._layers import same_heads, width
@@ -17,8 +17,18 @@ from ._layers import same_heads, width
 FIELDS = ("stem", "stages", "queries", "keys")
 
 
+class Settings(MethodSettings):
+    attention: float = Field(1.0, ge=0, description="weight of the attention scores in the first phase")
+    hidden: float = Field(1.0, ge=0, description="weight of hidden states and embeddings in the first phase")
+    intermediate_epochs: float = Field(10.0, gt=0, description="epochs of the first phase")
+    intermediate_lr: float = Field(5e-5, gt=0, description="learning rate of the first phase")
+    soft: float = Field(1.0, ge=0, description="weight of the logits' term in the second phase")
+    hard: float = Field(0.0, ge=0, description="weight of the task loss in the second phase")
+    temperature: float = Field(1.0, gt=0, description="temperature T of both softmaxes")
+
+
 @register
-class TinyBERT(Method):
+class TinyBERT(Method[Settings]):
     """First matches embeddings, hidden states and attention of every layer, then the logits."""
 
     card = Card(
@@ -45,22 +55,10 @@ class TinyBERT(Method):
     needs = Needs(teacher=("logits",))
     phase_needs = Needs(student=FIELDS, teacher=FIELDS)
 
-    class Settings(MethodSettings):
-        attention: float = Field(1.0, ge=0, description="weight of the attention scores in the first phase")
-        hidden: float = Field(1.0, ge=0, description="weight of hidden states and embeddings in the first phase")
-        intermediate_epochs: float = Field(10.0, gt=0, description="epochs of the first phase")
-        intermediate_lr: float = Field(5e-5, gt=0, description="learning rate of the first phase")
-        soft: float = Field(1.0, ge=0, description="weight of the logits' term in the second phase")
-        hard: float = Field(0.0, ge=0, description="weight of the task loss in the second phase")
-        temperature: float = Field(1.0, gt=0, description="temperature T of both softmaxes")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.heads = same_heads(self.card.name, student, self.teacher)
-        self.fit = nn.Linear(width(student), width(self.teacher))
-        self.layers = evenly_spaced(len(student.layout.stages), len(self.teacher.layout.stages))
+    def setup(self) -> None:
+        self.heads = same_heads(self.card.name, self.student, self.teacher)
+        self.fit = nn.Linear(width(self.student), width(self.teacher))
+        self.layers = evenly_spaced(len(self.student.layout.stages), len(self.teacher.layout.stages))
 
     def phases(self) -> Sequence[Phase]:
         config = self.settings
@@ -89,8 +87,7 @@ class TinyBERT(Method):
             }
         )
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         task = {"task": config.hard * batch.loss(student.logits)} if config.hard else {}
         softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)

@@ -20,7 +20,19 @@ import kd_methods
 from benchmarks import networks
 from benchmarks.networks import Architecture, Chain, NetworkView, build_network, macs
 from kd_methods import functional, registry
-from kd_methods.contract import FIELDS, Batch, DataInfo, Layout, Losses, Method, Needs, Outputs, Progress, Tokens
+from kd_methods.contract import (
+    FIELDS,
+    NO_OUTPUTS,
+    Batch,
+    DataInfo,
+    Layout,
+    Losses,
+    Method,
+    Needs,
+    Outputs,
+    Progress,
+    Tokens,
+)
 from kd_methods.errors import UserError
 from kd_methods.feature._connectors import Connector, ConvReg
 
@@ -202,7 +214,7 @@ class Setup:
         found = Losses()
         for prefix, needs, losses, runs in self.parts():
             student, teacher = self.outputs(needs)
-            terms = losses(student if runs else None, teacher, self.batch, self.progress)
+            terms = losses(student if runs else NO_OUTPUTS, teacher, self.batch, self.progress)
             found.task |= {f"{prefix}{key}": term for key, term in terms.task.items()}
             found.distill |= {f"{prefix}{key}": term for key, term in terms.distill.items()}
         return found
@@ -267,7 +279,8 @@ def test_without_a_teacher(name: str):
     else:
         method = kd_methods.build(name, student, None, INFO)
         batch = make_batch()
-        losses = method.losses(student(batch.inputs, fields=method.needs.student), None, batch, Progress(1, 240))
+        outputs = student(batch.inputs, fields=method.needs.student)
+        losses = method.losses(outputs, NO_OUTPUTS, batch, Progress(1, 240))
         assert losses.total().isfinite()
 
 
@@ -455,13 +468,13 @@ def test_needs_are_honest(name: str, values: dict):
         full, full_teacher = setup.outputs(needs, everything=True)
         state = copy.deepcopy(setup.method.state_dict())
         torch.manual_seed(11)
-        expected = losses(full if runs else None, full_teacher, setup.batch, setup.progress).terms()
+        expected = losses(full if runs else NO_OUTPUTS, full_teacher, setup.batch, setup.progress).terms()
         few, few_teacher = setup.outputs(needs)
         if "logits" not in needs.teacher:
-            few_teacher.logits = torch.full_like(few_teacher.logits, torch.nan)
+            few_teacher = few_teacher.with_other_logits(torch.full_like(few_teacher.logits, torch.nan))
         setup.method.load_state_dict(state)
         torch.manual_seed(11)
-        found = losses(few if runs else None, few_teacher, setup.batch, setup.progress).terms()
+        found = losses(few if runs else NO_OUTPUTS, few_teacher, setup.batch, setup.progress).terms()
         assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
@@ -524,6 +537,12 @@ def test_odd_last_batches(name: str, values: dict, size: int | str):
     assert losses.total().isfinite()
 
 
+def changed_logits(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """The same outputs with other logits, in every view."""
+    changed = outputs.with_other_logits(change(outputs.logits))
+    return changed.with_second(changed_logits(outputs.second, change)) if outputs._second else changed
+
+
 @each_case
 def test_low_precision_and_extreme_logits(name: str, values: dict):
     setup = Setup(name, values)
@@ -534,12 +553,10 @@ def test_low_precision_and_extreme_logits(name: str, values: dict):
             student, teacher = setup.outputs(needs)
             signs = torch.randn(2, *student.logits.shape, generator=torch.Generator().manual_seed(3)).sign() * 1e4
             torch.manual_seed(11)
-            losses = step(student if runs else None, teacher, setup.batch, setup.progress)
-            for view in range(needs.views):
-                s, t = (student.second, teacher.second) if view else (student, teacher)
-                s.logits = s.logits + signs[0].to(s.logits.dtype)
-                t.logits = signs[1].to(t.logits.dtype)
-            extreme = step(student if runs else None, teacher, setup.batch, setup.progress)
+            losses = step(student if runs else NO_OUTPUTS, teacher, setup.batch, setup.progress)
+            far = changed_logits(student, lambda z, by=signs[0]: z + by.to(z.dtype))
+            far_teacher = changed_logits(teacher, lambda z, by=signs[1]: by.to(z.dtype))
+            extreme = step(far if runs else NO_OUTPUTS, far_teacher, setup.batch, setup.progress)
         for found in (losses, extreme):
             assert all(term.isfinite() for term in found.terms().values())
             assert all(term.dtype == torch.float32 for term in found.distill.values())
