@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,10 +46,11 @@ def small() -> Network:
     return NetworkView(Small(), Small.chain, (3, 8, 8))  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """Registers for the length of a test."""
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    yield
+    return kd_methods.register
 
 
 def test_everything_public_is_in_all() -> None:
@@ -91,7 +92,7 @@ class Scaled(Method[Settings]):
         return Losses(distill={"scaled": self.scale * (student.logits - teacher.logits).square().mean()})
 
 
-def test_settings_are_those_in_the_brackets() -> None:
+def test_settings_are_those_in_the_brackets(register: Callable[[Any], Any]) -> None:
     class Narrower(Settings):
         weight: float = 3.0
 
@@ -107,13 +108,13 @@ def test_settings_are_those_in_the_brackets() -> None:
 
     found = [cls.Settings for cls in (Scaled, Variant, Nested, Without)]
     assert found == [Settings, Narrower, Nested.Settings, MethodSettings]
-    kd_methods.register(Scaled)
+    register(Scaled)
     assert kd_methods.settings("test_scaled", {"weight": 5}).weight == 5.0
     assert registry.get("test_scaled").Settings is Settings
 
 
-def test_networks_are_at_hand_and_no_part_of_the_method() -> None:
-    kd_methods.register(Scaled)
+def test_networks_are_at_hand_and_no_part_of_the_method(register: Callable[[Any], Any]) -> None:
+    register(Scaled)
     student, teacher = small(), small()
     method = kd_methods.build("test_scaled", student, teacher, INFO)
     assert method.student is student and method.teacher is teacher
@@ -122,8 +123,8 @@ def test_networks_are_at_hand_and_no_part_of_the_method() -> None:
         kd_methods.build("test_scaled", student, None, INFO)
 
 
-def test_a_constructor_of_ones_own_still_works() -> None:
-    @kd_methods.register
+def test_a_constructor_of_ones_own_still_works(register: Callable[[Any], Any]) -> None:
+    @register
     class Constructed(Method):
         card = Card(name="test_constructed", version=1, family="logit", title="Constructed")
 
