@@ -1,4 +1,4 @@
 """How methods are compared: see docs/architecture.md for the rooms."""
 
-EXTENSIONS = (f"{__name__}.detection.extension",)
-"""Modules of upper rooms that bring networks, tasks and engines of their own; see :mod:`benchmarks.common.registry`."""
+EXTENSIONS = dict.fromkeys(("SOURCES", "TASKS", "EXECUTORS"), (f"{__name__}.detection.extension",))
+"""Modules of upper rooms that bring things of their own to registries; see :mod:`benchmarks.common.registry`."""

@@ -1,7 +1,7 @@
 """Things that users can bring, by name: one registry for each kind. Imports nothing that it lists before it is asked.
 
 What ships lies in the modules of one folder, in a tuple that each of them has: adding one is one file. Rooms above may
-bring more (``EXTENSIONS`` of the top-level package). Plugins call :meth:`Registry.register`.
+bring more (``EXTENSIONS`` of the top-level package, by the name of the tuple). Plugins call :meth:`Registry.register`.
 """
 
 from __future__ import annotations
@@ -79,4 +79,4 @@ class Registry(Generic[T]):
     def _modules(self) -> list[str]:
         folder = importlib.import_module(self.package)
         own = [f"{self.package}.{found.name}" for found in pkgutil.iter_modules(folder.__path__)]
-        return [*own, *importlib.import_module(self.package.partition(".")[0]).EXTENSIONS]
+        return [*own, *importlib.import_module(self.package.partition(".")[0]).EXTENSIONS.get(self.attribute, ())]

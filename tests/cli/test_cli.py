@@ -146,7 +146,7 @@ def test_list_names_everything() -> None:
         (("show", "method", "fsp", "--pair", "vgg13-MobileNetV2"), "maps of equal channels"),
         (("show", "method", "dkdd"), "unknown method 'dkdd'; did you mean dkd"),
         (("show", "table", "tabel1"), "did you mean table1"),
-        (("show", "protocol", "cifar100-crd"), "did you mean cifar100-crd240"),
+        (("show", "protocol", "cifar100-crd24"), "did you mean cifar100-crd240"),
         (("render", "table2", "--preset", "demo"), "no table 'table2-demo'"),
         (("render", "tabel2"), "did you mean table2"),
         (("teachers", "lst"), "No such command"),
