@@ -10,3 +10,13 @@ def duration(seconds: float) -> str:
             value = seconds / size
             return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
+
+
+def arithmetic(operations: float) -> str:
+    """113 GFLOP, 4.2 PFLOP."""
+    size, prefix = 1.0, ""
+    for larger in "kMGTPE":
+        if operations < 999.5 * size:
+            break
+        size, prefix = 1000 * size, larger
+    return f"{operations / size:.3g} {prefix}FLOP"

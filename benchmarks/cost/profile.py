@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -51,7 +53,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
 def _traced(bench: Bench, trace: Path) -> str:
     """Write the trace of one step, its parts marked; returns the table of the operators that take most time."""
     cuda = bench.data.device.type == "cuda"
-    with profile(activities=activities(bench.data.device), profile_memory=True) as found:
+    with profiler(bench.data.device, profile_memory=True) as found:
         for part, run in bench.parts():
             with record_function(MARK + part):
                 run()
@@ -63,9 +65,13 @@ def _traced(bench: Bench, trace: Path) -> str:
     return found.key_averages().table(sort_by=by, row_limit=TOP, max_name_column_width=50)
 
 
-def activities(device: torch.device) -> list[ProfilerActivity]:
-    """What torch's profiler has to watch."""
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+def profiler(device: torch.device, **options: Any) -> profile:
+    """torch's profiler, of what runs on the device."""
+    if device.type == "cpu":
+        # Read when the profiler is first used: without it its library complains on every CPU that there is no GPU.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        return profile(activities=[ProfilerActivity.CPU], **options)
+    return profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], **options)
 
 
 def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float]]:

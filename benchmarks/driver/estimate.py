@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kd_methods.errors import UserError
@@ -41,12 +41,12 @@ class Estimate:
     seconds: float
 
 
-def estimate(plan: Plan, todo: set[str], workspace: Workspace) -> Estimate:
+def estimate(plan: Plan, todo: Mapping[str, float], workspace: Workspace) -> Estimate:
     """Count a step of every kind of cell, and time one of each pair.
 
     Args:
         plan: what would be run.
-        todo: keys of the cells that the store does not have.
+        todo: the cells that the store does not have: which share of their epochs is left to compute, by key.
         workspace: where the calibration runs.
     """
     cells = {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values()
@@ -63,7 +63,9 @@ def estimate(plan: Plan, todo: set[str], workspace: Workspace) -> Estimate:
     return Estimate(operations, seconds)
 
 
-def _on_one_task(cells: Sequence[Cell], protocol: Protocol, todo: set[str], workspace: Workspace) -> Estimate:
+def _on_one_task(
+    cells: Sequence[Cell], protocol: Protocol, todo: Mapping[str, float], workspace: Workspace
+) -> Estimate:
     task, data_root, device = get_task(protocol.task), workspace.data_root, workspace.device
 
     @functools.cache
@@ -99,8 +101,8 @@ def _on_one_task(cells: Sequence[Cell], protocol: Protocol, todo: set[str], work
             timed = min(protocol.batch_size, max(SMALL_BATCH, int(protocol.batch_size * share)))
             step = bench_of(timed)(members[0]).seconds(warm_up=1, timed=3)
             rates[pair] = steps * step * protocol.batch_size / timed / epoch
-        counts = [work[_kind(cell)] for cell in members]
-        seconds += rates[pair] * (max(c.teacher for c in counts) + sum(c.own for c in counts))
+        counts = [(work[_kind(cell)], todo[cell.key]) for cell in members]
+        seconds += rates[pair] * (max(c.teacher * left for c, left in counts) + sum(c.own * left for c, left in counts))
     return Estimate(operations, seconds)
 
 

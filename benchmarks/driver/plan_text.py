@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..common import environment
-from ..common.units import duration
+from ..common.console import counted
+from ..common.units import arithmetic, duration
 from ..common.workspace import Workspace
 from ..store.cell import Cell
+from ..store.runs import Store
 from .estimate import estimate
 from .plan import Plan
 
@@ -26,8 +28,10 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace) -> None:
             f"file {ref.entry}" if ref.entry else "no file installed: trained first (see teachers list, fetch, add)"
         )
         say(f"  teacher {network}{f' on {task}' * (len(plan.tasks) > 1)}: {origin}")
-    keys = {cell.key for cell in todo}
-    total = estimate(plan, keys, workspace)
+    store = Store(workspace.output)
+    saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
+    left = {cell.key: 1 - saved[cell.key] / cell.protocol["epochs"] for cell in todo}
+    total = estimate(plan, left, workspace)
     told: set[str] = set()
     for pair in plan.pairs:
         for row in plan.rows:
@@ -35,15 +39,25 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace) -> None:
             if told.issuperset(cell.key for cell in cells):  # another metric of cells that are listed
                 continue
             told.update(cell.key for cell in cells)
-            stored = sum(cell.key not in keys for cell in cells)
+            stored, begun = sum(cell.key not in left for cell in cells), sum(bool(saved.get(c.key)) for c in cells)
+            state = f"{counted(len(cells), 'cell')}, {stored} stored" + f", {begun} begun" * bool(begun)
             work = total.operations.get(cells[0].key)
-            each = "" if work is None else f", {work / 1e15:8.3g} PFLOP each"
-            say(f"  {pair.id:26s} {row.id:16s} {len(cells)} cells, {stored} stored{each}")
+            say(f"  {pair.id:26s} {row.id:16s} {state}" + ("" if work is None else f", {arithmetic(work)} each"))
     for cell in plan.training:
-        state = "to train" if cell.key in keys else "stored"
+        state = ("begun" if saved[cell.key] else "to train") if cell.key in left else "stored"
         work = total.operations.get(cell.key)
-        say(f"  teacher {cell.student:18s} {state}" + ("" if work is None else f", {work / 1e15:8.3g} PFLOP"))
-    span = f"about {duration(total.seconds)}" if total.operations or not keys else "their time is not estimated"
-    say(f"{len(keys)} cells to run on {environment.machine(workspace.device)}: {span}")
+        say(f"  teacher {cell.student:18s} {state}" + ("" if work is None else f", {arithmetic(work)}"))
+    span = f"about {duration(total.seconds)}" if total.operations or not left else "their time is not estimated"
+    say(f"{counted(len(left), 'cell')} to run on {environment.machine(workspace.device)}{begun_in(saved)}: {span}")
     if total.seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
         say(f"that is more than a day; a first look: ./reproduce.sh {plan.source} --preset short")
+
+
+def begun_in(saved: Mapping[str, int]) -> str:
+    """How many cells go on from epochs that are saved, as a part of a sentence; empty where none does.
+
+    Args:
+        saved: the saved epochs of the cells to run, by key.
+    """
+    begun = [epochs for epochs in saved.values() if epochs]
+    return f", {len(begun)} of them from {counted(sum(begun), 'saved epoch')} on" if begun else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -28,13 +28,22 @@ class Reporter:
         protocol: their recipe.
         samples: size of the training set.
         metric: the task's, by which progress is told.
+        saved: from how many epochs cells go on, by the folder of their run.
     """
 
-    def __init__(self, cells: int, protocol: Protocol, samples: int, metric: str) -> None:
+    def __init__(
+        self,
+        cells: int,
+        protocol: Protocol,
+        samples: int,
+        metric: str,
+        saved: Mapping[Path, int] = MappingProxyType({}),
+    ) -> None:
         self.protocol, self.metric = protocol, metric
         self.steps_per_epoch = steps_per_epoch(samples, protocol)
-        self.total = cells * protocol.epochs * self.steps_per_epoch
-        self.longer: set[Path] = set()  # runs with first phases, once they are known
+        self.saved = saved
+        self.total = (cells * protocol.epochs - sum(saved.values())) * self.steps_per_epoch
+        self.met: set[Path] = set()  # runs of which it is known where they began
         self.cells, self.ended, self.steps = cells, 0, 0
         self.started = self.spoke = time.monotonic()
         self.console = Console(stderr=True)
@@ -94,14 +103,19 @@ class Reporter:
 
     def _step(self, member: Watched) -> None:
         self.steps += 1
-        if member.first_epoch < 1 and member.run.path not in self.longer:
-            self.longer.add(member.run.path)
-            self.total += (1 - member.first_epoch) * self.steps_per_epoch
+        if member.run.path not in self.met:
+            self.met.add(member.run.path)
+            self.total += self._unforeseen(member)
         if self.live:
             self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
         elif time.monotonic() - self.spoke > EVERY:
             epoch, step = member.position
             self.say(f"  {member.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
+
+    def _unforeseen(self, member: Watched) -> int:
+        """How many steps more a cell takes than was known before its first one: first phases, parts of epochs saved."""
+        (epoch, step), saved = member.position, self.saved.get(member.run.path, 0)
+        return (1 + saved - epoch) * self.steps_per_epoch - (step - 1)
 
     def _epoch(self, member: Watched) -> None:
         record = member.records[-1]

@@ -23,7 +23,7 @@ from ..teachers.zoo import Teacher, Zoo
 from . import executors
 from .describe import describe
 from .plan import Plan, Request, make
-from .plan_text import print_plan
+from .plan_text import begun_in, print_plan
 from .stages import train
 
 
@@ -57,7 +57,8 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     store.check_writable()  # fails now rather than after hours
     shown = manifest.save(workspace.output, plan.stem, _described(plan, bool(todo), workspace, options))
     if todo:
-        say(f"{counted(len(todo), 'cell')} to run, {len(cells) - len(todo)} in the store")
+        saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
+        say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
                 train(stages, protocol.on_task(task), workspace, watched)

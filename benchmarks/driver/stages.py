@@ -36,9 +36,10 @@ def train(stages: Sequence[Sequence[Cell]], protocol: Protocol, workspace: Works
     def weights(ref: TeacherRef) -> Path:
         return zoo.path(zoo.get(ref.entry))
 
-    count = sum(map(len, stages))
+    runs = [store.run(cell) for stage in stages for cell in stage]
+    saved = {run.path: run.saved_epochs for run in runs}
     with (
-        Reporter(count, protocol, task.samples(workspace.data_root), task.metric) as report,
+        Reporter(len(runs), protocol, task.samples(workspace.data_root), task.metric, saved) as report,
         stop_signals() as stopping,
     ):
         context = local.Context(

@@ -136,6 +136,16 @@ class Run:
         """Whether there is nothing left to compute."""
         return self.state in FINAL
 
+    @property
+    def saved_epochs(self) -> int:
+        """From how many whole epochs of the training proper a run that has not ended goes on."""
+        if not any((self / name).exists() for name in ("checkpoint.pt", "mmengine")) or self.ended:
+            return 0
+        try:
+            return sum(not record.get("phase") for record in self.metrics)
+        except Damaged:
+            return 0
+
     def damage(self, name: str) -> str:
         """What is wrong with a file of a run that is done; empty where nothing is, and for other runs."""
         status = self.status

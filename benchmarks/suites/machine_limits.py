@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import profile
 
-from ..cost.profile import activities, memory_timeline
+from ..cost.profile import memory_timeline, profiler
 from ..cost.profiling import Bench, endless, peak_memory, seconds_of_each, synchronise
 from ..networks import macs
 from ..training.loop import shared
@@ -68,7 +67,7 @@ def needed(bench: Bench) -> int:
 def operators(bench: Bench, count: int = 8) -> dict[str, float]:
     """Shares of a step's time in the operators that take most of it."""
     device = bench.data.device
-    with profile(activities=activities(device)) as found:
+    with profiler(device) as found:
         bench.step()
         synchronise(device)
     own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
@@ -131,7 +130,7 @@ def made(run: Callable[[], object], device: torch.device) -> int:
         with peak_memory(device) as figures:
             run()
         return figures["bytes"] - before
-    with profile(activities=activities(device), profile_memory=True) as found:
+    with profiler(device, profile_memory=True) as found:
         run()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"

@@ -233,7 +233,7 @@ def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_fo
     lines = {(x["row"], x["pair"]): x for x in csv.DictReader(io.StringIO(bench.files()["tiny.csv"].decode()))}
     assert (lines["kd", "resnet14-resnet8"]["n"], lines["kd", "resnet14-resnet8"]["missing"]) == ("1", "1")
     code, _, err = bench.run()
-    assert code == 0 and "1 cells to run, 12 in the store" in err
+    assert code == 0 and "1 cell to run, 12 in the store" in err
     assert bench.files()["tiny.csv"] == files["tiny.csv"], "the same seed ends in the same figure"
 
 
@@ -287,7 +287,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     code, out, err = bench.run("--dry-run", "--methods", "student,kd")
     assert code == 0 and out == ""
     for words in ("one-epoch v1 on digits: 1 epoch, batch 256", "rows student, kd; seeds 0, 1", "2 cells, 0 stored",
-                  "no file installed: trained first", "PFLOP each", "9 cells to run on"):  # fmt: skip
+                  "no file installed: trained first", "GFLOP each", "9 cells to run on"):  # fmt: skip
         assert words in err, err
     assert "about " in err.splitlines()[-1]
     assert not bench.output.exists() and not (bench.folder / "checkpoints").exists()
@@ -309,7 +309,7 @@ def test_a_method_from_a_file(done: tuple[Bench, tuple[int, str, str]], tmp_path
 
     plugin.write_text(PLUGIN + "# changed\n")
     code, _, err = bench.run(*arguments, "--seeds", "0", "--dry-run")
-    assert code == 0 and "1 cells to run" in err, "another file is another method"
+    assert code == 0 and "1 cell to run" in err, "another file is another method"
 
 
 def test_a_method_from_a_file_has_a_cost(tmp_path: Path) -> None:
@@ -386,6 +386,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     after = json.loads(path.read_text())
     assert status["state"] == "done" and [record["epoch"] for record in after] == list(range(1, 26))
     assert after[: len(before)] == before, "it went on, it did not begin again"
+    assert f"1 cell to run, 1 of them from {len(before)} saved epochs on, 0 in the store" in err
     assert "25 epochs instead of 1" in bench.files("tiny-demo-epochs25")["tiny.md"].decode()
 
 

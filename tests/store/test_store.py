@@ -348,6 +348,20 @@ def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytes
     assert content(run.path) == before
 
 
+def test_epochs_from_which_a_run_goes_on(tmp_path: Path):
+    run = Run(tmp_path / "run")
+    assert run.saved_epochs == 0
+    run.set_metrics(
+        [{"epoch": 0, "phase": "first", "metrics": {}}, {"epoch": 1, "metrics": {}}, {"epoch": 2, "metrics": {}}]
+    )
+    run.set_status("interrupted", epoch=2)
+    assert run.saved_epochs == 0, "there is nothing to go on from"
+    run.write("checkpoint.pt", b"")
+    assert run.saved_epochs == 2
+    run.set_status("done", last={}, best={})
+    assert run.saved_epochs == 0
+
+
 def facts(torch: str = "2.14", **arithmetic: object) -> dict[str, object]:
     versions = {"torch": torch, "python": "3.11", "cuda": None}
     return {"commit": "", "device": "cpu", "machine": "m", "versions": versions, "arithmetic": arithmetic}

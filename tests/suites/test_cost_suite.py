@@ -132,12 +132,13 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
-def test_profile_of_a_cell(tmp_path: Path):
+def test_profile_of_a_cell(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     command = ["profile", "kd", "resnet14-resnet8", "--batch-size", "8", "--output", str(tmp_path)]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.exception
     assert all(f"  {part}" in result.output for part in PARTS) and "images/s" in result.output
     assert "aten::" in result.output, "the operators"
+    assert "ERROR" not in capfd.readouterr().err, "of the profiler's library: no GPU on a CPU"
     folder = tmp_path / "profiles"
     trace = folder / "kd-resnet14-resnet8.trace.json"
     timeline, starts = profile_cell.memory_timeline(trace, "cpu")
