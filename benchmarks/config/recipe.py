@@ -21,6 +21,8 @@ Std = Annotated[float, Field(gt=0), AfterValidator(_of_unit_scale)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
+Processes = Annotated[int, Field(ge=0, le=1024)]
 
 LONGEST, LARGEST = 1_000_000, 2**20
 """Most epochs of a run and samples of a batch."""
@@ -100,14 +102,14 @@ class Detection(Strict):
     processes     processes, each with a GPU where there are GPUs, that share every batch; gradients are averaged
     """
 
-    iterations: int = Field(ge=1)
-    short_sides: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    long_side: int = Field(ge=1)
-    test_side: int = Field(ge=1)
+    iterations: int = Field(ge=1, le=LONGEST)
+    short_sides: tuple[Pixels, ...] = Field(min_length=1)
+    long_side: Pixels
+    test_side: Pixels
     warmup: int = Field(default=0, ge=0)
     pretrained: bool = True
-    workers: int = Field(default=0, ge=0)
-    processes: int = Field(default=1, ge=1)
+    workers: Processes = 0
+    processes: Processes = Field(default=1, ge=1)
 
 
 class Crops(Strict):
@@ -119,14 +121,14 @@ class Crops(Strict):
     saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
     """
 
-    size: int = Field(default=224, ge=1)
+    size: Pixels = 224
     scale: tuple[Share, Share] = (0.08, 1.0)
-    test_resize: int = Field(default=256, ge=1)
+    test_resize: Pixels = 256
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     color_jitter: float = Field(default=0.0, ge=0)
     auto_augment: str = ""
     erase: float = Field(default=0.0, ge=0, le=1)
-    workers: int = Field(default=8, ge=0)
+    workers: Processes = 8
 
     @model_validator(mode="after")
     def _fits(self) -> Crops:

@@ -206,6 +206,9 @@ class TableSpec(Matrix):
 
     @model_validator(mode="after")
     def _known_rows(self) -> TableSpec:
+        for row in (*self.methods, *(row for preset in self.presets.values() for row in preset.methods or ())):
+            if row.id in self.quoted:
+                raise Misplaced(f"the row '{row.id}' is run, and cannot be quoted as well", "quoted", row.id)
         if self.efficiency:
             rows = {row.id for row in self.methods}
             if absent := {self.efficiency.row, *self.efficiency.against} - rows:

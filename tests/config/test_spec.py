@@ -320,6 +320,7 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
             "presets.paper.methods.1: the row 'a' is there twice",
             id="row of a preset twice",
         ),
+        pytest.param(TABLE + "quoted: {tdd: TDD, kd: KD}\n", 7, "quoted.kd: the row 'kd' is run", id="row and quoted"),
         pytest.param(TABLE + "tasks: [glue/rte, rte]\n", 7, "tasks.1: the column 'rte'", id="column twice"),
         pytest.param(TABLE.replace("[0]", "[1, 0, 1]"), 6, "presets.paper.seeds.2: the seed '1'", id="seed twice"),
         pytest.param(TABLE.replace("[0]", "[-1]"), 6, "presets.paper.seeds.0", id="negative seed"),
@@ -401,6 +402,8 @@ def test_a_wrong_table_is_one_line_with_its_place(tmp_path: Path, text: str, lin
         ),
         pytest.param(PROTOCOL.replace("4", "1000000000"), 4, "epochs: Input should be less than", id="too long"),
         pytest.param(PROTOCOL + "batch_size: 99999999999999999999\n", 5, "batch_size", id="too large"),
+        pytest.param(PROTOCOL + "crops: {workers: 1000000}\n", 5, "crops.workers", id="too many processes"),
+        pytest.param(PROTOCOL + "crops: {size: 1000000}\n", 5, "crops.size", id="too large images"),
         pytest.param(PROTOCOL + "crops: {size: 64, test_resize: 32}\n", 5, "test_resize >= size", id="black borders"),
         pytest.param(
             PROTOCOL + "crops: {scale: [0.5, 0.1]}\n", 5, "crops: scale is the smallest and the largest", id="scale"
