@@ -17,8 +17,9 @@ from kd_methods.errors import UserError, unknown
 
 from ..common.console import patient_streams, say
 from ..common.files import write_text
+from ..common.places import PROGRAM
 from . import cost, measure, show, tables, teachers
-from .options import OUTPUT, PROGRAM
+from .options import OUTPUT
 
 
 class Commands(click.Group):
@@ -37,22 +38,25 @@ class Commands(click.Group):
         raise unknown("table or command", name, [*table_names(), *self.commands])
 
 
+HELP = f"""Reproduce a table of the knowledge-distillation literature with your own runs.
+
+\b
+{PROGRAM} table2 --preset demo    minutes on a laptop, ends with the LaTeX table
+{PROGRAM} table2 --preset short   the real data, a few epochs
+{PROGRAM} table2                  the paper's protocol; prints the expected hours first
+
+Exit codes: 0 all that was asked for is there; 1 it is not: cells failed, diverged or were left out (a method that
+is not for a pair is no failure), or nobody took the output; 2 a mistake in the command, a file or the set-up;
+3 an error that was not foreseen, with a log file; 130 stopped, the same command goes on.
+"""
+
+
 @click.group(
-    cls=Commands, options_metavar="", subcommand_metavar="TABLE|COMMAND [OPTIONS]",
+    help=HELP, cls=Commands, options_metavar="", subcommand_metavar="TABLE|COMMAND [OPTIONS]",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
 def cli() -> None:
-    """Reproduce a table of the knowledge-distillation literature with your own runs.
-
-    \b
-    ./reproduce.sh table2 --preset demo    minutes on a laptop, ends with the LaTeX table
-    ./reproduce.sh table2 --preset short   the real data, a few epochs
-    ./reproduce.sh table2                  the paper's protocol; prints the expected hours first
-
-    Exit codes: 0 all that was asked for is there; 1 it is not: cells failed, diverged or were left out (a method that
-    is not for a pair is no failure), or nobody took the output; 2 a mistake in the command, a file or the set-up;
-    3 an error that was not foreseen, with a log file; 130 stopped, the same command goes on.
-    """
+    pass
 
 
 for _family in (tables, show, measure, cost):
@@ -62,7 +66,7 @@ cli.add_command(teachers.teachers)
 
 
 def main() -> None:
-    """Entry point. The exit code is told in :func:`cli`'s help."""
+    """Entry point. The exit code is told in ``HELP``."""
     with patient_streams() as lost:
         code = _exit_code(sys.argv[1:])
         if sys.stdout:

@@ -17,7 +17,6 @@ from ..common.places import ROOT
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
 
-PROGRAM = "./reproduce.sh"
 OUTPUT = "output folder"
 """Under this name a command's context keeps its output folder."""
 

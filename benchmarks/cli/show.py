@@ -9,6 +9,7 @@ import click
 
 from kd_methods.errors import UserError
 
+from ..common.places import PROGRAM
 from . import options
 
 
@@ -20,12 +21,12 @@ def list_everything() -> None:
     from ..config.protocol import protocol_names
     from ..config.table_spec import load_table, table_names
 
-    click.echo("tables (./reproduce.sh TABLE --preset PRESET)")
+    click.echo(f"tables ({PROGRAM} TABLE --preset PRESET)")
     for name in table_names():
         table = load_table(name)
         click.echo(f"  {name:22s} {table.title}; presets {', '.join(table.presets)}")
     click.echo("protocols\n  " + ", ".join(protocol_names()))
-    click.echo("methods (./reproduce.sh show method NAME)")
+    click.echo(f"methods ({PROGRAM} show method NAME)")
     for family in FAMILIES:
         for entry in (entry for entry in index().values() if entry.family == family):
             click.echo(f"  {family:10s} {entry.name:16s} {entry.summary}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.places import PROGRAM
 from . import options
-from .options import PROGRAM, end, in_workspace
+from .options import end, in_workspace
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace

@@ -9,6 +9,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 INSTALLED = (PACKAGE / "tables").is_dir()
 
+PROGRAM = "kdbench" if INSTALLED else "./reproduce.sh"
+"""How the command line is called."""
+
 TABLES = (PACKAGE if INSTALLED else PACKAGE.parent) / "tables"
 
 ROOT = Path() if INSTALLED else PACKAGE.parent

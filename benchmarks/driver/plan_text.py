@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..common import environment
 from ..common.console import counted
+from ..common.places import PROGRAM
 from ..common.units import arithmetic, duration
 from ..common.workspace import Workspace
 from ..store.cell import Cell
@@ -50,7 +51,7 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace) -> None:
     span = f"about {duration(total.seconds)}" if total.operations or not left else "their time is not estimated"
     say(f"{counted(len(left), 'cell')} to run on {environment.machine(workspace.device)}{begun_in(saved)}: {span}")
     if total.seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
-        say(f"that is more than a day; a first look: ./reproduce.sh {plan.source} --preset short")
+        say(f"that is more than a day; a first look: {PROGRAM} {plan.source} --preset short")
 
 
 def begun_in(saved: Mapping[str, int]) -> str:

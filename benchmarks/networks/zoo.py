@@ -13,6 +13,7 @@ from torch import nn
 from kd_methods.errors import UserError
 from kd_methods.views import NetworkView
 
+from ..common.places import PROGRAM
 from ..common.registry import Registry
 from .entry import NetworkEntry
 from .source import NetworkSource
@@ -41,7 +42,7 @@ def enter_timm(entry: NetworkEntry) -> None:
 
     def model(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
         if pretrained:
-            raise UserError(f"kd_{entry.name} has no weights of its own in timm; see ./reproduce.sh teachers list")
+            raise UserError(f"kd_{entry.name} has no weights of its own in timm; see {PROGRAM} teachers list")
         return entry.build(num_classes)
 
     model.__name__ = model.__qualname__ = f"kd_{entry.name}".replace(".", "_")

@@ -9,6 +9,7 @@ from pathlib import Path
 from kd_methods.errors import UserError
 
 from .. import networks
+from ..common.places import PROGRAM
 from ..config.protocol import Protocol
 from ..store.cell import Cell
 from ..store.cells import student_cell
@@ -29,6 +30,6 @@ def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Map
     if entry is None:
         raise UserError(
             f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
-            f"installed; see: ./reproduce.sh teachers fetch {source}"
+            f"installed; see: {PROGRAM} teachers fetch {source}"
         )
     return replace(own, start=zoo.ref(entry))

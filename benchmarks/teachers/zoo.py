@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd_methods.errors import UserError, unknown
 
 from ..common.files import complaint, locked, read_json, sha256_file, write_bytes, write_json
-from ..common.places import TABLES
+from ..common.places import PROGRAM, TABLES
 from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import read_yaml
 from ..config.protocol import Mean, Protocol, Std, of_three_channels
@@ -208,7 +208,7 @@ class Zoo:
                 write_bytes(self.path(entry), to_bytes(_taken(entry, file, "", report)))
                 if entry.name not in self.shipped:
                     self._save(entry)
-                report(f"installed {entry.name}; check it with: ./reproduce.sh teachers verify {entry.name}")
+                report(f"installed {entry.name}; check it with: {PROGRAM} teachers verify {entry.name}")
 
     def _download(self, entry: Teacher, fetched: dict[str, Path], folder: Path, report: Callable[[str], None]) -> Path:
         """The file of the first source that answers; ``fetched`` holds what is there already."""
