@@ -34,6 +34,7 @@ from .feature import (
     kdsvd,
     nst,
     partial_l2,
+    squared_distance,
 )
 from .logit import (
     abkd,
@@ -147,6 +148,7 @@ __all__ = [
     "sdd_nkd",
     "similarity_preserving",
     "skd",
+    "squared_distance",
     "srd",
     "srd_correlation",
     "standardize",

@@ -26,6 +26,19 @@ def hint(student_map: Tensor, teacher_map: Tensor, *, both: bool = False) -> Ten
 
 
 @full_precision
+def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of the squared differences over the batch size.
+
+    Args:
+        student, teacher: (B, ...) of equal shape.
+
+    Source: Yang et al. 2022 (ViTKD), equation 2, in the form of yzd-v/cls_KD ``mmcls/models/dis_losses/vitkd.py``
+    @1e5d48f.
+    """
+    return (student - teacher.detach()).square().sum() / len(student)
+
+
+@full_precision
 def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, p: int = 2) -> Tensor:
     """Sum over stages of the mean squared difference of normalised spatial attention maps.
 

@@ -21,15 +21,20 @@ def check_width(method: str, student: Network, teacher: Network) -> None:
         )
 
 
+def require_attention(method: str, student: Network, teacher: Network) -> None:
+    """Raise UserError where one of the networks has no queries, keys and values of its own."""
+    if not all(x.layout.queries and x.layout.keys and x.layout.values for x in (student, teacher)):
+        raise UserError(f"method '{method}' reads queries, keys and values, and one of the networks has none apart")
+
+
 def same_heads(method: str, student: Network, teacher: Network) -> int:
     """The number of attention heads.
 
     Raises:
         UserError: the two networks differ in it, or one has no queries, keys and values of its own.
     """
+    require_attention(method, student, teacher)
     layouts: list[Any] = [student.layout, teacher.layout]
-    if not all(layout.queries and layout.keys and layout.values for layout in layouts):
-        raise UserError(f"method '{method}' reads queries, keys and values, and one of the networks has none apart")
     if layouts[0].heads != layouts[1].heads:
         raise UserError(
             f"method '{method}' compares attention heads, here {layouts[0].heads} and {layouts[1].heads} of them"

@@ -19,7 +19,13 @@ from benchmarks.tasks import get_task
 from benchmarks.training.loop import protocol_progress
 from kd_methods import registry
 
-TEACHER, STUDENT = "resnet14", "resnet8"
+SETTINGS = {
+    "usual": ("digits-demo", "resnet14", "resnet8"),
+    "two views": ("digits-mlld-demo", "resnet14", "resnet8"),
+    "transformers": ("digits32-demo", "timm:test_vit", "timm:test_vit"),
+}
+"""Protocol, teacher and student."""
+FOR_TRANSFORMERS = ("vitkd",)
 SEEDS = (0, 1)
 AGAINST_THE_TASK = {"tf_kd.reg": "virtual"}
 """Terms that hold back what the task loss drives, and so rise while the student learns."""
@@ -29,6 +35,12 @@ NAMES = [name for name in kd_methods.available() if kd_methods.card(name).inputs
 NAMES += ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd"]
 
 
+def setting_of(name: str) -> str:
+    if name in FOR_TRANSFORMERS:
+        return "transformers"
+    return "two views" if registry.get(name).needs.views > 1 else "usual"
+
+
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Run]]:
     """Runs of a method on one pair; all that was asked for is trained at once, sharing the teacher's pass."""
@@ -36,29 +48,29 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("digits")
     cpu, store = torch.device("cpu"), Store(folder)
     cells: dict[tuple[str, str], list[Cell]] = {}
-    for protocol in (load_protocol("digits-demo"), load_protocol("digits-mlld-demo")):
+    for setting in sorted(set(map(setting_of, asked))):
+        known, network, student = SETTINGS[setting]
+        protocol = load_protocol(known)
         data = get_task(protocol.task).open(folder, protocol, cpu)
         context = local.Context(store, protocol, data, cpu, lambda ref: folder, lambda *_: None, print)
-        teacher = student_cell(TEACHER, protocol, folder, {})
+        teacher = student_cell(network, protocol, folder, {})
         local.run([teacher], context)
-        ref = TeacherRef(TEACHER, protocol.mean, protocol.std, cell=teacher.key)
-        for name in NAMES:
-            if name == "student" or (name in asked and registry.get(name).needs.views == protocol.views):
-                values = dict(pair_settings(name, f"{TEACHER}-{STUDENT}", protocol.recipe))
-                fields = registry.get(name).Settings.model_fields
-                if "schedule" in fields:
-                    values["schedule"] = "constant"  # a weight that falls would hide whether the term does
-                if "epochs" in fields:
-                    values["epochs"] = 60.0  # a first phase of two epochs, so that its terms can be seen to fall
-                taught = ref if registry.get(name).needs_teacher else None
-                cells[protocol.name, name] = [
-                    make_cell(protocol, teacher.data, name, STUDENT, seed, taught, values, {}) for seed in SEEDS
-                ]
-        local.run([cell for (known, _), group in cells.items() if known == protocol.name for cell in group], context)
+        ref = TeacherRef(network, protocol.mean, protocol.std, cell=teacher.key)
+        for name in ["student", *(name for name in NAMES if name in asked and setting_of(name) == setting)]:
+            values = dict(pair_settings(name, f"{network}-{student}", protocol.recipe))
+            fields = registry.get(name).Settings.model_fields
+            if "schedule" in fields:
+                values["schedule"] = "constant"  # a weight that falls would hide whether the term does
+            if "epochs" in fields:
+                values["epochs"] = 60.0  # a first phase of two epochs, so that its terms can be seen to fall
+            taught = ref if registry.get(name).needs_teacher else None
+            cells[setting, name] = [
+                make_cell(protocol, teacher.data, name, student, seed, taught, values, {}) for seed in SEEDS
+            ]
+        local.run([cell for (where, _), group in cells.items() if where == setting for cell in group], context)
 
     def of(name: str, like: str = "") -> list[Run]:
-        protocol = "digits-mlld-demo" if registry.get(like or name).needs.views > 1 else "digits-demo"
-        return [store.run(cell) for cell in cells[protocol, name]]
+        return [store.run(cell) for cell in cells[setting_of(like or name), name]]
 
     return of
 

@@ -155,6 +155,7 @@ FEATURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ickd": functional.ickd,
     "appearance_consistency": lambda s, t: functional.appearance_consistency(((s,), (s.flip(1),)), (t, t.flip(1))),
     "srd_correlation": lambda s, t: functional.srd_correlation(s.mean((2, 3)), t.mean((2, 3))),
+    "squared_distance": functional.squared_distance,
     "minilmv2": lambda s, t: functional.minilmv2(texts(s), texts(t), torch.ones(4, 4).bool(), heads=2),
 }
 OTHERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

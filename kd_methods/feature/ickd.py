@@ -1,0 +1,51 @@
+"""Inter-channel correlation, Liu et al. 2021."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from .. import functional
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..registry import register
+from ._maps import matched
+
+
+@register
+class ICKD(Method):
+    """Matches the inner products of the channels of the last map."""
+
+    card = Card(
+        name="ickd",
+        version=1,
+        family="feature",
+        title="ICKD-C",
+        paper="liu2021ickd",
+        formula=(
+            "L = CE(z_s, y) + beta * 1 / (C B) * ||G(E(F_s)) - G(F_t)||^2, G = C x C inner products of channels over"
+            " positions, every row divided by its 2-norm, E = 1x1 convolution and BN"
+        ),
+        source="ADLab-AutoDrive/ICKD Cifar100/scripts/run_cifar_distill.sh (-a 0 -b 2.5) @403b8d3",
+        optimum="where the embedded student's channels have the teacher's inner products",
+        divergences=(
+            "the authors build an embedding of the teacher, too, and never use it",
+            "with the KL term, which the paper's main row has (-a 1), it is ickd+kd",
+            "torchdistill's port divides by the batch size once more, with AdamW and weight 500 on ImageNet",
+        ),
+    )
+    needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
+
+    class Settings(MethodSettings):
+        beta: float = Field(2.5, ge=0, description="weight of the correlation term")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        (ours, theirs), = matched("ickd", student, self.teacher, "last_map")  # fmt: skip
+        self.embed = nn.Sequential(nn.Conv2d(ours[0], theirs[0], 1, bias=False), nn.BatchNorm2d(theirs[0]))
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        term = functional.ickd(self.embed(student.last_map), teacher.last_map)
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"correlation": self.settings.beta * term})

@@ -1,0 +1,51 @@
+"""Feature distillation as timm ships it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from .. import functional
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..registry import register
+
+
+@register
+class TimmFeature(Method):
+    """Matches the vector that the classifier sees, through a linear map where widths differ."""
+
+    card = Card(
+        name="timm_feature",
+        version=1,
+        family="feature",
+        title="Feature KD (timm)",
+        paper="wightman2019timm",
+        formula="L = task * CE(z_s, y) + distill * MSE(W f_s, f_t), W the identity where widths agree",
+        source="timm 1.0.31 timm/task/distillation.py FeatureDistillationTask (1, 1)",
+        optimum="where the projected vector equals the teacher's",
+        divergences=(
+            "given the task's weight alone, timm sets the other to one minus it; here both are what they are",
+            "timm normalises the teacher's input by the teacher's own mean and deviation; here the task does",
+            "with equal widths there is no map, and the optimum is identity",
+        ),
+    )
+    needs = Needs(student=("pooled",), teacher=("pooled",))
+
+    class Settings(MethodSettings):
+        task: float = Field(1.0, ge=0, description="weight of the task loss")
+        distill: float = Field(1.0, ge=0, description="weight of the feature term")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        ours, theirs = student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
+        self.projection = nn.Identity() if ours == theirs else nn.Linear(ours, theirs)
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config = self.settings
+        term = functional.hint(self.projection(student.pooled), teacher.pooled)
+        return Losses(
+            task={"task": config.task * batch.loss(student.logits)}, distill={"feature": config.distill * term}
+        )

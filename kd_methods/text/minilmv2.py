@@ -1,0 +1,77 @@
+"""MiniLMv2, Wang et al. 2021."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .. import functional
+from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..errors import UserError
+from ..registry import register
+from ._layers import require_attention, width
+
+FIELDS = ("stages", "queries", "keys", "values")
+
+
+@register
+class MiniLMv2(Method):
+    """Matches the relations of tokens among queries, keys and values, in heads that are cut anew."""
+
+    card = Card(
+        name="minilmv2",
+        version=1,
+        family="text",
+        title="MiniLMv2",
+        paper="wang2021minilmv2",
+        formula=(
+            "L = task * CE(z_s, y) + relations * mean over X in {Q, K, V} of KL(softmax(X_t X_t^T / sqrt d_t) ||"
+            " softmax(X_s X_s^T / sqrt d_s)), last layer of the student and one of the teacher's, mean over relation"
+            " heads and a text's tokens"
+        ),
+        source="arXiv 2012.15828 (48 relation heads for a base teacher, 64 for a large one: 16 values each);"
+        " bloomberg/minilmv2.bb minilmv2/minilmv2.py @0d78e20 for the means",
+        optimum="where queries, keys and values of the two layers have the same relations",
+        divergences=(
+            "the paper distils in pre-training, then fine-tunes; here the terms stand beside the task's loss while the"
+            " student is fine-tuned, so the task's weight is our choice",
+            "GLMKD sums over the three (relations=3) and averages over padding, too",
+            "for large teachers the paper takes an upper middle layer (teacher_layer)",
+        ),
+        our_choice=("task",),
+        inputs="text",
+        classes=1,
+    )
+    needs = Needs(student=FIELDS, teacher=FIELDS)
+
+    class Settings(MethodSettings):
+        task: float = Field(1.0, ge=0, description="weight of the task loss")
+        relations: float = Field(1.0, ge=0, description="weight of the three relations' mean")
+        head_width: int = Field(16, ge=1, description="width of a relation head in the teacher")
+        teacher_layer: int | None = Field(None, ge=1, description="the teacher's layer, from 1; null for the last")
+
+    settings: Settings
+
+    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
+        super().__init__(student, teacher, info, settings)
+        require_attention(self.card.name, student, self.teacher)
+        ours, theirs, each = width(student), width(self.teacher), self.settings.head_width
+        self.heads = theirs // each
+        if theirs % each or ours % self.heads:
+            raise UserError(
+                f"setting minilmv2.head_width={each}: the widths {ours} and {theirs} of student and teacher cannot be"
+                " cut into as many heads"
+            )
+        layers = len(self.teacher.layout.queries)
+        self.layer = (self.settings.teacher_layer or layers) - 1
+        if self.layer >= layers:
+            raise UserError(f"setting minilmv2.teacher_layer={self.layer + 1}: the teacher has {layers} layers")
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
+        assert teacher is not None
+        config, i = self.settings, self.layer
+        ours = student.queries[-1], student.keys[-1], student.values[-1]
+        theirs = teacher.queries[i], teacher.keys[i], teacher.values[i]
+        total = functional.minilmv2(ours, theirs, student.stages[-1].mask, heads=self.heads)
+        return Losses(
+            task={"task": config.task * batch.loss(student.logits)}, distill={"relations": config.relations * total / 3}
+        )
