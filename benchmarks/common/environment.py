@@ -37,7 +37,7 @@ _SWITCHES = {
 }
 """What torch.backends has a precision of fp32 for, by the device."""
 
-_FP32_ERROR = 3e-5
+_FP32_ERROR = 5e-5
 """Relative error that products in fp32 stay far below, and those of TensorFloat-32 and bf16 far above."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
@@ -93,21 +93,21 @@ def _glibc(function: str, *arguments: int) -> None:
 
 
 def check_precision(chosen: torch.device) -> None:
-    """Refuse to compute where fp32 is less than fp32: the precision is the protocol's, and as such in each cell's key.
+    """Refuse to compute where fp32 is not fp32: the precision is the protocol's, and as such in each cell's key.
 
     Raises:
-        UserError: a variable or a switch of torch makes it less; the message names it.
+        UserError: a variable or a switch of torch overrules it; the message names it.
     """
-    if found := loosened(chosen):
+    if found := overruled(chosen):
         raise UserError(
-            f"{', '.join(found)}: products in fp32 are less than fp32 with it, and that is for the protocol alone to "
-            "say; unset it, or choose with --precision"
+            f"{', '.join(found)}: this overrules the precision of products, which is for the protocol alone to say; "
+            "unset it, or choose with --precision"
         )
 
 
 @functools.cache
-def loosened(chosen: torch.device) -> tuple[str, ...]:
-    """What makes products in fp32 less than fp32 here; empty where they are what their name says.
+def overruled(chosen: torch.device) -> tuple[str, ...]:
+    """What overrules the precision of products in fp32 here; empty where they are what their name says.
 
     Variables count where they are set; all that a program can switch by what comes out of a product and a convolution.
     """
@@ -161,9 +161,9 @@ def arithmetic(chosen: torch.device) -> dict[str, Any]:
             "limits": _limits(),
         }
         words = facts["isa"] + " with AMX" * ("amx_tile" in facts["instructions"])
-    precision = ", ".join(loosened(chosen))
+    precision = ", ".join(overruled(chosen))
     facts["fp32"] = precision or "fp32"
-    return {**facts, "summary": f"{words}, fp32 " + (f"loosened by {precision}" if precision else "in full")}
+    return {**facts, "summary": f"{words}, fp32 " + (f"overruled by {precision}" if precision else "in full")}
 
 
 def _limits() -> list[str]:

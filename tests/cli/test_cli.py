@@ -179,7 +179,7 @@ def test_bad_input_is_one_clear_line(call: Call, arguments: tuple[str, ...], wor
 def test_arithmetic_that_no_protocol_says_is_refused(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment.loosened.cache_clear()
+    environment.overruled.cache_clear()
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     try:
         for command in (DEMO, ("teachers", "train", "resnet8", "--protocol", "digits-demo"),
@@ -187,9 +187,11 @@ def test_arithmetic_that_no_protocol_says_is_refused(
             assert "ONEDNN_DEFAULT_FPMATH_MODE=BF16: " in refused(call, *command, "--device", "cpu")
         assert not (tmp_path / "results").exists()
         code, out, _ = call("doctor")
-        assert code == 0 and "fp32 loosened by ONEDNN_DEFAULT_FPMATH_MODE=BF16" in out and "nothing can be run: " in out
+        assert (
+            code == 0 and "fp32 overruled by ONEDNN_DEFAULT_FPMATH_MODE=BF16" in out and "nothing can be run: " in out
+        )
     finally:
-        environment.loosened.cache_clear()
+        environment.overruled.cache_clear()
 
 
 def test_nothing_is_left_behind_by_bad_input(call: Call, tmp_path: Path) -> None:

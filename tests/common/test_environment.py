@@ -18,7 +18,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Neither what is remembered nor the caller's variables reach a test, and nothing of a test the next one."""
     for name in (*environment._PRECISION["cpu"], *environment._INSTRUCTIONS):
         monkeypatch.delenv(name, raising=False)
-    caches = (environment.loosened, environment.machine)
+    caches = (environment.overruled, environment.machine)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -45,13 +45,13 @@ def test_a_variable_that_loosens_fp32_is_refused(monkeypatch: pytest.MonkeyPatch
         return
     with pytest.raises(UserError, match=f"^{name}={value}: .*unset it"):
         environment.check_precision(CPU)
-    assert f"loosened by {name}={value}" in environment.describe(CPU)["arithmetic"]["summary"]
+    assert f"overruled by {name}={value}" in environment.describe(CPU)["arithmetic"]["summary"]
 
 
 def test_a_switch_of_torch_that_loosens_fp32_is_refused() -> None:
     if "avx512_bf16" not in environment.arithmetic(CPU)["instructions"]:
         pytest.skip("this processor computes fp32 in fp32 whatever the switch says")
-    environment.loosened.cache_clear()
+    environment.overruled.cache_clear()
     torch.set_float32_matmul_precision("medium")
     with pytest.raises(UserError, match=r"mkldnn\.matmul\.fp32_precision = bf16: "):
         environment.check_precision(CPU)

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing.forkserver
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from torch import Tensor
 
 import kd_methods
 from benchmarks import networks
+from benchmarks.common.files import write_json
 from benchmarks.common.places import ROOT
 from benchmarks.common.weights import load_weights
 from benchmarks.common.workspace import Workspace
@@ -634,7 +636,9 @@ def train(
     return store
 
 
-def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table: str):
+def test_a_cell_stops_on_request_and_goes_on(
+    shapes: Path, tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str]
+):
     job = job_of(tmp_path, shapes)
     cell, runs = job.cell, {}
     for name in ("whole", "stopped"):
@@ -652,10 +656,17 @@ def test_a_cell_stops_on_request_and_goes_on(shapes: Path, tmp_path: Path, table
                 train(job, store.root, stopping, report)
             assert store.run(cell).state == "interrupted"
             steps[0] = 4
+            # As if other threads had computed the beginning.
+            environments: list[Any] = store.run(cell).environments
+            environments[-1]["arithmetic"]["threads"] += 1
+            write_json(store.run(cell) / "environment.json", environments)
         train(job, store.root, stopping, report)
         assert store.run(cell).state == "done" and events[-1] == "done"
         runs[name] = load_weights(store.run(cell) / "student.pt")
     assert all(torch.equal(runs["whole"][key], value) for key, value in runs["stopped"].items())
+    (change,) = store.run(cell).status["remarks"]
+    assert re.fullmatch(r"computed with threads \d+ instead of \d+ from epoch 1 on", change)
+    assert f"{cell.label}  {change}, so it ends in other bits" in capsys.readouterr().out
     assert "resumed epoch" in (store.run(cell) / "mmengine" / "console.log").read_text()
     # What is saved is the plain detector: it loads into mmdet's own, and nothing of a method is with it.
     networks.build_network(STUDENT, 3).module.load_state_dict(runs["whole"], strict=True)
@@ -840,9 +851,9 @@ def test_plans_need_no_mmdetection(shapes: Path, tmp_path: Path):
     """Neither a plan nor other commands import it, and a run without it is one line."""
     code = f"""
 import sys
-from benchmarks.networks import detectors
+from benchmarks.detection import detectors
 detectors.available = lambda: False
-from benchmarks.cli import main
+from benchmarks.cli.main import main
 table = ["table4", "--preset", "demo", "--data-root", {str(shapes)!r}, "--output", {str(tmp_path)!r}]
 for command in (["list"], ["show", "method", "fgd"],
                 [*table, "--dry-run"]):

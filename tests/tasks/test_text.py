@@ -689,7 +689,7 @@ def test_real_glue_trains(real_data: Path, tmp_path: Path):
     """The official files: row counts agree, a table of two tasks ends with their mean."""
     from click.testing import CliRunner
 
-    from benchmarks.cli.main import main
+    from benchmarks.cli.main import cli
 
     for name, counts in (("cola", (8551, 1043)), ("sst2", (67349, 872)), ("mrpc", (3668, 408)), ("stsb", (5749, 1500))):
         task = get_task(f"glue/{name}")
@@ -710,7 +710,7 @@ def test_real_glue_trains(real_data: Path, tmp_path: Path):
         "student,kd",
     ]
     places = ["--data-root", str(real_data), "--output", str(tmp_path), "--no-cost", "--device", "cpu"]
-    result = CliRunner().invoke(main, [*arguments, *places])
+    result = CliRunner().invoke(cli, [*arguments, *places])
     assert result.exit_code == 0, result.output
     rows = json.loads(next(tmp_path.rglob("plan.json")).read_text())["columns"]
     assert len(rows) == 4 and "mean" in next(tmp_path.rglob("table5.tex")).read_text()
