@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Card,
         Losses,
         Method,
+        Needs,
         Network,
         Outputs,
         Phase,
@@ -46,15 +47,16 @@ def combined(*parts: type[Method]) -> type[Method]:
     for i, part in enumerate(parts):
         if names.count(names[i]) > 1:
             raise UserError(f"'{title}' is not possible: it has '{names[i]}' twice")
-        if part.card.optimum == "no distillation terms":
+        if not part.card.distills:
             raise UserError(f"'{title}' is not possible: '{names[i]}' has no distillation terms to combine")
         if i and (part.adapt is not Method.adapt or part.deployed is not Method.deployed):
             raise UserError(f"'{title}' is not possible: '{names[i]}' changes the network and has to come first")
     fields: dict[str, Any] = {name: (part.Settings, part.Settings()) for name, part in zip(names, parts, strict=True)}
-    needs = functools.reduce(lambda a, b: a.joined(b), (part.needs for part in parts))
+    phase_needs = [part.phase_needs for part in parts if part.phase_needs]
     members: dict[str, Any] = {
         "card": _card([part.card for part in parts]),
-        "needs": needs,
+        "needs": _joined(part.needs for part in parts),
+        "phase_needs": _joined(phase_needs) if phase_needs else None,
         "needs_teacher": any(part.needs_teacher for part in parts),
         "Settings": create_model("Settings", __base__=MethodSettings, **fields),
         "parts_of": parts,
@@ -62,6 +64,10 @@ def combined(*parts: type[Method]) -> type[Method]:
         "__module__": parts[0].__module__,
     }
     return type("_".join(part.__name__ for part in parts), (_base(),), members)
+
+
+def _joined(needs: Iterable[Needs]) -> Needs:
+    return functools.reduce(lambda a, b: a.joined(b), needs)
 
 
 def _card(cards: Sequence[Card]) -> Card:
@@ -84,7 +90,7 @@ def _card(cards: Sequence[Card]) -> Card:
         divergences=tuple(f"{card.name}: {text}" for card in cards for text in card.divergences),
         our_choice=tuple(f"{card.name}.{key}" for card in cards for key in card.our_choice),
         recipe=next((card.recipe for card in cards if card.recipe), ""),
-        inputs=next((card.inputs for card in cards if card.inputs != "any"), "any"),
+        modality=next((card.modality for card in cards if card.modality != "any"), "any"),
         classes=max(card.classes for card in cards),
     )
 
@@ -123,7 +129,7 @@ def _base() -> type[Method]:
             self._join_needs()
 
         def _join_needs(self) -> None:
-            self.needs = functools.reduce(lambda a, b: a.joined(b), (part.needs for part in self.parts))  # type: ignore
+            self.needs = _joined(part.needs for part in self.parts)  # type: ignore[misc]
 
         def remarks(self) -> Sequence[str]:
             return [remark for part in self.parts for remark in part.remarks()]  # type: ignore[operator]

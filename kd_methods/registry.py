@@ -18,12 +18,15 @@ from .errors import UserError, unknown
 from .modifiers import MODIFIERS, Modifier
 
 if TYPE_CHECKING:
-    from .contract import Card, DataInfo, Method, Network
+    from .contract import Card, DataInfo, Family, Method, Network
 
     M = TypeVar("M", bound=type[Method])
 
-FAMILIES = ("logit", "feature", "relation", "blockwise", "text", "detection")
-"""The packages that hold methods, in the order in which tables group them."""
+FAMILIES: tuple[Family, ...] = ("logit", "feature", "relation", "blockwise")
+"""What methods compare, in the order in which tables group them."""
+
+FOLDERS = (*FAMILIES, "text", "detection")
+"""The packages that hold methods: those for texts alone, or for detectors alone, have one for all their families."""
 
 _classes: dict[str, type[Method]] = {}
 
@@ -33,13 +36,14 @@ class Entry:
     """What is known of a method without importing it."""
 
     name: str
-    family: str
+    family: Family
+    modality: str
     title: str
     summary: str
     module: str
     recipe: str
     year: str
-    inputs: str
+    folder: str
 
 
 @functools.cache
@@ -47,8 +51,8 @@ def index() -> dict[str, Entry]:
     """Every built-in method by name, in table order; reads files, imports nothing."""
     entries: dict[str, Entry] = {}
     root = Path(__file__).parent
-    for family in FAMILIES:
-        for path in sorted((root / family).glob("[!_]*.py")):
+    for folder in FOLDERS:
+        for path in sorted((root / folder).glob("[!_]*.py")):
             cards: dict[str, dict[str, Any]] = {}
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef) and any(
@@ -57,11 +61,11 @@ def index() -> dict[str, Entry]:
                     literals = cards[node.name] = _card_literals(node, cards)
                     summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
                     name = literals["name"]
-                    module = f"{__package__}.{family}.{path.stem}"
+                    module = f"{__package__}.{folder}.{path.stem}"
                     year = "".join(filter(str.isdigit, literals.get("paper", "")))[:4]
                     title, recipe = literals.get("title", name), literals.get("recipe", "")
-                    inputs = literals.get("inputs", "images")
-                    entries[name] = Entry(name, family, title, summary, module, recipe, year, inputs)
+                    family, modality = literals["family"], literals.get("modality", "images")
+                    entries[name] = Entry(name, family, modality, title, summary, module, recipe, year, folder)
     return entries
 
 
@@ -89,7 +93,7 @@ def register(cls: M) -> M:
     """Class decorator: makes the method available under its card's name.
 
     Raises:
-        UserError: another class already has that name.
+        UserError: another class already has that name, or the card's family is none of :data:`FAMILIES`.
     """
     name = cls.card.name
     other = _classes.get(name)
@@ -97,6 +101,8 @@ def register(cls: M) -> M:
         raise UserError(f"two methods are called '{name}': {other.__qualname__} and {cls.__qualname__}")
     if name in index() and index()[name].module != cls.__module__:
         raise UserError(f"a method called '{name}' ships with the suite; give yours another name")
+    if cls.card.family not in FAMILIES:
+        raise UserError(f"method '{name}' has the family '{cls.card.family}'; families are {', '.join(FAMILIES)}")
     _classes[name] = cls
     return cls
 

@@ -11,7 +11,7 @@ from ..config.table_spec import all_pair_settings, load_table
 from ..store.manifest import flat
 
 if TYPE_CHECKING:
-    from kd_methods.contract import Method
+    from kd_methods.contract import Card, Method
 
 
 def table(name: str) -> str:
@@ -45,9 +45,9 @@ def method(name: str) -> str:
 
     cls = registry.get(name)
     card = cls.card
-    lines = [f"{card.name} v{card.version} ({card.family}): {card.title}", f"  {(cls.__doc__ or '').splitlines()[0]}"]
+    lines = [f"{card.name} v{card.version} ({kind(card)}): {card.title}", f"  {(cls.__doc__ or '').splitlines()[0]}"]
     lines += [f"  loss      {card.formula}"] if card.formula else []
-    lines.append(f"  optimum   {card.optimum}")
+    lines.append(f"  optimum   {card.optimum or 'no distillation terms'}")
     lines += [f"  order     the losses depend on the order within a batch: {card.order}"] if card.order else []
     lines.append(f"  reads     {reads(cls)}")
     lines.append("  settings")
@@ -62,17 +62,23 @@ def method(name: str) -> str:
     return "\n".join(lines)
 
 
+def kind(card: Card) -> str:
+    """A method's family, and what its networks read if that is not just any images."""
+    modality = {"images": "", "any": ", images or text"}.get(card.modality, f", {card.modality}")
+    return f"{card.family}{modality}"
+
+
 def reads(cls: type[Method]) -> str:
     """What a method's losses read of both networks, in words."""
     needs = cls.needs
     student = ", ".join(("logits", *needs.student, *needs.student_units))
     teacher = ", ".join((*needs.teacher, *needs.teacher_units)) or "nothing"
     more = [f"batches of {needs.min_batch} at least"] * (needs.min_batch > 1)
-    if cls.card.inputs != "images":
+    if cls.card.modality != "images":
         goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
         goal = goal or f"classification into {cls.card.classes} classes at least"
-        found = "detectors" if cls.card.inputs == "detection" else f"text, {goal}"
-        if cls.card.inputs == "any":
+        found = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
+        if cls.card.modality == "any":
             found = f"images or text, {goal}" + ", regions of detectors" * (not needs.student)
         more.append(found)
     more += ["two views of each image"] * (needs.views > 1)
@@ -130,7 +136,7 @@ def parameters(name: str, pair: str) -> str:
 
 
 def methods_page() -> str:
-    """docs/methods.md: every card, by family."""
+    """docs/methods.md: every card, by family; those for texts and for detectors apart."""
     from kd_methods import registry
 
     lines = [
@@ -143,9 +149,9 @@ def methods_page() -> str:
     for suffix, modifier in registry.modifiers().items():
         lines += ["", f"- `@{suffix}` ({modifier.title}): {modifier.summary}. Defaults from {modifier.source}."]
         lines += [f"  {line[:1].upper()}{line[1:]}." for line in modifier.divergences]
-    for family in registry.FAMILIES:
-        lines += ["", f"## {family.capitalize()}"]
-        for entry in (entry for entry in registry.index().values() if entry.family == family):
+    for folder in registry.FOLDERS:
+        lines += ["", f"## {folder.capitalize()}"]
+        for entry in (entry for entry in registry.index().values() if entry.folder == folder):
             lines += _section(entry.name)
     return "\n".join(lines)
 
@@ -156,7 +162,8 @@ def _section(name: str) -> list[str]:
     cls = registry.get(name)
     card = cls.card
     lines = ["", f"### `{name}` {card.title}", "", (cls.__doc__ or "").splitlines()[0], "", f"    {card.formula}", ""]
-    lines += [f"- Optimum: {card.optimum}", f"- Reads {reads(cls)}"]
+    lines += [f"- Family: {card.family}"] * (card.modality in ("text", "detection"))
+    lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
     lines += [f"- Depends on the order of the samples: {card.order}"] * bool(card.order)
     if values := [f"`{key}` {default}{' **chosen**' * ours} ({text})" for key, default, text, ours in settings(cls)]:
         lines.append("- Settings: " + "; ".join(values))

@@ -16,7 +16,7 @@ from . import options
 @click.command("list")
 def list_everything() -> None:
     """Tables with their presets, protocols, and methods by family."""
-    from kd_methods.registry import FAMILIES, index
+    from kd_methods.registry import FOLDERS, index
 
     from ..config.protocol import protocol_names
     from ..config.table_spec import load_table, table_names
@@ -27,9 +27,9 @@ def list_everything() -> None:
         click.echo(f"  {name:22s} {table.title}; presets {', '.join(table.presets)}")
     click.echo("protocols\n  " + ", ".join(protocol_names()))
     click.echo(f"methods ({PROGRAM} show method NAME)")
-    for family in FAMILIES:
-        for entry in (entry for entry in index().values() if entry.family == family):
-            click.echo(f"  {family:10s} {entry.name:16s} {entry.summary}")
+    for folder in FOLDERS:
+        for entry in (entry for entry in index().values() if entry.folder == folder):
+            click.echo(f"  {folder:10s} {entry.name:16s} {entry.summary}")
 
 
 @click.command()

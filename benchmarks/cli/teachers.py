@@ -67,7 +67,7 @@ def teachers_add(
 
     load(plugins)
     found = get_task(task)
-    images = found.inputs == "images"
+    images = found.modality == "images"
     protocols = (load_protocol(known) for known in protocol_names())
     usual = next((protocol for protocol in protocols if protocol.task == task), None)
     if images and usual is None and not (mean and std):

@@ -135,7 +135,7 @@ class DetectionTask:
     version: int = 2
     metric: str = field(default="mAP", init=False)
     metrics: tuple[str, ...] = field(default=tuple(METRICS), init=False)
-    inputs: str = field(default="detection", init=False)
+    modality: str = field(default="detection", init=False)
     size: int = field(default=0, init=False)
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> Scenes:

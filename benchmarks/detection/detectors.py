@@ -321,7 +321,7 @@ class Detector(Network):
             last_map="",
             pooled="",
             layers=levels,
-            inputs="detection",
+            modality="detection",
             softmax=not sigmoids,
         )
 
@@ -480,7 +480,7 @@ def init_from(student: Detector, teacher: Detector) -> None:
 class Detectors(NetworkSource):
     """Detectors of mmdetection, without weights of ImageNet."""
 
-    name, inputs = "detectors", "detection"
+    name, modality = "detectors", "detection"
 
     def names(self) -> list[str]:
         return list(RECIPES)

@@ -144,7 +144,7 @@ def make(request: Request, workspace: Workspace) -> Plan:
             )
         deviations += task.deviations(data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
-    _check_inputs(pairs, rows, protocol)
+    _check_modality(pairs, rows, protocol)
     _check_metrics(table, pairs, protocol)
     if table.published:
         literature(table.published)
@@ -227,18 +227,18 @@ def _check_metrics(table: TableSpec, pairs: Sequence[Pair], protocol: Protocol) 
             raise UserError(f"column '{pair.id}' of table {table.name}: {unknown('metric', metric, known)}")
 
 
-def _check_inputs(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
+def _check_modality(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
     for pair in pairs:
         task = get_task(pair.task or protocol.task)
         for network in (pair.teacher, pair.student, *(row.student for row in rows if row.student)):
-            networks.check_inputs(network, task.name, task.inputs)
+            networks.check_modality(network, task.name, task.modality)
             known = networks.positions(network)
             if known is not None and protocol.max_length > known:
                 raise UserError(
                     f"protocol {protocol.name} keeps {protocol.max_length} tokens of a text, network '{network}' has "
                     f"{known} positions; set the protocol's max_length to {known} or less"
                 )
-        if task.inputs == "images" and protocol.crop_padding >= task.size:
+        if task.modality == "images" and protocol.crop_padding >= task.size:
             size = f"images of task {task.name} have {task.size} pixels"
             raise UserError(f"protocol {protocol.name}: crop_padding {protocol.crop_padding} leaves nothing, {size}")
 

@@ -29,7 +29,7 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     """
     output, zoo = workspace.output, Zoo(workspace.checkpoints)
     plan, store = make(request, workspace), Store(output)
-    if "text" in {get_task(task).inputs for task in plan.tasks}:
+    if "text" in {get_task(task).modality for task in plan.tasks}:
         raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
     data = get_task(plan.protocol.task).open(workspace.data_root, plan.protocol, workspace.device)
     published = read_csv(TABLES / "published" / plan.table.probe, PublishedProbe) if plan.table.probe else ()

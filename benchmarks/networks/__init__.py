@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_methods.contract import Inputs, Network
+from kd_methods.contract import Modality, Network
 from kd_methods.errors import UserError, unknown
 from kd_methods.views import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
 from kd_methods.views.modes import modes_kept
@@ -36,13 +36,13 @@ __all__ = [
     "NetworkView",
     "build_network",
     "check",
-    "check_inputs",
+    "check_modality",
     "count",
     "fold_batch_norms",
     "imagenet_start",
     "init_from",
-    "inputs_of",
     "macs",
+    "modality_of",
     "names",
     "positions",
     "pretrained_source",
@@ -96,15 +96,15 @@ def positions(name: str) -> int | None:
     return _source(name).positions(name)
 
 
-def inputs_of(name: str) -> Inputs:
+def modality_of(name: str) -> Modality:
     """What a network reads."""
-    return _source(name).inputs
+    return _source(name).modality
 
 
-def check_inputs(name: str, task: str, given: str) -> None:
+def check_modality(name: str, task: str, given: str) -> None:
     """Raise UserError where a task gives a network something else than it reads."""
-    if inputs_of(name) != given:
-        raise UserError(f"network '{name}' reads {inputs_of(name)}, task {task} has {given}")
+    if modality_of(name) != given:
+        raise UserError(f"network '{name}' reads {modality_of(name)}, task {task} has {given}")
 
 
 def init_from(student: Network, teacher: Network, which: str) -> None:
@@ -116,10 +116,12 @@ def init_from(student: Network, teacher: Network, which: str) -> None:
     Raises:
         UserError: networks that cannot start so, or of different families or widths.
     """
-    inputs = student.layout.inputs
-    if inputs != teacher.layout.inputs:
-        raise UserError(f"init '{which}': the student reads {inputs}, its teacher {teacher.layout.inputs}")
-    next(source for source in SOURCES.mapping().values() if source.inputs == inputs).init_from(student, teacher, which)
+    modality = student.layout.modality
+    if modality != teacher.layout.modality:
+        raise UserError(f"init '{which}': the student reads {modality}, its teacher {teacher.layout.modality}")
+    next(source for source in SOURCES.mapping().values() if source.modality == modality).init_from(
+        student, teacher, which
+    )
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

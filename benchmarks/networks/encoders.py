@@ -56,7 +56,7 @@ def _positions(source: str) -> int | None:
 class Encoders(NetworkSource):
     """Encoders of transformers with a classification head."""
 
-    name, inputs = "encoders", "text"
+    name, modality = "encoders", "text"
 
     def names(self) -> list[str]:
         return list(ENCODERS)

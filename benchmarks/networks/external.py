@@ -115,7 +115,7 @@ def _resized(size: tuple[int, int], x: Tensor) -> Tensor:
 class External(NetworkSource):
     """Classifiers of timm and torchvision, with random weights."""
 
-    name, inputs = "external", "images"
+    name, modality = "external", "images"
 
     def has(self, name: str) -> bool:
         return is_external(name)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from kd_methods.contract import Inputs, Network
+from kd_methods.contract import Modality, Network
 from kd_methods.errors import UserError
 
 
 class NetworkSource:
-    """Resolves names to networks. ``inputs`` is what its networks read."""
+    """Resolves names to networks. ``modality`` is what its networks read."""
 
     name: ClassVar[str]
-    inputs: ClassVar[Inputs]
+    modality: ClassVar[Modality]
 
     def names(self) -> list[str]:
         """Those that can be listed."""

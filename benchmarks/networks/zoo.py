@@ -54,7 +54,7 @@ def enter_timm(entry: NetworkEntry) -> None:
 class Zoo(NetworkSource):
     """Architectures with random weights, for images of the task's size."""
 
-    name, inputs = "zoo", "images"
+    name, modality = "zoo", "images"
 
     def names(self) -> list[str]:
         return list(ARCHITECTURES.mapping())

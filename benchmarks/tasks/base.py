@@ -86,7 +86,7 @@ class Task(Interface):
         """All metrics of its evaluation; empty where they are not known before."""
 
     @property
-    def inputs(self) -> str:
+    def modality(self) -> str:
         """What its networks read, ``images``, ``text`` or ``detection``."""
 
     def fingerprint(self, root: Path, protocol: Protocol) -> str:

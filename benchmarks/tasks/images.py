@@ -17,7 +17,7 @@ from kd_methods.errors import UserError
 
 from ..common.seeding import generator, held_out
 from ..config.protocol import Protocol, steps_per_epoch
-from ..networks import NetworkView, build_network, check_inputs
+from ..networks import NetworkView, build_network, check_modality
 from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -59,7 +59,7 @@ class ImageTask:
     official: tuple[int, ...] = ()
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
 
-    inputs = "images"
+    modality = "images"
     metrics = ("top1", "top5")
 
     def read(self, root: Path, download: bool = True) -> tuple[Split, Split, str]:
@@ -178,7 +178,7 @@ class Images:
         self.normalisation: Normalisation = (protocol.mean, protocol.std)
 
     def build(self, network: str) -> NetworkView:
-        check_inputs(network, self.protocol.task, "images")
+        check_modality(network, self.protocol.task, "images")
         view = build_network(network, self.info.num_classes, self.input_shape)
         return view.to(self.device).to(memory_format=torch.channels_last)
 

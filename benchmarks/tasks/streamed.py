@@ -78,7 +78,7 @@ class StreamTask:
     size: int = 224
     _cache: dict[Path, tuple[Files, Files]] = field(default_factory=dict, compare=False, repr=False)
 
-    inputs = "images"
+    modality = "images"
     metrics = ("top1", "top5")
 
     def read(self, root: Path, unpack: bool = True) -> tuple[Files, Files]:

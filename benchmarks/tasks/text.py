@@ -23,7 +23,7 @@ from ..common.files import write_bytes
 from ..common.seeding import generator, held_out
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
-from ..networks import VOCABULARY, NetworkView, build_network, check_inputs, pretrained_source
+from ..networks import VOCABULARY, NetworkView, build_network, check_modality, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
 from .images import Normalisation, full
 
@@ -108,7 +108,7 @@ class TextTask:
     version: int = 1
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    inputs = "text"
+    modality = "text"
     size = 0
 
     @property
@@ -219,7 +219,7 @@ class TextData:
         return TextBatch(Batch(inputs, split.labels[indices], indices, self.loss))
 
     def build(self, network: str) -> NetworkView:
-        check_inputs(network, self.protocol.task, "text")
+        check_modality(network, self.protocol.task, "text")
         view = build_network(network, self.info.num_classes, vocabulary=len(self.tokenizer))
         if source := pretrained_source(network):
             self._check_vocabulary(view, source)

@@ -53,7 +53,7 @@ def is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
 
 def usual_protocol(task: str) -> Protocol:
     """The protocol under which a teacher of a task is verified."""
-    return load_protocol(_USUAL.get(task) or _USUAL[get_task(task).inputs])
+    return load_protocol(_USUAL.get(task) or _USUAL[get_task(task).modality])
 
 
 def test_inputs(protocol: Protocol) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Member:
     def _backbone(self) -> list[nn.Parameter]:
         """The student's parameters that are not used after its last map."""
         assert isinstance(self.student, NetworkView)
-        if self.student.layout.inputs != "images":
+        if self.student.layout.modality != "images":
             raise UserError(f"optimizer.backbone is for networks of images, {self.cell.student} reads text")
         head = self.student.used(after=self.student.layout.last_map)
         return [parameter for name, parameter in self.student.module.named_parameters() if name not in head]

@@ -75,7 +75,7 @@ class BlockKD(Method[Settings]):
             "between encoders a connector is a linear map, none where widths agree, and LayerNorm (our reading)",
         ),
         our_choice=("alpha", "beta", "gamma", "temperature", "connector", "teacher_bn", "warmup"),
-        inputs="any",
+        modality="any",
         classes=1,
     )
     needs = Needs(student=("blocks",), teacher=("logits",), min_batch=2)

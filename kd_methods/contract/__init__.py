@@ -5,7 +5,7 @@ training loop; the loop knows no method. Everything that either side may ask of 
 """
 
 from .batch import Batch, DataInfo, Progress, TeacherPass
-from .card import Card, Needs
+from .card import Card, Family, Needs
 from .features import (
     FIELDS,
     MAPS,
@@ -13,8 +13,8 @@ from .features import (
     AnchorRelations,
     DenseOutputs,
     Heads,
-    Inputs,
     Layout,
+    Modality,
     Outputs,
     Pyramid,
     Tokens,
@@ -32,12 +32,13 @@ __all__ = [
     "Card",
     "DataInfo",
     "DenseOutputs",
+    "Family",
     "Heads",
-    "Inputs",
     "Layout",
     "Losses",
     "Method",
     "MethodSettings",
+    "Modality",
     "Needs",
     "Network",
     "Outputs",

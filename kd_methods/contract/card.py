@@ -7,7 +7,9 @@ from typing import Literal
 
 from ..errors import UserError
 from .batch import DataInfo
-from .features import Layout
+from .features import Layout, Modality
+
+Family = Literal["logit", "feature", "relation", "blockwise"]
 
 
 @dataclass(frozen=True)
@@ -51,36 +53,45 @@ class Card:
 
     title       as printed in tables                    paper    key in tables/references.bib
     formula     the loss, in plain text                 source   where the default settings come from
-    optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where
+    family      what the distillation terms compare: logits, features, relations between features, or logits that the
+                teacher's remaining blocks make of the student's features (block-wise)
+    modality    what the networks read, or "any" for all networks that have the features which are read
+    optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where;
+                None where there are no such terms
     order       why the losses depend on the order of the samples within a batch; empty if they do not
     divergences where paper, reference code and this implementation differ
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
-    inputs      what the networks read: "images", "text", "detection", or "any" that has the features which are read
     classes     the least number of classes; 1 where a regression will do
     """
 
     name: str
     version: int
-    family: str
+    family: Family
     title: str
     paper: str = ""
     formula: str = ""
     source: str = ""
-    optimum: str = "identity"
+    optimum: str | None = "identity"
     order: str = ""
     divergences: tuple[str, ...] = ()
     our_choice: tuple[str, ...] = ()
     recipe: str = ""
-    inputs: Literal["images", "text", "detection", "any"] = "images"
+    modality: Modality | Literal["any"] = "images"
     classes: int = 2
+
+    @property
+    def distills(self) -> bool:
+        """Whether there are distillation terms at all."""
+        return self.optimum is not None
 
     def check(self, needs: Needs, student: Layout, info: DataInfo) -> None:
         """Raise UserError where the method is not made for what the student reads, or for the number of classes."""
-        if self.inputs not in ("any", student.inputs):
-            raise UserError(f"method '{self.name}' is made for {self.inputs}, not for {student.inputs}")
+        if self.modality not in ("any", student.modality):
+            raise UserError(f"method '{self.name}' is made for {self.modality}, not for {student.modality}")
         if absent := student.absent((*needs.student, *needs.teacher)):
-            raise UserError(f"method '{self.name}' reads {', '.join(absent)}, which networks for {student.inputs} lack")
+            networks = f"networks for {student.modality}"
+            raise UserError(f"method '{self.name}' reads {', '.join(absent)}, which {networks} lack")
         if "logits" in needs.teacher and not student.softmax:
             raise UserError(f"method '{self.name}' compares probabilities of a softmax; this student has sigmoids")
         if info.num_classes < self.classes:

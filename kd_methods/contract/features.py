@@ -18,7 +18,7 @@ MAPS = ("stem", "stages", "preacts", "last_map")
 """Those of them in which :class:`Outputs` have the tokens of patches as maps."""
 
 
-Inputs = Literal["images", "text", "detection"]
+Modality = Literal["images", "text", "detection"]
 """What networks read: images of one class each, texts, or images with objects to be found in them."""
 
 
@@ -113,7 +113,7 @@ class Layout:
     layers    all generalised layers in order: outputs of residual blocks, of convolutions with their ReLU, of encoder
               blocks, of the flattening (arXiv 2511.14981, as its code has them); where not given, stages and pooled
     uniform   the blocks are layers of one kind, so that networks of different depth are matched at equal shares of it
-    inputs    what the network reads; the features of a text encoder are :class:`Tokens`. Of a detector the stages are
+    modality  what the network reads; the features of a text encoder are :class:`Tokens`. Of a detector the stages are
               the levels of its pyramid, each (B, C, H, W), the logits are those of the regions, (N, K + 1), and the
               unit ``pyramid`` is a :class:`Pyramid` or the units ``dense`` and ``anchor_relations`` are
               :class:`DenseOutputs` and :class:`AnchorRelations`; it has no stem, preacts, blocks, last_map and pooled
@@ -132,7 +132,7 @@ class Layout:
     rectified: frozenset[str] = frozenset()
     layers: tuple[str, ...] = ()
     uniform: bool = False
-    inputs: Inputs = "images"
+    modality: Modality = "images"
     prefix_tokens: int | None = None
     softmax: bool = True
     queries: tuple[str, ...] = ()

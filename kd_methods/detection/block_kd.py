@@ -39,7 +39,7 @@ class PyramidBlockKD(Method[Settings]):
     card = Card(
         name="block_kd.fpn",
         version=1,
-        family="detection",
+        family="blockwise",
         title="Block-KD",
         paper="yu2024blockkd",
         formula=(
@@ -53,7 +53,7 @@ class PyramidBlockKD(Method[Settings]):
             " regions (classes and boxes); with one stone the ensemble is the stone itself, detached",
         ),
         our_choice=("alpha", "beta", "gamma", "stone_task", "temperature"),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student_units=("pyramid",), teacher=("logits",), min_batch=2)
 

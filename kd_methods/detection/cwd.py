@@ -24,7 +24,7 @@ class CWD(Method[Settings]):
     card = Card(
         name="cwd",
         version=1,
-        family="detection",
+        family="feature",
         title="CWD",
         paper="shu2021cwd",
         formula=(
@@ -33,7 +33,7 @@ class CWD(Method[Settings]):
         source="mmrazor configs/distill/mmdet/cwd (GFL: T 1, weight 10)",
         optimum="where the aligned student pyramid equals the teacher's up to a constant per channel",
         divergences=("the paper's detectors were RetinaNet and others in the authors' own script, flags 1 and 1",),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

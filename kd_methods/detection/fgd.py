@@ -46,7 +46,7 @@ class FGD(Method[Settings]):
     card = Card(
         name="fgd",
         version=1,
-        family="detection",
+        family="feature",
         title="FGD",
         paper="yang2022fgd",
         formula=(
@@ -61,7 +61,7 @@ class FGD(Method[Settings]):
             "boxes are scaled by the padded image, which the map covers; the authors divide by the unpadded one",
             "in the authors' published numbers the student begins with the teacher's neck and head (row setting init)",
         ),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

@@ -23,7 +23,7 @@ class PyramidFitNet(Method[Settings]):
     card = Card(
         name="fitnet.fpn",
         version=1,
-        family="detection",
+        family="feature",
         title="FitNet",
         paper="romero2015fitnets",
         formula="L = task + beta * mean_levels MSE(conv1x1_l(F_s,l), F_t,l)",
@@ -31,7 +31,7 @@ class PyramidFitNet(Method[Settings]):
         optimum="where the regressed student pyramid equals the teacher's",
         divergences=("the paper has one hint in a middle layer, and trains up to it first",),
         our_choice=("beta",),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

@@ -22,7 +22,7 @@ class LD(Method[Settings]):
     card = Card(
         name="ld",
         version=1,
-        family="detection",
+        family="logit",
         title="LD",
         paper="zheng2022ld",
         formula=(
@@ -35,7 +35,7 @@ class LD(Method[Settings]):
             "the main distillation region only, as in mmdet; ld.vlr is the authors' later code, with valuable regions,"
             " a distillation of classes and an imitation of features beside it",
         ),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student_units=("dense",), teacher_units=("dense",))
 

@@ -30,7 +30,7 @@ class LDValuable(Method[Settings]):
     card = Card(
         name="ld.vlr",
         version=1,
-        family="detection",
+        family="logit",
         title="LD (valuable regions, KD, imitation)",
         paper="zheng2022ld",
         formula=(
@@ -44,7 +44,7 @@ class LDValuable(Method[Settings]):
             "sums over places are not divided by their weights, as in the later code; ld divides, as mmdet does",
             "features are compared in levels with a positive place only, as in the later code",
         ),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(
         student=("stages",), teacher=("stages",), student_units=("dense", "anchor_relations"), teacher_units=("dense",)

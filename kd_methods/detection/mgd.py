@@ -24,7 +24,7 @@ class PyramidMGD(Method[Settings]):
     card = Card(
         name="mgd.fpn",
         version=1,
-        family="detection",
+        family="feature",
         title="MGD",
         paper="yang2022mgd",
         formula="L = task + alpha / B * sum_levels sum (G_l(mask * D_l(F_s,l)) - F_t,l)^2, mask drops pixels",
@@ -35,7 +35,7 @@ class PyramidMGD(Method[Settings]):
             " (tables/published/settings.yaml)",
             "in the authors' published numbers the student begins with the teacher's neck and head (row setting init)",
         ),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

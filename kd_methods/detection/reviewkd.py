@@ -24,14 +24,14 @@ class PyramidReviewKD(Method[Settings]):
     card = Card(
         name="reviewkd.fpn",
         version=1,
-        family="detection",
+        family="feature",
         title="ReviewKD",
         paper="chen2021reviewkd",
         formula="L = task + beta * sum_levels HCL(ABF_l(F_s,l, ABF_l+1(...)), F_t,l)",
         source="mdistiller detection/configs (weight 1.0 for R50, 1.2 for R18, 2.0 for MobileNetV2; width 256)",
         optimum="where the fused student pyramid equals the teacher's",
         divergences=("without the warm-up of classification, as the authors' code for detection",),
-        inputs="detection",
+        modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._diffusion import Denoising
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    ce: float = Field(1.0, ge=0, description="weight of the task loss")
+    map: float = Field(1.0, ge=0, description="weight of the last map's terms")
+    logits: float = Field(1.0, ge=0, description="weight of the logits' terms")
+    temperature: float = Field(1.0, gt=0, description="temperature T of the logits' divergence")
+    steps: int = Field(5, ge=1, description="steps of the denoising")
+    latent: int | None = Field(None, ge=1, description="channels of the teacher's code; null for half its own")
+
+
 @register
-class DiffKD(Method):
+class DiffKD(Method[Settings]):
     """Denoises the student's last map and logits by a diffusion model of the teacher's, and matches what comes out."""
 
     card = Card(
@@ -40,25 +49,13 @@ class DiffKD(Method):
     )
     needs = Needs(student=("last_map",), teacher=("last_map", "logits"), min_batch=2)
 
-    class Settings(MethodSettings):
-        ce: float = Field(1.0, ge=0, description="weight of the task loss")
-        map: float = Field(1.0, ge=0, description="weight of the last map's terms")
-        logits: float = Field(1.0, ge=0, description="weight of the logits' terms")
-        temperature: float = Field(1.0, gt=0, description="temperature T of the logits' divergence")
-        steps: int = Field(5, ge=1, description="steps of the denoising")
-        latent: int | None = Field(None, ge=1, description="channels of the teacher's code; null for half its own")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        (ours, theirs), = matched("diffkd", student, self.teacher, "last_map")  # fmt: skip
+    def setup(self) -> None:
+        (ours, theirs), = matched("diffkd", self.student, self.teacher, "last_map")  # fmt: skip
         latent = self.settings.latent or max(1, theirs[0] // 2)
         self.on_map = Denoising(ours[0], theirs[0], latent, spatial=True)
-        self.on_logits = Denoising(info.num_classes, info.num_classes, None, spatial=False)
+        self.on_logits = Denoising(self.info.num_classes, self.info.num_classes, None, spatial=False)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         refined, target, own = self.on_map(student.last_map, teacher.last_map, config.steps)
         of_map = functional.hint(refined, target) + own

@@ -6,13 +6,17 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    beta: float = Field(2.5, ge=0, description="weight of the correlation term")
+
+
 @register
-class ICKD(Method):
+class ICKD(Method[Settings]):
     """Matches the inner products of the channels of the last map."""
 
     card = Card(
@@ -35,17 +39,10 @@ class ICKD(Method):
     )
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
 
-    class Settings(MethodSettings):
-        beta: float = Field(2.5, ge=0, description="weight of the correlation term")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        (ours, theirs), = matched("ickd", student, self.teacher, "last_map")  # fmt: skip
+    def setup(self) -> None:
+        (ours, theirs), = matched("ickd", self.student, self.teacher, "last_map")  # fmt: skip
         self.embed = nn.Sequential(nn.Conv2d(ours[0], theirs[0], 1, bias=False), nn.BatchNorm2d(theirs[0]))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         term = functional.ickd(self.embed(student.last_map), teacher.last_map)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"correlation": self.settings.beta * term})

@@ -8,12 +8,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    weight: float = Field(2.0, ge=0, description="weight of the logarithm")
+    exponent: float = Field(4.0, gt=0, description="exponent of the differences")
+    kd: float = Field(1.0, ge=0, description="weight of the KD term")
+    temperature: float = Field(1.0, gt=0, description="temperature T of the KD term")
+
+
 @register
-class SRD(Method):
+class SRD(Method[Settings]):
     """Matches pooled vectors after a linear map and normalisation by the batch, in a logarithm, and the logits."""
 
     card = Card(
@@ -39,20 +46,10 @@ class SRD(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled", "logits"), min_batch=2)
 
-    class Settings(MethodSettings):
-        weight: float = Field(2.0, ge=0, description="weight of the logarithm")
-        exponent: float = Field(4.0, gt=0, description="exponent of the differences")
-        kd: float = Field(1.0, ge=0, description="weight of the KD term")
-        temperature: float = Field(1.0, gt=0, description="temperature T of the KD term")
+    def setup(self) -> None:
+        self.projection = nn.Linear(self.student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0])
 
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.projection = nn.Linear(student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0])
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         return Losses(
@@ -65,6 +62,10 @@ class SRD(Method):
 
     def _distance(self, projected: Tensor, target: Tensor) -> Tensor:
         return functional.srd(projected, target, exponent=self.settings.exponent)
+
+
+class SRDCorrelationSettings(Settings):
+    weight: float = Field(1.0, ge=0, description="weight of the logarithm")
 
 
 @register
@@ -88,8 +89,7 @@ class SRDCorrelation(SRD):
         ),
     )
 
-    class Settings(SRD.Settings):
-        weight: float = Field(1.0, ge=0, description="weight of the logarithm")
+    Settings = SRDCorrelationSettings
 
     def _distance(self, projected: Tensor, target: Tensor) -> Tensor:
         return functional.srd_correlation(projected, target, exponent=self.settings.exponent)

@@ -6,12 +6,17 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 
 
+class Settings(MethodSettings):
+    task: float = Field(1.0, ge=0, description="weight of the task loss")
+    distill: float = Field(1.0, ge=0, description="weight of the feature term")
+
+
 @register
-class TimmFeature(Method):
+class TimmFeature(Method[Settings]):
     """Matches the vector that the classifier sees, through a linear map where widths differ."""
 
     card = Card(
@@ -31,19 +36,11 @@ class TimmFeature(Method):
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 
-    class Settings(MethodSettings):
-        task: float = Field(1.0, ge=0, description="weight of the task loss")
-        distill: float = Field(1.0, ge=0, description="weight of the feature term")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        ours, theirs = student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
+    def setup(self) -> None:
+        ours, theirs = self.student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
         self.projection = nn.Identity() if ours == theirs else nn.Linear(ours, theirs)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.hint(self.projection(student.pooled), teacher.pooled)
         return Losses(

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..contract.patches import as_map
 from ..errors import UserError
 from ..registry import register
@@ -18,8 +18,14 @@ SHALLOW = 2
 """Number of first blocks that are mimicked."""
 
 
+class Settings(MethodSettings):
+    alpha: float = Field(3e-5, ge=0, description="weight of mimicking")
+    beta: float = Field(3e-6, ge=0, description="weight of generation")
+    masked: float = Field(0.5, gt=0, lt=1, description="share lambda of the patches that are masked")
+
+
 @register
-class ViTKD(Method):
+class ViTKD(Method[Settings]):
     """Mimics the first two blocks' patches, and generates those of the last block from half of the student's."""
 
     card = Card(
@@ -39,18 +45,10 @@ class ViTKD(Method):
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
-    class Settings(MethodSettings):
-        alpha: float = Field(3e-5, ge=0, description="weight of mimicking")
-        beta: float = Field(3e-6, ge=0, description="weight of generation")
-        masked: float = Field(0.5, gt=0, lt=1, description="share lambda of the patches that are masked")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        self.ours, self.theirs = _blocks(student), _blocks(self.teacher)
-        self.prefixes = [network.layout.prefix_tokens or 0 for network in (student, self.teacher)]
-        shapes = student.shape(self.ours[-1]), self.teacher.shape(self.theirs[-1])
+    def setup(self) -> None:
+        self.ours, self.theirs = _blocks(self.student), _blocks(self.teacher)
+        self.prefixes = [network.layout.prefix_tokens or 0 for network in (self.student, self.teacher)]
+        shapes = self.student.shape(self.ours[-1]), self.teacher.shape(self.theirs[-1])
         counts = [shape[0] - prefix for shape, prefix in zip(shapes, self.prefixes, strict=True)]
         if counts[0] != counts[1]:
             raise UserError(f"method 'vitkd' needs as many patches on both sides, here {counts[0]} and {counts[1]}")
@@ -63,8 +61,7 @@ class ViTKD(Method):
         self.generation = nn.Sequential(first, nn.ReLU(), last)
         self.needs = replace(self.needs, student=(), teacher=(), student_units=self.ours, teacher_units=self.theirs)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, (own, prefix) = self.settings, self.prefixes
         mapped = [fit(student[unit][:, own:]) for fit, unit in zip(self.maps, self.ours, strict=True)]
         targets = [teacher[unit][:, prefix:] for unit in self.theirs]

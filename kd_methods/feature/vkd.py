@@ -7,13 +7,18 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
 from ._maps import matched
 
 
+class Settings(MethodSettings):
+    weight: float = Field(1.0, ge=0, description="weight of the feature term")
+    kd: float = Field(1.0, ge=0, description="weight of the KD term")
+
+
 @register
-class VkD(Method):
+class VkD(Method[Settings]):
     """Matches the mean of the last map after an orthogonal projection with the teacher's standardised vector."""
 
     card = Card(
@@ -36,19 +41,11 @@ class VkD(Method):
     )
     needs = Needs(student=("last_map",), teacher=("pooled", "logits"))
 
-    class Settings(MethodSettings):
-        weight: float = Field(1.0, ge=0, description="weight of the feature term")
-        kd: float = Field(1.0, ge=0, description="weight of the KD term")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        (ours, _), = matched("vkd", student, student, "last_map")  # fmt: skip
+    def setup(self) -> None:
+        (ours, _), = matched("vkd", self.student, self.student, "last_map")  # fmt: skip
         self.projection = orthogonal(nn.Linear(ours[0], self.teacher.shapes("pooled")[0][0], bias=False))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         term = functional.vkd(self.projection(student.last_map.mean((2, 3))), teacher.pooled)
         kd = functional.kd(student.logits, teacher.logits, temperature=1.0)

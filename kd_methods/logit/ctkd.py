@@ -43,7 +43,7 @@ class CTKD(Method[Settings]):
             "the factor T^2 takes part in the temperature's gradient, as in the reference code",
             "theta has the student's optimiser, weight decay included, as in the reference code",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",))
 

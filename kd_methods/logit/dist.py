@@ -37,7 +37,7 @@ class DIST(Method[Settings]):
             "the paper names temperature 1; the authors' CIFAR configuration, our default, has 4 and the factor T^2",
             "correlations over the batch are those within one device's batch",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

@@ -34,7 +34,7 @@ class DKD(Method[Settings]):
             "the warm-up of the distillation term is in the reference code only",
             "computed in logarithms; the reference code masks the label's class with -1000 and can reach log 0",
         ),
-        inputs="any",
+        modality="any",
         classes=3,
     )
     needs = Needs(teacher=("logits",))

@@ -31,7 +31,7 @@ class KD(Method[Settings]):
         ),
         source="RepDistiller scripts/run_cifar_distill.sh (-r 0.1 -a 0.9); mdistiller engine/cfg.py",
         divergences=("the paper names no default weights or temperature; these are the field's",),
-        inputs="any",
+        modality="any",
         classes=1,
     )
     needs = Needs(teacher=("logits",))

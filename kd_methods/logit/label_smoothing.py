@@ -26,13 +26,13 @@ class LabelSmoothing(TeacherlessMethod[Settings]):
         paper="szegedy2016inception",
         formula="L = (1 - smoothing) * CE(z_s, y) - smoothing * mean_k log p_s[k]",
         source="Szegedy et al. 2016, section 7 (0.1), there for ImageNet",
-        optimum="no distillation terms",
+        optimum=None,
         divergences=(
             "torch's label_smoothing with the same value; Tf-KD's code spreads its share over the other classes only,"
             " which is K / (K - 1) of it",
             "comes on top of a recipe's own smoothing, where it has one",
         ),
-        inputs="any",
+        modality="any",
     )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:

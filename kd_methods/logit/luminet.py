@@ -37,7 +37,7 @@ class LumiNet(Method[Settings]):
             "the statistics are those of one device's batch, and the gradient runs through the student's",
         ),
         our_choice=("ce", "alpha", "temperature"),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

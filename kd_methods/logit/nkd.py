@@ -37,7 +37,7 @@ class NKD(Method[Settings]):
             " 3.5 and temperature 3",
             "computed in logarithms; the reference code removes the target with a mask",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",))
 

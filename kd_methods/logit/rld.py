@@ -39,7 +39,7 @@ class RLD(Method[Settings]):
             " the published figures had is not stated",
             "in logarithms; the reference code takes that of a masked sum and can reach log 0",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",))
 

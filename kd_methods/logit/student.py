@@ -17,8 +17,8 @@ class Student(TeacherlessMethod):
         title="Student (no KD)",
         formula="L = CE(z_s, y)",
         source="the task's recipe; no settings",
-        optimum="no distillation terms",
-        inputs="any",
+        optimum=None,
+        modality="any",
         classes=1,
     )
 

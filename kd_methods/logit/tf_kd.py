@@ -42,7 +42,7 @@ class TfKDReg(TeacherlessMethod[Settings]):
             "the self-training form needs a teacher that is the student itself: method kd with such a pair",
         ),
         our_choice=("ce", "weight", "temperature"),
-        inputs="any",
+        modality="any",
     )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:

@@ -34,7 +34,7 @@ class WSLD(Method[Settings]):
             "the defaults are ImageNet's; the authors' CIFAR-100 runs have T 4 and alpha 2.25 (their issue 2)",
             "the task loss is the protocol's own; label smoothing in it is the protocol's choice",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",))
 

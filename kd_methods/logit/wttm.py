@@ -33,7 +33,7 @@ class WTTM(Method[Settings]):
             " of WTTM with CRD, whose values are the defaults here",
         ),
         our_choice=("weight", "power"),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",))
 

@@ -35,7 +35,7 @@ class CC(Method[Settings]):
             "depends on the order of samples within the batch",
             "the teacher's embedding is trained too, as in RepDistiller; both may shrink",
         ),
-        inputs="any",
+        modality="any",
         classes=1,
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)

@@ -48,7 +48,7 @@ class CRD(Method[Settings]):
             "the banks' random start is normalised, like their updates; the reference code's has length 1 on average",
             "computed in logarithms, without the reference code's 1e-7 in the denominators",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 

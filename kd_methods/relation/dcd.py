@@ -40,7 +40,7 @@ class DCD(Method[Settings]):
             "tau has no gradient once exp(tau) passes the limit, as in the reference code",
             "the contrast is within one device's batch",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

@@ -29,7 +29,7 @@ class PKT(Method[Settings]):
             "mean over all pairs instead of a sum, which the weight of 30000 makes up for",
             "the relations are those within one device's batch",
         ),
-        inputs="any",
+        modality="any",
         classes=1,
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))

@@ -28,7 +28,7 @@ class RKD(Method[Settings]):
         formula="L = CE(z_s, y) + weight * [distance * Huber(d_s, d_t) + angle * Huber(cos_s, cos_t)]",
         source="RepDistiller scripts/run_cifar_distill.sh (-b 1); mdistiller engine/cfg.py (25, 50)",
         divergences=("the relations are those within one device's batch",),
-        inputs="any",
+        modality="any",
         classes=1,
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)

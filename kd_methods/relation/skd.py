@@ -43,7 +43,7 @@ class SKD(Method[Settings]):
             "the authors say that values were chosen per pair (0.5 and 0.5 for resnet32x4 to resnet8x4) and give no"
             " list; they train with learning rate 0.1 and teachers of their own",
         ),
-        inputs="any",
+        modality="any",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

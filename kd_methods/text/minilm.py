@@ -25,7 +25,7 @@ class MiniLM(Method[Settings]):
     card = Card(
         name="minilm",
         version=1,
-        family="text",
+        family="relation",
         title="MiniLM",
         paper="wang2020minilm",
         formula=(
@@ -41,7 +41,7 @@ class MiniLM(Method[Settings]):
             "no teacher assistant",
         ),
         our_choice=("task",),
-        inputs="text",
+        modality="text",
         classes=1,
     )
     needs = Needs(student=FIELDS, teacher=FIELDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from .. import functional
-from ..contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
 from ._layers import require_attention, width
@@ -13,14 +13,21 @@ from ._layers import require_attention, width
 FIELDS = ("stages", "queries", "keys", "values")
 
 
+class Settings(MethodSettings):
+    task: float = Field(1.0, ge=0, description="weight of the task loss")
+    relations: float = Field(1.0, ge=0, description="weight of the three relations' mean")
+    head_width: int = Field(16, ge=1, description="width of a relation head in the teacher")
+    teacher_layer: int | None = Field(None, ge=1, description="the teacher's layer, from 1; null for the last")
+
+
 @register
-class MiniLMv2(Method):
+class MiniLMv2(Method[Settings]):
     """Matches the relations of tokens among queries, keys and values, in heads that are cut anew."""
 
     card = Card(
         name="minilmv2",
         version=1,
-        family="text",
+        family="relation",
         title="MiniLMv2",
         paper="wang2021minilmv2",
         formula=(
@@ -38,23 +45,14 @@ class MiniLMv2(Method):
             "for large teachers the paper takes an upper middle layer (teacher_layer)",
         ),
         our_choice=("task",),
-        inputs="text",
+        modality="text",
         classes=1,
     )
     needs = Needs(student=FIELDS, teacher=FIELDS)
 
-    class Settings(MethodSettings):
-        task: float = Field(1.0, ge=0, description="weight of the task loss")
-        relations: float = Field(1.0, ge=0, description="weight of the three relations' mean")
-        head_width: int = Field(16, ge=1, description="width of a relation head in the teacher")
-        teacher_layer: int | None = Field(None, ge=1, description="the teacher's layer, from 1; null for the last")
-
-    settings: Settings
-
-    def __init__(self, student: Network, teacher: Network | None, info: DataInfo, settings: MethodSettings) -> None:
-        super().__init__(student, teacher, info, settings)
-        require_attention(self.card.name, student, self.teacher)
-        ours, theirs, each = width(student), width(self.teacher), self.settings.head_width
+    def setup(self) -> None:
+        require_attention(self.card.name, self.student, self.teacher)
+        ours, theirs, each = width(self.student), width(self.teacher), self.settings.head_width
         self.heads = theirs // each
         if theirs % each or ours % self.heads:
             raise UserError(
@@ -66,8 +64,7 @@ class MiniLMv2(Method):
         if self.layer >= layers:
             raise UserError(f"setting minilmv2.teacher_layer={self.layer + 1}: the teacher has {layers} layers")
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
-        assert teacher is not None
+    def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, i = self.settings, self.layer
         ours = student.queries[-1], student.keys[-1], student.values[-1]
         theirs = teacher.queries[i], teacher.keys[i], teacher.values[i]

@@ -30,7 +30,7 @@ class PatientKD(Method[Settings]):
     card = Card(
         name="pkd_patient",
         version=1,
-        family="text",
+        family="feature",
         title="PKD (patient)",
         paper="sun2019pkd",
         formula=(
@@ -45,7 +45,7 @@ class PatientKD(Method[Settings]):
             " averages both over all values (reduction=batchmean sums KL over classes)",
             "named apart from PKD by Pearson correlation, a method for detectors",
         ),
-        inputs="text",
+        modality="text",
         classes=1,
     )
     needs = Needs(student=("stages",), teacher=("stages", "logits"))

@@ -34,7 +34,7 @@ class TinyBERT(Method[Settings]):
     card = Card(
         name="tinybert",
         version=1,
-        family="text",
+        family="feature",
         title="TinyBERT",
         paper="jiao2020tinybert",
         formula=(
@@ -49,7 +49,7 @@ class TinyBERT(Method[Settings]):
             "padding is left out of the means; the reference code averages over it",
             "the second phase's KL is summed over classes and averaged over rows; the code averages over classes too",
         ),
-        inputs="text",
+        modality="text",
         classes=1,
     )
     needs = Needs(teacher=("logits",))

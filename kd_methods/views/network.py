@@ -59,7 +59,7 @@ class NetworkView(Network):
         self._units = tuple(units)
         self._position = {name: i for i, (name, _) in enumerate(units)}
         self._taps = plain.taps
-        self._alone = plain.alone and not inserted and layout.inputs != "text"
+        self._alone = plain.alone and not inserted and layout.modality != "text"
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._folded: NetworkView | None = None
         self.compiles = False
@@ -177,9 +177,9 @@ class NetworkView(Network):
         return self.module if self._alone else LogitsOnly(self)
 
     def example(self, batch: int = 2) -> Tensor:
-        """Inputs of no meaning, in the right form."""
+        """Modality of no meaning, in the right form."""
         weight = next(self.module.parameters())
-        if self.layout.inputs == "text":
+        if self.layout.modality == "text":
             return example_text(batch, self.input_shape[-1], weight.device)
         return torch.zeros(batch, *self.input_shape, device=weight.device, dtype=weight.dtype)
 

@@ -172,7 +172,7 @@ def chain(model: Any) -> Chain:
         last_map=names[-1],
         pooled="pooled",
         uniform=True,
-        inputs="text",
+        modality="text",
         queries=projections[0],
         keys=projections[1],
         values=projections[2],

@@ -197,7 +197,7 @@ def test_tables_find_methods_through_the_registry() -> None:
         card, views = registry.card(name), registry.get(name).needs.views
         assert (views > 1) <= bool(card.recipe) and (not card.recipe or card.recipe in protocol_names())
         if "." not in name:
-            assert (name in rows) == (not card.recipe and card.inputs in ("images", "any")), name
+            assert (name in rows) == (not card.recipe and card.modality in ("images", "any")), name
     assert {"mlld", "mlld.paper"} <= {row.method for row in load_table("mlld").methods}
 
 

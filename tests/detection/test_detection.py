@@ -46,7 +46,7 @@ pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
 
 CPU = torch.device("cpu")
 TEACHER, STUDENT = "faster_rcnn_small_r18x2", "faster_rcnn_small_r18x4"
-DETECTION = [name for name in kd_methods.available() if kd_methods.card(name).inputs == "detection"]
+DETECTION = [name for name in kd_methods.available() if kd_methods.card(name).modality == "detection"]
 REGIONS = ["kd", "dkd", "dist", "nkd", "ttm", "wttm", "wsld", "ctkd"]
 DENSE = [name for name in DETECTION if "dense" in registry.get(name).needs.student_units]
 TWO_STAGE = [*(name for name in DETECTION if name not in DENSE), *REGIONS, "reviewkd.fpn+dkd", "kd@ls"]

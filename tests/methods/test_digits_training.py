@@ -31,7 +31,7 @@ AGAINST_THE_TASK = {"tf_kd.reg": "virtual"}
 """Terms that hold back what the task loss drives, and so rise while the student learns."""
 MARGIN = 3.0
 """Points of top-1 that a method's mean may lie below the plain student's."""
-NAMES = [name for name in kd_methods.available() if kd_methods.card(name).inputs in ("images", "any")]
+NAMES = [name for name in kd_methods.available() if kd_methods.card(name).modality in ("images", "any")]
 NAMES += ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd"]
 
 

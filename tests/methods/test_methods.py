@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from operator import methodcaller
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kd_methods
 from benchmarks import networks
+from benchmarks.cli import descriptions
 from benchmarks.networks import Architecture, Chain, NetworkView, build_network, macs
 from kd_methods import functional, registry
 from kd_methods.contract import (
@@ -40,7 +42,7 @@ CLASSES = 10
 INFO = DataInfo(num_samples=100, num_classes=CLASSES, labels=torch.arange(100) % CLASSES)
 EVERY = kd_methods.available()
 NAMES = [
-    name for name in EVERY if kd_methods.card(name).inputs != "detection"
+    name for name in EVERY if kd_methods.card(name).modality != "detection"
 ]  # those: tests/detection/test_detection.py
 # Settings that switch to other code, tested like methods of their own.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -105,7 +107,7 @@ OWN_PAIRS = {"vitkd": ("vit", "vit")}
 
 def pair_for(name: str) -> tuple[str, str]:
     """A pair that the method is made for."""
-    return OWN_PAIRS.get(name, TEXT_PAIR if kd_methods.card(name).inputs == "text" else ("resnet14", "resnet8"))
+    return OWN_PAIRS.get(name, TEXT_PAIR if kd_methods.card(name).modality == "text" else ("resnet14", "resnet8"))
 
 
 class ViT(Architecture):
@@ -248,7 +250,9 @@ def test_registry_lists_the_methods():
 @pytest.mark.parametrize("name", EVERY)
 def test_card(name: str):
     card, entry = kd_methods.card(name), registry.index()[name]
-    assert (card.name, card.title, card.family) == (entry.name, entry.title, entry.family)
+    assert (card.name, card.title) == (entry.name, entry.title)
+    assert (card.family, card.modality) == (entry.family, entry.modality)
+    assert card.family in registry.FAMILIES and entry.folder in (card.family, card.modality)
     assert card.formula and card.source and entry.summary and card.version >= 1
     fields = registry.get(name).Settings.model_fields
     assert set(card.our_choice) <= set(fields)
@@ -297,7 +301,7 @@ ON_PAIRS = [
 ]
 ON_TEXT = [
     *((name, values, TEXT_PAIR) for name, values in CASES if pair_for(name) == TEXT_PAIR),
-    *((name, {}, TEXT_PAIR) for name in [*NAMES, "kd@ls"] if kd_methods.card(name).inputs == "any"),
+    *((name, {}, TEXT_PAIR) for name in [*NAMES, "kd@ls"] if kd_methods.card(name).modality == "any"),
     ("pkd_patient+minilm", {}, TEXT_PAIR),
     ("block_kd", {"connector": "identity"}, TEXT_PAIR),
     ("block_kd", {"distance": "dkd"}, TEXT_PAIR),
@@ -397,7 +401,7 @@ def leaves(value: Tensor) -> set[int]:
 def test_distillation_reaches_the_student(name: str, values: dict):
     setup = Setup(name, values)
     losses = setup.losses()
-    if kd_methods.card(name).optimum == "no distillation terms":
+    if not kd_methods.card(name).distills:
         assert not losses.distill
         return
     assert losses.distill
@@ -767,7 +771,7 @@ def test_stones_do_not_train_the_students_classifier():
 
 
 OF_A_ZOO = [
-    *(name for name in networks.names() if networks.inputs_of(name) == "images"),
+    *(name for name in networks.names() if networks.modality_of(name) == "images"),
     *("timm:test_vit", "timm:test_convnext", "torchvision:mobilenet_v2"),
 ]
 
@@ -974,6 +978,23 @@ def test_a_combination_needs_what_its_parts_need():
     assert set(Setup("crd+block_kd").losses().task) == {"task", "block_kd.stones_task"}
     assert list(setup.method.probes(setup.outputs()[0])) == [f"block_kd.stone_{i}" for i in (1, 2, 3)]
     assert [phase.name for phase in Setup("ab+ft").method.phases()] == ["boundaries", "paraphraser"]
+
+
+def test_a_combination_has_the_phase_needs_of_its_parts():
+    ab, ft = registry.get("ab").phase_needs, registry.get("ft").phase_needs
+    assert ab is not None and ft is not None and registry.get("ab+ft").phase_needs == ab.joined(ft)
+    assert registry.get("sp+tinybert").phase_needs == registry.get("tinybert").phase_needs
+    assert registry.get("sp+kd").phase_needs is None
+    assert "in the first phase student: preacts" in descriptions.reads(registry.get("ab+kd"))
+
+
+def test_family_and_modality_are_two_facts():
+    fgd = kd_methods.card("fgd")
+    assert (fgd.family, fgd.modality) == ("feature", "detection")
+    assert kd_methods.card("block_kd.fpn").family == kd_methods.card("block_kd").family == "blockwise"
+    mine = dataclasses.replace(fgd, name="mine", family="detection")
+    with pytest.raises(UserError, match="has the family 'detection'; families are logit, feature"):
+        registry.register(type("Mine", (Method,), {"card": mine}))
 
 
 def test_the_first_method_may_change_the_network_and_the_others_see_it_changed():

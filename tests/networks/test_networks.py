@@ -23,7 +23,7 @@ from kd_methods.errors import UserError
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS: dict[str, Any] = json.loads((GOLDENS / "models.json").read_text())["models"]
 LARGE = {"vit_b", "vit_b_p8", "ResNet34_64"}  # of the same classes as their smaller kin
-NAMES = [name for name in networks.names() if networks.inputs_of(name) == "images" and name not in LARGE]
+NAMES = [name for name in networks.names() if networks.modality_of(name) == "images" and name not in LARGE]
 CLASSES = 7
 SIDE = 16
 each_name = pytest.mark.parametrize("name", NAMES)

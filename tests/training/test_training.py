@@ -61,7 +61,7 @@ Case = tuple[str, dict[str, Any]]
 FEW: list[Case] = [("student", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
 """Without a teacher; with parameters of its own; with random numbers in its losses."""
 ALL: list[Case] = [
-    *((name, {}) for name in kd_methods.available() if kd_methods.card(name).inputs in ("images", "any")),
+    *((name, {}) for name in kd_methods.available() if kd_methods.card(name).modality in ("images", "any")),
     ("block_kd", {"sample_stones": 2}),
     ("block_kd", {"teacher_bn": "batch"}),
     ("crd+kd", {}),

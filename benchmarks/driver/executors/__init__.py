@@ -13,4 +13,4 @@ EXECUTORS: Registry[Executor] = Registry("executor", __name__, "EXECUTORS")
 
 def of(task: Task) -> Executor:
     """The executor of a task's cells."""
-    return next(executor for executor in EXECUTORS.mapping().values() if task.inputs in executor.reads)
+    return next(executor for executor in EXECUTORS.mapping().values() if task.modality in executor.reads)
