@@ -30,7 +30,7 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     if place is None:
         raise UserError(f"no {FOLDER} below {root}; unpack tiny-imagenet-200.zip there, or name it with --data-root")
     names = read_text(place / "wnids.txt", remedy="unpack it again").split()
-    classes = {name: i for i, name in enumerate(sorted(names))}
+    classes = {name: i for i, name in enumerate(sorted(set(names)))}
     train = [
         (path, label)
         for name, label in classes.items()
