@@ -279,18 +279,12 @@ def _order(key: Id) -> tuple[bool, int, str]:
 
 def _found(names: Sequence[str], folder: Path) -> dict[str, tuple[str, int]]:
     """Path and size of each image; a file may name the folder above its images as well, or one that is not there."""
-    listed: dict[Path, dict[str, int]] = {}
     found, missing = {}, []
     for name in names:
-        for path in (folder / name, folder.parent / name, folder / PurePosixPath(name).name):
-            place = path.parent
-            if place not in listed:
-                listed[place] = (
-                    {entry.name: entry.stat().st_size for entry in place.iterdir()} if place.is_dir() else {}
-                )
-            if path.name in listed[place]:
-                found[name] = (str(path), listed[place][path.name])
-                break
+        places = (folder / name, folder.parent / name, folder / PurePosixPath(name).name)
+        sized = ((str(path), _size(path)) for path in places)
+        if place := next(((path, size) for path, size in sized if size is not None), None):
+            found[name] = place
         else:
             missing.append(name)
     if len({path for path, _ in found.values()}) < len(found):
@@ -298,6 +292,13 @@ def _found(names: Sequence[str], folder: Path) -> dict[str, tuple[str, int]]:
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {len(names)} images, such as {missing[0]}")
     return found
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # a link to nowhere, no permission, no name of a file
+        return None
 
 
 def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str, ...], file: Path) -> Split:

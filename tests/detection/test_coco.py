@@ -154,6 +154,7 @@ def put(kind: str, key: str, value: Any) -> Callable[[dict[str, Any]], object]:
         (put("images", "id", 0), "several images have the id 0"),
         (put("images", "file_name", "0000.png"), "several images have the file_name '0000.png'"),
         (put("images", "file_name", "none.png"), r"train2017 lacks 1 of 64 images, such as none.png"),
+        (put("images", "file_name", "no\0name"), "train2017 lacks 1 of 64 images"),
         (put("annotations", "image_id", "0"), r"annotations\[1\]\.image_id: '0' is none of the ids of the im.*as 0"),
         (put("annotations", "category_id", 9), r"annotations\[1\]\.category_id: 9 is none of the ids of the categ"),
         (put("annotations", "bbox", [1, 2, 3]), r"annotations\[1\]\.bbox"),
