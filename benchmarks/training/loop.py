@@ -184,6 +184,8 @@ def shared(
     own = part.of(batch)
     kept = teacher.outputs(own, members) if teacher else None
     inputs = own.student(views(members))
+    if teacher:
+        inputs = replace(inputs, renormalised=own.inputs(teacher.normalisation))
     return (inputs if own is batch else replace(inputs, whole=False)), kept
 
 
@@ -194,7 +196,14 @@ def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
 
 def _stamp(batch: Batch, kept: Outputs | None) -> list[int]:
     """Changes when a tensor that a group shares is written to."""
-    shared = (batch.inputs, batch.second, batch.labels, batch.indices, *(kept.tensors() if kept else ()))
+    shared = (
+        batch.inputs,
+        batch.renormalised,
+        batch.second,
+        batch.labels,
+        batch.indices,
+        *(kept.tensors() if kept else ()),
+    )
     return [tensor._version for tensor in shared if tensor is not None]
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress, joined
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress, joined
 from ..errors import UserError
 from ..feature._connectors import ConnectorKind
 from ..registry import register
@@ -100,7 +100,6 @@ class BlockKD(Method[Settings]):
             rectify, kind = self.units[i - 1] in layout.rectified, self.settings.connector
             prefixes = self.student.layout.prefix_tokens, layout.prefix_tokens
             self.connectors[str(i)] = connector(shapes[0][i - 1], shapes[1][i - 1], rectify, kind, prefixes)
-        self._batch_tail: tuple[Network, ...] = ()
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
@@ -134,8 +133,8 @@ class BlockKD(Method[Settings]):
         blocks = [student.blocks[i] for i in self.own]
         entries = [(self.units[i - 1], self.connectors[str(i)](blocks[i - 1])) for i in chosen]
         if batch_statistics:
-            tail = self._tail_with_batch_statistics()
-            return [tail.resume(unit, feature) for unit, feature in entries]
+            with self.teacher.batch_statistics():
+                return [self.teacher.resume(unit, feature) for unit, feature in entries]
         tail = self.teacher.fold_batch_norms()
         at, joint = entries[0]
         for unit, feature in entries[1:]:
@@ -184,12 +183,6 @@ class BlockKD(Method[Settings]):
             return functional.kd(learner, target, temperature=config.temperature)
         alpha, beta = config.dkd_alpha, config.dkd_beta
         return functional.dkd(learner, target, batch.labels, alpha=alpha, beta=beta, temperature=config.temperature)
-
-    def _tail_with_batch_statistics(self) -> Network:
-        # Made on first use, when the teacher has its weights and its device; in a tuple, so no part of the method.
-        if not self._batch_tail:
-            self._batch_tail = (self.teacher.batch_normalised(),)
-        return self._batch_tail[0]
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -35,7 +35,8 @@ class Batch:
     inputs as the student sees them, labels (B,), positions in the training set (B,), and where a method of the group
     asked for it, a second view of the same images. In detection the labels are those of the regions, (N,), background
     is the last class, and ``boxes`` are the objects' corners in every image, (n, 4) in pixels. ``whole``: these are all
-    samples of an update; else a part of them, beyond which losses that relate samples cannot see.
+    samples of an update; else a part of them, beyond which losses that relate samples cannot see. ``renormalised`` are
+    the inputs of a teacher that wants them normalised in another way, see :attr:`teacher_inputs`.
     """
 
     inputs: Tensor
@@ -45,6 +46,12 @@ class Batch:
     second: Tensor | None = None
     boxes: tuple[Tensor, ...] = ()
     whole: bool = True
+    renormalised: Tensor | None = None
+
+    @property
+    def teacher_inputs(self) -> Tensor:
+        """The inputs as the teacher sees them: what a method's own pass of the teacher begins with."""
+        return self.inputs if self.renormalised is None else self.renormalised
 
     def loss(self, logits: Tensor | Heads) -> Tensor:
         """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,13 +47,23 @@ class Network(nn.Module):
         """A frozen copy with batch-norms folded into convolutions where they can be; same outputs up to rounding."""
         raise NotImplementedError
 
-    def batch_normalised(self) -> Network:
-        """A frozen copy that normalises by the batch, without running statistics; this network stays as it is."""
-        copied = copy.deepcopy(self).requires_grad_(False).eval()
-        for module in copied.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.running_mean = module.running_var = None
-        return copied
+    @contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Inside, batch-norms normalise by the batch at hand and leave their running statistics as they are.
+
+        For passes that are not the network's own: those of a teacher whose batch statistics a method wants, and those
+        of a part of either network on features that come from elsewhere. Whatever else depends on the mode, training
+        or evaluation, stays as it is.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        before = [(norm.training, norm.track_running_stats) for norm in norms]
+        try:
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+            yield
+        finally:
+            for norm, (training, tracking) in zip(norms, before, strict=True):
+                norm.training, norm.track_running_stats = training, tracking
 
     def plain(self) -> nn.Module:
         """A module that maps inputs to logits: ``module``, or with inserted parts a wrapper that runs them too."""

@@ -61,30 +61,24 @@ class OFD(Method[Settings]):
     def setup(self) -> None:
         shapes = matched("ofd", self.student, self.teacher, "preacts")
         self.connectors = nn.ModuleList(Connector(s, (t[0], *s[1:]), rectify=False) for s, t in shapes)
-        self._found: tuple[Any, ...] = ()
+        self._norms: tuple[list[nn.BatchNorm2d | None], ...] = ()
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = len(self.connectors)
-        norms, batch_teacher = self._of_teacher(batch.inputs)
+        if not self._norms:
+            # Found on first use, when the teacher has its weights and its device; in a tuple, so no part of the method.
+            self._norms = (norms_before(self.teacher, batch.inputs[:1])[-n:],)
         targets = teacher.preacts[-n:]
-        if batch_teacher is not None:
-            with torch.no_grad():
-                targets = batch_teacher(batch.inputs, fields=("preacts",)).preacts[-n:]
+        if self.settings.teacher_bn == "batch":
+            with torch.no_grad(), self.teacher.batch_statistics():
+                targets = self.teacher(batch.teacher_inputs, fields=("preacts",)).preacts[-n:]
         terms = []
-        pairs = zip(self.connectors, student.preacts[-n:], targets, norms, strict=True)
+        pairs = zip(self.connectors, student.preacts[-n:], targets, self._norms[0], strict=True)
         for i, (connector, s, t, norm) in enumerate(pairs, 1 - n):
             margin = _mean_negative(t) if norm is None else expected_negative(norm.weight, norm.bias)
             terms.append(2.0**i * functional.partial_l2(*same_size(connector(s), t), margin))
         term = self.settings.beta * torch.stack(terms).sum()
         return Losses(task={"task": batch.loss(student.logits)}, distill={"feature": term})
-
-    def _of_teacher(self, inputs: Tensor) -> tuple[Any, ...]:
-        # Found on first use, when the teacher has its weights and its device; in a tuple, so no part of the method.
-        if not self._found:
-            norms = norms_before(self.teacher, inputs[:1])[-len(self.connectors) :]
-            copied = self.teacher.batch_normalised() if self.settings.teacher_bn == "batch" else None
-            self._found = (norms, copied)
-        return self._found
 
 
 def _mean_negative(x: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 VARIANTS |= {name: [{"scales": (1, 2, 4)}] for name in ("sdd_kd", "sdd_dkd", "sdd_nkd")}
 VARIANTS |= {"wkd_l": [{"schedule": "constant"}], "wkd_f": [{"schedule": "constant"}]}
 VARIANTS |= {"diffkd": [{"latent": 24, "steps": 2}], "minilmv2": [{"teacher_layer": 2, "head_width": 32}]}
+VARIANTS["fcfd"] = [{"teacher_bn": "eval"}, {"directions": "to_teacher"}, {"paths": 0}]
 VARIANTS |= {"rld": [{"alpha_temperature": 4.0}], "abkd": [{"alpha": 0.0, "beta": 1.0}]}
 VARIANTS["pkd_patient"] = [{"layers": "last", "reduction": "batchmean"}]
 VARIANTS["tinybert"] = [{"hard": 0.5}]
@@ -325,7 +326,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(name: str, values:
 def check_gradients(setup: Setup, values: dict) -> None:
     clear(setup.student)
     known = {id(p) for module in (setup.student, setup.method) for p in module.parameters()}
-    for _ in range(6 if "sample_stones" in values else 1):
+    for _ in range(6 if "sample_stones" in values or setup.method.card.name == "fcfd" else 1):
         losses = setup.step()
         assert all(term.isfinite() and term.shape == () for term in losses.terms().values())
         assert leaves(losses.total()) <= known, "a tensor outside student and method wants a gradient"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import kd_methods
-from benchmarks.networks import build_network
+from benchmarks.config.protocol import load_protocol
+from benchmarks.networks import NetworkView, build_network
+from benchmarks.tasks.images import ImageBatch
+from benchmarks.training.loop import SharedTeacher, shared
+from benchmarks.training.optimizers import WHOLE
+from kd_methods import functional
 from kd_methods.analysis import class_distances as distances
-from kd_methods.contract import DataInfo, Outputs, Progress, TeacherPass
+from kd_methods.contract import Batch, DataInfo, Outputs, Progress, TeacherPass
 from kd_methods.errors import UserError
 
 
@@ -93,3 +100,110 @@ def test_wkd_f_refuses_cells_of_one_position(name: str, grid: int, fits: bool):
         return
     with pytest.raises(UserError, match="two positions in each"):
         kd_methods.build("wkd_f", *networks, DataInfo(10, 5), grid=grid)
+
+
+# --- features from elsewhere, and a teacher's batch statistics --------------------------------------------------------
+
+
+def small(name: str, seed: int = 0) -> NetworkView:
+    """A network whose running statistics have seen data."""
+    torch.manual_seed(seed)
+    view = build_network(name, 5, (3, 16, 16))
+    for _ in range(3):
+        view(torch.randn(8, 3, 16, 16), fields=())
+    return view
+
+
+def buffers(network: NetworkView) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in network.named_buffers()}
+
+
+def test_batch_statistics_leave_everything_as_it_was():
+    network, x = small("resnet8").eval(), torch.randn(6, 3, 16, 16)
+    unit = network.layout.blocks[0]
+    network.module.add_module("drop", torch.nn.Dropout(0.5).eval())
+    before, own = buffers(network), network(x).logits
+    with network.batch_statistics():
+        outputs = network(x, at=[unit])
+        assert torch.equal(network.resume(unit, outputs[unit]), outputs.logits)
+        assert not network.module.drop.training, "only batch-norms change"
+    with pytest.raises(ZeroDivisionError), network.batch_statistics():
+        1 / 0  # noqa: B018
+    assert all(torch.equal(value, before[key]) for key, value in buffers(network).items())
+    assert not any(module.training for module in network.modules()) and torch.equal(network(x).logits, own)
+    as_in_training = copy.deepcopy(network).train()
+    as_in_training.module.drop.eval()
+    assert torch.equal(as_in_training(x).logits, outputs.logits) and not torch.allclose(own, outputs.logits)
+
+
+def fcfd(**values: Any) -> tuple[Any, NetworkView, NetworkView, Batch]:
+    teacher, student = small("resnet14", 1).requires_grad_(False).eval(), small("resnet8", 2).train()
+    torch.manual_seed(3)
+    method: Any = kd_methods.build("fcfd", student, teacher, DataInfo(10, 5), **values).train()
+    x = torch.randn(6, 3, 16, 16)
+    return method, student, teacher, Batch(x, torch.tensor([0, 1, 2, 3, 4, 0]), torch.arange(6), F.cross_entropy)
+
+
+@pytest.mark.parametrize("teacher_bn", ["batch", "eval"])
+def test_fcfd_by_definition(teacher_bn: str):
+    """Every path by itself, of copies in the mode that the authors' composite is in."""
+    method, student, teacher, batch = fcfd(teacher_bn=teacher_bn, paths=4, appearance=0.5, mixed=0.3, kd=2.0)
+    ours, theirs = student.layout.blocks, teacher.layout.blocks
+    outputs = student(batch.inputs, fields=("blocks",))
+    before = buffers(student), buffers(teacher)
+    kept = teacher.fold_batch_norms()(batch.inputs, fields=("blocks",))
+    found = method.losses(outputs, kept, batch, Progress(20, 240)).terms()
+    for network, values in zip((student, teacher), before, strict=True):
+        assert all(torch.equal(value, values[key]) for key, value in buffers(network).items())
+
+    t = copy.deepcopy(teacher).train(teacher_bn == "batch")
+    s = copy.deepcopy(student).train()
+    full = t(batch.inputs, at=theirs)
+    targets, logits = [full[unit].detach() for unit in theirs], full.logits.detach()
+    bridged = [bridge(outputs[unit]) for bridge, unit in zip(method.to_teacher, ours, strict=True)]
+    second = t.resume(theirs[0], bridged[0], until=theirs[1])
+    third = t.resume(theirs[1], second, until=theirs[2])
+    third_from_second = t.resume(theirs[1], bridged[1], until=theirs[2])
+    paths = [
+        t.resume(theirs[2], third),
+        t.resume(theirs[2], third_from_second),
+        *(s.resume(ours[k], method.to_student[k](targets[k])) for k in (0, 1)),
+    ]
+    kd = [functional.kd(z, logits, temperature=4.0) for z in paths]
+    pairs = [(bridged[0], 0), (bridged[1], 1), (second, 1), (bridged[2], 2), (third, 2), (third_from_second, 2)]
+    distances = sum(F.mse_loss(g, targets[part]) for g, part in pairs)
+    distances += sum(
+        F.mse_loss(g.relu().mean((2, 3)), targets[2].relu().mean((2, 3))) for g, part in pairs if part == 2
+    )
+    assert found["mixed"].item() == pytest.approx(0.3 * sum(kd).item(), rel=1e-4)
+    assert found["appearance"].item() == pytest.approx(0.5 * distances.item(), rel=1e-4)
+    assert found["kd"].item() == pytest.approx(
+        2 * functional.kd(outputs.logits, logits, temperature=4.0).item(), rel=1e-4
+    )
+
+
+def test_what_fcfd_draws_from():
+    for names, count in ((("resnet14", "resnet8"), 4), (("vgg8", "vgg8"), 6), (("vgg8", "resnet8"), 4)):
+        teacher, student = (build_network(name, 5, (3, 16, 16)) for name in names)
+        for directions, share in (("both", 1), ("to_teacher", 2), ("to_student", 2)):
+            method: Any = kd_methods.build("fcfd", student, teacher, DataInfo(10, 5), directions=directions)
+            assert len(method.candidates) == len(set(method.candidates)) == count // share
+    method, student, _, batch = fcfd(directions="to_student", paths=1)
+    first, *_, last = student.parameters()
+    losses = method.losses(student(batch.inputs, fields=("blocks",)), None, batch, Progress(1, 240))
+    of_first, of_last = torch.autograd.grad(losses.distill["mixed"], [first, last], allow_unused=True)
+    assert of_first is None and of_last is not None, "on the teacher's features the student's later parts alone learn"
+
+
+def test_a_methods_own_pass_of_the_teacher_sees_the_teachers_inputs():
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    own, others = ((0.5,) * 3, (0.25,) * 3), ((0.4, 0.5, 0.6), (0.2,) * 3)
+    batch = ImageBatch(images, torch.arange(4), torch.arange(4), own)
+    network = small("resnet8").requires_grad_(False).eval()
+    for normalisation in (own, others):
+        teacher = SharedTeacher(network, normalisation, load_protocol("digits-demo"))
+        seen, _ = shared(batch, WHOLE, teacher, [])
+        assert torch.equal(seen.teacher_inputs, batch.inputs(normalisation))
+        assert torch.equal(seen.inputs, batch.inputs(own))
+    seen, _ = shared(batch, WHOLE, None, [])
+    assert seen.teacher_inputs is seen.inputs
