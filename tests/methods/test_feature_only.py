@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kd_methods
 from benchmarks.analysis import linear_probe
 from benchmarks.cli.main import cli
+from benchmarks.common.weights import frozen
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.networks import NetworkView, build_network, count
@@ -311,6 +312,20 @@ def test_quality_of_a_network_does_not_depend_on_how_memory_splits_it(
     for name in ("separation", "self_pairs", "least", "entropy", "expansion"):
         assert torch.equal(getattr(whole, name), getattr(split, name))
     assert whole.separation.abs().max() <= 1 and (whole.expansion > 0).all()
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_pairs_of_an_image_with_itself_change_the_layers_of_a_real_teacher(real_data: Path, tmp_path: Path):
+    """Few images of a class make them weigh: the chosen layers of a trained resnet56 are others without them."""
+    cifar = get_task("cifar100").open(real_data, load_protocol("cifar100-feature-only"), torch.device("cpu"))
+    network = frozen(cifar.build("resnet56"), real_data / "checkpoints" / "cifar100_resnet56.pth")  # type: ignore[type-var]
+    normalisation = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
+    teacher_pass = StoredTeacherPass(network, normalisation, cifar, {"teacher": {"network": "x"}}, tmp_path, print)
+    layers = network.layout.layers
+    found = analysis.quality(teacher_pass, layers[16:], 100, samples=1000, per_class=20)
+    assert [layers.index(unit) for unit in found.best(4)] == [19, 22, 23, 24]
+    assert [layers.index(unit) for unit in found.best(4, self_pairs=False)] == [22, 23, 24, 27]
 
 
 def test_method_takes_the_layers_of_highest_quality(data: ImageData, tmp_path: Path):
