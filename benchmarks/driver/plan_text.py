@@ -61,4 +61,4 @@ def begun_in(saved: Mapping[str, int]) -> str:
         saved: the saved epochs of the cells to run, by key.
     """
     begun = [epochs for epochs in saved.values() if epochs]
-    return f", {len(begun)} of them from {counted(sum(begun), 'saved epoch')} on" if begun else ""
+    return f" ({len(begun)} of them from {counted(sum(begun), 'saved epoch')} on)" if begun else ""

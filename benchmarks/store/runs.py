@@ -138,8 +138,9 @@ class Run:
 
     @property
     def saved_epochs(self) -> int:
-        """From how many whole epochs of the training proper a run that has not ended goes on."""
-        if not any((self / name).exists() for name in ("checkpoint.pt", "mmengine")) or self.ended:
+        """From how many whole epochs of the training proper a run that has begun goes on."""
+        saved = any((self / name).exists() for name in ("checkpoint.pt", "mmengine"))
+        if not saved or self.state not in ("running", "interrupted", "failed"):
             return 0
         try:
             return sum(not record.get("phase") for record in self.metrics)

@@ -386,7 +386,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     after = json.loads(path.read_text())
     assert status["state"] == "done" and [record["epoch"] for record in after] == list(range(1, 26))
     assert after[: len(before)] == before, "it went on, it did not begin again"
-    assert f"1 cell to run, 1 of them from {len(before)} saved epochs on, 0 in the store" in err
+    assert f"1 cell to run (1 of them from {len(before)} saved epochs on), 0 in the store" in err
     assert "25 epochs instead of 1" in bench.files("tiny-demo-epochs25")["tiny.md"].decode()
 
 

@@ -349,7 +349,7 @@ def test_what_cannot_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytes
 
 
 def test_epochs_from_which_a_run_goes_on(tmp_path: Path):
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", "a" * 64)
     assert run.saved_epochs == 0
     run.set_metrics(
         [{"epoch": 0, "phase": "first", "metrics": {}}, {"epoch": 1, "metrics": {}}, {"epoch": 2, "metrics": {}}]
@@ -358,6 +358,7 @@ def test_epochs_from_which_a_run_goes_on(tmp_path: Path):
     assert run.saved_epochs == 0, "there is nothing to go on from"
     run.write("checkpoint.pt", b"")
     assert run.saved_epochs == 2
+    assert Run(run.path, "b" * 64).saved_epochs == 0, "another cell's"
     run.set_status("done", last={}, best={})
     assert run.saved_epochs == 0
 
