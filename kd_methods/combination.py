@@ -138,12 +138,12 @@ def _base() -> type[Method]:
             return [phase for part in self.parts for phase in part.phases()]  # type: ignore[operator]
 
         def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-            found = [part.losses(student, teacher, batch, progress) for part in self.parts]  # type: ignore[operator]
-            task: dict[str, Tensor] = dict(found[0].task)
+            losses = [part.losses(student, teacher, batch, progress) for part in self.parts]  # type: ignore[operator]
+            task: dict[str, Tensor] = dict(losses[0].task)
             distill: dict[str, Tensor] = {}
-            for part, terms in zip(self.parts_of, found, strict=True):
-                own = {f"{part.card.name}.{key}": term for key, term in terms.task.items() if key != "task"}
-                task |= own if part is not self.parts_of[0] else {}
+            for part, terms in zip(self.parts_of, losses, strict=True):
+                further = {f"{part.card.name}.{key}": term for key, term in terms.task.items() if key != "task"}
+                task |= further if part is not self.parts_of[0] else {}
                 distill |= {f"{part.card.name}.{key}": term for key, term in terms.distill.items()}
             return Terms(task, distill)
 

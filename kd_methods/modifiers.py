@@ -29,7 +29,7 @@ class Modifier:
     summary    one line
     source     where ``defaults`` come from
     defaults   settings of single methods that differ once they are modified
-    refusal    why a method cannot be modified, or None
+    obstacle    why a method cannot be modified, or None
     mix        a method's class with the change, not yet with its card and settings
     """
 
@@ -41,7 +41,7 @@ class Modifier:
     source: str
     divergences: tuple[str, ...]
     defaults: Mapping[str, Mapping[str, Any]]
-    refusal: Callable[[type[Method]], str | None]
+    obstacle: Callable[[type[Method]], str | None]
     mix: Callable[[type[Method]], type[Method]]
 
     def applied(self, method: type[Method]) -> type[Method]:
@@ -56,11 +56,11 @@ class Modifier:
 @functools.cache
 def _applied(modifier: str, method: type[Method]) -> type[Method]:
     self, base = MODIFIERS[modifier], method.card
-    reason = "it has that already" if self.name in base.name.split("@")[1:] else self.refusal(method)
+    reason = "it has that already" if self.name in base.name.split("@")[1:] else self.obstacle(method)
     if reason:
         raise UserError(f"'{base.name}@{self.name}' is not possible: {reason}")
     defaults = self.defaults.get(base.name)
-    ours = f"the settings are {base.name}'s own; none are published for it with @{self.name}"
+    unpublished = f"the settings are {base.name}'s own; none are published for it with @{self.name}"
     changed: dict[str, Any] = {
         "card": dataclasses.replace(
             base,
@@ -69,7 +69,7 @@ def _applied(modifier: str, method: type[Method]) -> type[Method]:
             title=f"{base.title} + {self.title}",
             paper=self.paper,
             formula=f"{base.formula}; {self.summary}",
-            source=f"{self.source}; else {base.source}" if defaults else f"{base.source} ({ours})",
+            source=f"{self.source}; else {base.source}" if defaults else f"{base.source} ({unpublished})",
             divergences=(*base.divergences, *self.divergences),
             optimum="identity" if base.optimum == "identity" else f"{base.optimum} (after the change)",
             classes=max(base.classes, 2),
@@ -109,10 +109,10 @@ def _standardized(method: type[Method]) -> type[Method]:
 
     class Standardized(method):  # type: ignore[valid-type, misc]
         def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-            kept = [outputs.with_logits(standardize) for outputs in (student, teacher)]
+            standardised = [outputs.with_logits(standardize) for outputs in (student, teacher)]
             # Two calls, because the task loss stays on the raw logits; on (B, K) they cost next to nothing.
             raw = super().losses(student, teacher, batch, progress)
-            distill = super().losses(kept[0], kept[1], batch, progress).distill
+            distill = super().losses(standardised[0], standardised[1], batch, progress).distill
             return Terms(task=raw.task, distill=distill | {name: raw.distill[name] for name in self.raw_terms})
 
     return Standardized
@@ -138,7 +138,7 @@ MODIFIERS: dict[str, Modifier] = {
                 "kd": {"ce": 0.1, "kd": 9.0, "temperature": 2.0},
                 "dkd": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0},
             },
-            refusal=_not_logits_only,
+            obstacle=_not_logits_only,
             mix=_standardized,
         ),
     )

@@ -78,14 +78,14 @@ def _card_literals(node: ast.ClassDef, cards: dict[str, dict[str, Any]]) -> dict
             and statement.targets[0].id == "card"
             and isinstance(statement.value, ast.Call)
         ):
-            own = {
+            literals = {
                 keyword.arg: keyword.value.value
                 for keyword in statement.value.keywords
                 if keyword.arg and isinstance(keyword.value, ast.Constant)
             }
             bases = [argument.value for argument in statement.value.args if isinstance(argument, ast.Attribute)]
             inherited = [cards.get(base.id, {}) for base in bases if isinstance(base, ast.Name)]
-            return {**(inherited[0] if inherited else {}), **own}
+            return {**(inherited[0] if inherited else {}), **literals}
     raise UserError(f"the registered class {node.name} has no 'card = Card(...)'")
 
 
@@ -170,10 +170,10 @@ def settings(name: str, values: dict[str, Any] | None = None) -> Any:
         if key not in cls.Settings.model_fields:
             raise unknown(f"setting of method '{name}'", key, cls.Settings.model_fields)
     if "+" in name:
-        for part, own in values.items():
-            if not isinstance(own, dict):
-                raise UserError(f"setting {name}.{part}={own!r}: name a setting of the part, as in {part}.KEY")
-        return cls.Settings(**{part: settings(part, own) for part, own in values.items()})
+        for part, part_values in values.items():
+            if not isinstance(part_values, dict):
+                raise UserError(f"setting {name}.{part}={part_values!r}: name a setting of the part, as in {part}.KEY")
+        return cls.Settings(**{part: settings(part, part_values) for part, part_values in values.items()})
     try:
         return cls.Settings(**values)
     except ValidationError as error:

@@ -45,10 +45,10 @@ def _computed(teacher_pass: TeacherPass, classes: int, unit: str | None) -> Tens
     def features(group: list[int]) -> Tensor:
         """(G, N, D), centred per class."""
         wanted = torch.cat([members[k][:each] for k in group])
-        found = torch.cat(
+        features = torch.cat(
             [read(outputs).cpu() for outputs, _ in teacher_pass.outputs((unit,) if unit else (), wanted)]
         ).unflatten(0, (len(group), -1))
-        return found - found.mean(1, keepdim=True)
+        return features - features.mean(1, keepdim=True)
 
     one = features(present[:1])
     size = max(1, int(IN_MEMORY / (2 * one.numel() * one.element_size())))

@@ -95,8 +95,8 @@ def quality(
     def compute() -> dict[str, Tensor]:
         return dict(zip(names, _measure(teacher_pass, units, classes, samples, per_class), strict=True))
 
-    found = teacher_pass.stored("layer quality 3", settings, compute)
-    parts = {name: found[name].cpu() for name in names}
+    measured = teacher_pass.stored("layer quality 3", settings, compute)
+    parts = {name: measured[name].cpu() for name in names}
     return Quality(tuple(units), per_class=int(parts.pop("per_class")), **parts)
 
 
@@ -104,10 +104,10 @@ def _measure(
     teacher_pass: TeacherPass, units: Sequence[str], classes: int, samples: int, per_class: int
 ) -> list[Tensor]:
     draws = torch.Generator().manual_seed(0)
-    own = [torch.nonzero(teacher_pass.labels == label).flatten() for label in range(classes)]
-    own = [found[torch.randperm(len(found), generator=draws)] for found in own if len(found)]
-    few = [found[: max(2, samples // classes)] for found in own]
-    many = [found[:per_class] for found in own]
+    members = [torch.nonzero(teacher_pass.labels == label).flatten() for label in range(classes)]
+    members = [images[torch.randperm(len(images), generator=draws)] for images in members if len(images)]
+    few = [images[: max(2, samples // classes)] for images in members]
+    many = [images[:per_class] for images in members]
 
     results: dict[str, tuple[float, ...]] = {}
     for unit, features in _features(teacher_pass, units, torch.cat(few)):
@@ -188,6 +188,6 @@ def spectral_entropy(spectra: Sequence[Tensor]) -> float:
     There as many shares are left of every class as all classes together need for 95 % of their variances, so the cut is
     felt where classes are few and simple. A class whose features are all alike has no entropy.
     """
-    kept = sum(int((shares.cumsum(0) < COVERED).sum()) + 1 for shares in spectra)
-    cut = [shares[:kept] / shares[:kept].sum().clamp_min(1e-300) for shares in spectra]
+    values = sum(int((shares.cumsum(0) < COVERED).sum()) + 1 for shares in spectra)
+    cut = [shares[:values] / shares[:values].sum().clamp_min(1e-300) for shares in spectra]
     return sum(float(-torch.xlogy(shares, shares).sum()) for shares in cut) / len(cut)

@@ -50,8 +50,8 @@ def find(teacher_pass: TeacherPass, unit: str, factor: int, classes: int, per: i
         projection, mean = discriminants(teacher_pass, unit, factor, classes, dimensions)
         return {"projection": projection, "mean": mean}
 
-    found = teacher_pass.stored("discriminants 1", where, spread)
-    projection, mean = found["projection"], found["mean"]
+    stored = teacher_pass.stored("discriminants 1", where, spread)
+    projection, mean = stored["projection"], stored["mean"]
     projection = F.pad(projection, (0, dimensions - projection.shape[1]))
     where["subclasses"] = per
     inner = teacher_pass.stored(
@@ -105,8 +105,8 @@ def discriminants(
     within = (second - (means * counts[present, None]).t() @ means) / (total - present.sum())
     between = ((means - mean) * counts[present, None]).t() @ (means - mean) / total
     values, vectors = torch.linalg.eigh(within)
-    kept = values > values.max() * 1e-10  # channels that are constant, or sums of others, have no spread to divide by
-    whiten = vectors[:, kept] / values[kept].sqrt()
+    spread = values > values.max() * 1e-10  # channels that are constant, or sums of others, have no spread to divide by
+    whiten = vectors[:, spread] / values[spread].sqrt()
     _, directions = torch.linalg.eigh(whiten.t() @ between @ whiten)
     rank = min(dimensions, int(present.sum()) - 1)
     return (whiten @ directions.flip(1))[:, :rank], mean + shift
@@ -119,21 +119,23 @@ def centres(
 
     Those of a class without images are :data:`FAR`.
     """
-    found = []
+    means_of_classes = []
     for label in range(classes):
         teacher_pass.progress(f"class {label + 1} of {classes}")
-        own = torch.nonzero(teacher_pass.labels == label).flatten()
-        if not len(own):
-            found.append(torch.full((per, projection.shape[1]), FAR))
+        images = torch.nonzero(teacher_pass.labels == label).flatten()
+        if not len(images):
+            means_of_classes.append(torch.full((per, projection.shape[1]), FAR))
             continue
-        parts = [project(features, projection, mean).cpu() for features, _ in stream(teacher_pass, unit, factor, own)]
+        parts = [
+            project(features, projection, mean).cpu() for features, _ in stream(teacher_pass, unit, factor, images)
+        ]
         if sum(map(len, parts)) < per:
             raise UserError(f"class {label} has {sum(map(len, parts))} locations, too few for {per} sub-classes")
         # Several threads would add up in the order in which they finish: other bits every time.
         with threadpool_limits(1):
             means = KMeans(per, n_init=1, max_iter=ITERATIONS, random_state=0).fit(torch.cat(parts).numpy())
-        found.append(torch.from_numpy(means.cluster_centers_).float())
-    return torch.stack(found)
+        means_of_classes.append(torch.from_numpy(means.cluster_centers_).float())
+    return torch.stack(means_of_classes)
 
 
 def scores(
@@ -149,10 +151,10 @@ def scores(
     tally = torch.zeros(classes * per, classes * per, dtype=torch.float64)
     for features, labels in stream(teacher_pass, unit, factor):
         points = project(features, projection, mean)
-        own = nearest_of_class(points, labels, centres.to(points))
+        nearest = nearest_of_class(points, labels, centres.to(points))
         taken = torch.cdist(points, centres.flatten(0, 1).to(points)).argmin(1)
-        ones = torch.ones(len(own), dtype=torch.float64)
-        tally.index_put_((own.cpu(), taken.cpu()), ones, accumulate=True)
+        ones = torch.ones(len(nearest), dtype=torch.float64)
+        tally.index_put_((nearest.cpu(), taken.cpu()), ones, accumulate=True)
     alone = tally.sum(1) == 0
     tally[alone, alone] = 1
     return (tally / tally.sum(1, keepdim=True)).float()
@@ -167,5 +169,5 @@ def nearest_of_class(points: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     """Index (N,), over all sub-classes, of the one nearest to each point (N, dimensions) among its label's (N,) own."""
     per = centres.shape[1]
     distances = torch.cdist(points, centres.flatten(0, 1)).unflatten(1, (-1, per))
-    own = distances[torch.arange(len(points), device=points.device), labels].argmin(1)
-    return labels * per + own
+    nearest = distances[torch.arange(len(points), device=points.device), labels].argmin(1)
+    return labels * per + nearest

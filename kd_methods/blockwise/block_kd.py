@@ -88,18 +88,19 @@ class BlockKD(Method[Settings]):
         n = min(counts)
         evenly = layout.uniform and self.student.layout.uniform
         # Which blocks, from 0, of the student and of the teacher end together.
-        own, theirs = (evenly_spaced(n, m) if evenly else list(range(m - n, m)) for m in counts)
-        self.own = own
-        self.units = [layout.blocks[i] for i in theirs]
+        student_ends, teacher_ends = (evenly_spaced(n, m) if evenly else list(range(m - n, m)) for m in counts)
+        self.student_ends = student_ends
+        self.units = [layout.blocks[i] for i in teacher_ends]
         self.active = self._active(n)
         equal = self.settings.stone_weighting == "equal"
         self.stone_weights = [1.0 if equal else 0.5 ** (n - i) for i in range(1, n + 1)]
-        shapes = [self.student.shapes("blocks")[i] for i in own], [self.teacher.shapes("blocks")[i] for i in theirs]
+        student_shapes = [self.student.shapes("blocks")[i] for i in student_ends]
+        teacher_shapes = [self.teacher.shapes("blocks")[i] for i in teacher_ends]
         self.connectors = nn.ModuleDict()
         for i in self.active:
             rectify, kind = self.units[i - 1] in layout.rectified, self.settings.connector
             prefixes = self.student.layout.prefix_tokens, layout.prefix_tokens
-            self.connectors[str(i)] = connector(shapes[0][i - 1], shapes[1][i - 1], rectify, kind, prefixes)
+            self.connectors[str(i)] = connector(student_shapes[i - 1], teacher_shapes[i - 1], rectify, kind, prefixes)
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
@@ -130,7 +131,7 @@ class BlockKD(Method[Settings]):
         The teacher's tails overlap, so they run as one sweep: a stone joins along the batch where its tail begins. With
         batch statistics each stone has its own pass, since a joint batch would mix their statistics.
         """
-        blocks = [student.blocks[i] for i in self.own]
+        blocks = [student.blocks[i] for i in self.student_ends]
         entries = [(self.units[i - 1], self.connectors[str(i)](blocks[i - 1])) for i in chosen]
         if batch_statistics:
             with self.teacher.batch_statistics():

@@ -172,16 +172,16 @@ class Outputs:
     """
 
     def __init__(
-        self, logits: Tensor | None, kept: Mapping[str, Any], layout: Layout, second: Outputs | None = None
+        self, logits: Tensor | None, features: Mapping[str, Any], layout: Layout, second: Outputs | None = None
     ) -> None:
         self._logits = logits
-        self._kept = kept
+        self._features = features
         self._layout = layout
         self._second = second
 
     def __getitem__(self, unit: str) -> Any:
         try:
-            return self._kept[unit]
+            return self._features[unit]
         except KeyError:
             raise LookupError(f"the output of unit '{unit}' was not kept; declare it in the method's needs") from None
 
@@ -193,17 +193,17 @@ class Outputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything that was kept."""
-        kept = [value.hidden if isinstance(value, Tokens) else value for value in self._kept.values()]
+        features = [value.hidden if isinstance(value, Tokens) else value for value in self._features.values()]
         logits = () if self._logits is None else (self._logits,)
-        return (*logits, *kept, *(self._second.tensors() if self._second else ()))
+        return (*logits, *features, *(self._second.tensors() if self._second else ()))
 
     def with_second(self, second: Outputs) -> Outputs:
         """These outputs, with those of the second view beside them."""
-        return Outputs(self._logits, self._kept, self._layout, second)
+        return Outputs(self._logits, self._features, self._layout, second)
 
     def with_other_logits(self, logits: Tensor) -> Outputs:
         """These outputs with (B, K) logits that were computed elsewhere."""
-        return Outputs(logits, self._kept, self._layout, self._second)
+        return Outputs(logits, self._features, self._layout, self._second)
 
     def with_logits(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """Nothing but the logits, changed, of every view."""

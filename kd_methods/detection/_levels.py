@@ -14,11 +14,13 @@ def channels(method: str, student: Network, teacher: Network) -> list[tuple[int,
     Raises:
         UserError: the two pyramids have different numbers of levels, or other strides.
     """
-    own, theirs = student.shapes("stages"), teacher.shapes("stages")
-    if [shape[1:] for shape in own] != [shape[1:] for shape in theirs]:
-        raise UserError(f"method '{method}' needs pyramids with the same levels, here {len(own)} and {len(theirs)}"
-                        " or of other strides")  # fmt: skip
-    return [(s[0], t[0]) for s, t in zip(own, theirs, strict=True)]
+    student_shapes, teacher_shapes = student.shapes("stages"), teacher.shapes("stages")
+    if [shape[1:] for shape in student_shapes] != [shape[1:] for shape in teacher_shapes]:
+        raise UserError(
+            f"method '{method}' needs pyramids with the same levels, here {len(student_shapes)} and"
+            f" {len(teacher_shapes)} or of other strides"
+        )
+    return [(s[0], t[0]) for s, t in zip(student_shapes, teacher_shapes, strict=True)]
 
 
 def check_edges(method: str, student: Network, teacher: Network) -> None:

@@ -78,8 +78,8 @@ class FGD(Method[Settings]):
         for level, (s, t) in enumerate(zip(student.stages, teacher.stages, strict=True)):
             s, t = self.align[level](s), t.detach()
             masks = functional.object_masks(batch.boxes, image, (s.shape[2], s.shape[3]))
-            found = functional.focal_features(s, t, *masks, temperature=config.temperature)
-            for name, term in zip(weights, found, strict=True):
+            focal = functional.focal_features(s, t, *masks, temperature=config.temperature)
+            for name, term in zip(weights, focal, strict=True):
                 terms[name].append(weights[name] * term)
             relation = functional.hint(self.own[level](s), self.theirs[level](t), both=True) * (t.numel() / len(t))
             terms["relation"].append(config.lambda_ * relation)

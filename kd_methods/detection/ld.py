@@ -43,8 +43,8 @@ class LD(Method[Settings]):
         check_edges("ld", self.student, self.teacher)
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-        own, theirs = student["dense"], teacher["dense"]
-        at, confidence = own.positive, own.classes.detach().sigmoid().amax(1)
+        dense, targets = student["dense"], teacher["dense"]
+        at, confidence = dense.positive, dense.classes.detach().sigmoid().amax(1)
         temperature = self.settings.temperature
-        term = functional.localization(own.edges[at], theirs.edges[at], confidence[at], temperature=temperature)
+        term = functional.localization(dense.edges[at], targets.edges[at], confidence[at], temperature=temperature)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"ld": self.settings.weight * term})

@@ -57,22 +57,22 @@ class LDValuable(Method[Settings]):
                             " set imitation to 0")  # fmt: skip
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-        s, t, own = student["dense"], teacher["dense"], self.settings
+        s, t, config = student["dense"], teacher["dense"], self.settings
 
         def edges(at: Tensor, weights: Tensor) -> Tensor:
             return functional.localization(
-                s.edges[at], t.edges[at], weights[at], temperature=own.temperature, normalized=False
+                s.edges[at], t.edges[at], weights[at], temperature=config.temperature, normalized=False
             )
 
         at, relations = s.positive, student["anchor_relations"]
         distill = {
-            "main": own.main * edges(at, s.classes.detach().sigmoid().amax(1)),
-            "valuable": own.valuable / 4 * edges(relations.valuable > 0, relations.valuable),
-            "classes": own.classes
-            * functional.place_classes(s.classes[at], t.classes[at], s.level[at], temperature=own.class_temperature),
+            "main": config.main * edges(at, s.classes.detach().sigmoid().amax(1)),
+            "valuable": config.valuable / 4 * edges(relations.valuable > 0, relations.valuable),
+            "classes": config.classes
+            * functional.place_classes(s.classes[at], t.classes[at], s.level[at], temperature=config.class_temperature),
         }
-        if own.imitation:
-            distill["imitation"] = own.imitation * self._imitation(student, teacher)
+        if config.imitation:
+            distill["imitation"] = config.imitation * self._imitation(student, teacher)
         return Losses(task={"task": batch.loss(student.logits)}, distill=distill)
 
     def _imitation(self, student: Outputs, teacher: Outputs) -> Tensor:

@@ -49,8 +49,8 @@ class PyramidMGD(Method[Settings]):
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         terms = []
         for level, (s, t) in enumerate(zip(student.stages, teacher.stages, strict=True)):
-            kept = torch.rand(len(s), 1, *s.shape[2:], device=s.device) >= self.settings.mask
-            generated = self.generate[level](self.align[level](s) * kept)
+            mask = torch.rand(len(s), 1, *s.shape[2:], device=s.device) >= self.settings.mask
+            generated = self.generate[level](self.align[level](s) * mask)
             terms.append(functional.hint(generated, t) * (t.numel() / len(t)))
         total = self.settings.alpha * torch.stack(terms).sum()
         return Losses(task={"task": batch.loss(student.logits)}, distill={"generation": total})

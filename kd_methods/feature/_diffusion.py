@@ -80,10 +80,10 @@ class Denoising(nn.Module):
         """Of features (B, C, H, W) the refined student's and its target, and what trains the other parts, a scalar."""
         student, teacher = same_size(student, teacher)
         student = self.transform(student)
-        target, own = teacher, teacher.new_zeros(())
+        target, coding = teacher, teacher.new_zeros(())
         if self.encoder is not None and self.decoder is not None:
             target = self.encoder(teacher)
-            own = functional.hint(self.decoder(target), teacher)
+            coding = functional.hint(self.decoder(target), teacher)
             target = target.detach()
         share = self.level(student).float().softmax(1)[:, :1, None, None]
         noisy = share * student + (1 - share) * torch.randn_like(student)
@@ -91,4 +91,4 @@ class Denoising(nn.Module):
         noise = torch.randn_like(target)
         times = torch.randint(1000, (len(target),), device=target.device)
         predicted = self.predictor(functional.diffuse(target, noise, times), times)
-        return refined, target, own + functional.hint(predicted, noise)
+        return refined, target, coding + functional.hint(predicted, noise)

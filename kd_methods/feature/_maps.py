@@ -19,9 +19,9 @@ def matched(name: str, student: Network, teacher: Network, field: str = "stages"
     Raises:
         UserError: an output is not a map.
     """
-    ours, theirs = student.shapes(field), teacher.shapes(field)
-    n = min(len(ours), len(theirs))
-    pairs = list(zip(ours[-n:], theirs[-n:], strict=True))
+    student_shapes, teacher_shapes = student.shapes(field), teacher.shapes(field)
+    n = min(len(student_shapes), len(teacher_shapes))
+    pairs = list(zip(student_shapes[-n:], teacher_shapes[-n:], strict=True))
     if any(len(shape) != 3 for pair in pairs for shape in pair):
         raise UserError(f"method '{name}' needs {field} that are maps (C, H, W); use another method for this pair")
     return pairs

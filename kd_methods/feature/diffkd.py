@@ -50,19 +50,19 @@ class DiffKD(Method[Settings]):
     needs = Needs(student=("last_map",), teacher=("last_map", "logits"), min_batch=2)
 
     def setup(self) -> None:
-        (ours, theirs), = matched("diffkd", self.student, self.teacher, "last_map")  # fmt: skip
-        latent = self.settings.latent or max(1, theirs[0] // 2)
-        self.on_map = Denoising(ours[0], theirs[0], latent, spatial=True)
+        (student_shape, teacher_shape), = matched("diffkd", self.student, self.teacher, "last_map")  # fmt: skip
+        latent = self.settings.latent or max(1, teacher_shape[0] // 2)
+        self.on_map = Denoising(student_shape[0], teacher_shape[0], latent, spatial=True)
         self.on_logits = Denoising(self.info.num_classes, self.info.num_classes, None, spatial=False)
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
-        refined, target, own = self.on_map(student.last_map, teacher.last_map, config.steps)
-        of_map = functional.hint(refined, target) + own
+        refined, target, learning = self.on_map(student.last_map, teacher.last_map, config.steps)
+        of_map = functional.hint(refined, target) + learning
         places = (z[..., None, None] for z in (student.logits, teacher.logits))
-        refined, target, own = self.on_logits(*places, config.steps)
+        refined, target, learning = self.on_logits(*places, config.steps)
         kd = functional.kd(refined.flatten(1), target.flatten(1), temperature=config.temperature)
         return Losses(
             task={"task": config.ce * batch.loss(student.logits)},
-            distill={"map": config.map * of_map, "logits": config.logits * (kd + own)},
+            distill={"map": config.map * of_map, "logits": config.logits * (kd + learning)},
         )

@@ -102,23 +102,23 @@ class FeatureOnly(Method[Settings]):
 
     def setup(self) -> None:
         self.classes = self.info.num_classes
-        ours, theirs, chosen = self.student.layout.stages, self.teacher.layout, self.settings.layers
+        student_stages, layout, chosen = self.student.layout.stages, self.teacher.layout, self.settings.layers
         by_stage = self.settings.selection == "stages" and chosen is None
-        count = min(LAYERS, len(ours), len(theirs.stages if by_stage else theirs.layers))
-        self.student_units = ours[-count:]
+        count = min(LAYERS, len(student_stages), len(layout.stages if by_stage else layout.layers))
+        self.student_units = student_stages[-count:]
         self._shapes = [self.student.shape(unit) for unit in self.student_units]
         maps = all(len(shape) == 3 for shape in (*self._shapes, *self.teacher.shapes("stages")))
         if "view" in self.settings.legacy and maps:
             raise UserError(f"setting {self.card.name}.legacy=view is about tokens, and both networks have maps")
         if chosen is None:
-            self._choose((theirs.stages if by_stage else theirs.layers)[-count:])
+            self._choose((layout.stages if by_stage else layout.layers)[-count:])
             return
-        if len(chosen) != count or list(chosen) != sorted(set(chosen)) or max(chosen) >= len(theirs.layers):
+        if len(chosen) != count or list(chosen) != sorted(set(chosen)) or max(chosen) >= len(layout.layers):
             raise UserError(
                 f"setting {self.card.name}.layers={list(chosen)}: {count} ascending indices below "
-                f"{len(theirs.layers)} are needed for this pair"
+                f"{len(layout.layers)} are needed for this pair"
             )
-        self._choose([theirs.layers[i] for i in chosen])
+        self._choose([layout.layers[i] for i in chosen])
 
     def _choose(self, units: Sequence[str]) -> None:
         """Match the teacher's ``units``; every pair of layers that is compared gets its projector."""
@@ -149,9 +149,9 @@ class FeatureOnly(Method[Settings]):
     def prepare(self, teacher_pass: TeacherPass) -> None:
         config = self.settings
         if config.layers is None and config.selection != "stages":
-            found = quality(teacher_pass, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
+            measured = quality(teacher_pass, self.teacher.layout.layers, self.classes, config.samples, config.per_class)
             how = config.selection, config.entropy_norm, config.self_pairs
-            self._choose(found.best(len(self.student_units), *how))
+            self._choose(measured.best(len(self.student_units), *how))
 
     def remarks(self) -> Sequence[str]:
         layers = self.teacher.layout.layers

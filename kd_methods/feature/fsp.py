@@ -40,13 +40,14 @@ class FSP(Method[Settings]):
     phase_needs = Needs(student=("stem", "stages"), teacher=("stem", "stages"), min_batch=2)
 
     def setup(self) -> None:
-        ours, theirs = (
+        student_channels, teacher_channels = (
             [shape[0] if len(shape) == 3 else 0 for name in ("stem", "stages") for shape in network.shapes(name)]
             for network in (self.student, self.teacher)
         )
-        if ours != theirs or 0 in ours:
+        if student_channels != teacher_channels or 0 in student_channels:
             raise UserError(
-                f"method 'fsp' needs maps of equal channels at stem and stages, here {_text(ours)} and {_text(theirs)}"
+                f"method 'fsp' needs maps of equal channels at stem and stages, here {_text(student_channels)} and"
+                f" {_text(teacher_channels)}"
             )
 
     def phases(self) -> tuple[Phase, ...]:

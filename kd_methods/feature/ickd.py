@@ -40,8 +40,10 @@ class ICKD(Method[Settings]):
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
 
     def setup(self) -> None:
-        (ours, theirs), = matched("ickd", self.student, self.teacher, "last_map")  # fmt: skip
-        self.embed = nn.Sequential(nn.Conv2d(ours[0], theirs[0], 1, bias=False), nn.BatchNorm2d(theirs[0]))
+        (student_shape, teacher_shape), = matched("ickd", self.student, self.teacher, "last_map")  # fmt: skip
+        self.embed = nn.Sequential(
+            nn.Conv2d(student_shape[0], teacher_shape[0], 1, bias=False), nn.BatchNorm2d(teacher_shape[0])
+        )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         term = functional.ickd(self.embed(student.last_map), teacher.last_map)

@@ -126,8 +126,8 @@ class LetKD1(Method[Settings]):
         self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
         for site in self.sites:
             if site.name == "penultimate":
-                found = self.info.num_samples * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
-                templates = max(2, min(config.words, found // PER_WORD))
+                count = self.info.num_samples * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
+                templates = max(2, min(config.words, count // PER_WORD))
                 self.register_buffer("words", _stand_in(templates, site.width), persistent=False)
             else:
                 templates = config.subclasses * self.info.num_classes
@@ -148,15 +148,15 @@ class LetKD1(Method[Settings]):
         )
 
     def _site(self, name: str, student: Network) -> LayerSite:
-        ours, theirs = (
+        student_unit, teacher_unit = (
             (network.layout.entry if name == "intermediate" else network.layout.last_map)
             for network in (student, self.teacher)
         )
-        shapes = student.shape(ours), self.teacher.shape(theirs)
+        shapes = student.shape(student_unit), self.teacher.shape(teacher_unit)
         factor = locations.pooling(f"method '{self.card.name}'", *shapes)
         channels, width = (shape[0] if len(shape) == 3 else shape[-1] for shape in shapes)
         alpha, weight = (getattr(self.settings, f"{kind}_{name}") for kind in ("alpha", "weight"))
-        return LayerSite(name, ours, theirs, channels, width, factor, alpha, weight)
+        return LayerSite(name, student_unit, teacher_unit, channels, width, factor, alpha, weight)
 
     def adapt(self, student: Network) -> Network:
         _restart_classifier(student, self.classes)
@@ -177,10 +177,10 @@ class LetKD1(Method[Settings]):
                 self.words.copy_(words)
                 self.sharpness = self._mean_largest_target(teacher_pass, site)
             elif site.weight:
-                found = subclasses.find(
+                parts = subclasses.find(
                     teacher_pass, site.teacher_unit, site.factor, self.classes, config.subclasses, self.dimensions
                 )
-                for name, value in vars(found).items():
+                for name, value in vars(parts).items():
                     getattr(self, name).copy_(value)
 
     def _mean_largest_target(self, teacher_pass: TeacherPass, site: LayerSite) -> float:
@@ -193,16 +193,18 @@ class LetKD1(Method[Settings]):
         return float(torch.cat(largest).mean())
 
     def remarks(self) -> Sequence[str]:
-        found = []
+        remarks = []
         if "penultimate" in self.matches and len(self.words) < self.settings.words:
-            found.append(f"{len(self.words)} visual words instead of {self.settings.words}, {PER_WORD} locations each")
+            remarks.append(
+                f"{len(self.words)} visual words instead of {self.settings.words}, {PER_WORD} locations each"
+            )
         if self.sharpness is not None:
-            found.append(f"mean largest target probability of a word {self.sharpness:.2f}")
+            remarks.append(f"mean largest target probability of a word {self.sharpness:.2f}")
         if "intermediate" in self.matches:
-            kept = int(self.projection.any(0).sum())
-            if kept < self.settings.dimensions:
-                found.append(f"{kept} discriminants instead of {self.settings.dimensions}")
-        return found
+            discriminants = int(self.projection.any(0).sum())
+            if discriminants < self.settings.dimensions:
+                remarks.append(f"{discriminants} discriminants instead of {self.settings.dimensions}")
+        return remarks
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         result = Losses(task={"task": batch.loss(student.logits)})

@@ -56,7 +56,7 @@ class MGD(Method[Settings]):
         s, t = same_size(student.last_map, teacher.last_map)
         s = self.align(s)
         shape = (*s.shape[:2], 1, 1) if self.settings.dropped == "channels" else (len(s), 1, *s.shape[2:])
-        kept = torch.rand(shape, device=s.device) >= self.settings.mask
-        generated: Tensor = self.generator(s * kept)
+        mask = torch.rand(shape, device=s.device) >= self.settings.mask
+        generated: Tensor = self.generator(s * mask)
         term = functional.hint(generated, t) * (t.numel() / len(t))
         return Losses(task={"task": batch.loss(student.logits)}, distill={"generation": self.settings.alpha * term})

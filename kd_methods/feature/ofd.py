@@ -95,7 +95,7 @@ def norms_before(network: Network, x: Tensor) -> list[nn.BatchNorm2d | None]:
         outputs = network(x.detach().float().requires_grad_(), fields=("preacts",)).preacts
     for hook in hooks:
         hook.remove()
-    found: list[nn.BatchNorm2d | None] = []
+    before: list[nn.BatchNorm2d | None] = []
     for output in outputs:
         waiting = [output.grad_fn]
         while waiting and waiting[0] not in nodes:
@@ -103,5 +103,5 @@ def norms_before(network: Network, x: Tensor) -> list[nn.BatchNorm2d | None]:
             if "Add" in node.name():
                 waiting += [parent for parent, _ in node.next_functions if parent is not None]
         norm = nodes[waiting[0]] if waiting else None
-        found.append(norm if norm is not None and norm.num_features == output.shape[1] else None)
-    return found
+        before.append(norm if norm is not None and norm.num_features == output.shape[1] else None)
+    return before

@@ -85,10 +85,12 @@ class SemCKD(Method[Settings]):
         rows = self.settings.batch_size
         self.needs = replace(self.needs, max_batch=rows)
         width = max(1, rows // self.settings.factor)
-        ours, theirs = self.student.shapes("stages"), self.teacher.shapes("stages")
-        self.queries = nn.ModuleList(Embedding(rows, width) for _ in ours)
-        self.keys = nn.ModuleList(Embedding(rows, width) for _ in theirs)
-        self.projections = nn.ModuleList(nn.ModuleList(three_layers(s[0], t[0]) for t in theirs) for s in ours)
+        student_shapes, teacher_shapes = self.student.shapes("stages"), self.teacher.shapes("stages")
+        self.queries = nn.ModuleList(Embedding(rows, width) for _ in student_shapes)
+        self.keys = nn.ModuleList(Embedding(rows, width) for _ in teacher_shapes)
+        self.projections = nn.ModuleList(
+            nn.ModuleList(three_layers(s[0], t[0]) for t in teacher_shapes) for s in student_shapes
+        )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings

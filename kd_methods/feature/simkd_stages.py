@@ -56,9 +56,9 @@ class SimKDStages(SimKD):
 
     def setup(self) -> None:
         super().setup()
-        ours, theirs = self.student.layout.stages, self.teacher.layout.stages
-        count = min(LAYERS, len(ours), len(theirs))
-        self.earlier_units = tuple(zip(ours[-count:-1], theirs[-count:-1], strict=True))
+        student_stages, teacher_stages = self.student.layout.stages, self.teacher.layout.stages
+        count = min(LAYERS, len(student_stages), len(teacher_stages))
+        self.earlier_units = tuple(zip(student_stages[-count:-1], teacher_stages[-count:-1], strict=True))
         shapes = [(self.student.shape(s), self.teacher.shape(t)) for s, t in self.earlier_units]
         self.earlier = nn.ModuleList(self.make_projector(*pair) for pair in shapes)
         if "statistics" in self.settings.legacy:
@@ -66,8 +66,10 @@ class SimKDStages(SimKD):
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.track_running_stats = False
                     norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-        ours, theirs = (tuple(pair[i] for pair in self.earlier_units) for i in (0, 1))
-        self.needs = self.needs.joined(Needs(teacher=("logits",), student_units=ours, teacher_units=theirs))
+        student_units, teacher_units = (tuple(pair[i] for pair in self.earlier_units) for i in (0, 1))
+        self.needs = self.needs.joined(
+            Needs(teacher=("logits",), student_units=student_units, teacher_units=teacher_units)
+        )
 
     @staticmethod
     def ends(layout: Layout) -> str:

@@ -37,8 +37,8 @@ class TimmFeature(Method[Settings]):
     needs = Needs(student=("pooled",), teacher=("pooled",))
 
     def setup(self) -> None:
-        ours, theirs = self.student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
-        self.projection = nn.Identity() if ours == theirs else nn.Linear(ours, theirs)
+        student_width, teacher_width = self.student.shapes("pooled")[0][0], self.teacher.shapes("pooled")[0][0]
+        self.projection = nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width)
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings

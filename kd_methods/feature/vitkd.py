@@ -46,9 +46,9 @@ class ViTKD(Method[Settings]):
     needs = Needs(student=("stages",), teacher=("stages",))
 
     def setup(self) -> None:
-        self.ours, self.theirs = _blocks(self.student), _blocks(self.teacher)
+        self.student_blocks, self.teacher_blocks = _blocks(self.student), _blocks(self.teacher)
         self.prefixes = [network.layout.prefix_tokens or 0 for network in (self.student, self.teacher)]
-        shapes = self.student.shape(self.ours[-1]), self.teacher.shape(self.theirs[-1])
+        shapes = self.student.shape(self.student_blocks[-1]), self.teacher.shape(self.teacher_blocks[-1])
         counts = [shape[0] - prefix for shape, prefix in zip(shapes, self.prefixes, strict=True)]
         if counts[0] != counts[1]:
             raise UserError(f"method 'vitkd' needs as many patches on both sides, here {counts[0]} and {counts[1]}")
@@ -59,12 +59,16 @@ class ViTKD(Method[Settings]):
         self.mask_token = nn.Parameter(torch.zeros(wide))
         first, last = (nn.Conv2d(wide, wide, 3, padding=1) for _ in range(2))
         self.generation = nn.Sequential(first, nn.ReLU(), last)
-        self.needs = replace(self.needs, student=(), teacher=(), student_units=self.ours, teacher_units=self.theirs)
+        self.needs = replace(
+            self.needs, student=(), teacher=(), student_units=self.student_blocks, teacher_units=self.teacher_blocks
+        )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-        config, (own, prefix) = self.settings, self.prefixes
-        mapped = [fit(student[unit][:, own:]) for fit, unit in zip(self.maps, self.ours, strict=True)]
-        targets = [teacher[unit][:, prefix:] for unit in self.theirs]
+        config, (student_prefix, teacher_prefix) = self.settings, self.prefixes
+        mapped = [
+            fit(student[unit][:, student_prefix:]) for fit, unit in zip(self.maps, self.student_blocks, strict=True)
+        ]
+        targets = [teacher[unit][:, teacher_prefix:] for unit in self.teacher_blocks]
         mimicked = torch.stack([functional.squared_distance(*pair) for pair in zip(mapped, targets, strict=True)][:-1])
         generated, masked = self._generated(mapped[-1])
         missed = functional.squared_distance(generated * masked, targets[-1] * masked)
@@ -79,9 +83,9 @@ class ViTKD(Method[Settings]):
     def _generated(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, L, D) from those that are left, and which were masked (B, L, 1)."""
         count = patches.shape[1]
-        kept = int(count * (1 - self.settings.masked))
+        visible = int(count * (1 - self.settings.masked))
         rank = torch.rand(patches.shape[:2], device=patches.device).argsort(1).argsort(1)
-        masked = (rank >= kept).unsqueeze(2)
+        masked = (rank >= visible).unsqueeze(2)
         left = torch.where(masked, self.mask_token.to(patches.dtype), patches)
         return self.generation(as_map(left, 0)).flatten(2).transpose(1, 2), masked
 

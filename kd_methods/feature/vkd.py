@@ -42,8 +42,8 @@ class VkD(Method[Settings]):
     needs = Needs(student=("last_map",), teacher=("pooled", "logits"))
 
     def setup(self) -> None:
-        (ours, _), = matched("vkd", self.student, self.student, "last_map")  # fmt: skip
-        self.projection = orthogonal(nn.Linear(ours[0], self.teacher.shapes("pooled")[0][0], bias=False))
+        (shape, _), = matched("vkd", self.student, self.student, "last_map")  # fmt: skip
+        self.projection = orthogonal(nn.Linear(shape[0], self.teacher.shapes("pooled")[0][0], bias=False))
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings

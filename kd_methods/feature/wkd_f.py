@@ -66,13 +66,14 @@ class WKDF(Method[Settings]):
     needs = Needs(student=("stages",), teacher=("stages",), min_batch=2)
 
     def setup(self) -> None:
-        ours, theirs = (network.shapes("stages")[-1] for network in (self.student, self.teacher))
+        student_shape, teacher_shape = (network.shapes("stages")[-1] for network in (self.student, self.teacher))
         make = ConvReg if self.settings.regressor == "conv1x1" else BottleneckReg
-        self.regressor: nn.Module = make(ours, theirs)
-        if max(theirs[1:]) <= self.settings.grid:
+        self.regressor: nn.Module = make(student_shape, teacher_shape)
+        if max(teacher_shape[1:]) <= self.settings.grid:
             raise UserError(
                 f"method 'wkd_f' needs two positions in each of the {self.settings.grid}x{self.settings.grid} cells,"
-                f" the teacher's last stage has {theirs[1]}x{theirs[2]}; use a coarser grid or another pair"
+                f" the teacher's last stage has {teacher_shape[1]}x{teacher_shape[2]};"
+                " use a coarser grid or another pair"
             )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:

@@ -27,15 +27,15 @@ def object_masks(boxes: Sequence[Tensor], image: tuple[int, int], size: tuple[in
     """
     (height, width), (rows, columns) = image, size
     objects = []
-    for own in boxes:
-        scale = own.new_tensor([columns / width, rows / height])
-        low, high = (own[:, :2] * scale).floor(), (own[:, 2:] * scale).ceil()
+    for corners in boxes:
+        scale = corners.new_tensor([columns / width, rows / height])
+        low, high = (corners[:, :2] * scale).floor(), (corners[:, 2:] * scale).ceil()
         area = (high + 1 - low).prod(1)
-        x, y = torch.arange(columns, device=own.device), torch.arange(rows, device=own.device)
+        x, y = torch.arange(columns, device=corners.device), torch.arange(rows, device=corners.device)
         across = (x >= low[:, :1]) & (x <= high[:, :1])
         down = (y >= low[:, 1:]) & (y <= high[:, 1:])
         inside = (down[:, :, None] & across[:, None, :]) / area[:, None, None]
-        objects.append(inside.amax(0) if len(own) else own.new_zeros(rows, columns))
+        objects.append(inside.amax(0) if len(corners) else corners.new_zeros(rows, columns))
     foreground = torch.stack(objects)
     background = (foreground == 0).to(foreground)
     return foreground, background / background.sum((1, 2), keepdim=True).clamp(min=1)
@@ -87,9 +87,9 @@ def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) 
 
     Source: Shu et al. 2021 (CWD), equations 3 and 4; mmrazor ``models/losses/cwd.py``.
     """
-    own, target = (x.flatten(2).flatten(0, 1) / temperature for x in (student, teacher.detach()))
-    divergence = F.kl_div(F.log_softmax(own, 1), F.log_softmax(target, 1), reduction="sum", log_target=True)
-    return temperature**2 * divergence / len(own)
+    learner, target = (x.flatten(2).flatten(0, 1) / temperature for x in (student, teacher.detach()))
+    divergence = F.kl_div(F.log_softmax(learner, 1), F.log_softmax(target, 1), reduction="sum", log_target=True)
+    return temperature**2 * divergence / len(learner)
 
 
 @full_precision
@@ -104,8 +104,8 @@ def pearson(student: Tensor, teacher: Tensor, *, eps: float = 1e-6) -> Tensor:
 
     Source: Cao et al. 2022 (PKD), equations 2 and 5; mmrazor ``models/losses/pkd_loss.py``.
     """
-    own, target = (x.transpose(0, 1).flatten(1) for x in (student, teacher.detach()))
-    return F.mse_loss(_standardised(own, eps), _standardised(target, eps)) / 2
+    learner, target = (x.transpose(0, 1).flatten(1) for x in (student, teacher.detach()))
+    return F.mse_loss(_standardised(learner, eps), _standardised(target, eps)) / 2
 
 
 def _standardised(x: Tensor, eps: float) -> Tensor:
@@ -136,9 +136,9 @@ def valuable_region(
     """
     if not len(boxes) or not len(anchors):
         return anchors.new_zeros(len(anchors))
-    own, theirs = ((corners[:, :2] + corners[:, 2:]) / 2 for corners in (anchors, boxes))
+    places, objects = ((corners[:, :2] + corners[:, 2:]) / 2 for corners in (anchors, boxes))
     # No cdist: it is a matrix product, which TF32 makes too coarse to order neighbours.
-    near, distances = [], (own[:, None] - theirs).square().sum(2).split(list(counts))
+    near, distances = [], (places[:, None] - objects).square().sum(2).split(list(counts))
     for level, start in zip(distances, torch.tensor([0, *counts]).cumsum(0).tolist(), strict=False):
         near.append(level.topk(min(candidates, len(level)), dim=0, largest=False).indices + start)
     overlaps = box_iou(anchors, boxes)
@@ -185,8 +185,8 @@ def place_classes(student: Tensor, teacher: Tensor, level: Tensor, *, temperatur
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 times the KL of softmaxes over the last dimension, averaged over it."""
-    own, target = F.log_softmax(student / temperature, -1), F.log_softmax(teacher.detach() / temperature, -1)
-    return temperature**2 * F.kl_div(own, target, reduction="none", log_target=True).mean(-1)
+    learner, target = F.log_softmax(student / temperature, -1), F.log_softmax(teacher.detach() / temperature, -1)
+    return temperature**2 * F.kl_div(learner, target, reduction="none", log_target=True).mean(-1)
 
 
 @full_precision

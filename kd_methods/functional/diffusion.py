@@ -29,7 +29,7 @@ def diffuse(latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     Source: Huang et al. 2023 (DiffKD), equation 3, with the schedule of hunto/image_classification_sota
     ``lib/models/losses/diffkd`` @6f7a70a.
     """
-    a = _kept(latent)[times].view(-1, *[1] * (latent.dim() - 1))
+    a = _signal_left(latent)[times].view(-1, *[1] * (latent.dim() - 1))
     return a.sqrt() * latent + (1 - a).sqrt() * noise
 
 
@@ -51,16 +51,16 @@ def ddim(noisy: Tensor, predictor: Callable[[Tensor, Tensor], Tensor], *, steps:
     Source: Song et al. 2021 with eta 0, as DiffKD uses it (Huang et al. 2023), hunto/image_classification_sota
     ``lib/models/losses/diffkd`` @6f7a70a.
     """
-    kept, width, x = _kept(noisy), LENGTH // (2 * steps), noisy
+    signal, width, x = _signal_left(noisy), LENGTH // (2 * steps), noisy
     for time in range((steps - 1) * width, -1, -width):
-        a, before = kept[time], kept[time - width] if time >= width else kept.new_ones(())
+        a, before = signal[time], signal[time - width] if time >= width else signal.new_ones(())
         noise = predictor(x, torch.tensor(time, device=x.device))
         clean = (x - (1 - a).sqrt() * noise) / a.sqrt()
         x = before.sqrt() * clean + (1 - before).sqrt() * noise
     return x
 
 
-def _kept(like: Tensor) -> Tensor:
+def _signal_left(like: Tensor) -> Tensor:
     """(1000,) the share of the signal's variance that is left at every time."""
     beta = torch.linspace(1e-4, 0.02, LENGTH, dtype=torch.float64)
     return (1 - beta).cumprod(0).to(like)

@@ -297,9 +297,9 @@ def abkd(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, beta: 
     else:
         # The larger of the two probabilities is taken out of the bracket: nothing overflows, and it cancels exactly
         # where they agree.
-        own = beta + (alpha - beta) * (distance > 0).to(distance)
+        exponent = beta + (alpha - beta) * (distance > 0).to(distance)
         below = -distance.abs()
-        bracket = torch.expm1(own * below) - own / both * torch.expm1(both * below)
+        bracket = torch.expm1(exponent * below) - exponent / both * torch.expm1(both * below)
         terms = -(both * torch.maximum(log_p, log_q)).exp() * bracket / (alpha * beta)
     return terms.sum(1).mean()
 

@@ -140,10 +140,10 @@ def mutual_information(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Miles et al. 2022 in the form of the authors' ``distiller_zoo/IT.py``.
     """
     s, t = unit(student), unit(teacher.detach())
-    own = s @ s.t()
-    joint = own * (t @ t.t())
-    own, joint = (gram / gram.trace().clamp_min(1e-12) for gram in (own, joint))
-    return (own.pow(2) - joint.pow(2)).sum()
+    gram = s @ s.t()
+    joint = gram * (t @ t.t())
+    gram, joint = (x / x.trace().clamp_min(1e-12) for x in (gram, joint))
+    return (gram.pow(2) - joint.pow(2)).sum()
 
 
 @full_precision

@@ -40,17 +40,17 @@ def wkd_l(
     cuts row and column of the label out of a cost matrix per image, (B, K - 1, K - 1); here the label has no mass, so
     that one (K, K) matrix serves all.
     """
-    teacher_logits, own = teacher_logits.detach(), labels.unsqueeze(1)
-    target_s, target_t = (F.log_softmax(z, 1).gather(1, own) for z in (student_logits, teacher_logits))
+    teacher_logits, label = teacher_logits.detach(), labels.unsqueeze(1)
+    target_s, target_t = (F.log_softmax(z, 1).gather(1, label) for z in (student_logits, teacher_logits))
     # The least number, and not -inf, whose gradient would be NaN where the label is all there is.
     least = torch.finfo(teacher_logits.dtype).min
     q_s, q_t = (
-        F.softmax((z / temperature).scatter(1, own, least), 1).scatter(1, own, 0.0)
+        F.softmax((z / temperature).scatter(1, label, least), 1).scatter(1, label, 0.0)
         for z in (student_logits, teacher_logits)
     )
     cost = cost.detach().to(q_s).clamp_min(0) + 1e-8
     kernel = torch.exp(-cost / regularization)
-    u = torch.full_like(q_s, 1 / (q_s.shape[1] - 1)).scatter(1, own, 0.0)
+    u = torch.full_like(q_s, 1 / (q_s.shape[1] - 1)).scatter(1, label, 0.0)
     v = u
     for _ in range(iterations):
         v = q_t / (u @ kernel + 1e-8)

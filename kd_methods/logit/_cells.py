@@ -44,8 +44,8 @@ class OnCells(Method[C]):
 
     def cells(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's logits (B, N, K)."""
-        ours = _logits(self.student, student.last_map, self.settings.scales)
-        return ours, _logits(self.teacher, teacher.last_map, self.settings.scales)
+        cells = _logits(self.student, student.last_map, self.settings.scales)
+        return cells, _logits(self.teacher, teacher.last_map, self.settings.scales)
 
 
 def _logits(network: Network, last_map: Tensor, scales: tuple[int, ...]) -> Tensor:

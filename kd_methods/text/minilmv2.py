@@ -52,12 +52,12 @@ class MiniLMv2(Method[Settings]):
 
     def setup(self) -> None:
         require_attention(self.card.name, self.student, self.teacher)
-        ours, theirs, each = width(self.student), width(self.teacher), self.settings.head_width
-        self.heads = theirs // each
-        if theirs % each or ours % self.heads:
+        student_width, teacher_width, each = width(self.student), width(self.teacher), self.settings.head_width
+        self.heads = teacher_width // each
+        if teacher_width % each or student_width % self.heads:
             raise UserError(
-                f"setting minilmv2.head_width={each}: the widths {ours} and {theirs} of student and teacher cannot be"
-                " cut into as many heads"
+                f"setting minilmv2.head_width={each}: the widths {student_width} and {teacher_width} of student and"
+                " teacher cannot be cut into as many heads"
             )
         layers = len(self.teacher.layout.queries)
         self.layer = (self.settings.teacher_layer or layers) - 1
@@ -66,9 +66,9 @@ class MiniLMv2(Method[Settings]):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, i = self.settings, self.layer
-        ours = student.queries[-1], student.keys[-1], student.values[-1]
-        theirs = teacher.queries[i], teacher.keys[i], teacher.values[i]
-        total = functional.minilmv2(ours, theirs, student.stages[-1].mask, heads=self.heads)
+        student_vectors = student.queries[-1], student.keys[-1], student.values[-1]
+        teacher_vectors = teacher.queries[i], teacher.keys[i], teacher.values[i]
+        total = functional.minilmv2(student_vectors, teacher_vectors, student.stages[-1].mask, heads=self.heads)
         return Losses(
             task={"task": config.task * batch.loss(student.logits)}, distill={"relations": config.relations * total / 3}
         )

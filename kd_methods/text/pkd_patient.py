@@ -67,9 +67,10 @@ class PatientKD(Method[Settings]):
         softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         if config.reduction == "mean":
             softened = softened / student.logits.shape[1]
-        own = torch.stack([feature.hidden[:, 0] for feature in student.stages[:-1]], 1)
-        theirs = torch.stack([teacher.stages[i].hidden[:, 0] for i in self.layers], 1)
+        student_states = torch.stack([feature.hidden[:, 0] for feature in student.stages[:-1]], 1)
+        teacher_states = torch.stack([teacher.stages[i].hidden[:, 0] for i in self.layers], 1)
+        patient = functional.patient_states(student_states, teacher_states)
         return Losses(
             task={"task": (1 - config.alpha) * batch.loss(student.logits)},
-            distill={"kd": config.alpha * softened, "patient": config.beta * functional.patient_states(own, theirs)},
+            distill={"kd": config.alpha * softened, "patient": config.beta * patient},
         )

@@ -68,10 +68,10 @@ class TinyBERT(Method[Settings]):
 
     def _layers(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         mask = student.stem.mask
-        theirs = [teacher.stem, *(teacher.stages[i] for i in self.layers)]
+        targets = [teacher.stem, *(teacher.stages[i] for i in self.layers)]
         states = [
-            functional.hidden_states(self.fit(own.hidden), their.hidden, mask)
-            for own, their in zip((student.stem, *student.stages), theirs, strict=True)
+            functional.hidden_states(self.fit(state.hidden), target.hidden, mask)
+            for state, target in zip((student.stem, *student.stages), targets, strict=True)
         ]
         scores = [
             functional.attention_scores(

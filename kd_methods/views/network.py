@@ -77,8 +77,8 @@ class NetworkView(Network):
                 self._index(name)
         run: Callable[..., tuple[Any, dict[str, Any]]]
         run = self._compiled_run() if self.compiles and not wanted & self._taps.keys() else self._run
-        logits, kept = run(x, wanted)
-        return Outputs(logits, kept, self.layout)
+        logits, features = run(x, wanted)
+        return Outputs(logits, features, self.layout)
 
     def _compiled_run(self) -> Callable[..., Any]:
         """The pass over the units, compiled by torch; of a copy of this network its own."""
@@ -87,12 +87,12 @@ class NetworkView(Network):
         return self._compiled[1]
 
     def _in_turn(self, x: Any, wanted: frozenset[str]) -> tuple[Any, dict[str, Any]]:
-        kept: dict[str, Any] = {}
+        features: dict[str, Any] = {}
         for name, run in self._units:
             x = run(x)
             if name in wanted:
-                kept[name] = x
-        return x, kept
+                features[name] = x
+        return x, features
 
     def _run(self, x: Any, wanted: Collection[str]) -> tuple[Any, dict[str, Any]]:
         """The logits, and the outputs of the units and taps that are wanted."""
@@ -102,8 +102,8 @@ class NetworkView(Network):
                 if name in self._taps:
                     keep = partial(_keep, tapped, name)
                     hooks.callback(self._taps[name].register_forward_hook(keep).remove)
-            x, kept = self._in_turn(x, frozenset(wanted))
-        return x, {**kept, **tapped}
+            x, features = self._in_turn(x, frozenset(wanted))
+        return x, {**features, **tapped}
 
     def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
         start, prefix = self._index(unit) + 1, self.layout.prefix_tokens
@@ -129,30 +129,30 @@ class NetworkView(Network):
 
     def used(self, after: str = "", until: str = "") -> set[str]:
         """Names of the parameters of ``module`` that are used after a unit, or up to one."""
-        own = copy.deepcopy(self).requires_grad_()
+        copied = copy.deepcopy(self).requires_grad_()
         with torch.enable_grad():
-            own.eval()
+            copied.eval()
             if after:
-                entry = torch.zeros(2, *own.shape(after)).to(next(own.module.parameters()))
-                end = own.resume(after, entry)
+                entry = torch.zeros(2, *copied.shape(after)).to(next(copied.module.parameters()))
+                end = copied.resume(after, entry)
             else:
-                end = own._run(own.example(), {until})[1][until]
-            names, parameters = zip(*own.module.named_parameters(), strict=True)
-            found = torch.autograd.grad(end.sum(), parameters, allow_unused=True)
-        return {name for name, gradient in zip(names, found, strict=True) if gradient is not None}
+                end = copied._run(copied.example(), {until})[1][until]
+            names, parameters = zip(*copied.module.named_parameters(), strict=True)
+            gradients = torch.autograd.grad(end.sum(), parameters, allow_unused=True)
+        return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
     def _only(self, after: str = "", until: str = "") -> NetworkView:
         """A copy without the parameters that are not used after a unit, or up to one."""
-        own, used = copy.deepcopy(self), self.used(after, until)
-        for name, module in list(own.module.named_modules()):
+        copied, used = copy.deepcopy(self), self.used(after, until)
+        for name, module in list(copied.module.named_modules()):
             parameters = dict(module.named_parameters(recurse=False))
             unused = [key for key in parameters if f"{name}.{key}".removeprefix(".") not in used]
             if not parameters or len(unused) < len(parameters) or list(module.children()):
                 for key in unused:
                     setattr(module, key, None)
             else:
-                own.module.set_submodule(name, nn.Identity())
-        return NetworkView(own.module, self._chain_of, self.input_shape)
+                copied.module.set_submodule(name, nn.Identity())
+        return NetworkView(copied.module, self._chain_of, self.input_shape)
 
     def fold_batch_norms(self) -> NetworkView:
         if self._folded is None:
@@ -189,8 +189,8 @@ class NetworkView(Network):
         if not self._shapes:
             with modes_kept(self), torch.no_grad():
                 self.eval()
-                _, kept = self._run(self.example(), {*self._position, *self._taps})
-            self._shapes = {name: _shape(x) for name, x in kept.items()}
+                _, features = self._run(self.example(), {*self._position, *self._taps})
+            self._shapes = {name: _shape(x) for name, x in features.items()}
         return self._shapes[unit]
 
     def shapes(self, name: str) -> tuple[tuple[int, ...], ...]:
@@ -213,8 +213,8 @@ def example_text(batch: int, length: int, device: torch.device) -> Tensor:
     return x
 
 
-def _keep(kept: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    kept[name] = output
+def _keep(features: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    features[name] = output
 
 
 def _shape(x: Any) -> tuple[Any, ...]:
@@ -239,9 +239,9 @@ class LogitsOnly(nn.Module):
 
     def state_dict(self, *args, **kwargs) -> Mapping[str, Tensor]:  # type: ignore[no-untyped-def, override]
         """Keys of the plain architecture and of the parts, without the wrappers' own prefixes."""
-        own = {**self.network.module.state_dict()}
-        own.update({f"{PARTS}{key}": value for key, value in self.network.parts.state_dict().items()})
-        return own
+        state = {**self.network.module.state_dict()}
+        state.update({f"{PARTS}{key}": value for key, value in self.network.parts.state_dict().items()})
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], *args, **kwargs) -> None:  # type: ignore[no-untyped-def, override]
         """What :meth:`state_dict` gave, strictly."""

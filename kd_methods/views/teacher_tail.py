@@ -36,8 +36,8 @@ class WithTeacherTail(Architecture):
     def chain(self) -> Chain:
         unit, name, entry = self._names
         trunk, tail = self._chains[0](self.trunk), self._chains[1](self.tail)
-        kept, entered = trunk.position(unit) + 1, tail.position(entry) + 1
-        units: list[tuple[str, Callable[[Any], Any]]] = [*trunk.units[:kept], (name, self.part)]
+        length, entered = trunk.position(unit) + 1, tail.position(entry) + 1
+        units: list[tuple[str, Callable[[Any], Any]]] = [*trunk.units[:length], (name, self.part)]
         units += [(f"{TEACHER_TAIL}{tail_unit}", run) for tail_unit, run in tail.units[entered:]]
         names = {unit for unit, _ in units}
         stages, preacts, blocks, layers = (

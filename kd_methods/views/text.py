@@ -95,15 +95,15 @@ class Cut:
 
     def _like(self) -> int | None:
         """How many values a layer returns, or None for the states alone."""
-        found: list[Any] = []
-        hook = self.layers[0].register_forward_hook(lambda module, inputs, output: found.append(output))
+        outputs: list[Any] = []
+        hook = self.layers[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
         try:
             with modes_kept(self.model), torch.no_grad():
                 self.model.eval()
                 self._call(example_text(2, LENGTH, self.model.device))
         finally:
             hook.remove()
-        return len(found[0]) if isinstance(found[0], tuple) else None
+        return len(outputs[0]) if isinstance(outputs[0], tuple) else None
 
     def _call(self, x: Tensor) -> Tensor:
         segments = {"token_type_ids": x[:, 2]} if self.segments else {}

@@ -188,8 +188,8 @@ def _prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:
     """Tokens that stand for no patch of the image, or None where features are no tokens of a square of patches."""
     if len(shape) != 2:
         return None
-    own = getattr(module, "num_prefix_tokens", None)
-    numbers = (0, 1) if own is None else (own,)
+    declared = getattr(module, "num_prefix_tokens", None)
+    numbers = (0, 1) if declared is None else (declared,)
     return next((n for n in numbers if math.isqrt(shape[0] - n) ** 2 == shape[0] - n), None)
 
 
@@ -251,8 +251,8 @@ def _stage_ends(
     """Parts that end a stage: timm's own feature information, else the last block of each resolution."""
     ends = []
     for info in getattr(module, "feature_info", None) or ():
-        own = info["module"]
-        inside = [i for i in range(first, len(parts)) if f"{parts[i].name}.".startswith(f"{own}.")]
+        stage = info["module"]
+        inside = [i for i in range(first, len(parts)) if f"{parts[i].name}.".startswith(f"{stage}.")]
         ends += inside[-1:]
     if not ends:
         blocks = [i for i in range(first, len(parts)) if _ends_unit(module, calls[i]) and len(shapes[i]) > 1]
@@ -314,6 +314,6 @@ def _split(unit: Unit, inner: list[fx.Node]) -> tuple[Unit, Unit]:
     assert isinstance(summed, fx.Node)
     with last.graph.inserting_before(last):
         relu = last.graph.call_function(F.relu, (summed,))
-    own = tuple(node for node in body if node.op != "get_attr")
-    before = replace(unit, name=f"{unit.name}.sum", entry=(placeholder,) * 2, nodes=(own,) * 2)
+    nodes = tuple(node for node in body if node.op != "get_attr")
+    before = replace(unit, name=f"{unit.name}.sum", entry=(placeholder,) * 2, nodes=(nodes,) * 2)
     return before, replace(unit, entry=(summed,) * 2, nodes=((relu,),) * 2, writes=False)

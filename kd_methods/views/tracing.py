@@ -139,9 +139,9 @@ def is_row(module: nn.Module) -> bool:
 
 def classifier_name(module: nn.Module) -> str:
     """Name of the layer that gives the logits."""
-    own = getattr(module, "get_classifier", lambda: None)()
+    declared = getattr(module, "get_classifier", lambda: None)()
     names = {child: name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)}
-    return names[own] if own in names else list(names.values())[-1]
+    return names[declared] if declared in names else list(names.values())[-1]
 
 
 def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, ...]]]:
@@ -153,12 +153,12 @@ def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, .
             if reach <= i:
                 cuts.append(node)
             reach = max([reach, *(position[user] for user in node.users)])
-    found = []
+    segments = []
     for entry, end in itertools.pairwise(cuts):
-        own = tuple(node for node in nodes[position[entry] + 1 : position[end] + 1] if node.op != "get_attr")
-        called = [path_of(node) for node in own if node.op == "call_module"]
-        found.append((called[-1] if called else own[-1].name, entry, own))
-    return found
+        between = tuple(node for node in nodes[position[entry] + 1 : position[end] + 1] if node.op != "get_attr")
+        called = [path_of(node) for node in between if node.op == "call_module"]
+        segments.append((called[-1] if called else between[-1].name, entry, between))
+    return segments
 
 
 def traced_parts(module: nn.Module, name: str) -> list[Unit]:
@@ -166,8 +166,8 @@ def traced_parts(module: nn.Module, name: str) -> list[Unit]:
     classifier = classifier_name(module)
 
     def through(child: nn.Module, path: str) -> bool:
-        own = path.removeprefix("network").removeprefix(".")
-        return not own or classifier.startswith(f"{own}.") or is_row(child)
+        name = path.removeprefix("network").removeprefix(".")
+        return not name or classifier.startswith(f"{name}.") or is_row(child)
 
     try:
         modes = [_segments(nodes) for nodes in traced_modes(module, through)]
@@ -175,7 +175,9 @@ def traced_parts(module: nn.Module, name: str) -> list[Unit]:
         raise UserError(f"network '{name}' cannot be cut into units ({str(error).splitlines()[0]})") from None
     if [part[0] for part in modes[0]] != [part[0] for part in modes[1]]:
         raise UserError(f"network '{name}' runs other layers in training than in evaluation; it cannot be cut")
-    return [Unit(label, (a, b), (own, other)) for (label, a, own), (_, b, other) in zip(*modes, strict=True)]
+    return [
+        Unit(label, (a, b), (evaluated, trained)) for (label, a, evaluated), (_, b, trained) in zip(*modes, strict=True)
+    ]
 
 
 def part_shapes(module: nn.Module, parts: list[Unit], x: Tensor) -> list[tuple[int, ...]]:
