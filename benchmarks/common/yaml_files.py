@@ -148,7 +148,7 @@ class _Loader(_Base):
             raise _problem(node, f"{value} is no {kind} ({error}); put it in quotes if it is text") from None
 
     def check(self, node: yaml.Node) -> None:
-        """A key that stands twice in a mapping is an error: the first one would be lost."""
+        """Refuse a key that stands twice in a mapping (the first one would be lost), and what aliases make endless."""
         self.values += 1
         if self.values > MAX_VALUES:
             raise _problem(node, f"more than {MAX_VALUES:,} values, as its aliases repeat them")
@@ -190,6 +190,8 @@ def _parsed(text: str) -> tuple[Any, int, str]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         return None, mark.line + 1 if mark else 1, error.problem or "malformed YAML"
+    except UnicodeError:  # bytes of the command line
+        return None, 1, "no UTF-8 text"
     except yaml.reader.ReaderError as error:
         line = text.encode().count(b"\n", 0, error.position) + 1
         return None, line, f"character 0x{error.character:02x}: {error.reason}"

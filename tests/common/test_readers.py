@@ -205,7 +205,7 @@ def test_files_that_do_not_exist(name: str, tmp_path: Path) -> None:
 
 def test_values_on_the_command_line() -> None:
     assert read_value("[1, 2.5]", "--set") == [1, 2.5]
-    for text in ("[1", "!!int x", "{a: 1, a: 2}", "2024-13-45"):
+    for text in ("[1", "!!int x", "{a: 1, a: 2}", "2024-13-45", "\udcff"):
         with pytest.raises(UserError, match=r"^--set a.b: .* is not a value"):
             read_value(text, "--set a.b")
 
