@@ -21,6 +21,7 @@ from kd_methods import functional
 from kd_methods.analysis import class_distances as distances
 from kd_methods.contract import Batch, DataInfo, Outputs, Progress, TeacherPass
 from kd_methods.errors import UserError
+from kd_methods.feature._diffusion import Denoising
 
 
 class Given(TeacherPass):
@@ -100,6 +101,115 @@ def test_wkd_f_refuses_cells_of_one_position(name: str, grid: int, fits: bool):
         return
     with pytest.raises(UserError, match="two positions in each"):
         kd_methods.build("wkd_f", *networks, DataInfo(10, 5), grid=grid)
+
+
+# --- terms and variants ----------------------------------------------------------------------------------------------
+
+
+def of_logits(name: str, classes: int = 6, **values: Any) -> tuple[Any, Outputs, Outputs, Batch]:
+    """A method that reads logits, and some of them."""
+    student, teacher = (build_network("resnet8", classes, (3, 16, 16)) for _ in range(2))
+    method: Any = kd_methods.build(name, student, teacher, DataInfo(10, classes), **values)
+    draws = torch.Generator().manual_seed(0)
+    s, t, labels = (
+        torch.randn(8, classes, generator=draws),
+        3 * torch.randn(8, classes, generator=draws),
+        torch.arange(8),
+    )
+    outputs = (Outputs(z, {}, student.layout) for z in (s, t))
+    return method, *outputs, Batch(s, labels % classes, labels, F.cross_entropy)
+
+
+def test_skds_masks_are_shares_and_its_port_has_none():
+    """The released code multiplies averaged losses by masks: shares of samples and classes up to the median."""
+    method, s, t, batch = of_logits("skd", kd=0.7)
+    p = t.logits.softmax(1)
+    samples, classes = (float((x <= x.quantile(0.5)).sum()) / len(x) for x in (p.amax(1), p.sum(0)))
+    kd, direction = functional.kd(s.logits, t.logits, temperature=4.0), functional.skd(s.logits, t.logits)
+    found = method.losses(s, t, batch, Progress(1, 240)).distill
+    assert (samples, classes) == (0.5, 0.5)
+    assert found["kd"].item() == pytest.approx(0.7 * samples * kd.item(), rel=1e-6)
+    assert found["direction"].item() == pytest.approx(0.7 * classes * direction.item(), rel=1e-6)
+    port, s, t, batch = of_logits("skd.port")
+    found = port.losses(s, t, batch, Progress(1, 240))
+    assert not found.task and found.distill["kd"].item() == pytest.approx(kd.item() / 16, rel=1e-6)
+    unscaled = functional.skd(s.logits, t.logits, by_classes=False)
+    assert found.distill["direction"].item() == pytest.approx(unscaled.item(), rel=1e-6)
+
+
+def test_label_smoothing_is_torchs():
+    method, s, t, batch = of_logits("label_smoothing", smoothing=0.2)
+    found = method.losses(s, t, batch, Progress(1, 240)).total()
+    assert torch.allclose(found, F.cross_entropy(s.logits, batch.labels, label_smoothing=0.2))
+
+
+def test_vkds_projection_stays_orthogonal():
+    teacher, student = (build_network(name, 5, (3, 16, 16)) for name in ("vgg8", "resnet8"))
+    for pair in ((student, teacher), (teacher, student)):
+        method: Any = kd_methods.build("vkd", *pair, DataInfo(10, 5))
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
+        before = method.projection.weight.clone()
+        method.projection(torch.randn(4, before.shape[1])).pow(2).sum().backward()
+        optimizer.step()
+        weight = method.projection.weight
+        small = weight @ weight.t() if len(weight) <= weight.shape[1] else weight.t() @ weight
+        assert torch.allclose(small, torch.eye(len(small)), atol=1e-5) and not torch.allclose(weight, before)
+
+
+def test_a_map_where_widths_differ():
+    wide, narrow = (build_network(name, 5, (3, 16, 16)) for name in ("vgg8", "resnet8"))
+    for pair, count in (((narrow, wide), 64 * 512 + 512), ((narrow, narrow), 0)):
+        method = kd_methods.build("timm_feature", *pair, DataInfo(10, 5))
+        assert sum(p.numel() for p in method.parameters()) == count
+
+
+def test_which_blocks_vitkd_reads_and_what_it_masks():
+    networks = [build_network("timm:test_vit", 5, (3, 64, 64)) for _ in range(2)]
+    method: Any = kd_methods.build("vitkd", *networks, DataInfo(10, 5), masked=0.7)
+    assert method.ours == method.theirs == ("blocks.0", "blocks.1", "blocks.5")
+    count, width = networks[0].shape("blocks.5")
+    patches = torch.randn(3, count - 1, width)
+    torch.manual_seed(0)
+    generated, masked = method._generated(patches)
+    assert generated.shape == patches.shape and masked.shape == (3, count - 1, 1)
+    assert (masked.sum((1, 2)) == count - 1 - int((count - 1) * 0.3)).all()
+    hidden = patches.clone()
+    hidden[masked.expand_as(hidden)] = 9.0
+    torch.manual_seed(0)
+    assert torch.equal(method._generated(hidden)[0], generated), "masked patches are not seen"
+
+
+def test_what_diffkd_trains_by_what():
+    """The autoencoder by its reconstruction alone; the diffusion model and the student's part by both other terms."""
+    torch.manual_seed(0)
+    place = Denoising(3, 8, 4, spatial=True)
+    student, teacher = torch.randn(5, 3, 4, 4, requires_grad=True), torch.randn(5, 8, 4, 4)
+    refined, target, own = place(student, teacher, 5)
+    assert not target.requires_grad and refined.shape == target.shape == (5, 4, 4, 4)
+    of_encoder = list(place.encoder.parameters())
+    matching = functional.hint(refined, target)
+    assert all(g is None for g in torch.autograd.grad(matching, of_encoder, retain_graph=True, allow_unused=True))
+    assert torch.autograd.grad(matching, student, retain_graph=True)[0].any()
+    for term in (matching, own):
+        times = torch.autograd.grad(term, place.predictor.times.weight, retain_graph=True)[0]
+        assert times.any(1).sum() == 5, "the times of the five steps, or those of five images"
+    only_place = Denoising(3, 8, None, spatial=False)
+    assert only_place.encoder is None and only_place(student.detach(), teacher, 2)[1] is teacher
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"head_width": 24}, "cannot be cut"), ({"teacher_layer": 5}, "has 4 layers"), ({}, "")],
+    ids=str,
+)
+def test_minilmv2_cuts_heads_anew(values: dict[str, int], message: str):
+    teacher, student = (build_network(name, 2, vocabulary=30) for name in ("bert_l4_h64", "bert_l2_h32"))
+    if message:
+        with pytest.raises(UserError, match=message):
+            kd_methods.build("minilmv2", student, teacher, DataInfo(10, 2), **values)
+        return
+    method: Any = kd_methods.build("minilmv2", student, teacher, DataInfo(10, 2), **values)
+    assert method.heads == 4 and method.layer == 3, "heads of 16 values in the teacher, of 8 in the student"
 
 
 # --- features from elsewhere, and a teacher's batch statistics --------------------------------------------------------
