@@ -91,7 +91,7 @@ class FCFD(Method[Settings]):
         shapes = matched("fcfd", self.student, self.teacher, "blocks")
         n = len(shapes)
         layouts = self.student.layout, self.teacher.layout
-        self.ours, self.theirs = (layout.blocks[-n:] for layout in layouts)
+        self.student_blocks, self.teacher_blocks = (layout.blocks[-n:] for layout in layouts)
         rectified = [[unit in layout.rectified for unit in layout.blocks[-n:]] for layout in layouts]
         self.to_teacher = nn.ModuleList(Bridge(s, t, ends) for (s, t), ends in zip(shapes, rectified[1], strict=True))
         # Behind the last part there is nothing of the student to go on with.
@@ -106,13 +106,13 @@ class FCFD(Method[Settings]):
             self.needs = replace(self.needs, teacher=())
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-        config, n = self.settings, len(self.theirs)
+        config, n = self.settings, len(self.teacher_blocks)
         by_batch = config.teacher_bn == "batch"
         if by_batch:
             with torch.no_grad(), self.teacher.batch_statistics():
-                teacher = self.teacher(batch.teacher_inputs, at=self.theirs, fields=())
-        targets = [teacher[unit] for unit in self.theirs]
-        bridged = [bridge(student[unit]) for bridge, unit in zip(self.to_teacher, self.ours, strict=True)]
+                teacher = self.teacher(batch.teacher_inputs, at=self.teacher_blocks, fields=())
+        targets = [teacher[unit] for unit in self.teacher_blocks]
+        bridged = [bridge(student[unit]) for bridge, unit in zip(self.to_teacher, self.student_blocks, strict=True)]
         reached = [[g] for g in bridged]
         tail = self.teacher if by_batch else self.teacher.fold_batch_norms()
         mixed = []
@@ -120,14 +120,14 @@ class FCFD(Method[Settings]):
             direction, k = self.candidates[i]
             if direction == "to_student":
                 with self.student.batch_statistics():
-                    mixed.append(self.student.resume(self.ours[k], self.to_student[k](targets[k])))
+                    mixed.append(self.student.resume(self.student_blocks[k], self.to_student[k](targets[k])))
                 continue
             with self.teacher.batch_statistics() if by_batch else nullcontext():
                 feature = bridged[k]
                 for part in range(k + 1, n):
-                    feature = tail.resume(self.theirs[part - 1], feature, until=self.theirs[part])
+                    feature = tail.resume(self.teacher_blocks[part - 1], feature, until=self.teacher_blocks[part])
                     reached[part].append(feature)
-                mixed.append(tail.resume(self.theirs[-1], feature))
+                mixed.append(tail.resume(self.teacher_blocks[-1], feature))
         own, *of_paths = (
             functional.kd(z, teacher.logits, temperature=config.temperature) for z in (student.logits, *mixed)
         )
