@@ -110,8 +110,8 @@ def _base() -> type[Method]:
         def setup(self) -> None:
             student, teacher = self._networks
             first = self._part(self.parts_of[0], student, teacher)
-            # The others are built for the network as the first method changes it, and see its outputs. They may ask it
-            # for shapes, so what the first one inserts has to be where the student is.
+            # The others are built for the network as the first method changes it, and see its outputs. They may read
+            # its shapes, so what the first one inserts has to be where the student is.
             changed = first.to(next(student.parameters()).device).adapt(student)
             self._adapted = (changed,)
             self.parts = nn.ModuleList([first, *(self._part(part, changed, teacher) for part in self.parts_of[1:])])

@@ -70,7 +70,7 @@ def index() -> dict[str, Entry]:
 
 
 def _card_literals(node: ast.ClassDef, cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a ``card = Card(...)``, or ``card = replace(Other.card, ...)`` after it in the file, says in literals."""
+    """The literals in ``card = Card(...)``, or in ``card = replace(Other.card, ...)`` after it in the file."""
     for statement in node.body:
         if (
             isinstance(statement, ast.Assign)

@@ -106,7 +106,7 @@ class TeacherPass:
         raise NotImplementedError
 
     def progress(self, text: str) -> None:
-        """Say how far a long computation is; heard every now and then."""
+        """Report how far a long computation is; shown every now and then."""
 
     def stored(
         self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
@@ -114,6 +114,6 @@ class TeacherPass:
         """What ``compute`` returns, from the store where it has been computed before.
 
         It is kept under the teacher, the data, ``what`` and ``settings``, so it may depend on nothing else; what it
-        draws from torch's random numbers is the same for every cell. A process that is killed loses what it was at.
+        draws from torch's random numbers is the same for every cell. What a killed process was computing is lost.
         """
         raise NotImplementedError

@@ -23,7 +23,7 @@ Modality = Literal["images", "text", "detection"]
 
 
 class Tokens(NamedTuple):
-    """Hidden states of a padded batch of texts: what the layers of a text encoder hand on.
+    """Hidden states of a padded batch of texts: what the layers of a text encoder pass on.
 
     hidden  (B, L, D)
     inputs  (B, 3, L) ids, mask and segments that the batch began with
@@ -52,7 +52,7 @@ class Pyramid(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """What a detector's heads say of every region of a :class:`Pyramid`.
+    """What a detector's heads predict for every region of a :class:`Pyramid`.
 
     logits  (N, K + 1), the last class is background
     boxes   (N, 4K) or (N, 4), in the heads' own code
@@ -71,14 +71,14 @@ def joined(features: Sequence[Tensor | Tokens]) -> Any:
 
 
 class DenseOutputs(NamedTuple):
-    """What a one-stage detector says at every place of its pyramid.
+    """What a one-stage detector predicts at every place of its pyramid.
 
     There is one anchor at each place; they lie level by level, image by image, row by row.
 
     classes   (N, K) logits of sigmoids
     edges     (N, 4, n) logits of the n bins of every edge of a box
     level     (N,) number of the level, the finest is 0
-    positive  (N,) whether a box is learnt there
+    positive  (N,) whether a box is trained there
     """
 
     classes: Tensor

@@ -92,7 +92,7 @@ def three_layers(c_in: int, c_out: int, tokens: bool = False) -> nn.Sequential:
 
 
 class ConvReg(nn.Sequential):
-    """FitNet's regressor: one convolution that also settles the size, BN, and unless told otherwise ReLU.
+    """FitNet's regressor: one convolution that also settles the size, BN and, if it is to ``rectify``, ReLU.
 
     3x3 of stride 2 where the student's map is twice as large, transposed 4x4 of stride 2 where it is half as large,
     else (1 + H_s - H_t) x (1 + W_s - W_t) without padding (RepDistiller ``models/util.py``).

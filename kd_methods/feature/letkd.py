@@ -140,10 +140,10 @@ class LetKD1(Method[Settings]):
             self.matches[site.name] = Match(site.channels, templates)
             if site.alpha:
                 self.assigns[site.name] = Assign(site.channels, templates, site.alpha, config.normalise_assignment)
-        taught = tuple(site for site in self.sites if site.weight)
+        supervised = tuple(site for site in self.sites if site.weight)
         self.needs = Needs(
-            student_units=tuple(f"letkd_{site.name}_match" if site.alpha else site.student_unit for site in taught),
-            teacher_units=tuple(site.teacher_unit for site in taught),
+            student_units=tuple(f"letkd_{site.name}_match" if site.alpha else site.student_unit for site in supervised),
+            teacher_units=tuple(site.teacher_unit for site in supervised),
             min_batch=2,
         )
 

@@ -1,4 +1,4 @@
-"""What methods for text encoders ask of the two networks."""
+"""What methods for text encoders require of the two networks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Transformers' encoders with a classification head as chains of layers.
 
 The library's own forward pass is cut at its layers, whatever the family: what lies before them is run with layers that
-only note how they are called, what lies behind them with layers that pass on given states.
+only record how they are called, what lies behind them with layers that pass on given states.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LENGTH = 8
 """Tokens of an example input; encoders take any length."""
 
 
-class _Noting(nn.Module):
-    """Stands for a layer: notes how it is called and hands on given states, or those that it gets."""
+class _Recording(nn.Module):
+    """Stands for a layer: records how it is called and passes on given states, or those that it gets."""
 
     got: Tensor
 
@@ -110,7 +110,7 @@ class Cut:
         return self.model(input_ids=x[:, 0], attention_mask=x[:, 1], **segments).logits
 
     @contextlib.contextmanager
-    def _with(self, layers: list[_Noting]) -> Iterator[None]:
+    def _with(self, layers: list[_Recording]) -> Iterator[None]:
         self.parent._modules[self.name] = nn.ModuleList(layers)
         try:
             yield
@@ -119,10 +119,10 @@ class Cut:
 
     def enter(self, x: Tensor) -> Tokens:
         """(B, 3, L) inputs to the states that enter the first layer, and how each layer is called."""
-        noting = [_Noting(layer, self.like) for layer in self.layers]
-        with self._with(noting):
+        recording = [_Recording(layer, self.like) for layer in self.layers]
+        with self._with(recording):
             self._call(x)
-        return Tokens(noting[0].got, x, [layer.call for layer in noting])
+        return Tokens(recording[0].got, x, [layer.call for layer in recording])
 
     def layer(self, index: int, x: Tokens) -> Tokens:
         """The states after a layer."""
@@ -138,10 +138,10 @@ class Cut:
         """The states after the last layer to the vector (B, D) that the classifier sees, in training with dropout."""
         seen: list[Tensor] = []
         hook = self.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        noting = [_Noting(layer, self.like) for layer in self.layers]
-        noting[-1].states = x.hidden
+        recording = [_Recording(layer, self.like) for layer in self.layers]
+        recording[-1].states = x.hidden
         try:
-            with self._with(noting):
+            with self._with(recording):
                 self._call(x.inputs)
         finally:
             hook.remove()

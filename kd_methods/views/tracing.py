@@ -37,7 +37,7 @@ class Unit:
     writes: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
-        return self  # nodes say what to call by name; nothing of a network is in them
+        return self  # nodes name what they call; they hold nothing of a network
 
     def then(self, other: Unit) -> Unit:
         """Both, one after the other, as one unit."""
