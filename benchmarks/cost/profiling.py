@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,23 @@ def cost_key(cell: Cell, machine: str) -> str:
 class Bench:
     """Cells of one group set up to make steps outside the loop, on real batches and a teacher of random weights.
 
-    What their methods prepare is taken from ``prepared`` where it is kept there, and else stays a stand-in.
+    What their methods prepare is taken from ``prepared`` where it is kept there, and else stays a stand-in. ``teacher``
+    is the teacher's network of another bench on the same data, which need not be built again.
     """
 
-    def __init__(self, cells: Sequence[Cell], protocol: Protocol, data: TaskData, prepared: Path | None = None) -> None:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        protocol: Protocol,
+        data: TaskData,
+        prepared: Path | None = None,
+        teacher: NetworkView | None = None,
+    ) -> None:
         self.protocol, self.data = protocol, data
         self.teacher: SharedTeacher | None = None
         network: NetworkView | None = None
         if ref := next((cell.teacher for cell in cells if cell.teacher), None):
-            network = data.build(ref.network).requires_grad_(False).eval()
+            network = teacher or data.build(ref.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
         self.members = [_member(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells]
         self.go_to(1)
@@ -89,9 +97,14 @@ class Bench:
 
     def step(self) -> None:
         """One training step of every cell as the loop makes it, the fetching of the batch included."""
+        self._step()
+
+    def _step(self, share: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        """A step; what its cells share is done inside ``share``."""
         batch = next(self._batches)
         for part in parts(len(batch), self.protocol.accumulate):
-            inputs, kept = shared(batch, part, self.teacher, self.members)
+            with share():
+                inputs, kept = shared(batch, part, self.teacher, self.members)
             for member in self.members:
                 member.step(inputs, kept, (self.epoch, 0), self.progress, part)
 
@@ -142,13 +155,18 @@ class Bench:
 
     def operations(self) -> tuple[int, int]:
         """Floating-point operations of one step: the pass that a group shares, and the cell's own part."""
-        batch = next(self._batches)
+        common = 0
+
+        @contextmanager
+        def share() -> Iterator[None]:
+            nonlocal common
+            before = counter.get_total_flops()
+            yield
+            common += counter.get_total_flops() - before
+
         with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
-            self.teach(batch)
-        shared = counter.get_total_flops()
-        with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
-            self.step()
-        return shared, counter.get_total_flops() - shared
+            self._step(share)
+        return common, counter.get_total_flops() - common
 
     def seconds(self, warm_up: int, timed: int) -> float:
         """Median seconds of a step."""

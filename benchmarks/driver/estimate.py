@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kd_methods.errors import UserError
 
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol, steps_per_epoch
 from ..cost.profiling import Bench
+from ..networks import NetworkView
 from ..store.cell import Cell
 from ..tasks import get_task
 from . import executors
@@ -35,14 +36,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Training operations of each planned cell by key, and the seconds that the cells still to run will take."""
+    """Training operations by key, and the seconds that the cells still to run will take.
+
+    Cells of a kind of which all are in the store are not counted.
+    """
 
     operations: dict[str, float]
     seconds: float
 
 
 def estimate(plan: Plan, todo: Mapping[str, float], workspace: Workspace) -> Estimate:
-    """Count a step of every kind of cell, and time one of each pair.
+    """Count a step of every kind of cell that is still to run, and time one of each pair.
 
     Args:
         plan: what would be run.
@@ -72,7 +76,12 @@ def _on_one_task(
     def bench_of(batch_size: int) -> Callable[[Cell], Bench]:
         sized = _sized(protocol, batch_size)
         data = task.open(data_root, sized, device)
-        return lambda cell: Bench([cell], sized, data)
+
+        @functools.cache
+        def teacher(network: str) -> NetworkView:
+            return data.build(network).requires_grad_(False).eval()
+
+        return lambda cell: Bench([cell], sized, data, teacher=teacher(cell.teacher.network) if cell.teacher else None)
 
     steps = steps_per_epoch(task.samples(data_root), protocol)
     scale = protocol.batch_size / SMALL_BATCH
@@ -81,8 +90,12 @@ def _on_one_task(
     rates: dict[tuple[str, str], float] = {}
     operations: dict[str, float] = {}
     groups: dict[str, list[Cell]] = defaultdict(list)
+    kinds = {cell.key: _kind(cell) for cell in cells}
+    needed = {kind for key, kind in kinds.items() if key in todo}
     for cell in cells:
-        kind = _kind(cell)
+        kind = kinds[cell.key]
+        if kind not in needed:
+            continue
         if kind not in work:
             try:
                 work[kind] = _epochs(bench_of(SMALL_BATCH)(cell), scale * steps)
@@ -96,12 +109,12 @@ def _on_one_task(
     for members in groups.values():
         pair = (members[0].teacher.network if members[0].teacher else "", members[0].student)
         if pair not in rates:
-            epoch = work[_kind(members[0])].epoch
+            epoch = work[kinds[members[0].key]].epoch
             share = TIMED_OPERATIONS * steps / epoch if device.type == "cpu" else 1.0
             timed = min(protocol.batch_size, max(SMALL_BATCH, int(protocol.batch_size * share)))
             step = bench_of(timed)(members[0]).seconds(warm_up=1, timed=3)
             rates[pair] = steps * step * protocol.batch_size / timed / epoch
-        counts = [(work[_kind(cell)], todo[cell.key]) for cell in members]
+        counts = [(work[kinds[cell.key]], todo[cell.key]) for cell in members]
         seconds += rates[pair] * (max(c.teacher * left for c, left in counts) + sum(c.own * left for c, left in counts))
     return Estimate(operations, seconds)
 
@@ -114,7 +127,7 @@ def _sized(protocol: Protocol, batch_size: int) -> Protocol:
 
 def _kind(cell: Cell) -> str:
     """Cells that differ in their seed alone cost the same."""
-    return cell.__class__(**{**cell.__dict__, "seed": 0}).key
+    return replace(cell, seed=0).key
 
 
 def _epochs(bench: Bench, scale: float) -> Work:

@@ -50,7 +50,8 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
     text = csv_text(lines)
     write_text(file, text)
-    finished = sum(store.run(cell).state in ("done", "refused") for cell in plan.cells.values())
+    facts = store.facts(cell.key for cell in plan.cells.values())
+    finished = sum(facts[cell.key].status["state"] in ("done", "refused") for cell in plan.cells.values())
     missing = f"{len(plan.cells) - finished} of {counted(len(plan.cells), 'student')} not trained to the end"
     return Outcome(text.rstrip(), missing if finished < len(plan.cells) else ""), file
 

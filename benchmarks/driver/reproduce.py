@@ -16,9 +16,9 @@ from ..cost.table_costs import measure_missing
 from ..report.collect import render
 from ..store import manifest
 from ..store.cell import Cell
-from ..store.runs import Store
+from ..store.runs import FINAL, Store
 from ..tasks import get_task
-from ..teachers.verification import check_teachers, known_accuracies
+from ..teachers.verification import Accuracies, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
 from . import executors
 from .describe import describe
@@ -46,16 +46,17 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     """
     store, say = Store(workspace.output), workspace.say
     plan = make(request, workspace)
-    cells = [*plan.training, *{cell.key: cell for cell in plan.cells.values()}.values()]
+    cells = list({cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values())
     watched = options.similarity or plan.table.similarity
-    todo = _todo(plan, store, curves=bool(watched or plan.table.efficiency))
+    todo = _todo(plan, cells, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
         print_plan(plan, todo, workspace)
     if options.dry_run:
-        _described(plan, False, workspace, options)  # what the table could not show is said now
+        _described(plan, {}, workspace)  # what the table could not show is said now
         return Outcome()
     store.check_writable()  # fails now rather than after hours
-    shown = manifest.save(workspace.output, plan.stem, _described(plan, bool(todo), workspace, options))
+    accuracies = _accuracies(plan, bool(todo), workspace, options)
+    shown = manifest.save(workspace.output, plan.stem, _described(plan, accuracies, workspace))
     if todo:
         saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
         say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
@@ -71,33 +72,43 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         folder = manifest.path(workspace.output, plan.stem).parent
         for file in similarity.write(shown, store, folder, say):
             say(str(file))
+    facts = store.facts(cell.key for cell in cells)
     for cell in cells:
-        status = store.run(cell).status
+        status = facts[cell.key].status
         if status["state"] in ("failed", "diverged"):
             say(f"{cell.label}  {status['state'].upper()}: {status['message']}")
     say(f"{plan.table.name}: " + ", ".join(str(file) for file in files if file.suffix == ".tex"))
-    return Outcome(text, "; ".join(_missing(cells, store, not_measured)))
+    return Outcome(text, "; ".join(_missing([facts[cell.key].status["state"] for cell in cells], not_measured)))
 
 
-def _todo(plan: Plan, store: Store, curves: bool) -> list[Cell]:
-    """The cells of a plan that are to be computed, among them those whose results are damaged.
+def _todo(plan: Plan, cells: Sequence[Cell], store: Store, curves: bool) -> list[Cell]:
+    """Of the cells of a plan those that are to be computed, among them those whose results are damaged.
 
     Only where something is to be trained are the weights of teachers looked at, and where the table has ``curves`` the
     records of epochs.
     """
-    cells = {cell.key: (cell, store.run(cell)) for cell in plan.cells.values()}.values()
-    todo = [cell for cell, run in cells if not run.ended or (curves and run.damage("metrics.json"))]
-    teachers = [(cell, store.run(cell)) for cell in plan.training]
-    return [*(cell for cell, run in teachers if not run.ended or (todo and run.damage("student.pt"))), *todo]
+    left = {key for key, facts in store.facts(cell.key for cell in cells).items() if facts.status["state"] not in FINAL}
+
+    def to_do(cell: Cell, *files: str) -> bool:
+        return cell.key in left or any(store.run(cell).damage(file) for file in files)
+
+    trained = {cell.key for cell in plan.training}
+    todo = [cell for cell in cells if cell.key not in trained and to_do(cell, *["metrics.json"] * curves)]
+    return [*(cell for cell in plan.training if to_do(cell, *["student.pt"] * bool(todo))), *todo]
 
 
-def _described(plan: Plan, anew: bool, workspace: Workspace, options: Options) -> manifest.Manifest:
-    """The plan as a manifest; where there is something to run, or they were not, its teachers are measured first."""
+def _accuracies(plan: Plan, anew: bool, workspace: Workspace, options: Options) -> Accuracies:
+    """What the plan's teachers measure: where there is something to run, or not all was measured, by measuring."""
     used = {(cell.teacher.network, cell.task) for cell in plan.cells.values() if cell.teacher}
     refs = {place: ref for place, ref in plan.teachers.items() if place in used}
-    accuracies = None if anew else known_accuracies(refs, plan.data, plan.protocol, workspace)
-    if accuracies is None:
-        accuracies = check_teachers(refs, plan.protocol, workspace, measured_by(workspace), options.any_teacher)
+    known = None if anew else known_accuracies(refs, plan.data, plan.protocol, workspace)
+    if known is not None:
+        return known
+    return check_teachers(refs, plan.protocol, workspace, measured_by(workspace), options.any_teacher)
+
+
+def _described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> manifest.Manifest:
+    """The plan as a manifest."""
     return describe(plan, Zoo(workspace.checkpoints), accuracies, environment.machine(workspace.device))
 
 
@@ -117,12 +128,12 @@ def _cost(cell: Cell, plan: Plan, workspace: Workspace) -> dict[str, Any]:
     return executor.cost(cell, protocol, *where, workspace.plugin_files, prepared)
 
 
-def _missing(cells: Sequence[Cell], store: Store, not_measured: int) -> list[str]:
+def _missing(states: Sequence[str], not_measured: int) -> list[str]:
     """What is missing of what was asked for, in words. A method that is not for a pair is an answer."""
-    states = Counter(state for cell in cells if (state := store.run(cell).state) not in ("done", "refused"))
-    named = {state: states.pop(state, 0) for state in ("failed", "diverged")} | {"left out": states.total()}
+    left = Counter(state for state in states if state not in ("done", "refused"))
+    named = {state: left.pop(state, 0) for state in ("failed", "diverged")} | {"left out": left.total()}
     counts = ", ".join(f"{count} {name}" for name, count in named.items() if count)
-    found = [f"{sum(named.values())} of {counted(len(cells), 'cell')} without a result: {counts}"] if counts else []
+    found = [f"{sum(named.values())} of {counted(len(states), 'cell')} without a result: {counts}"] if counts else []
     if not_measured:
         found.append(f"{counted(not_measured, 'row')} without a cost")
     return found

@@ -63,8 +63,9 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
     entries: dict[str, dict[str, list[report.Run]]] = {}
     metrics = {column.key: column.metric for column in manifest.columns}
     remarks: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    known = store.facts(planned.key for planned in manifest.cells)
     for planned in manifest.cells:
-        status, environments = store.run(planned.key).facts()
+        status, environments = known[planned.key]
         if status["state"] == "damaged":
             say(f"missing in the table: {status['message']}")
         for remark in status.get("remarks", []):

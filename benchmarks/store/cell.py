@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,7 @@ class Cell:
             **({"start": self.start.identity()} if self.start else {}),
         }
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """sha256 of the canonical identity."""
         return digest(self.identity())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from ..common.files import (
 )
 from . import documents
 from .cell import Cell
+from .index import Entry, Index, stamp
 
 
 def today() -> str:
@@ -96,8 +99,7 @@ class Run:
             status = self._status()
             if status["state"] != "done":
                 return Facts(status, [])
-            self._check("environment.json", status)
-            return Facts(status, self.environments)
+            return Facts(status, self._check("environment.json", status) or [])
         except Damaged as error:
             return Facts({"state": "damaged", "message": str(error)}, [])
 
@@ -110,15 +112,15 @@ class Run:
             raise Damaged(f"{self.path} has the results of another cell ({key[:16]}); {documents.REMEDY}")
         return status
 
-    def _check(self, name: str, status: Mapping[str, Any]) -> None:
-        """Raise Damaged if a file is not what it was when the run was done."""
+    def _check(self, name: str, status: Mapping[str, Any]) -> Any:
+        """Raise Damaged if a file is not what it was when the run was done; returns what a document holds."""
         path, known = self / name, status.get("files", {}).get(name)
         try:
             if known and sha256_file(path) != known:
                 raise Damaged(f"{path} is damaged (it is not what was written); {documents.REMEDY}")
             if name in _SHAPES:
-                documents.read(path, _SHAPES[name])
-            elif not known:
+                return documents.read(path, _SHAPES[name])
+            if not known:
                 check_archive(read_bytes(path), path)
         except NoFile:
             raise Damaged(f"{path} is missing; {documents.REMEDY}") from None
@@ -314,6 +316,25 @@ class Store:
         if recorded is None:
             write_json(run / "cell.json", {"key": cell.key, "label": cell.label, "cell": cell.identity()})
         return run
+
+    def facts(self, keys: Iterable[str]) -> dict[str, Facts]:
+        """What is known of many runs, by key: through the index, as long as their documents are the same."""
+        index, found, new = Index(self.root / "index.sqlite"), dict[str, Facts](), dict[str, Entry]()
+        wanted = list(dict.fromkeys(keys))
+        entries = index.read(wanted)
+        parsed = functools.cache(json.loads)  # most runs have one environment
+        for key in wanted:
+            run, entry = self.run(key), entries.get(key)
+            stamped = stamp(run.path, ("cell.json", "environment.json", "status.json"))
+            if entry and stamped and entry.stamp == stamped:
+                found[key] = Facts(json.loads(entry.status), parsed(entry.environments))
+                continue
+            found[key] = run.facts()
+            if stamped and found[key].status["state"] not in ("missing", "damaged"):
+                new[key] = Entry(stamped, *map(json.dumps, found[key]))
+        if new:
+            index.write(new)
+        return found
 
     def metrics(self, key: str, say: Say) -> list[dict[str, Any]]:
         """The records of a run's epochs; none where they are damaged, which is said."""

@@ -520,11 +520,14 @@ def test_an_estimate_counts_first_phases(table: str, zoo: Zoo) -> None:
     """AB: one epoch with the teacher's pass, then eight of the student alone; a pair that is refused costs nothing."""
     pair = "resnet14-resnet8"
     made = plan(table, zoo, methods=("student", "kd", "ab"), pairs=(pair,), seeds=(0,))
-    found = estimate(made, {made.cells["kd", pair, 0].key: 1.0}, Workspace(torch.device("cpu"), zoo.folder))
+    where = Workspace(torch.device("cpu"), zoo.folder)
+    found = estimate(made, {cell.key: 1.0 for cell in made.cells.values()}, where)
     student, kd, ab = (found.operations[made.cells[row, pair, 0].key] for row in ("student", "kd", "ab"))
     teacher = kd - student
     assert ab == pytest.approx(9 / 8 * student + teacher / 8, rel=0.01)
     assert found.seconds > 0
+    only = made.cells["kd", pair, 0].key
+    assert estimate(made, {only: 1.0}, where).operations == {only: kd}, "what is stored is not counted again"
     refused = plan(table, zoo, methods=("fsp",), pairs=("vgg8-resnet8",), seeds=(0,))
     cell = refused.cells["fsp", "vgg8-resnet8", 0]
-    assert estimate(refused, {cell.key: 1.0}, Workspace(torch.device("cpu"), zoo.folder)).operations[cell.key] == 0
+    assert estimate(refused, {cell.key: 1.0}, where).operations[cell.key] == 0
