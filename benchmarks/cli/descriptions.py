@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..common.places import TABLES
 from ..config.protocol import load_protocol
-from ..config.table_spec import all_pair_settings, load_table
+from ..config.table_spec import absent_methods, all_pair_settings, load_table
 from ..store.manifest import flat
 
 if TYPE_CHECKING:
@@ -153,6 +153,15 @@ def methods_page() -> str:
         lines += ["", f"## {folder.capitalize()}"]
         for entry in (entry for entry in registry.index().values() if entry.folder == folder):
             lines += _section(entry.name)
+    lines += [
+        "",
+        "## Not here",
+        "",
+        "What other suites and their forks ship and this one does not, and what it would take:",
+        "",
+    ]
+    for reason, names in absent_methods().items():
+        lines.append(f"- {reason}: " + "; ".join(f"{name} ({source})" for name, source in names.items()))
     return "\n".join(lines)
 
 

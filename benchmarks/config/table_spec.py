@@ -344,6 +344,12 @@ def all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
     }
 
 
+@functools.cache
+def absent_methods() -> dict[str, dict[str, str]]:
+    """What others ship and the suite lacks (tables/published/absent.yaml): who ships it, by name and by reason."""
+    return read_yaml(PUBLISHED / "absent.yaml")
+
+
 def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: bool = False) -> str:
     """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
     length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""

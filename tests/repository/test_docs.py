@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import descriptions as show
+from benchmarks.config.table_spec import absent_methods
 from kd_methods import registry
 
 REPO = Path(__file__).parents[2]
@@ -28,6 +29,14 @@ def test_the_page_names_every_method_and_setting() -> None:
         section = page.split(f"### `{name}` ")[1].split("\n### ")[0]
         assert registry.card(name).formula in section
         assert all(f"`{key}`" in section for key in registry.get(name).Settings.model_fields)
+
+
+def test_the_page_says_what_is_missing_and_why() -> None:
+    page = show.methods_page().split("## Not here")[1]
+    titles = {registry.card(name).title for name in registry.available()}
+    for reason, names in absent_methods().items():
+        assert reason in page and all(f"{name} ({source})" in page for name, source in names.items())
+        assert not titles & set(names), "it is there by now"
 
 
 @pytest.fixture
