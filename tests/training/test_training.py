@@ -60,8 +60,13 @@ NEVER = 1e9
 Case = tuple[str, dict[str, Any]]
 FEW: list[Case] = [("student", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
 """Without a teacher; with parameters of its own; with random numbers in its losses."""
+FOR_TRANSFORMERS = ("vitkd",)
 ALL: list[Case] = [
-    *((name, {}) for name in kd_methods.available() if kd_methods.card(name).modality in ("images", "any")),
+    *(
+        (name, {})
+        for name in kd_methods.available()
+        if kd_methods.card(name).modality in ("images", "any") and name not in FOR_TRANSFORMERS
+    ),
     ("block_kd", {"sample_stones": 2}),
     ("block_kd", {"teacher_bn": "batch"}),
     ("crd+kd", {}),
