@@ -135,7 +135,10 @@ class StoredTeacherPass(TeacherPass):
     def _found(self, path: Path) -> dict[str, Tensor] | None:
         if path.is_file():
             try:
-                return read(path)
+                kept = read(path)
+                if isinstance(kept, dict) and all(isinstance(value, Tensor) for value in kept.values()):
+                    return kept
+                raise Damaged(f"{path} does not hold what was prepared")
             except Damaged as error:
                 self.say(f"{error}; computing it again")
         return None

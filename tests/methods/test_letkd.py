@@ -16,6 +16,7 @@ from torch import Tensor
 
 import kd_methods
 from benchmarks.cli.main import cli
+from benchmarks.common.weights import to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
@@ -316,12 +317,20 @@ def test_computed_once_and_kept_by_content(data: ImageData, tmp_path: Path):
     assert len(asked) == 3
 
 
-def test_a_damaged_file_is_computed_again(data: ImageData, tmp_path: Path):
+@pytest.mark.parametrize("how", ["half", "bit", "list", "numbers"])
+def test_a_damaged_file_is_computed_again(data: ImageData, tmp_path: Path, how: str):
     said: list[str] = []
     teacher_pass = study_of(data, tmp_path, say=said.append)
     teacher_pass.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})
     (file,) = tmp_path.glob("*.pt")
-    file.write_bytes(file.read_bytes()[:50])
+    content = file.read_bytes()
+    place = content.index(torch.ones(2).numpy().tobytes())
+    file.write_bytes({
+        "half": content[:50],
+        "bit": content[:place] + b"\1" + content[place + 1 :],
+        "list": to_bytes([torch.ones(2)]),
+        "numbers": to_bytes({"value": 2}),
+    }[how])  # fmt: skip
     assert teacher_pass.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})["value"].sum() == 2
     assert any("computing it again" in line for line in said)
 
