@@ -29,6 +29,12 @@ def imports(file: Path) -> set[tuple[str, ...]]:
     return modules
 
 
+LIBRARY = (
+    "detection", "text", "blockwise", "logit", "relation", "feature", "analysis", "functional", "views", "contract",
+)  # fmt: skip
+"""The same for the library: families of methods, and what they stand on."""
+
+
 def files(room: str) -> list[Path]:
     return sorted((REPO / "benchmarks" / room).rglob("*.py"))
 
@@ -55,6 +61,14 @@ def test_a_room_imports_only_rooms_below_it(room: str) -> None:
 def test_the_library_knows_nothing_of_the_suite() -> None:
     for file in (REPO / "kd_methods").rglob("*.py"):
         assert not [module for module in imports(file) if module[0] == "benchmarks"], file
+
+
+@pytest.mark.parametrize("room", LIBRARY)
+def test_a_room_of_the_library_imports_only_rooms_below_it(room: str) -> None:
+    below = LIBRARY[LIBRARY.index(room) :]
+    for file in (REPO / "kd_methods" / room).rglob("*.py"):
+        rooms = {module[1] for module in imports(file) if module[0] == "kd_methods" and len(module) > 1}
+        assert not rooms & set(LIBRARY) - set(below), file
 
 
 def test_imports_within_the_suite_are_relative() -> None:
