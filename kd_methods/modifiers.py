@@ -29,7 +29,7 @@ class Modifier:
     summary    one line
     source     where ``defaults`` come from
     defaults   settings of single methods that differ once they are modified
-    obstacle    why a method cannot be modified, or None
+    obstacle   why a method cannot be modified, or None
     mix        a method's class with the change, not yet with its card and settings
     """
 
