@@ -38,10 +38,9 @@ class Entry(NamedTuple):
 
 
 def stamp(folder: Path, names: Sequence[str]) -> str:
-    """What changes when one of the files does; empty if one has changed so lately that another change might not show.
+    """What changes when one of the files does; empty where that cannot be said.
 
-    Raises:
-        OSError: a file cannot be looked at, for another reason than that there is none.
+    That is where a file cannot be looked at, or has changed so lately that another change might not show.
     """
     parts, latest = [], 0
     start = f"{folder}{os.sep}"
@@ -51,6 +50,8 @@ def stamp(folder: Path, names: Sequence[str]) -> str:
         except (FileNotFoundError, NotADirectoryError):
             parts.append("-")
             continue
+        except OSError:
+            return ""
         parts.append(f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
         latest = max(latest, found.st_mtime_ns, found.st_ctime_ns)
     return ";".join(parts) if time.time_ns() - latest > SETTLED else ""

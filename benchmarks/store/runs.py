@@ -53,7 +53,8 @@ _SHAPES: Mapping[str, Any] = {
     "metrics.json": list[documents.Epoch],
 }
 
-_FILES = ("cell.json", "checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environment.json", "status.json")
+_FILES = ("checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environment.json", "status.json", "cell.json")
+"""What a run consists of; last what says whose it is, so that a kill while all is set aside leaves that to be seen."""
 
 Say = Callable[[str], None]
 

@@ -171,6 +171,19 @@ def test_all_goes_on_without_an_index(store: Store, monkeypatch: pytest.MonkeyPa
     assert store.facts(KEYS) == expected
 
 
+def test_what_cannot_be_looked_at_is_left_to_the_folders(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = from_folders(store)
+    store.facts(KEYS)
+
+    def failing(*_: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index.os, "stat", failing)
+        assert index.stamp(store.run(KEYS[0]).path, ("status.json",)) == ""
+    assert store.facts(KEYS) == expected
+
+
 USE = """
 import json, sys
 from pathlib import Path
