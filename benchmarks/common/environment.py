@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import operator
 import os
@@ -81,6 +82,26 @@ def _keep_memory() -> None:
 def release_memory() -> None:
     """Give freed memory back once, where the C library is glibc: what is resident then is in use."""
     _glibc("malloc_trim", 0)
+
+
+_SHORTAGE = re.compile(
+    r"out of memory|not enough memory|(cannot|can't) allocate memory|bad_alloc|alloc_failed"
+    r"|could not (create|initialize|execute) a (memory|primitive)",
+    re.IGNORECASE,
+)
+"""How torch's allocator for the CPU, the operating system, the C++ library, CUDA's libraries and oneDNN say it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on whatever device and in whatever library.
+
+    oneDNN gives no reason when it cannot create something; for want of memory it says the same, so it counts.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(_SHORTAGE.search(str(error)))
 
 
 def _glibc(function: str, *arguments: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.random import mtrand
 
 
 def derive(seed: int, *purpose: object) -> int:
@@ -30,29 +33,61 @@ class Stream:
     """A cell's own state of torch's global generators (dropout, sampling inside a method)."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derive(seed, "stream"))
-            self.state = self._read()
-
-    def _read(self) -> list[torch.Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
-
-    def _write(self, states: list[torch.Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self.device)
+        self.seed, self.device = seed, device
+        self._numpy = np.random.MT19937()
+        with seeded(device, seed, "stream"):
+            self.state = _read(device)
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Inside, the global generators are this stream's; outside they are as they were."""
-        outer = self._read()
-        self._write(self.state)
+    def active(self, *place: object) -> Iterator[None]:
+        """Inside, torch's global generators are this stream's; outside they are as they were.
+
+        Python's and numpy's begin anew at every ``place`` of the stream, so they have no state to be saved.
+        """
+        outer = _read(self.device)
+        _write(self.device, self.state)
         try:
-            yield
+            with _others_seeded(derive(self.seed, "stream", *place), self._numpy):
+                yield
         finally:
-            self.state = self._read()
-            self._write(outer)
+            self.state = _read(self.device)
+            _write(self.device, outer)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int, *purpose: object) -> Iterator[None]:
+    """Inside, torch's, Python's and numpy's global generators begin from a purpose; outside they are as they were."""
+    start, outer = derive(seed, *purpose), _read(device)
+    torch.manual_seed(start)
+    try:
+        with _others_seeded(start, np.random.MT19937()):
+            yield
+    finally:
+        _write(device, outer)
+
+
+@contextmanager
+def _others_seeded(seed: int, own: np.random.MT19937) -> Iterator[None]:
+    # Of numpy the generator is exchanged: to read and write its state takes ten times as long, and so does making one.
+    python, numpy = random.getstate(), mtrand.get_bit_generator()
+    random.seed(seed)
+    mtrand.set_bit_generator(own)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        mtrand.set_bit_generator(numpy)
+
+
+def _read(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _write(device: torch.device, states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kd_methods.contract import Network
 from kd_methods.errors import Damaged, UserError, unknown
 
+from .environment import out_of_memory
 from .files import check_archive, read_bytes
 
 Net = TypeVar("Net", bound=Network)
@@ -77,9 +78,9 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a damaged file leads torch's reader anywhere
+        if out_of_memory(error):
+            raise
         raise Damaged(f"{path} is no readable checkpoint{_reason(content[:512], str(error))}") from None
 
 

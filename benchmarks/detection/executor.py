@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 from ..common.console import patient_streams
 from ..config.protocol import Protocol
@@ -122,6 +122,8 @@ def _one(cell: Cell, context: Context) -> bool:
         return False
     if last[0] == "interrupted":
         raise Interrupted("stopped after a whole step; the same command goes on from here")
+    if last[0] == "disk":
+        raise DiskError(str(last[1]))
     if not told:  # the process was killed, or could not begin
         run.set_status("failed", message=str(last[1]))
     watched.records = run.metrics

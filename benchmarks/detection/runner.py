@@ -34,9 +34,10 @@ from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ..networks import count, init_from
 from ..store.runs import OTHER_BITS
 from ..tasks import get_task
-from ..training.loop import CHECK_EVERY, Interrupted, protocol_progress
+from ..training.failures import Diverged, Failure, Interrupted, Refused, line, of_cell
+from ..training.loop import CHECK_EVERY, protocol_progress
 from ..training.precision import autocast
-from ..training.student_run import Diverged, finish
+from ..training.student_run import finish, on_cpu
 from . import detectors
 from .coco import METRICS, Scenes
 from .executor import Job
@@ -74,10 +75,6 @@ _ALLOWED: list[Any] = [
 ]
 """What mmengine's own checkpoints hold beside tensors and plain values: the history of its log. None runs foreign code.
 """
-
-
-class Refused(Exception):
-    """A method is not for this pair of detectors, or not for parts of a batch that are as small as this."""
 
 
 @LOOPS.register_module()
@@ -146,7 +143,7 @@ class Records(Hook):
                 if not math.isfinite(float(total)):
                     raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
         if not self.job.rank:
-            self.sender.send(("step", *divmod(runner.iter, self.job.detection.iterations)))
+            _tell(self.sender, "step", *divmod(runner.iter, self.job.detection.iterations))
         if told[-1]:
             runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
             raise Interrupted
@@ -178,7 +175,7 @@ class Records(Hook):
             return
         self.job.run.set_metrics(self.records)
         self.job.run.set_status("running", epoch=epoch, epochs=self.job.protocol.epochs)
-        self.sender.send(("epoch", self.records[-1]))
+        _tell(self.sender, "epoch", self.records[-1])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["kd"] = {**self.own, "records": list(self.records)}
@@ -198,12 +195,19 @@ def work(sender: Any, job: Job) -> None:
     run = job.run
     with run.lock() as mine:
         if not mine:
-            sender.send(("held",))
-            return
-        if run.ended:
-            sender.send((run.state,))
-            return
-        sender.send(_train(job, sender, _quiet(run / "mmengine", "console.log")))
+            _tell(sender, "held")
+        elif run.ended:
+            _tell(sender, run.state)
+        else:
+            _tell(sender, *_train(job, sender, _quiet(run / "mmengine", "console.log")))
+
+
+def _tell(sender: Any, *message: Any) -> None:
+    """Say something to the parent. Where that was killed there is nobody to work for, and it is no cell's failure."""
+    try:
+        sender.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)
 
 
 def _assist(sender: Any, job: Job) -> None:
@@ -212,20 +216,21 @@ def _assist(sender: Any, job: Job) -> None:
     try:
         runner, _ = set_up(job, sender, folder)
         _run(runner)
-    except (Interrupted, Diverged, Refused):
-        pass
-    except UserError as error:
-        sender.send(_line(error))
-    except Exception as error:
-        traceback.print_exc()
-        sender.send(_line(error))
+    except BaseException as error:
+        failure = _failure(error)
+        if failure and failure.state == "failed":
+            traceback.print_exc()
+            sender.send(failure.message)
 
 
-def _line(error: Exception) -> str:
-    """An error in one line; before that of a process that loads images torch puts the traceback."""
-    if isinstance(error, UserError):
-        return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
-    return f"{type(error).__name__}: {error}"
+def _failure(error: BaseException) -> Failure | None:
+    """What an error makes of the cell, which is alone in its process; None if the user asked to stop.
+
+    A lack of memory is its own, too.
+    """
+    if isinstance(error, Interrupted):
+        return None
+    return of_cell(error) or Failure("failed", line(error))
 
 
 def _quiet(folder: Path, name: str) -> Path:
@@ -243,30 +248,22 @@ def _run(runner: Runner) -> None:
 
 
 def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
+    """Train the cell; the state in which its run is then, or ``("disk", message)`` where nothing could be written."""
     run = job.run
     try:
         runner, hook = set_up(job, sender, folder)
         _run(runner)
         model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        finish(run, model.student, hook.records, job.protocol, model.method.remarks())
-    except Interrupted:
-        run.set_status("interrupted", epoch=len(hook.records), epochs=job.protocol.epochs)
-        return ("interrupted",)
-    except (BrokenPipeError, ConnectionResetError):  # the parent was killed
-        raise SystemExit(1) from None
-    except Diverged as error:
-        run.set_status("diverged", message=str(error), epoch=len(hook.records) + 1)
-        return ("diverged",)
-    except Refused as error:
-        run.set_status("refused", message=str(error))
-        return ("refused",)
-    except UserError as error:  # a file that is missing, say: the next run tries again
-        run.set_status("failed", message=_line(error))
-        return ("failed",)
-    except Exception as error:
-        trace = "".join(traceback.format_exception(error))
-        run.set_status("failed", message=_line(error), trace=trace)
-        return ("failed",)
+        finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
+    except DiskError as error:
+        return "disk", str(error)
+    except BaseException as error:
+        failure = _failure(error)
+        if failure is None:
+            run.set_status("interrupted", epoch=len(run.metrics), epochs=job.protocol.epochs)
+            return ("interrupted",)
+        run.set_status(**failure.facts(), epoch=len(run.metrics) + 1)
+        return (failure.state,)
     return ("done",)
 
 
@@ -472,7 +469,7 @@ def evaluate(sender: Any, job: Job) -> None:
         with redirect_stdout(io.StringIO()):
             sender.send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
     except Exception as error:
-        sender.send(("error", _line(error)))
+        sender.send(("error", line(error)))
 
 
 def cost(sender: Any, job: Job) -> None:
@@ -482,7 +479,7 @@ def cost(sender: Any, job: Job) -> None:
             figures = _figures(job)
         sender.send(("cost", figures))
     except Exception as error:
-        sender.send(("error", _line(error)))
+        sender.send(("error", line(error)))
 
 
 def _figures(job: Job) -> dict[str, Any]:

@@ -20,6 +20,12 @@ EVERY = 20.0
 """Seconds between plain lines about a group that is still training."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process, and send whatever else is printed to nowhere."""
+        raise  # the error that is being handled
+
+
 class Reporter:
     """Counts member-steps over all cells to run, and says what happens. That it cannot be said is no cell's failure.
 
@@ -46,7 +52,7 @@ class Reporter:
         self.met: set[Path] = set()  # runs of which it is known where they began
         self.cells, self.ended, self.steps = cells, 0, 0
         self.started = self.spoke = time.monotonic()
-        self.console = Console(stderr=True)
+        self.console = _Console(stderr=True)
         self.live: Progress | None = None
         self.failed = False
         if self.console.is_terminal:

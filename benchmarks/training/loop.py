@@ -3,14 +3,15 @@
     batch -> augment once -> teacher forward once -> for each cell: student forward, losses, backward, update
 
 A cell's result does not depend on its company: batches are functions of (seed, epoch, step), a cell draws random
-numbers from its own stream, and what the teacher keeps for others changes no kernel.
+numbers from its own stream, what the teacher keeps for others changes no kernel, and a method's code gets hold of
+nothing that others use (see :mod:`.isolation`).
 """
 
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 from typing import Protocol as Interface
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from kd_methods.contract import Batch, Outputs, Progress
-from kd_methods.errors import DiskError
 
 from ..config.protocol import Protocol
 from ..networks import NetworkView
@@ -27,9 +27,11 @@ from ..store.cell import Cell
 from ..store.runs import Run
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import ImageData, Normalisation
+from .failures import Interrupted as Interrupted
+from .failures import of_cell
 from .optimizers import Part, parts
 from .precision import autocast
-from .student_run import Diverged, Member
+from .student_run import Member
 
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
@@ -56,10 +58,6 @@ class Watched(Interface):
 
 Report = Callable[[Watched, str], None]
 """Called with a cell in training and an event: "step", "epoch", "done", "diverged" or "failed"."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user asked to stop; everything is saved."""
 
 
 class SharedTeacher:
@@ -122,51 +120,47 @@ def train(
 
     Raises:
         Interrupted: ``stopping`` said so; every member was saved after a whole step.
-        torch.OutOfMemoryError: the group does not fit; members resume from their checkpoints in smaller groups.
+        RuntimeError, MemoryError, OSError: one by which memory is short (see :mod:`.failures`): the group does not fit;
+            members resume from their checkpoints in smaller groups.
     """
     active = [member for member in members if member.position[0] <= protocol.epochs]
     seed = members[0].cell.seed
-    if teacher and protocol.stored_logits and any("logits" in member.needs.teacher for member in members):
+    if teacher and protocol.stored_logits and active:  # whoever reads them, so that all get the same
         teacher.store_logits(cast(ImageData, data), seed)
     while active:
         epoch, start = min(member.position for member in active)
         progress = protocol_progress(protocol, epoch)
         here = [member for member in active if member.position[0] == epoch]
         for member in here:
-            member.start_epoch(epoch)
+            with guarded(member, active, report):
+                member.start_epoch(epoch)
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
             due = [member for member in here if member in active and member.position <= (epoch, step)]
             for part in parts(len(batch), protocol.accumulate):
                 inputs, kept = shared(batch, part, teacher, due)
-                stamp = _stamp(inputs, kept)
                 for member in due:
-                    if member not in active:
-                        continue
-                    with guarded(member, active, report):
-                        member.step(inputs, kept, (epoch, step), progress, part)
-                        if _stamp(inputs, kept) != stamp:
-                            raise RuntimeError("the method writes in place into the batch or the teacher's outputs")
-                        if part.last and step % CHECK_EVERY == 0:
-                            member.check_finite()
-                    if _stamp(inputs, kept) != stamp:  # the others get what they would have got
-                        batch = next(iter(data.batches(seed, epoch, step)))
-                        inputs, kept = shared(batch, part, teacher, due)
-                        stamp = _stamp(inputs, kept)
+                    if member in active:
+                        with guarded(member, active, report):
+                            member.step(inputs, kept, (epoch, step), progress, part)
+                            if part.last and step % CHECK_EVERY == 0:
+                                member.check_finite()
             for member in due:
                 if member in active:
                     report(member, "step")
-            if stopping():
+            stop = stopping()
+            for member in list(active) if stop else due:
+                if member in active and (stop or time.monotonic() - member.saved_at > save_seconds):
+                    with guarded(member, active, report):
+                        member.save()
+            if stop:
                 for member in active:
-                    member.save()
                     member.run.set_status("interrupted", epoch=max(member.position[0] - 1, 0), epochs=protocol.epochs)
                 raise Interrupted("stopped after a whole step; the same command goes on from here")
-            for member in due:
-                if member in active and time.monotonic() - member.saved_at > save_seconds:
-                    member.save()
         for member in here:
             if member in active:
                 with guarded(member, active, report):
                     member.end_epoch(epoch)
+                if member in active:
                     report(member, "epoch")
         active = [member for member in active if member.position[0] <= protocol.epochs]
     for member in members:
@@ -174,6 +168,7 @@ def train(
             active = [member]
             with guarded(member, active, report):
                 member.finish()
+            if active:
                 report(member, "done")
 
 
@@ -194,36 +189,17 @@ def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
     return Progress(protocol.recipe_epoch(epoch), protocol.recipe_epochs, protocol.recipe_epoch(1))
 
 
-def _stamp(batch: Batch, kept: Outputs | None) -> list[int]:
-    """Changes when a tensor that a group shares is written to."""
-    shared = (
-        batch.inputs,
-        batch.renormalised,
-        batch.second,
-        batch.labels,
-        batch.indices,
-        *(kept.tensors() if kept else ()),
-    )
-    return [tensor._version for tensor in shared if tensor is not None]
-
-
-class guarded:
-    """Context: a member that fails inside is marked, reported and dropped from ``active``; the others go on."""
-
-    def __init__(self, member: Member, active: list[Member], report: Report) -> None:
-        self.member, self.active, self.report = member, active, report
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        # Running out of memory concerns the whole group, a full disk the whole run.
-        if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError | DiskError):
-            return False
-        state = "diverged" if isinstance(error, Diverged) else "failed"
-        message = str(error) if state == "diverged" else f"{type(error).__name__}: {error}"
-        trace = "" if state == "diverged" else "".join(traceback.format_exception(error))
-        self.member.run.set_status(state, message=message, trace=trace, epoch=max(self.member.position[0], 0))
-        self.active.remove(self.member)
-        self.report(self.member, state)
-        return True
+@contextmanager
+def guarded(member: Member, active: list[Member], report: Report) -> Iterator[None]:
+    """A member whose code fails inside is marked, reported and dropped from ``active``; the others go on."""
+    try:
+        yield
+    except BaseException as error:
+        failure = of_cell(error)
+        if failure is None:
+            raise
+        member.run.set_status(**failure.facts(), epoch=max(member.position[0], 0))
+        active.remove(member)
+    else:
+        return
+    report(member, failure.state)

@@ -26,16 +26,18 @@ def check(protocol: Protocol, device: torch.device) -> None:
 
 
 def autocast(protocol: Protocol, device: torch.device) -> AbstractContextManager[object]:
-    """Context in which networks and the learned parts of methods run.
-
-    TF32 is a switch of the process and not of a context; it is set to what the protocol says.
-    """
-    if device.type == "cuda":
-        allowed = protocol.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    """Context in which networks and the learned parts of methods run."""
+    set_tf32(protocol, device)
     if protocol.precision not in _TYPES:
         return nullcontext()
     return torch.autocast(device.type, _TYPES[protocol.precision])
+
+
+def set_tf32(protocol: Protocol, device: torch.device) -> None:
+    """TF32 is a switch of the process and not of a context; it is set to what the protocol says."""
+    if device.type == "cuda":
+        allowed = protocol.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def scaler(protocol: Protocol, device: torch.device) -> torch.amp.GradScaler:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import kd_methods
-from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Network, Outputs, Phase, Progress, TeacherPass
+from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Network, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
-from ..common.seeding import Stream, derive
+from ..common.environment import out_of_memory
+from ..common.seeding import Stream, seeded
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import LogitsOnly, NetworkView, count, imagenet_start, init_from, macs
@@ -22,11 +25,10 @@ from ..store.cell import Cell
 from ..store.runs import Run
 from ..tasks import TaskData
 from . import optimizers
-from .precision import autocast, scaler
-
-
-class Diverged(Exception):
-    """A loss term stopped being finite."""
+from .failures import Diverged
+from .isolation import Loans, apart, lend
+from .precision import autocast, scaler, set_tf32
+from .teacher_pass import StoredTeacherPass
 
 
 class Member:
@@ -34,11 +36,14 @@ class Member:
 
     Epochs count from 1; a method's first phases end with epoch 0, so that all cells of a group then start together.
 
+    Its method is lent what the group shares (see :mod:`.isolation`), and whatever is called of it may raise an
+    Interference. Nothing is saved of a cell whose method changed what it was lent.
+
     Args:
         cell: what is trained.
         protocol: the recipe of its group.
         data: the task's data on the device.
-        teacher: the frozen teacher as the methods get it (not folded), or None.
+        teacher: the group's frozen teacher (not folded), or None.
         run: where its results go.
         teacher_pass: what the method is prepared from; without one it keeps its stand-ins.
         observe: measures the student after every epoch; what it returns is recorded.
@@ -52,7 +57,7 @@ class Member:
         data: TaskData,
         teacher: NetworkView | None,
         run: Run,
-        teacher_pass: TeacherPass | None = None,
+        teacher_pass: StoredTeacherPass | None = None,
         observe: Callable[[Network], dict[str, Any]] | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -60,26 +65,31 @@ class Member:
         protocol = cell.under(protocol)
         self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
         device = data.device
-        self.stream = Stream(cell.seed, device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derive(cell.seed, "student"))
+        self.stream, self.loans = Stream(cell.seed, device), Loans()
+        set_tf32(protocol, device)
+        own = self.loans.network("the teacher", teacher) if teacher else None
+        info = data.info
+        if info.labels is not None:
+            info = replace(info, labels=self.loans.tensor("the training set's labels", info.labels))
+        with self._apart("student"):
             student = data.build(cell.student)
             if cell.init:
-                assert teacher is not None
-                init_from(student, teacher, cell.init)
+                assert own is not None
+                init_from(student, own, cell.init)
             if start:
                 imagenet_start.begin(student.module, start)
-            torch.manual_seed(derive(cell.seed, "method"))
-            self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings)
+        with self._apart("method"):
+            self.method = kd_methods.build(cell.method, student, own, info, **cell.settings)
             self.method.to(device).to(memory_format=torch.channels_last)
             self.student = self.method.adapt(student).to(device)
             self.student.compiles = protocol.compile  # type: ignore[assignment]
             if teacher_pass:
-                self.method.prepare(teacher_pass)
-        phases = self.method.phases()
-        for needs in (self.method.needs, *(phase.needs for phase in phases)):
-            self._check_needs(teacher, needs)
-        self.deployed = self.method.deployed(self.student)
+                assert own is not None
+                self.method.prepare(replace(teacher_pass, network=own, own_labels=info.labels))
+            phases = self.method.phases()
+            for needs in (self.method.needs, *(phase.needs for phase in phases)):
+                self._check_needs(own, needs)
+            self.deployed = self.method.deployed(self.student)
         self.scaler = scaler(protocol, device)
         self.optimizer = optimizers.build(
             [*self.student.parameters(), *self.method.parameters()],
@@ -97,6 +107,12 @@ class Member:
         self.sums: dict[str, Tensor] = {}
         self.counted = 0
         self.saved_at = time.monotonic()
+
+    @contextmanager
+    def _apart(self, *purpose: object) -> Iterator[None]:
+        """Context in which the method's code runs outside of training steps."""
+        with apart(self.cell.method, self.loans), seeded(self.data.device, self.cell.seed, *purpose):
+            yield
 
     @property
     def needs(self) -> Needs:
@@ -139,8 +155,9 @@ class Member:
         before, self.phase = self._phase_of(epoch - 1), self._phase_of(epoch)
         if before is not self.phase and self.position == (epoch, 0):
             self.optimizer.restart()
-        self.student.train()
-        self.method.train()
+        with self._apart("epoch", epoch):
+            self.student.train()
+            self.method.train()
 
     def _set_lr(self, epoch: int, step: int) -> None:
         if self.phase:
@@ -168,12 +185,13 @@ class Member:
         started = time.perf_counter()
         self._set_lr(*position)
         if (part.least or len(batch.labels)) >= self.needs.min_batch:
-            with self.stream.active():
+            own, lesson, loans = lend(batch, teacher, self.needs)
+            with apart(self.cell.method, loans), self.stream.active(*position, part.index):
                 with autocast(self.protocol, self.data.device):
-                    losses = self.losses(self.forward(batch), teacher, batch, progress)
+                    losses = self.losses(self.forward(own), lesson, own, progress)
                 self.optimizer.backward_and_step(losses, part)
-            for name, term in losses.terms().items():
-                self.sums[name] = self.sums.get(name, 0) + term.detach().double()
+                for name, term in losses.terms().items():
+                    self.sums[name] = self.sums.get(name, 0) + term.detach().double()
             self.counted += 1
         if part.last:
             self.position = (position[0], position[1] + 1)
@@ -204,7 +222,9 @@ class Member:
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Evaluate (in the training proper), record, save. Returns the epoch's record."""
         self.check_finite()
-        evaluated = {"": {}} if self.phase else self.evaluate()
+        with self._apart("evaluation", epoch):
+            evaluated = {"": {}} if self.phase else self.evaluate()
+            similarity = {"similarity": self._observed()} if self.observe and not self.phase else {}
         self.records.append(
             {
                 "epoch": epoch,
@@ -212,7 +232,7 @@ class Member:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "metrics": evaluated.pop(""),
                 "probes": evaluated,
-                **({"similarity": self._observed()} if self.observe and not self.phase else {}),
+                **similarity,
                 "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
                 "seconds": round(self.seconds, 3),
             }
@@ -229,7 +249,9 @@ class Member:
         assert self.observe is not None
         try:
             return self.observe(self.student)
-        except (RuntimeError, ValueError, LookupError):
+        except (RuntimeError, ValueError, LookupError) as error:
+            if out_of_memory(error):
+                raise
             return {}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -255,10 +277,11 @@ class Member:
 
     def save(self) -> None:
         """Write everything that training needs to go on to the same bits."""
+        with self._apart("save"):
+            parts = {"student": self.student.state_dict(), "method": self.method.state_dict()}
         state = {
             "cell": self.cell.key,
-            "student": self.student.state_dict(),
-            "method": self.method.state_dict(),
+            **parts,
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state,
             "scaler": self.scaler.state_dict(),
@@ -285,8 +308,9 @@ class Member:
         try:
             if state.get("cell", self.cell.key) != self.cell.key:
                 raise ValueError("it is another cell's")
-            self.student.load_state_dict(state["student"])
-            self.method.load_state_dict(state["method"])
+            with self._apart("restore"):
+                self.student.load_state_dict(state["student"])
+                self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state.get("scaler", {}))
             self.stream.state = [part.cpu() for part in state["stream"]]
@@ -295,9 +319,9 @@ class Member:
             self.sums = {name: torch.as_tensor(total) for name, total in state["sums"].items()}
             if [record["epoch"] for record in self.records] != list(range(self.first_epoch, self.position[0])):
                 raise ValueError(f"it has the records of other epochs than those before {self.position[0]}")
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # any: the content may be of any form
+            if out_of_memory(error):
+                raise
             text = " ".join(str(error).split())
             raise Damaged(
                 f"{path} was written by another version of the code ({type(error).__name__}: {text})"
@@ -306,13 +330,14 @@ class Member:
 
     def finish(self) -> None:
         """Write the deployed network and mark the cell done."""
-        remarks = [*self.method.remarks(), *self._size()]
-        finish(self.run, self.deployed, self.records, self.protocol, remarks)
+        with self._apart("finish"):
+            remarks = [*self.method.remarks(), *self._size()]
+            weights = on_cpu(self.deployed)
+        finish(self.run, weights, self.records, self.protocol, remarks)
 
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""
-        with torch.random.fork_rng(devices=[]):
-            plain = self.data.build(self.cell.student).plain()
+        plain = self.data.build(self.cell.student).plain()
         own, usual = count(self.deployed.parameters()), count(plain.parameters())
         if own == usual:
             return []
@@ -324,11 +349,15 @@ class Member:
         ]
 
 
+def on_cpu(deployed: nn.Module) -> dict[str, Tensor]:
+    """A deployed network's tensors as they are written."""
+    return {key: value.detach().cpu().contiguous() for key, value in deployed.state_dict().items()}
+
+
 def finish(
-    run: Run, deployed: nn.Module, records: list[dict[str, Any]], protocol: Protocol, remarks: Sequence[str]
+    run: Run, weights: dict[str, Tensor], records: list[dict[str, Any]], protocol: Protocol, remarks: Sequence[str]
 ) -> None:
-    """Write a deployed network and its metrics, and mark the run done."""
-    weights = {key: value.detach().cpu().contiguous() for key, value in deployed.state_dict().items()}
+    """Write a deployed network's weights and its metrics, and mark the run done."""
     run.write("student.pt", to_bytes(weights))
     run.set_metrics(records)
     last = records[-1]

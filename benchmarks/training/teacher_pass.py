@@ -15,14 +15,14 @@ from kd_methods.contract import Outputs, TeacherPass
 from kd_methods.errors import Damaged
 
 from ..common.files import digest, write_bytes, write_json
-from ..common.seeding import derive
+from ..common.seeding import seeded
 from ..common.units import duration
 from ..common.weights import read, to_bytes
 from ..networks import NetworkView
 from ..store.cell import Cell, TeacherRef, kind_of
 from ..tasks import TaskData
 from ..tasks.images import Normalisation
-from .loop import Interrupted
+from .failures import Interrupted
 
 BATCH = 250
 LONG = 2000
@@ -62,6 +62,7 @@ class StoredTeacherPass(TeacherPass):
         folder: where results are kept.
         say: hears what is computed.
         stopping: whether the user asked to stop.
+        own_labels: the training set's, where a method is not to have the data's own tensor.
     """
 
     network: NetworkView
@@ -71,6 +72,7 @@ class StoredTeacherPass(TeacherPass):
     folder: Path
     say: Callable[[str], None]
     stopping: Callable[[], bool] = lambda: False
+    own_labels: Tensor | None = None
     spoke: list[float] = field(default_factory=lambda: [time.monotonic()], compare=False)
 
     @classmethod
@@ -89,8 +91,9 @@ class StoredTeacherPass(TeacherPass):
 
     @property
     def labels(self) -> Tensor:  # type: ignore[override]
-        assert self.data.info.labels is not None
-        return self.data.info.labels
+        labels = self.data.info.labels if self.own_labels is None else self.own_labels
+        assert labels is not None
+        return labels
 
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
         indices = torch.arange(self.data.info.num_samples) if indices is None else indices
@@ -116,16 +119,16 @@ class StoredTeacherPass(TeacherPass):
     ) -> dict[str, Tensor]:
         key = {"what": what, "settings": dict(settings), **self.identity}
         path = self.folder / f"{digest(key)[:16]}.pt"
-        state = self._found(path)
-        if state is None:
-            self.say(f"  preparing {what.rpartition(' ')[0]} of {self.identity['teacher']['network']}")
-            started = time.monotonic()
-            with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
-                torch.manual_seed(derive(0, what))
+        # Also where it is found: what a method draws afterwards is the same in both cases.
+        with seeded(self.data.device, 0, what):
+            state = self._found(path)
+            if state is None:
+                self.say(f"  preparing {what.rpartition(' ')[0]} of {self.identity['teacher']['network']}")
+                started = time.monotonic()
                 state = {name: value.detach().cpu().contiguous() for name, value in compute().items()}
-            write_json(path.with_suffix(".json"), key)
-            write_bytes(path, to_bytes(state))
-            self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
+                write_json(path.with_suffix(".json"), key)
+                write_bytes(path, to_bytes(state))
+                self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
         return {name: value.to(self.data.device) for name, value in state.items()}
 
     def kept_only(self) -> StoredTeacherPass:

@@ -197,6 +197,24 @@ class Outputs:
         logits = () if self._logits is None else (self._logits,)
         return (*logits, *features, *(self._second.tensors() if self._second else ()))
 
+    def only(
+        self,
+        fields: Iterable[str],
+        units: Iterable[str] = (),
+        second: bool = False,
+        through: Callable[[str, Any], Any] = lambda unit, value: value,
+    ) -> Outputs:
+        """What is named of these outputs, of the second view too where it is wanted; ``"logits"`` among the fields.
+
+        ``through`` makes of the name and value of every unit, and of the logits, the value that is kept.
+        """
+        fields = tuple(fields)
+        names = self._layout.units(field for field in fields if field != "logits").union(units)
+        features = {name: through(name, self._features[name]) for name in names}
+        logits = through("logits", self._logits) if "logits" in fields and self._logits is not None else None
+        other = self._second.only(fields, units, through=through) if second and self._second else None
+        return Outputs(logits, features, self._layout, other)
+
     def with_second(self, second: Outputs) -> Outputs:
         """These outputs, with those of the second view beside them."""
         return Outputs(self._logits, self._features, self._layout, second)

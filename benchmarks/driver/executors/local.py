@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,8 +13,7 @@ from typing import Any
 
 import torch
 
-from kd_methods.contract import TeacherPass
-from kd_methods.errors import Damaged, DiskError, UserError
+from kd_methods.errors import Damaged
 
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
@@ -27,7 +25,8 @@ from ...networks import NetworkView
 from ...store.cell import Cell, TeacherRef
 from ...store.runs import OTHER_BITS, Store
 from ...teachers.zoo import Teacher, Zoo
-from ...training.loop import Interrupted, Report, SharedTeacher, train
+from ...training.failures import Interrupted, line, of_cell
+from ...training.loop import Report, SharedTeacher, train
 from ...training.student_run import Member
 from ...training.teacher_pass import StoredTeacherPass
 from .executor import Executor
@@ -127,23 +126,26 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
 
 def _train(cells: Sequence[Cell], context: Context) -> None:
     """Train a group; one that does not fit into memory goes on in halves, from its members' checkpoints."""
-    if _fits(cells, context):
+    shortage = _shortage(cells, context)
+    if not shortage:
         return
     # Outside the except block: there, the error's traceback would keep the whole group in memory.
     gc.collect()
+    environment.release_memory()
     if context.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(cells) == 1:
-        context.store.run(cells[0]).set_status("failed", message="out of memory, alone in its group")
-        context.say(f"{cells[0].label}  FAILED: out of memory, alone in its group")
+        message = f"out of memory, alone in its group: {shortage}"
+        context.store.run(cells[0]).set_status("failed", message=message)
+        context.say(f"{cells[0].label}  FAILED: {message}")
         return
     middle = len(cells) // 2
     for part in (cells[:middle], cells[middle:]):
         _train(part, context)
 
 
-def _fits(cells: Sequence[Cell], context: Context) -> bool:
-    """Train a group; False if it ran out of memory."""
+def _shortage(cells: Sequence[Cell], context: Context) -> str:
+    """Train a group; how it ran out of memory, if it did."""
     try:
         ref = cells[0].teacher
         network = context.teacher(ref) if ref else None
@@ -157,49 +159,56 @@ def _fits(cells: Sequence[Cell], context: Context) -> bool:
             train(
                 members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
             )
-    except torch.OutOfMemoryError:
-        return False
-    return True
+    except Exception as error:
+        if not environment.out_of_memory(error):
+            raise
+        return line(error)
+    return ""
 
 
 def _member(
     cell: Cell,
     teacher: NetworkView | None,
-    teacher_pass: TeacherPass | None,
+    teacher_pass: StoredTeacherPass | None,
     observe: BlockSimilarity | None,
     context: Context,
 ) -> Member | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
-    start = (
-        load_weights(context.weights_of(cell.start)) if cell.start else None
-    )  # as a teacher's, no failure of the cell
-    while True:
-        try:
-            member = Member(cell, context.protocol, context.data, teacher, run, teacher_pass, observe, start)
-        except (torch.OutOfMemoryError, DiskError):  # concern the whole group, or the whole run
+    # As a teacher's file: one that cannot be read is no failure of the cell.
+    start = load_weights(context.weights_of(cell.start)) if cell.start else None
+    arguments = cell, context.protocol, context.data, teacher, run, teacher_pass, observe, start
+    try:
+        member = Member(*arguments)
+        if damage := _damage(member):
+            member = Member(*arguments)
+    except BaseException as error:
+        failure = of_cell(error, building=True)
+        if failure is None:
             raise
-        except Exception as error:  # a method's own code; the other cells of the group go on
-            if isinstance(error, UserError):  # the method says why it is not for this pair
-                run.set_status("refused", message=str(error))
-                context.say(f"{cell.label}  n/a: {error}")
-            else:
-                message = f"{type(error).__name__}: {error}"
-                run.set_status("failed", message=message, trace="".join(traceback.format_exception(error)))
-                context.say(f"{cell.label}  FAILED: {message}")
-            context.left_out()
-            return None
-        try:
-            member.restore()
-            break
-        except Damaged as error:  # begin anew without it
-            aside = set_aside(run / "checkpoint.pt", "unreadable")
-            context.say(f"{cell.label} starts again: {error}; the file is kept as {aside.name}")
-    change = run.add_environment(environment.describe(context.device), *member.position)
-    if change and member.position[0] <= context.protocol.epochs:
-        context.say(f"{cell.label}  {change}, {OTHER_BITS}")
-    run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
-    return member
+        run.set_status(**failure.facts())
+    else:
+        if damage:
+            context.say(f"{cell.label} starts again: {damage}")
+        change = run.add_environment(environment.describe(context.device), *member.position)
+        if change and member.position[0] <= context.protocol.epochs:
+            context.say(f"{cell.label}  {change}, {OTHER_BITS}")
+        run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
+        return member
+    kind = "n/a" if failure.state == "refused" else failure.state.upper()
+    context.say(f"{cell.label}  {kind}: {failure.message}")
+    context.left_out()
+    return None
+
+
+def _damage(member: Member) -> str:
+    """Continue from the last checkpoint; if it cannot be used, why not, and where it is kept."""
+    try:
+        member.restore()
+    except Damaged as error:
+        aside = set_aside(member.run / "checkpoint.pt", "unreadable")
+        return f"{error}; the file is kept as {aside.name}"
+    return ""
 
 
 def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
