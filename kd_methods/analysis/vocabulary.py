@@ -2,50 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from ..contract import TeacherPass
 from .locations import stream
 
-BATCH = 16_384
-"""Locations per update; at least four per centre."""
+MEMORY = 2**29
+"""Values of features that are held; where there are more, the teacher sees all images again in every iteration."""
+
+CHUNK = 16_384
+"""Locations that are assigned at once."""
 
 
-def vocabulary(teacher_pass: TeacherPass, unit: str, factor: int, words: int, passes: int) -> Tensor:
-    """Centres (words, D) of the features of ``unit``, Euclidean and not normalised; computed once.
+def vocabulary(teacher_pass: TeacherPass, unit: str, factor: int, words: int, iterations: int) -> Tensor:
+    """Centres (words, D) of the features of ``unit`` by k-means, Euclidean and not normalised; computed once.
 
-    Mini-batch k-means over a stream, so that memory does not grow with the data. On 640,000 features of a trained
-    resnet56 its centres are about as near to unseen features as those of 20 Lloyd iterations over all of them.
+    Lloyd's iterations over all locations from random ones, as the authors' faiss has them. Mini-batch k-means, which
+    passes over the images but once, is no substitute: on few locations (9,600 to 80,000 of a trained resnet56) its mean
+    squared distance is 20 % larger, and 7 to 10 % larger after eight passes.
 
     Args:
         teacher_pass: the teacher on its training images.
         unit: whose output.
         factor: by which maps are average-pooled first.
         words: number of centres.
-        passes: how often all images are seen, in one fixed random order.
+        iterations: of k-means.
 
-    Source: letKD supplement and code (faiss k-means, 20 iterations, random start); Sculley 2010 for the updates.
+    Source: letKD supplement and code (faiss k-means, 20 iterations, random start).
     """
-    settings = {"unit": unit, "pooling": factor, "words": words, "passes": passes}
+    settings = {"unit": unit, "pooling": factor, "words": words, "iterations": iterations}
     return teacher_pass.stored(
-        "visual words 1", settings, lambda: {"words": _words(teacher_pass, unit, factor, words, passes)}
+        "visual words 2", settings, lambda: {"words": _words(teacher_pass, unit, factor, words, iterations)}
     )["words"]
 
 
-def _words(teacher_pass: TeacherPass, unit: str, factor: int, words: int, passes: int) -> Tensor:
-    order = torch.randperm(len(teacher_pass.labels), generator=torch.Generator().manual_seed(0))
-    size = max(BATCH, 4 * words)
-    means = MiniBatchKMeans(words, init="random", n_init=1, batch_size=size, random_state=0)
-    for _ in range(passes):
-        waiting: list[Tensor] = []
-        for features, _ in stream(teacher_pass, unit, factor, order):
-            waiting.append(features.cpu())
-            if sum(map(len, waiting)) >= size:
-                means.partial_fit(torch.cat(waiting).numpy())
-                waiting = []
-        # What is left is too few to start from, and enough to go on with.
-        if waiting and (sum(map(len, waiting)) >= words or hasattr(means, "cluster_centers_")):
-            means.partial_fit(torch.cat(waiting).numpy())
-    return torch.from_numpy(means.cluster_centers_).float()
+def _words(teacher_pass: TeacherPass, unit: str, factor: int, words: int, iterations: int) -> Tensor:
+    def seen(indices: Tensor | None = None) -> Iterable[Tensor]:
+        return (features for features, _ in stream(teacher_pass, unit, factor, indices))
+
+    first = next(iter(seen(torch.arange(1))))
+    count = len(teacher_pass.labels) * len(first)
+    held = list(seen()) if count * first.shape[1] <= MEMORY else None
+    start = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:words]
+    centres = _at(held or seen(), start.sort().values)
+    for i in range(iterations):
+        teacher_pass.progress(f"words, iteration {i + 1} of {iterations}")
+        centres = lloyd(held or seen(), centres)
+    return centres
+
+
+def _at(batches: Iterable[Tensor], positions: Tensor) -> Tensor:
+    """The rows at ascending positions, counted over all batches."""
+    found, start = [], 0
+    for features in batches:
+        own = positions[(positions >= start) & (positions < start + len(features))] - start
+        found.append(features[own.to(features.device)])
+        start += len(features)
+    return torch.cat(found)
+
+
+def lloyd(batches: Iterable[Tensor], centres: Tensor) -> Tensor:
+    """The means (K, D) of the rows (N, D) that are nearest to each centre (K, D).
+
+    A centre that has none moves next to the one that has the most, to share its rows, as in faiss.
+    """
+    sums = torch.zeros_like(centres, dtype=torch.float64)
+    sizes = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
+    squares = centres.pow(2).sum(1)
+    for features in batches:
+        for part in features.split(CHUNK):
+            nearest = torch.addmm(squares, part, centres.t(), alpha=-2).argmin(1)
+            sums.index_add_(0, nearest, part.double())
+            sizes += nearest.bincount(minlength=len(centres))
+    moved = torch.where(sizes[:, None] > 0, (sums / sizes.clamp_min(1)[:, None]).to(centres), centres)
+    empty = torch.nonzero(sizes == 0).flatten()
+    largest = sizes.argsort(descending=True)[: min(len(empty), int((sizes > 0).sum()))]
+    moved[empty[: len(largest)]] = moved[largest] * (1 + NEXT_TO)
+    moved[largest] *= 1 - NEXT_TO
+    return moved
+
+
+NEXT_TO = 1 / 1024
+"""How far, in shares of its values, faiss moves a centre to share its rows with another one."""

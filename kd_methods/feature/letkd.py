@@ -59,7 +59,7 @@ class Settings(MethodSettings):
     weight_penultimate: float = Field(1.0, ge=0, description="weight of the matching term; 0: no supervision")
     weight_intermediate: float = Field(1.0, ge=0, description="as weight_penultimate")
     words: int = Field(4096, ge=2, description="visual words, the templates before the pooling")
-    passes: int = Field(1, ge=1, description="passes of mini-batch k-means over the training images")
+    iterations: int = Field(20, ge=1, description="iterations of k-means that words are found in")
     inverse_temperature: float = Field(1.0, gt=0, description="factor on squared distances to the words")
     subclasses: int = Field(8, ge=1, description="sub-classes per class, the intermediate templates")
     dimensions: int = Field(60, ge=1, description="discriminants that sub-classes are found in")
@@ -93,8 +93,8 @@ class LetKD1(Method[Settings]):
             "the supplement's algorithm 1 writes softmax(d) of distances; as in the code it is softmax(-d)",
             "the second convolution's input is normalised as in the code (setting normalise_assignment); the"
             " supplement's appendix argues for leaving it as it is",
-            "words by mini-batch k-means over a stream and sub-classes by scikit-learn's k-means, for faiss with 20"
-            " iterations; scores from the centres themselves, for the clusters' means",
+            "words by 20 iterations of k-means from random locations, as the code's faiss has them, sub-classes by"
+            " scikit-learn's from a spread-out start; scores from the centres themselves, for the clusters' means",
             "fewer words where the data has less than 39 locations for each, and of 60 discriminants as many as there"
             " are, min(classes - 1, channels) at most; said under the table",
             "the intermediate target uses the labels; the KD layers stay in the network that is deployed and counted",
@@ -102,7 +102,6 @@ class LetKD1(Method[Settings]):
             "the student's classifier starts from N(0, sqrt(2 / classes)) and a bias of 0, as in the code; under other"
             " methods, whose published values come from other papers, as the networks have it",
         ),
-        our_choice=("passes",),
         recipe="cifar100-letkd",
     )
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
@@ -173,7 +172,7 @@ class LetKD1(Method[Settings]):
         config = self.settings
         for site in self.sites:
             if site.weight and site.name == "penultimate":
-                words = vocabulary(teacher_pass, site.teacher_unit, site.factor, len(self.words), config.passes)
+                words = vocabulary(teacher_pass, site.teacher_unit, site.factor, len(self.words), config.iterations)
                 self.words.copy_(words)
                 self.sharpness = self._mean_largest_target(teacher_pass, site)
             elif site.weight:

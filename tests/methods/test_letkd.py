@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
@@ -30,8 +32,7 @@ from benchmarks.training.loop import Interrupted
 from benchmarks.training.student_run import Member
 from benchmarks.training.teacher_pass import StoredTeacherPass
 from kd_methods import functional
-from kd_methods.analysis import locations, subclasses
-from kd_methods.analysis.vocabulary import vocabulary
+from kd_methods.analysis import locations, subclasses, vocabulary
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
 from kd_methods.feature._kd_layer import Assign, Match
@@ -232,12 +233,44 @@ def test_every_location_is_a_sample_of_its_image(
 
 
 def test_words_are_centres_without_empty_ones(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
-    words = vocabulary(teacher_pass, UNIT, 1, 40, 2)
+    words = vocabulary.vocabulary(teacher_pass, UNIT, 1, 40, 5)
     distances = torch.cdist(features[0], words)
     sizes = distances.argmin(1).bincount(minlength=40)
     assert words.shape == (40, 64) and sizes.min() > 0 and sizes.sum() == len(features[0])
     spread = (features[0] - features[0].mean(0)).pow(2).sum(1).mean()
     assert distances.min(1).values.pow(2).mean() < 0.5 * spread
+
+
+def test_words_are_found_by_lloyds_iterations(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
+    rows = features[0]
+    start = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:40].sort().values]
+    found = vocabulary.vocabulary(teacher_pass, UNIT, 1, 40, 20)
+    with warnings.catch_warnings(action="ignore"):  # it has not converged
+        theirs = KMeans(40, init=start.numpy(), n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(rows.numpy())
+    assert torch.allclose(found, torch.from_numpy(theirs.cluster_centers_), atol=1e-3)
+    # What a single pass of mini-batches over so few locations leaves is not near enough.
+    batches = MiniBatchKMeans(40, init="random", n_init=1, batch_size=16_384, random_state=0).partial_fit(rows.numpy())
+    far, near = (
+        torch.cdist(rows, centres).min(1).values.pow(2).mean()
+        for centres in (torch.from_numpy(batches.cluster_centers_), found)
+    )
+    assert far > 1.1 * near
+
+
+def test_words_do_not_depend_on_what_memory_holds(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = vocabulary.vocabulary(study_of(data, tmp_path / "held"), UNIT, 1, 30, 4)
+    monkeypatch.setattr(vocabulary, "MEMORY", 10)
+    assert torch.equal(vocabulary.vocabulary(study_of(data, tmp_path / "not"), UNIT, 1, 30, 4), held)
+
+
+def test_a_word_without_locations_shares_those_of_the_largest():
+    rows = torch.cat([torch.randn(50, 3) + 5, torch.randn(10, 3) - 5])
+    centres = vocabulary.lloyd([rows[:25], rows[25:]], torch.tensor([[5.0] * 3, [5.0] * 3, [-5.0] * 3]))
+    assert torch.allclose(centres[2], rows[50:].mean(0), atol=1e-5)
+    assert torch.allclose(centres[:2].mean(0), rows[:50].mean(0), atol=1e-5) and not torch.equal(centres[0], centres[1])
+    assert torch.cdist(rows, vocabulary.lloyd([rows], centres)).argmin(1).bincount(minlength=3).min() > 0
 
 
 def test_discriminants_are_those_of_scikit_learn(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
@@ -442,7 +475,8 @@ def test_published_probes_stand_beside_ours(tmp_path: Path):
     store, protocol = Store(tmp_path), load_protocol("digits-demo")
     data = get_task("digits").open(tmp_path, protocol, torch.device("cpu"))
     for cell in make(request, workspace).cells.values():
-        member = Member(cell, protocol, data, data.build("resnet56"), store.create(cell))  # type: ignore[arg-type]
+        teacher = data.build("resnet56").requires_grad_(False).eval()
+        member = Member(cell, protocol, data, teacher, store.create(cell))  # type: ignore[arg-type]
         member.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
         member.finish()
     _, file = probe.report(request, workspace)
