@@ -152,13 +152,18 @@ def _unpublished_note(plan: Plan) -> list[str]:
 
 
 def _our_choice(row: str, plan: Plan) -> list[str]:
-    """The settings that no source gives, with their values."""
-    cell = plan.cells[row, plan.pairs[0].id, plan.seeds[0]]
-    settings = flat(cell.settings)
-    chosen = list(registry.card(cell.method).our_choice)
-    for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
-        entry = None if plan.uniform else pair_entry(part, plan.pairs[0].id, plan.protocol.recipe)
-        if entry and entry.our_choice:
-            prefix = "" if part == cell.method else f"{part}."
-            chosen += [f"{prefix}{key}" for key in flat(entry.values)]
-    return [f"{key} {settings[key]}" for key in dict.fromkeys(chosen)]
+    """The settings that no source gives, with their values; a column is named where it is not all of them."""
+    columns: dict[str, list[str]] = {}
+    for pair in plan.pairs:
+        cell = plan.cells[row, pair.id, plan.seeds[0]]
+        settings = flat(cell.settings)
+        chosen = list(registry.card(cell.method).our_choice)
+        for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
+            entry = None if plan.uniform else pair_entry(part, pair.id, plan.protocol.recipe)
+            if entry and entry.our_choice:
+                prefix = "" if part == cell.method else f"{part}."
+                chosen += [f"{prefix}{key}" for key in flat(entry.values)]
+        for key in dict.fromkeys(chosen):
+            columns.setdefault(f"{key} {settings[key]}", []).append(pair.id)
+    everywhere = len(plan.pairs)
+    return [text if len(ids) == everywhere else f"{text} ({', '.join(ids)})" for text, ids in columns.items()]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
@@ -44,10 +45,57 @@ def test_the_lines_of_python_run() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_every_command_and_file_exists() -> None:
-    for word in re.findall(r"(?<![\w/])(?:kd_methods|benchmarks|tables|tests|requirements)/[\w./*]*", README):
-        assert list(REPO.glob(word.rstrip("/."))), word
+PAGES = {"README.md": README, "CONTRIBUTING.md": (REPO / "CONTRIBUTING.md").read_text()} | {
+    f"docs/{page.name}": page.read_text() for page in sorted((REPO / "docs").glob("*.md"))
+}
+
+
+def test_the_readme_is_one_page() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 165
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page: str) -> None:
+    own = re.findall(r"(?<![\w/.])(?:kd_methods|benchmarks|tables|tests|requirements|docs)/[\w./*-]*", PAGES[page])
+    examples = re.findall(r"^# (\S+\.py)$", PAGES[page], re.M)  # what the reader is to write
+    for word in {word.rstrip("/.") for word in own if "TABLE" not in word} - set(examples):
+        assert list(REPO.glob(word)), word
+    for target in re.findall(r"\]\(([\w./-]+?)(?:#[\w-]*)?\)", PAGES[page]):
+        assert (REPO / page).parent.joinpath(target).exists(), target
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every call of ./reproduce.sh, in a line of its own or within one, as words."""
+    found = []
+    for call in re.findall(r"\./reproduce\.sh ((?:[^#`\n]|(?<=\w)#)*)", text):
+        found.append(re.sub(r"[\[\]|…]", " ", call).split())
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_option_exists(page: str) -> None:
     from benchmarks.cli.main import cli
 
-    known = {*cli.commands, *table_names(), "TABLE", "test"}
-    assert set(re.findall(r"\./reproduce\.sh ([\w-]+)", README)) <= known
+    for words in commands(PAGES[page]):
+        name, *rest = words
+        if name in ("test", "FILE") or name.endswith(("…", ".")):
+            continue
+        command: click.Command = cli.commands.get(name) or cli.commands["run"]
+        if name not in cli.commands:
+            assert name in table_names() or name == "TABLE" or name.endswith(".yaml"), words
+        if isinstance(command, click.Group) and rest:
+            below = [command.commands[word] for word in rest[:1] if word in command.commands]
+            assert below, words
+            options = {option for one in command.commands.values() for p in one.params for option in p.opts}
+        else:
+            options = {option for parameter in command.params for option in parameter.opts}
+        for word in rest:
+            if word.startswith("--"):
+                assert word.rstrip(".,;:") in options, f"{name} has no {word}"
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "table", "table2"), ("show", "protocol", "cifar100-crd240")])
+def test_the_short_commands_run(words: tuple[str, ...]) -> None:
+    result = subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=REPO, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout
