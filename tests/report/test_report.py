@@ -238,7 +238,7 @@ def test_cost_names_what_was_measured_otherwise() -> None:
 def test_published_values_are_well_formed() -> None:
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 477
+    assert len(lines) == 522
     assert len({(line["method"], line["pair"], line["source"]) for line in lines}) == len(lines)
     assert all(0 < float(line["value"]) < 100 and line["source"] and line["protocol"] for line in lines)
     assert {line["epoch_rule"] for line in lines} == {"last", "best", "unknown"}
