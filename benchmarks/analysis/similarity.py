@@ -26,6 +26,7 @@ from ..store.manifest import Manifest
 from ..store.runs import Store
 from ..tasks import TaskData
 from ..tasks.images import Normalisation
+from ..training.isolation import copied
 
 IMAGES = 500
 MEASURES = {"cka": "linear CKA", "distance": "distance through a linear connector"}
@@ -65,7 +66,7 @@ class BlockSimilarity:
     def __call__(self, student: Network) -> dict[str, list[float]]:
         """Each measure by block, from the first to the last that both networks have."""
         with torch.no_grad():
-            ours = student(self.inputs, fields=("blocks",)).blocks
+            ours = student(copied(self.inputs), fields=("blocks",)).blocks
         count = min(len(ours), len(self.theirs))
         pairs = list(zip(ours[-count:], self.theirs[-count:], strict=True))
         return {

@@ -92,16 +92,20 @@ _SHORTAGE = re.compile(
 """How torch's allocator for the CPU, the operating system, the C++ library, CUDA's libraries and oneDNN say it."""
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on whatever device and in whatever library.
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory is short, on whatever device and in whatever library, or was raised over one.
 
     oneDNN gives no reason when it cannot create something; for want of memory it says the same, so it counts.
     """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(_SHORTAGE.search(str(error)))
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _glibc(function: str, *arguments: int) -> None:

@@ -31,7 +31,7 @@ class Failure(NamedTuple):
 
     def facts(self) -> dict[str, str]:
         """For the run's status."""
-        return {name: value for name, value in self._asdict().items() if value}
+        return {"state": self.state, "message": self.message, **({"trace": self.trace} if self.trace else {})}
 
 
 def of_cell(error: BaseException, building: bool = False) -> Failure | None:
@@ -54,6 +54,6 @@ def of_cell(error: BaseException, building: bool = False) -> Failure | None:
 def line(error: BaseException) -> str:
     """An error in one line, with its type where it is not one that speaks for itself."""
     if isinstance(error, UserError):  # torch puts the traceback before one of a process that loads data
-        return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        return (str(error).splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
     message = " ".join(str(error).split())
     return message if isinstance(error, Diverged | Refused) else f"{type(error).__name__}: {message}"

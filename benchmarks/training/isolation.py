@@ -44,7 +44,8 @@ _never_written: Callable[[Tensor], bool] = getattr(torch._C, "_is_cow_tensor", l
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _copied(original: Tensor) -> Tensor:
+def copied(original: Tensor) -> Tensor:
+    """A copy that shares memory with the original until one of them is written to, in whatever way."""
     try:
         return _lazy_clone(original.detach())
     except RuntimeError as error:  # memory that is not torch's own, a mapped file or an array of numpy
@@ -76,7 +77,7 @@ class Loans:
 
     def tensor(self, name: str, original: Tensor) -> Tensor:
         """A copy that costs nothing until it is written to, and is compared with the original only after that."""
-        own = _copied(original)
+        own = copied(original)
         self._loans.append(_Loan(name, original, own, own._version))
         return own
 
@@ -86,21 +87,21 @@ class Loans:
         return lend(value) if isinstance(value, Tensor) else tree_map_only(Tensor, lend, value)
 
     def network(self, name: str, original: Net) -> Net:
-        """A frozen network with modules of its own and lent tensors, its folded copy included."""
+        """A frozen copy of a network with modules of its own and lent tensors, its folded copy included."""
         original.fold_batch_norms()
         original.shapes("pooled")  # so that every copy knows its shapes
         memo: dict[int, Any] = {}
         for part in (original, original.fold_batch_norms()):
             for key, tensor in (*part.named_parameters(), *part.named_buffers()):
                 if id(tensor) not in memo:
-                    own = _copied(tensor)
+                    own = copied(tensor)
                     if not _never_written(own):  # it is next time, from memory of torch's own
                         tensor.data = own.clone()
                     if isinstance(tensor, nn.Parameter):
-                        own = nn.Parameter(own, tensor.requires_grad)
+                        own = nn.Parameter(own, requires_grad=False)
                     memo[id(tensor)] = own
                     self._loans.append(_Loan(f"{name}'s {key}", tensor.detach(), own, own._version))
-        network = copy.deepcopy(original, memo)
+        network = copy.deepcopy(original, memo).eval()
         self._networks.append((name, network, _tensors(network)))
         return network
 

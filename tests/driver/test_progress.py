@@ -41,7 +41,7 @@ def test_a_display_that_fails_is_no_cell_s_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     monkeypatch.setattr(
-        "benchmarks.driver.progress.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True)
+        "benchmarks.driver.progress._Console", lambda **_: Console(file=io.StringIO(), force_terminal=True)
     )
 
     def fail(*_: Any, **__: Any) -> None:

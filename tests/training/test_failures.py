@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.common.environment import out_of_memory
 from benchmarks.driver import progress
+from benchmarks.driver.executors import local
 from benchmarks.driver.progress import Reporter
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Diverged, Interrupted, Refused, of_cell
@@ -169,6 +170,7 @@ def test_one_place_says_whose_an_error_is():
         (Refused("not for these"), False, "refused"),
         (UserError("not for\nthese"), True, "refused"),
         (UserError("not for\nthese"), False, "failed"),
+        (UserError(""), False, "failed"),
     ):
         failure = of_cell(error, building)
         assert failure and failure.state == state and "\n" not in failure.message and not failure.trace
@@ -282,6 +284,24 @@ def test_a_lack_of_memory_is_known_whoever_says_it(kind: str):
     assert out_of_memory(SHORTAGES[kind]())
 
 
+def test_what_is_raised_over_a_lack_of_memory_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """A network that cannot be looked at for want of memory is no reason to refuse a pair for ever."""
+
+    def build(*_: Any) -> Any:
+        try:
+            raise SHORTAGES["allocator"]()
+        except RuntimeError as error:
+            raise UserError(f"the network does not run on these images ({error})") from None
+
+    (cell,) = bench.cells([("kd", {})])
+    context = bench.context()
+    monkeypatch.setattr(bench.data, "build", lambda name: build() if name == cell.student else build_as_usual(name))
+    build_as_usual = type(bench.data).build.__get__(bench.data)
+    local.run([cell], context)
+    status = bench.store.run(cell).status
+    assert status["state"] == "failed" and status["message"].startswith("out of memory, alone in its group")
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -374,8 +394,6 @@ def main() -> None:
     registry._classes["test_large"] = _Large
     bench, sizes = Bench(Path(sys.argv[1]), tiny_data()), list[int]()
     cells = bench.cells([("test_large", {"which": which}) for which in range(4)])
-    from benchmarks.driver.executors import local
-
     shortage = local._shortage
 
     def counted(group: Any, context: Any) -> str:

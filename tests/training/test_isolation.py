@@ -15,6 +15,7 @@ import torch
 from test_training import CPU, PROTOCOL, Bench, Case, Result, identical, tiny_data
 from torch import Tensor, nn
 
+from benchmarks.analysis.similarity import BlockSimilarity
 from benchmarks.common.seeding import seeded
 from benchmarks.networks import build_network
 from benchmarks.tasks.images import ImageData
@@ -367,6 +368,18 @@ def test_memory_that_is_not_torch_s_own_is_copied(data: ImageData):
     assert torch._C._is_cow_tensor(first(own)), "the second copy costs nothing"  # type: ignore[attr-defined]
     first(own).data.zero_()
     assert first(original).any() and loans.changed() == ["the teacher's module.conv1.weight"]
+
+
+def test_a_student_that_writes_into_its_inputs_is_observed_alone(data: ImageData):
+    teacher, student = (data.build(name).requires_grad_(False).eval() for name in ("wrn_16_1", "resnet8"))
+    observe = BlockSimilarity(teacher, (PROTOCOL.mean, PROTOCOL.std), data)
+    before = observe(student)
+
+    def write(x: Tensor, **named: Any) -> Outputs:
+        return student(x.zero_(), **named)
+
+    assert observe(write) != before  # type: ignore[arg-type]
+    assert observe(student) == before
 
 
 def test_without_copies_on_write_loans_are_copies(monkeypatch: pytest.MonkeyPatch, data: ImageData):
