@@ -117,7 +117,7 @@ class Records(Hook):
         if not self.job.rank:
             place = divmod(runner.iter, self.job.detection.iterations)
             if change := self.job.run.add_environment(_environment(self.job), place[0] + 1, place[1]):
-                self.sender.send(("say", f"{self.job.cell.label}  {change}, {OTHER_BITS}"))
+                _tell(self.sender, "say", f"{self.job.cell.label}  {change}, {OTHER_BITS}")
             self.job.run.set_status("running", epoch=len(self.records), epochs=self.job.protocol.epochs)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

@@ -779,6 +779,31 @@ def test_an_image_that_cannot_be_decoded_is_one_line(shapes: Path, tmp_path: Pat
     assert status["message"] == f"{path} is no readable image (AssertionError); replace it"
 
 
+def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
+    shapes: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+):
+    plugin = tmp_path / "exits.py"
+    plugin.write_text(
+        "import sys\nfrom dataclasses import replace\nimport kd_methods\n"
+        "from kd_methods.logit.student import Student\n"
+        "@kd_methods.register\nclass Exits(Student):\n"
+        "    card = replace(Student.card, name='test_exits')\n"
+        "    def losses(self, *_):\n        sys.exit(0)\n"
+    )
+    job = job_of(tmp_path, shapes)
+    with monkeypatch.context() as patch:
+        patch.setitem(registry._classes, "test_exits", registry.get("student"))
+        cell = make_cell(job.protocol, "", "test_exits", STUDENT, 0, None, {}, {})
+    store = Store(tmp_path / "out")
+    where = store, job.protocol, None, CPU, lambda ref: None, lambda *_: None, print
+    context = executor.Context(*where, data_root=job.data_root, plugin_files=(plugin,))
+    executor.run([cell], context)
+    assert store.run(cell).status["state"] == "failed" and store.run(cell).status["message"] == "SystemExit: 0"
+    monkeypatch.setattr(executor, "_in_processes", lambda *_: ("disk", "nothing can be written"))
+    with pytest.raises(DiskError, match="nothing can be written"):
+        executor.run([cell], context)
+
+
 def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: str):
     optimizer = job_of(tmp_path, shapes).protocol.optimizer.model_copy(update={"lr": 1e30, "clip": 0.0})
     job = job_of(tmp_path, shapes, {"optimizer": optimizer})
