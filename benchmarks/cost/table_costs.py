@@ -15,7 +15,7 @@ from ..report.collect import Cost
 from ..store import documents
 from ..store.cell import Cell
 from ..store.runs import Store, today
-from ..training.loop import Interrupted
+from ..training.failures import Interrupted
 from .profiling import cost_key
 
 

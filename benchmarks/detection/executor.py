@@ -29,7 +29,7 @@ from ..driver.executors.local import Context, until_free
 from ..store.cell import Cell
 from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
-from ..training.loop import Interrupted
+from ..training.failures import Interrupted
 from . import detectors
 
 

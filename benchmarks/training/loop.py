@@ -27,8 +27,7 @@ from ..store.cell import Cell
 from ..store.runs import Run
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import ImageData, Normalisation
-from .failures import Interrupted as Interrupted
-from .failures import of_cell
+from .failures import Interrupted, of_cell
 from .optimizers import Part, parts
 from .precision import autocast
 from .student_run import Member

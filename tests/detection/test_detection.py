@@ -37,7 +37,7 @@ from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import make_cell, student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
-from benchmarks.training.loop import Interrupted
+from benchmarks.training.failures import Interrupted
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import DiskError, UserError

@@ -28,7 +28,7 @@ from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.store.runs import Store
 from benchmarks.tasks import digits, get_task
 from benchmarks.tasks.images import ImageData, Split
-from benchmarks.training.loop import Interrupted
+from benchmarks.training.failures import Interrupted
 from benchmarks.training.student_run import Member
 from benchmarks.training.teacher_pass import StoredTeacherPass
 from kd_methods import functional

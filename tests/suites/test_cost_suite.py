@@ -83,7 +83,7 @@ def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
     text = (folder / f"{stem}.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| KD |")).split("|")[2:-1]
     assert len(row) == len(suite.HEADS) and 0.3 < float(row[1]) < 3, "KD beside itself"
-    assert 99 <= sum(int(cell) for cell in row[2:8]) <= 101, "shares of a step"
+    assert 97 <= sum(int(cell) for cell in row[2:8]) <= 103, "shares of a step, six roundings"
     assert (folder / f"{stem}.tex").read_text().count(r"\toprule") == 1
 
 

@@ -29,7 +29,7 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task, glue, grammar
 from benchmarks.tasks.text import TextData, Texts, TextTask
 from benchmarks.teachers.zoo import Zoo, class_order, make_entry, saved_encoder
-from benchmarks.training.loop import Interrupted
+from benchmarks.training.failures import Interrupted
 from kd_methods import functional, registry
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError

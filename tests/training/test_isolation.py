@@ -20,7 +20,7 @@ from benchmarks.common.seeding import seeded
 from benchmarks.networks import build_network
 from benchmarks.tasks.images import ImageData
 from benchmarks.training import isolation
-from benchmarks.training.loop import Interrupted
+from benchmarks.training.failures import Interrupted
 from kd_methods import registry
 from kd_methods.contract import (
     Batch,

@@ -45,7 +45,8 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training import optimizers
-from benchmarks.training.loop import CHECK_EVERY, Interrupted, SharedTeacher, protocol_progress
+from benchmarks.training.failures import Interrupted
+from benchmarks.training.loop import CHECK_EVERY, SharedTeacher, protocol_progress
 from benchmarks.training.student_run import Member
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
