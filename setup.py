@@ -5,20 +5,21 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOMS = [name for name in find_packages(include=["benchmarks", "benchmarks.*"]) if not name.endswith(".suites")]
-DATA = {path.parent for path in Path("tables").rglob("*") if path.suffix in (".yaml", ".csv", ".bib", ".md", ".zip")}
+KINDS = ("*.yaml", "*.csv", "*.bib", "*.md", "*.zip")
+DATA = {".".join(("kdbench", *path.parent.parts)): path.parent for kind in KINDS for path in Path("tables").rglob(kind)}
 
 setup(
     packages=[
         *find_packages(include=["kd_methods", "kd_methods.*"]),
         *(name.replace("benchmarks", "kdbench", 1) for name in ROOMS),
-        *(".".join(("kdbench", *folder.parts)) for folder in DATA),
+        *DATA,
     ],
     package_dir={
         "kdbench": "benchmarks",
-        **{".".join(("kdbench", *folder.parts)): str(folder) for folder in DATA},
+        **{name: str(folder) for name, folder in DATA.items()},
     },
     package_data={
-        **{".".join(("kdbench", *folder.parts)): ["*.yaml", "*.csv", "*.bib", "*.md", "*.zip"] for folder in DATA},
+        **{name: list(KINDS) for name in DATA},
         "kd_methods": ["py.typed"],
         "kdbench": ["py.typed"],
     },

@@ -13,6 +13,7 @@ PROGRAM = "kdbench" if INSTALLED else "./reproduce.sh"
 """How the command line is called."""
 
 TABLES = (PACKAGE if INSTALLED else PACKAGE.parent) / "tables"
+PUBLISHED = TABLES / "published"
 
 ROOT = Path() if INSTALLED else PACKAGE.parent
 """Below it lie the default folders of data, teachers and results: the checkout, or else the current folder."""

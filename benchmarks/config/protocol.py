@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kd_methods.errors import UserError
 
+from ..common.console import counted
 from ..common.files import complaint
 from ..common.places import TABLES
 from ..common.yaml_files import Misplaced, Shelf, Strict, load
@@ -262,7 +263,7 @@ class Protocol(Strict):
             if epochs < 1:
                 raise UserError(f"--epochs {epochs}: give at least 1")
             update["epochs"] = epochs
-            deviations.append(f"{_epochs(epochs)} instead of {self.epochs}, milestones scaled")
+            deviations.append(f"{counted(epochs, 'epoch')} instead of {self.epochs}, milestones scaled")
         if precision and precision != self.precision:
             update["precision"] = precision
             deviations.append(f"{precision} instead of {self.precision}")
@@ -310,7 +311,7 @@ class Protocol(Strict):
             data = f"at most {self.max_length} tokens, batches of texts of similar length"
             data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
         return (
-            f"{self.name} v{self.version}{where}: {_epochs(self.epochs)}, batch {self.batch_size}{last}",
+            f"{self.name} v{self.version}{where}: {counted(self.epochs, 'epoch')}, batch {self.batch_size}{last}",
             f"{self.optimizer.line()}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
             + SCHEDULES.get(self.schedule).line(self),
@@ -332,10 +333,6 @@ class Protocol(Strict):
             f"short side {sides}, long side at most {own.long_side}, short side {own.test_side} in evaluation"
             f"{', horizontal flip' if self.flip else ''}, {self.arithmetic}; {start}",
         )
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch" + "s" * (count != 1)
 
 
 PROTOCOLS = Shelf("protocol", TABLES / "protocols", "**/*.yaml")

@@ -6,7 +6,7 @@ import functools
 from typing import Literal
 
 from ..common.files import read_csv
-from ..common.places import TABLES
+from ..common.places import PUBLISHED
 from ..common.yaml_files import Strict
 
 
@@ -31,4 +31,4 @@ def literature(name: str) -> list[PublishedLine]:
     Raises:
         UserError: there is none, or a line is malformed (file and line are named).
     """
-    return read_csv(TABLES / "published" / name, PublishedLine)
+    return read_csv(PUBLISHED / name, PublishedLine)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
 
-from ..common.places import TABLES
+from ..common.places import PUBLISHED, TABLES
 from ..common.yaml_files import Misplaced, Shelf, Strict, load, merged, read_yaml, validate
 from .protocol import PROTOCOLS, Protocol
 from .recipe import Optimizer
@@ -277,7 +277,6 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 
 TABLE_FILES = Shelf("table", TABLES)
-PUBLISHED = TABLES / "published"
 
 
 def table_names() -> list[str]:

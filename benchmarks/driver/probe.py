@@ -9,7 +9,7 @@ from kd_methods.errors import UserError
 from ..analysis import linear_probe
 from ..common.console import Outcome, counted
 from ..common.files import csv_text, read_csv, write_text
-from ..common.places import TABLES
+from ..common.places import PUBLISHED
 from ..common.workspace import Workspace
 from ..common.yaml_files import Strict
 from ..store.runs import Store
@@ -32,7 +32,7 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     if "text" in {get_task(task).modality for task in plan.tasks}:
         raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
     data = get_task(plan.protocol.task).open(workspace.data_root, plan.protocol, workspace.device)
-    published = read_csv(TABLES / "published" / plan.table.probe, PublishedProbe) if plan.table.probe else ()
+    published = read_csv(PUBLISHED / plan.table.probe, PublishedProbe) if plan.table.probe else ()
     known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
     reasons = ["our protocol deviates from the published one"] * bool(plan.protocol.deviations)
     lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]

@@ -18,7 +18,7 @@ from ..store import manifest
 from ..store.cell import Cell
 from ..store.runs import FINAL, Store
 from ..tasks import get_task
-from ..teachers.verification import Accuracies, check_teachers, known_accuracies
+from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
 from . import executors
 from .describe import describe
@@ -112,7 +112,7 @@ def _described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> mani
     return describe(plan, Zoo(workspace.checkpoints), accuracies, environment.machine(workspace.device))
 
 
-def measured_by(workspace: Workspace) -> Any:
+def measured_by(workspace: Workspace) -> Measure:
     """What measures a teacher's file: the executor of its task."""
 
     def measure(entry: Teacher, protocol: Protocol) -> float:

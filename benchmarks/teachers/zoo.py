@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd_methods.errors import UserError, unknown
 
 from ..common.files import complaint, locked, read_json, sha256_file, write_bytes, write_json
-from ..common.places import PROGRAM, TABLES
+from ..common.places import PROGRAM, PUBLISHED
 from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import read_yaml
 from ..config.protocol import Mean, Protocol, Std, of_three_channels
@@ -80,7 +80,7 @@ class Zoo:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shipped = read_yaml(TABLES / "published" / "teachers.yaml")
+        shipped = read_yaml(PUBLISHED / "teachers.yaml")
         common = shipped.pop("defaults")
         self.shipped = {
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -178,10 +178,6 @@ def _layout(
         layers=(*trunk, names[-2]),
         prefix_tokens=_prefix_tokens(module, shapes[stages[-1]]),
     )
-
-
-def _has_weights(called: Iterable[nn.Module]) -> bool:
-    return any(isinstance(child, nn.Conv2d | nn.Linear) for child in called)
 
 
 def _prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:

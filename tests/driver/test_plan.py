@@ -212,7 +212,7 @@ def test_published_values_are_read_before_anything_is_trained(
     (tmp_path / "published").mkdir()
     header = "method,pair,value,std,source,epoch_rule,protocol,teacher,note\n"
     (tmp_path / "published" / "mine.csv").write_text(header + "kd,p,seventy,,here,last,digits-demo,crd,\n")
-    monkeypatch.setattr(published, "TABLES", tmp_path)
+    monkeypatch.setattr(published, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr(table_spec, "PUBLISHED", tmp_path / "published")
     Path(table).write_text(TABLE.replace("presets:", "published: mine.csv\npresets:"))
     with pytest.raises(UserError, match=r"mine\.csv line 2: value: Input should be a valid number"):

@@ -136,22 +136,6 @@ def data() -> ImageData:
     return tiny_data(SAMPLES)
 
 
-@pytest.fixture
-def bench(tmp_path: Path, data: ImageData) -> Bench:
-    return Bench(tmp_path, data)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[Any], Result]:
-    bench = Bench(tmp_path_factory.mktemp("alone"), data)
-
-    def result(cell: Any) -> Result:
-        bench.run([cell])
-        return Result(bench.store, cell)
-
-    return result
-
-
 # --- whose an error is
 
 

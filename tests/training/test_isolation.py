@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -206,22 +205,6 @@ def _registered() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return tiny_data(SAMPLES)
-
-
-@pytest.fixture
-def bench(tmp_path: Path, data: ImageData) -> Bench:
-    return Bench(tmp_path, data)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[Any], Result]:
-    bench = Bench(tmp_path_factory.mktemp("alone"), data)
-
-    def result(cell: Any) -> Result:
-        bench.run([cell])
-        return Result(bench.store, cell)
-
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -148,11 +148,6 @@ def data() -> ImageData:
     return tiny_data()
 
 
-@pytest.fixture
-def bench(tmp_path: Path, data: ImageData) -> Bench:
-    return Bench(tmp_path, data)
-
-
 class Result:
     """All of a finished cell that must not depend on how it came about."""
 
@@ -179,19 +174,6 @@ def identical(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(identical, left, right))
     return type(left) is type(right) and left == right
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[Cell], Result]:
-    """Results of cells that were trained alone and undisturbed, each computed once."""
-    bench = Bench(tmp_path_factory.mktemp("alone"), data)
-
-    def result(cell: Cell) -> Result:
-        torch.manual_seed(123)
-        bench.run([cell])
-        return Result(bench.store, cell)
-
-    return result
 
 
 def differing(bench: Bench, cells: Sequence[Cell], alone: Callable[[Cell], Result]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +17,14 @@ class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay on the sum of all terms."""
 
     def __init__(
-        self, groups: list[dict[str, Any]], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
+        self,
+        parameters: list[nn.Parameter],
+        lr: float,
+        config: Optimizer,
+        scaler: torch.amp.GradScaler,
+        slow: Collection[int],
     ) -> None:
-        betas = (config.momentum, config.beta2)
+        groups, betas = parameter_groups(parameters, config, slow), (config.momentum, config.beta2)
         super().__init__(groups, lr=lr, betas=betas, weight_decay=config.weight_decay, fused=True)
         self.clip, self.scaler = config.clip, scaler
 
@@ -36,14 +40,4 @@ class AdamW(torch.optim.AdamW):
         summed_step(self, losses, part)
 
 
-def build(
-    parameters: list[nn.Parameter],
-    lr: float,
-    config: Optimizer,
-    scaler: torch.amp.GradScaler,
-    slow: Collection[int],
-) -> AdamW:
-    return AdamW(parameter_groups(parameters, config, slow), lr, config, scaler)
-
-
-OPTIMIZERS = (OptimizerKind("adamw", build),)
+OPTIMIZERS = (OptimizerKind("adamw", AdamW),)

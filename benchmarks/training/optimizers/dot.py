@@ -20,7 +20,14 @@ class DOT(torch.optim.Optimizer):
     parameters that only one kind of terms reaches use m, and have weight decay.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, config: Optimizer) -> None:
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        lr: float,
+        config: Optimizer,
+        scaler: torch.amp.GradScaler,
+        slow: Collection[int],
+    ) -> None:
         super().__init__(parameters, {"lr": lr})
         self.momentum, self.delta, self.weight_decay = config.momentum, config.delta, config.weight_decay
         self.restart()
@@ -62,14 +69,4 @@ def _gradients(
     return torch.autograd.grad(sum(terms[1:], terms[0]), parameters, retain_graph=keep, allow_unused=True)
 
 
-def build(
-    parameters: list[nn.Parameter],
-    lr: float,
-    config: Optimizer,
-    scaler: torch.amp.GradScaler,
-    slow: Collection[int],
-) -> DOT:
-    return DOT(parameters, lr, config)
-
-
-OPTIMIZERS = (OptimizerKind("dot", build, scales=False),)
+OPTIMIZERS = (OptimizerKind("dot", DOT, scales=False),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +17,15 @@ class SGD(torch.optim.SGD):
     """Stochastic gradient descent on the sum of all terms."""
 
     def __init__(
-        self, groups: list[dict[str, Any]], lr: float, config: Optimizer, scaler: torch.amp.GradScaler
+        self,
+        parameters: list[nn.Parameter],
+        lr: float,
+        config: Optimizer,
+        scaler: torch.amp.GradScaler,
+        slow: Collection[int],
     ) -> None:
         super().__init__(
-            groups,
+            parameter_groups(parameters, config, slow),
             lr=lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -48,14 +52,4 @@ class SGD(torch.optim.SGD):
         summed_step(self, losses, part)
 
 
-def build(
-    parameters: list[nn.Parameter],
-    lr: float,
-    config: Optimizer,
-    scaler: torch.amp.GradScaler,
-    slow: Collection[int],
-) -> SGD:
-    return SGD(parameter_groups(parameters, config, slow), lr, config, scaler)
-
-
-OPTIMIZERS = (OptimizerKind("sgd", build),)
+OPTIMIZERS = (OptimizerKind("sgd", SGD),)
