@@ -1,0 +1,138 @@
+"""The protocols that ship have the papers' values; rates, schedules and optimisers are those of the sources."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.config.protocol import Protocol, load_protocol, protocol_names, steps_per_epoch
+from benchmarks.config.schedules.onecycle import one_cycle
+from benchmarks.config.table_spec import stem
+from kd_methods.errors import UserError
+
+
+def test_there_are_the_three_protocols_and_each_loads() -> None:
+    assert {"cifar100-crd240", "cifar100-short", "digits-demo"} <= set(protocol_names())
+    for name in protocol_names():
+        protocol = load_protocol(name)
+        assert protocol.name == name and protocol.version >= 1 and protocol.source
+
+
+def test_the_papers_protocol_has_the_papers_values() -> None:
+    """specs/inventory.md section 2: the CRD / mdistiller recipe."""
+    protocol = load_protocol("cifar100-crd240")
+    assert (protocol.task, protocol.epochs, protocol.batch_size, protocol.drop_last) == ("cifar100", 240, 64, False)
+    optimizer = protocol.optimizer
+    assert (optimizer.lr, optimizer.momentum, optimizer.nesterov, optimizer.weight_decay) == (0.05, 0.9, False, 5e-4)
+    assert protocol.lr_by_student == {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
+    assert (protocol.milestones, protocol.decay) == ((150, 180, 210), 0.1)
+    assert (protocol.crop_padding, protocol.flip, protocol.holdout) == (4, True, 0)
+    assert (protocol.mean, protocol.std) == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    assert protocol.deviations == () and protocol.recipe == "cifar100-crd240"
+    assert steps_per_epoch(50_000, protocol) == 782
+
+
+def test_the_learning_rate_falls_after_the_milestone_epoch() -> None:
+    """``epoch > milestone`` with epochs counted from 1: the 150th epoch is the last at the full rate."""
+    protocol = load_protocol("cifar100-crd240")
+    expected = {1: 0.05, 150: 0.05, 151: 0.005, 180: 0.005, 181: 5e-4, 210: 5e-4, 211: 5e-5, 240: 5e-5}
+    for epoch, value in expected.items():
+        assert protocol.lr("resnet20") * protocol.lr_at(epoch)[0] == pytest.approx(value), epoch
+    assert [protocol.lr(name) for name in ("ShuffleV1", "ShuffleV2", "MobileNetV2")] == [0.01] * 3
+
+
+def test_another_length_scales_the_milestones() -> None:
+    paper = load_protocol("cifar100-crd240")
+    tenth = paper.changed(epochs=24)
+    rates = [0.05 * tenth.lr_at(epoch)[0] for epoch in (15, 16, 18, 19, 21, 22)]
+    assert rates == pytest.approx([0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5])
+    assert (tenth.recipe_epoch(12), tenth.recipe_epochs, tenth.epochs) == (120, 240, 24)
+    assert tenth.deviations == ("24 epochs instead of 240, milestones scaled",)
+    assert "24 epochs" in tenth.lines()[0] and "after epochs 15, 18, 21" in tenth.lines()[1]
+    assert paper.changed(epochs=240) is paper and paper.changed() is paper
+    with pytest.raises(UserError, match="at least 1"):
+        paper.changed(epochs=0)
+
+
+def test_the_short_protocol_is_the_papers_in_ten_epochs() -> None:
+    short, paper = load_protocol("cifar100-short"), load_protocol("cifar100-crd240")
+    assert (short.epochs, short.recipe_epochs, short.recipe) == (10, 240, "cifar100-crd240")
+    assert [0.05 * short.lr_at(epoch)[0] for epoch in (7, 8, 9, 10)] == pytest.approx([0.05, 0.005, 5e-4, 5e-5])
+    assert short.deviations, "a shortened recipe must say so under the table"
+    same = set(Protocol.model_fields) - {"name", "title", "epochs", "deviations", "version"}
+    assert {key: getattr(short, key) for key in same} == {key: getattr(paper, key) for key in same}
+
+
+def test_a_demo_on_digits_mirrors_nothing() -> None:
+    demo = load_protocol("digits-demo")
+    assert demo.task == "digits" and not demo.flip and demo.deviations
+
+
+def test_holdout_is_a_deviation_and_shortens_the_epoch() -> None:
+    split = load_protocol("cifar100-crd240").changed(holdout=5000)
+    assert split.holdout == 5000 and "5000 held-out" in split.deviations[0]
+    assert steps_per_epoch(50_000, split) == 704
+    assert stem("t", "paper", load_protocol("cifar100-crd240"), split) == "t-paper-holdout5000"
+    assert (
+        stem("t", "paper", load_protocol("cifar100-crd240"), split.changed(epochs=3)) == "t-paper-epochs3-holdout5000"
+    )
+
+
+def test_identity_is_everything_but_the_texts() -> None:
+    protocol = load_protocol("cifar100-crd240")
+    texts = {"title": "x", "source": "y", "deviations": ("z",)}
+    assert protocol.model_copy(update=texts).identity() == protocol.identity()
+    changes = {"epochs": 239, "batch_size": 65, "version": 2, "holdout": 1, "flip": False, "mean": (0.5, 0.5, 0.5)}
+    for key, value in changes.items():
+        assert protocol.model_copy(update={key: value}).identity() != protocol.identity(), key
+
+
+def test_an_optimiser_of_a_row_has_to_fit_the_protocol() -> None:
+    nesterov = Protocol.model_validate(
+        {**load_protocol("digits-demo").model_dump(), "optimizer": {"lr": 0.1, "nesterov": True}}
+    )
+    with pytest.raises(UserError, match="dot needs delta > 0"):
+        nesterov.with_optimizer({"name": "dot", "delta": 0.05})
+    dot = load_protocol("digits-demo").with_optimizer({"name": "dot", "delta": 0.05})
+    assert dot.with_optimizer({"delta": 0.09}).optimizer.delta == 0.09 and dot.optimizer.lr == 0.05
+
+
+def test_one_cycle_is_torchs() -> None:
+    total, parameter = 157, torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.0075, total_steps=total)
+    for step in range(total):
+        factor, momentum = one_cycle(step, total)
+        assert 0.0075 * factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert momentum == pytest.approx(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        if step + 1 < total:
+            schedule.step()
+
+
+def test_feature_only_kds_cycle_is_its_codes() -> None:
+    """50 epochs of 391 steps, of which 390 are run: the last rates are cut off."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.0075, epochs=50, steps_per_epoch=int(50_000 / 128 + 1))
+    protocol, steps = load_protocol("cifar100-feature-only"), 50_000 // 128
+    for done in range(50 * steps):
+        if done % 997 == 0 or done > 50 * steps - 5:
+            factor, momentum = protocol.lr_at(1 + done // steps, done, protocol.epochs * steps)
+            assert 0.0075 * factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+            assert momentum == pytest.approx(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        theirs.step()
+    assert factor > 3e-5, "the end of the cycle would be 4e-6"
+    with pytest.raises(ValueError, match="for schedule onecycle with drop_last"):
+        Protocol.model_validate({**load_protocol("digits-demo").model_dump(), "plan_dropped": True})
+
+
+def test_settings_of_another_optimizer_are_errors() -> None:
+    usual = load_protocol("digits-demo")
+    for changes in ({"beta2": 0.9}, {"name": "adamw", "nesterov": True}, {"name": "adamw", "delta": 0.1}):
+        with pytest.raises(UserError, match="under protocol digits-demo"):
+            usual.with_optimizer(changes)
+    with pytest.raises(UserError, match="one cycle moves the momentum"):
+        load_protocol("digits-feature-only-demo").with_optimizer({"name": "dot", "delta": 0.05})
+    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, beta2 0.999, weight decay 0.0005"

@@ -1,0 +1,53 @@
+"""What a plan says in the manifest of its table: settings that differ, our choices, what a method refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.manifests import TABLE, Lab, note
+
+from benchmarks.report.collect import render
+from benchmarks.store import manifest
+from benchmarks.store.runs import Store
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def test_a_row_with_an_optimiser_of_its_own(lab: Lab) -> None:
+    """It is named under the table, and no published value is held against it unless the row says which."""
+    lab.table.write_text(TABLE.replace("dkd]", "{id: kd-dot, method: kd, optimizer: {name: dot, delta: 0.05}}]"))
+    shown = lab.manifest()
+    assert note(shown, "kd-dot") == "DOT, delta 0.05, momentum 0.9, weight decay 0.0005"
+    usual = {cell.row: cell.published_settings for cell in shown.cells}
+    assert usual == {"student": True, "kd": True, "kd-dot": False}
+    keys = {(cell.row, cell.column, cell.seed): cell.key for cell in shown.cells}
+    assert keys["kd", "resnet14-resnet8", 0] != keys["kd-dot", "resnet14-resnet8", 0]
+    lab.table.write_text(lab.table.read_text().replace("delta: 0.05}", "delta: 0.05}, published: kd-dot"))
+    assert all(cell.published_settings for cell in lab.manifest().cells)
+    changed = lab.manifest(overrides=("kd-dot.temperature=2",)).cells
+    assert not any(cell.published_settings for cell in changed if cell.row == "kd-dot")
+
+
+def test_settings_of_a_combination_are_named_by_part(lab: Lab) -> None:
+    shown = lab.manifest(methods=("sp+kd",), overrides=("sp+kd.kd.temperature=2", "sp+kd.sp.beta=10"))
+    assert note(shown, "sp+kd") == "sp.beta 10.0, kd.temperature 2.0"
+
+
+def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:
+    shown = manifest.save(lab.folder, "mine", lab.manifest(methods=("kd",)))
+    for cell in shown.cells:
+        Store(lab.folder).run(cell.key).set_status("refused", message="method 'kd' is not for 'tests'")
+    _, text = render(lab.folder, "mine")
+    assert text.count("n/a") == 3 and "is not for 'tests'" in text and "fail" not in text
+
+
+def test_settings_that_nobody_published_are_marked(lab: Lab) -> None:
+    """Those of the demonstrations' recipes are data with a source, and the source is us."""
+    rows = {row.key: row.our_choice for row in lab.manifest(methods=("kd", "dkd", "sp+dkd", "at")).rows}
+    assert rows == {"kd": (), "dkd": ("beta 2.0",), "sp+dkd": ("dkd.beta 2.0",), "at": ("beta 250.0",)}
+    rows = {row.key: row.our_choice for row in lab.manifest(methods=("dkd",), uniform=True).rows}
+    assert rows == {"dkd": ()}
