@@ -34,7 +34,7 @@ from ..tasks import TaskBatch, TaskData, get_task
 from ..training.loop import SharedTeacher, protocol_progress, shared
 from ..training.optimizers import parts
 from ..training.precision import autocast
-from ..training.student_run import Member
+from ..training.student_run import StudentRun
 from ..training.teacher_pass import NotKept, StoredTeacherPass
 
 WARM_UP, TIMED = 2, 8
@@ -76,14 +76,16 @@ class Bench:
         if ref := next((cell.teacher for cell in cells if cell.teacher), None):
             network = teacher or data.build(ref.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
-        self.members = [_member(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells]
+        self.student_runs = [
+            _student_run(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells
+        ]
         self.go_to(1)
         self._batches = endless(data, protocol.batch_size)
 
     @property
-    def member(self) -> Member:
+    def student_run(self) -> StudentRun:
         """The first cell."""
-        return self.members[0]
+        return self.student_runs[0]
 
     @property
     def progress(self) -> Progress:
@@ -92,8 +94,8 @@ class Bench:
     def go_to(self, epoch: int) -> None:
         """Make the steps of this epoch from now on: from 1 those of the training proper, before it of first phases."""
         self.epoch = epoch
-        for member in self.members:
-            member.start_epoch(epoch)
+        for student_run in self.student_runs:
+            student_run.start_epoch(epoch)
 
     def step(self) -> None:
         """One training step of every cell as the loop makes it, the fetching of the batch included."""
@@ -104,13 +106,13 @@ class Bench:
         batch = next(self._batches)
         for part in parts(len(batch), self.protocol.accumulate):
             with share():
-                inputs, kept = shared(batch, part, self.teacher, self.members)
-            for member in self.members:
-                member.step(inputs, kept, (self.epoch, 0), self.progress, part)
+                inputs, kept = shared(batch, part, self.teacher, self.student_runs)
+            for student_run in self.student_runs:
+                student_run.step(inputs, kept, (self.epoch, 0), self.progress, part)
 
-    def teach(self, batch: TaskBatch) -> Outputs | None:
+    def teacher_pass(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
-        return self.teacher.outputs(batch, self.members) if self.teacher else None
+        return self.teacher.outputs(batch, self.student_runs) if self.teacher else None
 
     def split(self, timed: int) -> dict[str, float]:
         """Median seconds of each of ``PARTS``, every one awaited on the device before the next begins."""
@@ -125,7 +127,7 @@ class Bench:
 
         Where gradients are accumulated it is a step on one part of the batch.
         """
-        member = self.member
+        student_run = self.student_run
         at: dict[str, Any] = {}
 
         def keep(name: str, make: Callable[[], object]) -> Callable[[], object]:
@@ -134,24 +136,24 @@ class Bench:
         def fetch() -> object:
             batch = next(self._batches)
             at["raw"] = next(parts(len(batch), self.protocol.accumulate)).of(batch)
-            return at["raw"].student(member.needs.views)
+            return at["raw"].student(student_run.needs.views)
 
         def losses() -> object:
             with autocast(self.protocol, self.data.device):
-                return member.losses(at["student"], at["teacher"], at["batch"], self.progress).total()
+                return student_run.losses(at["student"], at["teacher"], at["batch"], self.progress).total()
 
         def forward() -> object:
             with autocast(self.protocol, self.data.device):
-                return member.forward(at["batch"])
+                return student_run.forward(at["batch"])
 
-        with member.stream.active():
+        with student_run.stream.active():
             yield "data", keep("batch", fetch)
-            yield "teacher", keep("teacher", lambda: self.teach(at["raw"]))
+            yield "teacher", keep("teacher", lambda: self.teacher_pass(at["raw"]))
             yield "student", keep("student", forward)
             yield "method", keep("losses", losses)
-            member.optimizer.zero_grad()
+            student_run.optimizer.zero_grad()
             yield "backward", lambda: at["losses"].backward()
-            yield "optimiser", member.optimizer.step
+            yield "optimiser", student_run.optimizer.step
 
     def operations(self) -> tuple[int, int]:
         """Floating-point operations of one step: the pass that a group shares, and the cell's own part."""
@@ -173,17 +175,17 @@ class Bench:
         return median_seconds(self.step, self.data.device, warm_up, timed)
 
 
-def _member(
+def _student_run(
     cell: Cell, protocol: Protocol, data: TaskData, network: NetworkView | None, prepared: Path | None
-) -> Member:
+) -> StudentRun:
     run = Run(Path(tempfile.gettempdir()))
     teacher_pass = None
     if prepared and cell.teacher and network:
         teacher_pass = StoredTeacherPass.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
     try:
-        return Member(cell, protocol, data, network, run, teacher_pass)
+        return StudentRun(cell, protocol, data, network, run, teacher_pass)
     except NotKept:
-        return Member(cell, protocol, data, network, run)
+        return StudentRun(cell, protocol, data, network, run)
 
 
 def _conv_backward_flops(
@@ -307,10 +309,10 @@ def _figures(
         with peak_memory(chosen, memory["idle"]) as within:
             run()
         by_part[part] = within["bytes"]
-    member = bench.member
+    student_run = bench.student_run
     plain = count(data.build(cell.student).module.parameters())
-    deployed = count(member.deployed.parameters())
-    trained = count([*member.student.parameters(), *member.method.parameters()])
+    deployed = count(student_run.deployed.parameters())
+    trained = count([*student_run.student.parameters(), *student_run.method.parameters()])
     return {
         "images_per_second": protocol.batch_size / seconds,
         "inputs_per_second": protocol.batch_size / loading,
@@ -323,7 +325,7 @@ def _figures(
         "batch_size": protocol.batch_size,
         "device": device,
         "steps": timed,
-        "first_phases": member.first_epoch < 1,
+        "first_phases": student_run.first_epoch < 1,
     }
 
 

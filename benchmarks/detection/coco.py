@@ -42,7 +42,7 @@ MAX_BYTES = 2**33
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class DetectionSplit:
     """N images with M objects, whatever ids and order the file that they come from gives them.
 
     Images are in the order of their names, the objects of one image in the order of their ids.
@@ -101,12 +101,12 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Scenes:
+class DetectionFiles:
     """A detection task's files: names of the classes by label, and both splits."""
 
     classes: tuple[str, ...]
-    train: Split
-    val: Split
+    train: DetectionSplit
+    val: DetectionSplit
     digest: str
 
 
@@ -138,11 +138,11 @@ class DetectionTask:
     modality: str = field(default="detection", init=False)
     size: int = field(default=0, init=False)
 
-    def open(self, root: Path, protocol: Protocol, device: torch.device) -> Scenes:
-        """See :meth:`scenes`; mmdetection loads the images."""
-        return self.scenes(root)
+    def open(self, root: Path, protocol: Protocol, device: torch.device) -> DetectionFiles:
+        """See :meth:`files`; mmdetection loads the images."""
+        return self.files(root)
 
-    def scenes(self, root: Path) -> Scenes:
+    def files(self, root: Path) -> DetectionFiles:
         """The files.
 
         Raises:
@@ -153,19 +153,19 @@ class DetectionTask:
             self.make(place)
         if not (place / "annotations").is_dir() and (root / "annotations").is_dir():
             place = root
-        scenes = _read(place, self.name, self.source, self.classes)
-        if len(scenes.classes) != self.num_classes:
-            raise UserError(f"{place} has {len(scenes.classes)} categories, task {self.name} has {self.num_classes}")
-        return scenes
+        files = _read(place, self.name, self.source, self.classes)
+        if len(files.classes) != self.num_classes:
+            raise UserError(f"{place} has {len(files.classes)} categories, task {self.name} has {self.num_classes}")
+        return files
 
     def fingerprint(self, root: Path, protocol: Protocol) -> str:
-        return self.scenes(root).digest
+        return self.files(root).digest
 
     def deviations(self, root: Path) -> tuple[str, ...]:
         if not any(self.official):
             return ()
-        scenes = self.scenes(root)
-        found = {"training": (scenes.train, self.official[0]), "validation": (scenes.val, self.official[1])}
+        files = self.files(root)
+        found = {"training": (files.train, self.official[0]), "validation": (files.val, self.official[1])}
         return tuple(
             f"{split.count} {what} images with objects instead of {usual}"
             for what, (split, usual) in found.items()
@@ -173,7 +173,7 @@ class DetectionTask:
         )
 
     def samples(self, root: Path, download: bool = True) -> int:
-        return self.scenes(root).train.count
+        return self.files(root).train.count
 
 
 Id = int | str
@@ -215,7 +215,7 @@ class _File:
 
 
 @functools.cache
-def _read(folder: Path, task: str, source: str, classes: tuple[str, ...]) -> Scenes:
+def _read(folder: Path, task: str, source: str, classes: tuple[str, ...]) -> DetectionFiles:
     splits, digests = [], []
     for year in ("train2017", "val2017"):
         file, images = folder / "annotations" / f"instances_{year}.json", folder / year
@@ -231,7 +231,7 @@ def _read(folder: Path, task: str, source: str, classes: tuple[str, ...]) -> Sce
         found = _found([image.file_name for image in content.images], images)
         splits.append(_split(content, found, classes, file))
         digests.append([sha256_file(file), sorted((name, size) for name, (_, size) in found.items())])
-    return Scenes(classes, splits[0], splits[1], digest(digests))
+    return DetectionFiles(classes, splits[0], splits[1], digest(digests))
 
 
 def _checked(file: Path) -> _File:
@@ -301,7 +301,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str, ...], file: Path) -> Split:
+def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str, ...], file: Path) -> DetectionSplit:
     """Images, objects and labels of a file: the one place where its ids become positions and labels."""
     names = [category.name for category in content.categories]
     if sorted(names) != sorted(classes):
@@ -315,7 +315,7 @@ def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str
     things = sorted(content.annotations, key=lambda thing: (places[thing.image_id], _order(thing.id)))
     boxes = np.array([thing.bbox for thing in things], np.float64).reshape(-1, 4)
     areas = [thing.bbox[2] * thing.bbox[3] if thing.area is None else thing.area for thing in things]
-    return Split(
+    return DetectionSplit(
         paths=tuple(found[image.file_name][0] for image in images),
         sizes=np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2),
         image=np.array([places[thing.image_id] for thing in things], np.int64),

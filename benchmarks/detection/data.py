@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator
-from .coco import Scenes, Split
+from .coco import DetectionFiles, DetectionSplit
 from .executor import Job
 
 
@@ -86,7 +86,7 @@ class From(BatchSampler):
         return (batch[self.part] for batch in islice(batches, self.start, None))
 
 
-def ground_truth(split: Split, classes: tuple[str, ...]) -> COCO:
+def ground_truth(split: DetectionSplit, classes: tuple[str, ...]) -> COCO:
     """A split as mmdetection reads and evaluates it: with the suite's labels, not those that a file's order gives."""
     truth = COCO()
     truth.dataset = split.content(classes)
@@ -95,10 +95,10 @@ def ground_truth(split: Split, classes: tuple[str, ...]) -> COCO:
     return truth
 
 
-class Scenery(CocoDataset):
+class DetectionDataset(CocoDataset):
     """mmdetection's data set over a split of the suite's."""
 
-    def __init__(self, split: Split, classes: tuple[str, ...], **options: Any) -> None:
+    def __init__(self, split: DetectionSplit, classes: tuple[str, ...], **options: Any) -> None:
         self.split, self.classes = split, classes
         super().__init__(metainfo={"classes": classes}, data_prefix={"img": ""}, **options)
 
@@ -118,8 +118,8 @@ class LoadImage(LoadImageFromFile):
             raise UserError(f"{results['img_path']} is no readable image ({kind}); replace it") from None
 
 
-def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[Any], test: bool) -> Scenery:
-    return Scenery(
+def _dataset(split: DetectionSplit, classes: tuple[str, ...], pipeline: list[Any], test: bool) -> DetectionDataset:
+    return DetectionDataset(
         split,
         classes,
         pipeline=pipeline,
@@ -128,7 +128,7 @@ def _dataset(split: Split, classes: tuple[str, ...], pipeline: list[Any], test: 
     )
 
 
-def training(scenes: Scenes, job: Job) -> DataLoader[Any]:
+def training(files: DetectionFiles, job: Job) -> DataLoader[Any]:
     """Endless batches of the training images; of several processes each has its part of every batch."""
     own, size = job.detection, job.protocol.batch_size
     resize = {"type": "RandomChoiceResize", "scales": [(own.long_side, side) for side in own.short_sides],
@@ -141,13 +141,13 @@ def training(scenes: Scenes, job: Job) -> DataLoader[Any]:
         {"type": "PackDetInputs"},
     ]
     seed = job.cell.seed
-    dataset = Drawn(_dataset(scenes.train, scenes.classes, pipeline, test=False), seed)
+    dataset = Drawn(_dataset(files.train, files.classes, pipeline, test=False), seed)
     batches = From(Draws(dataset, seed), size, job.rank, own.processes)
     workers: dict[str, Any] = {"num_workers": own.workers, "persistent_workers": own.workers > 0}
     return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
 
 
-def validation(split: Split, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
+def validation(split: DetectionSplit, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
     """The images to evaluate on, one by one; of several processes each has its share."""
     own = job.detection
     pipeline: list[Any] = [

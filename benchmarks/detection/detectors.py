@@ -257,7 +257,7 @@ def _in_fp32(_: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingPass:
     """One training pass of a detector: what methods see of it, its own losses by name, and where it looked.
 
     regions  (N, 5) as in :class:`kd_methods.contract.Pyramid`
@@ -329,7 +329,7 @@ class Detector(Network):
         with modes_kept(self.module), torch.no_grad():
             return self.module.eval().extract_feat(torch.zeros(1, 3, NOMINAL, NOMINAL))
 
-    def learn(self, inputs: Tensor, samples: Any, units: Collection[str] = ()) -> Lesson:
+    def training_pass(self, inputs: Tensor, samples: Any, units: Collection[str] = ()) -> TrainingPass:
         """The detector's own training pass.
 
         Args:
@@ -381,20 +381,20 @@ class Detector(Network):
 
         positions = torch.arange(len(inputs), device=inputs.device)
         batch = Batch(inputs, labels, positions, task_loss, boxes=corners)
-        return Lesson(Outputs(logits, kept, self.layout), batch, terms, regions, answer)
+        return TrainingPass(Outputs(logits, kept, self.layout), batch, terms, regions, answer)
 
-    def teach(self, inputs: Tensor, lesson: Lesson, logits: bool) -> Outputs:
-        """A frozen detector on the images of a student's lesson, at the regions and places that the student sampled."""
+    def teacher_pass(self, inputs: Tensor, student_pass: TrainingPass, logits: bool) -> Outputs:
+        """A frozen detector on the images of a student's pass, at the regions and places that the student sampled."""
         with torch.no_grad():
             maps = tuple(self.module.extract_feat(inputs))
             kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
             region_logits = None
             if self.two_stage:
-                kept["pyramid"] = pyramid = Pyramid(self._read(maps), lesson.regions)
+                kept["pyramid"] = pyramid = Pyramid(self._read(maps), student_pass.regions)
                 region_logits = self.resume("pyramid", pyramid).logits if logits else None
-            elif lesson.dense:
+            elif student_pass.dense:
                 scores, edges, *_ = self.module.bbox_head(maps)
-                kept["dense"] = self._dense(scores, edges, lesson.dense.level, lesson.dense.positive)
+                kept["dense"] = self._dense(scores, edges, student_pass.dense.level, student_pass.dense.positive)
         return Outputs(region_logits, kept, self.layout)
 
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -430,7 +430,7 @@ class Detector(Network):
         return AnchorRelations(*(torch.cat([x.flatten() for x in parts]) for parts in by_level))
 
     def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
-        raise NotImplementedError("a detector learns from images with objects; see learn and teach")
+        raise NotImplementedError("a detector learns from images with objects; see training_pass and teacher_pass")
 
     def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
         """What the region heads say of a :class:`Pyramid`: its :class:`Heads`."""

@@ -54,7 +54,7 @@ class Distiller(BaseModel):
         settings: those that differ from its defaults.
         samples: size of the training set.
         progress: says where training stands.
-        arithmetic: context in which everything is computed: its precision.
+        precision: context in which everything is computed.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Distiller(BaseModel):
         settings: dict[str, Any],
         samples: int,
         progress: Callable[[], Progress] = lambda: Progress(1, 1),
-        arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.student: Any = student.module
@@ -73,7 +73,7 @@ class Distiller(BaseModel):
         info = DataInfo(samples, student.classes + 1)
         self.method: Method = kd_methods.build(method, student, self._views[1], info, **settings)
         self._progress = progress
-        self._arithmetic = arithmetic
+        self._precision = precision
         self.data_preprocessor = Preprocessors(
             student.module.data_preprocessor, teacher.module.data_preprocessor if teacher else None
         )
@@ -101,7 +101,7 @@ class Distiller(BaseModel):
         self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor", teacher_inputs: Tensor | None = None
     ) -> Any:
         """As mmdetection's detectors: in mode ``loss`` a dictionary of terms, otherwise the student's answer."""
-        with self._arithmetic():
+        with self._precision():
             if mode == "loss":
                 return self._losses(inputs, data_samples, teacher_inputs)
             return self.student(inputs, data_samples, mode=mode)
@@ -109,15 +109,15 @@ class Distiller(BaseModel):
     def _losses(self, inputs: Tensor, data_samples: Any, teacher_inputs: Tensor | None) -> dict[str, Tensor]:
         student, teacher = self._views
         needs = self.method.needs
-        lesson = student.learn(inputs, data_samples, needs.student_units)
+        student_pass = student.training_pass(inputs, data_samples, needs.student_units)
         targets = NO_OUTPUTS
         if teacher is not None and teacher_inputs is not None and (needs.teacher or needs.teacher_units):
-            targets = teacher.teach(teacher_inputs, lesson, logits="logits" in needs.teacher)
-        losses = self.method.losses(lesson.outputs, targets, lesson.batch, self._progress())
+            targets = teacher.teacher_pass(teacher_inputs, student_pass, logits="logits" in needs.teacher)
+        losses = self.method.losses(student_pass.outputs, targets, student_pass.batch, self._progress())
         # mmengine adds up what is called loss; the detector's own terms are told beside it.
         own = {
             f"own_{name.replace('loss_', '').replace('loss', 'l')}": term.detach()
-            for name, term in lesson.terms.items()
+            for name, term in student_pass.terms.items()
             if name != "loss"
         }
         return {**{f"loss_{name}": term for name, term in losses.terms().items()}, **own}

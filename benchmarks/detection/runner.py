@@ -39,7 +39,7 @@ from ..training.loop import CHECK_EVERY, protocol_progress
 from ..training.precision import autocast
 from ..training.student_run import finish, on_cpu
 from . import detectors
-from .coco import METRICS, Scenes
+from .coco import METRICS, DetectionFiles
 from .executor import Job
 
 detectors.prepare()
@@ -54,7 +54,7 @@ from mmengine.registry import LOOPS  # noqa: E402
 from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
 from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
-from . import data as scenery  # noqa: E402
+from . import data as detection_data  # noqa: E402
 from .distiller import Distiller  # noqa: E402
 
 SAVE_EVERY = 1000
@@ -123,7 +123,7 @@ class Records(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.started = time.perf_counter()
         rank = [self.job.rank] if self.job.rank else []
-        scenery.seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
+        detection_data.seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -283,7 +283,7 @@ def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detecto
         teacher = detectors.build(cell.teacher.network, classes, pretrained=False)
         if job.teacher:  # where only the cost is asked for there is none
             fit(load_weights(job.teacher), teacher.module, str(job.teacher))
-    scenery.seed_all(derive(cell.seed, "student"))
+    detection_data.seed_all(derive(cell.seed, "student"))
     student = detectors.build(cell.student, classes, pretrained)
     if cell.init:
         assert teacher is not None
@@ -307,7 +307,7 @@ def distiller(
         Refused: the method is not for them.
     """
     cell, protocol, device = job.cell, job.protocol, environment.device(job.device)
-    scenery.seed_all(derive(cell.seed, "method"))
+    detection_data.seed_all(derive(cell.seed, "method"))
     try:
         model = Distiller(
             student, teacher, cell.method, cell.settings, samples, progress, lambda: autocast(protocol, device)
@@ -327,20 +327,20 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     device = environment.device(job.device)
     if job.rendezvous:
         _meet(job, device)
-    scenes: Scenes = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
-    student, teacher = build(job, len(scenes.classes))
+    files: DetectionFiles = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
+    student, teacher = build(job, len(files.classes))
     hook = Records(job, sender)
     total = protocol.epochs * own.iterations
     runner: Runner
 
     progress = lambda: protocol_progress(protocol, runner.iter // own.iterations + 1)  # noqa: E731
-    model = distiller(job, student, teacher, scenes.train.count, progress)
+    model = distiller(job, student, teacher, files.train.count, progress)
     optimizer = cell.under(protocol).optimizer
     checkpoint = _last_checkpoint(folder)
     runner = Runner(
         model=model,
         work_dir=str(folder),
-        train_dataloader=scenery.training(scenes, job),
+        train_dataloader=detection_data.training(files, job),
         train_cfg={"type": "ResumableLoop", "max_iters": total, "val_interval": own.iterations},
         optim_wrapper={
             **_wrapper(protocol),
@@ -351,9 +351,9 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
             "clip_grad": {"max_norm": optimizer.clip} if optimizer.clip else None,
         },
         param_scheduler=_schedule(protocol, own),
-        val_dataloader=scenery.validation(scenes.val, scenes.classes, job),
+        val_dataloader=detection_data.validation(files.val, files.classes, job),
         val_cfg={"type": "ValLoop"},
-        val_evaluator=Evaluator([average_precision(scenes, folder / "collected")]),
+        val_evaluator=Evaluator([average_precision(files, folder / "collected")]),
         default_hooks={
             "checkpoint": {
                 "type": "CheckpointHook",
@@ -402,11 +402,13 @@ def _wrapper(protocol: Protocol) -> dict[str, Any]:
     return {"type": "AmpOptimWrapper", "dtype": "float16"} if protocol.precision == "fp16" else {"type": "OptimWrapper"}
 
 
-def average_precision(scenes: Scenes, collected: Path) -> CocoMetric:
+def average_precision(files: DetectionFiles, collected: Path) -> CocoMetric:
     """On the validation set; ``collected`` is where several processes bring their results together."""
     metric = CocoMetric(metric="bbox")
-    metric._coco_api = scenery.ground_truth(scenes.val, scenes.classes)  # else it reads labels out of a file by itself
-    metric.dataset_meta = {"classes": scenes.classes}
+    metric._coco_api = detection_data.ground_truth(
+        files.val, files.classes
+    )  # else it reads labels out of a file by itself
+    metric.dataset_meta = {"classes": files.classes}
     metric.collect_dir = str(collected)  # else a folder where the command was given
     return metric
 
@@ -456,13 +458,13 @@ def evaluate(sender: Any, job: Job) -> None:
     """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
     try:
         torch.set_num_threads(job.threads)
-        scenes: Scenes = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
-        network = detectors.build(job.cell.student, len(scenes.classes), pretrained=False)
+        files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
+        network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
         assert job.teacher is not None
         fit(load_weights(job.teacher), network.module, str(job.teacher))
         model = network.module.to(environment.device(job.device)).eval()
-        metric = average_precision(scenes, job.path)
-        loader = scenery.validation(scenes.val, scenes.classes, job)
+        metric = average_precision(files, job.path)
+        loader = detection_data.validation(files.val, files.classes, job)
         with torch.no_grad():
             for batch in loader:
                 metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])

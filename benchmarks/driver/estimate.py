@@ -135,9 +135,9 @@ def _epochs(bench: Bench, scale: float) -> Work:
     teacher, own = bench.operations()
     total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * own]
     counted: dict[int, tuple[int, int]] = {}
-    for epoch in range(bench.member.first_epoch, 1):
+    for epoch in range(bench.student_run.first_epoch, 1):
         bench.go_to(epoch)
-        phase = id(bench.member.phase)
+        phase = id(bench.student_run.phase)
         if phase not in counted:
             counted[phase] = bench.operations()
         total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]

@@ -27,7 +27,7 @@ class _Console(Console):
 
 
 class Reporter:
-    """Counts member-steps over all cells to run, and says what happens. That it cannot be said is no cell's failure.
+    """Counts the steps of all cells to run, and says what happens. That it cannot be said is no cell's failure.
 
     Args:
         cells: how many cells will be trained.
@@ -76,15 +76,15 @@ class Reporter:
             with self._unharmed():
                 self.live.stop()
 
-    def __call__(self, member: Watched, event: str) -> None:
+    def __call__(self, student_run: Watched, event: str) -> None:
         """See :data:`benchmarks.training.loop.Report`."""
         with self._unharmed():
             if event == "step":
-                self._step(member)
+                self._step(student_run)
             elif event == "epoch":
-                self._epoch(member)
+                self._epoch(student_run)
             else:
-                self._end(member, event)
+                self._end(student_run, event)
 
     @contextmanager
     def _unharmed(self) -> Iterator[None]:
@@ -107,45 +107,45 @@ class Reporter:
         left = max(self.total - self.steps, 0)
         return f"ETA {duration((time.monotonic() - self.started) / self.steps * left)}"
 
-    def _step(self, member: Watched) -> None:
+    def _step(self, student_run: Watched) -> None:
         self.steps += 1
-        if member.run.path not in self.met:
-            self.met.add(member.run.path)
-            self.total += self._unforeseen(member)
+        if student_run.run.path not in self.met:
+            self.met.add(student_run.run.path)
+            self.total += self._unforeseen(student_run)
         if self.live:
             self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
         elif time.monotonic() - self.spoke > EVERY:
-            epoch, step = member.position
-            self.say(f"  {member.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
+            epoch, step = student_run.position
+            self.say(f"  {student_run.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
 
-    def _unforeseen(self, member: Watched) -> int:
+    def _unforeseen(self, student_run: Watched) -> int:
         """How many steps more a cell takes than was known before its first one: first phases, parts of epochs saved."""
-        (epoch, step), saved = member.position, self.saved.get(member.run.path, 0)
+        (epoch, step), saved = student_run.position, self.saved.get(student_run.run.path, 0)
         return (1 + saved - epoch) * self.steps_per_epoch - (step - 1)
 
-    def _epoch(self, member: Watched) -> None:
-        record = member.records[-1]
+    def _epoch(self, student_run: Watched) -> None:
+        record = student_run.records[-1]
         losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
         figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
         facts = f"{figures}  {losses}"
         if self.live:
-            label = member.cell.label
+            label = student_run.cell.label
             if label not in self.tasks:
                 self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
             self.live.update(self.tasks[label], completed=max(record["epoch"], 0), facts=facts)
         elif time.monotonic() - self.spoke > EVERY:
-            self.say(f"  {member.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
+            self.say(f"  {student_run.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 
-    def _end(self, member: Watched, state: str) -> None:
+    def _end(self, student_run: Watched, state: str) -> None:
         self.ended += 1
         place = f"[{self.ended}/{self.cells}]"
         if state == "done":
-            last = member.records[-1]["metrics"][self.metric]
-            line = f"{place} {member.cell.label}  {self.metric} {last:.2f}  {self.eta}"
+            last = student_run.records[-1]["metrics"][self.metric]
+            line = f"{place} {student_run.cell.label}  {self.metric} {last:.2f}  {self.eta}"
         else:
-            line = f"{place} {member.cell.label}  {state.upper()}: {member.run.status['message']}"
+            line = f"{place} {student_run.cell.label}  {state.upper()}: {student_run.run.status['message']}"
         if self.live:
-            if task := self.tasks.pop(member.cell.label, None):
+            if task := self.tasks.pop(student_run.cell.label, None):
                 self.live.remove_task(task)
             self.live.update(self.overall, advance=1)
         self.say(line)

@@ -51,7 +51,7 @@ def enter_timm(entry: NetworkEntry) -> None:
     timm.models.register_model(model)
 
 
-class Zoo(NetworkSource):
+class ZooSource(NetworkSource):
     """Architectures with random weights, for images of the task's size."""
 
     name, modality = "zoo", "images"
@@ -66,4 +66,4 @@ class Zoo(NetworkSource):
         return NetworkView(ARCHITECTURES.get(name).build(num_classes), methodcaller("chain"), input_shape)
 
 
-SOURCES = (Zoo(),)
+SOURCES = (ZooSource(),)

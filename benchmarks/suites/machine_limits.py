@@ -16,7 +16,7 @@ from ..cost.profiling import Bench, endless, peak_memory, seconds_of_each, synch
 from ..networks import macs
 from ..training.loop import shared
 from ..training.optimizers import WHOLE
-from ..training.student_run import Member
+from ..training.student_run import StudentRun
 
 MATRICES = (1024, 2048, 4096)
 """Sides of the square matrices that are multiplied."""
@@ -58,7 +58,7 @@ def needed(bench: Bench) -> int:
     The backward pass has two products for each of the forward pass; what a method adds is not counted.
     """
     one = bench.data.clean(torch.zeros(1, dtype=torch.long)).student().inputs
-    passes = 3 * macs(bench.member.student.plain(), one)
+    passes = 3 * macs(bench.student_run.student.plain(), one)
     if bench.teacher:
         passes += macs(bench.teacher.network.plain(), one)
     return 2 * passes * bench.protocol.batch_size
@@ -108,18 +108,18 @@ def memory(bench: Bench) -> Memory:
     device, batches = bench.data.device, endless(bench.data, bench.protocol.batch_size)
     teacher = [bench.teacher.network, bench.teacher.network.fold_batch_norms()] if bench.teacher else []
     weights = _bytes(_of_networks(teacher))
-    cells = sum(_bytes(_of_cell(member)) for member in bench.members)
-    inputs, kept = shared(next(batches), WHOLE, bench.teacher, bench.members)
+    cells = sum(_bytes(_of_cell(student_run)) for student_run in bench.student_runs)
+    inputs, kept = shared(next(batches), WHOLE, bench.teacher, bench.student_runs)
     outputs = _bytes(kept.tensors() if kept else ())
     own = []
-    for member in bench.members:
+    for student_run in bench.student_runs:
         # torch's profiler does not see what it has not seen made go, so gradients go before.
-        member.optimizer.zero_grad()
-        own.append(made(partial(member.step, inputs, kept, (bench.epoch, 0), bench.progress), device))
-        member.optimizer.zero_grad()
+        student_run.optimizer.zero_grad()
+        own.append(made(partial(student_run.step, inputs, kept, (bench.epoch, 0), bench.progress), device))
+        student_run.optimizer.zero_grad()
     batch = _bytes((inputs.inputs, inputs.labels, inputs.indices))
     del inputs, kept
-    before = weights + sum(_bytes(_of_cell(member)) for member in bench.members)
+    before = weights + sum(_bytes(_of_cell(student_run)) for student_run in bench.student_runs)
     return Memory(before + made(bench.step, device), weights, outputs, cells, max(own) + batch)
 
 
@@ -145,13 +145,13 @@ def _of_networks(networks: Iterable[nn.Module]) -> Iterator[Tensor]:
         yield from network.buffers()
 
 
-def _of_cell(member: Member) -> Iterator[Tensor]:
+def _of_cell(student_run: StudentRun) -> Iterator[Tensor]:
     """Weights, gradients, optimiser state, and what the method has registered."""
-    for tensor in _of_networks((member.student, member.method)):
+    for tensor in _of_networks((student_run.student, student_run.method)):
         yield tensor
         if tensor.grad is not None:
             yield tensor.grad
-    for state in member.optimizer.state_dict()["state"].values():
+    for state in student_run.optimizer.state_dict()["state"].values():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 
 

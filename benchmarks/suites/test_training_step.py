@@ -76,11 +76,11 @@ def test_training_step(
     benchmark.group = f"training step, {pair}"
     benchmark.pedantic(step, setup=lambda: times.append(reference.seconds(0, 1)), rounds=rounds)
     size = suite.protocol.batch_size
-    member = bench.member
+    student_run = bench.student_run
     shared, own = bench.operations()
     card = registry.card(method)
-    size_of_student = count(suite.data.build(member.cell.student).module.parameters())
-    found = measure(member.cell, suite.protocol, Path(), suite.device, warm_up=1, timed=1)
+    size_of_student = count(suite.data.build(student_run.cell.student).module.parameters())
+    found = measure(student_run.cell, suite.protocol, Path(), suite.device, warm_up=1, timed=1)
     if not found["extra_inference_params"]:
         plain.add((method, pair))
     benchmark.extra_info.update(
@@ -119,8 +119,8 @@ def test_inference(
     if method != "student" and (method, pair) in plain:
         pytest.skip("deploys the plain student")
     bench = made(suite, pair, method)
-    deployed = bench.member.deployed.eval()
-    x = torch.zeros(batch, *suite.data.build(bench.member.cell.student).input_shape, device=suite.device)
+    deployed = bench.student_run.deployed.eval()
+    x = torch.zeros(batch, *suite.data.build(bench.student_run.cell.student).input_shape, device=suite.device)
     benchmark.group = f"inference, batch {batch}, {pair}"
 
     def forward() -> None:

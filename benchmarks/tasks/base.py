@@ -71,7 +71,7 @@ class Task(Interface):
 
     @property
     def size(self) -> int:
-        """Height and width of its images as networks see them by default; of texts and scenes 0."""
+        """Height and width of its images as networks see them by default; of texts and of detection 0."""
 
     @property
     def version(self) -> int:

@@ -114,7 +114,7 @@ class StreamTask:
 
 
 @dataclass(frozen=True)
-class Request:
+class ImageRequest:
     """An image by its position, and whether it is one of the test set; augmented by a batch's seed and its place there.
 
     Without a seed there is no augmentation.
@@ -131,12 +131,12 @@ class _Requests:
     """Batches of requests, made when a worker is free for them."""
 
     count: int
-    make: Callable[[int], list[Request]]
+    make: Callable[[int], list[ImageRequest]]
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[list[Request]]:
+    def __iter__(self) -> Iterator[list[ImageRequest]]:
         return map(self.make, range(self.count))
 
 
@@ -149,7 +149,7 @@ class Failed:
 
 
 class Decoded(Dataset[tuple[Tensor, int]]):
-    """Images as uint8 (H, W, C) with their labels, by :class:`Request`."""
+    """Images as uint8 (H, W, C) with their labels, by :class:`ImageRequest`."""
 
     def __init__(self, train: Files, test: Files, flip: bool, crops: Crops, mean: Sequence[float]) -> None:
         self.splits = (train, test)
@@ -173,7 +173,7 @@ class Decoded(Dataset[tuple[Tensor, int]]):
             ]
         )
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, int]:
+    def __getitem__(self, request: ImageRequest) -> tuple[Tensor, int]:
         files = self.splits[request.test]
         image = picture(files.root / files.paths[request.index], "replace it")
         if request.seed is None:
@@ -183,7 +183,7 @@ class Decoded(Dataset[tuple[Tensor, int]]):
                 pixels = self.augmented(image)
         return pixels.permute(1, 2, 0).contiguous(), int(files.labels[request.index])
 
-    def __getitems__(self, requests: list[Request]) -> list[tuple[Tensor, int]] | Failed:
+    def __getitems__(self, requests: list[ImageRequest]) -> list[tuple[Tensor, int]] | Failed:
         """A batch, as a worker hands it over; it raises nothing.
 
         torch keeps an error of a worker in a cycle with the workers' queues, and the collector that finds it closes
@@ -252,32 +252,34 @@ class StreamedImages(Images):
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
         order = list(self.order(seed, epoch, start))
 
-        def wanted(number: int) -> list[Request]:
+        def wanted(number: int) -> list[ImageRequest]:
             step, chosen = order[number]
             own = derive(seed, "augmentation", epoch, step)
-            return [Request(index, seed=own, place=place) for place, index in enumerate(chosen.tolist())]
+            return [ImageRequest(index, seed=own, place=place) for place, index in enumerate(chosen.tolist())]
 
         for (_, chosen), (images, labels) in zip(order, self._fetched(len(order), wanted), strict=True):
             smoothing, indices = self.protocol.label_smoothing, chosen.to(self.device)
             yield ImageBatch(images, labels, indices, self.normalisation, None, smoothing)
 
     def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
-        found = [self.images[Request(index, test)] for index in indices.tolist()]
+        found = [self.images[ImageRequest(index, test)] for index in indices.tolist()]
         images, labels = torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])
         on_device = images.to(self.device), labels.to(self.device), indices.to(self.device)
         return ImageBatch(*on_device, self.normalisation)
 
     def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
         parts = indices.split(size)
-        batches = self._fetched(len(parts), lambda number: [Request(index) for index in parts[number].tolist()])
+        batches = self._fetched(len(parts), lambda number: [ImageRequest(index) for index in parts[number].tolist()])
         for part, (images, labels) in zip(parts, batches, strict=True):
             yield ImageBatch(images, labels, part.to(self.device), self.normalisation)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
         parts = torch.arange(self.test_samples).split(EVAL_BATCH)
-        return self._fetched(len(parts), lambda number: [Request(index, test=True) for index in parts[number].tolist()])
+        return self._fetched(
+            len(parts), lambda number: [ImageRequest(index, test=True) for index in parts[number].tolist()]
+        )
 
-    def _fetched(self, count: int, wanted: Callable[[int], list[Request]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _fetched(self, count: int, wanted: Callable[[int], list[ImageRequest]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in order, on the device; workers are ahead of them."""
         workers = min(self.workers, count)
         loader: Iterable[tuple[Tensor, Tensor]] = DataLoader(

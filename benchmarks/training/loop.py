@@ -30,7 +30,7 @@ from ..tasks.images import ImageData, Normalisation
 from .failures import Interrupted, of_cell
 from .optimizers import Part, parts
 from .precision import autocast
-from .student_run import Member
+from .student_run import StudentRun
 
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
@@ -60,7 +60,7 @@ Report = Callable[[Watched, str], None]
 
 
 class SharedTeacher:
-    """The frozen teacher's pass over a batch, kept as the union of what the members need.
+    """The frozen teacher's pass over a batch, kept as the union of what the student runs need.
 
     Args:
         network: the frozen teacher; its batch-norms are folded here, the methods see it as it is.
@@ -81,15 +81,17 @@ class SharedTeacher:
                 found.append(self.network.fold_batch_norms()(batch.inputs(self.normalisation), fields=()).logits)
         self.logits = torch.cat(found)
 
-    def outputs(self, batch: TaskBatch, members: Sequence[Member]) -> Outputs | None:
-        """One forward pass, or None if no member wants one."""
-        wanting = [member for member in members if member.needs.teacher or member.needs.teacher_units]
+    def outputs(self, batch: TaskBatch, student_runs: Sequence[StudentRun]) -> Outputs | None:
+        """One forward pass, or None if no student run wants one."""
+        wanting = [
+            student_run for student_run in student_runs if student_run.needs.teacher or student_run.needs.teacher_units
+        ]
         if not wanting:
             return None
         at, fields = set[str](), set[str]()
-        for member in wanting:
-            at.update(member.needs.teacher_units)
-            fields.update(name for name in member.needs.teacher if name != "logits")
+        for student_run in wanting:
+            at.update(student_run.needs.teacher_units)
+            fields.update(name for name in student_run.needs.teacher if name != "logits")
         network = self.network.fold_batch_norms()
         with torch.no_grad(), autocast(self.protocol, batch.inputs(self.normalisation).device):
             kept = network(batch.inputs(self.normalisation), at=at, fields=fields)
@@ -98,13 +100,13 @@ class SharedTeacher:
         return kept if self.logits is None else kept.with_other_logits(self.logits[batch.student().indices])
 
 
-def views(members: Sequence[Member]) -> int:
+def views(student_runs: Sequence[StudentRun]) -> int:
     """How many views of each image a group wants."""
-    return max((member.needs.views for member in members), default=1)
+    return max((student_run.needs.views for student_run in student_runs), default=1)
 
 
 def train(
-    members: Sequence[Member],
+    student_runs: Sequence[StudentRun],
     data: TaskData,
     teacher: SharedTeacher | None,
     protocol: Protocol,
@@ -112,72 +114,76 @@ def train(
     stopping: Callable[[], bool] = lambda: False,
     save_seconds: float = 600.0,
 ) -> None:
-    """Train a group to the end; every member's run says how it ended.
+    """Train a group to the end; every student run's store run says how it ended.
 
-    Members may stand at different positions (after a kill between two of their checkpoints): each takes part from
-    its own position on. A member that diverges or crashes is dropped, the others go on.
+    Student runs may stand at different positions (after a kill between two of their checkpoints): each takes part from
+    its own position on. A student run that diverges or crashes is dropped, the others go on.
 
     Raises:
-        Interrupted: ``stopping`` said so; every member was saved after a whole step.
+        Interrupted: ``stopping`` said so; every student run was saved after a whole step.
         RuntimeError, MemoryError, OSError: one by which memory is short (see :mod:`.failures`): the group does not fit;
-            members resume from their checkpoints in smaller groups.
+            student runs resume from their checkpoints in smaller groups.
     """
-    active = [member for member in members if member.position[0] <= protocol.epochs]
-    seed = members[0].cell.seed
+    active = [student_run for student_run in student_runs if student_run.position[0] <= protocol.epochs]
+    seed = student_runs[0].cell.seed
     if teacher and protocol.stored_logits and active:  # whoever reads them, so that all get the same
         teacher.store_logits(cast(ImageData, data), seed)
     while active:
-        epoch, start = min(member.position for member in active)
+        epoch, start = min(student_run.position for student_run in active)
         progress = protocol_progress(protocol, epoch)
-        here = [member for member in active if member.position[0] == epoch]
-        for member in here:
-            with guarded(member, active, report):
-                member.start_epoch(epoch)
+        here = [student_run for student_run in active if student_run.position[0] == epoch]
+        for student_run in here:
+            with guarded(student_run, active, report):
+                student_run.start_epoch(epoch)
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
-            due = [member for member in here if member in active and member.position <= (epoch, step)]
+            due = [
+                student_run for student_run in here if student_run in active and student_run.position <= (epoch, step)
+            ]
             for part in parts(len(batch), protocol.accumulate):
                 inputs, kept = shared(batch, part, teacher, due)
-                for member in due:
-                    if member in active:
-                        with guarded(member, active, report):
-                            member.step(inputs, kept, (epoch, step), progress, part)
+                for student_run in due:
+                    if student_run in active:
+                        with guarded(student_run, active, report):
+                            student_run.step(inputs, kept, (epoch, step), progress, part)
                             if part.last and step % CHECK_EVERY == 0:
-                                member.check_finite()
-            for member in due:
-                if member in active:
-                    report(member, "step")
+                                student_run.check_finite()
+            for student_run in due:
+                if student_run in active:
+                    report(student_run, "step")
             stop = stopping()
-            for member in list(active) if stop else due:
-                if member in active and (stop or time.monotonic() - member.saved_at > save_seconds):
-                    with guarded(member, active, report):
-                        member.save()
+            for student_run in list(active) if stop else due:
+                if student_run in active and (stop or time.monotonic() - student_run.saved_at > save_seconds):
+                    with guarded(student_run, active, report):
+                        student_run.save()
             if stop:
-                for member in active:
-                    member.run.set_status("interrupted", epoch=max(member.position[0] - 1, 0), epochs=protocol.epochs)
+                for student_run in active:
+                    student_run.run.set_status(
+                        "interrupted", epoch=max(student_run.position[0] - 1, 0), epochs=protocol.epochs
+                    )
                 raise Interrupted("stopped after a whole step; the same command goes on from here")
-        for member in here:
-            if member in active:
-                with guarded(member, active, report):
-                    member.end_epoch(epoch)
-                if member in active:
-                    report(member, "epoch")
-        active = [member for member in active if member.position[0] <= protocol.epochs]
-    for member in members:
-        if member.run.state == "running":
-            active = [member]
-            with guarded(member, active, report):
-                member.finish()
+        for student_run in here:
+            if student_run in active:
+                with guarded(student_run, active, report):
+                    student_run.end_epoch(epoch)
+                if student_run in active:
+                    report(student_run, "epoch")
+        active = [student_run for student_run in active if student_run.position[0] <= protocol.epochs]
+    for student_run in student_runs:
+        if student_run.run.state == "running":
+            active = [student_run]
+            with guarded(student_run, active, report):
+                student_run.finish()
             if active:
-                report(member, "done")
+                report(student_run, "done")
 
 
 def shared(
-    batch: TaskBatch, part: Part, teacher: SharedTeacher | None, members: Sequence[Member]
+    batch: TaskBatch, part: Part, teacher: SharedTeacher | None, student_runs: Sequence[StudentRun]
 ) -> tuple[Batch, Outputs | None]:
     """What a group shares of some samples of a batch: the inputs, and the teacher's outputs."""
     own = part.of(batch)
-    kept = teacher.outputs(own, members) if teacher else None
-    inputs = own.student(views(members))
+    kept = teacher.outputs(own, student_runs) if teacher else None
+    inputs = own.student(views(student_runs))
     if teacher:
         inputs = replace(inputs, renormalised=own.inputs(teacher.normalisation))
     return (inputs if own is batch else replace(inputs, whole=False)), kept
@@ -189,16 +195,16 @@ def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
 
 
 @contextmanager
-def guarded(member: Member, active: list[Member], report: Report) -> Iterator[None]:
-    """A member whose code fails inside is marked, reported and dropped from ``active``; the others go on."""
+def guarded(student_run: StudentRun, active: list[StudentRun], report: Report) -> Iterator[None]:
+    """A student run whose code fails inside is marked, reported and dropped from ``active``; the others go on."""
     try:
         yield
     except BaseException as error:
         failure = of_cell(error)
         if failure is None:
             raise
-        member.run.set_status(**failure.facts(), epoch=max(member.position[0], 0))
-        active.remove(member)
+        student_run.run.set_status(**failure.facts(), epoch=max(student_run.position[0], 0))
+        active.remove(student_run)
     else:
         return
-    report(member, failure.state)
+    report(student_run, failure.state)

@@ -31,7 +31,7 @@ from .precision import autocast, scaler, set_tf32
 from .teacher_pass import StoredTeacherPass
 
 
-class Member:
+class StudentRun:
     """A cell of a group while it trains.
 
     Epochs count from 1; a method's first phases end with epoch 0, so that all cells of a group then start together.
@@ -299,7 +299,7 @@ class Member:
 
         Raises:
             DiskError: the checkpoint cannot be read now.
-            Damaged: it is not what was written, or does not fit; the member is no longer of use.
+            Damaged: it is not what was written, or does not fit; the student_run is no longer of use.
         """
         path = self.run / "checkpoint.pt"
         if not path.is_file():
@@ -342,10 +342,10 @@ class Member:
         if own == usual:
             return []
         x = self.data.clean(torch.zeros(2, dtype=torch.long)).student().inputs  # statistics of a batch need two
-        arithmetic = [f"{macs(module, x) / 2e6:.1f} M" for module in (self.deployed, plain)]
+        operations = [f"{macs(module, x) / 2e6:.1f} M" for module in (self.deployed, plain)]
         return [
-            f"deployed with {own / 1e6:.3f} M parameters and {arithmetic[0]} MACs, "
-            f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {arithmetic[1]}"
+            f"deployed with {own / 1e6:.3f} M parameters and {operations[0]} MACs, "
+            f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {operations[1]}"
         ]
 
 

@@ -12,7 +12,7 @@ from ..registry import register
 from ._levels import aligned, channels
 
 
-class Context(nn.Module):
+class ContextBlock(nn.Module):
     """A global context block: what all positions say together is added to each of them (GCNet, Cao et al. 2019)."""
 
     def __init__(self, width: int) -> None:
@@ -68,7 +68,7 @@ class FGD(Method[Settings]):
     def setup(self) -> None:
         widths = channels("fgd", self.student, self.teacher)
         self.align = nn.ModuleList(aligned(*pair) for pair in widths)
-        self.own, self.theirs = (nn.ModuleList(Context(width) for _, width in widths) for _ in range(2))
+        self.own, self.theirs = (nn.ModuleList(ContextBlock(width) for _, width in widths) for _ in range(2))
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings

@@ -9,7 +9,7 @@ from .. import functional
 from ..functional.feature import same_size
 
 
-class Bottleneck(nn.Module):
+class DenoisingBottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, narrower within, each with BN, ReLU between them, and a residual."""
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -46,7 +46,7 @@ class NoisePredictor(nn.Module):
         self.times = nn.Embedding(1280, channels)
         layers: list[nn.Module]
         if spatial:
-            blocks = [Bottleneck(channels, 4), Bottleneck(channels, 4)]
+            blocks = [DenoisingBottleneck(channels, 4), DenoisingBottleneck(channels, 4)]
             layers = [*blocks, nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels)]
         else:
             layers = [*two_layers(channels, 4, last_norm=True), *two_layers(channels, 4, last_norm=False)]
@@ -72,7 +72,7 @@ class Denoising(nn.Module):
         self.decoder = nn.Conv2d(width, teacher, 1) if latent else None
         self.transform = nn.Conv2d(student, width, 1)
         self.predictor = NoisePredictor(width, spatial)
-        layers = [Bottleneck(width, 8)] if spatial else two_layers(width, 2, last_norm=True)
+        layers = [DenoisingBottleneck(width, 8)] if spatial else two_layers(width, 2, last_norm=True)
         self.level = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
         self.projection = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width))
 

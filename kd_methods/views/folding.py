@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .chain import Chain
 
 
-class _Tracer(fx.Tracer):
+class _LeafTracer(fx.Tracer):
     """Treats modules that look at shapes (``fx_leaf``) as opaque."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -44,7 +44,7 @@ def fold_batch_norms(module: nn.Module, chain: Callable[[nn.Module], Chain] | No
     copied = copy.deepcopy(module).eval()
     root = _Chained(copied, chain) if chain else copied
     try:
-        graph = _Tracer().trace(root)
+        graph = _LeafTracer().trace(root)
     except Exception:  # tracing runs foreign code, any error only means: not traceable
         return copied
     ends = root.ends if isinstance(root, _Chained) else set()

@@ -85,7 +85,7 @@ def path_of(node: fx.Node) -> str:
     return str(node.target).removeprefix("network.")
 
 
-class _Tracer(fx.Tracer):
+class _BlockTracer(fx.Tracer):
     """Modules that are not to be traced ``through`` are one node."""
 
     def __init__(self, through: Callable[[nn.Module, str], bool]) -> None:
@@ -108,7 +108,7 @@ def _untraceable_functions() -> tuple[Callable[..., Any], ...]:
 def traced_modes(module: nn.Module, through: Callable[[nn.Module, str], bool]) -> tuple[list[fx.Node], list[fx.Node]]:
     """Nodes of the pass in each of the modes; the same ones where the modes do the same."""
     with modes_kept(module):
-        graphs = [_Tracer(through).trace(_Called(module.train(mode))) for mode in _MODES]
+        graphs = [_BlockTracer(through).trace(_Called(module.train(mode))) for mode in _MODES]
     for graph in graphs:
         for node in graph.nodes:
             if node.kwargs.get("inplace"):  # a kept output would change under its reader

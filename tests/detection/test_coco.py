@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.detection.coco import DetectionTask, Scenes, Split
+from benchmarks.detection.coco import DetectionFiles, DetectionSplit, DetectionTask
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 
@@ -65,14 +65,14 @@ def in_folders(content: dict[str, Any], draw: random.Random) -> None:
         image["file_name"] = f"{draw.choice(('train2017/images', 'somewhere', '/mnt/data', '.'))}/{image['file_name']}"
 
 
-def objects(split: Split) -> list[Any]:
+def objects(split: DetectionSplit) -> list[Any]:
     """Those of a split by themselves, in an order of their own."""
     names = [Path(path).name for path in split.paths]
     rows = zip(split.image, split.labels, split.boxes, split.areas, split.crowd, strict=True)
     return sorted((names[image], int(label), box.tolist(), area, crowd) for image, label, box, area, crowd in rows)
 
 
-def equal(found: Scenes, plain: Scenes, exactly: bool) -> bool:
+def equal(found: DetectionFiles, plain: DetectionFiles, exactly: bool) -> bool:
     pairs = ((found.train, plain.train), (found.val, plain.val))
     arrays = ("sizes", "image", "labels", "boxes", "areas", "crowd", "ignored")
     same = all(objects(a) == objects(b) and [Path(p).name for p in a.paths] == [Path(p).name for p in b.paths]
@@ -85,16 +85,16 @@ def equal(found: Scenes, plain: Scenes, exactly: bool) -> bool:
 @pytest.mark.parametrize("seed", range(5))
 def test_order_and_ids_of_a_file_change_nothing(shapes: Path, tmp_path: Path, seed: int):
     draw = random.Random(seed)
-    plain = TASK.scenes(shapes.parent)
+    plain = TASK.files(shapes.parent)
     listed = copied(shapes, tmp_path / "listed", lambda content: permuted(content, draw))
-    assert equal(TASK.scenes(listed), plain, exactly=True) and equal(OWN.scenes(listed), plain, exactly=True)
+    assert equal(TASK.files(listed), plain, exactly=True) and equal(OWN.files(listed), plain, exactly=True)
 
     def disguise(content: dict[str, Any]) -> None:
         permuted(content, draw)
         renumbered(content, draw, ("images", "annotations", "categories"))
         in_folders(content, draw)
 
-    assert equal(TASK.scenes(copied(shapes, tmp_path / "disguised", disguise)), plain, exactly=False)
+    assert equal(TASK.files(copied(shapes, tmp_path / "disguised", disguise)), plain, exactly=False)
 
 
 def test_categories_of_the_validation_set_may_have_ids_of_their_own(shapes: Path, tmp_path: Path):
@@ -106,7 +106,7 @@ def test_categories_of_the_validation_set_may_have_ids_of_their_own(shapes: Path
         if len(sizes) == 2:
             renumbered(content, random.Random(1), ("categories",))
 
-    assert equal(OWN.scenes(copied(shapes, tmp_path, change)), TASK.scenes(shapes.parent), exactly=True)
+    assert equal(OWN.files(copied(shapes, tmp_path, change)), TASK.files(shapes.parent), exactly=True)
 
 
 def test_images_in_sub_folders_are_found(shapes: Path, tmp_path: Path):
@@ -121,10 +121,8 @@ def test_images_in_sub_folders_are_found(shapes: Path, tmp_path: Path):
         (place / "even").mkdir(parents=True)
         for path in (shapes / split).iterdir():
             (place / ("even" if int(path.stem) % 2 == 0 else "") / path.name).write_bytes(path.read_bytes())
-    scenes = TASK.scenes(root)
-    assert equal(scenes, TASK.scenes(shapes.parent), exactly=True) and all(
-        map(Path.is_file, map(Path, scenes.val.paths))
-    )
+    files = TASK.files(root)
+    assert equal(files, TASK.files(shapes.parent), exactly=True) and all(map(Path.is_file, map(Path, files.val.paths)))
 
 
 def test_crowd_and_area_are_filled_in(shapes: Path, tmp_path: Path):
@@ -134,7 +132,7 @@ def test_crowd_and_area_are_filled_in(shapes: Path, tmp_path: Path):
         for thing in content["annotations"]:
             del thing["iscrowd"], thing["area"], thing["id"]
 
-    assert equal(TASK.scenes(copied(shapes, tmp_path, change)), TASK.scenes(shapes.parent), exactly=True)
+    assert equal(TASK.files(copied(shapes, tmp_path, change)), TASK.files(shapes.parent), exactly=True)
 
 
 def drop(kind: str, key: str) -> Callable[[dict[str, Any]], object]:
@@ -170,7 +168,7 @@ def put(kind: str, key: str, value: Any) -> Callable[[dict[str, Any]], object]:
 )  # fmt: skip
 def test_a_wrong_field_is_one_line_with_its_place(shapes: Path, tmp_path: Path, change: Any, words: str):
     with pytest.raises(UserError, match=words) as caught:
-        TASK.scenes(copied(shapes, tmp_path, change))
+        TASK.files(copied(shapes, tmp_path, change))
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
@@ -182,4 +180,4 @@ def test_what_is_no_such_file_is_one_line(shapes: Path, tmp_path: Path, text: st
     file = root / "kd-shapes" / "annotations" / "instances_val2017.json"
     file.write_text(text)
     with pytest.raises(UserError, match=f"^{file} is not in COCO's format: [^\n]*$"):
-        TASK.scenes(root)
+        TASK.files(root)

@@ -320,9 +320,9 @@ def test_a_step_of_every_method(pair: Any, name: str):
     before = {key: value.clone() for key, value in teacher.module.state_dict().items()}
     given = batch(student)
     student.zero_grad(), student.train()
-    lesson = student.learn(given["inputs"], given["data_samples"])
-    kept = teacher.teach(given["inputs"], lesson, logits=True)
-    losses = method.losses(lesson.outputs, kept, lesson.batch, Progress(30, 240))
+    student_pass = student.training_pass(given["inputs"], given["data_samples"])
+    kept = teacher.teacher_pass(given["inputs"], student_pass, logits=True)
+    losses = method.losses(student_pass.outputs, kept, student_pass.batch, Progress(30, 240))
     terms = losses.terms()
     assert all(torch.isfinite(term) and term.ndim == 0 for term in terms.values())
     assert losses.distill and all(float(term.detach()) != 0 for term in terms.values())
@@ -342,24 +342,24 @@ def test_the_task_loss_is_the_detectors_own(pair: Any):
     torch.manual_seed(0)
     theirs, _ = student.module.parse_losses(student.module.loss(given["inputs"], given["data_samples"]))
     torch.manual_seed(0)
-    lesson = student.learn(given["inputs"], given["data_samples"])
-    assert torch.equal(lesson.batch.loss(lesson.outputs.logits), theirs)
-    stone = student.resume("pyramid", lesson.outputs["pyramid"])
-    torch.testing.assert_close(stone.logits, lesson.outputs.logits)
-    regions = sum(value for key, value in lesson.terms.items() if key in ("loss_cls", "loss_bbox"))
-    torch.testing.assert_close(lesson.batch.loss(stone), regions)
-    other = 2 * lesson.outputs.logits
-    torch.testing.assert_close(lesson.batch.loss(other), F.cross_entropy(other, lesson.batch.labels))
+    student_pass = student.training_pass(given["inputs"], given["data_samples"])
+    assert torch.equal(student_pass.batch.loss(student_pass.outputs.logits), theirs)
+    stone = student.resume("pyramid", student_pass.outputs["pyramid"])
+    torch.testing.assert_close(stone.logits, student_pass.outputs.logits)
+    regions = sum(value for key, value in student_pass.terms.items() if key in ("loss_cls", "loss_bbox"))
+    torch.testing.assert_close(student_pass.batch.loss(stone), regions)
+    other = 2 * student_pass.outputs.logits
+    torch.testing.assert_close(student_pass.batch.loss(other), F.cross_entropy(other, student_pass.batch.labels))
 
 
 def test_labels_are_those_of_the_regions(pair: Any):
     student, _ = pair
     given = batch(student)
-    lesson = student.train().learn(given["inputs"], given["data_samples"])
-    regions, labels = lesson.regions, lesson.batch.labels
-    assert len(regions) == len(labels) == len(lesson.outputs.logits) and lesson.outputs.logits.shape[1] == 4
+    student_pass = student.train().training_pass(given["inputs"], given["data_samples"])
+    regions, labels = student_pass.regions, student_pass.batch.labels
+    assert len(regions) == len(labels) == len(student_pass.outputs.logits) and student_pass.outputs.logits.shape[1] == 4
     for region, label in zip(regions, labels, strict=True):
-        objects = lesson.batch.boxes[int(region[0])]
+        objects = student_pass.batch.boxes[int(region[0])]
         ious = torch.tensor([overlap(region[1:], one, 0) for one in objects])
         assert int(label) == ([0, 2][int(ious.argmax())] if ious.max() >= 0.5 else 3)
 
@@ -389,9 +389,9 @@ def test_detection_methods_are_not_for_images():
 def test_one_stage_detectors(name: str):
     detector = networks.build_network(name, 3)
     given = batch(detector)
-    lesson = detector.train().learn(given["inputs"], given["data_samples"])
+    student_pass = detector.train().training_pass(given["inputs"], given["data_samples"])
     total, _ = detector.module.parse_losses(detector.module.loss(given["inputs"], given["data_samples"]))
-    torch.testing.assert_close(lesson.batch.loss(lesson.outputs.logits), total, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(student_pass.batch.loss(student_pass.outputs.logits), total, atol=1e-3, rtol=1e-3)
     with pytest.raises(UserError, match="sigmoids"):
         kd_methods.build("kd", detector, detector, DataInfo(64, 4))
     for name in DENSE if detector.distributions else ():
@@ -414,12 +414,12 @@ def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     before = {key: value.clone() for key, value in teacher.module.state_dict().items()}
     given = batch(student)
     student.zero_grad(), student.train()
-    lesson = student.learn(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
-    dense, kept = lesson.outputs["dense"], teacher.teach(given["inputs"], lesson, logits=False)
+    student_pass = student.training_pass(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
+    dense, kept = student_pass.outputs["dense"], teacher.teacher_pass(given["inputs"], student_pass, logits=False)
     assert dense.edges.shape == (len(dense.level), 4, 17) and dense.classes.shape == (len(dense.level), 3)
-    assert dense.positive.any() and not (dense.positive & (lesson.outputs["anchor_relations"].valuable > 0)).all()
+    assert dense.positive.any() and not (dense.positive & (student_pass.outputs["anchor_relations"].valuable > 0)).all()
     losses = kd_methods.build(name, student, teacher, DataInfo(64, 4)).losses(
-        lesson.outputs, kept, lesson.batch, Progress(1, 1)
+        student_pass.outputs, kept, student_pass.batch, Progress(1, 1)
     )
     assert all(torch.isfinite(term) and float(term.detach()) > 0 for term in losses.terms().values())
     losses.total().backward()
@@ -427,7 +427,7 @@ def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     assert all(torch.equal(teacher.module.state_dict()[key], value) for key, value in before.items())
     # Where both say the same, there is nothing to learn but the task.
     method = kd_methods.build(name, student, teacher, DataInfo(64, 4))
-    same = method.losses(lesson.outputs, lesson.outputs, lesson.batch, Progress(1, 1))
+    same = method.losses(student_pass.outputs, student_pass.outputs, student_pass.batch, Progress(1, 1))
     assert all(float(term.detach()) == pytest.approx(0, abs=1e-6) for term in same.distill.values())
 
 
@@ -435,9 +435,9 @@ def test_places_lie_as_the_features_do(dense_pair: Any):
     """The regions found at a place are those of its own anchor: told by the features' own coordinates."""
     student, _ = dense_pair
     given = batch(student)
-    lesson = student.train().learn(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
-    dense, relations = lesson.outputs["dense"], lesson.outputs["anchor_relations"]
-    for number, features in enumerate(lesson.outputs.stages):
+    student_pass = student.train().training_pass(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
+    dense, relations = student_pass.outputs["dense"], student_pass.outputs["anchor_relations"]
+    for number, features in enumerate(student_pass.outputs.stages):
         here = dense.level == number
         images, _, height, width = features.shape
         near = relations.near[here].view(images, height, width)
@@ -445,7 +445,7 @@ def test_places_lie_as_the_features_do(dense_pair: Any):
         for image, row, column in near.nonzero().tolist():
             # The anchor of a place covers eight strides around it, and so meets the object that it is near to.
             x, y = column * stride, row * stride
-            left, top, right, bottom = lesson.batch.boxes[image].unbind(1)
+            left, top, right, bottom = student_pass.batch.boxes[image].unbind(1)
             assert ((left < x + 4 * stride) & (right > x - 4 * stride) & (top < y + 4 * stride)).any() and bottom.any()
     assert relations.near.any()
 
@@ -848,10 +848,10 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch
 
 
 def test_shapes_are_drawn_once_and_whole(shapes: Path):
-    scenes = get_task("shapes").open(shapes, load_protocol("shapes-demo"), CPU)
-    assert scenes.classes == ("disc", "square", "triangle") and len(scenes.train.paths) == scenes.train.count == 64
-    assert set(scenes.train.labels) == {0, 1, 2}
-    sides = scenes.train.boxes[:, 2]
+    files = get_task("shapes").open(shapes, load_protocol("shapes-demo"), CPU)
+    assert files.classes == ("disc", "square", "triangle") and len(files.train.paths) == files.train.count == 64
+    assert set(files.train.labels) == {0, 1, 2}
+    sides = files.train.boxes[:, 2]
     assert sides.min() < 32 < sides.max()  # small and medium objects
 
 
@@ -920,12 +920,12 @@ def test_a_file_of_the_zoo_is_read_without_running_its_code(pair: Any, tmp_path:
         load_weights(tmp_path / "foreign.pth")
 
 
-def scored(scenes: Any, labels: np.ndarray | None = None) -> dict[str, float]:
+def scored(files: Any, labels: np.ndarray | None = None) -> dict[str, float]:
     """The average precisions of what finds all that the validation set has, under its labels or others."""
     detectors.prepare()
     from benchmarks.detection.runner import average_precision
 
-    metric, val = average_precision(scenes, Path("unused")), scenes.val
+    metric, val = average_precision(files, Path("unused")), files.val
     corners = torch.from_numpy(np.concatenate([val.boxes[:, :2], val.boxes[:, :2] + val.boxes[:, 2:]], 1))
     for image, (width, height) in enumerate(val.sizes):
         own = torch.from_numpy((val.image == image) & ~val.crowd)
@@ -954,17 +954,17 @@ def test_mmdetection_has_the_suites_labels(shapes: Path, tmp_path: Path):
     assert scored(turned) == scored(plain) and set(scored(turned).values()) == {1.0, -1.0}
     assert scored(turned, wrong) == scored(plain, wrong) and scored(turned, wrong)["coco/bbox_mAP"] < 0.9
 
-    from benchmarks.detection.data import Scenery
+    from benchmarks.detection.data import DetectionDataset
 
-    read = Scenery(turned.val, turned.classes, test_mode=True)
+    read = DetectionDataset(turned.val, turned.classes, test_mode=True)
     found = [(i, one["bbox_label"]) for i in range(len(read)) for one in read.get_data_info(i)["instances"]]
     assert found == list(zip(plain.val.image.tolist(), plain.val.labels.tolist(), strict=True))
 
 
 @pytest.mark.real_data
 def test_ground_truth_scores_one(real_data: Path):
-    scenes = get_task("coco").open(real_data / "coco" / "COCO_Tiny", load_protocol("coco-short"), CPU)
-    values = scored(scenes)
+    files = get_task("coco").open(real_data / "coco" / "COCO_Tiny", load_protocol("coco-short"), CPU)
+    values = scored(files)
     assert {values[f"coco/{key}"] for key in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_s", "bbox_mAP_l")} == {1.0}
 
 
@@ -972,7 +972,7 @@ def test_ground_truth_scores_one(real_data: Path):
 @pytest.mark.parametrize("name", [*TWO_STAGE, "student", *DENSE])
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
-    from benchmarks.detection import data as scenery
+    from benchmarks.detection import data as detection_data
     from benchmarks.detection import runner as detection
     from benchmarks.detection.executor import Job
 
@@ -990,7 +990,7 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
     history: list[dict[str, float]] = []
     runner.model.train()
     for step in range(50):
-        scenery.seed_all(step)
+        detection_data.seed_all(step)
         found = runner.model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
         history.append({key: float(value) for key, value in found.items()})
     # GFL weighs boxes by class scores, which begin near zero: its own loss rises at first.

@@ -26,7 +26,7 @@ from benchmarks.store.runs import Run
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import Split
 from benchmarks.teachers.zoo import Teacher, Zoo
-from benchmarks.training.student_run import Member
+from benchmarks.training.student_run import StudentRun
 from kd_methods import registry
 from kd_methods.errors import UserError
 
@@ -234,8 +234,10 @@ def test_a_cell_is_trained_with_its_rows_optimiser_and_its_own_rate(table: str, 
         shared = {"optimizer", "lr_by_student", "lr_alone"}
         assert own.model_dump(exclude=shared) == protocol.model_dump(exclude=shared)
         cell = replace(cell, method="student", settings={}, teacher=None)
-        member = Member(cell, protocol, digits.TASKS[0].open(zoo.folder, protocol, CPU), None, Run(zoo.folder / row))
-        assert member.protocol == own and member.optimizer.param_groups[0]["lr"] == 0.03
+        student_run = StudentRun(
+            cell, protocol, digits.TASKS[0].open(zoo.folder, protocol, CPU), None, Run(zoo.folder / row)
+        )
+        assert student_run.protocol == own and student_run.optimizer.param_groups[0]["lr"] == 0.03
 
 
 def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None:

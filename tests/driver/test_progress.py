@@ -17,7 +17,7 @@ PROTOCOL = load_protocol("digits-demo").model_copy(update={"epochs": 4, "batch_s
 STEPS = 10
 
 
-def member(name: str, epoch: int, step: int, first_epoch: int = 1) -> Any:
+def student_run(name: str, epoch: int, step: int, first_epoch: int = 1) -> Any:
     """A cell that has made the given number of steps of an epoch."""
     records = [{"losses": {"task": 1.0}, "metrics": {"top1": 50.0}, "epoch": epoch, "phase": ""}]
     run = SimpleNamespace(path=Path(name), status={"message": "why"})
@@ -29,7 +29,12 @@ def test_what_is_saved_is_not_counted_again() -> None:
     saved = {Path("saved"): 2, Path("in an epoch"): 1}
     report = Reporter(4, PROTOCOL, 10 * STEPS, "top1", saved)
     assert report.total == 4 * 4 * STEPS - 3 * STEPS
-    for own in (member("new", 1, 1), member("saved", 3, 1), member("in an epoch", 2, 8), member("phases", -1, 1, -1)):
+    for own in (
+        student_run("new", 1, 1),
+        student_run("saved", 3, 1),
+        student_run("in an epoch", 2, 8),
+        student_run("phases", -1, 1, -1),
+    ):
         report(own, "step")
         report(own, "step")
     assert report.steps == 8
@@ -51,7 +56,7 @@ def test_a_display_that_fails_is_no_cell_s_failure(
         assert report.live
         monkeypatch.setattr(report.live, "update", fail)
         for event in ("step", "epoch", "done"):
-            report(member("kd/a-b/s0", 4, 1), event)
+            report(student_run("kd/a-b/s0", 4, 1), event)
         report.say("the last word")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"progress cannot be shown ({type(error).__name__}: ")

@@ -29,7 +29,7 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import digits, get_task
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training.failures import Interrupted
-from benchmarks.training.student_run import Member
+from benchmarks.training.student_run import StudentRun
 from benchmarks.training.teacher_pass import StoredTeacherPass
 from kd_methods import functional
 from kd_methods.analysis import locations, subclasses, vocabulary
@@ -200,7 +200,7 @@ def data() -> ImageData:
                      torch.device("cpu"))  # fmt: skip
 
 
-def study_of(data: ImageData, folder: Path, seed: int = 0, **options: Any) -> StoredTeacherPass:
+def teacher_pass_of(data: ImageData, folder: Path, seed: int = 0, **options: Any) -> StoredTeacherPass:
     torch.manual_seed(seed)
     network = data.build("resnet8").requires_grad_(False).eval()
     identity = {"teacher": {"network": "resnet8", "seed": seed}}
@@ -211,7 +211,7 @@ def study_of(data: ImageData, folder: Path, seed: int = 0, **options: Any) -> St
 
 @pytest.fixture(scope="module")
 def teacher_pass(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> StoredTeacherPass:
-    return study_of(data, tmp_path_factory.mktemp("prepared"))
+    return teacher_pass_of(data, tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="module")
@@ -260,9 +260,9 @@ def test_words_are_found_by_lloyds_iterations(teacher_pass: StoredTeacherPass, f
 def test_words_do_not_depend_on_what_memory_holds(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = vocabulary.vocabulary(study_of(data, tmp_path / "held"), UNIT, 1, 30, 4)
+    held = vocabulary.vocabulary(teacher_pass_of(data, tmp_path / "held"), UNIT, 1, 30, 4)
     monkeypatch.setattr(vocabulary, "MEMORY", 10)
-    assert torch.equal(vocabulary.vocabulary(study_of(data, tmp_path / "not"), UNIT, 1, 30, 4), held)
+    assert torch.equal(vocabulary.vocabulary(teacher_pass_of(data, tmp_path / "not"), UNIT, 1, 30, 4), held)
 
 
 def test_a_word_without_locations_shares_those_of_the_largest():
@@ -338,22 +338,22 @@ def test_computed_once_and_kept_by_content(data: ImageData, tmp_path: Path):
         asked.append("")
         return {"value": torch.randn(3)}
 
-    first = study_of(data, tmp_path).stored("numbers 1", {"k": 1}, compute)["value"]
+    first = teacher_pass_of(data, tmp_path).stored("numbers 1", {"k": 1}, compute)["value"]
     torch.manual_seed(99)  # the global generators do not matter, and are left alone
     before = torch.get_rng_state()
-    again = study_of(data, tmp_path)
+    again = teacher_pass_of(data, tmp_path)
     assert torch.equal(again.stored("numbers 1", {"k": 1}, compute)["value"], first) and len(asked) == 1
     torch.manual_seed(99)
     other = again.stored("numbers 1", {"k": 2}, compute)["value"]
     assert torch.equal(other, first) and len(asked) == 2 and torch.equal(torch.get_rng_state(), before)
-    study_of(data, tmp_path, seed=1).stored("numbers 1", {"k": 1}, compute)
+    teacher_pass_of(data, tmp_path, seed=1).stored("numbers 1", {"k": 1}, compute)
     assert len(asked) == 3
 
 
 @pytest.mark.parametrize("how", ["half", "bit", "list", "numbers"])
 def test_a_damaged_file_is_computed_again(data: ImageData, tmp_path: Path, how: str):
     said: list[str] = []
-    teacher_pass = study_of(data, tmp_path, say=said.append)
+    teacher_pass = teacher_pass_of(data, tmp_path, say=said.append)
     teacher_pass.stored("numbers 1", {}, lambda: {"value": torch.ones(2)})
     (file,) = tmp_path.glob("*.pt")
     content = file.read_bytes()
@@ -377,12 +377,12 @@ def test_stopping_loses_only_what_was_being_computed(data: ImageData, tmp_path: 
         return len(passes) > 4
 
     with pytest.raises(Interrupted):
-        subclasses.find(study_of(data, tmp_path, stopping=stopping), UNIT, 1, 10, 4, 9)
+        subclasses.find(teacher_pass_of(data, tmp_path, stopping=stopping), UNIT, 1, 10, 4, 9)
     kept = {file.stat().st_mtime_ns for file in tmp_path.glob("*.pt")}
     assert len(kept) == 1  # the discriminants
-    whole = subclasses.find(study_of(data, tmp_path), UNIT, 1, 10, 4, 9)
+    whole = subclasses.find(teacher_pass_of(data, tmp_path), UNIT, 1, 10, 4, 9)
     assert kept <= {file.stat().st_mtime_ns for file in tmp_path.glob("*.pt")}
-    anew = subclasses.find(study_of(data, tmp_path / "anew"), UNIT, 1, 10, 4, 9)
+    anew = subclasses.find(teacher_pass_of(data, tmp_path / "anew"), UNIT, 1, 10, 4, 9)
     assert all(torch.equal(*pair) for pair in zip(vars(whole).values(), vars(anew).values(), strict=True))
 
 
@@ -476,9 +476,9 @@ def test_published_probes_stand_beside_ours(tmp_path: Path):
     data = get_task("digits").open(tmp_path, protocol, torch.device("cpu"))
     for cell in make(request, workspace).cells.values():
         teacher = data.build("resnet56").requires_grad_(False).eval()
-        member = Member(cell, protocol, data, teacher, store.create(cell))  # type: ignore[arg-type]
-        member.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
-        member.finish()
+        student_run = StudentRun(cell, protocol, data, teacher, store.create(cell))  # type: ignore[arg-type]
+        student_run.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
+        student_run.finish()
     _, file = probe.report(request, workspace)
     lines = list(csv.DictReader(file.open()))
     published = {(line["row"], line["unit"]): line["published"] for line in lines}

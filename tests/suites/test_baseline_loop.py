@@ -31,23 +31,23 @@ def loops(method: str) -> tuple[Bench, BaselineLoop]:
     """The same cell in both loops, with the same weights."""
     suite = Suite("cpu", 8)
     bench = suite.bench(PAIR, method)
-    cell, teacher = bench.member.cell, bench.teacher and suite.teacher(PAIR)
+    cell, teacher = bench.student_run.cell, bench.teacher and suite.teacher(PAIR)
     if bench.teacher and teacher:
         teacher.load_state_dict(bench.teacher.network.state_dict())
     baseline = BaselineLoop(cell, suite.protocol, suite.data, teacher, workers=0)
-    baseline.student.load_state_dict(bench.member.student.state_dict())
-    baseline.method.load_state_dict(bench.member.method.state_dict())
+    baseline.student.load_state_dict(bench.student_run.student.state_dict())
+    baseline.method.load_state_dict(bench.student_run.method.state_dict())
     assert baseline.student.module.conv1.weight.is_contiguous()
     return bench, baseline
 
 
 def losses(bench: Bench, baseline: BaselineLoop, steps: int) -> Iterator[tuple[float, float]]:
-    member = bench.member
+    student_run = bench.student_run
     for _, batch in zip(range(steps), bench.data.batches(0, 1), strict=False):
-        inputs, kept = shared(batch, WHOLE, bench.teacher, [member])
-        before = sum(float(value) for value in member.sums.values())
-        member.step(inputs, kept, (1, 0), bench.progress)
-        ours = sum(float(value) for value in member.sums.values()) - before
+        inputs, kept = shared(batch, WHOLE, bench.teacher, [student_run])
+        before = sum(float(value) for value in student_run.sums.values())
+        student_run.step(inputs, kept, (1, 0), bench.progress)
+        ours = sum(float(value) for value in student_run.sums.values()) - before
         yield ours, baseline.step(inputs.inputs.contiguous(), inputs.labels, inputs.indices)
 
 

@@ -128,7 +128,7 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
             else:
                 for _, run in bench.parts():
                     run()
-        found.append(bench.member.student.state_dict())
+        found.append(bench.student_run.student.state_dict())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 

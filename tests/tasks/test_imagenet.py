@@ -423,7 +423,7 @@ class Bench:
         ]
 
     def run(self, cells: list[Cell], kill_after: int = 0) -> None:
-        def report(member: Any, event: str) -> None:
+        def report(student_run: Any, event: str) -> None:
             self.events.append(event)
             if event == "step" and self.events.count("step") == kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -466,7 +466,7 @@ class Trained:
     def run(self, cells: Sequence[Cell], stop_after: int = 10**9) -> None:
         left = [stop_after]
 
-        def report(member: Any, event: str) -> None:
+        def report(student_run: Any, event: str) -> None:
             left[0] -= event == "step"
 
         context = local.Context(

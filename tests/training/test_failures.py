@@ -27,7 +27,7 @@ from benchmarks.driver.executors import local
 from benchmarks.driver.progress import Reporter
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Diverged, Interrupted, Refused, of_cell
-from benchmarks.training.student_run import Member
+from benchmarks.training.student_run import StudentRun
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from kd_methods.errors import DiskError, UserError
@@ -199,7 +199,7 @@ def test_a_report_that_fails_marks_no_cell(
     """It ends the run, if its errors get out at all, and nothing is lost."""
     kd, wrong, at = bench.cells([("kd", {}), ("test_wrong", {"error": "own", "moment": "train"}), ("at", {})])
 
-    def report(member: Member, happened: str) -> None:
+    def report(student_run: StudentRun, happened: str) -> None:
         if happened == event:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 

@@ -72,7 +72,7 @@ TEACHER: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 """What may be done to what a method holds all the time, and how it is named."""
 
-STUDY: dict[str, tuple[Callable[[Any], Any], str]] = {
+TEACHER_PASS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "the teacher_pass's labels": (lambda at: at.teacher_pass.labels.numpy().fill(0), "the training set's labels"),
     "the teacher_pass's network": (lambda at: at.teacher_pass.network.train(), "the teacher's mode"),
 }
@@ -112,7 +112,7 @@ PROCESS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 WAYS: dict[str, Callable[[Any], Any]] = {
-    **{f"{way}": act for way, (act, _) in (TEACHER | STUDY | BATCH).items()},
+    **{f"{way}": act for way, (act, _) in (TEACHER | TEACHER_PASS | BATCH).items()},
     **{f"{way}": lambda at, act=act: act() for way, (act, _) in PROCESS.items()},
     "random numbers": lambda at: (random.seed(1), np.random.seed(1), torch.manual_seed(1)),
     "": lambda at: None,
@@ -228,7 +228,7 @@ def ways(moment: str) -> dict[str, str]:
     found = TEACHER | PROCESS
     if moment == "probes":  # evaluation puts it back by itself
         del found["grad mode"]
-    found |= {"prepare": STUDY, "losses": BATCH}.get(moment, {})
+    found |= {"prepare": TEACHER_PASS, "losses": BATCH}.get(moment, {})
     return {way: text for way, (_, text) in found.items()}
 
 
@@ -299,16 +299,16 @@ def test_a_method_gets_what_it_needs_and_not_what_others_need(data: ImageData):
     inputs = batch.student(2)
     kept = teacher(batch.inputs(usual), fields=("stages", "pooled"))
     kept = kept.with_second(teacher(batch.inputs(usual, view=2), fields=("stages", "pooled")))
-    own, lesson, _ = isolation.lend(inputs, kept, Needs(teacher=("logits", "pooled")))
-    assert lesson is not None and torch.equal(lesson.pooled, kept.pooled) and own.second is None
-    for read in (lambda: lesson.stages, lambda: lesson.second):
+    own, lent, _ = isolation.lend(inputs, kept, Needs(teacher=("logits", "pooled")))
+    assert lent is not None and torch.equal(lent.pooled, kept.pooled) and own.second is None
+    for read in (lambda: lent.stages, lambda: lent.second):
         with pytest.raises(LookupError):
             read()
     assert isolation.lend(inputs, kept, Needs(student=("stages",)))[1] is None
-    own, lesson, _ = isolation.lend(inputs, kept, Needs(teacher=("stages",), views=2))
+    own, lent, _ = isolation.lend(inputs, kept, Needs(teacher=("stages",), views=2))
     with pytest.raises(LookupError, match="logits"):
-        _ = lesson.logits  # type: ignore[union-attr]
-    assert lesson is not None and torch.equal(lesson.second.stages[0], kept.second.stages[0])
+        _ = lent.logits  # type: ignore[union-attr]
+    assert lent is not None and torch.equal(lent.second.stages[0], kept.second.stages[0])
     assert own.second is not None and torch.equal(own.second, inputs.second)
 
 

@@ -47,7 +47,7 @@ from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training import optimizers
 from benchmarks.training.failures import Interrupted
 from benchmarks.training.loop import CHECK_EVERY, SharedTeacher, protocol_progress
-from benchmarks.training.student_run import Member
+from benchmarks.training.student_run import StudentRun
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from kd_methods.errors import DiskError, UserError
@@ -124,8 +124,8 @@ class Bench:
             made.append(make_cell(PROTOCOL, "data", name, STUDENT, seed, teacher, values, {}))
         return made
 
-    def report(self, member: Member, event: str) -> None:
-        self.events.append((member.cell.label, event))
+    def report(self, student_run: StudentRun, event: str) -> None:
+        self.events.append((student_run.cell.label, event))
 
     def context(self, stopping: Callable[[], bool] = lambda: False, save_seconds: float = NEVER) -> local.Context:
         return local.Context(
@@ -215,16 +215,16 @@ def test_the_comparison_notices_a_difference(bench: Bench, alone: Callable[[Cell
 def test_students_of_one_seed_start_alike_and_see_the_same_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     cells = bench.cells(FEW)
     seen: dict[str, list[Tensor]] = {}
-    step = Member.step
+    step = StudentRun.step
 
-    def watch(self: Member, batch: Batch, *rest: Any) -> None:
+    def watch(self: StudentRun, batch: Batch, *rest: Any) -> None:
         if self.position == (1, 0):
             starts.append([p.detach().clone() for p in self.student.module.parameters()])
         seen.setdefault(self.cell.label, []).append(batch.inputs.clone())
         step(self, batch, *rest)
 
     starts: list[list[Tensor]] = []
-    monkeypatch.setattr(Member, "step", watch)
+    monkeypatch.setattr(StudentRun, "step", watch)
     bench.run(cells)
     assert len(starts) == len(FEW)
     assert all(identical(starts[0], start) for start in starts)
@@ -302,7 +302,7 @@ def test_members_at_different_positions_end_in_the_same_bits(
 ):
     """As after a kill between two of a group's checkpoints, or when methods were added to a table later."""
     cases: list[Case] = [("kd", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1}), ("at", {}), ("sp", {})]
-    stops = [1, 3, STEPS, STEPS + 2, 0]  # steps after which each member was last saved; 0: not started
+    stops = [1, 3, STEPS, STEPS + 2, 0]  # steps after which each student run was last saved; 0: not started
     final = Bench(tmp_path / "final", data)
     for i, (case, stop) in enumerate(zip(cases, stops, strict=True)):
         if stop:
@@ -495,26 +495,26 @@ def test_a_divergence_is_noticed_at_the_next_look(data: ImageData, tmp_path: Pat
 
 def test_out_of_memory_splits_the_group(bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch):
     cells = bench.cells([("kd", {}), ("fitnet", {}), ("at", {}), ("block_kd", {"sample_stones": 1})])
-    step, init = Member.step, Member.__init__
-    alive: list[weakref.ref[Member]] = []
+    step, init = StudentRun.step, StudentRun.__init__
+    alive: list[weakref.ref[StudentRun]] = []
     sizes: list[int] = []
     calls = 0
 
-    def short_of_memory(self: Member, *arguments: Any) -> None:
+    def short_of_memory(self: StudentRun, *arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 4 * STEPS + 6:  # in the second epoch, in the middle of a step of the group
             raise torch.OutOfMemoryError("out of memory")
         step(self, *arguments)
 
-    def counted(self: Member, *arguments: Any) -> None:
+    def counted(self: StudentRun, *arguments: Any) -> None:
         gc.collect()
         sizes.append(sum(ref() is not None for ref in alive))
         alive.append(weakref.ref(self))
         init(self, *arguments)
 
-    monkeypatch.setattr(Member, "step", short_of_memory)
-    monkeypatch.setattr(Member, "__init__", counted)
+    monkeypatch.setattr(StudentRun, "step", short_of_memory)
+    monkeypatch.setattr(StudentRun, "__init__", counted)
     bench.run(cells)
     assert sizes == [0, 1, 2, 3, 0, 1, 0, 1], "the group that did not fit is still held in memory"
     monkeypatch.undo()  # what is trained alone to compare with is not counted
@@ -523,14 +523,14 @@ def test_out_of_memory_splits_the_group(bench: Bench, alone: Callable[[Cell], Re
 
 def test_out_of_memory_alone_fails_that_cell(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     cells = bench.cells([("kd", {}), ("fitnet", {})])
-    step = Member.step
+    step = StudentRun.step
 
-    def short_of_memory(self: Member, *arguments: Any) -> None:
+    def short_of_memory(self: StudentRun, *arguments: Any) -> None:
         if self.cell.method == "fitnet":
             raise torch.OutOfMemoryError("out of memory")
         step(self, *arguments)
 
-    monkeypatch.setattr(Member, "step", short_of_memory)
+    monkeypatch.setattr(StudentRun, "step", short_of_memory)
     bench.run(cells)
     assert bench.states(cells) == ["done", "failed"]
     assert "out of memory" in bench.store.run(cells[1]).status["message"]
@@ -552,9 +552,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     report = bench.report
     contents: dict[str, bytes] = {}
 
-    def watch(member: Member, event: str) -> None:
+    def watch(student_run: StudentRun, event: str) -> None:
         nonlocal full
-        report(member, event)
+        report(student_run, event)
         if bench.steps()[cells[1].label] == STEPS + 2 and not full:
             full = True
             for cell in cells:
@@ -612,7 +612,7 @@ PHASED: list[Case] = [("ab", {"epochs": 60.0}), ("ft", {}), ("mlld", {}), ("kd",
 
 @pytest.mark.parametrize("after", [1, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS + 3, 4 * STEPS, 4 * STEPS + 2])
 def test_stopped_in_a_first_phase_and_resumed(bench: Bench, alone: Callable[[Cell], Result], after: int):
-    """Inside a phase, at its end and just behind it, for members of one group that stand at different epochs."""
+    """Inside a phase, at its end and just behind it, for student runs of one group that stand at different epochs."""
     cells = bench.cells(PHASED)
     with pytest.raises(Interrupted):
         bench.run(cells, stopping=lambda: sum(bench.steps().values()) >= after)
@@ -623,24 +623,26 @@ def test_stopped_in_a_first_phase_and_resumed(bench: Bench, alone: Callable[[Cel
 
 
 def test_killed_in_a_first_phase(bench: Bench, alone: Callable[[Cell], Result]):
-    """Members fall back to checkpoints of their own: one saved in the phase, one after it, one never."""
+    """Student runs fall back to checkpoints of their own: one saved in the phase, one after it, one never."""
     cells = bench.cells(PHASED[:3])
     teacher = bench.context().teacher(bench.ref)
     shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL)
     for cell, steps in zip(cells, (3, STEPS + 2, 0), strict=True):
         run = bench.store.create(cell)
-        member = Member(cell, PROTOCOL, bench.data, teacher, run)
+        student_run = StudentRun(cell, PROTOCOL, bench.data, teacher, run)
         for done in range(steps):
-            epoch, step = member.position
+            epoch, step = student_run.position
             if step == 0 or done == 0:
-                member.start_epoch(epoch)
+                student_run.start_epoch(epoch)
             batch = next(iter(bench.data.batches(0, epoch, step)))
-            inputs = batch.student(member.needs.views)
-            member.step(inputs, shared.outputs(batch, [member]), (epoch, step), protocol_progress(PROTOCOL, epoch))
+            inputs = batch.student(student_run.needs.views)
+            student_run.step(
+                inputs, shared.outputs(batch, [student_run]), (epoch, step), protocol_progress(PROTOCOL, epoch)
+            )
             if step + 1 == STEPS:
-                member.end_epoch(epoch)
+                student_run.end_epoch(epoch)
         if steps:
-            member.save()
+            student_run.save()
     bench.run(cells)
     assert differing(bench, cells, alone) == []
 
@@ -661,36 +663,38 @@ def test_a_first_phase_comes_before_the_epochs_that_count(bench: Bench):
 def test_a_phase_moves_only_what_its_losses_reach(bench: Bench, data: ImageData):
     """In FT's first phase the paraphraser alone, not even the student's running statistics; after it all but that."""
     context = bench.context()
-    member = Member(bench.cells([("ft", {})])[0], PROTOCOL, data, context.teacher(bench.ref), bench.store.run("x" * 64))
+    student_run = StudentRun(
+        bench.cells([("ft", {})])[0], PROTOCOL, data, context.teacher(bench.ref), bench.store.run("x" * 64)
+    )
     shared = SharedTeacher(context.teacher(bench.ref), (PROTOCOL.mean, PROTOCOL.std), PROTOCOL)
 
     def step(epoch: int) -> set[str]:
-        before = {key: value.clone() for key, value in state(member).items()}
-        member.position = (epoch, 0)
-        member.start_epoch(epoch)
+        before = {key: value.clone() for key, value in state(student_run).items()}
+        student_run.position = (epoch, 0)
+        student_run.start_epoch(epoch)
         batch = next(iter(data.batches(0, epoch)))
-        member.step(batch.student(), shared.outputs(batch, [member]), (epoch, 0), Progress(1, 2))
-        return {key.split(".")[1] for key, value in state(member).items() if not torch.equal(value, before[key])}
+        student_run.step(batch.student(), shared.outputs(batch, [student_run]), (epoch, 0), Progress(1, 2))
+        return {key.split(".")[1] for key, value in state(student_run).items() if not torch.equal(value, before[key])}
 
-    assert member.first_epoch == 0 and step(0) == {"paraphraser"}
+    assert student_run.first_epoch == 0 and step(0) == {"paraphraser"}
     moved = step(1)
     assert "paraphraser" not in moved and {"translator", "module"} <= moved
 
 
-def state(member: Member) -> dict[str, Tensor]:
-    parts = {"student": member.student, "method": member.method}
+def state(student_run: StudentRun) -> dict[str, Tensor]:
+    parts = {"student": student_run.student, "method": student_run.method}
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
 def test_the_optimiser_starts_anew_after_a_phase(bench: Bench, data: ImageData):
     teacher = bench.context().teacher(bench.ref)
-    member = Member(bench.cells([("fsp", {})])[0], PROTOCOL, data, teacher, bench.store.run("x" * 64))
-    parameter = next(member.student.parameters())
-    momentum: Any = member.optimizer.state[parameter]  # type: ignore[attr-defined]
+    student_run = StudentRun(bench.cells([("fsp", {})])[0], PROTOCOL, data, teacher, bench.store.run("x" * 64))
+    parameter = next(student_run.student.parameters())
+    momentum: Any = student_run.optimizer.state[parameter]  # type: ignore[attr-defined]
     for position, kept in (((0, 0), False), ((0, 2), True), ((1, 0), False), ((1, 3), True), ((2, 0), True)):
         momentum["momentum_buffer"] = torch.ones_like(parameter)
-        member.position = position
-        member.start_epoch(position[0])
+        student_run.position = position
+        student_run.start_epoch(position[0])
         assert bool(momentum["momentum_buffer"].any()) == kept, position
 
 
@@ -724,12 +728,12 @@ def test_stored_logits_are_those_of_one_other_augmentation(
 
     teacher = stored.context().teacher(stored.ref)
     shared = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL)
-    member = Member(cells[0], PROTOCOL, stored.data, teacher, stored.store.run("x" * 64))
+    student_run = StudentRun(cells[0], PROTOCOL, stored.data, teacher, stored.store.run("x" * 64))
     batches = [next(iter(stored.data.batches(0, epoch))) for epoch in (1, 2)]
-    kept = [shared.outputs(batch, [member]) for batch in batches]
+    kept = [shared.outputs(batch, [student_run]) for batch in batches]
     shared.store_logits(stored.data, 0)
     for batch, usually in zip(batches, kept, strict=True):
-        found = shared.outputs(batch, [member])
+        found = shared.outputs(batch, [student_run])
         assert found and usually and shared.logits is not None and len(shared.logits) == SAMPLES
         assert torch.equal(found.logits, shared.logits[batch.student().indices])
         assert not torch.allclose(found.logits, usually.logits, atol=1e-3), "another crop"
@@ -747,9 +751,9 @@ def test_batch_statistics_of_maps_of_one_place_end_well(bench: Bench):
 def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData):
     (cell,) = bench.cells([("mlld", {})])
     teacher = bench.context().teacher(bench.ref)
-    member = Member(cell, PROTOCOL, data, teacher, bench.store.run(cell))
+    student_run = StudentRun(cell, PROTOCOL, data, teacher, bench.store.run(cell))
     batch = next(iter(data.batches(0, 1)))
-    kept = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL).outputs(batch, [member])
+    kept = SharedTeacher(teacher, (PROTOCOL.mean, (0.5, 0.4, 0.3)), PROTOCOL).outputs(batch, [student_run])
     assert kept is not None
     given = batch.student(2)
     assert given.second is not None and not torch.equal(given.second, given.inputs)
@@ -854,15 +858,15 @@ def test_what_a_protocol_cannot_give_is_said_before_training(bench: Bench, data:
     teacher, run = bench.context().teacher(bench.ref), bench.store.run("x" * 64)
     (semckd, mlld, kd) = bench.cells([("semckd", {"batch_size": 32}), ("mlld", {}), ("at", {})])
     with pytest.raises(UserError, match="needs batches of at most 32 samples, the protocol has 64"):
-        Member(semckd, PROTOCOL, data, teacher, run)
+        StudentRun(semckd, PROTOCOL, data, teacher, run)
     with pytest.raises(UserError, match="needs two views"):
-        Member(mlld, PROTOCOL.model_copy(update={"second_view": ""}), data, teacher, run)
+        StudentRun(mlld, PROTOCOL.model_copy(update={"second_view": ""}), data, teacher, run)
     bench.run([semckd, kd])
     assert bench.states([semckd, kd]) == ["refused", "done"]
-    assert Member(kd, PROTOCOL.model_copy(update={"batch_size": 1}), data, teacher, run)
+    assert StudentRun(kd, PROTOCOL.model_copy(update={"batch_size": 1}), data, teacher, run)
     (fitnet,) = bench.cells([("fitnet", {})])
     with pytest.raises(UserError, match="needs batches of at least 2 samples, the protocol has 1"):
-        Member(fitnet, PROTOCOL.model_copy(update={"batch_size": 1}), data, teacher, run)
+        StudentRun(fitnet, PROTOCOL.model_copy(update={"batch_size": 1}), data, teacher, run)
 
 
 def test_a_checkpoint_of_other_code_is_left_behind(bench: Bench, alone: Callable[[Cell], Result]):
@@ -971,14 +975,14 @@ def test_a_backbone_learns_at_its_share_of_the_rate(name: str):
 
 def test_the_optimiser_gets_the_rate_of_the_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     used: list[tuple[tuple[int, int], float]] = []
-    step = Member.step
+    step = StudentRun.step
 
-    def watch(self: Member, *arguments: Any) -> None:
+    def watch(self: StudentRun, *arguments: Any) -> None:
         position = self.position
         step(self, *arguments)
         used.append((position, self.optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(Member, "step", watch)
+    monkeypatch.setattr(StudentRun, "step", watch)
     (cell,) = bench.cells([("student", {})])
     with pytest.raises(Interrupted):
         bench.run([cell], stopping=lambda: len(used) >= STEPS + 2)
@@ -1101,8 +1105,8 @@ def work(options: argparse.Namespace, step: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
     bench = Bench(options.folder, tiny_data())
 
-    def report(member: Member, event: str) -> None:
-        print(json.dumps({"cell": member.cell.label, "event": event}), flush=True)
+    def report(student_run: StudentRun, event: str) -> None:
+        print(json.dumps({"cell": student_run.cell.label, "event": event}), flush=True)
         if event == "step":
             step()
 

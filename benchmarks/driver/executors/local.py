@@ -27,7 +27,7 @@ from ...store.runs import OTHER_BITS, Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
 from ...training.loop import Report, SharedTeacher, train
-from ...training.student_run import Member
+from ...training.student_run import StudentRun
 from ...training.teacher_pass import StoredTeacherPass
 from .executor import Executor
 
@@ -125,7 +125,7 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
 
 
 def _train(cells: Sequence[Cell], context: Context) -> None:
-    """Train a group; one that does not fit into memory goes on in halves, from its members' checkpoints."""
+    """Train a group; one that does not fit into memory goes on in halves, from its student runs' checkpoints."""
     shortage = _shortage(cells, context)
     if not shortage:
         return
@@ -154,10 +154,20 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
             teacher_pass = context.teacher_pass(cells[0], network)
             observe = BlockSimilarity(network, (ref.mean, ref.std), context.data) if context.similarity else None
             shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol)
-        members = [member for cell in cells if (member := _member(cell, network, teacher_pass, observe, context))]
-        if members:
+        student_runs = [
+            student_run
+            for cell in cells
+            if (student_run := _student_run(cell, network, teacher_pass, observe, context))
+        ]
+        if student_runs:
             train(
-                members, context.data, shared, context.protocol, context.report, context.stopping, context.save_seconds
+                student_runs,
+                context.data,
+                shared,
+                context.protocol,
+                context.report,
+                context.stopping,
+                context.save_seconds,
             )
     except Exception as error:
         if not environment.out_of_memory(error):
@@ -166,22 +176,22 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
     return ""
 
 
-def _member(
+def _student_run(
     cell: Cell,
     teacher: NetworkView | None,
     teacher_pass: StoredTeacherPass | None,
     observe: BlockSimilarity | None,
     context: Context,
-) -> Member | None:
+) -> StudentRun | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
     # As a teacher's file: one that cannot be read is no failure of the cell.
     start = load_weights(context.weights_of(cell.start)) if cell.start else None
     arguments = cell, context.protocol, context.data, teacher, run, teacher_pass, observe, start
     try:
-        member = Member(*arguments)
-        if damage := _damage(member):
-            member = Member(*arguments)
+        student_run = StudentRun(*arguments)
+        if damage := _damage(student_run):
+            student_run = StudentRun(*arguments)
     except BaseException as error:
         failure = of_cell(error, building=True)
         if failure is None:
@@ -190,23 +200,23 @@ def _member(
     else:
         if damage:
             context.say(f"{cell.label} starts again: {damage}")
-        change = run.add_environment(environment.describe(context.device), *member.position)
-        if change and member.position[0] <= context.protocol.epochs:
+        change = run.add_environment(environment.describe(context.device), *student_run.position)
+        if change and student_run.position[0] <= context.protocol.epochs:
             context.say(f"{cell.label}  {change}, {OTHER_BITS}")
-        run.set_status("running", epoch=max(member.position[0] - 1, 0), epochs=context.protocol.epochs)
-        return member
+        run.set_status("running", epoch=max(student_run.position[0] - 1, 0), epochs=context.protocol.epochs)
+        return student_run
     kind = "n/a" if failure.state == "refused" else failure.state.upper()
     context.say(f"{cell.label}  {kind}: {failure.message}")
     context.left_out()
     return None
 
 
-def _damage(member: Member) -> str:
+def _damage(student_run: StudentRun) -> str:
     """Continue from the last checkpoint; if it cannot be used, why not, and where it is kept."""
     try:
-        member.restore()
+        student_run.restore()
     except Damaged as error:
-        aside = set_aside(member.run / "checkpoint.pt", "unreadable")
+        aside = set_aside(student_run.run / "checkpoint.pt", "unreadable")
         return f"{error}; the file is kept as {aside.name}"
     return ""
 
