@@ -42,8 +42,13 @@ class Entry:
     summary: str
     module: str
     recipe: str
-    year: str
+    paper: str
     folder: str
+
+    @property
+    def year(self) -> str:
+        """Of its paper."""
+        return "".join(filter(str.isdigit, self.paper))[:4]
 
 
 @functools.cache
@@ -62,10 +67,10 @@ def index() -> dict[str, Entry]:
                     summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
                     name = literals["name"]
                     module = f"{__package__}.{folder}.{path.stem}"
-                    year = "".join(filter(str.isdigit, literals.get("paper", "")))[:4]
+                    paper = literals.get("paper", "")
                     title, recipe = literals.get("title", name), literals.get("recipe", "")
                     family, modality = literals["family"], literals.get("modality", "images")
-                    entries[name] = Entry(name, family, modality, title, summary, module, recipe, year, folder)
+                    entries[name] = Entry(name, family, modality, title, summary, module, recipe, paper, folder)
     return entries
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..common.places import TABLES
 from ..config.protocol import load_protocol
 from ..config.table_spec import absent_methods, all_pair_settings, load_table
+from ..report.citations import entry as bibliography_entry
+from ..report.citations import row_papers
 from ..store.manifest import flat
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def method(name: str) -> str:
     for recipe, pairs in pair_values(name).items():
         lines += [f"    under {recipe}: {values}" for values in pairs]
     lines += [f"  note      {line}" for line in card.divergences]
-    for key in papers(name):
-        lines += ["", bibtex(key)]
+    for key in row_papers(name):
+        lines += ["", bibliography_entry(key)]
     return "\n".join(lines)
 
 
@@ -97,14 +98,6 @@ def settings(cls: type[Method], prefix: str = "") -> Iterator[tuple[str, str, st
     if not hasattr(cls, "parts_of"):
         for key, field in cls.Settings.model_fields.items():
             yield f"{prefix}{key}", repr(field.default), field.description or "", key in cls.card.our_choice
-
-
-def papers(name: str) -> list[str]:
-    """Keys in tables/references.bib of what a method, its modifiers and its parts come from."""
-    from kd_methods import registry
-
-    parts = [registry.card(part).paper for full in name.split("+") for part in (full.partition("@")[0], full)]
-    return [key for key in dict.fromkeys(parts) if key]
 
 
 def parameters(name: str, pair: str) -> str:
@@ -192,10 +185,3 @@ def pair_values(name: str) -> dict[str, list[str]]:
         pairs = ", ".join(entry.pairs) or "all pairs"
         found.setdefault(entry.recipe, []).append(f"{values} for {pairs} ({entry.source})")
     return found
-
-
-def bibtex(key: str) -> str:
-    """One entry of tables/references.bib."""
-    entries = (TABLES / "references.bib").read_text(encoding="utf-8").split("\n@")
-    found = next((entry for entry in entries if entry.partition("{")[2].startswith(f"{key},")), None)
-    return "@" + found.strip().removeprefix("@") if found else f"({key} is missing from tables/references.bib)"

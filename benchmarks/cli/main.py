@@ -18,7 +18,7 @@ from kd_methods.errors import UserError, unknown
 from ..common.console import patient_streams, say
 from ..common.files import write_text
 from ..common.places import PROGRAM
-from . import cost, measure, show, tables, teachers
+from . import cost, measure, results, show, tables, teachers
 from .options import OUTPUT
 
 
@@ -51,15 +51,26 @@ is not for a pair is no failure), or nobody took the output; 2 a mistake in the 
 """
 
 
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from ..report.citations import suite
+
+        click.echo(f"kd-benchmark {suite()['version']}")
+        context.exit()
+
+
 @click.group(
     help=HELP, cls=Commands, options_metavar="", subcommand_metavar="TABLE|COMMAND [OPTIONS]",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 def cli() -> None:
     pass
 
 
-for _family in (tables, show, measure, cost):
+for _family in (tables, results, show, measure, cost):
     for _command in _family.COMMANDS:
         cli.add_command(_command)
 cli.add_command(teachers.teachers)

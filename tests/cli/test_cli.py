@@ -81,6 +81,7 @@ def python(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.Complet
         ("table2", "--help"),
         ("show", "table", "table2"),
         ("show", "protocol", "cifar100-short"),
+        ("cite", "table2"),
         pytest.param(
             ("show", "method", "dkd"),
             marks=pytest.mark.xfail(strict=True, reason="show method imports the method's file and with it torch"),

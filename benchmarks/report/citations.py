@@ -1,0 +1,148 @@
+"""What to cite: the papers of methods, data sets and networks, and this suite. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import metadata
+
+from kd_methods import registry
+
+from ..common.files import read_text
+from ..common.places import INSTALLED, PUBLISHED, ROOT, TABLES
+from ..common.yaml_files import Strict, read_yaml, validate
+from ..store.manifest import Manifest
+
+SUITE = "kdbenchmark"
+"""The suite's own key."""
+
+
+class Papers(Strict):
+    """tables/published/papers.yaml: keys of references.bib, with patterns of the names that they stand for."""
+
+    tasks: dict[str, tuple[str, ...]]
+    networks: dict[str, tuple[str, ...]]
+    optimizers: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Cited:
+    """What a table rests on, as keys: what is compared, on which data, with which networks."""
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    networks: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((*self.methods, *self.tasks, *self.networks)))
+
+
+def cited(rows: Iterable[tuple[str, str]], tasks: Iterable[str], networks: Iterable[str]) -> Cited:
+    """The papers of rows (each a method and its optimiser, if it has one of its own), tasks and networks, by names."""
+    known = _papers()
+    return Cited(
+        tuple(dict.fromkeys(key for method, optimizer in rows for key in row_papers(method, optimizer))),
+        _keys(tasks, known.tasks),
+        _keys(networks, known.networks),
+    )
+
+
+def of_manifest(shown: Manifest) -> Cited:
+    """The papers of a table as it is in a store."""
+    return cited(
+        [(row.method, row.optimizer) for row in shown.rows],
+        [column.task for column in shown.columns],
+        [name for column in shown.columns for name in (column.teacher_network, column.student)]
+        + [row.student for row in shown.rows],
+    )
+
+
+def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:
+    """The keys to cite at a row: of its method with modifiers and parts, and of its own optimiser (name or words)."""
+    found = []
+    for part in method.split("+"):
+        base, *suffixes = part.split("@")
+        found += [_method_paper(base), *(registry.modifiers()[suffix].paper for suffix in suffixes)]
+    found += _keys([optimizer], _papers().optimizers)
+    return tuple(key for key in dict.fromkeys(found) if key)
+
+
+def _method_paper(name: str) -> str:
+    if name in registry.index():
+        return registry.index()[name].paper
+    return registry.card(name).paper if registry.exists(name) else ""  # a plugin's, where it is loaded
+
+
+def _keys(names: Iterable[str], papers: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The papers that stand for names, in the order of the names."""
+    return tuple(
+        dict.fromkeys(
+            key
+            for name in names
+            for key, patterns in papers.items()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        )
+    )
+
+
+@functools.cache
+def _papers() -> Papers:
+    path = PUBLISHED / "papers.yaml"
+    return validate(Papers, read_yaml(path), path)
+
+
+@functools.cache
+def bibliography() -> dict[str, str]:
+    """The entries of tables/references.bib by key, in its order."""
+    text = read_text(TABLES / "references.bib")
+    return {
+        entry.partition("{")[2].partition(",")[0].strip(): entry.strip()
+        for entry in re.split(r"^(?=@)", text, flags=re.MULTILINE)
+        if entry.strip()
+    }
+
+
+def entry(key: str) -> str:
+    """An entry of the bibliography, or words that it is missing."""
+    return bibliography().get(key, f"({key} is missing from tables/references.bib)")
+
+
+@functools.cache
+def suite() -> dict[str, str]:
+    """Title, authors, version and licence of this suite: of a checkout from CITATION.cff, else as it was installed."""
+    if not INSTALLED:
+        facts = read_yaml(ROOT / "CITATION.cff")
+        names = [author["name"] for author in facts["authors"]]
+        return {"authors": " and ".join(names), **{name: str(facts[name]) for name in ("title", "version", "license")}}
+    found = metadata.metadata("kd-benchmark")
+    return {
+        "authors": found["Author"],
+        "title": f"{found['Name']}: {found['Summary']}".rstrip("."),
+        "version": found["Version"],
+        "license": found["License-Expression"],
+    }
+
+
+def bibtex(found: Cited) -> str:
+    """What is cited as a BibTeX file: methods, data sets, networks, and this suite in the version at hand."""
+    own = suite()
+    software = "\n".join([
+        f"@misc{{{SUITE},",
+        f"  author = {{{{{own['authors']}}}}},",
+        f"  title  = {{{{{own['title']}}}}},",
+        f"  note   = {{Version {own['version']}, {own['license']} licence}}",
+        "}",
+    ])  # fmt: skip
+    parts = []
+    told: set[str] = set()
+    for name, keys in (("methods", found.methods), ("data sets", found.tasks), ("networks", found.networks)):
+        new = [key for key in keys if key not in told]
+        told |= set(new)
+        if new:
+            parts.append("\n\n".join([f"% {name}", *map(entry, new)]))
+    return "\n\n".join([*parts, f"% this suite\n\n{software}"])
