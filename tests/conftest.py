@@ -25,6 +25,13 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The libraries of text encoders reach no hub, and keep nothing outside the test's folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read on import
+
+
 @pytest.fixture(scope="session")
 def golden_models() -> dict:
     return json.loads((GOLDENS / "models.json").read_text())["models"]

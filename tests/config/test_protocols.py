@@ -136,3 +136,26 @@ def test_settings_of_another_optimizer_are_errors() -> None:
     with pytest.raises(UserError, match="one cycle moves the momentum"):
         load_protocol("digits-feature-only-demo").with_optimizer({"name": "dot", "delta": 0.05})
     assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, beta2 0.999, weight decay 0.0005"
+
+
+def test_what_does_not_fit_together_is_said() -> None:
+    with pytest.raises(UserError, match="no 3 parts"):
+        load_protocol("imagenet-100").changed(accumulate=3)
+    with pytest.raises(UserError, match="not for detection"):
+        load_protocol("coco-1x").changed(accumulate=2)
+    with pytest.raises(UserError, match="8 is not shared evenly by 3 processes"):
+        load_protocol("coco-1x").changed(processes=3)
+    with pytest.raises(UserError, match="--processes is for detection"):
+        load_protocol("imagenet-100").changed(processes=2)
+    shared = load_protocol("coco-1x").changed(precision="bf16", processes=4)
+    assert (
+        "bf16, each batch on 4 processes (batch statistics and relations are those of 2 samples)" in shared.lines()[2]
+    )
+    assert stem("t", "paper", load_protocol("coco-1x"), shared) == "t-paper-bf16-processes4"
+    changed = load_protocol("imagenet-100").changed(precision="bf16", accumulate=4)
+    assert "bf16, each batch in 4 parts" in changed.lines()[-1]
+    assert changed.identity() != load_protocol("imagenet-100").identity()
+    assert changed.recipe == "imagenet-100" and "bf16 instead of fp32" in changed.deviations
+    two_rates = load_protocol("imagenet-100").with_optimizer({"name": "dot", "delta": 0.09})
+    with pytest.raises(UserError, match="dot"):
+        two_rates.changed(accumulate=4)

@@ -283,3 +283,34 @@ def test_a_refused_pair_is_not_a_missing_one() -> None:
     assert "n/a" in text and reason in text and "fail" not in text
     row = lines_of(table)["kd"]
     assert (row["refused"], row["failed"], row["missing"], row["value"]) == ("2", "0", "0", "")
+
+
+def test_the_mean_over_tasks_is_taken_per_seed_and_counts_a_task_once() -> None:
+    columns = tuple(
+        Column(f"p:{key}", "T", "S", 80.0 + i, task=task, metric=metric)
+        for i, (key, task, metric) in enumerate(
+            (("a", "glue/a", "f1"), ("m", "glue/m", "accuracy"), ("m.accuracy_mm", "glue/m", "accuracy_mm"))
+        )
+    )
+    done = {
+        key: Entry(tuple(Run(seed, "done", last=value + seed, best=90.0) for seed in (0, 1)))
+        for key, value in (("p:a", 10.0), ("p:m", 20.0), ("p:m.accuracy_mm", 40.0))
+    }
+    refused = {
+        **done,
+        "p:a": Entry((Run(0, "refused", message="two classes"), Run(1, "refused", message="two classes"))),
+    }
+    short = {**done, "p:m": Entry((Run(0, "done", last=20.0, best=90.0), Run(1, "missing")))}
+    rows = tuple(Row(key, key, "logit", entries) for key, entries in (("kd", done), ("dkd", refused), ("rkd", short)))
+    columns, rows = report.with_means(columns, rows)
+    assert [column.key for column in columns] == ["p:a", "p:m", "p:m.accuracy_mm", "p:mean"]
+    assert columns[-1].teacher_accuracy == (80 + (81 + 82) / 2) / 2 and columns[-1].metric == "of 2"
+    runs = {row.key: row.entries["p:mean"].runs for row in rows}
+    assert [run.last for run in runs["kd"]] == [20.0, 21.0]
+    assert {run.status for run in runs["dkd"]} == {"refused"}
+    assert [(run.status, run.last) for run in runs["rkd"]] == [("done", 20.0), ("missing", None)]
+    texts = report.render(Table("t", "T", "The metric named over each column", columns, rows))
+    assert "Task & a & m & m & mean" in texts[".tex"]
+    assert "Metric & f1 & accuracy & accuracy\\_mm & of 2" in texts[".tex"]
+    assert "T<br>S<br>mean<br>of 2" in texts[".md"] and "20.50** ± 0.71" in texts[".md"]
+    assert "S on m (accuracy): 1 finished, 1 missing of 2" in texts[".md"]

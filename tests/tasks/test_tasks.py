@@ -1,144 +1,25 @@
-"""Tasks: what a batch is, what it depends on, what is measured, and what is said where there is no data."""
+"""Tasks: what a batch is, what it depends on, what is measured; the registry, digits and CIFAR."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from helpers.errors import one_line
+from helpers.images import CLASSES, CPU, data_of, images_of, protocol
 from torch import Tensor
 
 from benchmarks import tasks
 from benchmarks.common.seeding import generator
-from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
-from benchmarks.tasks import cifar, digits, get_task, randaugment, register_task, task_names
-from benchmarks.tasks.images import ImageData, ImageTask, Split, augment, noisy, normalise
+from benchmarks.config.protocol import load_protocol, steps_per_epoch
+from benchmarks.tasks import cifar, get_task, register_task, task_names
+from benchmarks.tasks.images import ImageData, ImageTask, Split, normalise
 from kd_methods.errors import UserError
-
-CPU = torch.device("cpu")
-CLASSES = 7
-
-
-def images_of(count: int, side: int = 8, seed: int = 0) -> Split:
-    """Random images without a single black pixel, so that padding can be told from content."""
-    draws = torch.Generator().manual_seed(seed)
-    images = torch.randint(1, 256, (count, side, side, 3), generator=draws).to(torch.uint8)
-    return Split(images, torch.randint(0, CLASSES, (count,), generator=draws))
-
-
-def protocol(**changes: Any) -> Protocol:
-    base = {
-        "name": "test",
-        "version": 1,
-        "task": "test",
-        "epochs": 2,
-        "batch_size": 16,
-        "optimizer": {"lr": 0.1},
-        "mean": (0.3, 0.4, 0.5),
-        "std": (0.1, 0.2, 0.3),
-    }
-    return Protocol.model_validate({**base, **changes})
-
-
-def data_of(train: int = 50, test: int = 20, **changes: Any) -> ImageData:
-    return ImageData(images_of(train), images_of(test, seed=1), CLASSES, protocol(**changes), CPU)
-
-
-# --- augmentation
-
-
-def slow_augment(image: np.ndarray, down: int, right: int, mirrored: bool, padding: int) -> np.ndarray:
-    """As a picture library does it: pad with black, cut a window out, mirror the window."""
-    height, width = image.shape[:2]
-    canvas = np.zeros((height + 2 * padding, width + 2 * padding, 3), np.uint8)
-    canvas[padding : padding + height, padding : padding + width] = image
-    window = canvas[padding + down : padding + down + height, padding + right : padding + right + width]
-    return window[:, ::-1] if mirrored else window
-
-
-@pytest.mark.parametrize("one", [False, True])
-def test_one_crop_for_each_image_or_for_each_batch(one: bool):
-    """Of a data set with one image only, a batch with one crop has equal images, and another batch another crop."""
-    split = Split(images_of(1).images.expand(64, -1, -1, -1).contiguous(), torch.zeros(64, dtype=torch.long))
-    usual = protocol(crop_padding=4, flip=True, one_crop_per_batch=one)
-    batches = [batch.student().inputs for batch in ImageData(split, split, CLASSES, usual, CPU).batches(0, 1)]
-    assert len(batches) == 4
-    assert all(bool((batch == batch[0]).all()) == one for batch in batches)
-    assert len({float(batch[0].sum()) for batch in batches}) > 1
-
-
-@pytest.mark.parametrize(("padding", "flip"), [(0, False), (3, False), (0, True), (4, True)])
-def test_augment_equals_the_slow_reference(padding: int, flip: bool):
-    split, count = images_of(40), 64
-    indices = torch.randint(0, 40, (count,), generator=torch.Generator().manual_seed(2))
-    found = augment(split.images, indices, torch.Generator().manual_seed(5), padding, flip)
-    draws = torch.Generator().manual_seed(5)  # the same numbers again, in the documented order
-    shifts = torch.zeros(2, count, dtype=torch.long)
-    if padding:
-        shifts = torch.randint(-padding, padding + 1, (2, count, 1), generator=draws)[..., 0]
-    mirrored = torch.zeros(count, dtype=torch.bool)
-    if flip:
-        mirrored = torch.rand(count, 1, generator=draws)[:, 0] < 0.5
-    assert found.dtype == torch.uint8 and found.shape == (count, 8, 8, 3)
-    for i in range(count):
-        wanted = slow_augment(
-            split.images[indices[i]].numpy(), int(shifts[0, i]), int(shifts[1, i]), bool(mirrored[i]), padding
-        )
-        assert np.array_equal(found[i].numpy(), wanted), i
-
-
-def test_augment_covers_every_crop_and_both_sides():
-    """Every one of the (2p+1)^2 windows occurs, mirrored and not, about equally often."""
-    single = torch.arange(1, 17).reshape(1, 4, 4, 1).expand(-1, -1, -1, 3).to(torch.uint8)
-    count = 9 * 2 * 200
-    crops = augment(single, torch.zeros(count, dtype=torch.long), torch.Generator().manual_seed(0), 1, True)
-    kinds, occurrences = torch.unique(crops.flatten(1), dim=0, return_counts=True)
-    assert len(kinds) == 18
-    assert int(occurrences.min()) > 140 and int(occurrences.max()) < 260
-
-
-def test_no_crop_and_no_flip_is_the_identity():
-    split = images_of(10)
-    indices = torch.tensor([3, 3, 9, 0])
-    assert torch.equal(augment(split.images, indices, torch.Generator(), 0, False), split.images[indices])
-
-
-def test_padding_is_black():
-    white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    crops = augment(white, torch.zeros(200, dtype=torch.long), torch.Generator().manual_seed(0), 4, False)
-    assert set(crops.unique().tolist()) == {0, 255}
-    rows = (crops[..., 0] == 255).any(2).sum(1)
-    columns = (crops[..., 0] == 255).any(1).sum(1)
-    assert int(rows.min()) == 4 and int(rows.max()) == 8  # never more than the padding is lost
-    assert torch.equal((crops[..., 0] == 255).sum((1, 2)), rows * columns)
-
-
-def test_augment_leaves_the_images_alone():
-    split = images_of(10)
-    before = split.images.clone()
-    crops = augment(split.images, torch.arange(10), torch.Generator().manual_seed(0), 2, True)
-    crops.zero_()
-    assert torch.equal(split.images, before)
-
-
-def test_normalise():
-    split = images_of(6)
-    mean, std = (0.3, 0.4, 0.5), (0.1, 0.2, 0.3)
-    before = split.images.clone()
-    found = normalise(split.images, (mean, std))
-    wanted = (split.images.numpy().astype(np.float64) / 255 - np.array(mean)) / np.array(std)
-    assert found.dtype == torch.float32 and found.shape == (6, 3, 8, 8)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(found.numpy(), wanted.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
-    assert torch.equal(split.images, before)
-
-
-# --- batches
 
 
 def epoch_of(data: ImageData, seed: int = 0, epoch: int = 1, start: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -231,9 +112,6 @@ def test_holdout_splits_the_training_set_once():
         assert sorted(indices.tolist()) == list(range(35))
 
 
-# --- evaluation
-
-
 @pytest.mark.parametrize("count", [20, 500, 1203])
 def test_evaluate_equals_a_plain_count(count: int):
     data = data_of(test=count)
@@ -274,9 +152,6 @@ def test_top5_of_few_classes():
     split = Split(images_of(10).images, torch.arange(10) % 2)
     data = ImageData(split, split, 2, protocol(), CPU)
     assert data.evaluate(lambda x: {"": torch.zeros(len(x), 2)})[""]["top5"] == 100.0
-
-
-# --- the tasks
 
 
 def test_the_registry():
@@ -331,80 +206,6 @@ def test_digits_are_never_mirrored(tmp_path: Path):
         assert bool(shifted.flatten(2).all(2).any(1).all())
 
 
-def write_images(folder: Path, classes: Mapping[str, int], colour: Callable[[int], tuple[int, int, int]]) -> None:
-    from PIL import Image
-
-    for position, (name, count) in enumerate(classes.items()):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (40, 50), colour(position)).save(folder / name / f"{i}.png")
-
-
-def folder_task(folder: Path) -> ImageTask:
-    task = get_task(f"folder:{folder}")
-    assert isinstance(task, ImageTask)
-    return task
-
-
-@pytest.mark.parametrize("second", ["test", "val"])
-def test_a_folder_of_images(tmp_path: Path, second: str):
-    def colour(position: int) -> tuple[int, int, int]:
-        return (10 + position, 100, 200)
-
-    write_images(tmp_path / "train", {"cat": 3, "ant": 2}, colour)
-    write_images(tmp_path / second, {"cat": 1, "ant": 1}, colour)
-    task = folder_task(tmp_path)
-    assert task.num_classes == 2 and task.samples(tmp_path) == 5
-    data = task.open(tmp_path, protocol(), CPU)
-    assert data.input_shape == (3, 32, 32)
-    assert data.train.labels.tolist() == [0, 0, 1, 1, 1] and data.test.labels.tolist() == [0, 1]
-    # Classes are the sorted names: "ant" was written second.
-    assert data.train.images[0, 0, 0].tolist() == [11, 100, 200]
-    assert data.train.images[-1, 5, 7].tolist() == [10, 100, 200]
-    with torch.no_grad():
-        assert data.build("resnet8")(next(data.batches(0, 1)).student().inputs).logits.shape == (5, 2)
-
-
-def test_a_folder_is_known_by_its_content_wherever_it_lies(tmp_path: Path):
-    for place in ("here", "there/now"):
-        for part in ("train", "test"):
-            write_images(tmp_path / place / part, {"a": 1, "b": 1}, lambda position: (position, 0, 0))
-    here, there = folder_task(tmp_path / "here"), folder_task(tmp_path / "there" / "now")
-    assert get_task(here.name) is here and get_task(f"folder:{tmp_path}/there/../here/") is here
-    assert here.fingerprint(tmp_path, protocol()) == there.fingerprint(tmp_path, protocol())
-
-
-def one_line(call: Callable[[], Any], *parts: str) -> None:
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    for part in parts:
-        assert part in str(error.value)
-
-
-def test_what_a_folder_may_lack(tmp_path: Path):
-    one_line(lambda: get_task(f"folder:{tmp_path / 'none'}"), "there is no such folder")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    one_line(lambda: folder_task(empty).samples(tmp_path), "'train'", "train/CLASS/IMAGE")
-    half = tmp_path / "half"
-    write_images(half / "train", {"a": 1}, lambda position: (0, 0, 0))
-    one_line(lambda: folder_task(half).samples(tmp_path), "'test'")
-    (half / "test" / "a").mkdir(parents=True)
-    one_line(lambda: folder_task(half).samples(tmp_path), str(half / "test"))
-    other = tmp_path / "other"
-    write_images(other / "train", {"a": 1, "b": 1}, lambda position: (0, 0, 0))
-    write_images(other / "test", {"a": 1, "c": 1}, lambda position: (0, 0, 0))
-    one_line(lambda: folder_task(other).samples(tmp_path), "classes", "differ")
-
-
-def test_a_damaged_image_is_named(tmp_path: Path):
-    for part in ("train", "test"):
-        write_images(tmp_path / part, {"a": 2}, lambda position: (0, 0, 0))
-    (tmp_path / "train" / "a" / "1.png").write_bytes(b"no image")
-    one_line(lambda: folder_task(tmp_path).samples(tmp_path), "1.png")
-
-
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_without_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_network(*_: Any, **__: Any) -> None:
@@ -442,63 +243,6 @@ def test_generators_of_one_purpose_agree_and_of_two_do_not():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
-# --- the second view
-
-
-def pillow(operation: str, image: Image.Image, strength: float) -> Image.Image:
-    """What the MLLD code does with Pillow."""
-    enhancers = {
-        "brightness": ImageEnhance.Brightness,
-        "color": ImageEnhance.Color,
-        "contrast": ImageEnhance.Contrast,
-        "sharpness": ImageEnhance.Sharpness,
-    }
-    width = image.size[0]
-    matrices = {
-        "shear_x": (1, strength, 0, 0, 1, 0),
-        "shear_y": (1, 0, 0, strength, 1, 0),
-        "translate_x": (1, 0, strength * width, 0, 1, 0),
-        "translate_y": (1, 0, 0, 0, 1, strength * width),
-    }
-    if operation in enhancers:
-        return enhancers[operation](image).enhance(strength)
-    if operation in matrices:
-        return image.transform(image.size, Image.Transform.AFFINE, matrices[operation])
-    return {
-        "autocontrast": lambda: ImageOps.autocontrast(image),
-        "equalize": lambda: ImageOps.equalize(image),
-        "identity": lambda: image,
-        "posterize": lambda: ImageOps.posterize(image, int(strength)),
-        "rotate": lambda: image.rotate(strength),
-        "solarize": lambda: ImageOps.solarize(image, strength),
-    }[operation]()
-
-
-@pytest.mark.parametrize(("operation", "low", "high"), randaugment.TABLE, ids=lambda x: getattr(x, "__name__", ""))
-def test_operations_give_what_pillow_gives(operation: randaugment.Operation, low: float, high: float):
-    images = torch.cat([images_of(20, side=12).images, images_of(20, side=12, seed=1).images // 3 + 40])
-    images[0], images[1, :, :6] = 77, 200  # one level; two levels in a half
-    strengths = low + (high - low) * torch.rand(len(images), generator=torch.Generator().manual_seed(3))
-    found = operation(images.float(), strengths).clamp(0, 255).floor().int()
-    for image, strength, ours in zip(images, strengths.tolist(), found, strict=True):
-        name = operation.__name__.removeprefix("_")
-        theirs = torch.from_numpy(np.array(pillow(name, Image.fromarray(image.numpy()), strength))).int()
-        off = (ours - theirs).abs() > 1
-        # Rotation may round a pixel's source to its neighbour.
-        assert off.float().mean() <= (0.02 if name == "rotate" else 0), (name, strength)
-
-
-def test_the_cut_out_square():
-    x = torch.full((3, 10, 10, 3), 50.0)
-    side, centre = torch.tensor([0.4, 0.4, 0.0]), torch.tensor([[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]])
-    found = randaugment.cut_out(x, side, centre)
-    painted = (found == torch.tensor(randaugment.FILL, dtype=x.dtype)).all(3)
-    inside = torch.zeros(3, 10, 10, dtype=torch.bool)
-    inside[0, 3:8, 3:8] = True
-    inside[1, :5, 8:] = True  # clipped at the corner; columns from x, rows from y; draws run from the far side
-    assert torch.equal(painted, inside) and torch.equal(found[~inside], x[~inside])
-
-
 def test_the_second_view_is_a_function_of_seed_epoch_and_step():
     views = {"second_view": "randaugment", "crop_padding": 2, "flip": True}
     data = data_of(**views)
@@ -515,36 +259,3 @@ def test_the_second_view_is_a_function_of_seed_epoch_and_step():
     assert all(map(torch.equal, first, plain)), "asking for a second view changes nothing in the first"
     with pytest.raises(UserError, match="one view"):
         next(iter(data_of().batches(0, 1))).student(2)
-
-
-def test_randaugment_draws_every_operation():
-    images = images_of(400, side=8).images
-    before = images.clone()
-    found = randaugment.randaugment(images, torch.Generator().manual_seed(0))
-    assert found.dtype == torch.uint8 and found.shape == images.shape and torch.equal(images, before)
-    changed = (found != images).flatten(1).any(1).float().mean()
-    assert changed > 0.9
-
-
-def test_reflected_crops_are_numpys():
-    split = digits.load(Path(), False)[0]
-    chosen = torch.arange(40)
-    found = augment(split.images, chosen, torch.Generator().manual_seed(3), 4, False, "reflect")
-    draws = torch.Generator().manual_seed(3)
-    shift = torch.randint(-4, 5, (2, 40, 1), generator=draws).squeeze(2)
-    for i, (down, right) in enumerate(shift.t().tolist()):
-        image = np.pad(split.images[i].numpy(), ((4, 4), (4, 4), (0, 0)), mode="reflect")
-        assert np.array_equal(found[i].numpy(), image[4 + down : 20 + down, 4 + right : 20 + right])
-
-
-def test_label_noise_changes_its_share_of_labels_to_others_whatever_the_seed():
-    labels = torch.arange(1000) % 10
-    found = noisy(labels, 0.4, 10)
-    assert (found != labels).sum() == 400 and torch.equal(found, noisy(labels, 0.4, 10))
-    assert found.min() >= 0 and found.max() < 10 and torch.equal(labels, torch.arange(1000) % 10)
-    train, test = digits.load(Path(), False)
-    protocol = load_protocol("digits-noise-demo")
-    data = ImageData(train, test, 10, protocol, torch.device("cpu"))
-    assert (data.info.labels != train.labels).sum() == round(0.4 * len(train.labels))
-    assert torch.equal(data.test.labels, test.labels) and torch.equal(data.info.labels, data.train.labels)
-    assert "40% of the training labels exchanged" in " ".join(protocol.lines())

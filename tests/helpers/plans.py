@@ -1,0 +1,61 @@
+"""A small table on digits as a plan of cells, and teachers for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.workspace import Workspace
+from benchmarks.driver.plan import Plan, Request, make
+from benchmarks.networks import build_network
+from benchmarks.teachers.zoo import Teacher, Zoo
+
+CPU = torch.device("cpu")
+
+TABLE = """\
+name: mine
+title: "My table"
+pairs: [resnet14-resnet8, wrn_16_1-resnet8, wrn_16_1-wrn_16_1]
+methods: [student, kd, dkd, {id: kd-2, method: kd, settings: {temperature: 2}}]
+presets:
+  paper: {protocol: digits-demo, seeds: [0, 1]}
+"""
+METHOD = """\
+import kd_methods
+from kd_methods.contract import Card, Losses, Method, Needs
+
+
+@kd_methods.register
+class Mine(Method):
+    "A user's own."
+
+    card = Card(name="plan_mine", version=1, family="logit", title="Mine")
+    needs = Needs(teacher=("logits",))
+
+    def losses(self, student, teacher, batch, progress):
+        return Losses(task={"task": batch.loss(student.logits)})
+"""
+
+
+def plan(table: str, zoo: Zoo, **request: Any) -> Plan:
+    changes = {name: request.pop(name) for name in ("epochs", "holdout") if name in request}
+    workspace = Workspace(torch.device("cpu"), zoo.folder, zoo.folder, plugins=request.pop("plugins", {}))
+    return make(Request(table=table, changes=changes, **request), workspace)  # type: ignore[arg-type]
+
+
+def keys(made: Plan) -> dict[tuple[str, str, int], str]:
+    return {place: cell.key for place, cell in made.cells.items()}
+
+
+def teacher_file(folder: Path, network: str, seed: int, num_classes: int = 10) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{network}-{seed}.pth"
+    torch.save(build_network(network, num_classes).module.state_dict(), path)
+    return path
+
+
+def entry(name: str, network: str, task: str = "digits") -> Teacher:
+    return Teacher(name=name, network=network, task=task, mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))

@@ -1,0 +1,56 @@
+"""Trained weights of timm and torchvision as teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers.image_files import MEAN, STD, recipe
+from torch import nn
+
+from benchmarks.common.workspace import Workspace
+from benchmarks.config.recipe import Crops
+from benchmarks.store.cell import TeacherRef
+from benchmarks.store.cells import make_cell
+from benchmarks.teachers import published_weights
+from benchmarks.teachers.verification import _path
+from benchmarks.teachers.zoo import Zoo
+from benchmarks.training.teacher_pass import _identity
+from kd_methods.errors import UserError
+
+
+def test_weights_of_the_libraries_become_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo = Zoo(tmp_path)
+    entry = zoo.wanted("torchvision:resnet50.IMAGENET1K_V2")
+    assert (entry.network, entry.task, entry.sha256) == ("torchvision:resnet50", "imagenet", "11ad3fa6")
+    assert zoo.wanted("torchvision:resnet34").expected == pytest.approx(73.314)
+    with pytest.raises(UserError, match="did you mean"):
+        zoo.wanted("timm:resnet18.a9_in1k")
+    made: list[str] = []
+
+    def create(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        made.append(name)
+        return create_model("test_resnet", **arguments)
+
+    create_model = timm.create_model
+    monkeypatch.setattr(published_weights.timm, "create_model", create)
+    entry = zoo.wanted("timm:test_resnet.r160_in1k")
+    zoo.fetch([entry], lambda line: None)
+    assert made[0] == "test_resnet.r160_in1k"
+    installed = Zoo(tmp_path).installed("timm:test_resnet", "imagenet")
+    assert installed and installed.mean == entry.mean == tuple(timm.get_pretrained_cfg("test_resnet.r160_in1k").mean)
+
+
+def test_what_is_known_of_a_teacher_belongs_to_the_size_of_the_images(tmp_path: Path) -> None:
+    """Its accuracy, and what methods prepare from it."""
+    ref = TeacherRef("timm:test_resnet", MEAN, STD, weights="of this test")
+    workspace = Workspace(torch.device("cpu"), output=tmp_path)
+    paths, identities = set(), []
+    for size, workers in ((32, 0), (32, 2), (48, 0)):
+        protocol = recipe(crops=Crops(size=size, test_resize=64, workers=workers))
+        paths.add(_path(ref, "files", protocol, workspace))
+        identities.append(_identity(make_cell(protocol, "files", "kd", "timm:test_vit", 0, ref, {}, {}), ref))
+    assert len(paths) == 2 and identities[0] == identities[1] != identities[2]
