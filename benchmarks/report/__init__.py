@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..common.files import write_text
-from .model import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+from .model import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
 from .seed_statistics import with_means
-from .table_layout import Sheet
+from .table_layout import TableLayout
 
 __all__ = [
-    "Column", "CostEntry", "CostRow", "CostTable", "Entry", "Published", "Row", "Run", "Table",
-    "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_sheet",
+    "Column", "CostEntry", "CostRow", "CostTable", "Published", "SeedResult", "Table", "TableEntry", "TableRow",
+    "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_layout",
 ]  # fmt: skip
 
 
@@ -27,8 +27,8 @@ def render(table: Table) -> dict[str, str]:
     from . import csv_file as csv
     from . import latex, markdown
 
-    sheet = content.sheet(table)
-    return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render(table)}
+    layout = content.layout(table)
+    return {".tex": latex.render(layout), ".md": markdown.render(layout), ".csv": csv.render(table)}
 
 
 def render_cost(cost: CostTable) -> dict[str, str]:
@@ -37,8 +37,8 @@ def render_cost(cost: CostTable) -> dict[str, str]:
     from . import csv_file as csv
     from . import latex, markdown
 
-    sheet = content.sheet(cost)
-    return {".tex": latex.render(sheet), ".md": markdown.render(sheet), ".csv": csv.render_cost(cost)}
+    layout = content.layout(cost)
+    return {".tex": latex.render(layout), ".md": markdown.render(layout), ".csv": csv.render_cost(cost)}
 
 
 def write_efficiency(
@@ -51,14 +51,14 @@ def write_efficiency(
     """Write epochs to the plain student's best, and the ARI of the row ``ours`` against others, as .tex and .md."""
     from . import efficiency
 
-    return write_sheet(efficiency.sheet(table, curves, ours, against), folder)
+    return write_layout(efficiency.layout(table, curves, ours, against), folder)
 
 
-def write_sheet(sheet: Sheet, folder: Path) -> list[Path]:
-    """Write `sheet`.tex and .md into `folder`, each whole or not at all, and return their paths."""
+def write_layout(layout: TableLayout, folder: Path) -> list[Path]:
+    """Write `layout`.tex and .md into `folder`, each whole or not at all, and return their paths."""
     from . import latex, markdown
 
-    return _write({".tex": latex.render(sheet), ".md": markdown.render(sheet)}, folder, sheet.name)
+    return _write({".tex": latex.render(layout), ".md": markdown.render(layout)}, folder, layout.name)
 
 
 def write(table: Table, folder: Path, stem: str) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import STUDENT, Column, Entry, Published, Row, Table
+from .model import STUDENT, Column, Published, Table, TableEntry, TableRow
 from .seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
 from .table_layout import (
     BEST,
@@ -12,10 +12,10 @@ from .table_layout import (
     MISSING,
     NOT_FOR,
     UNKNOWN,
-    Cell,
     Line,
+    PrintedCell,
     Sentence,
-    Sheet,
+    TableLayout,
     pair_heads,
     sentence,
     several_tasks,
@@ -26,7 +26,7 @@ MAX_LISTED = 12
 """Incomplete cells named one by one; more are counted, and are in the CSV."""
 
 
-def sheet(table: Table) -> Sheet:
+def layout(table: Table) -> TableLayout:
     rank, n = ranks(table), usual_n(table)
     students = tuple(row for row in table.rows if row.key == STUDENT)
     reference = _teacher_lines(table)
@@ -42,7 +42,7 @@ def sheet(table: Table) -> Sheet:
         blocks.append(tuple(lines))
     if table.quoted:
         blocks.append((Line("heading", "published, not run here"), *(_quoted_line(table, row) for row in table.quoted)))
-    return Sheet(
+    return TableLayout(
         name=table.name,
         title=table.title,
         caption=tuple(_caption(table, n)),
@@ -54,17 +54,19 @@ def sheet(table: Table) -> Sheet:
 
 def _teacher_lines(table: Table) -> list[Line]:
     digits = table.decimals
-    own = [
-        Cell(word=MISSING) if column.teacher_accuracy is None else Cell(value=f"{column.teacher_accuracy:.{digits}f}")
+    accuracies = [
+        PrintedCell(word=MISSING)
+        if column.teacher_accuracy is None
+        else PrintedCell(value=f"{column.teacher_accuracy:.{digits}f}")
         for column in table.columns
     ]
-    lines = [Line("row", "Teacher", tuple(own))]
+    lines = [Line("row", "Teacher", tuple(accuracies))]
     cells = tuple(
         _published_cell(
             column.teacher_published, teacher_gap(column.teacher_accuracy, column.teacher_published), digits
         )
         if column.teacher_published
-        else Cell()
+        else PrintedCell()
         for column in table.columns
     )
     if any(cell.value for cell in cells):
@@ -72,48 +74,48 @@ def _teacher_lines(table: Table) -> list[Line]:
     return lines
 
 
-def _row_lines(table: Table, row: Row, rank: dict[tuple[str, str], int], n: int | None) -> list[Line]:
-    own, published = [], []
+def _row_lines(table: Table, row: TableRow, rank: dict[tuple[str, str], int], n: int | None) -> list[Line]:
+    measured, published = [], []
     for column in table.columns:
         entry = row.entries.get(column.key)
         summary = summarise(entry)
-        own.append(_own_cell(table, summary, rank.get((row.key, column.key), 0), show_n=unusual(summary, n)))
+        measured.append(_measured_cell(table, summary, rank.get((row.key, column.key), 0), show_n=unusual(summary, n)))
         value = entry.published if entry else None
-        published.append(_published_cell(value, gap(summary, value), table.decimals) if value else Cell())
-    lines = [Line("row", row.title, tuple(own), CHOICE if row.our_choice else "")]
+        published.append(_published_cell(value, gap(summary, value), table.decimals) if value else PrintedCell())
+    lines = [Line("row", row.title, tuple(measured), CHOICE if row.our_choice else "")]
     if any(cell.value for cell in published):
         lines.append(Line("published", "published", tuple(published)))
     return lines
 
 
-def _quoted_line(table: Table, row: Row) -> Line:
+def _quoted_line(table: Table, row: TableRow) -> Line:
     values = [entry.published if (entry := row.entries.get(column.key)) else None for column in table.columns]
-    cells = (_published_cell(value, None, table.decimals) if value else Cell() for value in values)
+    cells = (_published_cell(value, None, table.decimals) if value else PrintedCell() for value in values)
     return Line("published", row.title, tuple(cells))
 
 
-def _own_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> Cell:
+def _measured_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> PrintedCell:
     mean, std = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
     if mean is None:
         if not summary.diverged and not summary.failed:
-            return Cell(word=NOT_FOR if summary.refused else MISSING)
+            return PrintedCell(word=NOT_FOR if summary.refused else MISSING)
         word = "div." if summary.diverged >= summary.failed else "fail."
         count = max(summary.diverged, summary.failed)
-        return Cell(word=word if count == summary.planned else f"{word} {count}/{summary.planned}")
+        return PrintedCell(word=word if count == summary.planned else f"{word} {count}/{summary.planned}")
     seeds = ""
     if show_n:
         seeds = f"n={summary.n}" if summary.n == summary.planned else f"n={summary.n}/{summary.planned}"
     digits = table.decimals
-    return Cell(f"{mean:.{digits}f}", "" if std is None else f"{std:.{digits}f}", seeds, rank)
+    return PrintedCell(f"{mean:.{digits}f}", "" if std is None else f"{std:.{digits}f}", seeds, rank)
 
 
-def _published_cell(published: Published, difference: float | None, digits: int) -> Cell:
+def _published_cell(published: Published, difference: float | None, digits: int) -> PrintedCell:
     marks = "" if published.comparable else DAGGER
     if published.comparable:
         marks = {"best": BEST, "unknown": UNKNOWN}.get(published.epoch_rule, "")
     std = "" if published.std is None else f"{published.std:.{digits}f}"
     aside = "" if difference is None else signed(difference, digits)
-    return Cell(f"{published.value:.{digits}f}", std, marks=marks, aside=aside)
+    return PrintedCell(f"{published.value:.{digits}f}", std, marks=marks, aside=aside)
 
 
 def _caption(table: Table, n: int | None) -> list[Sentence]:
@@ -201,7 +203,7 @@ def _published_notes(table: Table) -> list[tuple[str, str]]:
         ("teacher", column.teacher_published) for column in table.columns if column.teacher_published
     ]
     for row in (*table.rows, *table.quoted):
-        entries: list[Entry | None] = [row.entries.get(column.key) for column in table.columns]
+        entries: list[TableEntry | None] = [row.entries.get(column.key) for column in table.columns]
         values += [(row.title, entry.published) for entry in entries if entry and entry.published]
     if not values:
         return []

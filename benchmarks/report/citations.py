@@ -64,12 +64,12 @@ def of_manifest(shown: Manifest) -> Cited:
 
 def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:
     """The keys to cite at a row: of its method with modifiers and parts, and of its own optimiser (name or words)."""
-    found = []
+    keys: list[str] = []
     for part in method.split("+"):
         base, *suffixes = part.split("@")
-        found += [_method_paper(base), *(registry.modifiers()[suffix].paper for suffix in suffixes)]
-    found += _keys([optimizer], _papers().optimizers)
-    return tuple(key for key in dict.fromkeys(found) if key)
+        keys += [_method_paper(base), *(registry.modifiers()[suffix].paper for suffix in suffixes)]
+    keys += _keys([optimizer], _papers().optimizers)
+    return tuple(key for key in dict.fromkeys(keys) if key)
 
 
 def _method_paper(name: str) -> str:
@@ -119,28 +119,28 @@ def suite() -> dict[str, str]:
         facts = read_yaml(ROOT / "CITATION.cff")
         names = [author["name"] for author in facts["authors"]]
         return {"authors": " and ".join(names), **{name: str(facts[name]) for name in ("title", "version", "license")}}
-    found = metadata.metadata("kd-benchmark")
+    package = metadata.metadata("kd-benchmark")
     return {
-        "authors": found["Author"],
-        "title": f"{found['Name']}: {found['Summary']}".rstrip("."),
-        "version": found["Version"],
-        "license": found["License-Expression"],
+        "authors": package["Author"],
+        "title": f"{package['Name']}: {package['Summary']}".rstrip("."),
+        "version": package["Version"],
+        "license": package["License-Expression"],
     }
 
 
-def bibtex(found: Cited) -> str:
+def bibtex(cited: Cited) -> str:
     """What is cited as a BibTeX file: methods, data sets, networks, and this suite in the version at hand."""
-    own = suite()
+    facts = suite()
     software = "\n".join([
         f"@misc{{{SUITE},",
-        f"  author = {{{{{own['authors']}}}}},",
-        f"  title  = {{{{{own['title']}}}}},",
-        f"  note   = {{Version {own['version']}, {own['license']} licence}}",
+        f"  author = {{{{{facts['authors']}}}}},",
+        f"  title  = {{{{{facts['title']}}}}},",
+        f"  note   = {{Version {facts['version']}, {facts['license']} licence}}",
         "}",
     ])  # fmt: skip
     parts = []
     told: set[str] = set()
-    for name, keys in (("methods", found.methods), ("data sets", found.tasks), ("networks", found.networks)):
+    for name, keys in (("methods", cited.methods), ("data sets", cited.tasks), ("networks", cited.networks)):
         new = [key for key in keys if key not in told]
         told |= set(new)
         if new:

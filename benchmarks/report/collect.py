@@ -60,7 +60,7 @@ def render(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple[l
 def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) -> report.Table:
     """The table's content out of the store."""
     facts: list[documents.Environment] = []
-    entries: dict[str, dict[str, list[report.Run]]] = {}
+    entries: dict[str, dict[str, list[report.SeedResult]]] = {}
     metrics = {column.key: column.metric for column in manifest.columns}
     remarks: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     known = store.facts(planned.key for planned in manifest.cells)
@@ -76,7 +76,7 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
             raise UserError(f"column {planned.column} has no metric '{metric}'; known: {', '.join(status['last'])}")
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned.row, {}).setdefault(planned.column, []).append(
-            report.Run(planned.seed, state, **figures, message=status["message"] if state == "refused" else "")
+            report.SeedResult(planned.seed, state, **figures, message=status["message"] if state == "refused" else "")
         )
         if state == "done":
             facts += environments
@@ -86,12 +86,12 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
     columns = tuple(_column(column, manifest, store) for column in manifest.columns)
     titles = dict.fromkeys(column.metric_title for column in manifest.columns)
     rows = tuple(
-        report.Row(
+        report.TableRow(
             key=row.key,
             title=row.title,
             family=row.family,
             entries={
-                column.key: report.Entry(
+                column.key: report.TableEntry(
                     tuple(sorted(entries.get(row.key, {}).get(column.key, []), key=lambda run: run.seed)),
                     _published(manifest, _published_key(row), column, usual[row.key, column.key]),
                 )
@@ -104,7 +104,9 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
         )
         for row in manifest.rows
     )
-    quoted = tuple(report.Row(key, title, "quoted", _quoted(manifest, key)) for key, title in manifest.quoted.items())
+    quoted = tuple(
+        report.TableRow(key, title, "quoted", _quoted(manifest, key)) for key, title in manifest.quoted.items()
+    )
     columns, rows = report.with_means(columns, rows)
     return report.Table(
         name=manifest.name,
@@ -160,7 +162,7 @@ def collect_cost(
     return report.CostTable(table.name, table.title, columns, rows, _provenance(facts))
 
 
-def _refused(row: report.Row) -> frozenset[str]:
+def _refused(row: report.TableRow) -> frozenset[str]:
     return frozenset(key for key, entry in row.entries.items() if any(run.status == "refused" for run in entry.runs))
 
 
@@ -196,9 +198,9 @@ def _rates(manifest: Manifest) -> list[str]:
     return [f"lr {rate:g} for {', '.join(names)}" for rate, names in rates.items() if rate != manifest.lr]
 
 
-def _remarks(found: Mapping[str, Mapping[str, None]], columns: int) -> list[str]:
+def _remarks(columns_of: Mapping[str, Mapping[str, None]], columns: int) -> list[str]:
     """What a row's runs say of how the method was built, with the columns where it is not all of them."""
-    return [text if len(own) == columns else f"{text} ({', '.join(own)})" for text, own in found.items()]
+    return [text if len(keys) == columns else f"{text} ({', '.join(keys)})" for text, keys in columns_of.items()]
 
 
 def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
@@ -235,16 +237,16 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
     """The literature's figure for a method on a pair, from the first of the table's sources that has one."""
     if not manifest.published:
         return None
-    found = [line for line in literature(manifest.published) if (line.method, line.pair) == (method, column.key)]
+    lines = [line for line in literature(manifest.published) if (line.method, line.pair) == (method, column.key)]
     rank = {name: i for i, name in enumerate(manifest.sources)}
 
     def order(line: PublishedLine) -> tuple[int, int]:
         place = next((i for name, i in rank.items() if name in line.source), len(rank))
         return line.protocol != manifest.recipe, place
 
-    if not found:
+    if not lines:
         return None
-    line = min(found, key=order)
+    line = min(lines, key=order)
     reasons = []
     if line.protocol != manifest.recipe:
         reasons.append(f"published under {line.protocol}")
@@ -267,10 +269,10 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
     )
 
 
-def _quoted(manifest: Manifest, key: str) -> dict[str, report.Entry]:
+def _quoted(manifest: Manifest, key: str) -> dict[str, report.TableEntry]:
     """The published values of a method that is not run, by column."""
-    found = {column.key: _published(manifest, key, column, True) for column in manifest.columns}
-    return {column: report.Entry((), value) for column, value in found.items() if value}
+    values = {column.key: _published(manifest, key, column, True) for column in manifest.columns}
+    return {column: report.TableEntry((), value) for column, value in values.items() if value}
 
 
 def _provenance(facts: Sequence[documents.Environment]) -> tuple[str, ...]:

@@ -13,11 +13,11 @@ from kd_methods.errors import UserError
 
 from ..common.files import read_csv, read_json, shaped, write_bytes
 from . import loop_table as loop
-from . import write_sheet
+from . import write_layout
 from .cost_table import MIB, count
-from .facts import KINDS, Entry, File
+from .facts import KINDS, BenchmarkEntry, BenchmarkFile
 from .model import PARTS
-from .table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
+from .table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 
 REFERENCE = "kd"
 NAMED = 6
@@ -25,7 +25,7 @@ NAMED = 6
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMethod:
     """One method on one pair: facts of its training step, and by batch size those of its inference."""
 
     facts: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Measured:
     inference: Mapping[int, Mapping[str, Any]]
 
 
-Pairs = dict[str, dict[str, Measured]]
+Pairs = dict[str, dict[str, MeasuredMethod]]
 Facts = Mapping[str, Any]
 
 
@@ -53,10 +53,10 @@ def read(path: Path) -> Measurements:
         UserError: the file is missing, no benchmark's, or holds neither a training step nor the loop.
     """
     remedy = f"write one with: pytest benchmarks/ --benchmark-only --benchmark-json {path}"
-    content = read_json(path, File, remedy)
+    content = read_json(path, BenchmarkFile, remedy)
     if content is None:
         raise UserError(f"there is no file {path}; {remedy}")
-    entries: list[Entry] = content.benchmarks
+    entries: list[BenchmarkEntry] = content.benchmarks
     for i, entry in enumerate(entries):
         if shape := KINDS.get(entry.extra_info.get("kind", "")):
             shaped(entry.extra_info, shape, f"{path}: benchmarks.{i}.extra_info", remedy)
@@ -64,41 +64,41 @@ def read(path: Path) -> Measurements:
         [entry.extra_info for entry in entries if entry.extra_info.get("kind") == kind]
         for kind in ("loop", "group memory")
     )
-    found = Measurements(_pairs(entries), loops, memories)
-    if not found.pairs and not found.loops:
+    measurements = Measurements(_pairs(entries), loops, memories)
+    if not measurements.pairs and not measurements.loops:
         raise UserError(f"{path} holds no training step; {remedy}")
-    return found
+    return measurements
 
 
-def _pairs(entries: list[Entry]) -> Pairs:
+def _pairs(entries: list[BenchmarkEntry]) -> Pairs:
     inference: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for entry in entries:
         facts = entry.extra_info
         if facts.get("kind") == "inference":
             seconds = {"seconds": entry.stats.median}
             inference.setdefault((facts["pair"], facts["method"]), {})[facts["batch_size"]] = facts | seconds
-    found: Pairs = {}
+    pairs: Pairs = {}
     for entry in entries:
         facts = entry.extra_info
         if facts.get("kind") == "training step":
             pair, method = facts["pair"], facts["method"]
             # What deploys the plain student has no measurement of its own.
-            own = inference.get((pair, method)) or inference.get((pair, "student"), {})
-            found.setdefault(pair, {})[method] = Measured(facts, entry.stats.median, own)
-    return found
+            deployed = inference.get((pair, method)) or inference.get((pair, "student"), {})
+            pairs.setdefault(pair, {})[method] = MeasuredMethod(facts, entry.stats.median, deployed)
+    return pairs
 
 
-def write(found: Measurements, folder: Path, accuracy: Path | None = None) -> list[Path]:
+def write(measurements: Measurements, folder: Path, accuracy: Path | None = None) -> list[Path]:
     """Write table6-PAIR and table6-loop as .tex and .md, and plots, into ``folder``, each whole or not at all.
 
     Args:
-        found: what :func:`read` gave.
+        measurements: what :func:`read` gave.
         folder: where to.
         accuracy: a table's .csv; then accuracy is plotted against cost for the pairs that it has.
     """
-    files = write_sheet(loop.sheet(found.loops, found.memories), folder) if found.loops else []
-    for pair, methods in found.pairs.items():
-        files += write_sheet(sheet(pair, methods), folder)
+    files = write_layout(loop.layout(measurements.loops, measurements.memories), folder) if measurements.loops else []
+    for pair, methods in measurements.pairs.items():
+        files += write_layout(layout(pair, methods), folder)
         stem = folder / f"table6-{pair}"
         pictures = {"-split.png": _split_plot(pair, methods), "-memory.png": _memory_plot(pair, methods)}
         if accuracy and (points := accuracies(accuracy, pair, methods)):
@@ -123,15 +123,15 @@ HEADS = (
 )
 
 
-def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
+def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
     """All figures of one pair, one line per method."""
     lines: list[Line] = []
     family = ""
-    for name, found in methods.items():
-        if found.facts["family"] != family:
-            family = found.facts["family"]
+    for name, measured in methods.items():
+        if measured.facts["family"] != family:
+            family = measured.facts["family"]
             lines.append(Line("heading", family))
-        lines.append(Line("row", found.facts["title"] if name != "student" else "Student", _cells(found)))
+        lines.append(Line("row", measured.facts["title"] if name != "student" else "Student", _cells(measured)))
     first = next(iter(methods.values()))
     facts, machine = first.facts, first.facts["machine"]
     phased = [m.facts["title"] for m in methods.values() if m.facts["first_phases"]]
@@ -148,7 +148,7 @@ def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
         ("Machine", f"{machine['machine']}, torch {machine['versions']['torch']}, commit {machine['commit']}."),
     ]
     teacher, _, student = pair.partition("-")
-    return Sheet(
+    return TableLayout(
         name=f"table6-{pair}",
         title=f"What a method costs: {teacher} to {student}",
         caption=(
@@ -163,32 +163,32 @@ def sheet(pair: str, methods: Mapping[str, Measured]) -> Sheet:
     )
 
 
-def _cells(found: Measured) -> tuple[Cell, ...]:
-    facts, split = found.facts, found.facts["split"]
+def _cells(measured: MeasuredMethod) -> tuple[PrintedCell, ...]:
+    facts, split = measured.facts, measured.facts["split"]
     total = sum(split.values())
-    rate = facts["batch_size"] / found.seconds
+    rate = facts["batch_size"] / measured.seconds
     peak = facts["memory"]["bytes"]
-    small, large = found.inference.get(1), found.inference.get(256)
+    small, large = measured.inference.get(1), measured.inference.get(256)
     operations = (facts["teacher_operations"] + facts["own_operations"]) / 1e9
     return (
-        Cell(f"{rate:.0f}"),
-        Cell(f"{facts['times_reference']:.2f}"),
-        *(Cell(f"{100 * split[part] / total:.0f}") for part in PARTS),
+        PrintedCell(f"{rate:.0f}"),
+        PrintedCell(f"{facts['times_reference']:.2f}"),
+        *(PrintedCell(f"{100 * split[part] / total:.0f}") for part in PARTS),
         _figure(None if peak is None else peak / MIB, "{:.0f}"),
-        Cell(count(facts["extra_train_params"])),
-        Cell(count(facts["extra_inference_params"])),
-        Cell(f"{operations:.1f}"),
+        PrintedCell(count(facts["extra_train_params"])),
+        PrintedCell(count(facts["extra_inference_params"])),
+        PrintedCell(f"{operations:.1f}"),
         _figure(1e3 * small["seconds"] if small else None, "{:.2f}"),
         _figure(256 / large["seconds"] if large else None, "{:.0f}"),
         _figure(small["macs"] / 1e6 if small else None, "{:.1f}"),
     )
 
 
-def _figure(value: float | None, form: str) -> Cell:
-    return Cell(word=MISSING) if value is None else Cell(form.format(value))
+def _figure(value: float | None, form: str) -> PrintedCell:
+    return PrintedCell(word=MISSING) if value is None else PrintedCell(form.format(value))
 
 
-def accuracies(file: Path, pair: str, methods: Mapping[str, Measured]) -> dict[str, float]:
+def accuracies(file: Path, pair: str, methods: Mapping[str, MeasuredMethod]) -> dict[str, float]:
     """Last-epoch means of a pair by method, from a table's .csv.
 
     Raises:
@@ -210,13 +210,13 @@ class _Mean(BaseModel):
     mean_last: float | None = None
 
 
-def _split_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
+def _split_plot(pair: str, methods: Mapping[str, MeasuredMethod]) -> bytes:
     from .figures import figure, png
 
     fig, ((axes,),) = figure(f"Milliseconds of a training step by part: {pair}", rows=max(1.4, len(methods) / 15))
     left = [0.0] * len(methods)
     for part in PARTS:
-        values = [1e3 * found.facts["split"][part] for found in methods.values()]
+        values = [1e3 * measured.facts["split"][part] for measured in methods.values()]
         axes.barh(list(methods), values, left=left, label=part)
         left = [a + b for a, b in zip(left, values, strict=True)]
     axes.invert_yaxis()
@@ -226,11 +226,11 @@ def _split_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
     return png(fig)
 
 
-def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
+def _memory_plot(pair: str, methods: Mapping[str, MeasuredMethod]) -> bytes:
     from .figures import figure, png
 
     fig, ((axes,),) = figure(f"Peak memory within each part of a step: {pair}", rows=1.4)
-    curves = {name: [found.facts["memory"]["by_part"][part] for part in PARTS] for name, found in methods.items()}
+    curves = {name: [measured.facts["memory"]["by_part"][part] for part in PARTS] for name, measured in methods.items()}
     curves = {name: [value / MIB for value in values] for name, values in curves.items() if None not in values}
     highest = sorted(curves, key=lambda name: max(curves[name]))[-NAMED:]
     for name, values in curves.items():
@@ -242,7 +242,7 @@ def _memory_plot(pair: str, methods: Mapping[str, Measured]) -> bytes:
     return png(fig)
 
 
-def _accuracy_plot(pair: str, methods: Mapping[str, Measured], points: Mapping[str, float]) -> bytes:
+def _accuracy_plot(pair: str, methods: Mapping[str, MeasuredMethod], points: Mapping[str, float]) -> bytes:
     from .figures import figure, png
 
     fig, ((axes,),) = figure(f"Accuracy against cost: {pair}", rows=1.4)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 
 from .model import STUDENT, Column, CostEntry, CostRow, CostTable
-from .table_layout import DASH, MISSING, NOT_FOR, TIMES, Cell, Line, Sentence, Sheet, pair_heads
+from .table_layout import DASH, MISSING, NOT_FOR, TIMES, Line, PrintedCell, Sentence, TableLayout, pair_heads
 
 _REFERENCES = (STUDENT, "kd")
 MIB = 2**20
@@ -14,7 +14,7 @@ MIB = 2**20
 Figure = Callable[[CostEntry], float | None]
 
 
-def sheet(cost: CostTable) -> Sheet:
+def layout(cost: CostTable) -> TableLayout:
     reference = next((row for key in _REFERENCES for row in cost.rows if row.key == key), None)
     ratio = f", in parentheses as a multiple of {reference.title}'s" if reference else ""
     throughput = _panel(
@@ -25,7 +25,7 @@ def sheet(cost: CostTable) -> Sheet:
         _panel(cost, reference, f"Peak memory, MiB{ratio}", _mebibytes, _number),
         _parameters(cost),
     )
-    return Sheet(
+    return TableLayout(
         name=f"{cost.name}-cost",
         title=cost.title,
         caption=_caption(cost),
@@ -64,7 +64,7 @@ def _panel(
             other = reference.entries.get(column.key) if reference and reference is not row else None
             base = figure(other) if other else None
             aside = f"{TIMES}{value / base:.2f}" if value is not None and base else ""
-            cells.append(_blank(row, column) if value is None else Cell(show(value), aside=aside))
+            cells.append(_blank(row, column) if value is None else PrintedCell(show(value), aside=aside))
         lines.append(Line("row", row.title, tuple(cells)))
     return tuple(lines)
 
@@ -74,8 +74,8 @@ def _inputs(cost: CostTable) -> tuple[Line, ...]:
     cells = []
     for column in cost.columns:
         entries = [row.entries.get(column.key) for row in cost.rows]
-        found = [entry.inputs_per_second for entry in entries if entry and entry.inputs_per_second]
-        cells.append(Cell(_number(median(found))) if found else Cell(word=MISSING))
+        rates = [entry.inputs_per_second for entry in entries if entry and entry.inputs_per_second]
+        cells.append(PrintedCell(_number(median(rates))) if rates else PrintedCell(word=MISSING))
     known = any(not cell.word for cell in cells)
     return (Line("row", "loading and augmentation alone", tuple(cells)),) if known else ()
 
@@ -92,13 +92,13 @@ def _parameters(cost: CostTable) -> tuple[Line, ...]:
             if entry is None or entry.extra_train_params is None or entry.extra_inference_params is None:
                 cells.append(_blank(row, column))
             else:
-                cells.append(Cell(f"{count(entry.extra_train_params)} / {count(entry.extra_inference_params)}"))
+                cells.append(PrintedCell(f"{count(entry.extra_train_params)} / {count(entry.extra_inference_params)}"))
         lines.append(Line("row", row.title, tuple(cells)))
     return tuple(lines) if len(lines) > 1 else ()
 
 
-def _blank(row: CostRow, column: Column) -> Cell:
-    return Cell(word=NOT_FOR if column.key in row.refused else MISSING)
+def _blank(row: CostRow, column: Column) -> PrintedCell:
+    return PrintedCell(word=NOT_FOR if column.key in row.refused else MISSING)
 
 
 def _is_plain(row: CostRow) -> bool:
@@ -108,14 +108,14 @@ def _is_plain(row: CostRow) -> bool:
 
 def _settings(cost: CostTable) -> dict[str, list[str]]:
     """Each way of measuring, with the cells measured so."""
-    found: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for row in cost.rows:
         for column in cost.columns:
             entry = row.entries.get(column.key)
             if entry:
                 text = f"batch {entry.batch_size}, {entry.steps} steps, {entry.device}, memory {entry.memory_kind}"
-                found.setdefault(text, []).append(f"{row.title}, {column.teacher}{DASH}{column.student}")
-    return found
+                places.setdefault(text, []).append(f"{row.title}, {column.teacher}{DASH}{column.student}")
+    return places
 
 
 def _caption(cost: CostTable) -> tuple[Sentence, ...]:

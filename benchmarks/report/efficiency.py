@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from .model import STUDENT, Column, Entry, Table
+from .model import STUDENT, Column, Table, TableEntry
 from .seed_statistics import finished, summarise
-from .table_layout import MISSING, Cell, Line, Sentence, Sheet, pair_heads, sentence
+from .table_layout import MISSING, Line, PrintedCell, Sentence, TableLayout, pair_heads, sentence
 
 GAIN = 0.5
 """Points above the plain student from which on a method counts as a competitor."""
@@ -18,15 +18,15 @@ Curves = Mapping[tuple[str, str, int], list[float]]
 """The metric on the test set after each epoch, by (row, column, seed)."""
 
 
-def reached(curves: Curves, row: str, column: Column, entry: Entry | None) -> tuple[list[int], int]:
+def reached(curves: Curves, row: str, column: Column, entry: TableEntry | None) -> tuple[list[int], int]:
     """First epochs, from 1, at which a row's seeds are at their plain student's best; and how many were asked."""
     epochs, asked = [], 0
     for run in entry.runs if entry else ():
         student = curves.get((STUDENT, column.key, run.seed))
-        own = curves.get((row, column.key, run.seed))
-        if finished(run) and student and own:
+        curve = curves.get((row, column.key, run.seed))
+        if finished(run) and student and curve:
             asked += 1
-            epochs += [epoch for epoch, value in enumerate(own, 1) if value >= max(student)][:1]
+            epochs += [epoch for epoch, value in enumerate(curve, 1) if value >= max(student)][:1]
     return epochs, asked
 
 
@@ -38,15 +38,15 @@ def ari(table: Table, ours: str, against: Sequence[str], column: Column) -> floa
     Source: arXiv 2511.14981, plot code of KD_wo_CE @3abceed, there with best epochs.
     """
     means = {row.key: summarise(row.entries.get(column.key)).mean_last for row in table.rows}
-    student, own = means.get(STUDENT), means.get(ours)
-    if student is None or own is None:
+    student, gained = means.get(STUDENT), means.get(ours)
+    if student is None or gained is None:
         return None
     others = [mean for key in against if (mean := means.get(key)) is not None]
     gains = [mean - student for mean in others if mean - student >= GAIN]
-    return fmean((own - student) / gain for gain in gains) if gains else None
+    return fmean((gained - student) / gain for gain in gains) if gains else None
 
 
-def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sheet:
+def layout(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> TableLayout:
     """Epochs to the plain student's best, and the ARI of the row ``ours``, as a table like the one of accuracies."""
     lines = [Line("panel", "First epoch at which the plain student's best is reached")]
     for row in table.rows:
@@ -63,7 +63,7 @@ def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sh
         f"mean of the row's gain over those of {compared or 'none'}, as far as they end at least half a point "
         "above the student; last epoch; unstable outside 0 to 1500 %.",
     )
-    return Sheet(
+    return TableLayout(
         name=f"{table.name}-efficiency",
         title=f"{table.title}: training efficiency",
         caption=(
@@ -81,15 +81,15 @@ def sheet(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> Sh
     )
 
 
-def _epochs(found: list[int], asked: int) -> Cell:
+def _epochs(epochs: list[int], asked: int) -> PrintedCell:
     if not asked:
-        return Cell(word=MISSING)
-    if not found:
-        return Cell(word="never")
-    return Cell(f"{fmean(found):.1f}", seeds="" if len(found) == asked else f"{len(found)}/{asked}")
+        return PrintedCell(word=MISSING)
+    if not epochs:
+        return PrintedCell(word="never")
+    return PrintedCell(f"{fmean(epochs):.1f}", seeds="" if len(epochs) == asked else f"{len(epochs)}/{asked}")
 
 
-def _ratio(value: float | None) -> Cell:
+def _ratio(value: float | None) -> PrintedCell:
     if value is None:
-        return Cell(word=MISSING)
-    return Cell(f"{100 * value:.0f}") if 0 < value < STABLE else Cell(word="unstable")
+        return PrintedCell(word=MISSING)
+    return PrintedCell(f"{100 * value:.0f}") if 0 < value < STABLE else PrintedCell(word="unstable")

@@ -24,17 +24,17 @@ class Parts(Noted):
     optimiser: float | None
 
 
-class Versions(Noted):
+class RecordedVersions(Noted):
     torch: str
 
 
 class Machine(Noted):
     machine: str
     commit: str
-    versions: Versions
+    versions: RecordedVersions
 
 
-class Memory(Noted):
+class StepMemory(Noted):
     bytes: float | None
     kind: str
     by_part: Parts
@@ -54,7 +54,7 @@ class TrainingStep(Noted):
     extra_train_params: int
     extra_inference_params: int
     first_phases: bool
-    memory: Memory
+    memory: StepMemory
     machine: Machine
 
 
@@ -117,12 +117,12 @@ class Stats(Noted):
     median: float
 
 
-class Entry(Noted):
+class BenchmarkEntry(Noted):
     extra_info: dict[str, Any]
     stats: Stats
 
 
-class File(Noted):
+class BenchmarkFile(Noted):
     """The file itself."""
 
-    benchmarks: list[Entry]
+    benchmarks: list[BenchmarkEntry]

@@ -1,12 +1,12 @@
 # ruff: noqa: RUF001
-"""LaTeX of a sheet: booktabs, and one file that compiles alone as well as by \\input."""
+"""LaTeX of a layout: booktabs, and one file that compiles alone as well as by \\input."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-from .table_layout import MISSING, Cell, Line, Sheet
+from .table_layout import MISSING, Line, PrintedCell, TableLayout
 
 # A starred or bracketed first cell would be read as an argument of the line break before it; a double hyphen is a dash.
 _ESCAPES = {
@@ -99,25 +99,25 @@ def escape(text: str) -> str:
     return re.sub("-(?=-)", "-{}", "".join(out)) if "--" in text else "".join(out)
 
 
-def render(sheet: Sheet) -> str:
-    count = sheet.width
+def render(layout: TableLayout) -> str:
+    count = layout.width
     wide = count >= _WIDE_FROM
-    sentences = [rf"\textbf{{{escape(part.text)}}}" if part.strong else escape(part.text) for part in sheet.caption]
-    body = [_line_of(label, texts) for label, texts in sheet.heads]
-    for index, block in enumerate(sheet.blocks):
+    sentences = [rf"\textbf{{{escape(part.text)}}}" if part.strong else escape(part.text) for part in layout.caption]
+    body = [_line_of(label, texts) for label, texts in layout.heads]
+    for index, block in enumerate(layout.blocks):
         body.append(r"\addlinespace[3pt]" if index > 1 and block[0].kind == "heading" else r"\midrule")
         body += [_line(line) for line in block]
     values = {
-        "WIDTH": str(_page_width(sheet)),
-        "HEIGHT": str(_page_height(sheet)),
+        "WIDTH": str(_page_width(layout)),
+        "HEIGHT": str(_page_height(layout)),
         "FLOAT": "table*" if wide else "table",
-        "TITLE": escape(sheet.title),
-        "CAPTION": rf"\textbf{{{escape(sheet.title.rstrip('.'))}.}} " + "\n".join(sentences),
-        "LABEL": re.sub(r"[^A-Za-z0-9:.-]", "-", sheet.name),
+        "TITLE": escape(layout.title),
+        "CAPTION": rf"\textbf{{{escape(layout.title.rstrip('.'))}.}} " + "\n".join(sentences),
+        "LABEL": re.sub(r"[^A-Za-z0-9:.-]", "-", layout.name),
         "SPAN": str(count + 1),
         "COLUMNS": str(count),
         "BODY": "\n".join(body),
-        "NOTES": _notes(sheet),
+        "NOTES": _notes(layout),
     }
     # One pass, so that a name in a title is not taken for a place to fill.
     return re.sub("@(" + "|".join(values) + ")@", lambda match: values[match[1]], _TEMPLATE)
@@ -137,7 +137,7 @@ def _line(line: Line) -> str:
     return " & ".join([escape(line.label) + mark, *cells]) + r" \\"
 
 
-def _cell(cell: Cell, small: bool) -> str:
+def _cell(cell: PrintedCell, small: bool) -> str:
     if not cell.value:
         return cell.word if cell.word in ("", MISSING) else rf"\textit{{{escape(cell.word)}}}"
     value = {1: rf"\textbf{{{cell.value}}}", 2: rf"\underline{{{cell.value}}}"}.get(cell.rank, cell.value)
@@ -155,10 +155,10 @@ def _math(text: str) -> str:
     return "".join(_MATH.get(char, char) for char in text)
 
 
-def _notes(sheet: Sheet) -> str:
+def _notes(layout: TableLayout) -> str:
     """Short notes run in, a long one has a paragraph of its own."""
     text, previous = "", 0
-    for label, note in sheet.notes:
+    for label, note in layout.notes:
         length = len(label) + len(note)
         if text:
             text += "\\quad\n" if max(length, previous) <= _RUN_IN else "\\par\n"
@@ -174,15 +174,15 @@ def _label(label: str) -> str:
     return f"{escape(label)}: " if len(label) == 1 else rf"\textit{{{escape(label)}:}} "
 
 
-def _page_width(sheet: Sheet) -> int:
+def _page_width(layout: TableLayout) -> int:
     """In mm, for a table that stands alone."""
-    return max(150, 50 + 22 * sheet.width)
+    return max(150, 50 + 22 * layout.width)
 
 
-def _page_height(sheet: Sheet) -> int:
+def _page_height(layout: TableLayout) -> int:
     """In mm, generous: what a stand-alone page needs for caption, lines and notes."""
-    width = _page_width(sheet) - 24
-    caption = 2 + sum(len(part.text) for part in sheet.caption) * 1.75 / width
-    notes = sum(1 + len(label + note) * 1.3 / width for label, note in sheet.notes)
-    lines = 1 + len(sheet.heads) + sum(len(block) + 1 for block in sheet.blocks)
+    width = _page_width(layout) - 24
+    caption = 2 + sum(len(part.text) for part in layout.caption) * 1.75 / width
+    notes = sum(1 + len(label + note) * 1.3 / width for label, note in layout.notes)
+    lines = 1 + len(layout.heads) + sum(len(block) + 1 for block in layout.blocks)
     return int(35 + 4 * lines + 4.2 * caption + 2.9 * notes)

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from .cost_table import MIB
-from .table_layout import MISSING, TIMES, Cell, Line, Sentence, Sheet
+from .table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 
 NAME = "table6-loop"
 NAMED = 6
@@ -26,7 +26,7 @@ HEADS = (
 )
 
 
-def sheet(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, Any]]) -> Sheet:
+def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, Any]]) -> TableLayout:
     """One line for each pair and precision.
 
     Args:
@@ -62,7 +62,7 @@ def sheet(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, An
         ("Machine", f"{machine['machine']}, torch {machine['versions']['torch']}, commit {machine['commit']}."),
     ]
     lines = tuple(Line("row", _label(facts), _cells(facts, held)) for facts in loops)
-    return Sheet(
+    return TableLayout(
         name=NAME,
         title="The training loop beside the field's usual one",
         caption=(
@@ -86,24 +86,24 @@ def _operators(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name.removeprefix('aten::')} {100 * share:.0f} %" for name, share in named)
 
 
-def _cells(facts: Mapping[str, Any], held: Mapping[Any, Mapping[str, int]]) -> tuple[Cell, ...]:
-    def milliseconds(name: str) -> Cell:
-        return Cell(f"{1e3 * median(turn[name] for turn in facts['turns']):.0f}")
+def _cells(facts: Mapping[str, Any], held: Mapping[Any, Mapping[str, int]]) -> tuple[PrintedCell, ...]:
+    def milliseconds(name: str) -> PrintedCell:
+        return PrintedCell(f"{1e3 * median(turn[name] for turn in facts['turns']):.0f}")
 
-    def times(name: str) -> Cell:
+    def times(name: str) -> PrintedCell:
         least, middle, greatest = facts["ratios"][name]
-        return Cell(f"{middle:.2f}", aside=f"{least:.2f} to {greatest:.2f}")
+        return PrintedCell(f"{middle:.2f}", aside=f"{least:.2f} to {greatest:.2f}")
 
     usual = facts["precision"] == "fp32" and not facts.get("compiled")  # memory is measured so
-    found = held.get((facts["pair"], tuple(facts["group"]))) if usual else None
+    memory = held.get((facts["pair"], tuple(facts["group"]))) if usual else None
     return (
         milliseconds("baseline"),
         milliseconds("alone"),
         times("alone"),
         milliseconds("group"),
         times("group"),
-        Cell(f"{facts['operations'] / 1e9:.1f}"),
-        Cell(f"{100 * facts['share_of_fastest'][1]:.0f}"),
-        Cell(f"{found['peak'] / MIB:.0f}") if found else Cell(word=MISSING),
-        Cell(f"{100 * found['peak'] / found['bound']:.0f}") if found else Cell(word=MISSING),
+        PrintedCell(f"{facts['operations'] / 1e9:.1f}"),
+        PrintedCell(f"{100 * facts['share_of_fastest'][1]:.0f}"),
+        PrintedCell(f"{memory['peak'] / MIB:.0f}") if memory else PrintedCell(word=MISSING),
+        PrintedCell(f"{100 * memory['peak'] / memory['bound']:.0f}") if memory else PrintedCell(word=MISSING),
     )

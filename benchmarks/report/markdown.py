@@ -1,10 +1,10 @@
-"""GitHub Markdown of a sheet."""
+"""GitHub Markdown of a layout."""
 
 from __future__ import annotations
 
 import re
 
-from .table_layout import Cell, Line, Sheet
+from .table_layout import Line, PrintedCell, TableLayout
 
 
 def escape(text: str) -> str:
@@ -12,14 +12,14 @@ def escape(text: str) -> str:
     return re.sub(r"([\\|*<>`\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def render(sheet: Sheet) -> str:
-    sentences = [f"**{escape(part.text)}**" if part.strong else escape(part.text) for part in sheet.caption]
-    pairs = ["<br>".join(map(escape, texts)) for texts in zip(*(texts for _, texts in sheet.heads), strict=True)]
-    labels = "<br>".join(label for label, _ in sheet.heads if label)
+def render(layout: TableLayout) -> str:
+    sentences = [f"**{escape(part.text)}**" if part.strong else escape(part.text) for part in layout.caption]
+    pairs = ["<br>".join(map(escape, texts)) for texts in zip(*(texts for _, texts in layout.heads), strict=True)]
+    labels = "<br>".join(label for label, _ in layout.heads if label)
     grid = [_row([labels, *pairs]), _row(["---", *["---:"] * len(pairs)])]
-    grid += [_line(line, len(pairs)) for block in sheet.blocks for line in block]
-    notes = [f"- {f'{escape(label)}: ' if label else ''}{escape(text)}" for label, text in sheet.notes]
-    parts = [f"## {escape(sheet.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]
+    grid += [_line(line, len(pairs)) for block in layout.blocks for line in block]
+    notes = [f"- {f'{escape(label)}: ' if label else ''}{escape(text)}" for label, text in layout.notes]
+    parts = [f"## {escape(layout.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -34,7 +34,7 @@ def _line(line: Line, count: int) -> str:
     return _row([label, *map(_cell, line.cells)])
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: PrintedCell) -> str:
     if not cell.value:
         return cell.word
     value = {1: f"**{cell.value}**", 2: f"<ins>{cell.value}</ins>"}.get(cell.rank, cell.value)

@@ -18,7 +18,7 @@ PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
 
 
 @dataclass(frozen=True)
-class Run:
+class SeedResult:
     """One planned seed of one cell. `last` and `best` are the metric by epoch rule, in the table's unit.
 
     A method refuses a pair that it is not made for; `message` says why.
@@ -44,21 +44,21 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One row in one column: every planned seed, run or not, and what was published for it."""
 
-    runs: tuple[Run, ...] = ()
+    runs: tuple[SeedResult, ...] = ()
     published: Published | None = None
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A method. `our_choice` names the settings that no source gives; `settings_note` is printed under the table."""
 
     key: str
     title: str
     family: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TableEntry]
     our_choice: tuple[str, ...] = ()
     settings_note: str = ""
 
@@ -92,7 +92,7 @@ class Table:
     title: str
     metric: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     protocol_lines: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Table:
     epoch_rule: Literal["last", "best"] = "last"
     higher_is_better: bool = True
     decimals: int = 2
-    quoted: tuple[Row, ...] = ()
+    quoted: tuple[TableRow, ...] = ()
 
 
 @dataclass(frozen=True)

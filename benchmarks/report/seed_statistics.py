@@ -7,7 +7,7 @@ import statistics as std_statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from .model import STUDENT, Column, Entry, Published, Row, Run, Table
+from .model import STUDENT, Column, Published, SeedResult, Table, TableEntry, TableRow
 from .table_layout import several_tasks
 
 
@@ -37,7 +37,7 @@ class Summary:
         return {"last": self.std_last, "best": self.std_best}.get(epoch_rule)
 
 
-def finished(run: Run) -> bool:
+def finished(run: SeedResult) -> bool:
     """A run counts when it is done and its figure is a number."""
     return run.status == "done" and run.last is not None and math.isfinite(run.last)
 
@@ -48,7 +48,7 @@ def mean_std(values: list[float]) -> tuple[float | None, float | None]:
     return mean, std_statistics.stdev(values) if len(values) > 1 else None
 
 
-def summarise(entry: Entry | None) -> Summary:
+def summarise(entry: TableEntry | None) -> Summary:
     runs = entry.runs if entry else ()
     done = [run for run in runs if finished(run)]
     last = [run.last for run in done if run.last is not None]
@@ -109,7 +109,9 @@ def unusual(summary: Summary, usual: int | None) -> bool:
     return bool(summary.n) and not usual == summary.n == summary.planned
 
 
-def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+def with_means(
+    columns: tuple[Column, ...], rows: tuple[TableRow, ...]
+) -> tuple[tuple[Column, ...], tuple[TableRow, ...]]:
     """Behind the columns of each pair one for the mean over its tasks: taken per seed, so that seeds stay what varies.
 
     A task with two columns (MNLI) counts once, with their mean. Where a column is missing for a seed, or the method is
@@ -118,18 +120,18 @@ def with_means(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> tuple[tupl
     if not several_tasks(columns):
         return columns, rows
     out: list[Column] = []
-    entries: dict[str, dict[str, Entry]] = {row.key: dict(row.entries) for row in rows}
+    entries: dict[str, dict[str, TableEntry]] = {row.key: dict(row.entries) for row in rows}
     for pair in dict.fromkeys((column.teacher, column.student) for column in columns):
-        own = [column for column in columns if (column.teacher, column.student) == pair]
-        out += own
-        if len(own) < 2:
+        of_pair = [column for column in columns if (column.teacher, column.student) == pair]
+        out += of_pair
+        if len(of_pair) < 2:
             continue
-        tasks = [column.task for column in own]
-        accuracy = _over_tasks([column.teacher_accuracy for column in own], tasks)
-        key = f"{own[0].key.partition(':')[0]}:mean"
+        tasks = [column.task for column in of_pair]
+        accuracy = _over_tasks([column.teacher_accuracy for column in of_pair], tasks)
+        key = f"{of_pair[0].key.partition(':')[0]}:mean"
         out.append(Column(key, *pair, accuracy, task="mean", metric=f"of {len(set(tasks))}"))
         for row in rows:
-            entries[row.key][key] = _mean([row.entries.get(column.key, Entry()) for column in own], tasks)
+            entries[row.key][key] = _mean([row.entries.get(column.key, TableEntry()) for column in of_pair], tasks)
     return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
 
 
@@ -143,15 +145,15 @@ def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:
     return std_statistics.fmean(map(std_statistics.fmean, by_task.values()))
 
 
-def _mean(entries: list[Entry], tasks: list[str]) -> Entry:
+def _mean(entries: list[TableEntry], tasks: list[str]) -> TableEntry:
     runs = []
     for seed in sorted({run.seed for entry in entries for run in entry.runs}):
-        own = [run for entry in entries for run in entry.runs if run.seed == seed]
-        states = {run.status for run in own}
-        if len(own) < len(entries) or states != {"done"}:
+        of_seed = [run for entry in entries for run in entry.runs if run.seed == seed]
+        states = {run.status for run in of_seed}
+        if len(of_seed) < len(entries) or states != {"done"}:
             worst = next((s for s in ("refused", "diverged", "failed") if s in states), "missing")
-            runs.append(Run(seed, worst))  # type: ignore[arg-type]
+            runs.append(SeedResult(seed, worst))  # type: ignore[arg-type]
             continue
-        last, best = (_over_tasks([getattr(run, rule) for run in own], tasks) for rule in ("last", "best"))
-        runs.append(Run(seed, "done", last=last, best=best))
-    return Entry(tuple(runs))
+        last, best = (_over_tasks([getattr(run, rule) for run in of_seed], tasks) for rule in ("last", "best"))
+        runs.append(SeedResult(seed, "done", last=last, best=best))
+    return TableEntry(tuple(runs))

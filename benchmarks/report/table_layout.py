@@ -14,7 +14,7 @@ DAGGER, CHOICE, BEST, UNKNOWN = "†", "∗", "b", "u"
 
 
 @dataclass(frozen=True)
-class Cell:
+class PrintedCell:
     """`value` with its deviation and marks and an `aside` in parentheses, or a `word` where there is no value."""
 
     value: str = ""
@@ -32,7 +32,7 @@ class Line:
 
     kind: Literal["heading", "panel", "row", "published"]
     label: str
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[PrintedCell, ...] = ()
     mark: str = ""
 
 
@@ -45,7 +45,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TableLayout:
     """Blocks are separated by a rule; notes stand below the table, each with a short label or none.
 
     ``heads`` are the lines over the columns: a label and a text for each column.

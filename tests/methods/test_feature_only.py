@@ -19,7 +19,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.networks import NetworkView, build_network, count
 from benchmarks.report import efficiency, latex, markdown
-from benchmarks.report.model import Column, Entry, Row, Run, Table
+from benchmarks.report.model import Column, SeedResult, Table, TableEntry, TableRow
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.teacher_pass import StoredTeacherPass
@@ -392,7 +392,8 @@ def test_average_relative_improvement_is_against_the_named_rows():
     columns = (Column("a-b", "a", "b"),)
     last = {"student": 60.0, "x": 64.0, "y": 60.3, "variant": 70.0, "ours": 66.0}
     rows = tuple(
-        Row(key, key, "feature", {"a-b": Entry((Run(0, "done", value, value),))}) for key, value in last.items()
+        TableRow(key, key, "feature", {"a-b": TableEntry((SeedResult(0, "done", value, value),))})
+        for key, value in last.items()
     )
     table = Table("t", "T", "Top-1", columns, rows)
     assert efficiency.ari(table, "ours", ("x", "y"), columns[0]) == pytest.approx(1.5), "y gains too little to count"
@@ -404,7 +405,7 @@ def test_average_relative_improvement_is_against_the_named_rows():
     }
     assert efficiency.reached(curves, "ours", columns[0], rows[-1].entries["a-b"]) == ([2], 1)
     assert efficiency.reached(curves, "x", columns[0], rows[1].entries["a-b"]) == ([], 1)
-    page = efficiency.sheet(table, curves, "ours", ("x", "y"))
+    page = efficiency.layout(table, curves, "ours", ("x", "y"))
     assert "never" in markdown.render(page) and "| ARI, % | 150 |" in markdown.render(page)
     row = next(line for line in latex.render(page).splitlines() if line.startswith("ARI"))
     assert row.replace(r"\%", "").count("%") == 0, "a comment would end the row"

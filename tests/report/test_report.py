@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.report import Column, CostEntry, CostRow, CostTable, Entry, Published, Row, Run, Table
+from benchmarks.report import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
 from benchmarks.report.latex import escape
 from benchmarks.report.markdown import escape as escape_markdown
 from benchmarks.report.seed_statistics import gap, ranks, summarise, usual_n
@@ -22,17 +22,17 @@ from kd_methods.errors import UserError
 PUBLISHED = Path(__file__).parents[2] / "tables" / "published" / "cifar100.csv"
 
 
-def done(*values: float, best: float = 0.5) -> tuple[Run, ...]:
-    return tuple(Run(seed, "done", value, value + best) for seed, value in enumerate(values))
+def done(*values: float, best: float = 0.5) -> tuple[SeedResult, ...]:
+    return tuple(SeedResult(seed, "done", value, value + best) for seed, value in enumerate(values))
 
 
-def make_table(kd: tuple[Run, ...] = done(70.0, 71.0, 72.0), published: Published | None = None) -> Table:
+def make_table(kd: tuple[SeedResult, ...] = done(70.0, 71.0, 72.0), published: Published | None = None) -> Table:
     pair = "wrn_40_2-wrn_16_2"
     rows = (
-        Row("student", "Student", "reference", {pair: Entry(done(80.0, 80.0, 80.0))}),
-        Row("kd", "KD", "Logit", {pair: Entry(kd, published)}),
-        Row("at", "AT", "Feature", {pair: Entry(done(69.0, 69.0, 69.0))}, our_choice=("beta = 1",)),
-        Row("sp", "SP", "Relation", {pair: Entry(done(60.0, 60.0, 60.0))}),
+        TableRow("student", "Student", "reference", {pair: TableEntry(done(80.0, 80.0, 80.0))}),
+        TableRow("kd", "KD", "Logit", {pair: TableEntry(kd, published)}),
+        TableRow("at", "AT", "Feature", {pair: TableEntry(done(69.0, 69.0, 69.0))}, our_choice=("beta = 1",)),
+        TableRow("sp", "SP", "Relation", {pair: TableEntry(done(60.0, 60.0, 60.0))}),
     )
     column = Column(pair, "wrn_40_2", "wrn_16_2", 75.6, "", Published(75.61, None, "repo @abc", "unknown"))
     return Table(
@@ -50,8 +50,8 @@ def make_table(kd: tuple[Run, ...] = done(70.0, 71.0, 72.0), published: Publishe
 
 def empty_table() -> Table:
     table = make_table()
-    none = tuple(Run(seed, "missing") for seed in range(3))
-    rows = tuple(replace(row, entries={key: Entry(none) for key in row.entries}) for row in table.rows)
+    none = tuple(SeedResult(seed, "missing") for seed in range(3))
+    rows = tuple(replace(row, entries={key: TableEntry(none) for key in row.entries}) for row in table.rows)
     return replace(table, rows=rows)
 
 
@@ -75,23 +75,28 @@ def lines_of(table: Table) -> dict[str, dict[str, str]]:
 
 
 def test_mean_and_sample_deviation_by_hand() -> None:
-    summary = summarise(Entry(done(70.0, 71.0, 72.0)))
+    summary = summarise(TableEntry(done(70.0, 71.0, 72.0)))
     assert (summary.n, summary.mean_last, summary.std_last, summary.mean_best) == (3, 71.0, 1.0, 71.5)
-    one = summarise(Entry(done(70.0)))
+    one = summarise(TableEntry(done(70.0)))
     assert (one.n, one.mean_last, one.std_last) == (1, 70.0, None)
     assert summarise(None).mean_last is None
 
 
 def test_runs_without_a_number_are_not_finished() -> None:
-    runs = (Run(0, "done", 70.0, 70.5), Run(1, "done", float("nan")), Run(2, "diverged", 1.0), Run(3, "missing"))
-    summary = summarise(Entry(runs))
+    runs = (
+        SeedResult(0, "done", 70.0, 70.5),
+        SeedResult(1, "done", float("nan")),
+        SeedResult(2, "diverged", 1.0),
+        SeedResult(3, "missing"),
+    )
+    summary = summarise(TableEntry(runs))
     assert (summary.n, summary.failed, summary.diverged, summary.missing, summary.planned) == (1, 1, 1, 1, 4)
     assert summary.mean_last == 70.0
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("last", 0.5), ("best", 1.0), ("unknown", None)])
 def test_gap_follows_the_published_epoch_rule(rule: str, expected: float | None) -> None:
-    summary = summarise(Entry(done(70.0, 71.0, 72.0)))
+    summary = summarise(TableEntry(done(70.0, 71.0, 72.0)))
     assert gap(summary, Published(70.5, None, "s", rule)) == expected  # type: ignore[arg-type]
     assert gap(summary, Published(70.5, None, "s", rule, comparable=False, reason="r")) is None  # type: ignore[arg-type]
 
@@ -104,8 +109,8 @@ def test_best_rule_is_marked_and_compared_with_our_best() -> None:
 
 
 def test_best_mean_needs_every_finished_run() -> None:
-    runs = (Run(0, "done", 70.0, 71.0), Run(1, "done", 72.0))
-    assert summarise(Entry(runs)).mean_best is None
+    runs = (SeedResult(0, "done", 70.0, 71.0), SeedResult(1, "done", 72.0))
+    assert summarise(TableEntry(runs)).mean_best is None
 
 
 def test_ranks_leave_the_student_out() -> None:
@@ -127,7 +132,7 @@ def test_equal_as_printed_is_equal_in_rank_and_one_method_has_none() -> None:
 def test_n_stands_once_in_the_caption_and_where_it_differs() -> None:
     tex = report.render(make_table())[".tex"]
     assert "over n = 3 seeds, last epoch" in tex and "n{=}" not in tex
-    partial = make_table(kd=(*done(70.0, 72.0), Run(2, "diverged")))
+    partial = make_table(kd=(*done(70.0, 72.0), SeedResult(2, "diverged")))
     assert usual_n(partial) == 3
     text = report.render(partial)
     assert "n = 3 seeds unless another n is given" in text[".tex"]
@@ -147,7 +152,7 @@ def test_n_stands_once_in_the_caption_and_where_it_differs() -> None:
     ],
 )
 def test_cells_without_a_mean_say_why(statuses: tuple[str, ...], word: str) -> None:
-    runs = tuple(Run(seed, status) for seed, status in enumerate(statuses))  # type: ignore[arg-type]
+    runs = tuple(SeedResult(seed, status) for seed, status in enumerate(statuses))  # type: ignore[arg-type]
     text = report.render(make_table(kd=runs))
     assert f"| KD | {word} |" in text[".md"]
     assert (word if word == "--" else rf"\textit{{{word}}}") in text[".tex"]
@@ -254,8 +259,10 @@ def compile_tex(folder: Path, name: str) -> None:
 
 def awkward_table() -> Table:
     """A partial cell, a diverged one, marks of every kind, and text that LaTeX would take for commands."""
-    table = make_table(kd=(*done(70.0, 72.0), Run(2, "diverged")), published=Published(70.5, 0.3, "a_b #1", "best"))
-    row = Row("x", r"*[Odd] \row & 100% µ模", "Fam_ily", {}, ("a_1 = 2^3", "--flag"), "~ <x> | “y”")
+    table = make_table(
+        kd=(*done(70.0, 72.0), SeedResult(2, "diverged")), published=Published(70.5, 0.3, "a_b #1", "best")
+    )
+    row = TableRow("x", r"*[Odd] \row & 100% µ模", "Fam_ily", {}, ("a_1 = 2^3", "--flag"), "~ <x> | “y”")
     return replace(table, rows=(*table.rows, row), deviations=("5 epochs_instead",))
 
 
@@ -278,7 +285,7 @@ def test_compiles_alone_and_by_input(tmp_path: Path) -> None:
 
 def test_a_refused_pair_is_not_a_missing_one() -> None:
     reason = "method 'kd' is not made for 'this'"
-    table = make_table(kd=(Run(0, "refused", message=reason), Run(1, "refused", message=reason)))
+    table = make_table(kd=(SeedResult(0, "refused", message=reason), SeedResult(1, "refused", message=reason)))
     text = report.render(table)[".md"]
     assert "n/a" in text and reason in text and "fail" not in text
     row = lines_of(table)["kd"]
@@ -293,15 +300,19 @@ def test_the_mean_over_tasks_is_taken_per_seed_and_counts_a_task_once() -> None:
         )
     )
     done = {
-        key: Entry(tuple(Run(seed, "done", last=value + seed, best=90.0) for seed in (0, 1)))
+        key: TableEntry(tuple(SeedResult(seed, "done", last=value + seed, best=90.0) for seed in (0, 1)))
         for key, value in (("p:a", 10.0), ("p:m", 20.0), ("p:m.accuracy_mm", 40.0))
     }
     refused = {
         **done,
-        "p:a": Entry((Run(0, "refused", message="two classes"), Run(1, "refused", message="two classes"))),
+        "p:a": TableEntry(
+            (SeedResult(0, "refused", message="two classes"), SeedResult(1, "refused", message="two classes"))
+        ),
     }
-    short = {**done, "p:m": Entry((Run(0, "done", last=20.0, best=90.0), Run(1, "missing")))}
-    rows = tuple(Row(key, key, "logit", entries) for key, entries in (("kd", done), ("dkd", refused), ("rkd", short)))
+    short = {**done, "p:m": TableEntry((SeedResult(0, "done", last=20.0, best=90.0), SeedResult(1, "missing")))}
+    rows = tuple(
+        TableRow(key, key, "logit", entries) for key, entries in (("kd", done), ("dkd", refused), ("rkd", short))
+    )
     columns, rows = report.with_means(columns, rows)
     assert [column.key for column in columns] == ["p:a", "p:m", "p:m.accuracy_mm", "p:mean"]
     assert columns[-1].teacher_accuracy == (80 + (81 + 82) / 2) / 2 and columns[-1].metric == "of 2"
