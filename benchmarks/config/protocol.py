@@ -14,6 +14,7 @@ from ..common.console import counted
 from ..common.files import complaint
 from ..common.places import TABLES
 from ..common.yaml_files import Misplaced, Shelf, Strict, load
+from .deviations import shortest
 from .recipe import LARGEST, LONGEST, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
 from .schedules import SCHEDULES
 
@@ -280,7 +281,7 @@ class Protocol(Strict):
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         if not update:
             return self
-        return self._with({**update, "deviations": tuple(deviations)}, f"protocol {self.name}")
+        return self._with({**update, "deviations": shortest(deviations)}, f"protocol {self.name}")
 
     def lines(self, students: Collection[str] | None = None, with_task: bool = True) -> tuple[str, ...]:
         """The protocol in words, printed under every table; learning rates of ``students`` only, where given.

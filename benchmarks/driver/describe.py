@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kd_methods import registry
 
+from .. import networks
 from ..common.yaml_files import merged
 from ..config.protocol import load_protocol
 from ..config.table_spec import METRICS, Pair, Row, pair_entry, pair_settings
@@ -49,6 +50,8 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             key=pair.id,
             teacher_network=pair.teacher,
             student=pair.student,
+            teacher_title=networks.title(pair.teacher),
+            student_title=networks.title(pair.student),
             lr=plan.protocol.lr(pair.student),
             task=task,
             metric=metric,

@@ -48,6 +48,7 @@ __all__ = [
     "pretrained_source",
     "register_network",
     "register_source",
+    "title",
     "version",
     "weights_digest",
 ]
@@ -84,6 +85,11 @@ def check(name: str, what: str = "network") -> None:
 def version(name: str) -> int:
     """The version of a network."""
     return _source(name).version(name)
+
+
+def title(name: str) -> str:
+    """A network's name as tables print it."""
+    return _source(name).title(name)
 
 
 def weights_digest(name: str) -> str:

@@ -16,13 +16,17 @@ class NetworkEntry:
     name     how pairs and the command line call it
     build    maps a number of classes to a module with ``chain()``
     version  raised when the architecture or its initialisation is mended; part of the cells that use it
+    title    as tables print it, where the rule for names (``network_title``) says something else
     """
 
     name: str
     build: Callable[[int], nn.Module]
     version: int = 1
+    title: str = ""
 
 
-def family(builders: Mapping[str, Callable[..., Any]], version: int = 1) -> tuple[NetworkEntry, ...]:
-    """Entries of one version."""
-    return tuple(NetworkEntry(name, build, version) for name, build in builders.items())
+def family(
+    builders: Mapping[str, Callable[..., Any]], version: int = 1, titles: Mapping[str, str] | None = None
+) -> tuple[NetworkEntry, ...]:
+    """Entries of one version; ``titles`` of those whose names alone do not say it."""
+    return tuple(NetworkEntry(name, build, version, (titles or {}).get(name, "")) for name, build in builders.items())

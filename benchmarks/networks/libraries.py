@@ -168,7 +168,8 @@ NETWORKS = (
             "vgg19_bn": partial(VGGBN, 19),
             "MobileNetV2x1": MobileNetV2Full,
             "MobileNetV2x1_64": partial(MobileNetV2Full, stride=2),
-        }
+        },
+        titles={"MobileNetV2x1_64": "MobileNet-V2×1"},  # noqa: RUF001
     ),
     # Version 1 left the last block out of the blocks.
     *family(
@@ -179,5 +180,6 @@ NETWORKS = (
             "vit_ett_p8": partial(ViT, *_ETT, patch=8),
         },
         version=2,
+        titles={"vit_b": "ViT-B", "vit_ett": "ViT-ETT", "vit_b_p8": "ViT-B/8", "vit_ett_p8": "ViT-ETT/8"},
     ),
 )

@@ -179,5 +179,6 @@ NETWORKS = family(
         "ResNet9_64": partial(_imagenet_style, BasicBlock, (1, 1, 1, 1), zero_last=True, pooled_stem=True),
         "ResNet34_64": partial(_imagenet_style, BasicBlock, (3, 4, 6, 3), zero_last=True, pooled_stem=True),
         "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
-    }
+    },
+    titles={"resnet20w29": "ResNet-20, wider", "ResNet9_64": "ResNet-9", "ResNet34_64": "ResNet-34"},
 )

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from kd_methods.contract import Modality, Network
 from kd_methods.errors import UserError
 
+from ..common.network_names import network_title
+
 
 class NetworkSource:
     """Resolves names to networks. ``modality`` is what its networks read."""
@@ -28,6 +30,10 @@ class NetworkSource:
     def version(self, name: str) -> int:
         """Raised when a network is mended; part of the cells that use it."""
         return 1
+
+    def title(self, name: str) -> str:
+        """A network's name as tables print it."""
+        return network_title(name)
 
     def weights_digest(self, name: str) -> str:
         """What the weights are that a network starts from; empty where they are random."""

@@ -21,18 +21,19 @@ from .source import NetworkSource
 ARCHITECTURES: Registry[NetworkEntry] = Registry("network", __package__, "NETWORKS")
 
 
-def register_network(name: str, builder: Callable[[int], nn.Module], version: int = 1) -> None:
+def register_network(name: str, builder: Callable[[int], nn.Module], version: int = 1, title: str = "") -> None:
     """Make an architecture available by name, here and as timm's ``kd_<name>``.
 
     Args:
         name: how pairs and the command line call it.
         builder: maps a number of classes to an :class:`Architecture` (for plugins: any module with ``chain()``).
         version: raised when the architecture or its initialisation is mended; part of the cells that use it.
+        title: as tables print it; by default what the rule for names makes of the name.
 
     Raises:
         UserError: another network already has that name.
     """
-    entry = NetworkEntry(name, builder, version)
+    entry = NetworkEntry(name, builder, version, title)
     ARCHITECTURES.register(entry)
     enter_timm(entry)
 
@@ -61,6 +62,9 @@ class ZooSource(NetworkSource):
 
     def version(self, name: str) -> int:
         return ARCHITECTURES.get(name).version
+
+    def title(self, name: str) -> str:
+        return ARCHITECTURES.get(name).title or super().title(name)
 
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
         return NetworkView(ARCHITECTURES.get(name).build(num_classes), methodcaller("chain"), input_shape)

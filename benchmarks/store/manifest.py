@@ -42,11 +42,16 @@ class PlannedTeacher(Document):
 
 
 class PlannedColumn(Document):
-    """A teacher-student pair on a task; ``data`` is the fingerprint of the task's data."""
+    """A teacher-student pair on a task; ``data`` is the fingerprint of the task's data.
+
+    The titles are the networks' names as tables print them, empty where an earlier version planned the table.
+    """
 
     key: str
     teacher_network: str
     student: str
+    teacher_title: str = ""
+    student_title: str = ""
     lr: float
     task: str = ""
     metric: str

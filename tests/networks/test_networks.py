@@ -501,3 +501,7 @@ def test_a_network_without_known_imagenet_weights_is_one_line():
     assert networks.imagenet_start.source("timm:test_vit@224") == "timm:test_vit"
     with pytest.raises(UserError, match="no ImageNet weights are known that network 'vgg8' could begin with"):
         networks.imagenet_start.source("vgg8")
+
+
+def test_a_registered_title_is_printed_instead_of_what_the_rule_makes() -> None:
+    assert networks.title("resnet20w29") == "ResNet-20, wider" and networks.title("wrn_40_2") == "WRN-40-2"

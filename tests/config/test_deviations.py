@@ -1,0 +1,26 @@
+"""Deviations from a paper's protocol are told once."""
+
+from __future__ import annotations
+
+from benchmarks.config.deviations import shortest
+from benchmarks.config.protocol import load_protocol
+
+
+def test_a_length_that_is_changed_twice_is_one_deviation() -> None:
+    short = load_protocol("cifar100-short")
+    assert short.changed(epochs=5).deviations == ("5 epochs instead of 240, milestones and warm-ups scaled",)
+    assert short.changed(epochs=240).deviations == ()
+    assert shortest(
+        ["10 epochs instead of 240", "x", "5 epochs instead of 10, milestones scaled", "1 epoch instead of 5"]
+    ) == (
+        "1 epoch instead of 240",
+        "x",
+    )
+
+
+def test_what_else_a_sentence_says_stays() -> None:
+    assert shortest(["3 epochs instead of 10, at most 64 tokens", "10 epochs instead of 3"]) == ("at most 64 tokens",)
+    assert shortest(["3 epochs instead of 10", "7 epochs instead of 9"]) == (
+        "3 epochs instead of 10",
+        "7 epochs instead of 9",
+    )
