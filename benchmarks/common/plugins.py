@@ -1,4 +1,4 @@
-"""A user's own methods, networks and tasks, from Python files named on the command line."""
+"""What users bring of their own (methods, networks, tasks …), from Python files named on the command line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
     """Import plugin files.
 
     Returns:
-        What each file registered, as ``method:NAME``, ``network:NAME`` or ``task:NAME``, mapped to the file's sha256;
-        these digests enter the cells that use the name.
+        What each file registered, by the kind of its registry (``method:NAME``, ``optimizer:NAME`` …), mapped to the
+        file's sha256; these digests enter the cells that use the name.
 
     Raises:
         UserError: a file is missing, fails to import, or registers nothing.
@@ -43,7 +43,7 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
         new = _names() - before
         if not new:
             raise UserError(
-                f"--plugin {path} registers nothing; use @kd_methods.register, register_network or register_task"
+                f"--plugin {path} registers nothing; use @kd_methods.register, register_network, register_task …"
             )
         registered.update(dict.fromkeys(new, sha256_file(path)))
     return registered

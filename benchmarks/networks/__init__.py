@@ -48,6 +48,7 @@ __all__ = [
     "pretrained_source",
     "register_network",
     "register_source",
+    "source_of",
     "title",
     "version",
     "weights_digest",
@@ -80,6 +81,11 @@ def names() -> list[str]:
 def check(name: str, what: str = "network") -> None:
     """Raise UserError where there is no network of that name."""
     _source(name, what).check(name)
+
+
+def source_of(name: str) -> str:
+    """What resolves a name, as registered."""
+    return _source(name).name
 
 
 def version(name: str) -> int:

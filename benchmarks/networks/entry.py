@@ -14,7 +14,7 @@ class NetworkEntry:
     """How an architecture is built.
 
     name     how pairs and the command line call it
-    build    maps a number of classes to a module with ``chain()``
+    build    maps a number of classes to a classifier of images, best with ``chain()``
     version  raised when the architecture or its initialisation is mended; part of the cells that use it
     title    as tables print it, where the rule for names (``network_title``) says something else
     """

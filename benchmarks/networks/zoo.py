@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 from kd_methods.errors import UserError
-from kd_methods.views import NetworkView
+from kd_methods.views import NetworkView, view
 
 from ..common.places import PROGRAM
 from ..common.registry import Registry
@@ -26,7 +26,8 @@ def register_network(name: str, builder: Callable[[int], nn.Module], version: in
 
     Args:
         name: how pairs and the command line call it.
-        builder: maps a number of classes to an :class:`Architecture` (for plugins: any module with ``chain()``).
+        builder: maps a number of classes to a classifier of images; of one with ``chain()`` these are its units (see
+            :class:`Architecture`), of any other they are found by tracing.
         version: raised when the architecture or its initialisation is mended; part of the cells that use it.
         title: as tables print it; by default what the rule for names makes of the name.
 
@@ -67,7 +68,10 @@ class ZooSource(NetworkSource):
         return ARCHITECTURES.get(name).title or super().title(name)
 
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
-        return NetworkView(ARCHITECTURES.get(name).build(num_classes), methodcaller("chain"), input_shape)
+        module = ARCHITECTURES.get(name).build(num_classes)
+        if not hasattr(module, "chain"):
+            return view(module, input_shape, name)
+        return NetworkView(module, methodcaller("chain"), input_shape)
 
 
 SOURCES = (ZooSource(),)

@@ -31,6 +31,13 @@ def make_cell(
     versions = {f"network:{name}": networks.version(name) for name in used} | {
         f"task:{kind_of(task.name)}": task.version
     }
+    uses = {
+        *versions,
+        *(f"network source:{networks.source_of(name)}" for name in used),
+        *(f"method:{part}" for part in registry.parts(method)),
+        f"optimizer:{protocol.optimizer.name}",
+        f"schedule:{protocol.schedule}",
+    }
     return Cell(
         task=task.name,
         data=data,
@@ -43,11 +50,7 @@ def make_cell(
         seed=seed,
         teacher=teacher,
         versions=versions,
-        plugins={
-            name: digest
-            for name, digest in plugins.items()
-            if name in {*versions, *(f"method:{part}" for part in registry.parts(method))}
-        }
+        plugins={name: digest for name, digest in plugins.items() if name in uses}
         | {f"network:{name}": networks.weights_digest(name) for name in used if networks.weights_digest(name)},
         init=init,
     )

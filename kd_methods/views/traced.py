@@ -190,7 +190,7 @@ def _prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:
 
 
 def _first_block(module: nn.Module, parts: list[Unit], calls: list[dict[nn.Module, str]]) -> int:
-    """The first part that is a block of a row of blocks, or of a stage that timm names, or a layer of a long row."""
+    """The first part that is a block of a row, or of a stage that timm names, or a layer of a long row; else part 0."""
 
     def rows(child: nn.Module, name: str) -> bool:
         parent = name.rpartition(".")[0]
@@ -203,7 +203,7 @@ def _first_block(module: nn.Module, parts: list[Unit], calls: list[dict[nn.Modul
         if any(is_composite(child) and (rows(child, name) or name in stages) for child, name in called.items())
     ]
     layers = [i for i, called in enumerate(calls) if any(rows(*call) for call in called.items())]
-    return next(iter(blocks or layers), len(parts))
+    return next(iter(blocks or layers), 0)
 
 
 def _ends_unit(module: nn.Module, called: Mapping[nn.Module, str]) -> bool:
@@ -254,7 +254,8 @@ def _stage_ends(
         blocks = [i for i in range(first, len(parts)) if _ends_unit(module, calls[i]) and len(shapes[i]) > 1]
         sizes = [_size(shapes[i]) for i in blocks]
         alike = len(set(sizes)) == 1
-        ends = [i for i, size, later in zip(blocks, sizes, [*sizes[1:], ()], strict=True) if alike or size != later]
+        later = [*sizes[1:], ()]
+        ends = [i for i, size, after in zip(blocks, sizes, later, strict=False) if alike or size != after]
     if len(ends) > STAGES and len({_size(shapes[i]) for i in ends}) == 1:
         return [ends[i] for i in evenly_spaced(STAGES, len(ends))]
     return ends[-STAGES:]

@@ -53,6 +53,20 @@ def test_a_view_is_the_module_itself() -> None:
         assert torch.allclose(network.resume(unit, outputs[unit]), outputs.logits, atol=1e-5), unit
 
 
+def test_a_network_of_layers_alone_is_cut_behind_its_activations() -> None:
+    trunk = [part for c in (3, 8) for part in (nn.Conv2d(c, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())]
+    module = nn.Sequential(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    network, x = view(module, (3, 16, 16)), torch.randn(2, 3, 16, 16)
+    outputs = network(x, at=network.units)
+    assert torch.equal(outputs.logits, module(x)) and [stage.shape[1:] for stage in outputs.stages] == [
+        (8, 8, 8), (8, 4, 4)
+    ]  # fmt: skip
+    for unit in network.units:
+        assert torch.allclose(network.resume(unit, outputs[unit]), outputs.logits, atol=1e-6), unit
+    with pytest.raises(UserError, match="blocks of network 'Sequential' cannot be found"):
+        view(nn.Sequential(nn.Flatten(), nn.Linear(768, 20), nn.ReLU(), nn.Linear(20, 3)), (3, 16, 16))
+
+
 class Branching(nn.Module):
     """Does what its input says, which cannot be traced."""
 

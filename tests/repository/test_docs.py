@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,9 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks.cli import descriptions as show
+from benchmarks.cli.main import cli
+from benchmarks.common.registry import Registry
 from benchmarks.config.table_spec import absent_methods
+from benchmarks.driver import executors
+from benchmarks.networks import zoo
+from benchmarks.tasks import get_task
 from kd_methods import registry
 
 REPO = Path(__file__).parents[2]
@@ -42,13 +49,41 @@ def test_the_page_says_what_is_missing_and_why() -> None:
 @pytest.fixture
 def example(tmp_path: Path) -> tuple[Path, str]:
     """A copy of the project with CONTRIBUTING's method in its place, and the method's name."""
-    block = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S)
-    ((path, code),) = block
+    ((path, code),) = re.findall(r"```python\n# (kd_methods/\S+)\n(.*?)```", TEXT, re.S)
     for folder in ("kd_methods", "benchmarks", "tables", "tests"):
         shutil.copytree(REPO / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "pyproject.toml", tmp_path)
     (tmp_path / path).write_text(code, encoding="utf-8")
     return tmp_path, Path(path).stem
+
+
+@pytest.fixture
+def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone afterwards."""
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(zoo, "enter_timm", lambda entry: None)
+    for kind in Registry.every.values():
+        monkeypatch.setattr(kind, "_registered", dict(kind._registered))
+
+
+@pytest.mark.usefixtures("forgetting")
+def test_one_of_each_kind_as_contributing_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files as they stand there, in the table of its command."""
+    files = re.findall(r"```(?:python|yaml)\n# (\w+\.(?:py|yaml))\b[^\n]*\n(.*?)```", TEXT, re.S)
+    for name, text in files:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (command,) = re.findall(r"^\./reproduce\.sh (own_table\.yaml (?:.*\\\n)*.*)", TEXT, re.M)
+    monkeypatch.chdir(tmp_path)
+    places = ["--output", "out", "--data-root", "data", "--checkpoints", "zoo", "--no-cost", "--device", "cpu"]
+    result = CliRunner().invoke(cli, ["run", *command.replace("\\", "").split(), *places])
+    assert result.exit_code == 0, (result.output, result.exception)
+    cells = [json.loads(file.read_text())["cell"] for file in tmp_path.glob("out/runs/*/cell.json")]
+    shipped = {"network", "network source", "task", "optimizer", "schedule", "executor"}
+    brought = {f"{kind}:{name}" for kind in Registry.every for name in Registry.every[kind].registered()}
+    assert {name.partition(":")[0] for name in brought} == shipped == set(Registry.every)
+    assert executors.of(get_task("brightness")).name == "seeds"
+    used = {name for cell in cells for name in cell["plugins"]}
+    assert len(cells) == 3 and used == brought - {"executor:seeds"}
 
 
 def run(folder: Path, *command: str) -> str:

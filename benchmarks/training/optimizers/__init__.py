@@ -11,15 +11,17 @@ from kd_methods.errors import UserError
 
 from ...common.registry import Registry
 from ...config.recipe import Optimizer
-from .optimizer import WHOLE, OptimizerKind, Part, TrainingOptimizer, parts
+from .optimizer import WHOLE, OptimizerKind, Part, SummedTerms, TrainingOptimizer, parameter_groups, parts
 
 __all__ = [
     "OPTIMIZERS",
     "WHOLE",
     "OptimizerKind",
     "Part",
+    "SummedTerms",
     "TrainingOptimizer",
     "build",
+    "parameter_groups",
     "parts",
     "register_optimizer",
 ]

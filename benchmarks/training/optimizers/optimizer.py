@@ -115,16 +115,39 @@ def parameter_groups(parameters: list[nn.Parameter], config: Optimizer, slow: Co
     ]
 
 
-def summed_step(optimizer: Any, losses: Losses, part: Part) -> None:
-    if part.first:
-        optimizer.zero_grad(set_to_none=True)
-    total = losses.total() if part.count == 1 else losses.total() * part.share
-    optimizer.scaler.scale(total).backward()
-    if not part.last:
-        return
-    if optimizer.scaler.is_enabled():
-        optimizer.scaler.unscale_(optimizer)
-    if optimizer.clip:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], optimizer.clip)
-    optimizer.scaler.step(optimizer)
-    optimizer.scaler.update()
+class SummedTerms:
+    """Makes an optimiser of torch one of the loop's: steps on the sum of all terms.
+
+    Stands before torch's class among the bases, whose ``__init__`` sets ``clip`` and ``scaler``.
+    """
+
+    param_groups: list[dict]
+    state: Any
+    clip: float
+    scaler: torch.amp.GradScaler
+
+    def set_lr(self, lr: float, momentum: float | None) -> None:
+        for group in self.param_groups:
+            group["lr"] = lr * group.get("factor", 1.0)
+            if momentum is not None and "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif momentum is not None:
+                group["momentum"] = momentum
+
+    def restart(self) -> None:
+        self.state.clear()
+
+    def backward_and_step(self, losses: Losses, part: Part = WHOLE) -> None:
+        optimizer: Any = self
+        if part.first:
+            optimizer.zero_grad(set_to_none=True)
+        total = losses.total() if part.count == 1 else losses.total() * part.share
+        self.scaler.scale(total).backward()
+        if not part.last:
+            return
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
+        if self.clip:
+            nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()

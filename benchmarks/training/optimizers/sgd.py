@@ -7,13 +7,11 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from kd_methods.contract import Losses
-
 from ...config.recipe import Optimizer
-from .optimizer import WHOLE, OptimizerKind, Part, parameter_groups, summed_step
+from .optimizer import OptimizerKind, SummedTerms, parameter_groups
 
 
-class SGD(torch.optim.SGD):
+class SGD(SummedTerms, torch.optim.SGD):
     """Stochastic gradient descent on the sum of all terms."""
 
     def __init__(
@@ -35,11 +33,6 @@ class SGD(torch.optim.SGD):
         self.clip, self.scaler = config.clip, scaler
         self.restart()
 
-    def set_lr(self, lr: float, momentum: float | None) -> None:
-        for group in self.param_groups:
-            rate = lr * group.get("factor", 1.0)
-            group.update(lr=rate, momentum=group["momentum"] if momentum is None else momentum)
-
     def restart(self) -> None:
         # The fused kernel takes no mixture of parameters that have had a gradient and of those that get their first one
         # later (a stone that was not drawn); a momentum of zero is the same as none.
@@ -47,9 +40,6 @@ class SGD(torch.optim.SGD):
             if group["momentum"]:
                 for parameter in group["params"]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-    def backward_and_step(self, losses: Losses, part: Part = WHOLE) -> None:
-        summed_step(self, losses, part)
 
 
 OPTIMIZERS = (OptimizerKind("sgd", SGD),)
