@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--group", default=GROUP, help="methods that the loop trains in one group, comma-separated")
     group.addoption("--precisions", default="fp32", help="in which the loop is measured: fp32, tf32, bf16, fp16")
     group.addoption("--compiled", action="store_true", help="the loop with networks compiled by torch")
-    group.addoption("--workers", default=2, type=int, help="processes that load images for the baseline's loop")
+    group.addoption("--loader-workers", default=2, type=int, help="processes that load images for the baseline's loop")
     group.addoption("--task", default="synthetic", help="synthetic (images of CIFAR-100's shape) or cifar100")
     group.addoption("--data-root", default=os.environ.get("KDBENCH_DATA", "data"), help="where cifar100 is")
 
@@ -82,4 +82,4 @@ def compiled(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="session")
 def workers(request: pytest.FixtureRequest) -> int:
     """Loader processes of the baseline's loop."""
-    return request.config.getoption("--workers")
+    return request.config.getoption("--loader-workers")

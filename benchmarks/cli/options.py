@@ -16,6 +16,7 @@ from ..common.places import ROOT
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
+    from ..driver.workers import Crew
 
 OUTPUT = "output folder"
 """Under this name a command's context keeps its output folder."""
@@ -65,6 +66,15 @@ accumulate = click.option(
 processes = click.option(
     "--processes", type=click.IntRange(min=1), help="Detection: share each batch among N processes, one GPU each."
 )
+_workers = click.option(
+    "--workers", type=click.IntRange(min=1), envvar="KDBENCH_WORKERS",
+    help="Train N groups at a time, each in a process; default: one for each GPU, or each core.",
+)  # fmt: skip
+_per_gpu = click.option("--per-gpu", type=click.IntRange(min=1), default=1, help="How many workers share a GPU.")
+_threads = click.option(
+    "--threads", type=click.IntRange(min=1), envvar="OMP_NUM_THREADS", default=1, show_default=True,
+    help="Of each worker on a CPU; results depend on it.",
+)  # fmt: skip
 settings = click.option(
     "--settings", type=click.Choice(["published", "uniform"]), default="published", show_default=True,
     help="Settings per pair as published, or each method's defaults on all pairs.",
@@ -82,6 +92,24 @@ def changes(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(changes=asked, **arguments)
 
     return epochs(holdout(precision(accumulate(processes(with_changes)))))
+
+
+def crew(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of who computes, handed to the command as one argument ``crew``, a function: it imports torch."""
+
+    @functools.wraps(command)
+    def with_crew(workers: int | None, per_gpu: int, threads: int, **arguments: Any) -> Any:
+        def made() -> Crew:
+            import torch
+
+            from ..driver.workers import Crew
+
+            torch.set_num_threads(threads)
+            return Crew(workers, per_gpu)
+
+        return command(crew=made, **arguments)
+
+    return _workers(_per_gpu(_threads(with_crew)))
 
 
 def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from .options import end, in_workspace
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
+    from ..driver.workers import Crew
 
 
 class Reproduce(click.Command):
@@ -37,9 +38,16 @@ class Reproduce(click.Command):
 @click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
 @click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
 @click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
+@options.crew
 @in_workspace
 def run(
-    workspace: Callable[[], Workspace], dry_run: bool, no_cost: bool, similarity: bool, any_teacher: bool, **asked: Any
+    workspace: Callable[[], Workspace],
+    crew: Callable[[], Crew],
+    dry_run: bool,
+    no_cost: bool,
+    similarity: bool,
+    any_teacher: bool,
+    **asked: Any,
 ) -> None:
     """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
     from ..config.protocol import load_protocol
@@ -47,7 +55,7 @@ def run(
 
     # What can be wrong in the YAML is said before torch is imported.
     load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
-    place = workspace()
+    place, hands = workspace(), crew()
     from ..driver.plan import Request
     from ..driver.reproduce import Options, reproduce
 
@@ -55,7 +63,7 @@ def run(
         table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
         overrides=tuple(asked["overrides"]), **options.chosen(asked),
     )  # fmt: skip
-    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity)))
+    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity, hands)))
 
 
 @click.command()

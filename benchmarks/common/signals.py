@@ -9,8 +9,12 @@ from typing import Any
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C (or SIGTERM) asks the loop to stop after the step; the second ends at once."""
+def stop_signals(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C (or SIGTERM) asks the loop to stop after the step; the second ends at once.
+
+    Args:
+        numbers: other signals than these two.
+    """
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -19,7 +23,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in numbers or (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:

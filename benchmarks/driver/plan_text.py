@@ -13,11 +13,12 @@ from ..store.cell import Cell
 from ..store.runs import Store
 from .estimate import estimate
 from .plan import Plan
+from .workers import ALONE, Crew
 
 DAY = 86400.0
 
 
-def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace) -> None:
+def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Crew = ALONE) -> None:
     """Say what would be run: protocol, teachers, the arithmetic of each cell, and the hours on the device."""
     say = workspace.say
     say(f"{plan.table.name}: {plan.table.title}  (preset {plan.preset})")
@@ -48,9 +49,12 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace) -> None:
         state = ("begun" if saved[cell.key] else "to train") if cell.key in left else "stored"
         work = total.operations.get(cell.key)
         say(f"  teacher {cell.student:18s} {state}" + ("" if work is None else f", {arithmetic(work)}"))
-    span = f"about {duration(total.seconds)}" if total.operations or not left else "their time is not estimated"
-    say(f"{counted(len(left), 'cell')} to run on {environment.machine(workspace.device)}{begun_in(saved)}: {span}")
-    if total.seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
+    workers = len(crew.places(workspace.device, most=len(left)))
+    seconds = total.seconds / workers
+    span = f"about {duration(seconds)}" if total.operations or not left else "their time is not estimated"
+    where = environment.machine(workspace.device) + (f" by {workers} workers" if workers > 1 else "")
+    say(f"{counted(len(left), 'cell')} to run on {where}{begun_in(saved)}: {span}")
+    if seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
         say(f"that is more than a day; a first look: {PROGRAM} {plan.source} --preset short")
 
 

@@ -25,6 +25,7 @@ from .describe import describe
 from .plan import Plan, Request, make
 from .plan_text import begun_in, print_plan
 from .stages import train
+from .workers import ALONE, Crew
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Options:
     any_teacher: bool = False
     costs: bool = True
     similarity: bool = False
+    crew: Crew = ALONE
 
 
 def reproduce(request: Request, workspace: Workspace, options: Options = Options()) -> Outcome:
@@ -50,7 +52,7 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     watched = options.similarity or plan.table.similarity
     todo = _todo(plan, cells, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
-        print_plan(plan, todo, workspace)
+        print_plan(plan, todo, workspace, options.crew)
     if options.dry_run:
         _described(plan, {}, workspace)  # what the table could not show is said now
         return Outcome()
@@ -62,7 +64,7 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
-                train(stages, protocol.on_task(task), workspace, watched)
+                train(stages, protocol.on_task(task), workspace, options.crew, bool(watched))
     files, text = render(workspace.output, plan.stem, say)
     not_measured = 0
     if options.costs:

@@ -29,7 +29,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as `pytest benchmarks/ --benchmark-json FILE` writes it, of a few methods on a small pair."""
     file = tmp_path_factory.mktemp("costs") / "costs.json"
     chosen = ["--methods", "student,kd,simkd,mlld", "--pairs", "resnet14-resnet8", "--batch-size", "8", "--rounds", "2",
-              "--group", "student,kd", "--workers", "1"]  # fmt: skip
+              "--group", "student,kd", "--loader-workers", "1"]  # fmt: skip
     suites = ["benchmarks/suites/test_training_step.py", "benchmarks/suites/test_loop.py"]
     command = [sys.executable, "-m", "pytest", *suites,
                "--benchmark-only", *chosen, "--benchmark-json", str(file), "-p", "no:cacheprovider"]  # fmt: skip

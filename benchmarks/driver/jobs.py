@@ -1,0 +1,118 @@
+"""Jobs: what is trained together, here or in another process, and how groups are shared among several of them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from typing import Protocol as Interface
+
+from ..common.workspace import Workspace
+from ..config.protocol import Protocol
+from ..store.cell import Cell, TeacherRef
+from ..store.runs import Store
+from ..tasks import TaskData, get_task
+from ..teachers.zoo import Zoo
+from ..training.loop import Watched
+from . import executors
+from .executors.local import Context
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells of one group, or a part of them. It can be pickled.
+
+    protocol    their recipe, on their task
+    similarity  whether students are compared with their teacher after every epoch
+    """
+
+    cells: tuple[Cell, ...]
+    protocol: Protocol
+    similarity: bool = False
+
+    @property
+    def teachers(self) -> set[str]:
+        """Keys of the cells that train its teachers."""
+        return {ref.cell for cell in self.cells for ref in (cell.teacher, cell.start) if ref and ref.cell}
+
+    def only(self, cells: Iterable[Cell]) -> Job:
+        return replace(self, cells=tuple(cells))
+
+
+class Watcher(Interface):
+    """Who follows what a job does."""
+
+    def __call__(self, member: Watched, event: str, /) -> None:
+        """See :data:`benchmarks.training.loop.Report`."""
+
+    def say(self, line: str, /) -> None:
+        """A line for a person."""
+
+    def left_out(self) -> None:
+        """A cell is not trained after all."""
+
+
+def run(
+    job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], data: TaskData | None = None
+) -> None:
+    """Train the cells of a job that the store does not have; ``data`` are those of its task, where they are open.
+
+    Raises:
+        Interrupted: ``stopping`` said so.
+    """
+    task, zoo = get_task(job.protocol.task), Zoo(workspace.checkpoints)
+
+    def weights(ref: TeacherRef) -> Any:
+        return zoo.path(zoo.get(ref.entry))
+
+    context = Context(
+        Store(workspace.output),
+        job.protocol,
+        data or task.open(workspace.data_root, job.protocol, workspace.device),
+        workspace.device,
+        weights,
+        watcher,
+        watcher.say,
+        stopping,
+        left_out=watcher.left_out,
+        similarity=job.similarity,
+        data_root=workspace.data_root,
+        plugin_files=workspace.plugin_files,
+    )
+    executors.of(task).train(job.cells, context)
+
+
+def divided(cells: Sequence[Cell], slots: int) -> list[tuple[Cell, ...]]:
+    """Groups of cells, divided so far that ``slots`` of them can be trained at a time in the least time.
+
+    A group shares its teacher's pass, which takes about as long as a cell of it: dividing it costs one more, and does
+    not change a result. The order is that of the cells.
+    """
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.group()].append(cell)
+
+    def parts(largest: int) -> list[tuple[Cell, ...]]:
+        return [part for group in groups.values() for part in _even(group, largest)]
+
+    sizes = {len(group) for group in groups.values()}
+    # Of the ways that take the same time the one with the largest parts.
+    return min((parts(largest) for largest in range(max(sizes, default=1), 0, -1)), key=lambda p: _time(p, slots))
+
+
+def _even(group: Sequence[Cell], largest: int) -> list[tuple[Cell, ...]]:
+    """A group in as few parts as can be, none larger than ``largest``, of nearly one size."""
+    count = -(-len(group) // largest)
+    ends = [len(group) * part // count for part in range(count + 1)]
+    return [tuple(group[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _time(parts: Sequence[tuple[Cell, ...]], slots: int) -> int:
+    """In passes of a cell, when the last part ends, each being taken by the slot that is free first."""
+    free = [0] * max(1, slots)
+    for part in parts:
+        heapq.heapreplace(free, free[0] + len(part) + bool(part[0].teacher))
+    return max(free)

@@ -1,0 +1,112 @@
+"""Jobs on the places of a pool: each as soon as its teachers are trained, none lost where a place is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+from typing import Protocol as Interface
+
+from ..common.processes import Ended
+from ..store.runs import FINAL, Store
+from ..training.failures import Interrupted
+from .jobs import Job, Watcher
+from .relay import Finished, Receiver
+
+POLL = 0.2
+"""Seconds that one waits for messages."""
+
+LOSSES = 2
+"""How often a place may be lost under a cell that is alone there before the cell has failed."""
+
+
+class Pool(Interface):
+    """Where jobs run at the same time.
+
+    slots     how many
+    start     begin a job; called while a slot is free
+    messages  what jobs sent within some seconds (see :mod:`.relay`); of each the last is `Finished` or `Ended`
+    stop      ask all that run to stop after the step they are at
+    close     end what still runs
+    """
+
+    @property
+    def slots(self) -> int: ...
+    def start(self, job: Job, /) -> None: ...
+    def messages(self, seconds: float, /) -> list[tuple[Job, Any]]: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stopping: Callable[[], bool]) -> None:
+    """Run jobs to their ends.
+
+    A job waits for those that train its teachers; cells whose teacher could not be trained are left out. Where a place
+    is lost (its process was killed, say), its cells go on from their checkpoints, each alone, and one under which
+    places are lost again and again has failed.
+
+    Raises:
+        Interrupted: ``stopping`` said so; all is saved.
+        Exception: what ended a whole job, such as a full disk; the others have been stopped as by a request.
+    """
+    receive = Receiver(watcher, store)
+    waiting, running = list(jobs), list[Job]()
+    losses = Counter[str]()
+    error: BaseException | None = None
+    asked = False
+    try:
+        while waiting or running:
+            if (error or stopping()) and not asked:
+                asked = True
+                pool.stop()
+            if asked:
+                waiting.clear()
+            pending = {cell.key for job in (*waiting, *running) for cell in job.cells}
+            for job in [job for job in waiting if not pending & job.teachers][: pool.slots - len(running)]:
+                waiting.remove(job)
+                if (job := taught(job, watcher, store)).cells:
+                    running.append(job)
+                    pool.start(job)
+            for job, message in pool.messages(POLL) if running else ():
+                if isinstance(message, Finished):
+                    running.remove(job)
+                    error = error or message.error
+                elif isinstance(message, Ended):
+                    running.remove(job)
+                    waiting += [] if asked else _again(job, message, losses, watcher, store)
+                else:
+                    receive(job, message)
+    finally:
+        pool.close()
+    if error and not isinstance(error, Interrupted):
+        raise error
+    if asked:
+        raise Interrupted("stopped after a whole step; the same command goes on from here")
+
+
+def taught(job: Job, watcher: Watcher, store: Store) -> Job:
+    """A job without the cells whose teacher could not be trained; the others go on."""
+    missing = {key for key in job.teachers if store.run(key).state != "done"}
+    cells = [cell for cell in job.cells if not missing & job.only([cell]).teachers]
+    for cell in job.cells:
+        if cell not in cells:
+            watcher.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
+            watcher.left_out()
+    return job.only(cells)
+
+
+def _again(job: Job, how: Ended, losses: Counter[str], watcher: Watcher, store: Store) -> list[Job]:
+    """What is left to do of a job whose place was lost."""
+    left = [cell for cell in job.cells if store.run(cell).state not in FINAL]
+    if len(left) > 1:
+        watcher.say(f"a worker was lost ({how.how}); its {len(left)} cells go on, each alone")
+        return [job.only([cell]) for cell in left]
+    for cell in left:
+        losses[cell.key] += 1
+        if losses[cell.key] == LOSSES:
+            store.run(cell).set_status("failed", message=f"its worker was lost {LOSSES} times: {how.how}")
+            watcher.say(f"{cell.label}  FAILED: its worker was lost {LOSSES} times ({how.how})")
+            watcher.left_out()
+            return []
+        watcher.say(f"a worker was lost ({how.how}); {cell.label} goes on")
+    return [job.only(left)] if left else []

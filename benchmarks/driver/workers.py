@@ -1,0 +1,126 @@
+"""Jobs in this process one after another, or in worker processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..common import processes
+from ..common.signals import stop_signals
+from ..common.workspace import Workspace
+from ..tasks import TaskData, get_task
+from . import jobs
+from .jobs import Job, Watcher
+from .relay import Finished, work
+
+WORKER_BYTES = 2 * 2**30
+"""Of main memory, what a worker is expected to need."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many jobs run at a time.
+
+    workers  how many, where the user says so; None: one for each GPU, or for each core that has memory for it
+    per_gpu  how many share a GPU
+    """
+
+    workers: int | None = 1
+    per_gpu: int = 1
+
+    def places(self, device: torch.device, most: int) -> list[torch.device]:
+        """The devices of the jobs; ``cuda`` without a number stands for all GPUs. No more than ``most`` are of use."""
+        gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+        one = [torch.device("cuda", index) for index in range(gpus)] if gpus and device.index is None else [device]
+        usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES)
+        count = max(1, min(self.workers or usual, most))
+        return [one[index % len(one)] for index in range(count)]
+
+
+ALONE = Crew()
+"""One job after another, in this process."""
+
+
+class Here:
+    """This process: one job after another. What ends a job is raised where it is started."""
+
+    slots = 1
+
+    def __init__(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool]) -> None:
+        self._workspace, self._watcher, self._stopping = workspace, watcher, stopping
+        self._data: dict[str, TaskData] = {}
+        self._ended: list[tuple[Job, Any]] = []
+
+    def start(self, job: Job) -> None:
+        task = get_task(job.protocol.task)
+        if task.name not in self._data:  # of one protocol
+            self._data[task.name] = task.open(self._workspace.data_root, job.protocol, self._workspace.device)
+        jobs.run(job, self._workspace, self._watcher, self._stopping, self._data[task.name])
+        self._ended.append((job, Finished()))
+
+    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Workers:
+    """Processes, one for each job that runs, on the devices in turn.
+
+    Args:
+        devices: one for each of the jobs that run at a time.
+        threads: of each process.
+        workspace: theirs, but for the device.
+    """
+
+    def __init__(self, devices: list[torch.device], threads: int, workspace: Workspace) -> None:
+        self._free, self._threads, self._workspace = list(devices), threads, workspace
+        self._running: dict[processes.Child, tuple[Job, torch.device]] = {}
+        self.slots = len(devices)
+
+    def start(self, job: Job) -> None:
+        device = self._free.pop(0)
+        workspace = replace(self._workspace, device=device)
+        self._running[processes.Child(_work, job, workspace, self._threads)] = job, device
+
+    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+        found = []
+        for child, message in processes.received(list(self._running), seconds):
+            job, device = self._running[child]
+            if isinstance(message, Finished | processes.Ended):
+                del self._running[child]
+                self._free.append(device)
+                child.process.join()
+            found.append((job, message))
+        return found
+
+    def stop(self) -> None:
+        for child in self._running:
+            child.stop()
+
+    def close(self) -> None:
+        for child in self._running:
+            child.end()
+        self._running.clear()
+
+
+def _work(send: Callable[[Any], None], job: Job, workspace: Workspace, threads: int) -> None:
+    """In the process."""
+    torch.set_num_threads(threads)
+    with stop_signals(signal.SIGTERM) as stopping:
+        work(send, job, workspace, stopping)
+
+
+def _memory() -> int:
+    """Bytes of main memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,199 @@
+"""Jobs on the places of a pool; the places are simulated, so that they can be lost at will."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.common.processes import Ended
+from benchmarks.config.protocol import load_protocol
+from benchmarks.driver import schedule
+from benchmarks.driver.jobs import Job, divided
+from benchmarks.driver.relay import Event, Finished, Said
+from benchmarks.driver.workers import Crew
+from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.runs import Store
+from benchmarks.training.failures import Interrupted
+from kd_methods.errors import DiskError
+
+PROTOCOL = load_protocol("digits-demo")
+
+
+def cell(method: str, seed: int = 0, teacher: Cell | None = None) -> Cell:
+    ref = teacher and TeacherRef("resnet14", (0.0,), (1.0,), cell=teacher.key)
+    return Cell("digits", "data", PROTOCOL.identity(), 0.1, "resnet8", method, 1, {}, seed, ref)
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.events: list[tuple[str, str]] = []
+        self.missing = 0
+
+    def __call__(self, member: Any, event: str) -> None:
+        self.events.append((member.cell.label, event))
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def left_out(self) -> None:
+        self.missing += 1
+
+
+class Pool:
+    """Each job takes one poll; ``outcome`` says how it ends, by the count of jobs started before it."""
+
+    def __init__(
+        self, store: Store, slots: int, outcome: Callable[[int, Job], Any] = lambda n, job: Finished()
+    ) -> None:
+        self.store, self.slots, self.outcome = store, slots, outcome
+        self.started: list[Job] = []
+        self.running: list[Job] = []
+        self.most, self.stopped, self.closed = 0, False, False
+
+    def start(self, job: Job) -> None:
+        assert len(self.running) < self.slots
+        for ref in job.teachers:
+            assert self.store.run(ref).state == "done", "its teacher is trained"
+        self.running.append(job)
+        self.most = max(self.most, len(self.running))
+
+    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+        found: list[tuple[Job, Any]] = []
+        for job in self.running:
+            outcome = self.outcome(len(self.started), job)
+            self.started.append(job)
+            if outcome == Finished():
+                for one in job.cells:
+                    self.store.run(one).set_status("done", last={}, best={})
+                    found.append((job, Event(one.key, "done", (9, 0), 1, 3, None)))
+            found.append((job, outcome))
+        self.running = []
+        return found
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def run(store: Store, pool: Pool, groups: list[list[Cell]], stopping: Callable[[], bool] = lambda: False) -> Watcher:
+    watcher = Watcher()
+    schedule.run([Job(tuple(group), PROTOCOL) for group in groups], pool, watcher, store, stopping)
+    assert pool.closed
+    return watcher
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_a_job_waits_for_its_teachers_only(store: Store) -> None:
+    teacher = cell("student")
+    kd, alone = cell("kd", teacher=teacher), cell("student", seed=1)
+    pool = Pool(store, 2)
+    watcher = run(store, pool, [[kd], [teacher], [alone]])
+    assert [job.cells for job in pool.started] == [(teacher,), (alone,), (kd,)] and pool.most == 2
+    assert [event for label, event in watcher.events if label == kd.label] == ["step"] * 3 + ["done"]
+
+
+def test_no_more_jobs_run_than_there_are_places(store: Store) -> None:
+    pool = Pool(store, 3)
+    run(store, pool, [[cell("student", seed)] for seed in range(10)])
+    assert pool.most == 3 and len(pool.started) == 10
+
+
+def test_cells_without_a_teacher_are_left_out_and_the_others_go_on(store: Store) -> None:
+    teacher = cell("student")
+    kd, alone = cell("kd", teacher=teacher), cell("student", seed=1)
+    store.run(teacher).set_status("diverged", message="so it did")
+    watcher = run(store, Pool(store, 1), [[kd, alone]])
+    assert watcher.missing == 1 and watcher.lines == [f"{kd.label}  LEFT OUT: its teacher is not trained"]
+    assert store.run(alone).state == "done" and store.run(kd).state == "missing"
+
+
+def test_where_a_place_is_lost_its_cells_go_on_alone(store: Store) -> None:
+    cells = [cell(method) for method in ("kd", "dkd", "at")]
+    pool = Pool(store, 1, lambda n, job: Ended("killed by SIGKILL") if n == 0 else Finished())
+    watcher = run(store, pool, [cells])
+    assert [len(job.cells) for job in pool.started] == [3, 1, 1, 1]
+    assert watcher.lines == ["a worker was lost (killed by SIGKILL); its 3 cells go on, each alone"]
+    assert {store.run(one).state for one in cells} == {"done"}
+
+
+def test_a_cell_under_which_places_are_lost_has_failed_and_the_others_go_on(store: Store) -> None:
+    bad, good = cell("at"), cell("kd")
+    pool = Pool(store, 2, lambda n, job: Ended("killed by SIGSEGV") if bad in job.cells else Finished())
+    watcher = run(store, pool, [[bad, good]])
+    assert store.run(good).state == "done"
+    assert store.run(bad).state == "failed" and "killed by SIGSEGV" in store.run(bad).status["message"]
+    assert watcher.missing == 1 and watcher.lines[-1].startswith(f"{bad.label}  FAILED: its worker was lost 2 times")
+
+
+def test_what_concerns_the_run_stops_all_of_it(store: Store) -> None:
+    pool = Pool(store, 1, lambda n, job: Finished(DiskError("no space left")))
+    with pytest.raises(DiskError, match="no space left"):
+        run(store, pool, [[cell("kd")], [cell("dkd")]])
+    assert pool.closed and len(pool.started) == 1
+
+
+def test_a_stop_is_passed_on_and_waited_for(store: Store) -> None:
+    asked = itertools.chain([False], itertools.repeat(True))
+    pool = Pool(store, 1, lambda n, job: Finished(Interrupted()))
+    with pytest.raises(Interrupted, match="goes on from here"):
+        run(store, pool, [[cell("kd")], [cell("dkd")]], lambda: next(asked))
+    assert pool.stopped and pool.closed and len(pool.started) == 1
+
+
+def test_a_line_is_passed_on(store: Store) -> None:
+    said = iter([Said("a word"), Finished()])
+
+    class Speaking(Pool):
+        def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+            message = next(said)
+            return [(self.running[0], message)] if isinstance(message, Said) else super().messages(seconds)
+
+    assert run(store, Speaking(store, 1), [[cell("kd")]]).lines == ["a word"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "slots", "sizes"),
+    [
+        ([10], 1, [10]),
+        ([10], 2, [5, 5]),
+        ([10], 4, [2, 3, 2, 3]),
+        ([4, 4], 2, [4, 4]),
+        ([4, 4, 4], 2, [2, 2, 2, 2, 2, 2]),  # three jobs of four cells on two places end later
+        ([1], 8, [1]),
+        ([3], 8, [1, 1, 1]),
+        ([], 2, []),
+    ],
+)
+def test_groups_are_divided_as_far_as_it_saves_time(groups: list[int], slots: int, sizes: list[int]) -> None:
+    teacher = cell("student", seed=99)
+    cells = [cell(f"m{member}", seed, teacher) for seed, members in enumerate(groups) for member in range(members)]
+    parts = divided(cells, slots)
+    assert [len(part) for part in parts] == sizes
+    assert [one for part in parts for one in part] == cells
+
+
+def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpus = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("benchmarks.driver.workers._memory", lambda: 6 * 2**30)
+    assert Crew(None).places(cpu, most=99) == [cpu] * 3, "as many as have memory"
+    assert Crew(5).places(cpu, most=99) == [cpu] * 5 and Crew(5).places(cpu, most=2) == [cpu] * 2
+    assert Crew(1).places(cpu, most=0) == [cpu]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert Crew(None).places(gpus, most=99) == [first, second]
+    assert Crew(None, per_gpu=2).places(gpus, most=99) == [first, second] * 2
+    assert Crew(3).places(gpus, most=99) == [first, second, first]
+    assert Crew(None, per_gpu=2).places(second, most=99) == [second] * 2, "the one that was asked for"

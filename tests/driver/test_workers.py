@@ -1,0 +1,85 @@
+"""Groups trained in worker processes: the same bits, whoever is killed and whenever one stops."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_end_to_end import Bench
+
+CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0,1", "--no-cost")
+
+
+def students(bench: Bench) -> dict[str, str]:
+    """Digests of all final weights, by the folder of their run."""
+    files = (bench.output / "runs").glob("*/student.pt")
+    return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def longer(bench: Bench) -> Bench:
+    """With epochs enough to do something while it runs."""
+    bench.protocol.write_text(bench.protocol.read_text().replace("epochs: 1", "epochs: 6"))
+    return bench
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the workers, which are children of the server that they are forked from."""
+    below = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [int(pid) for one in below for pid in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+
+
+def until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_workers_end_in_the_bits_of_one_process(tmp_path: Path) -> None:
+    one, two = Bench(tmp_path / "one"), Bench(tmp_path / "two")
+    assert one.run("--workers", "1", *CHOSEN)[0] == 0
+    code, out, err = two.run("--workers", "2", *CHOSEN)
+    assert code == 0 and "2 workers on cpu" in err, err
+    assert students(one) == students(two) and len(students(two)) == 7
+    assert one.files()["tiny.md"] == two.files()["tiny.md"] and out.strip() == two.files()["tiny.md"].decode().strip()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_hurts_nobody_and_a_stop_stops_all(tmp_path: Path) -> None:
+    one, two = longer(Bench(tmp_path / "one")), longer(Bench(tmp_path / "two"))
+    assert one.run("--workers", "1", *CHOSEN)[0] == 0
+
+    process = two.start(str(two.table), "--preset", "demo", *two.places, "--workers", "2", *CHOSEN)
+    until(
+        lambda: [x for x in two.statuses() if x.get("epoch") and x["state"] == "running"] and children(process), process
+    )
+    os.kill(children(process)[-1], signal.SIGKILL)
+    until(lambda: len(students(two)) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "a worker was lost (killed by SIGKILL)" in err and "Traceback" not in err, err
+
+    code, _, err = two.run("--workers", "2", *CHOSEN)
+    assert code == 0, err
+    assert students(one) == students(two)
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    bench = longer(Bench(tmp_path / "a folder"))
+    process = bench.start(str(bench.table), "--preset", "demo", *bench.places, "--workers", "2", *CHOSEN)
+    until(lambda: bench.statuses() and children(process), process)
+    working = children(process)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in working):
+        assert time.monotonic() < end, "they end by themselves"
+        time.sleep(0.05)
