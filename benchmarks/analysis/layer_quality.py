@@ -23,7 +23,7 @@ from ..store.runs import Store
 from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
-from ..training.teacher_pass import StoredTeacherPass
+from ..training.teacher_pass import StoredTeacherPass, identity
 
 METRICS: tuple[Metric, ...] = ("S", "I", "E", "Q")
 
@@ -61,7 +61,9 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     path = store.run(ref.cell).student() if ref.cell else zoo.path(zoo.get(ref.entry))
     network = frozen(data.build(ref.network), path)
     cell = student_cell(ref.network, protocol, workspace.data_root, workspace.plugins)
-    teacher_pass = StoredTeacherPass.of(cell, ref, network, data, store.prepared, workspace.say)
+    teacher_pass = StoredTeacherPass(
+        network, (ref.mean, ref.std), data, identity(cell, ref), store.prepared, workspace.say
+    )
     classes = data.info.num_classes
     found = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
     text = table(found, measure)

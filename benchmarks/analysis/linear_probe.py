@@ -11,7 +11,6 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
-import kd_methods
 from kd_methods.views import TEACHER_TAIL
 
 from ..common.weights import load_weights
@@ -19,6 +18,7 @@ from ..networks import NetworkView
 from ..store.cell import Cell
 from ..store.runs import Store
 from ..tasks import TaskData
+from ..training.assembly import Assembly
 
 BATCH = 250
 
@@ -27,9 +27,9 @@ def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
     """The network of a finished cell as it was trained, with its weights."""
     student = data.build(cell.student)
     teacher = data.build(cell.teacher.network).requires_grad_(False).eval() if cell.teacher else None
-    method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings).to(data.device)
-    network = method.adapt(student).to(data.device).eval()
-    method.deployed(network).load_state_dict(load_weights(store.run(cell).student()))
+    assembly = Assembly(cell, student, teacher, data.info, data.device)
+    assembly.deployed.load_state_dict(load_weights(store.run(cell).student()))
+    network = assembly.student.eval()
     assert isinstance(network, NetworkView)
     return network
 

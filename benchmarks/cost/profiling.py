@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from ..report.model import PARTS
 from ..store.cell import Cell
 from ..store.runs import Run
 from ..tasks import TaskBatch, TaskData, get_task
-from ..training.loop import SharedTeacher, protocol_progress, shared
+from ..training.group import Group
+from ..training.loop import protocol_progress, shared
 from ..training.optimizers import parts
 from ..training.precision import autocast
+from ..training.shared_teacher import SharedTeacher
 from ..training.student_run import StudentRun
-from ..training.teacher_pass import NotKept, StoredTeacherPass
+from ..training.teacher_pass import NotStored, StoredTeacherPass, identity
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
@@ -76,9 +79,8 @@ class Bench:
         if ref := next((cell.teacher for cell in cells if cell.teacher), None):
             network = teacher or data.build(ref.network).requires_grad_(False).eval()
             self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
-        self.student_runs = [
-            _student_run(cell, protocol, data, network if cell.teacher else None, prepared) for cell in cells
-        ]
+        group = Group(protocol, data, self.teacher)
+        self.student_runs = [_student_run(cell, group, prepared) for cell in cells]
         self.go_to(1)
         self._batches = endless(data, protocol.batch_size)
 
@@ -112,7 +114,11 @@ class Bench:
 
     def teacher_pass(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""
-        return self.teacher.outputs(batch, self.student_runs) if self.teacher else None
+        return (
+            self.teacher.outputs(batch, [student_run.needs for student_run in self.student_runs])
+            if self.teacher
+            else None
+        )
 
     def split(self, timed: int) -> dict[str, float]:
         """Median seconds of each of ``PARTS``, every one awaited on the device before the next begins."""
@@ -175,17 +181,18 @@ class Bench:
         return median_seconds(self.step, self.data.device, warm_up, timed)
 
 
-def _student_run(
-    cell: Cell, protocol: Protocol, data: TaskData, network: NetworkView | None, prepared: Path | None
-) -> StudentRun:
+def _student_run(cell: Cell, group: Group, prepared: Path | None) -> StudentRun:
     run = Run(Path(tempfile.gettempdir()))
-    teacher_pass = None
-    if prepared and cell.teacher and network:
-        teacher_pass = StoredTeacherPass.of(cell, cell.teacher, network, data, prepared, _silent).kept_only()
-    try:
-        return StudentRun(cell, protocol, data, network, run, teacher_pass)
-    except NotKept:
-        return StudentRun(cell, protocol, data, network, run)
+    if prepared and cell.teacher and group.teacher:
+        depends_on, shared_teacher = identity(cell, cell.teacher), group.teacher
+        teacher_pass = StoredTeacherPass(
+            shared_teacher.network, shared_teacher.normalisation, group.data, depends_on, prepared, _silent
+        )
+        try:
+            return StudentRun(cell, replace(group, teacher_pass=teacher_pass.without_computing()), run)
+        except NotStored:
+            pass
+    return StudentRun(cell, group, run)
 
 
 def _conv_backward_flops(

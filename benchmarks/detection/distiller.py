@@ -14,9 +14,9 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-import kd_methods
-from kd_methods.contract import NO_OUTPUTS, DataInfo, Method, Progress
+from kd_methods.contract import NO_OUTPUTS, Method, Progress
 
+from ..training.assembly import Assembly
 from .detectors import Detector
 
 
@@ -48,30 +48,24 @@ class Distiller(BaseModel):
     ``student.`` loads into the plain detector.
 
     Args:
-        student: the detector to train.
+        assembly: a detector and the method that it is trained by.
         teacher: the frozen one, or None.
-        method: name of the method.
-        settings: those that differ from its defaults.
-        samples: size of the training set.
         progress: says where training stands.
         precision: context in which everything is computed.
     """
 
     def __init__(
         self,
-        student: Detector,
+        assembly: Assembly,
         teacher: Detector | None,
-        method: str,
-        settings: dict[str, Any],
-        samples: int,
         progress: Callable[[], Progress] = lambda: Progress(1, 1),
         precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
+        student: Any = assembly.student
         self.student: Any = student.module
-        self._views = (student, teacher and teacher.requires_grad_(False).eval())
-        info = DataInfo(samples, student.classes + 1)
-        self.method: Method = kd_methods.build(method, student, self._views[1], info, **settings)
+        self._views = (student, teacher)
+        self.method: Method = assembly.method
         self._progress = progress
         self._precision = precision
         self.data_preprocessor = Preprocessors(
@@ -92,10 +86,10 @@ class Distiller(BaseModel):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The student's and the method's tensors; preprocessors have none that are trained."""
-        kept = super().state_dict(*args, **kwargs)
-        for key in [key for key in kept if "data_preprocessor" in key]:
-            del kept[key]
-        return kept
+        state = super().state_dict(*args, **kwargs)
+        for key in [key for key in state if "data_preprocessor" in key]:
+            del state[key]
+        return state
 
     def forward(
         self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor", teacher_inputs: Tensor | None = None
@@ -114,10 +108,10 @@ class Distiller(BaseModel):
         if teacher is not None and teacher_inputs is not None and (needs.teacher or needs.teacher_units):
             targets = teacher.teacher_pass(teacher_inputs, student_pass, logits="logits" in needs.teacher)
         losses = self.method.losses(student_pass.outputs, targets, student_pass.batch, self._progress())
-        # mmengine adds up what is called loss; the detector's own terms are told beside it.
-        own = {
+        # mmengine adds up what is called loss; the detector's own terms are logged beside it.
+        logged = {
             f"own_{name.replace('loss_', '').replace('loss', 'l')}": term.detach()
             for name, term in student_pass.terms.items()
             if name != "loss"
         }
-        return {**{f"loss_{name}": term for name, term in losses.terms().items()}, **own}
+        return {**{f"loss_{name}": term for name, term in losses.terms().items()}, **logged}

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from kd_methods.contract import Progress
+from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import Damaged, DiskError, UserError
 
 from ..common import environment, plugins
@@ -31,9 +31,10 @@ from ..common.weights import NUMPY, fit, load_weights
 from ..config.protocol import Protocol
 from ..config.recipe import Detection
 from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
-from ..networks import count, init_from
+from ..networks import count
 from ..store.runs import OTHER_BITS
 from ..tasks import get_task
+from ..training.assembly import Assembly, begin
 from ..training.failures import Diverged, Failure, Interrupted, Refused, line, of_cell
 from ..training.loop import CHECK_EVERY, protocol_progress
 from ..training.precision import autocast
@@ -285,13 +286,11 @@ def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detecto
             fit(load_weights(job.teacher), teacher.module, str(job.teacher))
     detection_data.seed_all(derive(cell.seed, "student"))
     student = detectors.build(cell.student, classes, pretrained)
-    if cell.init:
-        assert teacher is not None
-        try:
-            init_from(student, teacher, cell.init)
-        except UserError as error:
-            raise Refused(str(error)) from None
-    return student, teacher
+    try:
+        begin(cell, student, teacher)
+    except UserError as error:
+        raise Refused(str(error)) from None
+    return student, teacher and teacher.requires_grad_(False).eval()
 
 
 def distiller(
@@ -309,11 +308,10 @@ def distiller(
     cell, protocol, device = job.cell, job.protocol, environment.device(job.device)
     detection_data.seed_all(derive(cell.seed, "method"))
     try:
-        model = Distiller(
-            student, teacher, cell.method, cell.settings, samples, progress, lambda: autocast(protocol, device)
-        )
+        assembly = Assembly(cell, student, teacher, DataInfo(samples, student.classes + 1))
     except UserError as error:
         raise Refused(str(error)) from None
+    model = Distiller(assembly, teacher, progress, lambda: autocast(protocol, device))
     if protocol.part_size < (least := model.method.needs.min_batch):
         raise Refused(f"method '{cell.method}' needs {least} images at once, and each process has {protocol.part_size}")
     return model

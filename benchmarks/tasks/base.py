@@ -54,6 +54,9 @@ class TaskData(Interface):
     def cleaned(self, indices: Tensor, size: int) -> Iterator[TaskBatch]:
         """Training samples as :meth:`clean` gives them, in batches; the next one is fetched meanwhile."""
 
+    def augmented(self, seed: int, size: int) -> Iterator[TaskBatch]:
+        """All training samples in their order, in batches, augmented as in no epoch where the task augments."""
+
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
     ) -> dict[str, dict[str, float]]:

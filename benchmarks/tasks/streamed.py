@@ -268,9 +268,20 @@ class StreamedImages(Images):
         return ImageBatch(*on_device, self.normalisation)
 
     def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
-        parts = indices.split(size)
-        batches = self._fetched(len(parts), lambda number: [ImageRequest(index) for index in parts[number].tolist()])
-        for part, (images, labels) in zip(parts, batches, strict=True):
+        return self._in_order(indices.split(size), lambda number: None)
+
+    def augmented(self, seed: int, size: int) -> Iterator[ImageBatch]:
+        parts = torch.arange(self.info.num_samples).split(size)
+        return self._in_order(parts, lambda number: derive(seed, "augmented", number))
+
+    def _in_order(self, parts: Sequence[Tensor], seed_of: Callable[[int], int | None]) -> Iterator[ImageBatch]:
+        """Training images by position, in batches; each batch is augmented by its seed, where it has one."""
+
+        def wanted(number: int) -> list[ImageRequest]:
+            seed = seed_of(number)
+            return [ImageRequest(index, seed=seed, place=place) for place, index in enumerate(parts[number].tolist())]
+
+        for part, (images, labels) in zip(parts, self._fetched(len(parts), wanted), strict=True):
             yield ImageBatch(images, labels, part.to(self.device), self.normalisation)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:

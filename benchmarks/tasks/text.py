@@ -252,6 +252,9 @@ class TextData:
     def cleaned(self, indices: Tensor, size: int) -> Iterator[TextBatch]:
         return map(self.clean, indices.split(size))
 
+    def augmented(self, seed: int, size: int) -> Iterator[TextBatch]:
+        return self.cleaned(torch.arange(self.info.num_samples), size)
+
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
     ) -> dict[str, dict[str, float]]:

@@ -13,23 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 from typing import Protocol as Interface
-
-import torch
-from torch import Tensor
 
 from kd_methods.contract import Batch, Outputs, Progress
 
 from ..config.protocol import Protocol
-from ..networks import NetworkView
 from ..store.cell import Cell
 from ..store.runs import Run
-from ..tasks import TaskBatch, TaskData
-from ..tasks.images import ImageData, Normalisation
+from ..tasks import TaskBatch
 from .failures import Interrupted, of_cell
+from .group import Group
 from .optimizers import Part, parts
-from .precision import autocast
+from .shared_teacher import SharedTeacher, views
 from .student_run import StudentRun
 
 CHECK_EVERY = 20
@@ -59,57 +55,9 @@ Report = Callable[[Watched, str], None]
 """Called with a cell in training and an event: "step", "epoch", "done", "diverged" or "failed"."""
 
 
-class SharedTeacher:
-    """The frozen teacher's pass over a batch, kept as the union of what the student runs need.
-
-    Args:
-        network: the frozen teacher; its batch-norms are folded here, the methods see it as it is.
-        normalisation: how the teacher wants its inputs.
-        protocol: in whose precision it computes.
-    """
-
-    def __init__(self, network: NetworkView, normalisation: Normalisation, protocol: Protocol) -> None:
-        self.network, self.normalisation, self.protocol = network, normalisation, protocol
-        network.compiles = protocol.compile
-        self.logits: Tensor | None = None
-
-    def store_logits(self, data: ImageData, seed: int) -> None:
-        """Compute the logits of all training images once; :meth:`outputs` has them from now on."""
-        found = []
-        for batch in data.augmented(seed, self.protocol.batch_size):
-            with torch.no_grad(), autocast(self.protocol, data.device):
-                found.append(self.network.fold_batch_norms()(batch.inputs(self.normalisation), fields=()).logits)
-        self.logits = torch.cat(found)
-
-    def outputs(self, batch: TaskBatch, student_runs: Sequence[StudentRun]) -> Outputs | None:
-        """One forward pass, or None if no student run wants one."""
-        wanting = [
-            student_run for student_run in student_runs if student_run.needs.teacher or student_run.needs.teacher_units
-        ]
-        if not wanting:
-            return None
-        at, fields = set[str](), set[str]()
-        for student_run in wanting:
-            at.update(student_run.needs.teacher_units)
-            fields.update(name for name in student_run.needs.teacher if name != "logits")
-        network = self.network.fold_batch_norms()
-        with torch.no_grad(), autocast(self.protocol, batch.inputs(self.normalisation).device):
-            kept = network(batch.inputs(self.normalisation), at=at, fields=fields)
-            if views(wanting) > 1:
-                kept = kept.with_second(network(batch.inputs(self.normalisation, view=2), at=at, fields=fields))
-        return kept if self.logits is None else kept.with_other_logits(self.logits[batch.student().indices])
-
-
-def views(student_runs: Sequence[StudentRun]) -> int:
-    """How many views of each image a group wants."""
-    return max((student_run.needs.views for student_run in student_runs), default=1)
-
-
 def train(
     student_runs: Sequence[StudentRun],
-    data: TaskData,
-    teacher: SharedTeacher | None,
-    protocol: Protocol,
+    group: Group,
     report: Report,
     stopping: Callable[[], bool] = lambda: False,
     save_seconds: float = 600.0,
@@ -124,10 +72,11 @@ def train(
         RuntimeError, MemoryError, OSError: one by which memory is short (see :mod:`.failures`): the group does not fit;
             student runs resume from their checkpoints in smaller groups.
     """
+    protocol, data, teacher = group.protocol, group.data, group.teacher
     active = [student_run for student_run in student_runs if student_run.position[0] <= protocol.epochs]
     seed = student_runs[0].cell.seed
     if teacher and protocol.stored_logits and active:  # whoever reads them, so that all get the same
-        teacher.store_logits(cast(ImageData, data), seed)
+        teacher.store_logits(data, seed)
     while active:
         epoch, start = min(student_run.position for student_run in active)
         progress = protocol_progress(protocol, epoch)
@@ -140,11 +89,11 @@ def train(
                 student_run for student_run in here if student_run in active and student_run.position <= (epoch, step)
             ]
             for part in parts(len(batch), protocol.accumulate):
-                inputs, kept = shared(batch, part, teacher, due)
+                inputs, teacher_outputs = shared(batch, part, teacher, due)
                 for student_run in due:
                     if student_run in active:
                         with guarded(student_run, active, report):
-                            student_run.step(inputs, kept, (epoch, step), progress, part)
+                            student_run.step(inputs, teacher_outputs, (epoch, step), progress, part)
                             if part.last and step % CHECK_EVERY == 0:
                                 student_run.check_finite()
             for student_run in due:
@@ -181,12 +130,12 @@ def shared(
     batch: TaskBatch, part: Part, teacher: SharedTeacher | None, student_runs: Sequence[StudentRun]
 ) -> tuple[Batch, Outputs | None]:
     """What a group shares of some samples of a batch: the inputs, and the teacher's outputs."""
-    own = part.of(batch)
-    kept = teacher.outputs(own, student_runs) if teacher else None
-    inputs = own.student(views(student_runs))
+    samples, needs = part.of(batch), [student_run.needs for student_run in student_runs]
+    outputs = teacher.outputs(samples, needs) if teacher else None
+    inputs = samples.student(views(needs))
     if teacher:
-        inputs = replace(inputs, renormalised=own.inputs(teacher.normalisation))
-    return (inputs if own is batch else replace(inputs, whole=False)), kept
+        inputs = replace(inputs, renormalised=samples.inputs(teacher.normalisation))
+    return (inputs if samples is batch else replace(inputs, whole=False)), outputs
 
 
 def protocol_progress(protocol: Protocol, epoch: int) -> Progress:

@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import kd_methods
-from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Network, Outputs, Phase, Progress
+from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
 from ..common.environment import out_of_memory
 from ..common.seeding import Stream, seeded
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
-from ..networks import LogitsOnly, NetworkView, count, imagenet_start, init_from, macs
+from ..networks import LogitsOnly, NetworkView, count, macs
 from ..store.cell import Cell
 from ..store.runs import Run
-from ..tasks import TaskData
 from . import optimizers
+from .assembly import Assembly, begin
 from .failures import Diverged
+from .group import Group
 from .isolation import Loans, apart, lend
 from .precision import autocast, scaler, set_tf32
-from .teacher_pass import StoredTeacherPass
 
 
 class StudentRun:
@@ -41,55 +40,34 @@ class StudentRun:
 
     Args:
         cell: what is trained.
-        protocol: the recipe of its group.
-        data: the task's data on the device.
-        teacher: the group's frozen teacher (not folded), or None.
+        group: what it has in common with the cells that are trained beside it.
         run: where its results go.
-        teacher_pass: what the method is prepared from; without one it keeps its stand-ins.
-        observe: measures the student after every epoch; what it returns is recorded.
-        start: the weights that the cell's student starts from, where it has such.
+        weights: those of ImageNet that the cell's student starts from, where it has such.
     """
 
-    def __init__(
-        self,
-        cell: Cell,
-        protocol: Protocol,
-        data: TaskData,
-        teacher: NetworkView | None,
-        run: Run,
-        teacher_pass: StoredTeacherPass | None = None,
-        observe: Callable[[Network], dict[str, Any]] | None = None,
-        start: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.observe = observe
-        protocol = cell.under(protocol)
-        self.cell, self.protocol, self.data, self.run = cell, protocol, data, run
-        device = data.device
+    def __init__(self, cell: Cell, group: Group, run: Run, weights: Mapping[str, Tensor] | None = None) -> None:
+        self.cell, self.protocol, self.data, self.run = cell, cell.under(group.protocol), group.data, run
+        self.observe = group.observe
+        protocol, device, info = self.protocol, self.data.device, self.data.info
         self.stream, self.loans = Stream(cell.seed, device), Loans()
         set_tf32(protocol, device)
-        own = self.loans.network("the teacher", teacher) if teacher else None
-        info = data.info
+        shared = group.teacher if cell.teacher else None
+        teacher = self.loans.network("the teacher", shared.network) if shared else None
         if info.labels is not None:
             info = replace(info, labels=self.loans.tensor("the training set's labels", info.labels))
         with self._apart("student"):
-            student = data.build(cell.student)
-            if cell.init:
-                assert own is not None
-                init_from(student, own, cell.init)
-            if start:
-                imagenet_start.begin(student.module, start)
+            student = self.data.build(cell.student)
+            begin(cell, student, teacher, weights)
         with self._apart("method"):
-            self.method = kd_methods.build(cell.method, student, own, info, **cell.settings)
-            self.method.to(device).to(memory_format=torch.channels_last)
-            self.student = self.method.adapt(student).to(device)
+            assembly = Assembly(cell, student, teacher, info, device, torch.channels_last)
+            self.method, self.student = assembly.method, assembly.student
             self.student.compiles = protocol.compile  # type: ignore[assignment]
-            if teacher_pass:
-                assert own is not None
-                self.method.prepare(replace(teacher_pass, network=own, own_labels=info.labels))
+            if group.teacher_pass and teacher:
+                self.method.prepare(replace(group.teacher_pass, network=teacher, lent_labels=info.labels))
             phases = self.method.phases()
             for needs in (self.method.needs, *(phase.needs for phase in phases)):
-                self._check_needs(own, needs)
-            self.deployed = self.method.deployed(self.student)
+                self._check_needs(teacher, needs)
+            self.deployed = assembly.deployed
         self.scaler = scaler(protocol, device)
         self.optimizer = optimizers.build(
             [*self.student.parameters(), *self.method.parameters()],
@@ -185,10 +163,10 @@ class StudentRun:
         started = time.perf_counter()
         self._set_lr(*position)
         if (part.least or len(batch.labels)) >= self.needs.min_batch:
-            own, lesson, loans = lend(batch, teacher, self.needs)
+            lent, lent_teacher, loans = lend(batch, teacher, self.needs)
             with apart(self.cell.method, loans), self.stream.active(*position, part.index):
                 with autocast(self.protocol, self.data.device):
-                    losses = self.losses(self.forward(own), lesson, own, progress)
+                    losses = self.losses(self.forward(lent), lent_teacher, lent, progress)
                 self.optimizer.backward_and_step(losses, part)
                 for name, term in losses.terms().items():
                     self.sums[name] = self.sums.get(name, 0) + term.detach().double()
@@ -269,8 +247,8 @@ class StudentRun:
 
         def predict(x: Tensor) -> Mapping[str, Tensor]:
             outputs = self.student(x, fields=fields)
-            own = self.deployed.network if isinstance(self.deployed, LogitsOnly) else self.deployed
-            plain = own in (self.student, self.student.module)
+            deployed = self.deployed.network if isinstance(self.deployed, LogitsOnly) else self.deployed
+            plain = deployed in (self.student, self.student.module)
             return {"": outputs.logits if plain else self.deployed(x), **self.method.probes(outputs)}
 
         return predict
@@ -338,13 +316,13 @@ class StudentRun:
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""
         plain = self.data.build(self.cell.student).plain()
-        own, usual = count(self.deployed.parameters()), count(plain.parameters())
-        if own == usual:
+        deployed, usual = count(self.deployed.parameters()), count(plain.parameters())
+        if deployed == usual:
             return []
         x = self.data.clean(torch.zeros(2, dtype=torch.long)).student().inputs  # statistics of a batch need two
         operations = [f"{macs(module, x) / 2e6:.1f} M" for module in (self.deployed, plain)]
         return [
-            f"deployed with {own / 1e6:.3f} M parameters and {operations[0]} MACs, "
+            f"deployed with {deployed / 1e6:.3f} M parameters and {operations[0]} MACs, "
             f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {operations[1]}"
         ]
 

@@ -26,18 +26,21 @@ from .failures import Interrupted
 
 BATCH = 250
 LONG = 2000
-"""Images from which on a pass tells how far it is."""
+"""Images from which on a pass reports its progress."""
 
 EVERY = 20.0
 """Seconds between two lines about what is computed."""
 
 
-class NotKept(Exception):
+class NotStored(Exception):
     """What a method prepares has not been computed yet."""
 
 
-def _identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
-    """What a pass of a teacher over a cell's training images depends on, as JSON values."""
+def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
+    """What a pass of a teacher over a cell's training images depends on, as JSON values.
+
+    The cell need not have that teacher itself.
+    """
     versions = (f"task:{kind_of(cell.task)}", f"network:{teacher.network}")
     return {
         "teacher": teacher.identity(),
@@ -58,11 +61,11 @@ class StoredTeacherPass(TeacherPass):
         network: the frozen teacher.
         normalisation: how it wants its inputs.
         data: the training images.
-        identity: what teacher and data are, as JSON values.
+        identity: what it depends on, see :func:`identity`.
         folder: where results are kept.
-        say: hears what is computed.
+        say: takes lines about what is computed.
         stopping: whether the user asked to stop.
-        own_labels: the training set's, where a method is not to have the data's own tensor.
+        lent_labels: the training set's, where a method is not to have the data's own tensor.
     """
 
     network: NetworkView
@@ -72,26 +75,12 @@ class StoredTeacherPass(TeacherPass):
     folder: Path
     say: Callable[[str], None]
     stopping: Callable[[], bool] = lambda: False
-    own_labels: Tensor | None = None
-    spoke: list[float] = field(default_factory=lambda: [time.monotonic()], compare=False)
-
-    @classmethod
-    def of(
-        cls,
-        cell: Cell,
-        teacher: TeacherRef,
-        network: NetworkView,
-        data: TaskData,
-        folder: Path,
-        say: Callable[[str], None],
-        stopping: Callable[[], bool] = lambda: False,
-    ) -> StoredTeacherPass:
-        """The pass of a teacher over the training images of a cell, which need not have that teacher itself."""
-        return cls(network, (teacher.mean, teacher.std), data, _identity(cell, teacher), folder, say, stopping)
+    lent_labels: Tensor | None = None
+    last_line: list[float] = field(default_factory=lambda: [time.monotonic()], compare=False)
 
     @property
     def labels(self) -> Tensor:  # type: ignore[override]
-        labels = self.data.info.labels if self.own_labels is None else self.own_labels
+        labels = self.data.info.labels if self.lent_labels is None else self.lent_labels
         assert labels is not None
         return labels
 
@@ -110,8 +99,8 @@ class StoredTeacherPass(TeacherPass):
             yield outputs, batch.student().labels
 
     def progress(self, text: str) -> None:
-        if time.monotonic() - self.spoke[0] > EVERY:
-            self.spoke[0] = time.monotonic()
+        if time.monotonic() - self.last_line[0] > EVERY:
+            self.last_line[0] = time.monotonic()
             self.say(f"    {text}")
 
     def stored(
@@ -119,9 +108,9 @@ class StoredTeacherPass(TeacherPass):
     ) -> dict[str, Tensor]:
         key = {"what": what, "settings": dict(settings), **self.identity}
         path = self.folder / f"{digest(key)[:16]}.pt"
-        # Also where it is found: what a method draws afterwards is the same in both cases.
+        # Also where it is in the store: what a method draws afterwards is the same in both cases.
         with seeded(self.data.device, 0, what):
-            state = self._found(path)
+            state = self._read(path)
             if state is None:
                 self.say(f"  preparing {what.rpartition(' ')[0]} of {self.identity['teacher']['network']}")
                 started = time.monotonic()
@@ -131,22 +120,22 @@ class StoredTeacherPass(TeacherPass):
                 self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
         return {name: value.to(self.data.device) for name, value in state.items()}
 
-    def kept_only(self) -> StoredTeacherPass:
-        """This pass where nothing is computed: asking for what is not kept raises :class:`NotKept`."""
-        return _Kept(**vars(self))
+    def without_computing(self) -> StoredTeacherPass:
+        """This pass where nothing is computed: asking for what is not in the store raises :class:`NotStored`."""
+        return _StoredOnly(**vars(self))
 
-    def _found(self, path: Path) -> dict[str, Tensor] | None:
+    def _read(self, path: Path) -> dict[str, Tensor] | None:
         if path.is_file():
             try:
-                kept = read(path)
-                if isinstance(kept, dict) and all(isinstance(value, Tensor) for value in kept.values()):
-                    return kept
+                state = read(path)
+                if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
+                    return state
                 raise Damaged(f"{path} does not hold what was prepared")
             except Damaged as error:
                 self.say(f"{error}; computing it again")
         return None
 
 
-class _Kept(StoredTeacherPass):
+class _StoredOnly(StoredTeacherPass):
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
-        raise NotKept
+        raise NotStored

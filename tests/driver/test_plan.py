@@ -18,6 +18,7 @@ from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Run
 from benchmarks.tasks import digits
 from benchmarks.teachers.zoo import Zoo
+from benchmarks.training.group import Group
 from benchmarks.training.student_run import StudentRun
 from kd_methods import registry
 
@@ -105,9 +106,8 @@ def test_a_cell_is_trained_with_its_rows_optimiser_and_its_own_rate(table: str, 
         shared = {"optimizer", "lr_by_student", "lr_alone"}
         assert own.model_dump(exclude=shared) == protocol.model_dump(exclude=shared)
         cell = replace(cell, method="student", settings={}, teacher=None)
-        student_run = StudentRun(
-            cell, protocol, digits.TASKS[0].open(zoo.folder, protocol, CPU), None, Run(zoo.folder / row)
-        )
+        group = Group(protocol, digits.TASKS[0].open(zoo.folder, protocol, CPU))
+        student_run = StudentRun(cell, group, Run(zoo.folder / row))
         assert student_run.protocol == own and student_run.optimizer.param_groups[0]["lr"] == 0.03
 
 

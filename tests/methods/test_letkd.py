@@ -29,6 +29,8 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import digits, get_task
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training.failures import Interrupted
+from benchmarks.training.group import Group
+from benchmarks.training.shared_teacher import SharedTeacher
 from benchmarks.training.student_run import StudentRun
 from benchmarks.training.teacher_pass import StoredTeacherPass
 from kd_methods import functional
@@ -476,7 +478,8 @@ def test_published_probes_stand_beside_ours(tmp_path: Path):
     data = get_task("digits").open(tmp_path, protocol, torch.device("cpu"))
     for cell in make(request, workspace).cells.values():
         teacher = data.build("resnet56").requires_grad_(False).eval()
-        student_run = StudentRun(cell, protocol, data, teacher, store.create(cell))  # type: ignore[arg-type]
+        shared_teacher = SharedTeacher(teacher, (protocol.mean, protocol.std), protocol)
+        student_run = StudentRun(cell, Group(protocol, data, shared_teacher), store.create(cell))
         student_run.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
         student_run.finish()
     _, file = probe.report(request, workspace)

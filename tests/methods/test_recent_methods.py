@@ -15,8 +15,9 @@ import kd_methods
 from benchmarks.config.protocol import load_protocol
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.tasks.images import ImageBatch
-from benchmarks.training.loop import SharedTeacher, shared
+from benchmarks.training.loop import shared
 from benchmarks.training.optimizers import WHOLE
+from benchmarks.training.shared_teacher import SharedTeacher
 from kd_methods import functional
 from kd_methods.analysis import class_distances as distances
 from kd_methods.contract import Batch, DataInfo, Outputs, Progress, TeacherPass

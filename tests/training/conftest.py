@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import Bench, Result
+from helpers.training_bench import Bench, Result, tiny_data
 
 from benchmarks.store.cell import Cell
 from benchmarks.tasks.images import ImageData
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return tiny_data()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from test_training import EPOCHS, PROTOCOL, REPO, Bench, Result, tiny_data
+from helpers.training_bench import EPOCHS, PROTOCOL, REPO, Bench, Result, tiny_data
 from torch import Tensor
 
 from benchmarks.common.environment import out_of_memory
@@ -345,7 +345,7 @@ def test_a_checkpoint_that_does_not_fit_into_memory_is_not_damaged(
 
 def test_a_group_splits_under_a_limit_of_the_operating_system(tmp_path: Path):
     """The allocator's own error, in a process that may have no more than so much memory."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests" / "training")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")])}
     run = subprocess.run(
         [sys.executable, "-P", __file__, str(tmp_path)], env=environment, cwd=REPO, capture_output=True, text=True
     )

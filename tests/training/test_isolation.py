@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, PROTOCOL, Bench, Case, Result, identical, tiny_data
+from helpers.training_bench import CPU, PROTOCOL, Bench, Case, Result, identical, tiny_data
 from torch import Tensor, nn
 
 from benchmarks.analysis.similarity import BlockSimilarity

@@ -26,9 +26,11 @@ from ...store.cell import Cell, TeacherRef
 from ...store.runs import OTHER_BITS, Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
-from ...training.loop import Report, SharedTeacher, train
+from ...training.group import Group
+from ...training.loop import Report, train
+from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
-from ...training.teacher_pass import StoredTeacherPass
+from ...training.teacher_pass import StoredTeacherPass, identity
 from .executor import Executor
 
 
@@ -68,8 +70,9 @@ class Context:
     def teacher_pass(self, cell: Cell, network: NetworkView) -> StoredTeacherPass:
         """What the methods of the cell's group are prepared from."""
         assert cell.teacher
-        return StoredTeacherPass.of(
-            cell, cell.teacher, network, self.data, self.store.prepared, self.say, self.stopping
+        normalisation, depends_on = (cell.teacher.mean, cell.teacher.std), identity(cell, cell.teacher)
+        return StoredTeacherPass(
+            network, normalisation, self.data, depends_on, self.store.prepared, self.say, self.stopping
         )
 
 
@@ -147,28 +150,10 @@ def _train(cells: Sequence[Cell], context: Context) -> None:
 def _shortage(cells: Sequence[Cell], context: Context) -> str:
     """Train a group; how it ran out of memory, if it did."""
     try:
-        ref = cells[0].teacher
-        network = context.teacher(ref) if ref else None
-        teacher_pass = observe = shared = None
-        if ref and network:
-            teacher_pass = context.teacher_pass(cells[0], network)
-            observe = BlockSimilarity(network, (ref.mean, ref.std), context.data) if context.similarity else None
-            shared = SharedTeacher(network, (ref.mean, ref.std), context.protocol)
-        student_runs = [
-            student_run
-            for cell in cells
-            if (student_run := _student_run(cell, network, teacher_pass, observe, context))
-        ]
+        group = _group(cells[0], context)
+        student_runs = [student_run for cell in cells if (student_run := _student_run(cell, group, context))]
         if student_runs:
-            train(
-                student_runs,
-                context.data,
-                shared,
-                context.protocol,
-                context.report,
-                context.stopping,
-                context.save_seconds,
-            )
+            train(student_runs, group, context.report, context.stopping, context.save_seconds)
     except Exception as error:
         if not environment.out_of_memory(error):
             raise
@@ -176,22 +161,26 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
     return ""
 
 
-def _student_run(
-    cell: Cell,
-    teacher: NetworkView | None,
-    teacher_pass: StoredTeacherPass | None,
-    observe: BlockSimilarity | None,
-    context: Context,
-) -> StudentRun | None:
+def _group(cell: Cell, context: Context) -> Group:
+    """What the cells of a cell's group have in common."""
+    if cell.teacher is None:
+        return Group(context.protocol, context.data)
+    network, normalisation = context.teacher(cell.teacher), (cell.teacher.mean, cell.teacher.std)
+    teacher_pass = context.teacher_pass(cell, network)
+    observe = BlockSimilarity(network, normalisation, context.data) if context.similarity else None
+    teacher = SharedTeacher(network, normalisation, context.protocol)
+    return Group(context.protocol, context.data, teacher, teacher_pass, observe)
+
+
+def _student_run(cell: Cell, group: Group, context: Context) -> StudentRun | None:
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
     # As a teacher's file: one that cannot be read is no failure of the cell.
-    start = load_weights(context.weights_of(cell.start)) if cell.start else None
-    arguments = cell, context.protocol, context.data, teacher, run, teacher_pass, observe, start
+    weights = load_weights(context.weights_of(cell.start)) if cell.start else None
     try:
-        student_run = StudentRun(*arguments)
+        student_run = StudentRun(cell, group, run, weights)
         if damage := _damage(student_run):
-            student_run = StudentRun(*arguments)
+            student_run = StudentRun(cell, group, run, weights)
     except BaseException as error:
         failure = of_cell(error, building=True)
         if failure is None:

@@ -1,0 +1,62 @@
+"""A cell's student and method, put together as they are trained, and what of them is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+import kd_methods
+from kd_methods.contract import DataInfo, Method, Network
+
+from ..networks import imagenet_start, init_from
+from ..store.cell import Cell
+
+
+class Assembly:
+    """Student and method of a cell, on one device.
+
+    Args:
+        cell: names the method and its settings.
+        student: the network to train, as it is built.
+        teacher: the frozen teacher, or None.
+        info: of the training set.
+        device: where the method's parts and what it adds to the student go.
+        memory_format: of the method's convolutions.
+
+    Raises:
+        UserError: the method is not for these networks.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        student: Network,
+        teacher: Network | None,
+        info: DataInfo,
+        device: torch.device | str = "cpu",
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> None:
+        self.method: Method = kd_methods.build(cell.method, student, teacher, info, **cell.settings)
+        self.method.to(device).to(memory_format=memory_format)
+        self.student = self.method.adapt(student).to(device)
+
+    @cached_property
+    def deployed(self) -> nn.Module:
+        """What maps inputs to logits in the end; it shares its tensors with what is trained."""
+        return self.method.deployed(self.student)
+
+
+def begin(cell: Cell, student: Network, teacher: Network | None, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Give a student that is built what its cell starts from: parts of its teacher, or ``weights`` of ImageNet.
+
+    Raises:
+        UserError: the student cannot start from that teacher.
+    """
+    if cell.init:
+        assert teacher is not None
+        init_from(student, teacher, cell.init)
+    if weights:
+        imagenet_start.begin(student.module, weights)

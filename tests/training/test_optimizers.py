@@ -1,0 +1,170 @@
+"""Optimisers and learning rates, against their definitions and across a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.training_bench import EPOCHS, PROTOCOL, SAMPLES, STEPS, STUDENT, Bench, Result
+from torch import Tensor
+
+from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
+from benchmarks.config.recipe import Optimizer
+from benchmarks.driver.executors import local
+from benchmarks.store.cell import Cell
+from benchmarks.store.cells import make_cell
+from benchmarks.tasks.images import ImageData
+from benchmarks.training import optimizers
+from benchmarks.training.failures import Interrupted
+from benchmarks.training.student_run import StudentRun
+from kd_methods.contract import Losses
+
+DOT = {"name": "dot", "delta": 0.075}
+
+
+def test_dot_by_definition():
+    """Algorithm 1 of the paper, and mdistiller's rule for parameters that one kind of terms reaches."""
+    torch.manual_seed(0)
+    start = [torch.randn(3, dtype=torch.float64) for _ in range(3)]
+    parameters = [torch.nn.Parameter(value.clone()) for value in start]
+    config = Optimizer(lr=0.1, momentum=0.9, weight_decay=0.01, **DOT)
+    optimizer = optimizers.build(parameters, 0.1, config)
+    momenta: dict[tuple[int, str], Tensor | float] = dict.fromkeys(
+        itertools.product(range(3), ("task", "distill")), 0.0
+    )
+    values = [value.clone() for value in start]
+    reached = {"task": (0, 1), "distill": (0, 2)}
+    rates = {(0, "task"): 0.825, (0, "distill"): 0.975, (1, "task"): 0.9, (2, "distill"): 0.9}
+    for _ in range(5):
+        gradients = {
+            kind: {i: 2 * values[i] * (1 + j) for i in which} for j, (kind, which) in enumerate(reached.items())
+        }
+        for (i, kind), rate in rates.items():
+            decay = 0.01 * values[i] if (i, kind) != (0, "distill") else 0.0
+            momenta[i, kind] = rate * momenta[i, kind] + gradients[kind][i] + decay
+        values = [value - 0.1 * (momenta[i, "task"] + momenta[i, "distill"]) for i, value in enumerate(values)]
+        a, b, c = (parameter.pow(2).sum() for parameter in parameters)
+        optimizer.backward_and_step(Losses(task={"a": a, "b": b}, distill={"a": 2 * a, "c": 2 * c}))
+    for parameter, value in zip(parameters, values, strict=True):
+        assert torch.allclose(parameter, value, rtol=1e-12)
+
+
+def test_dot_without_distillation_is_sgd():
+    torch.manual_seed(0)
+    start = torch.randn(4)
+    found = []
+    for change in ({}, DOT):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = optimizers.build([parameter], 0.1, Optimizer(lr=0.1, weight_decay=0.01, **change))
+        for _ in range(4):
+            optimizer.backward_and_step(Losses(task={"task": parameter.pow(4).sum()}))
+        found.append(parameter.detach())
+    assert torch.allclose(*found, rtol=1e-6)
+
+
+def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result], tmp_path: Path):
+    """Optimisers of a row's own share the teacher's pass with the others, and resume to the same bits."""
+    plain, other = bench.cells([("kd", {}), ("dkd", {})])
+    protocol = PROTOCOL.with_optimizer(DOT)
+    dotted = make_cell(protocol, "data", "kd", STUDENT, 0, bench.ref, {}, {})
+    assert dotted.key != plain.key and dotted.group() == plain.group()
+    bench.run([dotted])
+    expected = Result(bench.store, dotted)
+    again = Bench(tmp_path / "again", bench.data)
+    with pytest.raises(Interrupted):
+        again.run([plain, dotted, other], stopping=lambda: again.steps()[dotted.label] >= 8)
+    again.run([plain, dotted, other])
+    assert Result(again.store, dotted) == expected != Result(again.store, plain)
+    assert Result(again.store, plain) == alone(plain)
+
+
+def test_adamw_over_one_cycle_follows_torch_and_resumes_exactly(tmp_path: Path, data: ImageData):
+    adamw = Optimizer(name="adamw", lr=0.005, weight_decay=0.01)
+    protocol = PROTOCOL.model_copy(update={"name": "cycle", "optimizer": adamw, "schedule": "onecycle"})
+    results = []
+    for name, stops in (("straight", ()), ("stopped", (1, 3, 2))):
+        bench = Bench(tmp_path / name, data)
+        cell = make_cell(protocol, "data", "feature_only", STUDENT, 0, bench.ref, {"samples": 40, "per_class": 4}, {})
+        for stop in stops:
+            asked = functools.partial(lambda steps, stop, label: steps()[label] >= stop, bench.steps, stop, cell.label)
+            with pytest.raises(Interrupted):
+                local.run([cell], dataclasses.replace(bench.context(stopping=asked), protocol=protocol))
+        local.run([cell], dataclasses.replace(bench.context(), protocol=protocol))
+        results.append(Result(bench.store, cell))
+    assert results[0] == results[1]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    reference = torch.optim.AdamW([parameter], lr=1.0)
+    steps = steps_per_epoch(SAMPLES, protocol)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(reference, max_lr=0.005, total_steps=EPOCHS * steps)
+    for epoch, record in enumerate(results[0].records, 1):
+        while schedule.last_epoch < epoch * steps - 1:
+            reference.step()
+            schedule.step()
+        assert record["lr"] == pytest.approx(reference.param_groups[0]["lr"], rel=1e-5)
+
+
+def rates(protocol: Protocol, student: str) -> list[float]:
+    return [protocol.lr(student) * protocol.lr_at(epoch)[0] for epoch in range(1, protocol.epochs + 1)]
+
+
+def test_learning_rate_of_the_field_s_recipe():
+    recipe = load_protocol("cifar100-crd240")
+    wanted = [0.05] * 150 + [0.005] * 30 + [0.0005] * 30 + [0.00005] * 30
+    assert rates(recipe, "resnet20") == pytest.approx(wanted)
+    for small in ("MobileNetV2", "ShuffleV1", "ShuffleV2"):
+        assert rates(recipe, small) == pytest.approx([value / 5 for value in wanted])
+
+
+def test_learning_rate_of_a_shortened_recipe():
+    assert rates(load_protocol("cifar100-short"), "resnet20") == pytest.approx([0.05] * 7 + [0.005, 0.0005, 0.00005])
+    recipe = load_protocol("cifar100-crd240")
+    assert rates(recipe.changed(epochs=24), "resnet20") == pytest.approx(
+        [0.05] * 15 + [0.005] * 3 + [0.0005] * 3 + [0.00005] * 3
+    )
+    assert rates(recipe.changed(epochs=1), "resnet20") == [0.05]
+    assert rates(recipe.changed(epochs=480), "resnet20")[299:301] == pytest.approx([0.05, 0.005])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_backbone_learns_at_its_share_of_the_rate(name: str):
+    """As two optimisers of their own would; the rate that is recorded is the full one."""
+    torch.manual_seed(0)
+    start = [torch.randn(3), torch.randn(3)]
+    together, apart = ([torch.nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    config = Optimizer(name=name, lr=1.0, weight_decay=0.1, backbone=0.01)  # type: ignore[arg-type]
+    one = optimizers.build(together, 1.0, config, slow=together[:1])
+    two = [optimizers.build([p], 1.0, config.model_copy(update={"backbone": 1.0})) for p in apart]
+    for lr in (0.3, 0.1, 0.2):
+        one.set_lr(lr, 0.9)
+        for optimizer, share in zip(two, (0.01, 1.0), strict=True):
+            optimizer.set_lr(lr * share, 0.9)
+        one.backward_and_step(Losses(task={"task": sum(p.square().sum() for p in together)}))  # type: ignore[dict-item]
+        for optimizer, p in zip(two, apart, strict=True):
+            optimizer.backward_and_step(Losses(task={"task": p.square().sum()}))
+        assert one.param_groups[0]["lr"] == lr
+    assert all(torch.allclose(a, b) for a, b in zip(together, apart, strict=True))
+    assert (apart[0] - start[0]).norm() < 0.1 * (apart[1] - start[1]).norm()
+
+
+def test_the_optimiser_gets_the_rate_of_the_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    used: list[tuple[tuple[int, int], float]] = []
+    step = StudentRun.step
+
+    def watch(self: StudentRun, *arguments: Any) -> None:
+        position = self.position
+        step(self, *arguments)
+        used.append((position, self.optimizer.param_groups[0]["lr"]))
+
+    monkeypatch.setattr(StudentRun, "step", watch)
+    (cell,) = bench.cells([("student", {})])
+    with pytest.raises(Interrupted):
+        bench.run([cell], stopping=lambda: len(used) >= STEPS + 2)
+    bench.run([cell])
+    assert [position for position, _ in used] == [(e, s) for e in (1, 2) for s in range(STEPS)]
+    assert [rate for _, rate in used] == pytest.approx([0.05] * STEPS + [0.005] * STEPS)

@@ -1,0 +1,56 @@
+"""What a finished cell leaves: weights that timm loads, the metrics that were measured, a teacher for others."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Bench, Result, identical
+
+from benchmarks.driver.executors import local
+from benchmarks.store.cell import TeacherRef
+from benchmarks.store.cells import make_cell
+from benchmarks.tasks.images import ImageData
+
+
+def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Bench):
+    (cell,) = bench.cells([("kd", {})])
+    bench.run([cell])
+    run = bench.store.run(cell)
+    model = timm.create_model(f"kd_{STUDENT}", num_classes=10)
+    model.load_state_dict(torch.load(run / "student.pt", weights_only=True), strict=True)
+    x = bench.data.test.images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PROTOCOL.mean, PROTOCOL.std))
+    with torch.no_grad():
+        right = model.eval()((x - mean) / std).argmax(1) == bench.data.test.labels
+    assert run.status["last"]["top1"] == pytest.approx(100 * float(right.float().mean()), abs=1e-4)
+    assert run.metrics[-1]["metrics"] == run.status["last"]
+    assert run.status["best"]["top1"] == max(record["metrics"]["top1"] for record in run.metrics)
+    assert [record["epoch"] for record in run.metrics] == [1, 2]
+    assert [record["lr"] for record in run.metrics] == pytest.approx([0.05, 0.005])
+    assert set(run.metrics[0]["losses"]) == {"task", "kd"}
+
+
+def test_a_cell_of_the_store_may_be_the_teacher(bench: Bench):
+    own = make_cell(PROTOCOL, "data", "student", TEACHER, 0, None, {}, {})
+    ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=own.key)
+    taught = make_cell(PROTOCOL, "data", "kd", STUDENT, 0, ref, {}, {})
+    bench.run([own])
+    bench.run([taught])
+    network = bench.context().teacher(ref)
+    assert identical(dict(network.module.state_dict()), torch.load(bench.store.run(own) / "student.pt"))
+    (by_file,) = bench.cells([("kd", {})])
+    bench.run([by_file])
+    assert not identical(Result(bench.store, taught).weights, Result(bench.store, by_file).weights)
+
+
+def test_training_learns(bench: Bench):
+    """Random guessing gives ten per cent."""
+    long = PROTOCOL.model_copy(update={"epochs": 12, "recipe_epochs": 12, "milestones": (9,)})
+    cell = make_cell(long, "data", "student", STUDENT, 0, None, {}, {})
+    context = bench.context()
+    data = ImageData(bench.data.train, bench.data.test, 10, long, CPU)
+    local.run([cell], local.Context(bench.store, long, data, CPU, context.weights, context.report, context.say))
+    records = bench.store.run(cell).metrics
+    assert records[-1]["metrics"]["top1"] > 45
+    assert records[-1]["losses"]["task"] < 0.5 * records[0]["losses"]["task"]
