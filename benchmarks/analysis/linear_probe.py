@@ -18,18 +18,14 @@ from ..networks import NetworkView
 from ..store.cell import Cell
 from ..store.runs import Store
 from ..tasks import TaskData
-from ..training.assembly import Assembly
+from .restored import restored
 
 BATCH = 250
 
 
 def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
     """The network of a finished cell as it was trained, with its weights."""
-    student = data.build(cell.student)
-    teacher = data.build(cell.teacher.network).requires_grad_(False).eval() if cell.teacher else None
-    assembly = Assembly(cell, student, teacher, data.info, data.device)
-    assembly.deployed.load_state_dict(load_weights(store.run(cell).student()))
-    network = assembly.student.eval()
+    network = restored(cell, data, load_weights(store.run(cell).student())).student.eval()
     assert isinstance(network, NetworkView)
     return network
 

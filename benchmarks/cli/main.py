@@ -18,7 +18,7 @@ from kd_methods.errors import UserError, unknown
 from ..common.console import patient_streams, say
 from ..common.files import write_text
 from ..common.places import PROGRAM
-from . import cost, measure, results, show, tables, teachers
+from . import cost, exchange, measure, results, show, tables, teachers
 from .options import OUTPUT
 
 
@@ -70,7 +70,7 @@ def cli() -> None:
     pass
 
 
-for _family in (tables, results, show, measure, cost):
+for _family in (tables, results, exchange, show, measure, cost):
     for _command in _family.COMMANDS:
         cli.add_command(_command)
 cli.add_command(teachers.teachers)

@@ -16,6 +16,7 @@ from ..common.places import ROOT
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
+    from ..config.protocol import Changes
     from ..driver.workers import Crew
 
 OUTPUT = "output folder"
@@ -136,6 +137,16 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(workspace=workspace, **arguments)
 
     return device(data_root(checkpoints(output(plugin(with_workspace)))))
+
+
+def stem_of(table: str, preset: str, changes: Changes, settings: str) -> str:
+    """The folder of a table in the store, by the options that make it another one."""
+    from ..config.protocol import load_protocol
+    from ..config.table_spec import load_table, stem
+
+    spec = load_table(table)
+    usual = load_protocol(spec.preset(preset).protocol)
+    return stem(spec.name, preset, usual, usual.changed(**changes), settings == "uniform")
 
 
 def words(option: str, text: str | None) -> tuple[str, ...]:

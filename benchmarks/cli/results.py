@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 def cite(table: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
     """BibTeX of what TABLE rests on: its methods, data sets and networks, and this suite."""
     from ..config.protocol import load_protocol
-    from ..config.table_spec import load_table, stem
+    from ..config.table_spec import load_table
     from ..report import citations
     from ..store import manifest
 
     spec = load_table(table)
     chosen = spec.preset(preset)
     protocol = load_protocol(chosen.protocol)
-    name = stem(spec.name, preset, protocol, protocol.changed(**changes), settings == "uniform")
-    if shown := manifest.load(output, name):
+    if shown := manifest.load(output, options.stem_of(table, preset, changes, settings)):
         found = citations.of_manifest(shown)
     else:
         pairs, rows = chosen.pairs or (), chosen.methods or ()

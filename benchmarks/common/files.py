@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from kd_methods.errors import Damaged, DiskError, UserError
 
@@ -44,23 +44,36 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         DiskError: the folder is read-only, the disk full, or a parent is a file.
     """
+    with replaced(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`write_bytes`, of what is written piece by piece; nothing changes where that fails.
+
+    Raises:
+        DiskError: as there.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp makes files that only their owner can read
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
+        temporary = None
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise DiskError(
             f"cannot write {path}: {reason}; choose another folder (--output, --checkpoints) or free space"
         ) from None
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> None:

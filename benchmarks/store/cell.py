@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,18 @@ class Cell:
     plugins: dict[str, str] = field(default_factory=dict)
     init: str = ""
     start: TeacherRef | None = None
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> Cell:
+        """The cell with an identity; its task has no place of data, and its teacher no name."""
+        own = dict(identity)
+        method = own.pop("method")
+        refs: dict[str, Any] = {
+            name: TeacherRef(**ref) for name in ("teacher", "start") if (ref := own.pop(name, None))
+        }
+        named = {"method": method["name"], "method_version": method["version"], "settings": method["settings"]}
+        del own["schema"]
+        return cls(**own, **named, **refs)
 
     def under(self, protocol: Protocol) -> Protocol:
         """The protocol of the cell's group as the cell has it: with the optimiser and the learning rate of its own.

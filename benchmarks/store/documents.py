@@ -110,8 +110,13 @@ Identity = Annotated[_Identity, AfterValidator(_own)]
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a document with its seal, whole or not at all."""
+    write_json(path, sealed(content))
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """A document with its seal."""
     content = json.loads(json.dumps(content))  # as it will be read
-    write_json(path, {**content, SEAL: _digest(content)})
+    return {**content, SEAL: _digest(content)}
 
 
 def read(path: Path, shape: Any, remedy: str = REMEDY) -> Any:

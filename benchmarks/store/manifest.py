@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from kd_methods.errors import UserError
+
 from ..common.files import locked
 from . import documents
 
@@ -207,6 +209,38 @@ def save(output: Path, stem: str, new: Manifest) -> Manifest:
         merged = merge(load(output, stem), new)
         documents.write(path(output, stem), merged.model_dump(mode="json"))
     return merged
+
+
+def existing(output: Path, stem: str) -> Manifest:
+    """A table's manifest.
+
+    Raises:
+        UserError: nothing was ever planned under that name.
+        Damaged: it is not what was written.
+    """
+    if found := load(output, stem):
+        return found
+    known = ", ".join(stems(output)) or "none"
+    raise UserError(f"no table '{stem}' in {output} (there: {known}); run it first")
+
+
+def stems(output: Path) -> list[str]:
+    """The folders of the tables of a store."""
+    return sorted(path.parent.name for path in (output / "tables").glob("*/plan.json"))
+
+
+def adopt(output: Path, stem: str, theirs: Manifest) -> tuple[Manifest | None, Manifest]:
+    """Let a table show what it shows elsewhere, as far as that goes together; what is here stays.
+
+    Returns:
+        What it showed before, and what it shows now.
+    """
+    with locked(path(output, stem).parent):
+        ours = load(output, stem)
+        joined = merge(theirs, ours) if ours else theirs
+        if joined != ours:
+            documents.write(path(output, stem), joined.model_dump(mode="json"))
+    return ours, joined
 
 
 def _upgraded(raw: Any) -> Any:

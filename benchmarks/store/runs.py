@@ -56,7 +56,18 @@ _SHAPES: Mapping[str, Any] = {
 _FILES = ("checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environment.json", "status.json", "cell.json")
 """What a run consists of; last what says whose it is, so that a kill while all is set aside leaves that to be seen."""
 
+RESULT = ("cell.json", "environment.json", "metrics.json", "student.pt", "status.json")
+"""What a run that has ended is handed on with, in the order in which it is written: without a status nothing counts."""
+
 Say = Callable[[str], None]
+
+
+def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The metrics of the ``last`` of a run's epochs, and each at its ``best`` in the training proper."""
+    last = records[-1]["metrics"]
+    proper = [record["metrics"] for record in records if not record.get("phase")]
+    # Average precision of a size without objects is there in epochs in which a detector finds nothing, and only then.
+    return {"last": last, "best": {name: max(metrics.get(name, 0.0) for metrics in proper) for name in last}}
 
 
 class Facts(NamedTuple):
@@ -248,6 +259,17 @@ class Run:
         finally:
             os.close(handle)
 
+    def take(self, other: Run, say: Say) -> None:
+        """Become a copy of another run that has ended, for the process that holds this one, which has not.
+
+        What was begun here is kept beside it.
+        """
+        if any((self / name).exists() for name in _FILES):
+            self._set_aside(_FILES, f"{self.path} was begun here and has ended elsewhere", say, "begun")
+        for name in RESULT:
+            if (other / name).is_file():
+                self.write(name, read_bytes(other / name))
+
     def mend(self, say: Say = lambda line: None) -> None:
         """Set aside what is damaged, so that it is computed again; for the process that holds the run."""
         status: dict[str, Any] = {}
@@ -262,8 +284,8 @@ class Run:
             except Damaged as error:
                 self._set_aside(lost, str(error), say)
 
-    def _set_aside(self, names: Sequence[str], reason: str, say: Say) -> None:
-        kept = [set_aside(self / name, "damaged").name for name in names if (self / name).exists()]
+    def _set_aside(self, names: Sequence[str], reason: str, say: Say, why: str = "damaged") -> None:
+        kept = [set_aside(self / name, why).name for name in names if (self / name).exists()]
         say(f"{reason}; kept as {', '.join(kept)}" if kept else reason)
 
 

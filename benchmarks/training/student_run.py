@@ -21,7 +21,7 @@ from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import LogitsOnly, NetworkView, count, macs
 from ..store.cell import Cell
-from ..store.runs import Run
+from ..store.runs import Run, figures
 from . import optimizers
 from .assembly import Assembly, begin
 from .failures import Diverged
@@ -338,15 +338,10 @@ def finish(
     """Write a deployed network's weights and its metrics, and mark the run done."""
     run.write("student.pt", to_bytes(weights))
     run.set_metrics(records)
-    last = records[-1]
-    proper = [record["metrics"] for record in records if not record["phase"]]
-    # Average precision of a size without objects is there in epochs in which a detector finds nothing, and only then.
-    best = {name: max(metrics.get(name, 0.0) for metrics in proper) for name in last["metrics"]}
     run.set_status(
         "done",
-        epoch=last["epoch"],
+        epoch=records[-1]["epoch"],
         epochs=protocol.epochs,
-        last=last["metrics"],
-        best=best,
+        **figures(records),
         remarks=[*remarks, *run.changes],
     )

@@ -1,0 +1,84 @@
+"""Runs as archives: packed for others, taken from others, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kd_methods.errors import UserError
+
+from ..common.console import Outcome, counted
+from . import options
+from .options import end, in_workspace
+
+if TYPE_CHECKING:
+    from ..common.workspace import Workspace
+    from ..config.protocol import Changes
+
+archive = click.Path(path_type=Path)
+
+
+@click.command("export")
+@click.argument("what", nargs=-1, required=True, metavar="TABLE|RUN...")
+@click.argument("file", type=archive)
+@click.option("--students", is_flag=True, help="Also the weights of the deployed networks, for `verify`.")
+@options.preset
+@options.changes
+@options.settings
+@options.output
+def export_runs(
+    what: Sequence[str], file: Path, students: bool, preset: str, changes: Changes, settings: str, output: Path
+) -> None:
+    """Pack finished runs into FILE.zip, with checksums: those of tables, or runs by the names of their folders.
+
+    A TABLE is a name, with --preset and the options that change a protocol, or a folder in tables/ of the output.
+    """
+    from ..config.table_spec import table_names
+    from ..store import exchange, manifest
+
+    if file.suffix != ".zip":
+        raise UserError(f"export {' '.join(what)} {file}: the last word names the archive, and ends in .zip")
+    tables, runs = [], []
+    for word in what:
+        if word in manifest.stems(output):
+            tables.append(word)
+        elif word in table_names() or word.endswith((".yaml", ".yml")):
+            tables.append(options.stem_of(word, preset, changes, settings))
+        else:
+            runs.append(word)
+    found = exchange.export(output, file, tables, runs, students)
+    left = f", {counted(found.left_out, 'cell')} without a result left out" if found.left_out else ""
+    networks = f", {found.students} with their network" if students else ""
+    click.echo(f"{file}: {counted(found.runs, 'run')}{networks}{left}\nsha256 {found.sha256}")
+
+
+@click.command("import")
+@click.argument("file", type=archive)
+@options.output
+def import_runs(file: Path, output: Path) -> None:
+    """Take the runs of an archive into the store, if it is what was written; what is here stays as it is."""
+    from ..store.exchange import import_
+
+    found = import_(file, output)
+    students = f", {counted(found.students, 'network')} added to them" if found.students else ""
+    text = f"{file}: {counted(len(found.added), 'run')} taken, {found.same} in the store{students}"
+    if found.tables:
+        text += f"\ntables that show more: {', '.join(found.tables)}"
+    end(Outcome(text, found.missing))
+
+
+@click.command()
+@click.argument("file", type=archive)
+@in_workspace
+def verify(workspace: Callable[[], Workspace], file: Path) -> None:
+    """Evaluate the students of an archive (or of an output folder) here, and compare with what their runs claim."""
+    place = workspace()
+    from ..driver.verify import report
+
+    end(report(file, place))
+
+
+COMMANDS = (export_runs, import_runs, verify)

@@ -1,0 +1,153 @@
+"""Whether students measure here what their runs claim: of an archive that others sent, or of a store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_methods.errors import UserError
+
+from ..analysis.restored import restored
+from ..common.console import Outcome, counted
+from ..common.files import digest
+from ..common.weights import load_weights
+from ..common.workspace import Workspace
+from ..config.protocol import Protocol
+from ..store import documents, exchange
+from ..store.cell import Cell
+from ..store.cells import make_cell
+from ..store.exchange import STUDENT, Ended
+from ..tasks import TaskData, get_task
+from ..training import precision
+from .executors import of
+
+TOLERANCE = 0.1
+"""Points by which a metric may differ: another machine rounds otherwise, and an image or two change sides."""
+
+EXACT = 1e-6
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a student claims of its last epoch and measures here, by metric, or why it cannot be evaluated here."""
+
+    label: str
+    claimed: Mapping[str, float]
+    measured: Mapping[str, float]
+    reason: str = ""
+
+    @property
+    def difference(self) -> float:
+        """Of the metric that differs most, measured minus claimed."""
+        return max((self.measured[name] - value for name, value in self.claimed.items()), key=abs, default=0.0)
+
+    @property
+    def holds(self) -> bool:
+        return not self.reason and abs(self.difference) <= TOLERANCE
+
+    def line(self) -> str:
+        """In words."""
+        if self.reason:
+            return f"{self.label}  cannot be evaluated here: {self.reason}"
+        values = ", ".join(f"{name} {value:.2f}" for name, value in self.claimed.items())
+        if abs(self.difference) <= EXACT:
+            return f"{self.label}  {values}: equal"
+        own = ", ".join(f"{name} {self.measured[name]:.2f}" for name in self.claimed)
+        return f"{self.label}  {values}: differs by {self.difference:+.2f} ({own} here)"
+
+
+def verify(source: Path, workspace: Workspace) -> tuple[Verified, ...]:
+    """Evaluate every student of an archive, or of a store's folder, on the data here.
+
+    Raises:
+        Damaged: the archive is not what was written.
+        UserError: there is no such archive or store.
+    """
+    with _store(source) as folder:
+        found = []
+        opened: dict[str, TaskData] = {}
+        for run in exchange.ended(folder, workspace.say):
+            if run.status["state"] == "done":
+                found.append(_verified(run, workspace, opened))
+                workspace.say(found[-1].line())
+        return tuple(found)
+
+
+def report(source: Path, workspace: Workspace) -> Outcome:
+    """As :func:`verify`, in words; missing is what does not hold, or could not be evaluated."""
+    found = verify(source, workspace)
+    unknown, off = [v for v in found if v.reason], [v for v in found if not v.reason and not v.holds]
+    exact = sum(not v.reason and abs(v.difference) <= EXACT for v in found)
+    text = (
+        f"{len(found) - len(unknown)} of {counted(len(found), 'student')} evaluated here: {exact} equal, "
+        f"{len(found) - len(unknown) - exact - len(off)} within {TOLERANCE}, {len(off)} off"
+    )
+    missing = [f"{len(off)} off by more than {TOLERANCE}: {', '.join(v.label for v in off)}"] * bool(off)
+    missing += [f"{len(unknown)} not evaluated"] * bool(unknown)
+    return Outcome(text, "; ".join(missing) or ("" if found else f"{source} has no run that is done"))
+
+
+@contextlib.contextmanager
+def _store(source: Path) -> Iterator[Path]:
+    if source.is_dir():
+        yield source
+        return
+    with exchange.opened(source) as folder:
+        yield folder
+
+
+def _verified(ended: Ended, workspace: Workspace, opened: dict[str, TaskData]) -> Verified:
+    """``opened`` holds the data of protocols that came before."""
+    claimed: dict[str, float] = ended.status["last"]
+    try:
+        if not (ended.run / STUDENT).is_file():
+            raise UserError("its network is not in the archive (export it with --students)")
+        cell = Cell.of(documents.read(ended.run / "cell.json", documents.Identity)["cell"])
+        return Verified(ended.label, claimed, _measured(cell, ended.run / STUDENT, workspace, opened))
+    except (UserError, RuntimeError, LookupError) as error:  # a network that is another one here fits in many ways not
+        return Verified(ended.label, claimed, {}, " ".join(str(error).split())[:300])
+
+
+def _measured(cell: Cell, file: Path, workspace: Workspace, opened: dict[str, TaskData]) -> dict[str, float]:
+    """The metrics of a cell's deployed network.
+
+    Raises:
+        UserError: not here: other data, another version of the code, a plugin that is not loaded.
+    """
+    protocol = protocol_of(cell)
+    precision.check(protocol, workspace.device)
+    task = get_task(protocol.task)
+    if of(task).name != "local":
+        raise UserError(f"students of {task.modality} are evaluated in training alone")
+    place = digest([protocol.task, protocol.identity()])
+    if place not in opened:
+        opened.clear()  # one at a time: data may be large
+        opened[place] = task.open(workspace.data_root, protocol, workspace.device)
+    data = opened[place]
+    arguments = cell.method, cell.student, cell.seed, cell.teacher, cell.settings, workspace.plugins, cell.init
+    here = make_cell(protocol, task.fingerprint(workspace.data_root, protocol), *arguments).identity()
+    ours, theirs = ({k: v for k, v in both.items() if k != "start"} for both in (here, cell.identity()))
+    if other := [_difference(name, theirs[name], ours.get(name)) for name in theirs if theirs[name] != ours.get(name)]:
+        raise UserError(f"here it is another cell: {'; '.join(other)}")
+    deployed = restored(cell, data, load_weights(file)).deployed.eval()
+    with precision.autocast(protocol, workspace.device):
+        return data.evaluate(lambda x: {"": deployed(x)})[""]
+
+
+def protocol_of(cell: Cell) -> Protocol:
+    """The protocol that a cell was computed under, as far as its identity says."""
+    optimizer = {**cell.protocol.get("optimizer", {}), "lr": cell.lr}
+    return Protocol.model_validate({**cell.protocol, "task": cell.task, "optimizer": optimizer})
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """What of an identity differs, in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        return "; ".join(_difference(key, theirs.get(key), ours.get(key)) for key in keys)
+    if name == "data":
+        return "the data here is other data"
+    return f"{name} is {ours if ours is not None else 'missing'}, there {theirs if theirs is not None else 'missing'}"

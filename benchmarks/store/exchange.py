@@ -1,0 +1,302 @@
+"""Runs from one store into another: packed, checked, merged. Imports no torch.
+
+A result keeps its provenance: the documents of a run go from store to store as they were written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kd_methods.errors import Damaged, UserError
+
+from ..common.console import counted, say
+from ..common.files import read_bytes, sha256_file, write_bytes
+from . import archives, documents, manifest
+from .archives import REMEDY
+from .manifest import Manifest
+from .runs import FINAL, RESULT, Run, Store, figures
+
+Say = Callable[[str], None]
+
+STUDENT = "student.pt"
+
+_KEY = re.compile("[0-9a-f]{64}")
+_NAME = re.compile(archives.NAME)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an archive got: its sha256, how many runs, so many of them with their student; how many have no result."""
+
+    sha256: str
+    runs: int
+    students: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of a merge: labels of runs that are new here, and of those that have another result here.
+
+    ``same``: how many were here before, with the same result; ``students``: how many of these got their network;
+    ``busy``: labels of those that another process is computing here; ``tables``: folders of tables that show more now.
+    """
+
+    added: tuple[str, ...] = ()
+    same: int = 0
+    students: int = 0
+    conflicts: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> str:
+        """What was not taken, in words; empty where all was."""
+        found = []
+        if self.conflicts:
+            found.append(f"{counted(len(self.conflicts), 'run')} with another result here, which stays: ")
+            found[-1] += "; ".join(self.conflicts)
+        if self.busy:
+            found.append(f"{counted(len(self.busy), 'run')} being computed here: {', '.join(self.busy)}")
+        return "; ".join(found)
+
+
+def export(
+    output: Path, file: Path, tables: Sequence[str] = (), runs: Sequence[str] = (), students: bool = False,
+    say: Say = say,
+) -> Exported:  # fmt: skip
+    """Pack the ended runs of tables, and single ones, with their teachers, costs and what tables show of them.
+
+    Args:
+        output: the store's folder.
+        file: the archive to write.
+        tables: folders of tables in it, such as ``table1-short``.
+        runs: keys of runs, or the beginnings of keys.
+        students: the deployed networks' weights as well.
+        say: hears what is left out, and why.
+
+    Raises:
+        UserError: no such table or run, or none of them has ended.
+    """
+    store, members = Store(output), dict[str, Path]()
+    keys = [_named(output, start) for start in runs]
+    for stem in tables:
+        shown = manifest.existing(output, stem)
+        keys += _keys(shown)
+        members[f"tables/{stem}/plan.json"] = manifest.path(output, stem)
+        costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
+        members |= {name: path for name, path in costs.items() if path.is_file()}
+    found = {key: state for key, (state, _) in store.facts(keys).items()}
+    ended = [key for key, status in found.items() if status["state"] in FINAL]
+    teachers = [key for key in map(_teacher, map(store.run, ended)) if store.run(key).ended] if runs else []
+    packed = with_student = 0
+    for key in dict.fromkeys([*ended, *teachers]):
+        run = store.run(key)
+        try:
+            checked(run)
+        except Damaged as error:
+            say(f"left out: {error}")
+            continue
+        packed += 1
+        names = [name for name in RESULT if (run / name).is_file() and (students or name != STUDENT)]
+        with_student += STUDENT in names
+        members |= {f"runs/{run.path.name}/{name}": run / name for name in names}
+    if not packed:
+        raise UserError(f"nothing to export: none of these runs has ended in {output}; run them first")
+    archives.write(file, members)
+    return Exported(sha256_file(file), packed, with_student, len(set(found) | set(teachers)) - packed)
+
+
+def import_(file: Path, output: Path, say: Say = say) -> Merged:
+    """Merge an archive that :func:`export` wrote into a store.
+
+    Raises:
+        Damaged: it is not what was written; nothing is taken.
+        UserError: no such file, or the store cannot be written.
+    """
+    Store(output).check_writable()
+    with opened(file, output) as folder:
+        return merge(folder, output, say)
+
+
+@contextmanager
+def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
+    """An archive as a store of its own, in which every run and manifest is whole; it is gone afterwards.
+
+    Raises:
+        Damaged: something in it is not what was written.
+    """
+    with archives.unpacked(file, beside) as folder:
+        try:
+            for run in _runs(folder):
+                checked(run)
+            for stem in manifest.stems(folder):
+                _check_manifest(manifest.existing(folder, stem), stem)
+            for path in (folder / "costs").glob("*.json"):
+                documents.read(path, dict[str, Any])
+        except Damaged as error:
+            reason = str(error).replace(f"{folder}/", "").partition(f"; {documents.REMEDY}")[0]
+            raise Damaged(f"{file}: {reason}; {REMEDY}") from None
+        yield folder
+
+
+def merge(source: Path, output: Path, say: Say = say) -> Merged:
+    """Take into a store what another one has and it has not: ended runs, costs, and what tables show.
+
+    Where both have a run with other results, the one of ``output`` stays, and the other is named and not kept. What
+    tables show is joined; where that cannot be, theirs of ``output`` stay as well.
+
+    Raises:
+        UserError: there is no store in ``source``, or ``output`` cannot be written.
+    """
+    store, whole = Store(output), ended(source, say)
+    facts = store.facts(their.run.key for their in whole)
+    added, same, students, conflicts, busy = list[str](), 0, 0, list[str](), list[str]()
+    for their in whole:
+        own, ours = store.run(their.run.key), facts[their.run.key].status
+        with own.lock() as mine:
+            if ours["state"] not in FINAL:
+                (added if mine else busy).append(their.label)
+                if mine:
+                    own.take(their.run, say)
+            elif _result(ours) != _result(their.status):
+                conflicts.append(f"{their.label} ({_words(ours)} here, {_words(their.status)} there)")
+            else:
+                same += 1
+                students += mine and _take_student(own, their.run, ours)
+    for path in sorted((source / "costs").glob("*.json")):
+        if not store.cost(path.stem).exists():
+            write_bytes(store.cost(path.stem), read_bytes(path))
+    tables = tuple(stem for stem in manifest.stems(source) if _join(source, output, stem, say))
+    return Merged(tuple(added), same, students, tuple(conflicts), tuple(busy), tables)
+
+
+class Ended(NamedTuple):
+    """A run that has ended and is whole."""
+
+    run: Run
+    label: str
+    status: dict[str, Any]
+
+
+def checked(run: Run) -> Ended:
+    """A run that has ended, whose documents agree with each other and with its key.
+
+    Raises:
+        Damaged: one is missing or is not what was written, the run has not ended, or claims what its epochs do not say.
+    """
+    identity = documents.read(run / "cell.json", documents.Identity)
+    if identity is None or identity["key"][:16] != run.path.name:
+        raise Damaged(f"{run / 'cell.json'} is missing, or another cell's; {documents.REMEDY}")
+    run, label = Run(run.path, identity["key"]), identity["label"]
+    status = run.status
+    if status["state"] not in FINAL:
+        raise Damaged(f"{run.path} ({label}): {status.get('message', status['state'])}")
+    if status["state"] == "done":
+        if (run / STUDENT).is_file() and (damage := run.damage(STUDENT)):
+            raise Damaged(damage)
+        records = run.metrics
+        if not records or _text({rule: status[rule] for rule in ("last", "best")}) != _text(figures(records)):
+            raise Damaged(f"{run.path} ({label}): its status has other results than its epochs")
+    return Ended(run, label, status)
+
+
+def ended(root: Path, say: Say) -> list[Ended]:
+    """The runs of a store that have ended and are whole, by key; ``say`` hears of the others.
+
+    Raises:
+        UserError: there is no store.
+    """
+    found = []
+    for run in _runs(root):
+        try:
+            found.append(checked(run))
+        except Damaged as error:
+            say(f"not taken: {error}")
+    return found
+
+
+def _runs(root: Path) -> list[Run]:
+    """The folders of a store's runs.
+
+    Raises:
+        UserError: there is no store.
+    """
+    if not (root / "runs").is_dir():
+        raise UserError(f"there is no store in {root}: it has no folder runs")
+    return [Run(path) for path in sorted((root / "runs").iterdir()) if path.is_dir()]
+
+
+def _keys(shown: Manifest) -> Iterable[str]:
+    """The runs that a table shows, and those of its teachers."""
+    return [*(cell.key for cell in shown.cells), *(c.teacher.cell for c in shown.columns if c.teacher.cell)]
+
+
+def _teacher(run: Run) -> str:
+    """The key of the cell that trained a run's teacher, or empty."""
+    identity = documents.read(run / "cell.json", documents.Identity)
+    return ((identity or {}).get("cell", {}).get("teacher") or {}).get("cell", "")
+
+
+def _named(output: Path, start: str) -> str:
+    """The key of the one run whose key begins so."""
+    folders = [run for run in _runs(output) if run.path.name.startswith(start[:16])]
+    if len(folders) != 1:
+        count = "several begin" if folders else "none begins"
+        raise UserError(f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/")
+    return checked(folders[0]).run.key
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)  # values that are no number are equal here
+
+
+def _result(status: dict[str, Any]) -> str:
+    """What two computations of one cell have to agree in."""
+    return _text([status["state"], status.get("last"), status.get("best")])
+
+
+def _words(status: dict[str, Any]) -> str:
+    values = ", ".join(f"{name} {value:.2f}" for name, value in status.get("last", {}).items())
+    return values or status["state"]
+
+
+def _take_student(own: Run, other: Run, ours: dict[str, Any]) -> bool:
+    """The deployed network of a run that came without it, where it is the one that the run knows."""
+    if (own / STUDENT).exists() or not (other / STUDENT).is_file():
+        return False
+    if ours.get("files", {}).get(STUDENT) != sha256_file(other / STUDENT):
+        return False
+    own.write(STUDENT, read_bytes(other / STUDENT))
+    return True
+
+
+def _join(source: Path, output: Path, stem: str, say: Say) -> bool:
+    """Let a table of ``output`` show what that of ``source`` shows besides; whether it shows more now."""
+    theirs = manifest.existing(source, stem)
+    before, joined = manifest.adopt(output, stem, theirs)
+    there = {cell.key for cell in joined.cells}
+    if lost := len({cell.key for cell in theirs.cells} - there):
+        say(
+            f"table {stem} stays as it is in {counted(lost, 'cell')}: they are under another protocol, teacher or "
+            f"setting, or of other data; the runs are in the store"
+        )
+    return before != joined
+
+
+def _check_manifest(shown: Manifest, stem: str) -> None:
+    """Raise Damaged where what becomes the name of a file is none."""
+    keys = [*_keys(shown), *(cost.key for cost in shown.costs)]
+    names = [shown.name, *[shown.published] * bool(shown.published)]
+    if odd := [key for key in keys if not _KEY.fullmatch(key)] + [name for name in names if not _NAME.fullmatch(name)]:
+        raise Damaged(f"tables/{stem}/plan.json names {odd[0][:80]!r}")
+    if odd := [c.key for c in shown.columns if ".." in c.key or c.key.startswith("/") or not c.key.isprintable()]:
+        raise Damaged(f"tables/{stem}/plan.json has a column {odd[0][:80]!r}")
+    if not stem.startswith(shown.name):
+        raise Damaged(f"tables/{stem}/plan.json is of table {shown.name}")

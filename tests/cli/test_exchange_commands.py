@@ -1,0 +1,46 @@
+"""Export and import from the command line: what is said, and how the commands end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from benchmarks.cli.main import cli
+from benchmarks.common.files import sha256_file
+from kd_methods.errors import UserError
+from tests.helpers.stores import STEM, cell, finish, table
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, list(map(str, words)))
+
+
+def test_a_table_is_packed_and_taken(tmp_path: Path) -> None:
+    theirs, ours, file = table(tmp_path / "theirs", "student", "kd"), tmp_path / "ours", tmp_path / "runs.zip"
+    done = call("export", STEM, file, "--output", theirs)
+    assert done.exit_code == 0 and done.output == f"{file}: 5 runs\nsha256 {sha256_file(file)}\n"
+    done = call("export", STEM, cell("kd", 0).key[:8], file, "--students", "--output", theirs)
+    assert "5 runs, 5 with their network\n" in done.output
+    finish(ours, cell("kd", 0), 60.0)
+    done = call("import", file, "--output", ours)
+    assert done.exit_code == 1 and f"{file}: 4 runs taken, 0 in the store\n" in done.output
+    assert f"tables that show more: {STEM}\n" in done.output
+    assert "not complete: 1 run with another result here, which stays: kd/resnet14-resnet8/s0" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("export", STEM, "runs"), "the last word names the archive"),
+        (("export", "tabel1", "runs.zip"), "no run 'tabel1' in"),
+        (("export", "table1", "runs.zip"), "no table 'table1-paper' in"),
+        (("export", "table1", "--preset", "short", "--epochs", "5", "runs.zip"), "no table 'table1-short-epochs5' in"),
+        (("import", "absent.zip"), "there is no file absent.zip"),
+    ],
+)
+def test_mistakes_are_one_line(words: tuple[str, ...], error: str, tmp_path: Path) -> None:
+    output = table(tmp_path / "store", "kd")
+    failed = call(*words, "--output", output).exception
+    assert isinstance(failed, UserError) and error in str(failed)

@@ -1,0 +1,315 @@
+"""Archives: the same bytes, taken whole or not at all, merged without loss; what is hostile is refused unread."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.common.files import sha256_file
+from benchmarks.report.collect import render
+from benchmarks.store import archives, documents, manifest
+from benchmarks.store.cell import Cell
+from benchmarks.store.exchange import export, import_, merge
+from benchmarks.store.runs import Store
+from kd_methods.errors import UserError
+from tests.helpers.stores import STEM, TEACHER, cell, finish, shown, table
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return table(tmp_path_factory.mktemp("made"), "student", "kd")
+
+
+@pytest.fixture
+def theirs(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a store holds, without locks and what can be made again."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "index.sqlite"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def packed(store: Path, **options: Any) -> Path:
+    file = store.parent / "runs.zip"
+    export(store, file, [STEM], **options)
+    return file
+
+
+def test_a_table_goes_into_an_empty_store_and_looks_the_same(theirs: Path, tmp_path: Path) -> None:
+    file, ours = packed(theirs), tmp_path / "ours"
+    found = import_(file, ours)
+    assert len(found.added) == 5 and not found.missing and found.tables == (STEM,)
+    kept = {name: content for name, content in files(theirs).items() if not name.endswith("student.pt")}
+    assert files(ours) == kept, "results come as they were written, with the machine that computed them"
+    assert render(ours, STEM, pytest.fail)[1] == render(theirs, STEM, pytest.fail)[1]
+
+
+def test_the_same_runs_give_the_same_bytes(theirs: Path, tmp_path: Path) -> None:
+    first = sha256_file(packed(theirs))
+    copy = tmp_path / "elsewhere" / "store"
+    shutil.copytree(theirs, copy)
+    assert sha256_file(packed(copy)) == first
+    assert export(copy, tmp_path / "b.zip", [STEM]).sha256 == first
+
+
+def test_importing_twice_changes_nothing(theirs: Path, tmp_path: Path) -> None:
+    file, ours = packed(theirs, students=True), tmp_path / "ours"
+    import_(file, ours)
+    before = files(ours)
+    again = import_(file, ours)
+    assert not again.added and again.same == 5 and not again.tables and not again.students and not again.missing
+    assert files(ours) == before
+
+
+def test_networks_can_follow(theirs: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    import_(packed(theirs), ours)
+    assert not list(ours.rglob("student.pt"))
+    assert import_(packed(theirs, students=True), ours).students == 5
+    assert Store(ours).run(cell("kd", 1)).damage("student.pt") == ""
+
+
+def test_another_result_of_the_same_cell_is_named_and_not_taken(theirs: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    finish(ours, cell("kd", 0), 60.0)
+    before = files(ours)
+    found = import_(packed(theirs), ours)
+    assert len(found.added) == 4 and len(found.conflicts) == 1
+    assert "kd/resnet14-resnet8/s0 (top1 60.00 here, top1 70.00 there)" in found.missing
+    assert {name: content for name, content in files(ours).items() if name in before} == before
+
+
+def test_what_is_not_ended_here_is_taken_and_kept_beside_it(theirs: Path, tmp_path: Path) -> None:
+    ours, said = tmp_path / "ours", list[str]()
+    run = Store(ours).create(cell("kd", 0))
+    run.write("checkpoint.pt", b"half")
+    run.set_status("interrupted", epoch=0, epochs=1)
+    import_(packed(theirs), ours, said.append)
+    assert run.state == "done" and (run / "checkpoint.pt.begun-1").read_bytes() == b"half"
+    assert any("begun here" in line for line in said)
+
+
+def test_a_run_that_another_process_computes_is_left_to_it(theirs: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    with Store(ours).run(cell("kd", 0)).lock():
+        found = import_(packed(theirs), ours)
+    assert found.busy == (cell("kd", 0).label,) and "being computed here" in found.missing
+
+
+def test_tables_are_joined_and_ours_stays(theirs: Path, tmp_path: Path) -> None:
+    ours = table(tmp_path / "ours", "student", "dkd")
+    import_(packed(theirs), ours)
+    joined = manifest.existing(ours, STEM)
+    assert [row.key for row in joined.rows] == ["student", "kd", "dkd"] and len(joined.cells) == 6
+    other = tmp_path / "other"
+    manifest.save(other, STEM, shown(cell("kd", 0), protocol={"epochs": 9}))
+    said = list[str]()
+    assert not import_(packed(theirs), other, said.append).tables
+    assert any("stays as it is in 3 cells" in line for line in said)
+
+
+def test_stores_are_merged_without_an_archive(theirs: Path, tmp_path: Path) -> None:
+    assert len(merge(theirs, tmp_path / "ours").added) == 5
+    run = Store(theirs).run(cell("kd", 0))
+    (run / "metrics.json").write_text("[]")
+    said = list[str]()
+    assert len(merge(theirs, tmp_path / "third", said.append).added) == 4 and "metrics.json is damaged" in said[0]
+    with pytest.raises(UserError, match="no store in"):
+        merge(tmp_path / "absent", tmp_path / "ours")
+
+
+def test_only_what_has_ended_and_is_whole_is_packed(theirs: Path, tmp_path: Path) -> None:
+    Store(theirs).run(cell("kd", 1)).set_status("failed", message="of its own")
+    (Store(theirs).run(cell("kd", 0)) / "environment.json").write_text("[]")
+    found = export(theirs, tmp_path / "runs.zip", [STEM])
+    assert (found.runs, found.students, found.left_out) == (3, 0, 2)
+
+
+def test_single_runs_bring_their_teacher(theirs: Path, tmp_path: Path) -> None:
+    found = export(theirs, tmp_path / "runs.zip", runs=[cell("kd", 1).key[:6]])
+    assert found.runs == 2 and len(import_(tmp_path / "runs.zip", tmp_path / "ours").added) == 2
+    for start, words in (("", "several begin so"), ("xyz", "none begins so")):
+        with pytest.raises(UserError, match=words):
+            export(theirs, tmp_path / "runs.zip", runs=[start])
+    with pytest.raises(UserError, match="nothing to export"):
+        export(table(tmp_path / "empty"), tmp_path / "none.zip", [])
+
+
+def repacked(file: Path, change: Callable[[dict[str, bytes]], None], honest: bool = True) -> Path:
+    """An archive whose files were changed, with an index that fits them or, if not honest, the old one."""
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    change(content)
+    target = file.with_name("changed.zip")
+    folder = file.parent / "changed"
+    shutil.rmtree(folder, ignore_errors=True)
+    if honest:
+        del content[archives.INDEX]
+        for name, text in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(text)
+        archives.write(target, {name: folder / name for name in content})
+    else:
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, text in content.items():
+                archive.writestr(name, text)
+    return target
+
+
+def name_of(one: Cell, file: str) -> str:
+    return f"runs/{one.key[:16]}/{file}"
+
+
+def refused(file: Path, output: Path) -> str:
+    """The line with which an archive is refused; nothing of it is in the store."""
+    before = files(output) if output.exists() else {}
+    with pytest.raises(UserError) as caught:
+        import_(file, output)
+    assert (files(output) if output.exists() else {}) == before
+    assert not list(output.glob(".kdbench-archive*")), "nothing is left behind"
+    line = str(caught.value)
+    assert str(file) in line and "\n" not in line
+    return line
+
+
+def edit(one: Cell, file: str, **changes: Any) -> Callable[[dict[str, bytes]], None]:
+    """Change a document, and its seal with it."""
+
+    def change(content: dict[str, bytes]) -> None:
+        old = json.loads(content[name_of(one, file)])
+        old.pop(documents.SEAL, None)
+        content[name_of(one, file)] = json.dumps(documents.sealed({**old, **changes})).encode()
+
+    return change
+
+
+def drop(name: str) -> Callable[[dict[str, bytes]], None]:
+    return lambda content: content.pop(name) and None
+
+
+KD = cell("kd", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (edit(KD, "status.json", last={"top1": 99.0}), "other results than its epochs"),
+        (edit(KD, "status.json", best={"top1": 99.0}), "other results than its epochs"),
+        (edit(KD, "status.json", state="running"), "kd/resnet14-resnet8/s0"),
+        (edit(KD, "status.json", key=TEACHER.key), "results of another cell"),
+        (edit(KD, "cell.json", cell={**KD.identity(), "seed": 7}), "the key is not this cell's"),
+        (lambda content: content.update({name_of(KD, "metrics.json"): b"[]"}), "metrics.json is damaged"),
+        (lambda content: content.update({name_of(KD, "environment.json"): b"[]"}), "environment.json is damaged"),
+        (lambda content: content.update({name_of(KD, "status.json"): b"{"}), "status.json"),
+        (drop(name_of(KD, "cell.json")), "cell.json is missing"),
+        (drop(name_of(KD, "status.json")), "missing"),
+        (drop(name_of(KD, "metrics.json")), "metrics.json is missing"),
+        (lambda content: content.update({"costs/" + "0" * 16 + ".json": b"{"}), "costs/"),
+    ],
+)
+def test_runs_that_do_not_verify_are_refused_with_a_good_index_too(
+    theirs: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    assert words in refused(repacked(packed(theirs), change), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": "../../evil"}, {"published": "../teachers.yaml"}, {"name": "other"}, {"cells": [{"key": "../../etc"}]},
+     {"columns": [{"key": "../../../a-b"}]}],
+)  # fmt: skip
+def test_a_manifest_that_names_what_is_no_name_is_refused(theirs: Path, tmp_path: Path, changes: dict) -> None:
+    def change(content: dict[str, bytes]) -> None:
+        old = shown(cell("student", 0)).model_dump(mode="json")
+        for name, value in changes.items():
+            old[name] = [{**old[name][0], **value[0]}] if isinstance(value, list) else value
+        content[f"tables/{STEM}/plan.json"] = json.dumps(old).encode()
+
+    assert "plan.json" in refused(repacked(packed(theirs), change), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.update({name_of(KD, "metrics.json"): b"[]"}), "not what was packed"),
+        (drop(name_of(KD, "status.json")), "not both in it and in its index"),
+        (lambda content: content.update({name_of(KD, "student.pt"): b"own"}), "not both in it and in its index"),
+        (drop(archives.INDEX), "has no archive.json"),
+        (lambda content: content.update({"../evil": b""}), "is called '../evil'"),
+        (lambda content: content.update({"/etc/evil": b""}), "is called '/etc/evil'"),
+        (lambda content: content.update({"runs/" + "0" * 16 + "/../../x/cell.json": b""}), "is called 'runs/"),
+        (lambda content: content.update({"runs/" + "0" * 16 + "/": b""}), "is called 'runs/"),
+        (lambda content: content.update({"tables/../plan.json": b""}), "is called 'tables/../plan.json'"),
+        (lambda content: content.update({"tables/x\\..\\y/plan.json": b""}), "is called"),
+        (lambda content: content.update({"runs/evil.py": b""}), "is called 'runs/evil.py'"),
+    ],
+)
+def test_what_is_not_as_it_was_packed_is_refused(theirs: Path, tmp_path: Path, change: Any, words: str) -> None:
+    assert words in refused(repacked(packed(theirs), change, honest=False), tmp_path / "ours")
+    assert not (tmp_path / "evil").exists()
+
+
+def forged(file: Path, name: str, text: bytes = b"", **facts: Any) -> Path:
+    """An archive with one more file, whose header says what it likes."""
+    target = file.with_name("forged.zip")
+    shutil.copy(file, target)
+    info = zipfile.ZipInfo(name)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    for fact, value in facts.items():
+        setattr(info, fact, value)
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.writestr(info, text)
+    return target
+
+
+def test_links_bombs_and_doubles_are_refused(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, ours, odd = packed(theirs), tmp_path / "ours", "runs/" + "0" * 16
+    link = forged(file, f"{odd}/cell.json", b"/etc/passwd", external_attr=(stat.S_IFLNK | 0o777) << 16)
+    assert "is a link or device" in refused(link, ours)
+    assert "compressed, which weights never are" in refused(forged(file, f"{odd}/student.pt", bytes(2**20)), ours)
+    lzma = forged(file, f"{odd}/cell.json", bytes(2**10), compress_type=zipfile.ZIP_LZMA)
+    assert "in a way that archives of runs are not" in refused(lzma, ours)
+    monkeypatch.setattr(archives, "MOST_OF_A_DOCUMENT", 2**20)
+    bomb = forged(file, f"{odd}/metrics.json", bytes(2**20 + 1))
+    assert bomb.stat().st_size < 2**20 and "that is no document" in refused(bomb, ours)
+    with pytest.warns(UserWarning, match="Duplicate"):
+        double = forged(file, archives.INDEX)
+    assert "more than once" in refused(double, ours)
+    for limit in ("MOST_MEMBERS", "MOST_OF_ALL"):
+        with monkeypatch.context() as patch:
+            patch.setattr(archives, limit, 5)
+            assert "no archive of runs" in refused(file, ours)
+
+
+def test_damaged_files_are_refused(theirs: Path, tmp_path: Path) -> None:
+    file, ours = packed(theirs), tmp_path / "ours"
+    whole, target = file.read_bytes(), tmp_path / "damaged.zip"
+    for content in (b"", b"no archive", whole[: len(whole) // 2], whole[:200] + b"\0\0" + whole[202:]):
+        target.write_bytes(content)
+        refused(target, ours)
+    refused(tmp_path, ours)
+    refused(tmp_path / "absent.zip", ours)
+
+
+def test_a_result_keeps_its_provenance(theirs: Path, tmp_path: Path) -> None:
+    finish(theirs, cell("dkd", 0), 71.0, machine="a far machine")
+    manifest.save(theirs, STEM, shown(cell("dkd", 0)))
+    ours = table(tmp_path / "ours", "student", "kd")
+    import_(packed(theirs), ours)
+    assert Store(ours).run(cell("dkd", 0)).environments[0]["machine"] == "a far machine"
+    assert Store(ours).run(cell("kd", 0)).environments[0]["machine"] == "a machine"
+
+
+def test_a_cell_is_known_by_its_identity() -> None:
+    for one in (KD, TEACHER, cell("crd+kd", 3, init="first", versions={"task:digits": 1}, start=KD.teacher)):
+        assert Cell.of(one.identity()).key == one.key
