@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kd_methods.errors import UserError, unknown
 
@@ -19,12 +19,6 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000
 """Bounds of a file; ours have a tenth of it. Values count as often as aliases repeat them."""
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors; values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Misplaced(ValueError):

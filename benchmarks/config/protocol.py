@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kd_methods.errors import UserError
+from kd_methods.strict import Strict
 
 from ..common.console import counted
 from ..common.files import complaint
 from ..common.places import TABLES
-from ..common.yaml_files import Misplaced, Shelf, Strict, load
+from ..common.yaml_files import Misplaced, Shelf, load
 from .deviations import shortest
 from .recipe import LARGEST, LONGEST, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
 from .schedules import SCHEDULES

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
+from kd_methods.strict import Strict
+
 from ..common.files import read_csv
 from ..common.places import PUBLISHED
-from ..common.yaml_files import Strict
 
 
 class PublishedLine(Strict):

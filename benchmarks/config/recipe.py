@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ..common.yaml_files import Strict
+from kd_methods.strict import Strict
 
 
 def _of_unit_scale(value: float) -> float:

@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from kd_methods.errors import unknown
 from kd_methods.registry import FAMILIES, index
+from kd_methods.strict import Strict
 
 from ..common.places import PUBLISHED, TABLES
-from ..common.yaml_files import Misplaced, Shelf, Strict, load, merged, read_yaml, validate
+from ..common.yaml_files import Misplaced, Shelf, load, merged, read_yaml, validate
 from .protocol import PROTOCOLS, Protocol
 from .recipe import Optimizer
 

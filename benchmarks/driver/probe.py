@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd_methods.errors import UserError
+from kd_methods.strict import Strict
 
 from ..analysis import linear_probe
 from ..common.console import Outcome, counted
 from ..common.files import csv_text, read_csv, write_text
 from ..common.places import PUBLISHED
 from ..common.workspace import Workspace
-from ..common.yaml_files import Strict
 from ..store.runs import Store
 from ..tasks import get_task
 from ..teachers.zoo import Zoo

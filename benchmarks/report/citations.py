@@ -10,10 +10,11 @@ from fnmatch import fnmatchcase
 from importlib import metadata
 
 from kd_methods import registry
+from kd_methods.strict import Strict
 
 from ..common.files import read_text
 from ..common.places import INSTALLED, PUBLISHED, ROOT, TABLES
-from ..common.yaml_files import Strict, read_yaml, validate
+from ..common.yaml_files import read_yaml, validate
 from ..store.manifest import Manifest
 
 SUITE = "kdbenchmark"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..strict import Strict
 from .batch import Batch, DataInfo, Progress, TeacherPass
 from .card import Card, Needs
 from .features import Outputs
@@ -57,10 +57,8 @@ class Phase:
     student: bool = True
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Strict):
     """Base of every method's settings: unknown keys and wrong types are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=MethodSettings)

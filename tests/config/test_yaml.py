@@ -68,6 +68,9 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
     [
         pytest.param(TABLE.replace("[kd]", "[kd"), 5, "", id="malformed"),
         pytest.param(TABLE + "colour: red\n", 7, "colour: unknown key", id="unknown key"),
+        pytest.param(
+            TABLE.replace("[0]", "[yes]"), 6, "presets.paper.seeds.0: Input should be a number; YAML", id="yes"
+        ),
         pytest.param(TABLE.replace("[0]", "[0], sead: 1"), 6, "sead: unknown key", id="unknown key inside"),
         pytest.param(TABLE.replace("[0]", "many"), 6, "presets.paper.seeds", id="wrong type"),
         pytest.param(TABLE.replace("resnet8-resnet8", "resnet8"), 3, "'resnet8' is not of the form", id="no dash"),
@@ -137,6 +140,14 @@ def test_a_wrong_table_is_one_line_with_its_place(tmp_path: Path, text: str, lin
         pytest.param(PROTOCOL + "milestones: [1, 2\nflip: true\n", 6, "", id="malformed"),
         pytest.param(PROTOCOL + "\tflip: true\n", 5, "", id="tab"),
         pytest.param(PROTOCOL + "epoch: 3\n", 5, "epoch: unknown key", id="unknown key"),
+        pytest.param(PROTOCOL.replace("4", "on"), 4, "epochs: Input should be a number; YAML reads yes", id="on"),
+        pytest.param(PROTOCOL + "optimizer: {lr: true}\n", 5, "optimizer.lr: Input should be a number", id="true"),
+        pytest.param(
+            PROTOCOL + "milestones: [1, yes]\n", 5, "milestones.1: Input should be a number", id="yes in a list"
+        ),
+        pytest.param(
+            PROTOCOL + "lr_by_student: {resnet8: on}\n", 5, "lr_by_student.resnet8: Input should", id="on for a key"
+        ),
         pytest.param(PROTOCOL.replace("4", "four"), 4, "epochs", id="wrong type"),
         pytest.param(PROTOCOL.replace("4", "0"), 4, "epochs", id="out of range"),
         pytest.param(PROTOCOL + "optimizer:\n  lr: 0.1\n  momentun: 0.9\n", 7, "optimizer.momentun", id="nested"),

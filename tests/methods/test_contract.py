@@ -140,3 +140,11 @@ def test_a_method_without_a_teacher_has_none() -> None:
     method = kd_methods.build("student", small(), None, INFO)
     with pytest.raises(LookupError, match="has no teacher"):
         _ = method.teacher
+
+
+@pytest.mark.parametrize(
+    ("method", "values"), [("kd", {"temperature": True}), ("crd+kd", {"kd": {"temperature": True}})]
+)
+def test_a_truth_value_is_no_number(method: str, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^setting kd\.temperature=True: Input should be a number; YAML reads yes"):
+        registry.settings(method, values)
