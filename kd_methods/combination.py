@@ -123,6 +123,9 @@ def _base() -> type[Method]:
         def adapt(self, student: Network) -> Network:
             return self._adapted[0]
 
+        def prepares(self) -> bool:
+            return any(part.prepares() for part in self.parts)  # type: ignore[operator]
+
         def prepare(self, teacher_pass: TeacherPass) -> None:
             for part in self.parts:
                 part.prepare(teacher_pass)  # type: ignore[operator]

@@ -16,7 +16,8 @@ from .features import Heads, Outputs
 class DataInfo:
     """What a method may know of the training set: its size, its labels (N,) and the number of classes.
 
-    One class means a regression: labels are numbers, logits (B, 1) are predictions of them.
+    One class means a regression: labels are numbers, logits (B, 1) are predictions of them. A method that reads size or
+    labels says so in its needs, since not whoever trains by it knows them.
     """
 
     num_samples: int

@@ -22,6 +22,8 @@ class Needs:
     min_batch         smallest batch the losses are defined for; smaller last batches are left out of training
     max_batch         largest batch they are defined for, or 0
     views             2 to see a second, differently augmented view of every image (``outputs.second``)
+    data              what of the training set has to be known: its ``"num_samples"``, its ``"labels"``, and of a batch
+                      the samples' ``"indices"`` in it
     """
 
     student: tuple[str, ...] = ()
@@ -31,12 +33,13 @@ class Needs:
     min_batch: int = 1
     max_batch: int = 0
     views: int = 1
+    data: tuple[str, ...] = ()
 
     def joined(self, other: Needs) -> Needs:
         """What both need."""
         fields = {
             name: tuple(dict.fromkeys((*getattr(self, name), *getattr(other, name))))
-            for name in ("student", "teacher", "student_units", "teacher_units")
+            for name in ("student", "teacher", "student_units", "teacher_units", "data")
         }
         limits = [limit for limit in (self.max_batch, other.max_batch) if limit]
         return Needs(
@@ -94,6 +97,8 @@ class Card:
             raise UserError(f"method '{self.name}' reads {', '.join(absent)}, which {networks} lack")
         if "logits" in needs.teacher and not student.softmax:
             raise UserError(f"method '{self.name}' compares probabilities of a softmax; this student has sigmoids")
+        if "labels" in needs.data and info.labels is None:
+            raise UserError(f"method '{self.name}' needs the training set's labels")
         if info.num_classes < self.classes:
             task = "a regression" if info.regression else f"{info.num_classes} classes"
             least = f", but for {self.classes} classes at least" if self.classes > 2 else ""

@@ -139,6 +139,10 @@ class Method(nn.Module, Generic[S]):
         have stand-ins of the right shapes from the start.
         """
 
+    def prepares(self) -> bool:
+        """Whether :meth:`prepare` computes something, without which the losses are those of stand-ins."""
+        return type(self).prepare is not Method.prepare
+
     def remarks(self) -> Sequence[str]:
         """What a reader of a table has to know of how the method was built for this pair and this data."""
         return ()

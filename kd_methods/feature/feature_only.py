@@ -146,6 +146,9 @@ class FeatureOnly(Method[Settings]):
     def deployed(self, student: Network) -> nn.Module:
         return student.module
 
+    def prepares(self) -> bool:
+        return self.settings.layers is None and self.settings.selection != "stages"
+
     def prepare(self, teacher_pass: TeacherPass) -> None:
         config = self.settings
         if config.layers is None and config.selection != "stages":

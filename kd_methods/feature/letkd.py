@@ -104,7 +104,7 @@ class LetKD1(Method[Settings]):
         ),
         recipe="cifar100-letkd",
     )
-    needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
+    needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2, data=("num_samples",))
 
     sharpness: float | None = None
     words: Tensor
@@ -144,6 +144,7 @@ class LetKD1(Method[Settings]):
             student_units=tuple(f"letkd_{site.name}_match" if site.alpha else site.student_unit for site in supervised),
             teacher_units=tuple(site.teacher_unit for site in supervised),
             min_batch=2,
+            data=self.needs.data,
         )
 
     def _site(self, name: str, student: Network) -> LayerSite:
@@ -167,6 +168,9 @@ class LetKD1(Method[Settings]):
                 student = student.insert(unit, f"{name}_match", self.matches[site.name])
                 student = student.insert(f"{name}_match", name, self.assigns[site.name])
         return student
+
+    def prepares(self) -> bool:
+        return any(site.weight for site in self.sites)
 
     def prepare(self, teacher_pass: TeacherPass) -> None:
         config = self.settings

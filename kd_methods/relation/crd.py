@@ -50,7 +50,7 @@ class CRD(Method[Settings]):
         ),
         modality="any",
     )
-    needs = Needs(student=("pooled",), teacher=("pooled",))
+    needs = Needs(student=("pooled",), teacher=("pooled",), data=("num_samples", "labels", "indices"))
 
     bank_s: Tensor
     bank_t: Tensor
@@ -60,8 +60,7 @@ class CRD(Method[Settings]):
     _starts: Tensor
 
     def setup(self) -> None:
-        if self.info.labels is None:
-            raise UserError("method 'crd' draws negatives of other classes and needs the training set's labels")
+        assert self.info.labels is not None
         n, dim = self.info.num_samples, self.settings.dim
         counts = torch.bincount(self.info.labels, minlength=self.info.num_classes)
         self.negatives = min(self.settings.negatives, n - int(counts.max()))

@@ -37,9 +37,9 @@ class _Chained(nn.Module):
 def fold_batch_norms(module: nn.Module, chain: Callable[[nn.Module], Chain] | None = None) -> nn.Module:
     """An eval-mode copy in which every batch-norm that directly and solely follows a convolution is folded into it.
 
-    Batch-norms elsewhere (before a convolution, after a sum) stay, and so do those in another unit of the chain than
-    their convolution, whose output somebody may read. Architectures that torch.fx cannot trace are copied unchanged.
-    The outputs of all units agree with the original's up to rounding.
+    Batch-norms elsewhere (before a convolution, after a sum) stay, and so do those behind a convolution that ends
+    another unit of the chain, or is a tap, whose output somebody may read. Architectures that torch.fx cannot trace are
+    copied unchanged. The outputs of all units agree with the original's up to rounding.
     """
     copied = copy.deepcopy(module).eval()
     root = _Chained(copied, chain) if chain else copied
@@ -49,6 +49,7 @@ def fold_batch_norms(module: nn.Module, chain: Callable[[nn.Module], Chain] | No
         return copied
     ends = root.ends if isinstance(root, _Chained) else set()
     modules = dict(root.named_modules())
+    tapped = set(chain(copied).taps.values()) if chain else set()
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
         if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
@@ -59,6 +60,7 @@ def fold_batch_norms(module: nn.Module, chain: Callable[[nn.Module], Chain] | No
             and type(modules[source.target]) is nn.Conv2d
             and len(source.users) == 1
             and source not in ends
+            and modules[source.target] not in tapped
             and calls.count(source.target) == calls.count(node.target) == 1
         ):
             fused = fuse_conv_bn_eval(modules[source.target], modules[node.target])

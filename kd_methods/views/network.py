@@ -65,6 +65,10 @@ class NetworkView(Network):
         self.compiles = False
         self._compiled: tuple[weakref.ref[NetworkView], Callable[..., Any]] | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NetworkView:
+        self._folded = None  # a copy that would stay where it is
+        return super()._apply(fn, recurse)
+
     @property
     def units(self) -> tuple[str, ...]:
         """Names of all units, in the order in which they run."""
@@ -124,6 +128,8 @@ class NetworkView(Network):
         assert isinstance(teacher, NetworkView)
         if self._inserted or teacher._inserted:
             raise ValueError("a network takes its teacher's tail before parts are inserted")
+        self._index(unit)
+        teacher._index(entry)
         joint = WithTeacherTail(self._only(until=unit), unit, name, part, teacher._only(after=entry), entry)
         return NetworkView(joint, methodcaller("chain"), self.input_shape)
 
@@ -201,6 +207,9 @@ class NetworkView(Network):
         return tuple(map_shape(shape, prefix) if len(shape) == 2 else shape for shape in shapes)
 
     def _index(self, unit: str) -> int:
+        if unit in self._taps:
+            name = type(self.module).__name__
+            raise UserError(f"of network '{name}' the unit '{unit}' is only read; nothing goes on from it")
         if unit not in self._position:
             raise unknown("unit", unit, self._position)
         return self._position[unit]
@@ -214,7 +223,7 @@ def example_text(batch: int, length: int, device: torch.device) -> Tensor:
 
 
 def _keep(features: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    features[name] = output
+    features[name] = output if isinstance(output, Tensor) else output[0]  # transformers' blocks: the states first
 
 
 def _shape(x: Any) -> tuple[Any, ...]:

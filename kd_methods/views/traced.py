@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 
 from ..contract import Layout
 from ..errors import UserError
-from .chain import Chain
+from .chain import Architecture, Chain
+from .hooked import hooked
 from .layers import evenly_spaced
 from .modes import modes_kept
 from .network import NetworkView
@@ -33,6 +34,7 @@ from .tracing import (
     is_row,
     part_shapes,
     path_of,
+    prefix_tokens,
     run_unit,
     traced_modes,
     traced_parts,
@@ -59,19 +61,29 @@ class TracedChain:
         return Chain(tuple((unit.name, partial(run_unit, module, unit)) for unit in self.units), self.layout)
 
 
-def view(module: nn.Module, input_shape: tuple[int, ...], name: str = "") -> NetworkView:
+def view(module: nn.Module, input_shape: tuple[int, ...], name: str = "", units: Sequence[str] = ()) -> NetworkView:
     """Any classifier of images as a Network; ``module`` stays what it is, and its weights are the network's.
+
+    An :class:`Architecture` has its chain; of others the forward pass is traced and cut at its blocks. Where it cannot
+    be, or where other features are wanted, ``units`` names them, and hooks read them while the module runs. Nothing can
+    then be put behind them or be run from them, as some methods want to.
 
     Args:
         module: maps images (B, C, H, W) to logits (B, K).
         input_shape: (C, H, W) of one image.
         name: what messages call the network; by default its class.
+        units: dotted paths of the modules that end the stages, in order, such as ``["layer1", "layer2.1"]``; each gives
+            a map (B, C, H, W) or tokens (B, L, D), or a tuple that begins with them.
 
     Raises:
-        UserError: it does not run on such images, or cannot be cut into units.
+        UserError: it does not run on such images, cannot be cut into units, or has no such units.
     """
+    if isinstance(module, Architecture) and not units:
+        return NetworkView(module, methodcaller("chain"), input_shape)
     name = name or type(module).__name__
-    return NetworkView(module, trace(module, images_that_run(module, input_shape, name), name).of, input_shape)
+    x = images_that_run(module, input_shape, name)
+    chain = hooked(module, x, units, name) if units else trace(module, x, name)
+    return NetworkView(module, chain.of, input_shape)
 
 
 def images_that_run(module: nn.Module, shape: tuple[int, ...], name: str, otherwise: str = "use others") -> Tensor:
@@ -176,17 +188,8 @@ def _layout(
         pooled=names[-2],
         rectified=rectified,
         layers=(*trunk, names[-2]),
-        prefix_tokens=_prefix_tokens(module, shapes[stages[-1]]),
+        prefix_tokens=prefix_tokens(module, shapes[stages[-1]]),
     )
-
-
-def _prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:
-    """Tokens that stand for no patch of the image, or None where features are no tokens of a square of patches."""
-    if len(shape) != 2:
-        return None
-    declared = getattr(module, "num_prefix_tokens", None)
-    numbers = (0, 1) if declared is None else (declared,)
-    return next((n for n in numbers if math.isqrt(shape[0] - n) ** 2 == shape[0] - n), None)
 
 
 def _first_block(module: nn.Module, parts: list[Unit], calls: list[dict[nn.Module, str]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,6 +143,15 @@ def classifier_name(module: nn.Module) -> str:
     declared = getattr(module, "get_classifier", lambda: None)()
     names = {child: name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)}
     return names[declared] if declared in names else list(names.values())[-1]
+
+
+def prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """Tokens that stand for no patch of the image, or None where features are no tokens of a square of patches."""
+    if len(shape) != 2:
+        return None
+    declared = getattr(module, "num_prefix_tokens", None)
+    numbers = (0, 1) if declared is None else (declared,)
+    return next((n for n in numbers if math.isqrt(shape[0] - n) ** 2 == shape[0] - n), None)
 
 
 def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from benchmarks.networks import build_network
 from kd_methods.errors import UserError
 from kd_methods.views import NetworkView, view
 
@@ -17,23 +19,14 @@ ALONE = """
 import sys
 sys.modules["benchmarks"] = sys.modules["timm"] = None  # importing either fails
 import torch, kd_methods
-from torchvision.models import resnet18, resnet34
-from kd_methods.contract import Batch, DataInfo, Progress
-from kd_methods.views import view
+from torchvision.models import ShuffleNetV2
 
-teacher = view(resnet34(num_classes=10), (3, 32, 32)).requires_grad_(False).eval()
 images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-batch = Batch(images, labels, labels, torch.nn.functional.cross_entropy)
-for name in ("kd", "fitnet", "sp", "block_kd", "simkd", "norm"):
-    student = view(resnet18(num_classes=10), (3, 32, 32))
-    method = kd_methods.build(name, student, teacher, DataInfo(num_samples=4, num_classes=10))
-    student = method.adapt(student)
-    outputs = student(images, at=method.needs.student_units, fields=method.needs.student)
-    with torch.no_grad():
-        fields = [field for field in method.needs.teacher if field != "logits"]
-        targets = teacher.fold_batch_norms()(images, at=method.needs.teacher_units, fields=fields)
-    method.losses(outputs, targets, batch, Progress(1, 1)).total().backward()
-    assert method.deployed(student)(images).shape == (4, 10), name
+for name in ("kd", "block_kd", "simkd"):
+    student, teacher = (ShuffleNetV2([1, 1, 1], [24, *widths], 10) for widths in ([24, 32, 48, 32], [32, 48, 64, 40]))
+    kd = kd_methods.Distiller(name, student, teacher, num_classes=10, input_shape=(3, 32, 32))
+    kd(images, labels).total().backward()
+    assert kd.deployed()(images).shape == (4, 10), name
 """
 
 
@@ -81,10 +74,64 @@ class Branching(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "shape", "words"),
-    [(Branching(), (3, 8, 8), "cannot be cut into units"), (resnet18(num_classes=10), (4, 32, 32), "does not run on")],
+    [
+        (Branching(), (3, 8, 8), "cannot be cut into units"),
+        (resnet18(num_classes=10), (4, 32, 32), "does not run on"),
+    ],
     ids=["branching", "channels"],
 )
 def test_what_cannot_be_viewed_is_one_line(module: nn.Module, shape: tuple[int, ...], words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         view(module, shape)
     assert "\n" not in str(error.value) and type(module).__name__ in str(error.value)
+
+
+def test_what_cannot_be_traced_is_read_where_it_is_told_to() -> None:
+    """Features and logits are the module's own; what would have to run from them says that it cannot."""
+    module = Hidden().eval()
+    with pytest.raises(UserError, match="cannot be cut into units"):
+        view(module, (3, 32, 32))
+    network = view(module, (3, 32, 32), units=["body.layer1", "body.layer2.0", "body.layer4"])
+    x = torch.randn(2, 3, 32, 32)
+    outputs = network(x)
+    assert network.plain() is module
+    assert [stage.shape[1] for stage in outputs.stages] == [64, 128, 512] and outputs.last_map is outputs.stages[-1]
+    assert torch.allclose(outputs.logits, module(x), atol=1e-5)
+    assert torch.allclose(outputs.pooled, outputs.last_map.mean((2, 3)), atol=1e-5)
+    assert network.shapes("stages")[1] == (128, 4, 4)
+    assert torch.allclose(network.fold_batch_norms()(x).stages[0], outputs.stages[0], atol=1e-4)
+    with pytest.raises(UserError, match=r"'body\.layer4' is only read") as error:
+        network.resume("body.layer4", outputs.last_map)
+    assert "\n" not in str(error.value)
+
+
+class Hidden(nn.Module):
+    """A ResNet-18 that looks at its input, which cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = resnet18(num_classes=10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(-x if x.isnan().any() else x)
+
+
+@pytest.mark.parametrize(
+    ("units", "words"),
+    [
+        (["layer5"], "did you mean layer4"),
+        (["layer1", "fc"], "'fc' of network 'ResNet' gives no map"),
+        (["layer1", "layer4.1.ignored"], "'layer4.1.ignored' of network 'ResNet' gives no map"),
+    ],
+)
+def test_units_that_do_not_serve_are_one_line(units: list[str], words: str) -> None:
+    module = resnet18(num_classes=10)
+    module.layer4[1].ignored = nn.Conv2d(3, 3, 1)
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        view(module, (3, 32, 32), units=units)
+    assert "\n" not in str(error.value)
+
+
+def test_an_architecture_has_its_own_chain() -> None:
+    module = build_network("resnet8", 10, (3, 16, 16)).module
+    assert view(module, (3, 16, 16)).layout == build_network("resnet8", 10, (3, 16, 16)).layout

@@ -40,9 +40,11 @@ def test_the_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_lines_of_python_run() -> None:
-    code = "import torch\nimages = torch.randn(2, 3, 32, 32)\n" + BLOCKS[1]
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    student, teacher = (build_network(name, 1000, (3, 16, 16)).module for name in ("resnet8", "wrn_16_1"))
+    names = {"student": student, "teacher": teacher, "images": torch.randn(2, 3, 16, 16), "labels": torch.arange(2)}
+    code = BLOCKS[1].replace("num_classes=1000", "num_classes=1000, input_shape=(3, 16, 16)")
+    exec(code, {**names, "torch": torch, "epoch": 0, "epochs": 1})
+    assert any(parameter.grad is not None for parameter in student.parameters())
 
 
 PAGES = {"README.md": README, "CONTRIBUTING.md": (REPO / "CONTRIBUTING.md").read_text()} | {
