@@ -271,6 +271,8 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     Families stand in the registry's order, methods of one family in that of their papers' years.
     """
     named = {row.id for row in rows}
+    if "*" not in named:  # the registry's index is read where it is needed alone
+        return rows
     others = [e for e in index().values() if not e.recipe and "." not in e.name and e.modality in ("images", "any")]
     others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
     every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)

@@ -262,7 +262,7 @@ def measure(
         UserError: the measurement failed; the message says how.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "sklearn.datasets"])
+    context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
     threads, plugged = torch.get_num_threads(), tuple(plugin_files)
     arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, warm_up, timed)

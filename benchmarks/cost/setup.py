@@ -15,7 +15,7 @@ from ..config.protocol import load_protocol
 from ..config.table_spec import pair_settings
 from ..networks import NetworkView
 from ..store.cell import Cell, TeacherRef
-from ..store.cells import make_cell
+from ..store.cells import Distillation, make_cell
 from ..tasks import get_task
 from .profiling import Bench
 
@@ -65,8 +65,8 @@ class Suite:
             networks.check(network)
         needed = registry.get(method).needs_teacher
         ref = TeacherRef(teacher, self.protocol.mean, self.protocol.std, weights="none") if needed else None
-        values = dict(pair_settings(method, pair, RECIPE))
-        return make_cell(self.protocol, self.protocol.task, method, student, 0, ref, values, {})
+        values = pair_settings(method, pair, RECIPE)
+        return make_cell(self.protocol, self.protocol.task, student, Distillation(method, ref, values))
 
     def bench(self, pair: str, *methods: str) -> Bench:
         """Methods on a pair, in one group, ready to make steps.

@@ -29,8 +29,12 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
     """The plan as the table's manifest."""
     rows = {row.id: row for row in plan.rows}
     first = plan.seeds[0]
-
     data = plan.data
+    as_published = {
+        (r, c): _has_published_settings(cell, c, rows[r], plan.protocol.recipe)
+        for (r, c, seed), cell in plan.cells.items()
+        if seed == first
+    }
 
     def teacher(pair: Pair) -> PlannedTeacher:
         ref = plan.teacher_of(pair)
@@ -101,7 +105,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
                 seed=s,
                 key=cell.key,
                 settings=cell.settings,
-                published_settings=_has_published_settings(cell, c, rows[r], plan.protocol.recipe),
+                published_settings=as_published[r, c],
                 taught=cell.teacher is not None,
             )
             for (r, c, s), cell in plan.cells.items()

@@ -53,7 +53,7 @@ def estimate(plan: Plan, todo: Mapping[str, float], workspace: Workspace) -> Est
         todo: the cells that the store does not have: which share of their epochs is left to compute, by key.
         workspace: where the calibration runs.
     """
-    cells = {cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values()
+    cells = plan.every_cell()
     operations: dict[str, float] = {}
     seconds = 0.0
     for task in plan.tasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kd_methods import registry
@@ -16,7 +16,7 @@ from ..config.protocol import PROTOCOLS, Changes, Protocol, load_protocol, proto
 from ..config.published import literature
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
-from ..store.cells import make_cell, student_cell
+from ..store.cells import Distillation, make_cell, student_cell
 from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
@@ -65,6 +65,10 @@ class Plan:
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the columns, each once."""
         return tuple(dict.fromkeys(self.protocol_of(pair).task for pair in self.pairs))
+
+    def every_cell(self) -> list[Cell]:
+        """The cells of teachers and students, each once."""
+        return list({cell.key: cell for cell in [*self.training, *self.cells.values()]}.values())
 
     def protocol_of(self, pair: Pair) -> Protocol:
         """The protocol of a column: the plan's, on the column's task."""
@@ -161,31 +165,27 @@ def make(request: Request, workspace: Workspace) -> Plan:
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
             source = pair.teacher, teacher_protocol.on_task(place[1]), data_root, plugins
-            own = teacher_cell(*source, zoo) if needed else student_cell(*source)
-            training += [own] * needed
-            teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=own.key)
+            cell = teacher_cell(*source, zoo) if needed else student_cell(*source)
+            training += [cell] if needed else []
+            teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=cell.key)
 
-    cells = {}
+    cells: dict[tuple[str, str, int], Cell] = {}
     for row in rows:
         for pair in pairs:
-            own_protocol = protocol.on_task(pair.task)
-            fingerprint = get_task(own_protocol.task).fingerprint(data_root, own_protocol)
+            column_protocol = protocol.on_task(pair.task)
+            fingerprint = get_task(column_protocol.task).fingerprint(data_root, column_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
             values = merged(merged(published, row.settings), overrides.get(row.id, {}))
             init = row.init or pair.init
-            teacher = teachers[pair.teacher, own_protocol.task] if row in taught or init else None
-            for seed in seeds:
-                cells[row.id, pair.id, seed] = make_cell(
-                    own_protocol.with_optimizer(row.optimizer),
-                    fingerprint,
-                    row.method,
-                    row.student or pair.student,
-                    seed,
-                    teacher,
-                    values,
-                    plugins,
-                    init,
-                )
+            teacher = teachers[pair.teacher, column_protocol.task] if row in taught or init else None
+            cell = make_cell(
+                column_protocol.with_optimizer(row.optimizer),
+                fingerprint,
+                row.student or pair.student,
+                Distillation(row.method, teacher, values, init),
+                plugins=plugins,
+            )
+            cells |= {(row.id, pair.id, seed): replace(cell, seed=seed) for seed in seeds}
     return Plan(
         table,
         request.table,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..cost.table_costs import measure_missing
 from ..report.collect import render
 from ..store import manifest
 from ..store.cell import Cell
-from ..store.runs import FINAL, Store
+from ..store.runs import FINAL, Facts, Store
 from ..tasks import get_task
 from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
@@ -48,9 +48,10 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     """
     store, say = Store(workspace.output), workspace.say
     plan = make(request, workspace)
-    cells = list({cell.key: cell for cell in [*plan.training, *plan.cells.values()]}.values())
+    cells = plan.every_cell()
     watched = options.similarity or plan.table.similarity
-    todo = _todo(plan, cells, store, curves=bool(watched or plan.table.efficiency))
+    facts = store.facts(cell.key for cell in cells)
+    todo = _todo(plan, facts, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
         print_plan(plan, todo, workspace, options.crew)
     if options.dry_run:
@@ -74,7 +75,8 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         folder = manifest.path(workspace.output, plan.stem).parent
         for file in similarity.write(shown, store, folder, say):
             say(str(file))
-    facts = store.facts(cell.key for cell in cells)
+    if todo:
+        facts = store.facts(facts)
     for cell in cells:
         status = facts[cell.key].status
         if status["state"] in ("failed", "diverged"):
@@ -83,20 +85,21 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     return Outcome(text, "; ".join(_missing([facts[cell.key].status["state"] for cell in cells], not_measured)))
 
 
-def _todo(plan: Plan, cells: Sequence[Cell], store: Store, curves: bool) -> list[Cell]:
+def _todo(plan: Plan, facts: Mapping[str, Facts], store: Store, curves: bool) -> list[Cell]:
     """Of the cells of a plan those that are to be computed, among them those whose results are damaged.
 
     Only where something is to be trained are the weights of teachers looked at, and where the table has ``curves`` the
     records of epochs.
     """
-    left = {key for key, facts in store.facts(cell.key for cell in cells).items() if facts.status["state"] not in FINAL}
 
     def to_do(cell: Cell, *files: str) -> bool:
-        return cell.key in left or any(store.run(cell).damage(file) for file in files)
+        ended = facts[cell.key].status["state"] in FINAL
+        return not ended or any(store.run(cell).damage(file) for file in files)
 
     trained = {cell.key for cell in plan.training}
-    todo = [cell for cell in cells if cell.key not in trained and to_do(cell, *["metrics.json"] * curves)]
-    return [*(cell for cell in plan.training if to_do(cell, *["student.pt"] * bool(todo))), *todo]
+    students = [cell for cell in plan.every_cell() if cell.key not in trained]
+    todo = [cell for cell in students if to_do(cell, *(["metrics.json"] if curves else []))]
+    return [*(cell for cell in plan.training if to_do(cell, *(["student.pt"] if todo else []))), *todo]
 
 
 def _accuracies(plan: Plan, anew: bool, workspace: Workspace, options: Options) -> Accuracies:

@@ -18,7 +18,7 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store import documents, exchange
 from ..store.cell import Cell
-from ..store.cells import make_cell
+from ..store.cells import Distillation, make_cell
 from ..store.exchange import STUDENT, Ended
 from ..tasks import TaskData, get_task
 from ..training import precision
@@ -127,8 +127,9 @@ def _measured(cell: Cell, file: Path, workspace: Workspace, opened: dict[str, Ta
         opened.clear()  # one at a time: data may be large
         opened[place] = task.open(workspace.data_root, protocol, workspace.device)
     data = opened[place]
-    arguments = cell.method, cell.student, cell.seed, cell.teacher, cell.settings, workspace.plugins, cell.init
-    here = make_cell(protocol, task.fingerprint(workspace.data_root, protocol), *arguments).identity()
+    fingerprint = task.fingerprint(workspace.data_root, protocol)
+    distillation = Distillation(cell.method, cell.teacher, cell.settings, cell.init)
+    here = make_cell(protocol, fingerprint, cell.student, distillation, cell.seed, workspace.plugins).identity()
     ours, theirs = ({k: v for k, v in both.items() if k != "start"} for both in (here, cell.identity()))
     if other := [_difference(name, theirs[name], ours.get(name)) for name in theirs if theirs[name] != ours.get(name)]:
         raise UserError(f"here it is another cell: {'; '.join(other)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kd_methods import registry
@@ -14,19 +16,44 @@ from ..tasks import get_task
 from .cell import Cell, TeacherRef, kind_of
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """How a student is taught.
+
+    method    by name; ``student`` trains it alone
+    teacher   whose outputs the method sees, or whose layers the student starts from
+    settings  where they differ from the method's defaults
+    init      the choice of the teacher's layers that the student starts from; empty for random weights
+    """
+
+    method: str
+    teacher: TeacherRef | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    init: str = ""
+
+
 def make_cell(
     protocol: Protocol,
     data: str,
-    method: str,
     student: str,
-    seed: int,
-    teacher: TeacherRef | None,
-    values: dict[str, Any],
-    plugins: Mapping[str, str],
-    init: str = "",
+    distillation: Distillation,
+    seed: int = 0,
+    plugins: Mapping[str, str] = MappingProxyType({}),
 ) -> Cell:
-    """A cell with complete settings, and with the digests of the plugins and the checkpoints that it uses."""
-    task = get_task(protocol.task)
+    """A cell with complete settings, and with the digests of the plugins and the checkpoints that it uses.
+
+    Args:
+        protocol: the recipe, on the cell's task.
+        data: the fingerprint of the task's data.
+        student: the network that is trained.
+        distillation: how it is taught.
+        seed: of everything random.
+        plugins: what the user's files registered (``method:NAME``), with the files' digests.
+
+    Raises:
+        UserError: an unknown name, or a setting that the method does not have.
+    """
+    task, method, teacher = get_task(protocol.task), distillation.method, distillation.teacher
     used = dict.fromkeys((student, *((teacher.network,) if teacher else ())))
     versions = {f"network:{name}": networks.version(name) for name in used} | {
         f"task:{kind_of(task.name)}": task.version
@@ -46,17 +73,17 @@ def make_cell(
         student=student,
         method=method,
         method_version=registry.card(method).version,
-        settings=registry.settings(method, values).model_dump(mode="json"),
+        settings=registry.settings(method, dict(distillation.settings)).model_dump(mode="json"),
         seed=seed,
         teacher=teacher,
         versions=versions,
         plugins={name: digest for name, digest in plugins.items() if name in uses}
         | {f"network:{name}": networks.weights_digest(name) for name in used if networks.weights_digest(name)},
-        init=init,
+        init=distillation.init,
     )
 
 
 def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
     """The cell that trains a network alone, with seed 0."""
     fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
-    return make_cell(protocol, fingerprint, "student", network, 0, None, {}, plugins)
+    return make_cell(protocol, fingerprint, network, Distillation("student"), plugins=plugins)

@@ -314,12 +314,12 @@ class Store:
     """All runs below one output folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self._runs = root, root / "runs"
 
     def run(self, cell: Cell | str) -> Run:
         """The run of a cell, or of a key; its directory need not exist yet."""
         key = cell if isinstance(cell, str) else cell.key
-        return Run(self.root / "runs" / key[:16], key)
+        return Run(self._runs / key[:16], key)
 
     def create(self, cell: Cell, say: Say = say) -> Run:
         """The run of a cell, for the process that holds it: with its identity written down, and nothing in it damaged.

@@ -34,7 +34,7 @@ from benchmarks.detection import detectors, executor
 from benchmarks.driver.plan import Request
 from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.store.cell import TeacherRef
-from benchmarks.store.cells import make_cell, student_cell
+from benchmarks.store.cells import Distillation, make_cell, student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from benchmarks.training.failures import Interrupted
@@ -762,7 +762,7 @@ def test_a_file_that_cannot_be_read_is_no_refusal(shapes: Path, tmp_path: Path, 
     """A cell that is refused is not tried again; one whose teacher's file was damaged is."""
     protocol = load_protocol(str(tmp_path / "tiny.yaml"))
     (tmp_path / "teacher.pt").write_bytes(b"nothing")
-    cell = make_cell(protocol, "", "kd", STUDENT, 0, TeacherRef(TEACHER, (), (), weights="none"), {}, {})
+    cell = make_cell(protocol, "", STUDENT, Distillation("kd", TeacherRef(TEACHER, (), (), weights="none")))
     job = dataclasses.replace(job_of(tmp_path, shapes), cell=cell, teacher=tmp_path / "teacher.pt")
     status = train(job, tmp_path / "out").run(cell).status
     assert status["state"] == "failed" and "teacher.pt" in status["message"] and "trace" not in status
@@ -793,7 +793,7 @@ def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
     job = job_of(tmp_path, shapes)
     with monkeypatch.context() as patch:
         patch.setitem(registry._classes, "test_exits", registry.get("student"))
-        cell = make_cell(job.protocol, "", "test_exits", STUDENT, 0, None, {}, {})
+        cell = make_cell(job.protocol, "", STUDENT, Distillation("test_exits"))
     store = Store(tmp_path / "out")
     where = store, job.protocol, None, CPU, lambda ref: None, lambda *_: None, print
     context = executor.Context(*where, data_root=job.data_root, plugin_files=(plugin,))
@@ -981,7 +981,7 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
 
     teacher, student = ("gfl_small_r18x2", "gfl_small_r18x4") if name in DENSE else (TEACHER, STUDENT)
     ref = TeacherRef(teacher, (), (), weights="none")
-    cell = make_cell(protocol, "shapes", name, student, 0, ref, values, {})
+    cell = make_cell(protocol, "shapes", student, Distillation(name, ref, values))
     job = Job(cell, protocol, shapes, "cpu", torch.get_num_threads(), (), tmp_path)
     runner, _ = detection.set_up(job, None, tmp_path)
     runner._train_loop = runner.build_train_loop(runner._train_loop)

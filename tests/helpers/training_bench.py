@@ -16,7 +16,7 @@ from benchmarks.common.weights import to_bytes, weights_digest
 from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import digits
 from benchmarks.tasks.images import ImageData, Split
@@ -93,7 +93,7 @@ class Bench:
         made = []
         for name, values in cases:
             teacher = self.ref if registry.get(name).needs_teacher else None
-            made.append(make_cell(self.protocol, "data", name, STUDENT, seed, teacher, values, {}))
+            made.append(make_cell(self.protocol, "data", STUDENT, Distillation(name, teacher, values), seed))
         return made
 
     def report(self, student_run: StudentRun, event: str) -> None:

@@ -13,7 +13,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import make_cell, student_cell
+from benchmarks.store.cells import Distillation, make_cell, student_cell
 from benchmarks.store.runs import Run, Store
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import protocol_progress
@@ -65,7 +65,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 values["epochs"] = 60.0  # a first phase of two epochs, so that its terms can be seen to fall
             taught = ref if registry.get(name).needs_teacher else None
             cells[setting, name] = [
-                make_cell(protocol, teacher.data, name, student, seed, taught, values, {}) for seed in SEEDS
+                make_cell(protocol, teacher.data, student, Distillation(name, taught, values), seed) for seed in SEEDS
             ]
         local.run([cell for (where, _), group in cells.items() if where == setting for cell in group], context)
 

@@ -17,7 +17,7 @@ from benchmarks.cost import profile as profile_cell
 from benchmarks.cost.profiling import Bench
 from benchmarks.report import cost_suite as suite
 from benchmarks.report.model import PARTS
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 
@@ -121,7 +121,7 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
     data = get_task("digits").open(Path(), protocol, torch.device("cpu"))
     found = []
     for whole in (True, False):
-        bench = Bench([make_cell(protocol, "", "student", "resnet8", 0, None, {}, {})], protocol, data)
+        bench = Bench([make_cell(protocol, "", "resnet8", Distillation("student"))], protocol, data)
         for _ in range(2):
             if whole:
                 bench.step()

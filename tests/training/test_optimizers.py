@@ -18,7 +18,7 @@ from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
 from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import Cell
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training import optimizers
 from benchmarks.training.failures import Interrupted
@@ -72,7 +72,7 @@ def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result
     """Optimisers of a row's own share the teacher's pass with the others, and resume to the same bits."""
     plain, other = bench.cells([("kd", {}), ("dkd", {})])
     protocol = PROTOCOL.with_optimizer(DOT)
-    dotted = make_cell(protocol, "data", "kd", STUDENT, 0, bench.ref, {}, {})
+    dotted = make_cell(protocol, "data", STUDENT, Distillation("kd", bench.ref))
     assert dotted.key != plain.key and dotted.group() == plain.group()
     bench.run([dotted])
     expected = Result(bench.store, dotted)
@@ -90,7 +90,9 @@ def test_adamw_over_one_cycle_follows_torch_and_resumes_exactly(tmp_path: Path, 
     results = []
     for name, stops in (("straight", ()), ("stopped", (1, 3, 2))):
         bench = Bench(tmp_path / name, data)
-        cell = make_cell(protocol, "data", "feature_only", STUDENT, 0, bench.ref, {"samples": 40, "per_class": 4}, {})
+        cell = make_cell(
+            protocol, "data", STUDENT, Distillation("feature_only", bench.ref, {"samples": 40, "per_class": 4})
+        )
         for stop in stops:
             asked = functools.partial(lambda steps, stop, label: steps()[label] >= stop, bench.steps, stop, cell.label)
             with pytest.raises(Interrupted):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.config.protocol import load_protocol
 from benchmarks.store.cell import Cell
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Interrupted
 from benchmarks.training.loop import protocol_progress, shared
@@ -162,7 +162,7 @@ def test_stored_logits_are_those_of_one_other_augmentation(tmp_path: Path):
 def test_batch_statistics_of_maps_of_one_place_end_well(bench: Bench):
     """What is deployed is measured in the end, on images enough to have statistics."""
     legacy = {"legacy": ["statistics"]}
-    cell = make_cell(PROTOCOL, "data", "simkd.stages", "MobileNetV2", 0, bench.ref, legacy, {})
+    cell = make_cell(PROTOCOL, "data", "MobileNetV2", Distillation("simkd.stages", bench.ref, legacy))
     bench.run([cell])
     assert bench.states([cell]) == ["done"], bench.store.run(cell).status
 

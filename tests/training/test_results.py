@@ -9,7 +9,7 @@ from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Bench, Resul
 
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import TeacherRef
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 
 
@@ -32,9 +32,9 @@ def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Benc
 
 
 def test_a_cell_of_the_store_may_be_the_teacher(bench: Bench):
-    own = make_cell(PROTOCOL, "data", "student", TEACHER, 0, None, {}, {})
+    own = make_cell(PROTOCOL, "data", TEACHER, Distillation("student"))
     ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=own.key)
-    taught = make_cell(PROTOCOL, "data", "kd", STUDENT, 0, ref, {}, {})
+    taught = make_cell(PROTOCOL, "data", STUDENT, Distillation("kd", ref))
     bench.run([own])
     bench.run([taught])
     network = bench.context().teacher(ref)
@@ -47,7 +47,7 @@ def test_a_cell_of_the_store_may_be_the_teacher(bench: Bench):
 def test_training_learns(bench: Bench):
     """Random guessing gives ten per cent."""
     long = PROTOCOL.model_copy(update={"epochs": 12, "recipe_epochs": 12, "milestones": (9,)})
-    cell = make_cell(long, "data", "student", STUDENT, 0, None, {}, {})
+    cell = make_cell(long, "data", STUDENT, Distillation("student"))
     context = bench.context()
     data = ImageData(bench.data.train, bench.data.test, 10, long, CPU)
     local.run([cell], local.Context(bench.store, long, data, CPU, context.weights, context.report, context.say))

@@ -19,7 +19,7 @@ from benchmarks.common.weights import to_bytes
 from benchmarks.config.recipe import Crops
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import imagenet
 
@@ -45,7 +45,7 @@ class Bench:
         teacher = TeacherRef("timm:test_resnet", (0.5,) * 3, (0.25,) * 3, weights="of this test")
         taught = {name: kd_methods.registry.get(name).needs_teacher for name in methods}
         return [
-            make_cell(self.protocol, "files", name, "timm:test_vit", 0, teacher if taught[name] else None, {}, {})
+            make_cell(self.protocol, "files", "timm:test_vit", Distillation(name, teacher if taught[name] else None))
             for name in methods
         ]
 

@@ -16,7 +16,7 @@ from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.executors import local
 from benchmarks.networks import build_network
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import make_cell
+from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted
 
@@ -46,7 +46,7 @@ class Trained:
     def cells(self, *methods: str) -> list[Cell]:
         ref = TeacherRef(self.names["teacher"], (), (), weights="w")
         return [
-            make_cell(PROTOCOL, "d", m, self.names["student"], 0, ref if m != "student" else None, {}, {})
+            make_cell(PROTOCOL, "d", self.names["student"], Distillation(m, ref if m != "student" else None))
             for m in methods
         ]
 
@@ -105,9 +105,9 @@ def test_alone_in_a_group_or_stopped_and_resumed_the_bits_are_the_same(tmp_path:
 
 
 def test_a_student_of_its_teachers_layers_is_another_cell():
-    plain = make_cell(PROTOCOL.model_copy(update={"task": "grammar"}), "d", "kd", "bert_l2_h64", 0, None, {}, {})
+    plain = make_cell(PROTOCOL.model_copy(update={"task": "grammar"}), "d", "bert_l2_h64", Distillation("kd"))
     other = make_cell(
-        PROTOCOL.model_copy(update={"task": "grammar"}), "d", "kd", "bert_l2_h64", 0, None, {}, {}, "first"
+        PROTOCOL.model_copy(update={"task": "grammar"}), "d", "bert_l2_h64", Distillation("kd", None, {}, "first")
     )
     assert plain.key != other.key and "init" not in plain.identity()
 
