@@ -17,7 +17,7 @@ from ..common.places import ROOT
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
-    from ..driver.workers import Crew
+    from ..driver.crew import Crew
 
 OUTPUT = "output folder"
 """Under this name a command's context keeps its output folder."""
@@ -72,6 +72,11 @@ _workers = click.option(
     help="Train N groups at a time, each in a process; default: one for each GPU, or each core.",
 )  # fmt: skip
 _per_gpu = click.option("--per-gpu", type=click.IntRange(min=1), default=1, help="How many workers share a GPU.")
+_executor = click.option(
+    "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Processes of this machine, or tasks of Ray (extra [cluster]).",
+)  # fmt: skip
+_address = click.option("--address", help="Of a Ray cluster, for example auto; default: Ray on this machine alone.")
 _threads = click.option(
     "--threads", type=click.IntRange(min=1), envvar="OMP_NUM_THREADS", default=1, show_default=True,
     help="Of each worker on a CPU; results depend on it.",
@@ -99,18 +104,23 @@ def crew(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of who computes, handed to the command as one argument ``crew``, a function: it imports torch."""
 
     @functools.wraps(command)
-    def with_crew(workers: int | None, per_gpu: int, threads: int, **arguments: Any) -> Any:
+    def with_crew(
+        workers: int | None, per_gpu: int, threads: int, executor: str, address: str | None, **arguments: Any
+    ) -> Any:
+        if address and executor != "ray":
+            raise UserError(f"--address {address} is that of a Ray cluster: add --executor ray")
+
         def made() -> Crew:
             import torch
 
-            from ..driver.workers import Crew
+            from ..driver.crew import Crew
 
             torch.set_num_threads(threads)
-            return Crew(workers, per_gpu)
+            return Crew(workers, per_gpu, (address or "") if executor == "ray" else None)
 
         return command(crew=made, **arguments)
 
-    return _workers(_per_gpu(_threads(with_crew)))
+    return _workers(_per_gpu(_threads(_executor(_address(with_crew)))))
 
 
 def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:

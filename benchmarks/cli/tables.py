@@ -15,7 +15,7 @@ from .options import end, in_workspace
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
-    from ..driver.workers import Crew
+    from ..driver.crew import Crew
 
 
 class Reproduce(click.Command):

@@ -21,7 +21,7 @@ from . import executors
 from .executors.local import Context
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """Cells of one group, or a part of them. It can be pickled.
 

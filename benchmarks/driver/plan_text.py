@@ -11,9 +11,9 @@ from ..common.units import arithmetic, duration
 from ..common.workspace import Workspace
 from ..store.cell import Cell
 from ..store.runs import Store
+from .crew import ALONE, Crew
 from .estimate import estimate
 from .plan import Plan
-from .workers import ALONE, Crew
 
 DAY = 86400.0
 

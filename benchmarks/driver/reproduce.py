@@ -21,11 +21,11 @@ from ..tasks import get_task
 from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
 from . import executors
+from .crew import ALONE, Crew
 from .describe import describe
 from .plan import Plan, Request, make
 from .plan_text import begun_in, print_plan
 from .stages import train
-from .workers import ALONE, Crew
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 from typing import Protocol as Interface
@@ -16,7 +16,7 @@ from .relay import Finished, Receiver
 POLL = 0.2
 """Seconds that one waits for messages."""
 
-LOSSES = 2
+LOSSES = 3
 """How often a place may be lost under a cell that is alone there before the cell has failed."""
 
 
@@ -50,32 +50,47 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
         Exception: what ended a whole job, such as a full disk; the others have been stopped as by a request.
     """
     receive = Receiver(watcher, store)
-    waiting, running = list(jobs), list[Job]()
+    pending = Counter(cell.key for job in jobs for cell in job.cells)
+    ready = deque(job for job in jobs if not pending.keys() & job.teachers)
+    blocked = [job for job in jobs if pending.keys() & job.teachers]
+    running: list[Job] = []
     losses = Counter[str]()
     error: BaseException | None = None
     asked = False
     try:
-        while waiting or running:
+        while ready or running:
             if (error or stopping()) and not asked:
                 asked = True
                 pool.stop()
             if asked:
-                waiting.clear()
-            pending = {cell.key for job in (*waiting, *running) for cell in job.cells}
-            for job in [job for job in waiting if not pending & job.teachers][: pool.slots - len(running)]:
-                waiting.remove(job)
-                if (job := taught(job, watcher, store)).cells:
-                    running.append(job)
-                    pool.start(job)
+                ready.clear()
+            ended: list[Job] = []
+            while ready and len(running) < pool.slots:
+                job = ready.popleft()
+                if (left := taught(job, watcher, store)).cells:
+                    running.append(left)
+                    pool.start(left)
+                ended.append(job.only(cell for cell in job.cells if cell not in left.cells))
             for job, message in pool.messages(POLL) if running else ():
+                again: list[Job] = []
                 if isinstance(message, Finished):
-                    running.remove(job)
                     error = error or message.error
                 elif isinstance(message, Ended):
-                    running.remove(job)
-                    waiting += [] if asked else _again(job, message, losses, watcher, store)
+                    again = [] if asked else _again(job, message, losses, watcher, store)
                 else:
                     receive(job, message)
+                    continue
+                running.remove(job)
+                ready.extendleft(again)
+                going_on = {cell.key for other in again for cell in other.cells}
+                ended.append(job.only(cell for cell in job.cells if cell.key not in going_on))
+            if gone := {cell.key for job in ended for cell in job.cells}:
+                for key in gone:
+                    pending[key] -= 1
+                    if not pending[key]:
+                        del pending[key]
+                ready.extend(job for job in blocked if gone & job.teachers and not pending.keys() & job.teachers)
+                blocked = [job for job in blocked if pending.keys() & job.teachers]
     finally:
         pool.close()
     if error and not isinstance(error, Interrupted):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from .. import networks
 from ..common.console import Outcome
 from ..common.signals import stop_signals
@@ -18,10 +16,9 @@ from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training import precision
 from . import schedule
+from .crew import ALONE, Crew
 from .jobs import Job, divided
 from .progress import Reporter
-from .schedule import Pool
-from .workers import ALONE, Crew, Here, Workers
 
 
 def train(
@@ -43,16 +40,12 @@ def train(
     task, store = get_task(protocol.task), Store(workspace.output)
     cells = [cell for stage in stages for cell in stage]
     saved = {(run := store.run(cell)).path: run.saved_epochs for cell in cells}
-    places = crew.places(workspace.device, most=len(cells))
     with (
         Reporter(len(cells), protocol, task.samples(workspace.data_root), task.metric, saved) as report,
         stop_signals() as stopping,
     ):
-        jobs = [Job(part, protocol, similarity) for stage in stages for part in divided(stage, len(places))]
-        pool: Pool = Here(workspace, report, stopping)
-        if len(places) > 1:
-            report.say(f"{len(places)} workers on {', '.join(dict.fromkeys(map(str, places)))}")
-            pool = Workers(places, torch.get_num_threads(), workspace)
+        pool = crew.pool(workspace, report, stopping, most=len(cells))
+        jobs = [Job(part, protocol, similarity) for stage in stages for part in divided(stage, pool.slots)]
         schedule.run(jobs, pool, report, store, stopping)
 
 

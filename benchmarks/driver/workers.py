@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,33 +16,6 @@ from ..tasks import TaskData, get_task
 from . import jobs
 from .jobs import Job, Watcher
 from .relay import Finished, work
-
-WORKER_BYTES = 2 * 2**30
-"""Of main memory, what a worker is expected to need."""
-
-
-@dataclass(frozen=True)
-class Crew:
-    """How many jobs run at a time.
-
-    workers  how many, where the user says so; None: one for each GPU, or for each core that has memory for it
-    per_gpu  how many share a GPU
-    """
-
-    workers: int | None = 1
-    per_gpu: int = 1
-
-    def places(self, device: torch.device, most: int) -> list[torch.device]:
-        """The devices of the jobs; ``cuda`` without a number stands for all GPUs. No more than ``most`` are of use."""
-        gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-        one = [torch.device("cuda", index) for index in range(gpus)] if gpus and device.index is None else [device]
-        usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES)
-        count = max(1, min(self.workers or usual, most))
-        return [one[index % len(one)] for index in range(count)]
-
-
-ALONE = Crew()
-"""One job after another, in this process."""
 
 
 class Here:
@@ -119,8 +91,3 @@ def _work(send: Callable[[Any], None], job: Job, workspace: Workspace, threads: 
     torch.set_num_threads(threads)
     with stop_signals(signal.SIGTERM) as stopping:
         work(send, job, workspace, stopping)
-
-
-def _memory() -> int:
-    """Bytes of main memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -13,9 +13,9 @@ import torch
 from benchmarks.common.processes import Ended
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver import schedule
+from benchmarks.driver.crew import Crew
 from benchmarks.driver.jobs import Job, divided
 from benchmarks.driver.relay import Event, Finished, Said
-from benchmarks.driver.workers import Crew
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted
@@ -134,7 +134,7 @@ def test_a_cell_under_which_places_are_lost_has_failed_and_the_others_go_on(stor
     watcher = run(store, pool, [[bad, good]])
     assert store.run(good).state == "done"
     assert store.run(bad).state == "failed" and "killed by SIGSEGV" in store.run(bad).status["message"]
-    assert watcher.missing == 1 and watcher.lines[-1].startswith(f"{bad.label}  FAILED: its worker was lost 2 times")
+    assert watcher.missing == 1 and watcher.lines[-1].startswith(f"{bad.label}  FAILED: its worker was lost 3 times")
 
 
 def test_what_concerns_the_run_stops_all_of_it(store: Store) -> None:
@@ -187,7 +187,7 @@ def test_groups_are_divided_as_far_as_it_saves_time(groups: list[int], slots: in
 def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpus = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr("benchmarks.driver.workers._memory", lambda: 6 * 2**30)
+    monkeypatch.setattr("benchmarks.driver.crew._memory", lambda: 6 * 2**30)
     assert Crew(None).places(cpu, most=99) == [cpu] * 3, "as many as have memory"
     assert Crew(5).places(cpu, most=99) == [cpu] * 5 and Crew(5).places(cpu, most=2) == [cpu] * 2
     assert Crew(1).places(cpu, most=0) == [cpu]
