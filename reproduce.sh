@@ -201,7 +201,7 @@ ensure_lock() {
 
 # --- What was asked for ----------------------------------------------------------------------------------------------
 
-lock=core
+lock=core beside=
 if [[ ${1:-} == test ]]; then
     lock=dev
 else
@@ -222,6 +222,8 @@ else
             done <"$table"
         done
     done
+    # Beside it: an executor that needs an extra of its own.
+    case " $* " in *' --executor ray '* | *' --executor=ray '*) beside=cluster ;; esac
 fi
 
 if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then
@@ -229,6 +231,7 @@ if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then
     python=$host_python
 else
     ensure_lock "$lock"
+    [[ -z $beside ]] || ensure_lock "$beside"
 fi
 
 # Threads of OpenMP that wait for each other spin, by default for so long that on a machine with other work a training

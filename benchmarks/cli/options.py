@@ -183,6 +183,14 @@ def seed_numbers(text: str | None) -> tuple[int, ...]:
     return found
 
 
+def shard(text: str | None) -> tuple[int, int]:
+    """Which of how many parts of a plan; the first of one where it is not given."""
+    index, _, count = (text or "1/1").partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard {text}: write which part of how many, from --shard 1/8 to --shard 8/8")
+    return int(index), int(count)
+
+
 def floats(option: str, text: str | None) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in words(option, text))

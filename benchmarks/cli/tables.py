@@ -38,6 +38,7 @@ class Reproduce(click.Command):
 @click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
 @click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
 @click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
+@click.option("--shard", metavar="I/N", help="Only every N-th group of cells, from the I-th on: for arrays of jobs.")
 @options.crew
 @in_workspace
 def run(
@@ -47,6 +48,7 @@ def run(
     no_cost: bool,
     similarity: bool,
     any_teacher: bool,
+    shard: str | None,
     **asked: Any,
 ) -> None:
     """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
@@ -55,7 +57,9 @@ def run(
 
     # What can be wrong in the YAML is said before torch is imported.
     load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
+    part = options.shard(shard)
     place, hands = workspace(), crew()
+    from ..driver.jobs import Shard
     from ..driver.plan import Request
     from ..driver.reproduce import Options, reproduce
 
@@ -63,7 +67,7 @@ def run(
         table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
         overrides=tuple(asked["overrides"]), **options.chosen(asked),
     )  # fmt: skip
-    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity, hands)))
+    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity, hands, Shard(*part))))
 
 
 @click.command()

@@ -42,6 +42,32 @@ class Job:
         return replace(self, cells=tuple(cells))
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The part of a plan that one of several processes computes, which know of each other by the store alone."""
+
+    index: int = 1
+    count: int = 1
+
+    def of(self, training: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
+        """Every ``count``-th group of ``cells``, after those of ``training``, some of them, that train its teachers.
+
+        A teacher of several shards is trained by the first that comes to it; the others wait for it.
+        """
+        if self.count == 1:
+            return list(cells)
+        first = {cell.key for cell in training}
+        groups = list(dict.fromkeys(cell.group() for cell in cells if cell.key not in first))
+        mine = set(groups[self.index - 1 :: self.count])
+        chosen = [cell for cell in cells if cell.key not in first and cell.group() in mine]
+        needed = {ref.cell for cell in chosen for ref in (cell.teacher, cell.start) if ref}
+        return [*(cell for cell in training if cell.key in needed), *chosen]
+
+
+WHOLE = Shard()
+"""All of a plan."""
+
+
 class Watcher(Interface):
     """Who follows what a job does."""
 

@@ -23,6 +23,7 @@ from ..teachers.zoo import Teacher, Zoo
 from . import executors
 from .crew import ALONE, Crew
 from .describe import describe
+from .jobs import WHOLE, Shard
 from .plan import Plan, Request, make
 from .plan_text import begun_in, print_plan
 from .stages import train
@@ -37,6 +38,7 @@ class Options:
     costs: bool = True
     similarity: bool = False
     crew: Crew = ALONE
+    shard: Shard = WHOLE
 
 
 def reproduce(request: Request, workspace: Workspace, options: Options = Options()) -> Outcome:
@@ -48,10 +50,10 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     """
     store, say = Store(workspace.output), workspace.say
     plan = make(request, workspace)
-    cells = plan.every_cell()
+    cells = options.shard.of(plan.training, plan.every_cell())
     watched = options.similarity or plan.table.similarity
     facts = store.facts(cell.key for cell in cells)
-    todo = _todo(plan, facts, store, curves=bool(watched or plan.table.efficiency))
+    todo = _todo(plan, cells, facts, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
         print_plan(plan, todo, workspace, options.crew)
     if options.dry_run:
@@ -69,7 +71,9 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     files, text = render(workspace.output, plan.stem, say)
     not_measured = 0
     if options.costs:
-        not_measured = measure_missing(plan.cells.values(), workspace, lambda cell: _cost(cell, plan, workspace))
+        shown_cells = {cell.key for cell in plan.cells.values()}
+        rows = [cell for cell in cells if cell.key in shown_cells]
+        not_measured = measure_missing(rows, workspace, lambda cell: _cost(cell, plan, workspace))
         files, text = render(workspace.output, plan.stem, lambda line: None)  # as it was said above
     if watched:
         folder = manifest.path(workspace.output, plan.stem).parent
@@ -85,8 +89,8 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     return Outcome(text, "; ".join(_missing([facts[cell.key].status["state"] for cell in cells], not_measured)))
 
 
-def _todo(plan: Plan, facts: Mapping[str, Facts], store: Store, curves: bool) -> list[Cell]:
-    """Of the cells of a plan those that are to be computed, among them those whose results are damaged.
+def _todo(plan: Plan, cells: Sequence[Cell], facts: Mapping[str, Facts], store: Store, curves: bool) -> list[Cell]:
+    """Of some cells of a plan those that are to be computed, among them those whose results are damaged.
 
     Only where something is to be trained are the weights of teachers looked at, and where the table has ``curves`` the
     records of epochs.
@@ -97,9 +101,9 @@ def _todo(plan: Plan, facts: Mapping[str, Facts], store: Store, curves: bool) ->
         return not ended or any(store.run(cell).damage(file) for file in files)
 
     trained = {cell.key for cell in plan.training}
-    students = [cell for cell in plan.every_cell() if cell.key not in trained]
+    teachers, students = ([cell for cell in cells if (cell.key in trained) == first] for first in (True, False))
     todo = [cell for cell in students if to_do(cell, *(["metrics.json"] if curves else []))]
-    return [*(cell for cell in plan.training if to_do(cell, *(["student.pt"] if todo else []))), *todo]
+    return [*(cell for cell in teachers if to_do(cell, *(["student.pt"] if todo else []))), *todo]
 
 
 def _accuracies(plan: Plan, anew: bool, workspace: Workspace, options: Options) -> Accuracies:

@@ -14,7 +14,7 @@ from benchmarks.common.processes import Ended
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver import schedule
 from benchmarks.driver.crew import Crew
-from benchmarks.driver.jobs import Job, divided
+from benchmarks.driver.jobs import Job, Shard, divided
 from benchmarks.driver.relay import Event, Finished, Said
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Store
@@ -197,3 +197,18 @@ def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Crew(None, per_gpu=2).places(gpus, most=99) == [first, second] * 2
     assert Crew(3).places(gpus, most=99) == [first, second, first]
     assert Crew(None, per_gpu=2).places(second, most=99) == [second] * 2, "the one that was asked for"
+
+
+def test_shards_are_the_plan_each_with_the_teachers_it_needs() -> None:
+    first, second = cell("student", seed=98), cell("student", seed=99)
+    cells = [cell(m, seed, teacher) for seed in range(3) for teacher in (first, second) for m in ("kd", "dkd")]
+    parts = [Shard(index, 4).of([first, second], [first, second, *cells]) for index in (1, 2, 3, 4)]
+    students = [one.key for part in parts for one in part if one.teacher]
+    assert sorted(students) == sorted(one.key for one in cells), "each once"
+    assert [len(part) for part in parts] == [5, 5, 3, 3], "two groups, or one, with their teacher before them"
+    for part in parts:
+        known = set[str]()
+        for one in part:
+            assert not one.teacher or one.teacher.cell in known
+            known.add(one.key)
+    assert Shard().of([first, second], [first, second, *cells]) == [first, second, *cells]
