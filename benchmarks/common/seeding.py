@@ -54,6 +54,13 @@ class Stream:
             _write(self.device, outer)
 
 
+def seed_all(seed: int) -> None:
+    """Let torch's, Python's and numpy's global generators begin from a seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def seeded(device: torch.device, seed: int, *purpose: object) -> Iterator[None]:
     """Inside, torch's, Python's and numpy's global generators begin from a purpose; outside they are as they were."""

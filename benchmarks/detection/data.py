@@ -1,35 +1,30 @@
 """Batches of images with objects: what each is, is a function of the seed and of its place alone.
 
-Importing this module imports mmdetection; :func:`benchmarks.detection.detectors.prepare` has to be called before.
+Importing this module imports mmdetection.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
-from mmcv.transforms import LoadImageFromFile
-from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
-from mmdet.datasets.api_wrappers import COCO
-from mmengine.dataset import DefaultSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kd_methods.errors import UserError
 
-from ..common.seeding import derive, generator
+from ..common.seeding import derive, generator, seed_all
+from . import configurations
 from .coco import DetectionFiles, DetectionSplit
 from .executor import Job
 
+configurations.prepare()
 
-def seed_all(seed: int) -> None:
-    """Every generator that mmdetection draws from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+from mmcv.transforms import LoadImageFromFile  # noqa: E402
+from mmdet.datasets import AspectRatioBatchSampler, CocoDataset  # noqa: E402
+from mmdet.datasets.api_wrappers import COCO  # noqa: E402
+from mmengine.dataset import DefaultSampler, pseudo_collate  # noqa: E402
 
 
 class Draws(Sampler[tuple[int, int]]):

@@ -1,17 +1,14 @@
-"""Detectors of mmdetection, by name, by ``mmdet::CONFIGURATION`` or by a configuration file of one's own.
+"""Detectors of mmdetection as methods see them: training passes, pyramids and heads.
 
 Importing this module imports nothing of mmdetection, so that plans can be made without the extra [detection].
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,154 +20,17 @@ from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
 from ..networks.source import NetworkSource
-from . import mmcv_ops
+from .configurations import RECIPES, check, is_detector, model_configuration, prepare
 
 NOMINAL = 128
 """Side in pixels of the square image on which shapes are told; a detector takes images of any size."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A configuration of mmdetection, and what is changed in its model."""
-
-    config: str
-    changes: Mapping[str, Any]
-
-
-def _resnet(depth: int, **more: Any) -> dict[str, Any]:
-    narrow = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
-    base = more.get("base_channels", 64)
-    init = {"type": "Pretrained", "checkpoint": f"torchvision://resnet{depth}"}
-    backbone = {"depth": depth, "init_cfg": init, **more}
-    return {"backbone": backbone, "neck": {"in_channels": [width * base // 64 for width in narrow]}}
-
-
-_MOBILE = {
-    # Stages with 24, 32, 96 and 320 channels, none of them frozen, as mdistiller has them.
-    "backbone": {
-        "_delete_": True,
-        "type": "MobileNetV2",
-        "out_indices": (1, 2, 4, 6),
-        "norm_cfg": {"type": "BN", "requires_grad": True},
-        "norm_eval": True,
-        "init_cfg": {"type": "Pretrained", "checkpoint": "open-mmlab://mmdet/mobilenet_v2"},
-    },
-    "neck": {"in_channels": [24, 32, 96, 320]},
-}
-
-
-_NARROW, _POOLED = 32, 5
-"""Width of the small detectors' pyramids, and side of the regions that their heads see."""
-
-
-def _small(base_channels: int) -> dict[str, Any]:
-    """ResNet-18, pyramid, heads and samples of a size that trains on a CPU."""
-    resnet = _resnet(18, base_channels=base_channels)
-    layer = {"output_size": _POOLED}
-    head = {"in_channels": _NARROW, "fc_out_channels": 128, "roi_feat_size": _POOLED}
-    return {
-        **resnet,
-        "neck": {**resnet["neck"], "out_channels": _NARROW},
-        "rpn_head": {"in_channels": _NARROW, "feat_channels": _NARROW},
-        "roi_head": {"bbox_roi_extractor": {"out_channels": _NARROW, "roi_layer": layer}, "bbox_head": head},
-        "train_cfg": {"rpn_proposal": {"nms_pre": 300, "max_per_img": 128}, "rcnn": {"sampler": {"num": 32}}},
-        "test_cfg": {"rpn": {"nms_pre": 300, "max_per_img": 128}},
-    }
-
-
-def _small_dense(base_channels: int) -> dict[str, Any]:
-    """As :func:`_small`, of a one-stage detector."""
-    resnet = _resnet(18, base_channels=base_channels)
-    # Of usual groups one would be a single channel, which on the coarsest map of a small image is a single value.
-    norm = {"type": "GN", "num_groups": 8, "requires_grad": True}
-    head = {"in_channels": _NARROW, "feat_channels": _NARROW, "stacked_convs": 1, "norm_cfg": norm}
-    return {**resnet, "neck": {**resnet["neck"], "out_channels": _NARROW}, "bbox_head": head}
-
-
-_FASTER, _RETINA = "_base_/models/faster-rcnn_r50_fpn.py", "_base_/models/retinanet_r50_fpn.py"
-_GFL = "gfl/gfl_r50_fpn_1x_coco.py"
-
-RECIPES = {
-    **{f"faster_rcnn_r{depth}": Recipe(_FASTER, _resnet(depth)) for depth in (18, 34, 50, 101)},
-    "faster_rcnn_mobilenetv2": Recipe(_FASTER, _MOBILE),
-    **{f"retinanet_r{depth}": Recipe(_RETINA, _resnet(depth)) for depth in (18, 50, 101)},
-    **{f"gfl_r{depth}": Recipe(_GFL, _resnet(depth)) for depth in (18, 50, 101)},
-    **{f"faster_rcnn_small_r18x{part}": Recipe(_FASTER, _small(64 // part)) for part in (2, 4)},
-    **{f"gfl_small_r18x{part}": Recipe(_GFL, _small_dense(64 // part)) for part in (2, 4)},
-}
-"""Detectors of the field's pairs. The small ones are for demonstrations: their pyramids have 32 channels, and their
-backbones a half (x2) or a quarter (x4) of the usual width."""
-
-
-def available() -> bool:
-    """Whether the extra [detection] is installed."""
-    return all(importlib.util.find_spec(name) is not None for name in ("mmdet", "mmengine", "mmcv", "pycocotools"))
-
-
-def is_detector(name: str) -> bool:
-    """Whether a name is that of a detector, by its form."""
-    return name in RECIPES or name.startswith("mmdet::") or name.endswith(".py")
-
-
-def check(name: str) -> None:
-    """Raise UserError where a detector of that name cannot be; without the extra only the form of the name is seen."""
-    if name not in RECIPES and (available() or name.endswith(".py")):
-        _config_path(name)
-
-
-def check_installed() -> None:
-    """Raise UserError where the extra [detection] is missing."""
-    if not available():
-        raise UserError(
-            "detection needs mmdetection, which is not installed: run a table with `extra: detection`, such as table4, "
-            "through ./reproduce.sh, which installs the extra [detection]"
-        )
-
-
-def prepare() -> None:
-    """Make mmdetection ready to be imported: the operators that its compiled extension would bring.
-
-    Raises:
-        UserError: the extra [detection] is not installed.
-    """
-    check_installed()
-    mmcv_ops.install()
-    warnings.filterwarnings("ignore", module="mmengine|mmcv|mmdet")
-    from mmdet.utils import register_all_modules
-
-    register_all_modules(init_default_scope=True)
-
-
-def _config_path(name: str) -> Path:
-    """The file of a configuration.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name.startswith("mmdet::"):
-        spec = importlib.util.find_spec("mmdet")
-        assert spec is not None and spec.origin is not None
-        folder = Path(spec.origin).parent / ".mim" / "configs"
-        wanted = name.removeprefix("mmdet::").removesuffix(".py")
-        path = folder / f"{wanted}.py"
-        if not path.is_file():
-            found = list(folder.glob(f"**/{wanted}.py"))
-            if len(found) != 1:
-                every = [str(file.relative_to(folder))[:-3] for file in folder.glob("*/*.py")]
-                raise unknown("configuration of mmdet", wanted, every)
-            path = found[0]
-        return path
-    path = Path(name)
-    if not path.is_file():
-        raise unknown("detector", name, RECIPES)
-    return path
 
 
 def build(name: str, num_classes: int, pretrained: bool) -> Detector:
     """A detector with freshly initialised weights, drawn from torch's global generator.
 
     Args:
-        name: a name of :data:`RECIPES`, ``mmdet::CONFIGURATION``, or a configuration file.
+        name: a name of :data:`.configurations.RECIPES`, ``mmdet::CONFIGURATION``, or a configuration file.
         num_classes: K, without background.
         pretrained: begin with the backbone's weights of ImageNet that the configuration names. Without them no stage
             is frozen, and batch-norms learn from the batch.
@@ -180,25 +40,10 @@ def build(name: str, num_classes: int, pretrained: bool) -> Detector:
     """
     prepare()
     from mmdet.registry import MODELS
-    from mmengine.config import Config, ConfigDict
     from mmengine.logging import MMLogger
 
-    recipe = RECIPES.get(name)
-    path = _config_path(f"mmdet::{recipe.config}" if recipe else name)
-    config = Config.fromfile(path).model
-    if recipe:
-        config = ConfigDict(Config._merge_a_into_b(dict(recipe.changes), config))
-    _set_classes(config, num_classes)
-    if not pretrained:
-        for part in _parts(config):
-            if part.get("init_cfg", {}) and part["init_cfg"].get("type") == "Pretrained":
-                part["init_cfg"] = None
-            if "frozen_stages" in part:
-                part["frozen_stages"] = -1
-            if "norm_eval" in part:
-                part["norm_eval"] = False
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # else it prints a line for every tensor
-    module = MODELS.build(config)
+    module = MODELS.build(model_configuration(name, num_classes, pretrained))
     try:
         module.init_weights()
     except Exception as error:  # whatever its file clients and the network raise
@@ -207,23 +52,6 @@ def build(name: str, num_classes: int, pretrained: bool) -> Detector:
             "cache, or run a protocol with pretrained: false"
         ) from None
     return Detector(module)
-
-
-def _parts(config: Any) -> Iterator[Any]:
-    """All mappings within a configuration."""
-    if isinstance(config, dict):
-        yield config
-        for value in config.values():
-            yield from _parts(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from _parts(value)
-
-
-def _set_classes(config: Any, num_classes: int) -> None:
-    for part in _parts(config):
-        if "num_classes" in part and part.get("type") != "RPNHead":
-            part["num_classes"] = num_classes
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The adapter between a method and mmdetection: a detector that holds the student, its frozen teacher and the method.
 
-Importing this module imports mmdetection; :func:`benchmarks.detection.detectors.prepare` has to be called before.
+Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
 """
 
 from __future__ import annotations

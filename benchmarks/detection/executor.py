@@ -30,7 +30,7 @@ from ..store.cell import Cell
 from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
 from ..training.failures import Interrupted
-from . import detectors
+from .configurations import check_installed
 
 
 @dataclass
@@ -82,7 +82,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         Interrupted: the user asked to stop.
         UserError: the extra [detection] is missing, or a GPU that the protocol needs.
     """
-    detectors.check_installed()
+    check_installed()
     wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.device.index or 0)
     if context.device.type == "cuda" and wanted > 1 and wanted > present:
         raise UserError(f"{wanted} processes need a GPU each, and there are {present}: --processes {present}")
@@ -149,7 +149,7 @@ def _parts(job: Job, rendezvous: Path) -> list[Job]:
 def _in_processes(
     what: str, jobs: Sequence[Job], hear: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
 ) -> tuple[Any, ...]:
-    """Call a function of :mod:`benchmarks.detection.runner` in a fresh process for each of the jobs.
+    """Call a function of :mod:`benchmarks.detection.process` in a fresh process for each of the jobs.
 
     When the first one is at its end, or any of them fails, the others are ended too: they would wait for each other.
 
@@ -161,7 +161,7 @@ def _in_processes(
         # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
         # that cannot use it.
         methods = multiprocessing.get_context("forkserver")
-        methods.set_forkserver_preload([f"{__package__}.runner"])
+        methods.set_forkserver_preload([f"{__package__}.process"])
     started: dict[Connection, tuple[int, Any]] = {}
     last: tuple[Any, ...] = ()
     asked = False
@@ -212,10 +212,10 @@ def _enter(what: str, sender: Connection, job: Job) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
     if job.rendezvous:
         threading.Thread(target=_outlive_no_parent, daemon=True).start()
-    from . import runner
+    from . import process
 
     with patient_streams():
-        getattr(runner, what)(sender, job)
+        getattr(process, what)(sender, job)
 
 
 def _outlive_no_parent() -> None:
@@ -234,7 +234,7 @@ def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, devi
     """
     from ..store.cells import student_cell
 
-    detectors.check_installed()
+    check_installed()
     cell = student_cell(entry.network, protocol, data_root, {})
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +260,7 @@ def cost(
     Raises:
         UserError: the measurement failed; the message says how.
     """
-    detectors.check_installed()
+    check_installed()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell, protocol, data_root, str(device), threads, tuple(plugin_files), Path(folder))

@@ -5,6 +5,7 @@ weight and without task loss (where a function says so, a map), computed in fp32
 logits that fp16 can hold.
 """
 
+from .correlation import batch_correlation, class_correlation, dist
 from .detection import (
     channel_wise,
     focal_features,
@@ -38,20 +39,13 @@ from .feature import (
 )
 from .logit import (
     abkd,
-    batch_correlation,
-    class_correlation,
     crld,
-    dist,
     dkd,
     hard_distillation,
     kd,
-    logit_standardized_abkd,
-    logit_standardized_kd,
-    luminet,
     nkd,
     ofa,
     rld,
-    standardize,
     tf_kd_reg,
     ttm,
     wsld,
@@ -76,6 +70,7 @@ from .relation import (
 )
 from .scales import scale_cells, sdd_dkd, sdd_kd, sdd_nkd
 from .several import average_kd, ca_mkd, ca_mkd_features, ebkd, mutual_learning
+from .standardized import logit_standardized_abkd, logit_standardized_kd, luminet, standardize
 from .text import attention_relation, attention_scores, hidden_states, minilmv2, patient_states
 from .transport import wkd_f, wkd_l
 

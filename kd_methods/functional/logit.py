@@ -75,32 +75,6 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
 
 
 @full_precision
-def dist(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    beta: float,
-    gamma: float,
-    temperature: float = 1.0,
-    eps: float = 1e-8,
-) -> Tensor:
-    """T² [beta (1 - correlation over classes, per row) + gamma (1 - correlation over rows, per class)] of softmaxes.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
-        beta, gamma: weights of the relation within a row and of the one within a class.
-        temperature: T.
-        eps: added to the denominators; rare classes, whose probabilities hardly vary, are felt less with a larger one.
-
-    Source: Huang et al. 2022, equations 7 to 10; the factor T² is in the authors' code. Agrees with golden ``dist``.
-    """
-    p_s = F.softmax(student_logits / temperature, 1)
-    p_t = F.softmax(teacher_logits.detach() / temperature, 1)
-    inter, intra = 1 - _pearson(p_s, p_t, eps).mean(), 1 - _pearson(p_s.t(), p_t.t(), eps).mean()
-    return temperature**2 * (beta * inter + gamma * intra)
-
-
-@full_precision
 def ttm(student_logits: Tensor, teacher_logits: Tensor, *, power: float) -> Tensor:
     """Transformed teacher matching: KL(q_t || p_s), q_t proportional to p_t^power, averaged over rows.
 
@@ -168,59 +142,6 @@ def wsld(
     weight = 1 - torch.exp(-student_loss / (F.cross_entropy(teacher_logits, labels, reduction="none") + eps))
     soft = F.softmax(teacher_logits / temperature, 1) * F.log_softmax(student_logits / temperature, 1)
     return -(temperature**2) * (weight * soft.sum(1)).mean()
-
-
-@full_precision
-def standardize(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """Logits (B, K) with each row's mean subtracted, divided by its (unbiased) standard deviation.
-
-    Rows whose deviation is below ``eps`` become zero and receive zero gradient.
-
-    Source: Sun et al. 2024, algorithm 1.
-    """
-    centred = logits - logits.mean(1, keepdim=True)
-    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (logits.shape[1] - 1) ** 0.5
-    return centred / (deviation + eps).masked_fill(deviation <= eps, torch.inf)
-
-
-def logit_standardized_kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """:func:`kd` of standardised logits.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
-        temperature: T, in units of the standard deviation.
-
-    Source: Sun et al. 2024, algorithm 2. Agrees with golden ``lskd_T2``.
-    """
-    return kd(standardize(student_logits), standardize(teacher_logits), temperature=temperature)
-
-
-@full_precision
-def class_correlation(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """||P_s' P_s - P_t' P_t||_F² / K, P (B, K) the softmaxes at temperature T.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
-        temperature: T.
-
-    Source: Jin et al. 2023, class-level alignment. Agrees with golden ``mlkd_class_T4``.
-    """
-    p_s, p_t = _probabilities(student_logits, teacher_logits, temperature)
-    return (p_t.t() @ p_t - p_s.t() @ p_s).square().sum() / p_s.shape[1]
-
-
-@full_precision
-def batch_correlation(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """||P_s P_s' - P_t P_t'||_F² / B, P (B, K) the softmaxes at temperature T.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
-        temperature: T.
-
-    Source: Jin et al. 2023, batch-level alignment. Agrees with golden ``mlkd_batch_T4``.
-    """
-    p_s, p_t = _probabilities(student_logits, teacher_logits, temperature)
-    return (p_t @ p_t.t() - p_s @ p_s.t()).square().sum() / p_s.shape[0]
 
 
 @full_precision
@@ -302,43 +223,6 @@ def abkd(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, beta: 
         bracket = torch.expm1(exponent * below) - exponent / both * torch.expm1(both * below)
         terms = -(both * torch.maximum(log_p, log_q)).exp() * bracket / (alpha * beta)
     return terms.sum(1).mean()
-
-
-def logit_standardized_abkd(
-    student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, beta: float, temperature: float
-) -> Tensor:
-    """T² times :func:`abkd` of standardised logits.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
-        alpha, beta: exponents.
-        temperature: T, in units of the standard deviation.
-
-    Source: ghwang-s/abkd ``distiller_zoo/ls.py`` @df81318.
-    """
-    s, t = standardize(student_logits), standardize(teacher_logits)
-    return temperature**2 * abkd(s, t, alpha=alpha, beta=beta, temperature=temperature)
-
-
-@full_precision
-def luminet(
-    student_logits: Tensor, teacher_logits: Tensor, *, alpha: float, temperature: float, eps: float = 1e-5
-) -> Tensor:
-    """alpha² KL of softmaxes of logits that the batch standardises class by class: (z - mean) / sqrt(var + eps).
-
-    Args:
-        student_logits, teacher_logits: (B, K) with B >= 2; each is standardised by itself, with biased variances.
-        alpha: factor in the place of T.
-        temperature: T of both softmaxes.
-        eps: added to the variances.
-
-    Source: Hossain et al. 2025 in the form of ismail31416/LumiNet ``mdistiller/distillers/Luminet.py`` @8cf749b.
-    """
-    log_s, log_t = (
-        F.log_softmax((z - z.mean(0)) / (z.var(0, unbiased=False) + eps).sqrt() / temperature, 1)
-        for z in (student_logits, teacher_logits.detach())
-    )
-    return alpha**2 * _kl(log_s, log_t)
 
 
 @full_precision
@@ -427,14 +311,3 @@ def _decoupled(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     others = z.gather(1, position + (position >= target))
     binary = torch.cat([z.gather(1, target), others.logsumexp(1, keepdim=True)], 1)
     return F.log_softmax(binary, 1), F.log_softmax(others, 1)
-
-
-def _probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return F.softmax(student_logits / temperature, 1), F.softmax(teacher_logits.detach() / temperature, 1)
-
-
-def _pearson(a: Tensor, b: Tensor, eps: float) -> Tensor:
-    """Correlation of the rows of two matrices, 0 where one of them is constant."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return (a * b).sum(1) / (norms + eps)

@@ -43,7 +43,7 @@ INFO = DataInfo(num_samples=100, num_classes=CLASSES, labels=torch.arange(100) %
 EVERY = kd_methods.available()
 NAMES = [
     name for name in EVERY if kd_methods.card(name).modality != "detection"
-]  # those: tests/detection/test_detection.py
+]  # those: tests/detection/test_detectors.py
 # Settings that switch to other code, tested like methods of their own.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "at": [{"p": 1}],

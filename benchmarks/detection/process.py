@@ -1,0 +1,171 @@
+"""Functions that run in a process of a cell's own: train it, measure what its steps cost, evaluate a file.
+
+Importing this module imports mmdetection.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from kd_methods.errors import DiskError
+
+from ..common import environment
+from ..common.weights import fit, load_weights
+from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
+from ..networks import count
+from ..tasks import get_task
+from ..training.failures import Failure, Interrupted, line, of_cell
+from ..training.student_run import finish, on_cpu
+from . import data as detection_data
+from . import detectors
+from .checkpoints import ALLOWED
+from .coco import DetectionFiles
+from .executor import Job
+from .records import send
+from .runner import average_precision, set_up
+
+
+def work(sender: Any, job: Job) -> None:
+    """Train a cell; the parent hears ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
+
+    The run's lock is held by this process and those that load its images, which end with it.
+    """
+    if job.rank:
+        _assist(sender, job)
+        return
+    run = job.run
+    with run.lock() as mine:
+        if not mine:
+            send(sender, "held")
+        elif run.ended:
+            send(sender, run.state)
+        else:
+            send(sender, *_train(job, sender, _quiet(run / "mmengine", "console.log")))
+
+
+def _assist(sender: Any, job: Job) -> None:
+    """Train beside the cell's first process, which tells of what happens to both; the parent hears of errors here."""
+    folder = _quiet(job.run / "mmengine", f"console-{job.rank}.log")
+    try:
+        runner, _ = set_up(job, sender, folder)
+        _run(runner)
+    except BaseException as error:
+        failure = _failure(error)
+        if failure and failure.state == "failed":
+            traceback.print_exc()
+            sender.send(failure.message)
+
+
+def _failure(error: BaseException) -> Failure | None:
+    """What an error makes of the cell, which is alone in its process; None if the user asked to stop.
+
+    A lack of memory is its own, too.
+    """
+    if isinstance(error, Interrupted):
+        return None
+    return of_cell(error) or Failure("failed", line(error))
+
+
+def _quiet(folder: Path, name: str) -> Path:
+    """Let this process, and what of it is not Python, write into a file of the folder instead of the terminal."""
+    folder.mkdir(exist_ok=True)
+    with (folder / name).open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    return folder
+
+
+def _run(runner: Runner) -> None:
+    with torch.serialization.safe_globals(ALLOWED):  # mmengine's torch.load knows no list of its own
+        runner.train()
+
+
+def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
+    """Train the cell; the state in which its run is then, or ``("disk", message)`` where nothing could be written."""
+    run = job.run
+    try:
+        runner, hook = set_up(job, sender, folder)
+        _run(runner)
+        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
+    except DiskError as error:
+        return "disk", str(error)
+    except BaseException as error:
+        failure = _failure(error)
+        if failure is None:
+            run.set_status("interrupted", epoch=len(run.metrics), epochs=job.protocol.epochs)
+            return ("interrupted",)
+        run.set_status(**failure.facts(), epoch=len(run.metrics) + 1)
+        return (failure.state,)
+    return ("done",)
+
+
+def evaluate(sender: Any, job: Job) -> None:
+    """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
+    try:
+        torch.set_num_threads(job.threads)
+        files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
+        network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
+        assert job.teacher is not None
+        fit(load_weights(job.teacher), network.module, str(job.teacher))
+        model = network.module.to(environment.device(job.device)).eval()
+        metric = average_precision(files, job.path)
+        loader = detection_data.validation(files.val, files.classes, job)
+        with torch.no_grad():
+            for batch in loader:
+                metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
+        with redirect_stdout(io.StringIO()):
+            sender.send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
+    except Exception as error:
+        sender.send(("error", line(error)))
+
+
+def cost(sender: Any, job: Job) -> None:
+    """The figures of :func:`benchmarks.cost.profiling.measure` as ``(cost, figures)`` to the parent."""
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            figures = _figures(job)
+        sender.send(("cost", figures))
+    except Exception as error:
+        sender.send(("error", line(error)))
+
+
+def _figures(job: Job) -> dict[str, Any]:
+    device = environment.device(job.device)
+    with peak_memory(device) as memory:
+        runner, hook = set_up(job, None, job.path)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        model: Any = runner.model.train()
+        batches, numbers = iter(runner.train_dataloader), itertools.count()
+
+        def step() -> None:
+            hook.before_train_iter(runner, next(numbers))
+            model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
+
+        seconds = median_seconds(step, device, WARM_UP, TIMED)
+    images = job.protocol.part_size
+    plain, trained = count(model.student.parameters()), count(model.parameters())
+    return {
+        "images_per_second": images / seconds,
+        "peak_memory_bytes": memory["bytes"],
+        "memory_kind": memory["kind"],
+        "reserved_memory_bytes": memory["reserved"],
+        "memory_by_part": {},
+        "extra_train_params": trained - plain,
+        "extra_inference_params": 0,
+        "batch_size": images,
+        "device": job.device,
+        "steps": TIMED,
+        "first_phases": False,
+    }

@@ -1,0 +1,131 @@
+"""What happens to a cell, in its run's directory and as messages to the parent process."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..common import environment
+from ..common.seeding import derive, seed_all
+from ..store.runs import OTHER_BITS
+from ..training.failures import Diverged, Interrupted
+from ..training.loop import CHECK_EVERY
+from .coco import METRICS
+from .executor import Job
+
+
+class Records(Hook):
+    """Carries what happens over into the run's directory and to the parent; keeps each iteration's random numbers.
+
+    Of several processes all know the same, and the first one tells of it.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, job: Job, sender: Any) -> None:
+        self.job, self.sender = job, sender
+        self.own: dict[str, Any] = {"records": [], "sums": {}, "counted": 0, "seconds": 0.0}
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.own["records"]
+
+    def before_train(self, runner: Runner) -> None:
+        """Here a checkpoint has been read, if there is one."""
+        if not self.job.rank:
+            place = divmod(runner.iter, self.job.detection.iterations)
+            if change := self.job.run.add_environment(_environment(self.job), place[0] + 1, place[1]):
+                send(self.sender, "say", f"{self.job.cell.label}  {change}, {OTHER_BITS}")
+            self.job.run.set_status("running", epoch=len(self.records), epochs=self.job.protocol.epochs)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.started = time.perf_counter()
+        rank = [self.job.rank] if self.job.rank else []
+        seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        assert outputs is not None
+        sums, done = self.own["sums"], runner.iter + 1
+        names = [name for name in outputs if name.startswith("loss_")]
+        values = [outputs[name].detach().double().cpu() for name in names]
+        told = torch.stack([*values, torch.tensor(self.asked, dtype=torch.float64)])
+        dist.all_reduce(told, op="mean")  # so all stop after the same iteration
+        for name, value in zip(names, told[:-1], strict=True):
+            sums[name[5:]] = sums.get(name[5:], 0) + value
+        self.own["counted"] += 1
+        self.own["seconds"] += time.perf_counter() - self.started
+        if done % CHECK_EVERY == 0 or done % self.job.detection.iterations == 0:
+            for name, total in sums.items():
+                if not math.isfinite(float(total)):
+                    raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
+        if not self.job.rank:
+            send(self.sender, "step", *divmod(runner.iter, self.job.detection.iterations))
+        if told[-1]:
+            runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
+            raise Interrupted
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """All evaluate with the statistics of the first process, which are the ones that are kept."""
+        for buffer in runner.model.buffers():
+            dist.broadcast(buffer)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        assert metrics is not None
+        epoch, own = runner.iter // self.job.detection.iterations, self.own
+        # Without a single detection mmdetection gives no figures at all.
+        found = {name: metrics.get(f"coco/{key}", 0.0) for name, key in METRICS.items()}
+        self.records.append(
+            {
+                "epoch": epoch,
+                "phase": "",
+                "lr": runner.optim_wrapper.get_lr()["lr"][0],
+                # COCO says -1 where there is no object of that size.
+                "metrics": {name: round(100 * value, 4) for name, value in found.items() if value >= 0},
+                "probes": {},
+                "losses": {name: float(total) / own["counted"] for name, total in own["sums"].items()},
+                "seconds": round(own["seconds"], 3),
+            }
+        )
+        own.update(sums={}, counted=0, seconds=0.0)
+        if self.job.rank:
+            return
+        self.job.run.set_metrics(self.records)
+        self.job.run.set_status("running", epoch=epoch, epochs=self.job.protocol.epochs)
+        send(self.sender, "epoch", self.records[-1])
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["kd"] = {**self.own, "records": list(self.records)}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.own = checkpoint["kd"]
+
+
+def _environment(job: Job) -> dict[str, Any]:
+    from importlib import metadata
+
+    facts = environment.describe(environment.device(job.device))
+    names = ("mmdet", "mmengine", "mmcv-lite", "pycocotools")
+    return {**facts, "versions": {**facts["versions"], **{name: metadata.version(name) for name in names}}}
+
+
+def send(sender: Any, *message: Any) -> None:
+    """Say something to the parent. Where that was killed there is nobody to work for, and it is no cell's failure."""
+    try:
+        sender.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)
