@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_methods import Setup
+from helpers.method_setup import Setup
 from torch import Tensor
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "goldens" / "first_steps.json").read_text())
