@@ -43,10 +43,8 @@ def export_runs(
         raise UserError(f"export {' '.join(what)} {file}: the last word names the archive, and ends in .zip")
     tables, runs = [], []
     for word in what:
-        if word in manifest.stems(output):
-            tables.append(word)
-        elif word in table_names() or word.endswith((".yaml", ".yml")):
-            tables.append(options.stem_of(word, preset, changes, settings))
+        if word in [*manifest.stems(output), *table_names()] or word.endswith((".yaml", ".yml")):
+            tables.append(options.stem_in(output, word, preset, changes, settings))
         else:
             runs.append(word)
     found = exchange.export(output, file, tables, runs, students)

@@ -159,6 +159,13 @@ def stem_of(table: str, preset: str, changes: Changes, settings: str) -> str:
     return stem(spec.name, preset, usual, usual.changed(**changes), settings == "uniform")
 
 
+def stem_in(output: Path, table: str, preset: str, changes: Changes, settings: str) -> str:
+    """As :func:`stem_of`; ``table`` may also be the name of a folder of tables/ in the output."""
+    from ..store import manifest
+
+    return table if table in manifest.stems(output) else stem_of(table, preset, changes, settings)
+
+
 def words(option: str, text: str | None) -> tuple[str, ...]:
     """What stands between the commas of an option; nothing where it is not given.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..common.console import counted
 from . import options
 
 if TYPE_CHECKING:
@@ -26,19 +27,43 @@ def cite(table: str, preset: str, changes: Changes, settings: str, output: Path)
     from ..report import citations
     from ..store import manifest
 
-    spec = load_table(table)
-    chosen = spec.preset(preset)
-    protocol = load_protocol(chosen.protocol)
-    if shown := manifest.load(output, options.stem_of(table, preset, changes, settings)):
+    if shown := manifest.load(output, options.stem_in(output, table, preset, changes, settings)):
         found = citations.of_manifest(shown)
     else:
-        pairs, rows = chosen.pairs or (), chosen.methods or ()
+        chosen = load_table(table).preset(preset)
+        pairs, rows, usual = chosen.pairs or (), chosen.methods or (), load_protocol(chosen.protocol).task
         found = citations.cited(
             [(row.method, str(row.optimizer.get("name", ""))) for row in rows],
-            [pair.task or chosen.task or protocol.task for pair in pairs],
+            [pair.task or chosen.task or usual for pair in pairs],
             [network for pair in pairs for network in (pair.teacher, pair.student)] + [row.student for row in rows],
         )
     click.echo(citations.bibtex(found))
 
 
-COMMANDS = (cite,)
+@click.command()
+@click.argument("table", required=False)
+@options.preset
+@options.changes
+@options.settings
+@options.output
+def verdicts(table: str | None, preset: str, changes: Changes, settings: str, output: Path) -> None:
+    """Which published values were reproduced: of TABLE, or of every table in the store."""
+    from ..report import verdicts as judging
+    from ..store import manifest
+
+    stems = [options.stem_in(output, table, preset, changes, settings)] if table else manifest.stems(output)
+    every: list[judging.Verdict] = []
+    for stem in stems:
+        found = judging.of_table(output, stem)
+        every += found
+        if not found:
+            click.echo(f"{stem}: no published value stands beside what was run")
+            continue
+        click.echo(f"{stem}\n{judging.text(found)}\n")
+        for file in judging.write(found, output, stem):
+            click.echo(file)
+    if not table:
+        click.echo(f"{counted(len(stems), 'table')}: {judging.summary(every)}")
+
+
+COMMANDS = (verdicts, cite)

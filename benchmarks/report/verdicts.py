@@ -1,0 +1,203 @@
+"""Whether published values were reproduced: a verdict on each, by a rule that is printed. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..common.console import counted, say
+from ..common.files import csv_text, write_text
+from ..store import manifest
+from ..store.runs import Store
+from . import markdown
+from .collect import collect
+from .model import Published, Table
+from .seed_statistics import Summary, summarise
+from .table_layout import signed
+
+if TYPE_CHECKING:
+    import pandas
+
+Word = Literal["reproduced", "within spread", "not reproduced", "preliminary", "not comparable", "no result"]
+WORDS: tuple[Word, ...] = (
+    "reproduced", "within spread", "not reproduced", "preliminary", "not comparable", "no result",
+)  # fmt: skip
+
+NEAR = 0.3
+"""Points of the metric within which a mean of :data:`ENOUGH` seeds counts as the published value."""
+
+ENOUGH = 3
+
+RULE = (
+    f"gap: our mean minus the published value, by that value's own epoch rule. With n ≥ {ENOUGH} seeds: reproduced if "
+    f"|gap| ≤ max({NEAR}, 2 standard errors of our mean); within spread if |gap| ≤ 2 sample standard deviations; else "
+    f"not reproduced. With fewer: preliminary, which is no verdict. Like is compared with like: where protocol, epoch "
+    f"rule, teacher or settings are not those of the published value, it is not comparable."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one published value. ``ours`` and ``std`` are by ``epoch_rule``; None where there are none."""
+
+    table: str
+    row: str
+    title: str
+    pair: str
+    metric: str
+    ours: float | None
+    std: float | None
+    n: int
+    planned: int
+    published: float
+    published_std: float | None
+    gap: float | None
+    epoch_rule: str
+    verdict: Word
+    why: str
+    source: str
+
+    @property
+    def words(self) -> str:
+        """The verdict with what belongs to it."""
+        if self.verdict == "preliminary":
+            return f"preliminary, n = {self.n}" + (f" ({self.why})" if self.why else "")
+        return f"{self.verdict} ({self.why})" if self.why else self.verdict
+
+
+def verdicts(table: Table) -> tuple[Verdict, ...]:
+    """One verdict for every published value beside a row that was run."""
+    found = []
+    for row in table.rows:
+        for column in table.columns:
+            entry = row.entries.get(column.key)
+            if entry is None or entry.published is None:
+                continue
+            published, summary = entry.published, summarise(entry)
+            rule = published.epoch_rule if published.epoch_rule != "unknown" else table.epoch_rule
+            ours = summary.mean(rule)
+            word, why = judged(summary, published)
+            gap = None if ours is None or word == "not comparable" else ours - published.value
+            names = table.name, row.key, row.title, column.key, column.metric
+            own = ours, summary.std(rule), summary.n, summary.planned
+            found.append(
+                Verdict(
+                    *names, *own, published.value, published.std, gap, published.epoch_rule, word, why, published.source
+                )
+            )
+    return tuple(found)
+
+
+def judged(summary: Summary, published: Published) -> tuple[Word, str]:
+    """The verdict on a cell's runs, and why where it does not follow from the figures."""
+    if not published.comparable:
+        return "not comparable", published.reason
+    if published.epoch_rule == "unknown":
+        return "not comparable", "the published value's epoch rule is not known"
+    counts = {"diverged": summary.diverged, "failed": summary.failed, "missing": summary.missing}
+    lost = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    mean, std = summary.mean(published.epoch_rule), summary.std(published.epoch_rule)
+    if mean is None:
+        return "no result", "the method is not for this pair" if summary.refused and not lost else lost
+    why = f"of {counted(summary.planned, 'seed')} {lost}" if lost else ""
+    if summary.n < ENOUGH or std is None:
+        return "preliminary", why
+    gap = round(abs(mean - published.value), 6)  # 0.3 is no 0.30000000000000004
+    if gap <= max(NEAR, 2 * std / math.sqrt(summary.n)):
+        return "reproduced", why
+    return ("within spread" if gap <= 2 * std else "not reproduced"), why
+
+
+def of_table(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple[Verdict, ...]:
+    """The verdicts on a table of a store.
+
+    Args:
+        output: the store's folder.
+        stem: the table's folder in it.
+        say: hears which runs are damaged.
+
+    Raises:
+        UserError: nothing was ever planned under that name.
+    """
+    return verdicts(collect(manifest.existing(output, stem), Store(output), say))
+
+
+def summary(found: Sequence[Verdict]) -> str:
+    """How many of the published values were reproduced, in one line."""
+    counts = Counter(one.verdict for one in found)
+    others = ", ".join(f"{counts[word]} {word}" for word in WORDS[1:] if counts[word])
+    line = f"{counts['reproduced']} of {counted(len(found), 'published cell')} reproduced"
+    return f"{line}; {others}" if others else line
+
+
+_HEADS = ("method", "pair", "ours", "published", "gap", "verdict")
+
+
+def _printed(one: Verdict) -> tuple[str, ...]:
+    ours = "--" if one.ours is None else f"{one.ours:.2f}" + ("" if one.std is None else f" ± {one.std:.2f}")
+    published = f"{one.published:.2f}" + ("" if one.published_std is None else f" ± {one.published_std:.2f}")
+    gap = "" if one.gap is None else signed(one.gap, 2)
+    return one.title, one.pair, f"{ours} (n = {one.n})", published, gap, one.words
+
+
+def text(found: Sequence[Verdict]) -> str:
+    """The verdicts for a terminal, with summary and rule."""
+    lines = [_HEADS, *map(_printed, found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = (2, 3, 4)
+    aligned = [
+        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    return "\n".join([*(line.rstrip() for line in aligned), "", f"{summary(found)}.", RULE])
+
+
+def as_markdown(found: Sequence[Verdict], title: str) -> str:
+    """The same as Markdown, with the sources."""
+    lines: list[tuple[str, ...]] = [_HEADS, ("---", "---", "---:", "---:", "---:", "---")]
+    lines += [tuple(map(markdown.escape, _printed(one))) for one in found]
+    titles: dict[str, dict[str, None]] = {}
+    for one in found:
+        titles.setdefault(one.source, {})[one.title] = None
+    notes = [f"- Rule: {markdown.escape(RULE)}"]
+    notes += [f"- {markdown.escape(source)}: {markdown.escape(', '.join(names))}." for source, names in titles.items()]
+    parts = [f"## {markdown.escape(title)}: published values reproduced", f"**{summary(found)}.**"]
+    return "\n\n".join([*parts, "\n".join(f"| {' | '.join(cells)} |" for cells in lines), "\n".join(notes)]) + "\n"
+
+
+def as_csv(found: Sequence[Verdict]) -> str:
+    """One line per published value; a figure that there is not is empty."""
+    names = [field.name for field in fields(Verdict)]
+    return csv_text([names, *([_field(getattr(one, name)) for name in names] for one in found)])
+
+
+def _field(value: object) -> object:
+    return "" if value is None else f"{value + 0.0:.4f}" if isinstance(value, float) else value
+
+
+def write(found: Sequence[Verdict], output: Path, stem: str) -> list[Path]:
+    """Write TABLE-verdicts.md and .csv beside a table of a store, and return their paths."""
+    shown, folder = manifest.existing(output, stem), manifest.path(output, stem).parent
+    texts = {".md": as_markdown(found, shown.title), ".csv": as_csv(found)}
+    files = {folder / f"{shown.name}-verdicts{suffix}": content for suffix, content in texts.items()}
+    for file, content in files.items():
+        write_text(file, content)
+    return list(files)
+
+
+def frame(output: Path | str, stem: str = "") -> pandas.DataFrame:
+    """The verdicts on one table of a store, or on all of them, as a DataFrame with a row for each published value.
+
+    Raises:
+        UserError: nothing was ever planned under that name.
+    """
+    import pandas
+
+    root = Path(output)
+    stems = [stem] if stem else manifest.stems(root)
+    rows = [{"stem": name, **asdict(one)} for name in stems for one in of_table(root, name)]
+    return pandas.DataFrame(rows, columns=["stem", *(field.name for field in fields(Verdict))])
