@@ -22,15 +22,16 @@ from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
 
 from ..common import plugins
-from ..common.console import patient_streams
+from ..common.console import patient_streams, say
 from ..common.environment import device as choose
 from ..common.environment import release_memory
 from ..common.files import digest
+from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..networks import NetworkView, count
 from ..report.model import PARTS
 from ..store.cell import Cell
-from ..store.runs import Run
+from ..store.runs import Run, Store
 from ..tasks import TaskBatch, TaskData, get_task
 from ..training.group import Group
 from ..training.loop import protocol_progress, shared
@@ -244,19 +245,12 @@ def seconds_of_each(step: Callable[[], object], device: torch.device, warm_up: i
 
 
 def measure(
-    cell: Cell,
-    protocol: Protocol,
-    data_root: Path,
-    device: torch.device,
-    plugin_files: Sequence[Path] = (),
-    prepared: Path | None = None,
-    warm_up: int = WARM_UP,
-    timed: int = TIMED,
+    cell: Cell, protocol: Protocol, workspace: Workspace, warm_up: int = WARM_UP, timed: int = TIMED
 ) -> dict[str, Any]:
     """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
 
-    ``prepared`` is where results of :meth:`kd_methods.contract.Method.prepare` are kept; ``timed`` steps count, after
-    ``warm_up`` others.
+    What methods prepare from a teacher is taken from the workspace's store where it is kept there; ``timed`` steps
+    count, after ``warm_up`` others.
 
     Raises:
         UserError: the measurement failed; the message says how.
@@ -264,8 +258,8 @@ def measure(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
-    threads, plugged = torch.get_num_threads(), tuple(plugin_files)
-    arguments = (sender, cell, protocol, data_root, str(device), threads, plugged, prepared, warm_up, timed)
+    picklable = replace(workspace, plugins={}, say=say)
+    arguments = sender, cell, protocol, picklable, torch.get_num_threads(), (warm_up, timed)
     # No daemon: those may not have children, and the data of some tasks come from worker processes.
     process = context.Process(target=_measure, args=arguments)
     process.start()
@@ -292,25 +286,17 @@ def _measure(sender: Any, *arguments: Any) -> None:
 
 
 def _figures(
-    cell: Cell,
-    protocol: Protocol,
-    data_root: Path,
-    device: str,
-    threads: int,
-    plugin_files: tuple[Path, ...],
-    prepared: Path | None,
-    warm_up: int,
-    timed: int,
+    cell: Cell, protocol: Protocol, workspace: Workspace, threads: int, steps: tuple[int, int]
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    plugins.load(plugin_files)
-    chosen = choose(device)
-    data = get_task(protocol.task).open(data_root, protocol, chosen)
+    plugins.load(workspace.plugin_files)
+    chosen = choose(str(workspace.device))
+    data = get_task(protocol.task).open(workspace.data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
-        bench = Bench([cell], protocol, data, prepared)
-        seconds = bench.seconds(warm_up, timed)
+        bench = Bench([cell], protocol, data, Store(workspace.output).prepared)
+        seconds = bench.seconds(*steps)
     batches = endless(data, protocol.batch_size)  # other ones than those of the steps, which are loaded ahead
-    loading = median_seconds(lambda: next(batches).student(), chosen, warm_up, timed)
+    loading = median_seconds(lambda: next(batches).student(), chosen, *steps)
     by_part: dict[str, int | None] = {}
     for part, run in bench.parts():
         with peak_memory(chosen, memory["idle"]) as within:
@@ -330,8 +316,8 @@ def _figures(
         "extra_train_params": trained - plain,
         "extra_inference_params": deployed - plain,
         "batch_size": protocol.batch_size,
-        "device": device,
-        "steps": timed,
+        "device": str(workspace.device),
+        "steps": steps[1],
         "first_phases": student_run.first_epoch < 1,
     }
 

@@ -22,6 +22,7 @@ import torch
 from kd_methods.errors import DiskError, UserError
 
 from ..common.console import patient_streams
+from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..config.recipe import Detection
 from ..driver.executors.executor import Executor
@@ -83,8 +84,8 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         UserError: the extra [detection] is missing, or a GPU that the protocol needs.
     """
     check_installed()
-    wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.device.index or 0)
-    if context.device.type == "cuda" and wanted > 1 and wanted > present:
+    wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.workspace.device.index or 0)
+    if context.workspace.device.type == "cuda" and wanted > 1 and wanted > present:
         raise UserError(f"{wanted} processes need a GPU each, and there are {present}: --processes {present}")
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])
 
@@ -94,9 +95,10 @@ def _one(cell: Cell, context: Context) -> bool:
     run = context.store.run(cell)
     with run.lock() as mine:
         if mine:
-            context.store.create(cell, context.say)
+            context.store.create(cell, context.watcher.say)
     teacher = context.weights_of(cell.teacher) if cell.teacher else None
-    where = context.data_root, str(context.device), torch.get_num_threads(), context.plugin_files
+    place = context.workspace
+    where = place.data_root, str(place.device), torch.get_num_threads(), place.plugin_files
     job = Job(cell, context.protocol, *where, run.path, teacher)
     watched = Followed(cell, run)
     told = False
@@ -106,12 +108,12 @@ def _one(cell: Cell, context: Context) -> bool:
         kind, *facts = message
         if kind == "step":
             watched.position = (facts[0] + 1, facts[1])
-            context.report(watched, "step")
+            context.watcher(watched, "step")
         elif kind == "epoch":
             watched.records.append(facts[0])
-            context.report(watched, "epoch")
+            context.watcher(watched, "epoch")
         elif kind == "say":
-            context.say(facts[0])
+            context.watcher.say(facts[0])
         else:
             told = True
 
@@ -129,10 +131,10 @@ def _one(cell: Cell, context: Context) -> bool:
     watched.records = run.metrics
     state = run.state
     if state == "refused":
-        context.say(f"{cell.label}  n/a: {run.status['message']}")
-        context.left_out()
+        context.watcher.say(f"{cell.label}  n/a: {run.status['message']}")
+        context.watcher.left_out()
     else:
-        context.report(watched, state)
+        context.watcher(watched, state)
     return True
 
 
@@ -226,7 +228,7 @@ def _outlive_no_parent() -> None:
     os._exit(1)
 
 
-def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
+def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     """AP of an installed file on the validation set.
 
     Raises:
@@ -235,24 +237,17 @@ def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, devi
     from ..store.cells import student_cell
 
     check_installed()
-    cell = student_cell(entry.network, protocol, data_root, {})
-    threads = torch.get_num_threads()
+    cell = student_cell(entry.network, protocol, workspace.data_root, {})
+    where = workspace.data_root, str(workspace.device), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(cell, protocol, data_root, str(device), threads, (), Path(folder), zoo.path(entry))
+        job = Job(cell, protocol, *where, (), Path(folder), Zoo(workspace.checkpoints).path(entry))
         kind, answer = _in_processes("evaluate", [job], lambda message: None)
     if kind != "value":
         raise UserError(f"teacher '{entry.name}' could not be evaluated: {answer}")
     return answer
 
 
-def cost(
-    cell: Cell,
-    protocol: Protocol,
-    data_root: Path,
-    device: torch.device,
-    plugin_files: Sequence[Path] = (),
-    prepared: Path | None = None,
-) -> dict[str, Any]:
+def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]:
     """The cost of a cell's training steps, with a teacher of random weights.
 
     See :func:`benchmarks.cost.profiling.measure`.
@@ -261,9 +256,9 @@ def cost(
         UserError: the measurement failed; the message says how.
     """
     check_installed()
-    threads = torch.get_num_threads()
+    where = workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(cell, protocol, data_root, str(device), threads, tuple(plugin_files), Path(folder))
+        job = Job(cell, protocol, *where, Path(folder))
         kind, answer = _in_processes("cost", [job], lambda message: None)
     if kind != "cost":
         raise UserError(f"the cost of {cell.label} could not be measured: {answer}")

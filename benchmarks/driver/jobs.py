@@ -7,17 +7,15 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-from typing import Protocol as Interface
+from pathlib import Path
 
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store.cell import Cell, TeacherRef
-from ..store.runs import Store
 from ..tasks import TaskData, get_task
 from ..teachers.zoo import Zoo
-from ..training.loop import Watched
 from . import executors
+from .executors import Watcher
 from .executors.local import Context
 
 
@@ -68,19 +66,6 @@ WHOLE = Shard()
 """All of a plan."""
 
 
-class Watcher(Interface):
-    """Who follows what a job does."""
-
-    def __call__(self, member: Watched, event: str, /) -> None:
-        """See :data:`benchmarks.training.loop.Report`."""
-
-    def say(self, line: str, /) -> None:
-        """A line for a person."""
-
-    def left_out(self) -> None:
-        """A cell is not trained after all."""
-
-
 def run(
     job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], data: TaskData | None = None
 ) -> None:
@@ -91,23 +76,11 @@ def run(
     """
     task, zoo = get_task(job.protocol.task), Zoo(workspace.checkpoints)
 
-    def weights(ref: TeacherRef) -> Any:
+    def weights(ref: TeacherRef) -> Path:
         return zoo.path(zoo.get(ref.entry))
 
-    context = Context(
-        Store(workspace.output),
-        job.protocol,
-        data or task.open(workspace.data_root, job.protocol, workspace.device),
-        workspace.device,
-        weights,
-        watcher,
-        watcher.say,
-        stopping,
-        left_out=watcher.left_out,
-        similarity=job.similarity,
-        data_root=workspace.data_root,
-        plugin_files=workspace.plugin_files,
-    )
+    data = data or task.open(workspace.data_root, job.protocol, workspace.device)
+    context = Context(workspace, job.protocol, data, weights, watcher, stopping, similarity=job.similarity)
     executors.of(task).train(job.cells, context)
 
 

@@ -125,16 +125,13 @@ def measured_by(workspace: Workspace) -> Measure:
     """What measures a teacher's file: the executor of its task."""
 
     def measure(entry: Teacher, protocol: Protocol) -> float:
-        zoo = Zoo(workspace.checkpoints)
-        return executors.of(get_task(entry.task)).accuracy(entry, zoo, protocol, workspace.data_root, workspace.device)
+        return executors.of(get_task(entry.task)).accuracy(entry, protocol, workspace)
 
     return measure
 
 
 def _cost(cell: Cell, plan: Plan, workspace: Workspace) -> dict[str, Any]:
-    executor, prepared = executors.of(get_task(cell.task)), Store(workspace.output).prepared
-    protocol, where = plan.protocol.on_task(cell.task), (workspace.data_root, workspace.device)
-    return executor.cost(cell, protocol, *where, workspace.plugin_files, prepared)
+    return executors.of(get_task(cell.task)).cost(cell, plan.protocol.on_task(cell.task), workspace)
 
 
 def _missing(states: Sequence[str], not_measured: int) -> list[str]:

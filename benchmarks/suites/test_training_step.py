@@ -20,6 +20,8 @@ from benchmarks.networks import count, macs
 from kd_methods import registry
 from kd_methods.errors import UserError
 
+from ..common.workspace import Workspace
+
 SPLIT_ROUNDS = 2
 LARGE = 256
 REFERENCE = "kd"
@@ -80,7 +82,9 @@ def test_training_step(
     shared, own = bench.operations()
     card = registry.card(method)
     size_of_student = count(suite.data.build(student_run.cell.student).module.parameters())
-    found = measure(student_run.cell, suite.protocol, Path(), suite.device, warm_up=1, timed=1)
+    found = measure(
+        student_run.cell, suite.protocol, Workspace(suite.device, Path(), output=Path()), warm_up=1, timed=1
+    )
     if not found["extra_inference_params"]:
         plain.add((method, pair))
     benchmark.extra_info.update(

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.detection import CPU, DENSE, STUDENT, TEACHER, TWO_STAGE, job_of, train
+from helpers.watchers import Followed
 from torch import Tensor
 
 from benchmarks import networks
 from benchmarks.common.files import write_json
 from benchmarks.common.seeding import seed_all
 from benchmarks.common.weights import load_weights
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.detection import executor
@@ -254,8 +256,8 @@ def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
         patch.setitem(registry._classes, "test_exits", registry.get("student"))
         cell = make_cell(job.protocol, "", STUDENT, Distillation("test_exits"))
     store = Store(tmp_path / "out")
-    where = store, job.protocol, None, CPU, lambda ref: None, lambda *_: None, print
-    context = executor.Context(*where, data_root=job.data_root, plugin_files=(plugin,))
+    place = Workspace(CPU, job.data_root, output=store.root, plugin_files=(plugin,))
+    context = executor.Context(place, job.protocol, None, lambda ref: None, Followed())
     executor.run([cell], context)
     assert store.run(cell).status["state"] == "failed" and store.run(cell).status["message"] == "SystemExit: 0"
     monkeypatch.setattr(executor, "_in_processes", lambda *_: ("disk", "nothing can be written"))
@@ -272,7 +274,7 @@ def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: s
 
 def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
     job = job_of(tmp_path, shapes)
-    figures = executor.cost(job.cell, job.protocol, shapes, CPU)
+    figures = executor.cost(job.cell, job.protocol, Workspace(CPU, shapes))
     assert figures["images_per_second"] > 0 and figures["extra_train_params"] == 0
     assert figures["peak_memory_bytes"] > 10**7
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.watchers import Followed
 from torch import Tensor
 
 import kd_methods
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.detection import detectors, executor
 from benchmarks.store.cells import student_cell
@@ -79,8 +81,9 @@ def train(
 ) -> Store:
     """Train a job's cell as the driver does; the store."""
     store = Store(root)
-    where = store, job.protocol, None, CPU, lambda ref: job.teacher, report, print, stopping
-    executor.run([job.cell], executor.Context(*where, data_root=job.data_root))
+    place = Workspace(CPU, job.data_root, output=root)
+    context = executor.Context(place, job.protocol, None, lambda ref: job.teacher, Followed(report), stopping)
+    executor.run([job.cell], context)
     return store
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.watchers import Followed
 from torch import Tensor
 
 import kd_methods
 from benchmarks.common.weights import to_bytes, weights_digest
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import Cell, TeacherRef
@@ -101,8 +103,8 @@ class Bench:
 
     def context(self, stopping: Callable[[], bool] = lambda: False, save_seconds: float = NEVER) -> local.Context:
         return local.Context(
-            self.store, self.protocol, self.data, CPU, lambda ref: self.file, self.report, self.said.append,
-            stopping, save_seconds,
+            Workspace(CPU, output=self.store.root), self.protocol, self.data, lambda ref: self.file,
+            Followed(self.report, self.said.append), stopping, save_seconds=save_seconds,
         )  # fmt: skip
 
     def group(self, **changes: Any) -> Group:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.watchers import Followed
 
 import kd_methods
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.driver.executors import local
@@ -52,7 +54,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         known, network, student = SETTINGS[setting]
         protocol = load_protocol(known)
         data = get_task(protocol.task).open(folder, protocol, cpu)
-        context = local.Context(store, protocol, data, cpu, lambda ref: folder, lambda *_: None, print)
+        context = local.Context(Workspace(cpu, output=folder), protocol, data, lambda ref: folder, Followed())
         teacher = student_cell(network, protocol, folder, {})
         local.run([teacher], context)
         ref = TeacherRef(network, protocol.mean, protocol.std, cell=teacher.key)

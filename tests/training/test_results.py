@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -50,7 +52,7 @@ def test_training_learns(bench: Bench):
     cell = make_cell(long, "data", STUDENT, Distillation("student"))
     context = bench.context()
     data = ImageData(bench.data.train, bench.data.test, 10, long, CPU)
-    local.run([cell], local.Context(bench.store, long, data, CPU, context.weights, context.report, context.say))
+    local.run([cell], replace(context, protocol=long, data=data))
     records = bench.store.run(cell).metrics
     assert records[-1]["metrics"]["top1"] > 45
     assert records[-1]["losses"]["task"] < 0.5 * records[0]["losses"]["task"]

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.image_files import recipe, write_images
+from helpers.watchers import Followed
 
 import kd_methods
 from benchmarks.common.weights import to_bytes
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
 from benchmarks.driver.executors import local
 from benchmarks.store.cell import Cell, TeacherRef
@@ -58,13 +60,11 @@ class Bench:
         local.run(
             cells,
             local.Context(
-                self.store,
+                Workspace(torch.device("cpu"), output=self.store.root),
                 self.protocol,
                 self.data,
-                torch.device("cpu"),
                 lambda ref: self.file,
-                report,
-                print,
+                Followed(report),
                 save_seconds=0.0,
             ),
         )

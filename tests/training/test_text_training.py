@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.text import CPU, PROTOCOL, SMALL_TASK, model, open_task, transformers
+from helpers.watchers import Followed
 from torch import Tensor
 
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.executors import local
@@ -57,7 +59,12 @@ class Trained:
             left[0] -= event == "step"
 
         context = local.Context(
-            self.store, PROTOCOL, self.data, CPU, lambda ref: self.file, report, print, lambda: left[0] <= 0
+            Workspace(CPU, output=self.store.root),
+            PROTOCOL,
+            self.data,
+            lambda ref: self.file,
+            Followed(report),
+            lambda: left[0] <= 0,
         )
         local.run(cells, context)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ...common.registry import Registry
 from ...tasks import Task
-from .executor import Executor
+from .executor import Executor, Watcher
 
-__all__ = ["EXECUTORS", "Executor", "of", "register_executor"]
+__all__ = ["EXECUTORS", "Executor", "Watcher", "of", "register_executor"]
 
 EXECUTORS: Registry[Executor] = Registry("executor", __name__, "EXECUTORS")
 

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from typing import Protocol as Interface
+
+from ...common.workspace import Workspace
+from ...config.protocol import Protocol
+from ...store.cell import Cell
+from ...teachers.zoo import Teacher
+from ...training.loop import Watched
+
+
+class Watcher(Interface):
+    """Who follows what a job does."""
+
+    def __call__(self, student_run: Watched, event: str, /) -> None:
+        """See :data:`benchmarks.training.loop.Report`."""
+
+    def say(self, line: str, /) -> None:
+        """A line for a person."""
+
+    def left_out(self) -> None:
+        """A cell is not trained after all."""
 
 
 @dataclass(frozen=True)
@@ -14,14 +34,14 @@ class Executor:
     name      as messages call it
     reads     what the networks of its tasks read: ``images``, ``text``, ``detection``
     train     (cells, context): computes every cell that the store does not have
-    accuracy  (entry, zoo, protocol, data_root, device): the task's metric of a teacher file on the test set
-    cost      (cell, protocol, data_root, device, plugin_files, prepared): figures of :class:`report.CostEntry`
+    accuracy  the task's metric of a teacher's installed file on the test set
+    cost      the figures of :class:`report.CostEntry`, measured with what is kept in the workspace's store
     counted   whether a plan can count the arithmetic of its cells without running the executor
     """
 
     name: str
     reads: tuple[str, ...]
-    train: Callable[..., None]
-    accuracy: Callable[..., float]
-    cost: Callable[..., dict[str, Any]]
+    train: Callable[[Sequence[Cell], Any], None]
+    accuracy: Callable[[Teacher, Protocol, Workspace], float]
+    cost: Callable[[Cell, Protocol, Workspace], dict[str, Any]]
     counted: bool = True

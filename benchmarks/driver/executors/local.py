@@ -19,6 +19,7 @@ from ...analysis.similarity import BlockSimilarity
 from ...common import environment
 from ...common.files import set_aside
 from ...common.weights import frozen, load_weights
+from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...cost.profiling import measure
 from ...networks import NetworkView
@@ -27,36 +28,40 @@ from ...store.runs import OTHER_BITS, Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
 from ...training.group import Group
-from ...training.loop import Report, train
+from ...training.loop import train
 from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
 from ...training.teacher_pass import StoredTeacherPass, identity
-from .executor import Executor
+from .executor import Executor, Watcher
 
 
 @dataclass(frozen=True)
 class Context:
     """What groups need besides their cells.
 
-    ``data`` is what the task opens; executors that work in processes of their own open it again from ``data_root``,
-    and load ``plugin_files`` there. ``weights`` finds the file of a teacher that is no cell of the store; ``left_out``
-    hears of each cell that is not trained after all; ``similarity``: students are measured against their teacher after
-    every epoch.
+    workspace     the store's folder, the device, and what executors that work in processes of their own open again
+    protocol      the cells' recipe, on their task
+    data          what the task opens
+    weights       finds the file of a teacher that is no cell of the store
+    watcher       follows the training
+    stopping      whether to end after the next step
+    similarity    whether students are compared with their teacher after every epoch
+    save_seconds  from one checkpoint to the next
     """
 
-    store: Store
+    workspace: Workspace
     protocol: Protocol
     data: Any
-    device: torch.device
     weights: Callable[[TeacherRef], Path]
-    report: Report
-    say: Callable[[str], None]
+    watcher: Watcher
     stopping: Callable[[], bool] = lambda: False
-    save_seconds: float = 600.0
-    left_out: Callable[[], None] = lambda: None
     similarity: bool = False
-    data_root: Path = Path()
-    plugin_files: tuple[Path, ...] = ()
+    save_seconds: float = 600.0
+
+    @property
+    def store(self) -> Store:
+        """Where the cells' runs lie."""
+        return Store(self.workspace.output)
 
     def weights_of(self, ref: TeacherRef) -> Path:
         """The file of a teacher."""
@@ -72,7 +77,7 @@ class Context:
         assert cell.teacher
         normalisation, depends_on = (cell.teacher.mean, cell.teacher.std), identity(cell, cell.teacher)
         return StoredTeacherPass(
-            network, normalisation, self.data, depends_on, self.store.prepared, self.say, self.stopping
+            network, normalisation, self.data, depends_on, self.store.prepared, self.watcher.say, self.stopping
         )
 
 
@@ -120,7 +125,7 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
         for cell in cells:
             if not locks.enter_context(context.store.run(cell).lock()):
                 held.append(cell)
-            elif not context.store.create(cell, context.say).ended:  # by whoever held it before
+            elif not context.store.create(cell, context.watcher.say).ended:  # by whoever held it before
                 mine.append(cell)
         if mine:
             _train(mine, context)
@@ -135,12 +140,12 @@ def _train(cells: Sequence[Cell], context: Context) -> None:
     # Outside the except block: there, the error's traceback would keep the whole group in memory.
     gc.collect()
     environment.release_memory()
-    if context.device.type == "cuda":
+    if context.workspace.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(cells) == 1:
         message = f"out of memory, alone in its group: {shortage}"
         context.store.run(cells[0]).set_status("failed", message=message)
-        context.say(f"{cells[0].label}  FAILED: {message}")
+        context.watcher.say(f"{cells[0].label}  FAILED: {message}")
         return
     middle = len(cells) // 2
     for part in (cells[:middle], cells[middle:]):
@@ -153,7 +158,7 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
         group = _group(cells[0], context)
         student_runs = [student_run for cell in cells if (student_run := _student_run(cell, group, context))]
         if student_runs:
-            train(student_runs, group, context.report, context.stopping, context.save_seconds)
+            train(student_runs, group, context.watcher, context.stopping, context.save_seconds)
     except Exception as error:
         if not environment.out_of_memory(error):
             raise
@@ -188,15 +193,15 @@ def _student_run(cell: Cell, group: Group, context: Context) -> StudentRun | Non
         run.set_status(**failure.facts())
     else:
         if damage:
-            context.say(f"{cell.label} starts again: {damage}")
-        change = run.add_environment(environment.describe(context.device), *student_run.position)
+            context.watcher.say(f"{cell.label} starts again: {damage}")
+        change = run.add_environment(environment.describe(context.workspace.device), *student_run.position)
         if change and student_run.position[0] <= context.protocol.epochs:
-            context.say(f"{cell.label}  {change}, {OTHER_BITS}")
+            context.watcher.say(f"{cell.label}  {change}, {OTHER_BITS}")
         run.set_status("running", epoch=max(student_run.position[0] - 1, 0), epochs=context.protocol.epochs)
         return student_run
     kind = "n/a" if failure.state == "refused" else failure.state.upper()
-    context.say(f"{cell.label}  {kind}: {failure.message}")
-    context.left_out()
+    context.watcher.say(f"{cell.label}  {kind}: {failure.message}")
+    context.watcher.left_out()
     return None
 
 
@@ -210,9 +215,9 @@ def _damage(student_run: StudentRun) -> str:
     return ""
 
 
-def accuracy(entry: Teacher, zoo: Zoo, protocol: Protocol, data_root: Path, device: torch.device) -> float:
+def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     """The task's metric of an installed teacher file on the test set."""
-    return zoo.measure(entry, protocol, data_root, device)
+    return Zoo(workspace.checkpoints).measure(entry, protocol, workspace.data_root, workspace.device)
 
 
 EXECUTORS = (Executor("local", ("images", "text"), run, accuracy, measure),)
