@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -56,11 +56,6 @@ class TaskColumn(Strict):
 
     task: Name
     metric: str = ""
-
-    @property
-    def label(self) -> str:
-        """What tells this column of a pair from its others."""
-        return self.task.rpartition(":")[2].rstrip("/").rpartition("/")[2] + (f".{self.metric}" if self.metric else "")
 
 
 class Row(Strict):
@@ -116,7 +111,7 @@ class Matrix(Strict):
     @field_validator("tasks", check_fields=False)
     @classmethod
     def _tasks_once(cls, value: Any) -> Any:
-        _each_once("column", (task.label for task in value or ()))
+        _each_once("column", labels(value or ()))
         return value
 
     @field_validator("methods", check_fields=False)
@@ -237,10 +232,23 @@ def columns(pairs: tuple[Pair, ...], tasks: tuple[TaskColumn, ...]) -> tuple[Pai
     if not tasks:
         return pairs
     return tuple(
-        pair.model_copy(update={"id": f"{pair.id}:{t.label}", "task": t.task, "metric": t.metric})
+        pair.model_copy(update={"id": f"{pair.id}:{label}", "task": t.task, "metric": t.metric})
         for pair in pairs
-        for t in tasks
+        for t, label in zip(tasks, labels(tasks), strict=True)
     )
+
+
+def labels(tasks: Sequence[TaskColumn]) -> list[str]:
+    """What tells the columns of a pair from each other."""
+    names = {column.task for column in tasks}
+    return [short_name(t.task, names) + (f".{t.metric}" if t.metric else "") for t in tasks]
+
+
+def short_name(task: str, among: Iterable[str]) -> str:
+    """The last part of a task's name or folder; where others have the same, as many parts as tell them apart."""
+    parts, *others = (name.rpartition(":")[2].rstrip("/").split("/") for name in (task, *(set(among) - {task})))
+    count = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+    return "/".join(parts[-count:])
 
 
 def _read_pairs(value: Any) -> Any:

@@ -11,8 +11,8 @@ from kd_methods.errors import UserError, unknown
 
 from .. import networks
 from ..common.workspace import Workspace
-from ..common.yaml_files import merged, read_value, where
-from ..config.protocol import PROTOCOLS, Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
+from ..common.yaml_files import merged, read_value
+from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ..config.published import literature
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
@@ -21,7 +21,7 @@ from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training import precision
-from ..training.optimizers import OPTIMIZERS
+from . import checks
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def make(request: Request, workspace: Workspace) -> Plan:
     table = load_table(request.table)
     preset = table.preset(request.preset)
     assert preset.pairs is not None and preset.methods is not None
-    protocol = checked_protocol(preset.protocol)
-    protocol = protocol.on_task(get_task(preset.task or protocol.task).name)
+    protocol = checks.checked_protocol(preset.protocol)
+    protocol = protocol.on_task(checks.check_task(request.table, request.preset, preset).name)
     protocol, teacher_protocol = protocol.changed(**request.changes), protocol.for_teachers(request.changes)
     for recipe in (protocol, teacher_protocol):
         precision.check(recipe, workspace.device)
@@ -129,12 +129,12 @@ def make(request: Request, workspace: Workspace) -> Plan:
         )
     rows = _rows(request.methods, preset.methods)
     pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
+    checks.check_rows(request.table, request.preset, rows, protocol)
+    checks.check_columns(request.table, request.preset, preset.tasks or (), pairs)
     pairs = tuple(pair.model_copy(update={"task": pair.task and get_task(pair.task).name}) for pair in pairs)
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
     overrides = _overrides(request.overrides, rows)
     _check_views(rows, protocol)
-    for name in (protocol.optimizer.name, *(str(row.optimizer["name"]) for row in rows if "name" in row.optimizer)):
-        OPTIMIZERS.get(name)
 
     deviations: list[str] = []
     for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
@@ -149,7 +149,7 @@ def make(request: Request, workspace: Workspace) -> Plan:
         deviations += task.deviations(data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
     _check_modality(pairs, rows, protocol)
-    _check_metrics(table, pairs, protocol)
+    checks.check_metrics(request.table, request.preset, table.metric, pairs, protocol)
     if table.published:
         literature(table.published)
 
@@ -203,30 +203,6 @@ def make(request: Request, workspace: Workspace) -> Plan:
     )
 
 
-def checked_protocol(name: str) -> Protocol:
-    """A protocol, and that of its teachers, whose rates are for students that exist: others would go unheard.
-
-    Raises:
-        UserError: there is no such protocol, or it has a rate for an unknown student (file and line are named).
-    """
-    protocol = load_protocol(name)
-    for student in protocol.lr_by_student:
-        try:
-            networks.check(student)
-        except UserError as error:
-            raise UserError(f"{where(PROTOCOLS.file(name), 'lr_by_student', student)}: {error}") from None
-    if protocol.teachers_from:
-        checked_protocol(protocol.teachers_from)
-    return protocol
-
-
-def _check_metrics(table: TableSpec, pairs: Sequence[Pair], protocol: Protocol) -> None:
-    for pair in pairs:
-        metric, known = pair.metric or table.metric, get_task(pair.task or protocol.task).metrics
-        if metric and known and metric not in known:
-            raise UserError(f"column '{pair.id}' of table {table.name}: {unknown('metric', metric, known)}")
-
-
 def _check_modality(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
     for pair in pairs:
         task = get_task(pair.task or protocol.task)
@@ -261,10 +237,6 @@ def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
         if name not in by_id and not registry.exists(name):
             raise unknown("method", name, {*by_id, *registry.available()})
         rows.append(by_id.get(name) or Row(id=name, method=name))
-    for row in rows:
-        registry.get(row.method)
-        if row.student:
-            networks.check(row.student, f"network of row '{row.id}'")
     return tuple(rows)
 
 
@@ -274,8 +246,6 @@ def _pairs(wanted: Sequence[str], known: Sequence[Pair], tasks: tuple[TaskColumn
         # A pair's name without a task means its columns on all tasks.
         found = tuple(pair for pair in known if name in (pair.id, pair.id.partition(":")[0]))
         pairs |= {pair.id: pair for pair in found or columns((_free_pair(name, known),), tasks)}
-    for network in dict.fromkeys(name for pair in pairs.values() for name in (pair.teacher, pair.student)):
-        networks.check(network)
     return tuple(pairs.values())
 
 

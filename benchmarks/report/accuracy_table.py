@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..config.table_spec import short_name
 from .model import STUDENT, Column, Published, Table, TableEntry, TableRow
 from .seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
 from .table_layout import (
@@ -182,7 +183,8 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
 
 def _place(column: Column, table: Table) -> str:
     """A column in words."""
-    task = f" on {column.task.rpartition('/')[2]} ({column.metric})" if several_tasks(table.columns) else ""
+    name = short_name(column.task, (other.task for other in table.columns))
+    task = f" on {name} ({column.metric})" if several_tasks(table.columns) else ""
     return f"{column.teacher}{DASH}{column.student}{task}"
 
 

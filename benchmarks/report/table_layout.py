@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..config.table_spec import short_name
 from .model import Column
 
 MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
@@ -76,7 +77,8 @@ def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], 
         ("Student", tuple(column.student for column in columns)),
     ]
     if several_tasks(columns):
-        heads.append(("Task", tuple(column.task.rpartition("/")[2] for column in columns)))
+        tasks = {column.task for column in columns}
+        heads.append(("Task", tuple(short_name(column.task, tasks) for column in columns)))
     if several_tasks(columns) or len({column.metric for column in columns}) > 1:
         heads.append(("Metric", tuple(column.metric for column in columns)))
     return tuple(heads)

@@ -93,7 +93,7 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
             id="row of a preset twice",
         ),
         pytest.param(TABLE + "quoted: {tdd: TDD, kd: KD}\n", 7, "quoted.kd: the row 'kd' is run", id="row and quoted"),
-        pytest.param(TABLE + "tasks: [glue/rte, rte]\n", 7, "tasks.1: the column 'rte'", id="column twice"),
+        pytest.param(TABLE + "tasks: [rte, rte]\n", 7, "tasks.1: the column 'rte'", id="column twice"),
         pytest.param(TABLE.replace("[0]", "[1, 0, 1]"), 6, "presets.paper.seeds.2: the seed '1'", id="seed twice"),
         pytest.param(TABLE.replace("[0]", "[-1]"), 6, "presets.paper.seeds.0", id="negative seed"),
         pytest.param(TABLE.replace("[0]", "[4294967296]"), 6, "presets.paper.seeds.0", id="huge seed"),
@@ -237,3 +237,10 @@ def test_a_table_is_frozen() -> None:
     assert isinstance(table, TableSpec)
     with pytest.raises(ValueError, match="frozen"):
         table.name = "other"
+
+
+def test_columns_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(TABLE + 'tasks: ["folder:/a/birds", "folder:/b/birds/", "folder:/b/fish", glue/rte]\n')
+    columns = load_table(str(path)).preset("paper").pairs or ()
+    assert [pair.id.partition(":")[2] for pair in columns] == ["a/birds", "b/birds", "fish", "rte"]

@@ -47,17 +47,66 @@ def test_a_crop_that_can_miss_the_image_is_refused(table: str, zoo: Zoo) -> None
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "place"),
     [
-        ("presets:", "metric: topp1\npresets:"),
-        ("presets:", "tasks: [{task: digits, metric: topp1}]\npresets:"),
-        ("[resnet14-resnet8,", "[{id: p, teacher: resnet14, student: resnet8, metric: topp1},"),
+        ("presets:", "metric: topp1\npresets:", "line 5: metric"),
+        ("presets:", "tasks: [{task: digits, metric: topp1}]\npresets:", r"line 5: tasks\.0\.metric"),
+        (
+            "[resnet14-resnet8,",
+            "[{id: p, teacher: resnet14, student: resnet8, metric: topp1},",
+            r"line 3: pairs\.0\.metric",
+        ),
     ],
 )
-def test_a_metric_that_the_task_does_not_have_is_refused(table: str, zoo: Zoo, old: str, new: str) -> None:
+def test_a_metric_that_the_task_does_not_have_is_refused(table: str, zoo: Zoo, old: str, new: str, place: str) -> None:
     Path(table).write_text(TABLE.replace(old, new))
-    with pytest.raises(UserError, match=r"column '.*' of table mine: unknown metric 'topp1'; did you mean top1"):
+    with pytest.raises(UserError, match=rf"mine\.yaml {place}: column '.*': unknown metric 'topp1'; did you mean top1"):
         plan(table, zoo)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("kd, dkd", "kdd, dkd", 4, r"methods\.1\.method: unknown method 'kdd'; did you mean kd"),
+        ("temperature: 2", "temprature: 2", 4, r"methods\.3\.settings: unknown setting of method 'kd' 'temprature'"),
+        ("temperature: 2", "temperature: hot", 4, r"methods\.3\.settings: setting kd\.temperature='hot': Input"),
+        ("{temperature: 2}", "{}, optimizer: {name: sdg}", 4, r"methods\.3\.optimizer: unknown optimizer 'sdg'"),
+        ("{temperature: 2}", "{}, optimizer: {delta: 1}", 4, r"methods\.3\.optimizer: .*delta is a setting of .* dot"),
+        (
+            "{temperature: 2}",
+            "{}, student: resnet9",
+            4,
+            r"methods\.3\.student: unknown network 'resnet9'; did you mean",
+        ),
+        ("[resnet14-resnet8,", "[resnet14-resnet9,", 3, r"pairs\.0\.student: unknown network 'resnet9'"),
+        ("[0, 1]", "[0], task: digit", 6, r"presets\.paper\.task: unknown task 'digit'; did you mean digits"),
+        ("presets:", "tasks:\n  - digits\n  - digit\npresets:", 7, r"tasks\.1: unknown task 'digit'"),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0], methods: [kd, {id: b, method: bd}]",
+            6,
+            r"presets\.paper\.methods\.1\.method: unk",
+        ),
+    ],
+)
+def test_what_a_table_names_wrongly_has_its_line(
+    table: str, zoo: Zoo, old: str, new: str, line: int, words: str
+) -> None:
+    Path(table).write_text(TABLE.replace(old, new))
+    with pytest.raises(UserError, match=rf"^{re.escape(table)} line {line}: {words}") as caught:
+        plan(table, zoo)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_table_takes_over_has_the_line_of_that_file(tmp_path: Path, zoo: Zoo) -> None:
+    """And what the command line names has none."""
+    (tmp_path / "t.yaml").write_text("extends: table1\nname: mine\npresets:\n  paper: {protocol: p.yaml}\n")
+    (tmp_path / "p.yaml").write_text("extends: digits-demo\nname: p\nversion: 1\noptimizer:\n  name: sdg\n")
+    with pytest.raises(UserError, match=r"p\.yaml line 5: optimizer\.name: unknown optimizer 'sdg'; did you mean sgd"):
+        plan(str(tmp_path / "t.yaml"), zoo)
+    (tmp_path / "p.yaml").write_text("extends: digits-demo\nname: p\nversion: 1\n")
+    with pytest.raises(UserError, match=r"^unknown method 'kdd'"):
+        plan(str(tmp_path / "t.yaml"), zoo, methods=("kdd",))
 
 
 def test_published_values_are_read_before_anything_is_trained(
