@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 import kd_methods
 from benchmarks.common import plugins
-from benchmarks.config.table_spec import table_names
+from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.networks import build_network
 from kd_methods import registry
 from kd_methods.contract import Batch, DataInfo, Progress
@@ -87,14 +88,20 @@ def test_every_command_and_option_exists(page: str) -> None:
         if name not in cli.commands:
             assert name in table_names() or name == "TABLE" or name.endswith(".yaml"), words
         if isinstance(command, click.Group) and rest:
-            below = [command.commands[word] for word in rest[:1] if word in command.commands]
-            assert below, words
-            options = {option for one in command.commands.values() for p in one.params for option in p.opts}
+            named = [
+                command.commands[word] for word in rest if word in command.commands
+            ]  # list fetch add: each of them
+            assert rest[0] in command.commands, words
         else:
-            options = {option for parameter in command.params for option in parameter.opts}
+            named = [command]
+        options = {option for one in named for parameter in one.params for option in parameter.opts}
         for word in rest:
             if word.startswith("--"):
-                assert word.rstrip(".,;:") in options, f"{name} has no {word}"
+                assert word.rstrip(".,;:").partition("=")[0] in options, f"{words} has no {word}"
+        values = {option: value.rstrip(".,;:") for option, value in itertools.pairwise(rest) if option[:2] == "--"}
+        preset = values.get("--preset", "")
+        if name in table_names() and preset.isalnum() and not preset.isupper():
+            load_table(name).preset(preset)
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "table", "table2"), ("show", "protocol", "cifar100-crd240")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -81,7 +82,10 @@ def test_imports_within_the_suite_are_relative() -> None:
                 assert node.module and node.module.split(".")[0] != "benchmarks", f"{file} line {node.lineno}"
 
 
-def test_the_picture_has_the_order() -> None:
+def test_the_pictures_have_the_order() -> None:
+    drawn = ElementTree.parse(REPO / "docs" / "house.svg").iter("{http://www.w3.org/2000/svg}text")
+    names = [text.text for text in drawn if text.get("class") == "name" and text.text in ROOMS]
+    assert names == list(ROOMS)
     text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
     places = [text.index(f"    {room}/") for room in ROOMS]
     assert places == sorted(places)
