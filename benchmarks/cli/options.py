@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,8 @@ preset = click.option(
     "--preset", default="paper", show_default=True,
     help="paper, short, demo, or another one of the table's (`list` names them).",
 )  # fmt: skip
-methods = click.option("--methods", help="Rows, comma-separated; default: the table's.")
-pairs = click.option("--pairs", help="Columns (teacher-student), comma-separated; default: the table's.")
+methods = click.option("--methods", help="Rows, in this order, comma-separated; default: all.")
+pairs = click.option("--pairs", help="Columns (teacher-student), in this order, comma-separated; default: all.")
 seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
 epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
 holdout = click.option(
@@ -172,7 +173,8 @@ def words(option: str, text: str | None) -> tuple[str, ...]:
     Raises:
         UserError: the option is given and names nothing.
     """
-    found = tuple(word.strip() for word in (text or "").split(",") if word.strip())
+    parts = re.split(r",(?![^\[]*\])", text or "")  # a setting's value may be a list
+    found = tuple(word.strip() for word in parts if word.strip())
     if text is not None and not found:
         raise UserError(f"{option} '{text}' names nothing; leave it out for what is usual")
     return found

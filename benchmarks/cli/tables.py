@@ -33,7 +33,10 @@ class Reproduce(click.Command):
 @options.seeds
 @options.changes
 @options.settings
-@click.option("--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE",
+    help="Beside a row one of its own with this setting changed; --methods METHOD:KEY=VALUE is that row alone.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
 @click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
 @click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
@@ -75,17 +78,25 @@ def run(
 @options.preset
 @options.changes
 @options.settings
+@options.methods
+@options.pairs
+@options.seeds
 @options.output
-def render(table: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
-    """Write TABLE again from the store; nothing is run, neither data nor teachers are read."""
+def render(table: str, preset: str, changes: Changes, settings: str, output: Path, **asked: Any) -> None:
+    """Write TABLE again from the store, all of it or the rows, columns and seeds that are named, in their order.
+
+    Nothing is run, neither data nor teachers are read.
+    """
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table, stem
     from ..report.collect import render as written
+    from ..store.selection import Selection
 
     spec = load_table(table)
     usual = load_protocol(spec.preset(preset).protocol)
     changed = usual.changed(**changes)
-    files, text = written(output, stem(spec.name, preset, usual, changed, settings == "uniform"))
+    wanted = Selection(*options.chosen(asked).values())
+    files, text = written(output, stem(spec.name, preset, usual, changed, settings == "uniform"), wanted=wanted)
     click.echo(text)
     for file in files:
         click.echo(file)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from kd_methods import registry
 
 from .. import networks
+from ..common.files import digest
 from ..common.yaml_files import merged
+from ..config.changed_rows import ChangedRow
 from ..config.protocol import load_protocol
 from ..config.table_spec import METRICS, Pair, Row, pair_entry, pair_settings
 from ..cost.profiling import cost_key
@@ -78,8 +80,13 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             student=row.student,
             init=row.init,
             defaults=registry.settings(row.method).model_dump(mode="json"),
+            settings=row.settings,
+            code=_code(row, plan),
+            base=row.base if isinstance(row, ChangedRow) else "",
+            changes=row.changes if isinstance(row, ChangedRow) else {},
         )
 
+    series = {(r, c): _series(cell) for (r, c, s), cell in plan.cells.items() if s == first}
     preset, efficiency = plan.table.preset(plan.preset), plan.table.efficiency
     return Manifest(
         name=plan.table.name,
@@ -104,6 +111,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
                 column=c,
                 seed=s,
                 key=cell.key,
+                series=series[r, c],
                 settings=cell.settings,
                 published_settings=as_published[r, c],
                 taught=cell.teacher is not None,
@@ -116,6 +124,18 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             if s == first
         ),
     )
+
+
+def _series(cell: Cell) -> str:
+    """What the seeds of a row in a column have in common, as a digest: everything but the seed."""
+    return digest({name: value for name, value in cell.identity().items() if name != "seed"})[:16]
+
+
+def _code(row: Row, plan: Plan) -> str:
+    """Which code computes a row: the method's version, and the digest of the file where a plugin brings it."""
+    cell = plan.cells[row.id, plan.pairs[0].id, plan.seeds[0]]
+    files = [text for name, text in sorted(cell.plugins.items()) if name.startswith("method:")]
+    return " ".join([str(cell.method_version), *files])
 
 
 def _holdout_note(plan: Plan) -> list[str]:

@@ -12,11 +12,13 @@ from kd_methods.errors import UserError, unknown
 from .. import networks
 from ..common.workspace import Workspace
 from ..common.yaml_files import merged, read_value
+from ..config.changed_rows import ChangedRow, base_and_changes, changed_id, changed_title
 from ..config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ..config.published import literature
 from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
 from ..store.cell import Cell, TeacherRef
 from ..store.cells import Distillation, make_cell, student_cell
+from ..store.manifest import flat
 from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
@@ -130,10 +132,10 @@ def make(request: Request, workspace: Workspace) -> Plan:
     rows = _rows(request.methods, preset.methods)
     pairs = _pairs(request.pairs, preset.pairs, preset.tasks or ())
     checks.check_rows(request.table, request.preset, rows, protocol)
+    rows = _with_changed(rows, request.overrides)
     checks.check_columns(request.table, request.preset, preset.tasks or (), pairs)
     pairs = tuple(pair.model_copy(update={"task": pair.task and get_task(pair.task).name}) for pair in pairs)
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
-    overrides = _overrides(request.overrides, rows)
     _check_views(rows, protocol)
 
     deviations: list[str] = []
@@ -175,7 +177,7 @@ def make(request: Request, workspace: Workspace) -> Plan:
             column_protocol = protocol.on_task(pair.task)
             fingerprint = get_task(column_protocol.task).fingerprint(data_root, column_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
-            values = merged(merged(published, row.settings), overrides.get(row.id, {}))
+            values = merged(published, row.settings)
             init = row.init or pair.init
             teacher = teachers[pair.teacher, column_protocol.task] if row in taught or init else None
             cell = make_cell(
@@ -232,11 +234,13 @@ def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:
 
 def _rows(wanted: Sequence[str], known: Sequence[Row]) -> tuple[Row, ...]:
     by_id = {row.id: row for row in known}
-    rows = []
+    rows: list[Row] = []
     for name in dict.fromkeys(wanted or by_id):
-        if name not in by_id and not registry.exists(name):
-            raise unknown("method", name, {*by_id, *registry.available()})
-        rows.append(by_id.get(name) or Row(id=name, method=name))
+        base, changes = (name, ()) if name in by_id else base_and_changes(name)
+        if base not in by_id and not registry.exists(base):
+            raise unknown("method", base, {*by_id, *registry.available()})
+        row = by_id.get(base) or Row(id=base, method=base)
+        rows += _with_changed((row,), [f"{base}.{change}" for change in changes])[-1:]
     return tuple(rows)
 
 
@@ -261,6 +265,27 @@ def _free_pair(name: str, known: Sequence[Pair]) -> Pair:
             continue
         return Pair(id=name, teacher=teacher, student=student)
     raise unknown("pair", name, [pair.id for pair in known])
+
+
+def _with_changed(rows: Sequence[Row], texts: Sequence[str]) -> tuple[Row, ...]:
+    """The rows, and after each whose settings are changed the row that this makes."""
+    overrides = _overrides(texts, rows)
+    both = [[row, _changed(row, overrides[row.id])] if row.id in overrides else [row] for row in rows]
+    return tuple({row.id: row for group in both for row in group}.values())
+
+
+def _changed(row: Row, changes: dict[str, Any]) -> ChangedRow:
+    """A row under other settings; nothing is published for it."""
+    settings = merged(row.settings, changes)
+    complete = flat(registry.settings(row.method, settings).model_dump(mode="json"))
+    named = {key: complete.get(key, value) for key, value in flat(changes).items()}
+    changed = {
+        "id": changed_id(row.id, named),
+        "title": changed_title(row.title or registry.card(row.method).title, named),
+        "settings": settings,
+        "published": "",
+    }
+    return ChangedRow.model_validate({**row.model_dump(), **changed, "base": row.id, "changes": named})
 
 
 def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from ..report.collect import render
 from ..store import manifest
 from ..store.cell import Cell
 from ..store.runs import FINAL, Facts, Store
+from ..store.selection import Selection, selected
 from ..tasks import get_task
 from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
@@ -61,23 +62,24 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         return Outcome()
     store.check_writable()  # fails now rather than after hours
     accuracies = _accuracies(plan, bool(todo), workspace, options)
-    shown = manifest.save(workspace.output, plan.stem, _described(plan, accuracies, workspace))
+    shown = manifest.save(workspace.output, plan.stem, _described(plan, accuracies, workspace), say)
+    asked = Selection(tuple(row.id for row in plan.rows), tuple(pair.id for pair in plan.pairs), plan.seeds)
     if todo:
         saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
         say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
                 train(stages, protocol.on_task(task), workspace, options.crew, bool(watched))
-    files, text = render(workspace.output, plan.stem, say)
+    files, text = render(workspace.output, plan.stem, say, asked)
     not_measured = 0
     if options.costs:
         shown_cells = {cell.key for cell in plan.cells.values()}
         rows = [cell for cell in cells if cell.key in shown_cells]
         not_measured = measure_missing(rows, workspace, lambda cell: _cost(cell, plan, workspace))
-        files, text = render(workspace.output, plan.stem, lambda line: None)  # as it was said above
+        files, text = render(workspace.output, plan.stem, lambda line: None, asked)  # as it was said above
     if watched:
         folder = manifest.path(workspace.output, plan.stem).parent
-        for file in similarity.write(shown, store, folder, say):
+        for file in similarity.write(selected(shown, asked), store, folder, say):
             say(str(file))
     if todo:
         facts = store.facts(facts)

@@ -18,8 +18,9 @@ from .. import report
 from ..common.console import say
 from ..config.published import PublishedLine, literature
 from ..store import documents
-from ..store.manifest import Manifest, PlannedColumn, PlannedRow, flat, load, path
+from ..store.manifest import Manifest, PlannedColumn, PlannedRow, existing, flat, path
 from ..store.runs import FINAL, Store
+from ..store.selection import ALL, Selection, left_out, selected
 
 
 class Cost(TypedDict):
@@ -30,21 +31,24 @@ class Cost(TypedDict):
     environment: documents.Environment
 
 
-def render(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple[list[Path], str]:
+def render(
+    output: Path, stem: str, say: Callable[[str], None] = say, wanted: Selection = ALL
+) -> tuple[list[Path], str]:
     """Write a table and its cost table from the store; returns the files and the table as Markdown.
 
     Args:
         output: the store's folder.
         stem: the table's folder in it.
-        say: hears which runs are damaged, and so are missing in the table.
+        say: hears which runs are damaged, and so are missing in the table, and what of it is left out.
+        wanted: the rows, columns and seeds to show; by default all that the store has.
 
     Raises:
-        UserError: nothing was ever planned under that name.
+        UserError: nothing was ever planned under that name, or nothing of what is wanted.
     """
-    manifest = load(output, stem)
-    if manifest is None:
-        known = sorted(p.parent.name for p in (output / "tables").glob("*/plan.json"))
-        raise UserError(f"no table '{stem}' in {output} (there: {', '.join(known) or 'none'}); run it first")
+    whole = existing(output, stem)
+    manifest = selected(whole, wanted)
+    if omitted := left_out(whole, manifest):
+        say(omitted)
     store = Store(output)
     table = collect(manifest, store, say)
     folder = path(output, stem).parent
@@ -204,12 +208,13 @@ def _remarks(columns_of: Mapping[str, Mapping[str, None]], columns: int) -> list
 
 
 def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
-    """What differs in a row from the method's defaults, by column where it differs between columns."""
+    """What beside its title differs in a row from the method's defaults, by column where columns differ."""
     used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
     defaults = flat(row.defaults)
     changed: dict[str, list[str]] = defaultdict(list)
     for column, settings in sorted(used.items()):
-        if differing := ", ".join(f"{k} {v}" for k, v in settings.items() if v != defaults.get(k)):
+        others = {key: value for key, value in settings.items() if key not in row.changes}
+        if differing := ", ".join(f"{k} {v}" for k, v in others.items() if v != defaults.get(k)):
             changed[differing].append(column)
     texts = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
     if [len(columns) for columns in changed.values()] == [len(used)]:

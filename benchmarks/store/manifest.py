@@ -5,15 +5,19 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from kd_methods.errors import UserError
 
+from ..common.console import counted
 from ..common.files import locked
+from ..common.yaml_files import merged
+from ..config.changed_rows import changed_id, changed_title
 from . import documents
 
 
@@ -64,7 +68,13 @@ class PlannedColumn(Document):
 
 
 class PlannedRow(Document):
-    """A method as a row; ``published`` is its row of the published values, ``defaults`` are the method's settings."""
+    """A method as a row.
+
+    published  its row of the published values
+    defaults   the method's settings, and ``settings`` those that the row itself sets (None: not recorded)
+    code       which code computes it: the method's version, and the digest of the plugin that brings it, if one does
+    base       the row whose settings this one changes, and ``changes``, flat
+    """
 
     key: str
     method: str
@@ -76,11 +86,16 @@ class PlannedRow(Document):
     student: str = ""
     init: str = ""
     defaults: dict[str, Any] = {}
+    settings: dict[str, Any] | None = None
+    code: str = ""
+    base: str = ""
+    changes: dict[str, Any] = {}
 
 
 class PlannedCell(Document):
     """Which run stands in a place of the table.
 
+    series              a digest of all that a row's seeds in a column have in common; empty where not recorded
     published_settings  whether its settings are those that are published for the method and the pair
     taught              whether it has a teacher
     """
@@ -92,6 +107,7 @@ class PlannedCell(Document):
     settings: dict[str, Any]
     published_settings: bool
     taught: bool
+    series: str = ""
 
     @property
     def place(self) -> tuple[str, str]:
@@ -140,39 +156,131 @@ class Manifest(Document):
     costs: tuple[PlannedCost, ...] = ()
 
 
-def merge(old: Manifest | None, new: Manifest) -> Manifest:
+class Merged(NamedTuple):
+    """A manifest with what it showed before, and in words what it shows elsewhere or no longer."""
+
+    manifest: Manifest
+    said: tuple[str, ...]
+
+
+def merge(old: Manifest | None, new: Manifest) -> Merged:
     """Add a plan to what the table showed before, so that a run of some rows or columns loses nothing.
 
-    An old entry stays if its protocol is the same, and in its column the teacher and the data; what was computed
-    otherwise would mix with the new cells, and is left out of the table (it stays in the store).
+    Old cells whose settings are others than the new ones of their row are from now on a row of their own. What was
+    computed otherwise (another protocol, teacher, data, code) would mix with the new cells: it is left out of the
+    table, is named, and stays in the store.
     """
-    if not old or old.protocol != new.protocol:
-        return new
-    data = {column.task: column.data for column in new.columns}
-    if any(data.get(column.task, column.data) != column.data for column in old.columns):
-        return new
-    teachers = {column.key: column.teacher.identity for column in new.columns}
-    settings = {cell.place: cell.settings for cell in new.cells}
-    seeds = {(*cell.place, cell.seed) for cell in new.cells}
-    before = {column.key: column.teacher.identity for column in old.columns}
-
-    def stays(cell: PlannedCell) -> bool:
-        same_teacher = not cell.taught or before[cell.column] == teachers.get(cell.column, before[cell.column])
-        same_settings = settings.get(cell.place, cell.settings) == cell.settings
-        return (*cell.place, cell.seed) not in seeds and same_teacher and same_settings
-
-    cells = (*filter(stays, old.cells), *new.cells)
-    shown = {cell.place for cell in cells}
-    measured = {cost.place for cost in new.costs}
-    costs = tuple(cost for cost in old.costs if cost.place in shown - measured)
-    return new.model_copy(
+    if not old:
+        return Merged(new, ())
+    if old.protocol != new.protocol:
+        changed = [key for key in {**old.protocol, **new.protocol} if old.protocol.get(key) != new.protocol.get(key)]
+        return Merged(new, (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),))
+    beside = _Beside(old, new)
+    kept: dict[tuple[str, str, int], PlannedCell] = {}
+    rows = {row.key: row for row in old.rows}
+    moved: dict[tuple[str, str], PlannedRow] = {}
+    replaced: dict[str, Counter[str]] = {}
+    for cell in old.cells:
+        if beside.keys.get((*cell.place, cell.seed)) == cell.key:
+            continue
+        reason, changes = beside.compared(cell)
+        target = cell
+        if changes and not reason:
+            moved[cell.place] = row = _changed_row(rows[cell.row], changes)
+            target = cell.model_copy(update={"row": row.key, "published_settings": False})
+        if not reason and beside.keys.get((*target.place, target.seed), target.key) != target.key:
+            reason = "another setting, teacher or code"
+        if reason:
+            replaced.setdefault(reason, Counter())[rows[cell.row].title] += 1
+        elif (*target.place, target.seed) not in beside.keys:
+            kept[(*target.place, target.seed)] = target
+    cells = (*kept.values(), *new.cells)
+    shown, measured = {cell.place for cell in cells}, {cost.place for cost in new.costs}
+    costs = {cost.place: cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in shown}
+    old_rows = [*old.rows, *{row.key: row for row in moved.values() if row.key not in rows}.values()]
+    both = new.model_copy(
         update={
             "cells": cells,
-            "costs": (*costs, *new.costs),
-            "rows": _joined(old.rows, new.rows, {row for row, _ in shown}, new.row_order),
+            "costs": (*(cost for place, cost in costs.items() if place not in measured), *new.costs),
+            "rows": _joined(old_rows, new.rows, {row for row, _ in shown}, new.row_order),
             "columns": _joined(old.columns, new.columns, {column for _, column in shown}, new.column_order),
         }
     )
+    names = dict.fromkeys((rows[key].title, row.title) for (key, _), row in moved.items())
+    said = [f"{before} was run with other settings before: that is the row {now} now" for before, now in names]
+    return Merged(both, (*said, *([_replaced(replaced)] if replaced else [])))
+
+
+class _Beside:
+    """What a new plan says of the rows, columns and places of old cells."""
+
+    def __init__(self, old: Manifest, new: Manifest) -> None:
+        self.old_rows, self.rows = ({row.key: row for row in side.rows} for side in (old, new))
+        self.old_columns, self.columns = ({column.key: column for column in side.columns} for side in (old, new))
+        self.data = {column.task: column.data for column in new.columns}
+        self.cells = {cell.place: cell for cell in new.cells}
+        self.keys = {(*cell.place, cell.seed): cell.key for cell in new.cells}
+
+    def compared(self, cell: PlannedCell) -> tuple[str, dict[str, Any]]:
+        """Why an old cell cannot stand beside the new ones, or which of its settings make it a row of its own."""
+        column, row = self.old_columns[cell.column], self.old_rows[cell.row]
+        if self.data.get(column.task, column.data) != column.data:
+            return "other data", {}
+        if now := self.columns.get(cell.column):
+            if (now.teacher_network, now.student, now.init) != (column.teacher_network, column.student, column.init):
+                return f"another pair called {cell.column}", {}
+            if cell.taught and now.teacher.identity != column.teacher.identity:
+                return "another teacher", {}
+        new_row = self.rows.get(cell.row)
+        if new_row is None:
+            return "", {}
+        if reason := _other_row(row, new_row):
+            return reason, {}
+        new_cell = self.cells.get(cell.place)
+        if new_cell:
+            settings = cell.settings, new_cell.settings
+        elif row.settings is not None and new_row.settings is not None:
+            settings = merged(row.defaults, row.settings), merged(new_row.defaults, new_row.settings)
+        else:
+            return "", {}
+        before, after = map(flat, settings)
+        if before.keys() != after.keys():
+            return "another set of settings", {}
+        changes = {key: value for key, value in before.items() if after[key] != value}
+        if new_cell and not changes and new_cell.series != cell.series and "" not in (new_cell.series, cell.series):
+            return "another teacher, code or version", {}
+        return "", changes
+
+
+def _other_row(old: PlannedRow, new: PlannedRow) -> str:
+    """What beside its settings makes a row another one than it was, in words."""
+    facts = {
+        "method": "another method",
+        "optimizer": "another optimiser",
+        "student": "another network",
+        "init": "another start",
+    }
+    if old.code and new.code:
+        facts["code"] = "another version of the method"
+    return next((text for name, text in facts.items() if getattr(old, name) != getattr(new, name)), "")
+
+
+def _changed_row(row: PlannedRow, changes: dict[str, Any]) -> PlannedRow:
+    named = {"key": changed_id(row.key, changes), "title": changed_title(row.title, changes), "published": ""}
+    return row.model_copy(update={**named, "base": row.base or row.key, "changes": {**row.changes, **changes}})
+
+
+def _moved_cost(cost: PlannedCost, moved: Mapping[tuple[str, str], PlannedRow]) -> PlannedCost:
+    return cost.model_copy(update={"row": moved[cost.place].key}) if cost.place in moved else cost
+
+
+def _replaced(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """In one line, which cells a table no longer shows, and why."""
+    texts = []
+    for reason, titles in counts.items():
+        cells = ", ".join(f"{title} ({counted(number, 'cell')})" for title, number in titles.items())
+        texts.append(f"as there is {reason} now: {cells}")
+    return f"no longer in the table, {'; '.join(texts)}; what was computed stays in the store"
 
 
 Described = TypeVar("Described", bound=PlannedRow | PlannedColumn)
@@ -181,11 +289,17 @@ Described = TypeVar("Described", bound=PlannedRow | PlannedColumn)
 def _joined(
     old: Sequence[Described], new: Sequence[Described], shown: set[str], order: Sequence[str]
 ) -> tuple[Described, ...]:
-    """Old and new rows or columns that still show something, in the table's order; the new description wins."""
+    """Old and new rows or columns that still show something, in the table's order; the new description wins.
+
+    A row with changed settings stands behind the one that it changes.
+    """
     by_key = {item.key: item for item in [*old, *new] if item.key in shown}
-    place = {key: i for i, key in enumerate(order)}
-    ordered: list[Described] = sorted(by_key.values(), key=lambda item: place.get(item.key, len(order)))
-    return tuple(ordered)
+    place = {key: i for i, key in enumerate(dict.fromkeys([*order, *by_key]))}
+
+    def position(item: Described) -> tuple[int, int]:
+        return place.get(getattr(item, "base", ""), place[item.key]), place[item.key]
+
+    return tuple(sorted(by_key.values(), key=position))
 
 
 def path(output: Path, stem: str) -> Path:
@@ -203,12 +317,17 @@ def load(output: Path, stem: str) -> Manifest | None:
     return documents.read(path(output, stem), Annotated[Manifest, BeforeValidator(_upgraded)], remedy)
 
 
-def save(output: Path, stem: str, new: Manifest) -> Manifest:
-    """Merge a plan into the table's manifest and write it; of several processes none loses another's rows."""
+def save(output: Path, stem: str, new: Manifest, say: Callable[[str], None] = lambda line: None) -> Manifest:
+    """Merge a plan into the table's manifest and write it; of several processes none loses another's rows.
+
+    ``say`` hears what the table shows elsewhere or no longer.
+    """
     with locked(path(output, stem).parent):
-        merged = merge(load(output, stem), new)
-        documents.write(path(output, stem), merged.model_dump(mode="json"))
-    return merged
+        shown, lines = merge(load(output, stem), new)
+        documents.write(path(output, stem), shown.model_dump(mode="json"))
+    for line in lines:
+        say(line)
+    return shown
 
 
 def existing(output: Path, stem: str) -> Manifest:
@@ -237,7 +356,7 @@ def adopt(output: Path, stem: str, theirs: Manifest) -> tuple[Manifest | None, M
     """
     with locked(path(output, stem).parent):
         ours = load(output, stem)
-        joined = merge(theirs, ours) if ours else theirs
+        joined = merge(theirs, ours).manifest if ours else theirs
         if joined != ours:
             documents.write(path(output, stem), joined.model_dump(mode="json"))
     return ours, joined

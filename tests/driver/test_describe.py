@@ -29,12 +29,17 @@ def test_a_row_with_an_optimiser_of_its_own(lab: Lab) -> None:
     lab.table.write_text(lab.table.read_text().replace("delta: 0.05}", "delta: 0.05}, published: kd-dot"))
     assert all(cell.published_settings for cell in lab.manifest().cells)
     changed = lab.manifest(overrides=("kd-dot.temperature=2",)).cells
-    assert not any(cell.published_settings for cell in changed if cell.row == "kd-dot")
+    assert {c.row: c.published_settings for c in changed} == {
+        "student": True, "kd": True, "kd-dot": True, "kd-dot:temperature=2": False,
+    }  # fmt: skip
 
 
 def test_settings_of_a_combination_are_named_by_part(lab: Lab) -> None:
     shown = lab.manifest(methods=("sp+kd",), overrides=("sp+kd.kd.temperature=2", "sp+kd.sp.beta=10"))
-    assert note(shown, "sp+kd") == "sp.beta 10.0, kd.temperature 2.0"
+    assert [row.title for row in shown.rows] == ["SP + KD", "SP + KD (kd.T = 2, sp.β = 10)"]
+    lab.table.write_text(TABLE.replace("dkd]", "{id: both, method: sp+kd, settings: {kd: {temperature: 2}}}]"))
+    shown = lab.manifest(methods=("both",), overrides=("both.sp.beta=10",))
+    assert note(shown, "both") == note(shown, "both:sp.beta=10") == "kd.temperature 2.0", "the title says the rest"
 
 
 def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:

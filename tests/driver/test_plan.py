@@ -123,25 +123,37 @@ def test_a_request_chooses_rows_columns_and_seeds(table: str, zoo: Zoo) -> None:
     assert {cell.student for cell in made.training} == {"vgg8"}
 
 
-def test_overrides_change_their_row_alone(table: str, zoo: Zoo) -> None:
+def test_another_setting_is_another_row_beside_the_usual_one(table: str, zoo: Zoo) -> None:
     before = plan(table, zoo)
-    after = plan(table, zoo, overrides=("kd.temperature=3", "kd.temperature=5", "dkd.beta=3"))
+    after = plan(table, zoo, overrides=("kd.temperature=3", "kd.temperature=5", "dkd.beta=3.0", "dkd.alpha=2e0"))
     pair = "resnet14-resnet8"
-    assert after.cells["kd", pair, 0].settings["temperature"] == 5.0, "the last one holds"
-    assert after.cells["kd-2", pair, 0].settings["temperature"] == 2.0
-    assert after.cells["dkd", pair, 0].settings["beta"] == 3.0
-    changed = {place for place in before.cells if keys(before)[place] != keys(after)[place]}
-    assert {row for row, _, _ in changed} == {"kd", "dkd"} and len(changed) == 12
+    assert [row.id for row in after.rows] == ["student", "kd", "kd:temperature=5", "dkd", "dkd:alpha=2:beta=3", "kd-2"]
+    titles = {row.id: row.title for row in after.rows}
+    assert titles["kd:temperature=5"] == "KD (T = 5)" and titles["dkd:alpha=2:beta=3"] == "DKD (α = 2, β = 3)"  # noqa: RUF001
+    assert after.cells["kd:temperature=5", pair, 0].settings["temperature"] == 5.0, "the last one holds"
+    assert after.cells["dkd:alpha=2:beta=3", pair, 0].settings["beta"] == 3.0
+    assert keys(before).items() < keys(after).items(), "every row is as it was"
+
+
+def test_a_row_with_another_setting_can_be_named_alone(table: str, zoo: Zoo) -> None:
+    beside = plan(table, zoo, methods=("dkd",), overrides=("dkd.beta=3",))
+    alone = plan(table, zoo, methods=("dkd:beta=3.0",))
+    assert {row for row, _, _ in alone.cells} == {"dkd:beta=3"} and keys(alone).items() < keys(beside).items()
+    assert keys(plan(table, zoo, methods=("dkd", "dkd:beta=3"), overrides=("dkd.beta=3",))) == keys(beside)
 
 
 def test_an_override_of_the_default_is_the_same_cell(table: str, zoo: Zoo) -> None:
     default = registry.settings("kd").temperature
-    assert keys(plan(table, zoo)) == keys(plan(table, zoo, overrides=(f"kd.temperature={default:g}",)))
+    made = plan(table, zoo, overrides=(f"kd.temperature={default:g}",))
+    assert {key for (row, _, _), key in keys(made).items() if row == f"kd:temperature={default:g}"} == {
+        key for (row, _, _), key in keys(made).items() if row == "kd"
+    }
 
 
 def test_a_row_of_a_table_is_overridden_by_its_id(table: str, zoo: Zoo) -> None:
     made = plan(table, zoo, overrides=("kd-2.temperature=9",))
-    assert made.cells["kd-2", "resnet14-resnet8", 0].settings["temperature"] == 9.0
+    assert made.cells["kd-2:temperature=9", "resnet14-resnet8", 0].settings["temperature"] == 9.0
+    assert made.cells["kd-2", "resnet14-resnet8", 0].settings["temperature"] == 2.0
     assert made.cells["kd", "resnet14-resnet8", 0].settings == registry.settings("kd").model_dump(mode="json")
 
 
@@ -154,7 +166,7 @@ def test_overrides_win_over_what_is_published_for_a_pair(tmp_path: Path, zoo: Zo
     published = plan(str(path), zoo, pairs=("resnet56-resnet20",), methods=("dkd",), seeds=(0,))
     assert published.cells["dkd", "resnet56-resnet20", 0].settings["beta"] == 2.0
     ours = plan(str(path), zoo, pairs=("resnet56-resnet20",), methods=("dkd",), seeds=(0,), overrides=("dkd.beta=4",))
-    assert ours.cells["dkd", "resnet56-resnet20", 0].settings["beta"] == 4.0
+    assert ours.cells["dkd:beta=4", "resnet56-resnet20", 0].settings["beta"] == 4.0
 
 
 def test_a_plan_is_the_same_every_time(table: str, zoo: Zoo) -> None:

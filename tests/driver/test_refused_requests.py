@@ -191,7 +191,7 @@ def test_a_wrong_plugin_is_one_clear_line(
 
 def test_settings_of_a_combination(table: str, zoo: Zoo) -> None:
     made = plan(table, zoo, methods=("crd+kd", "kd"), overrides=("crd+kd.kd.temperature=2", "crd+kd.crd.dim=64"))
-    settings = made.cells["crd+kd", "resnet14-resnet8", 0].settings
+    settings = made.cells["crd+kd:crd.dim=64:kd.temperature=2", "resnet14-resnet8", 0].settings
     assert settings["kd"] == {"ce": 0.1, "kd": 0.9, "temperature": 2.0} and settings["crd"]["dim"] == 64
     assert made.cells["kd", "resnet14-resnet8", 0].settings["temperature"] == 4.0
     for text, words in {

@@ -8,14 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.manifests import Lab, names, note, paper, places, rendered
+from helpers.manifests import TABLE, Lab, names, note, paper, places, rendered
 
 from benchmarks.report.collect import render
 from benchmarks.store import manifest
-from benchmarks.store.manifest import merge
+from benchmarks.store.manifest import Manifest
 from kd_methods.errors import Damaged
 
 REPO = Path(__file__).parents[2]
+
+
+def merge(old: Manifest | None, new: Manifest) -> Manifest:
+    return manifest.merge(old, new).manifest
+
+
+def said(old: Manifest, new: Manifest) -> str:
+    return "\n".join(manifest.merge(old, new).said)
 
 
 @pytest.fixture
@@ -25,7 +33,7 @@ def lab(tmp_path: Path) -> Lab:
 
 def test_the_first_plan_is_taken_as_it_is(lab: Lab) -> None:
     shown = lab.manifest()
-    assert merge(None, shown) == shown and merge(shown, shown) == shown
+    assert manifest.merge(None, shown) == manifest.merge(shown, shown) == (shown, ())
 
 
 def test_a_run_of_some_rows_keeps_the_others(lab: Lab) -> None:
@@ -64,17 +72,65 @@ def test_another_seed_adds(lab: Lab) -> None:
     assert {seed for row, _, seed in places(merged) if row == "dkd"} == {0, 1}
 
 
-def test_a_changed_setting_replaces_what_it_would_mix_with(lab: Lab) -> None:
-    merged = merge(lab.manifest(), lab.manifest(methods=("kd",), seeds=(2,), overrides=("kd.temperature=2",)))
-    assert {seed for row, _, seed in places(merged) if row == "kd"} == {2}
-    assert {seed for row, _, seed in places(merged) if row == "dkd"} == {0, 1}
-    assert note(merged, "kd") == "temperature 2.0"
+def test_another_setting_is_a_row_of_its_own(lab: Lab) -> None:
+    old, new = lab.manifest(), lab.manifest(methods=("kd",), seeds=(2,), overrides=("kd.temperature=2",))
+    merged = merge(old, new)
+    assert places(old) < places(merged), "beside, never instead of, the usual row"
+    assert {seed for row, _, seed in places(merged) if row == "kd:temperature=2"} == {2}
+    assert names(merged, "rows") == ["student", "kd", "kd:temperature=2", "dkd"] and not said(old, new)
+    assert names(merge(merged, lab.manifest(methods=("dkd",))), "rows") == names(merged, "rows")
 
 
-def test_a_settings_note_covers_the_columns_that_were_kept(lab: Lab) -> None:
-    """kd ran with the default in the first column; only the second one was changed."""
-    changed = lab.manifest(methods=("kd",), pairs=("wrn_16_1-resnet8",), overrides=("kd.temperature=2",))
-    assert note(merge(lab.manifest(), changed), "kd") == "temperature 2.0 for wrn_16_1-resnet8"
+def test_a_row_id_with_two_settings_never_shares_a_cell(lab: Lab) -> None:
+    """As when the table's YAML or a default has changed, or an earlier version let --set take the row's place."""
+    lab.table.write_text(TABLE.replace("dkd]", "{id: kd-x, method: kd, title: X, settings: {temperature: 2}}]"))
+    old = lab.manifest()
+    old_cost = {(cost.row, cost.column): cost.key for cost in old.costs}["kd-x", "resnet14-resnet8"]
+    lab.table.write_text(lab.table.read_text().replace("temperature: 2", "temperature: 3"))
+    new = lab.manifest(methods=("kd-x",), pairs=("resnet14-resnet8",), seeds=(0,))
+    for before in (old, _unrecorded(old)):
+        merged = merge(before, new)
+        settings: dict[str, set[float]] = {}
+        for cell in merged.cells:
+            if cell.column == "resnet14-resnet8" and cell.row != "student":
+                settings.setdefault(cell.row, set()).add(cell.settings["temperature"])
+        assert settings == {"kd": {4.0}, "kd-x": {3.0}, "kd-x:temperature=2": {2.0}}
+        assert [row.title for row in merged.rows] == ["Student (no KD)", "KD", "X", "X (T = 2)"]
+        assert said(before, new) == "X was run with other settings before: that is the row X (T = 2) now"
+        costs = {(cost.row, cost.column): cost.key for cost in merged.costs}
+        assert costs["kd-x:temperature=2", "resnet14-resnet8"] == old_cost
+        assert not said(merged, new) and merge(merged, new) == merged
+    rows = {(cell.row, cell.column) for cell in merge(old, new).cells if cell.row.startswith("kd-x")}
+    assert ("kd-x:temperature=2", "wrn_16_1-resnet8") in rows and ("kd-x", "wrn_16_1-resnet8") not in rows
+
+
+def _unrecorded(shown: Manifest) -> Manifest:
+    """As an earlier version wrote it."""
+    rows = tuple(row.model_copy(update={"settings": None, "code": ""}) for row in shown.rows)
+    cells = tuple(cell.model_copy(update={"series": ""}) for cell in shown.cells)
+    return shown.model_copy(update={"rows": rows, "cells": cells})
+
+
+def test_what_would_mix_is_replaced_and_named(lab: Lab) -> None:
+    """Seeds of one row that another version of the method computed."""
+    old = lab.manifest()
+    new = lab.manifest(methods=("kd",), seeds=(2,))
+    cells = tuple(cell.model_copy(update={"series": "another"}) for cell in new.cells)
+    rows = tuple(row.model_copy(update={"code": "99"}) for row in new.rows)
+    for changed in (new.model_copy(update={"cells": cells}), new.model_copy(update={"rows": rows})):
+        merged = merge(old, changed)
+        assert {seed for row, _, seed in places(merged) if row == "kd"} == {2}
+        assert {seed for row, _, seed in places(merged) if row == "dkd"} == {0, 1}
+        assert "KD (4 cells)" in said(old, changed) and "what was computed stays in the store" in said(old, changed)
+
+
+def test_settings_per_column_are_one_row(lab: Lab) -> None:
+    """What is published differs between pairs; a run of another pair changes nothing."""
+    old = lab.manifest(methods=("dkd",), pairs=("resnet14-resnet8",), seeds=(0,))
+    cells = tuple(c.model_copy(update={"settings": {**c.settings, "beta": 1.0}}) for c in old.cells)
+    old, new = old.model_copy(update={"cells": cells}), lab.manifest(methods=("dkd",), pairs=("wrn_16_1-resnet8",))
+    assert names(merge(old, new), "rows") == ["dkd"] and not said(old, new)
+    assert note(merge(old, new), "dkd") == "beta 1.0 for resnet14-resnet8; beta 2.0 for wrn_16_1-resnet8"
 
 
 def test_learning_rates_of_all_columns_are_named(tmp_path: Path) -> None:
@@ -95,6 +151,7 @@ def test_a_changed_teacher_drops_its_column_alone(lab: Lab) -> None:
     assert ("dkd", "wrn_16_1-resnet8", 0) in places(merged)
     lab.teacher("resnet14", 1)
     again = merge(merged, lab.manifest(methods=("dkd",)))
+    assert "another teacher now: KD (2 cells)" in said(merged, lab.manifest(methods=("dkd",)))
     assert ("kd", "resnet14-resnet8", 0) not in places(again) and ("kd", "wrn_16_1-resnet8", 0) in places(again)
 
 
@@ -107,7 +164,11 @@ def test_changed_data_or_protocol_drops_everything_old(lab: Lab) -> None:
         }
     )
     assert places(merge(old, other)) == places(other) and names(merge(old, other), "rows") == ["kd"]
-    assert merge(old, new.model_copy(update={"protocol": {**new.protocol, "version": 99}})).cells == new.cells
+    assert "other data now: Student (no KD) (4 cells), KD (4 cells), DKD (4 cells)" in said(old, other)
+    newer = new.model_copy(update={"protocol": {**new.protocol, "version": 99}})
+    assert merge(old, newer).cells == new.cells and "another protocol (version) now: the table (12 cells)" in said(
+        old, newer
+    )
 
 
 def test_merging_leaves_its_arguments_alone(lab: Lab) -> None:

@@ -1,0 +1,51 @@
+# ruff: noqa: RUF001
+"""A row under other settings is a row of its own: what it is called, and how its name is read. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .table_spec import Row
+
+SYMBOLS = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "eps": "ε", "lambda_": "λ", "tau": "τ", "temperature": "T",
+}  # fmt: skip
+"""How titles write a setting that papers write with a symbol; others stand under their own names."""
+
+
+class ChangedRow(Row):
+    """A row of a table with some settings changed: ``changes`` of the row ``base``, flat, as ``part.key`` in parts."""
+
+    base: str
+    changes: dict[str, Any]
+
+
+def changed_id(row: str, changes: Mapping[str, Any]) -> str:
+    """``dkd:beta=3``, the same for the same settings, however they were written."""
+    return ":".join([row, *(f"{key}={_text(value)}" for key, value in sorted(changes.items()))])
+
+
+def changed_title(title: str, changes: Mapping[str, Any]) -> str:
+    """``DKD (β = 3)``."""
+    return f"{title} ({', '.join(f'{_symbol(key)} = {_text(value)}' for key, value in sorted(changes.items()))})"
+
+
+def base_and_changes(name: str) -> tuple[str, tuple[str, ...]]:
+    """A row's id as the id of the row that it changes and the changes, each as ``key=value``; none in another id."""
+    base, *changes = re.split(r":(?=[\w.+@-]+=)", name)
+    return base, tuple(changes)
+
+
+def _symbol(key: str) -> str:
+    part, dot, name = key.rpartition(".")
+    return f"{part}{dot}{SYMBOLS.get(name, name)}"
+
+
+def _text(value: Any) -> str:
+    """As YAML reads it back; whole numbers without a point."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
