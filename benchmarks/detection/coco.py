@@ -45,7 +45,7 @@ MAX_BYTES = 2**33
 class DetectionSplit:
     """N images with M objects, whatever ids and order the file that they come from gives them.
 
-    Images are in the order of their names, the objects of one image in the order of their ids.
+    Images are in the order of their names, the objects of one image by class, then by box.
 
     paths       of the images
     sizes       (N, 2) widths and heights
@@ -132,7 +132,7 @@ class DetectionTask:
     official: tuple[int, int] = (0, 0)
     source: str = ""
     make: Callable[[Path], None] | None = None
-    version: int = 2
+    version: int = 3
     metric: str = field(default="mAP", init=False)
     metrics: tuple[str, ...] = field(default=tuple(METRICS), init=False)
     modality: str = field(default="detection", init=False)
@@ -312,19 +312,28 @@ def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str
     labels = {category.id: classes.index(category.name) for category in content.categories}
     images = sorted(content.images, key=lambda image: (PurePosixPath(image.file_name).name, image.file_name))
     places = {image.id: place for place, image in enumerate(images)}
-    things = sorted(content.annotations, key=lambda thing: (places[thing.image_id], _order(thing.id)))
+    things = sorted(
+        content.annotations,
+        key=lambda thing: (
+            *(places[thing.image_id], labels[thing.category_id], thing.bbox, _area(thing)),
+            *(bool(thing.iscrowd), bool(thing.ignore)),
+        ),
+    )
     boxes = np.array([thing.bbox for thing in things], np.float64).reshape(-1, 4)
-    areas = [thing.bbox[2] * thing.bbox[3] if thing.area is None else thing.area for thing in things]
     return DetectionSplit(
         paths=tuple(found[image.file_name][0] for image in images),
         sizes=np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2),
         image=np.array([places[thing.image_id] for thing in things], np.int64),
         labels=np.array([labels[thing.category_id] for thing in things], np.int64),
         boxes=boxes,
-        areas=np.array(areas, np.float64),
+        areas=np.array([_area(thing) for thing in things], np.float64),
         crowd=np.array([bool(thing.iscrowd) for thing in things], bool),
         ignored=np.array([bool(thing.ignore) for thing in things], bool),
     )
+
+
+def _area(thing: _Object) -> float:
+    return thing.bbox[2] * thing.bbox[3] if thing.area is None else thing.area
 
 
 TASK = DetectionTask(
