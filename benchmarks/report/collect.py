@@ -17,6 +17,7 @@ from kd_methods.errors import Damaged, UserError
 from .. import report
 from ..common.console import say
 from ..config.published import PublishedLine, literature
+from ..config.table_spec import METRICS
 from ..store import documents
 from ..store.manifest import Manifest, PlannedColumn, PlannedRow, existing, flat, path
 from ..store.runs import FINAL, Store
@@ -76,11 +77,15 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
             remarks[planned.row][remark][planned.column] = None
         state: Any = status["state"] if status["state"] in (*FINAL, "failed") else "missing"
         metric = metrics[planned.column]
+        message = status["message"] if state == "refused" else ""
         if state == "done" and metric not in status["last"]:
-            raise UserError(f"column {planned.column} has no metric '{metric}'; known: {', '.join(status['last'])}")
+            if metric not in METRICS:
+                raise UserError(f"column {planned.column} has no metric '{metric}'; known: {', '.join(status['last'])}")
+            # Of a test set without small objects there is no precision of small objects.
+            state, message = "refused", f"{METRICS[metric]} is not defined on this test set"
         figures = {rule: status[rule][metric] for rule in ("last", "best")} if state == "done" else {}
         entries.setdefault(planned.row, {}).setdefault(planned.column, []).append(
-            report.SeedResult(planned.seed, state, **figures, message=status["message"] if state == "refused" else "")
+            report.SeedResult(planned.seed, state, **figures, message=message)
         )
         if state == "done":
             facts += environments

@@ -246,3 +246,16 @@ def test_swapped_folders_of_runs_are_noticed(tmp_path: Path, old: bool) -> None:
     assert len(said) == 2 and all("results of another cell" in line for line in said)
     assert str(one) in said[0] and str(two) in said[1]
     assert {row: by_row(files)[row]["n"] for row in ("student", "kd", "dkd")} == {"student": "2", "kd": "1", "dkd": "1"}
+
+
+def test_a_metric_that_a_test_set_does_not_define_is_not_applicable(tmp_path: Path) -> None:
+    """COCO's average precision of small objects, where there are none; a metric that nobody knows stays an error."""
+    shown = paper()
+    finish(tmp_path, shown, {"kd": (70.0, 71.0)})
+    small = tuple(column.model_copy(update={"metric": "APs"}) for column in shown.columns)
+    lines, text, _ = rendered(tmp_path, shown.model_copy(update={"columns": small}))
+    assert (lines["kd", PAIR]["value"], lines["kd", PAIR]["refused"], lines["kd", PAIR]["missing"]) == ("", "2", "0")
+    assert "n/a" in text and "AP of small objects (%) is not defined on this test set" in text
+    unknown = tuple(column.model_copy(update={"metric": "APx"}) for column in shown.columns)
+    with pytest.raises(UserError, match="has no metric 'APx'; known: top1"):
+        rendered(tmp_path, shown.model_copy(update={"columns": unknown}))
