@@ -53,7 +53,7 @@ def method(name: str) -> str:
     lines.append(f"  reads     {reads(cls)}")
     lines.append("  settings")
     for key, default, description, ours in settings(cls):
-        lines.append(f"    {key} = {default}  {description}" + "  [our choice: no published value]" * ours)
+        lines.append(f"    {key} = {default}  {description}" + ("  [our choice: no published value]" if ours else ""))
     lines += [f"  defaults from {card.source}"] if card.source else []
     for recipe, pairs in pair_values(name).items():
         lines += [f"    under {recipe}: {values}" for values in pairs]
@@ -80,9 +80,9 @@ def reads(cls: type[Method]) -> str:
         goal = goal or f"classification into {cls.card.classes} classes at least"
         found = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
         if cls.card.modality == "any":
-            found = f"images or text, {goal}" + ", regions of detectors" * (not needs.student)
+            found = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
         more.append(found)
-    more += ["two views of each image"] * (needs.views > 1)
+    more += ["two views of each image"] if needs.views > 1 else []
     more += [f"batches of {needs.max_batch} at most"] * bool(needs.max_batch)
     if cls.phase_needs:
         first = cls.phase_needs
@@ -164,16 +164,18 @@ def _section(name: str) -> list[str]:
     cls = registry.get(name)
     card = cls.card
     lines = ["", f"### `{name}` {card.title}", "", (cls.__doc__ or "").splitlines()[0], "", f"    {card.formula}", ""]
-    lines += [f"- Family: {card.family}"] * (card.modality in ("text", "detection"))
+    lines += [f"- Family: {card.family}"] if card.modality in ("text", "detection") else []
     lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
     lines += [f"- Depends on the order of the samples: {card.order}"] * bool(card.order)
-    if values := [f"`{key}` {default}{' **chosen**' * ours} ({text})" for key, default, text, ours in settings(cls)]:
+    if values := [
+        f"`{key}` {default}{' **chosen**' if ours else ''} ({text})" for key, default, text, ours in settings(cls)
+    ]:
         lines.append("- Settings: " + "; ".join(values))
     lines.append(f"- Defaults from {card.source}")
     for recipe, pairs in pair_values(name).items():
         lines += [f"- Under `{recipe}`: {text}" for text in pairs]
     lines += [f"- Note: {text}" for text in card.divergences]
-    lines += [f"- Cite `{card.paper}` (tables/references.bib)"] * bool(card.paper)
+    lines += [f"- Cite `{card.paper}` (tables/references.bib)"] if card.paper else []
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,8 +14,15 @@ from ..common import environment
 from ..config.protocol import load_protocol
 from ..config.table_spec import load_table, table_names
 from ..store.runs import Store
-from ..tasks import get_task
+from ..tasks import get_task, task_names
 from ..teachers.zoo import Zoo
+
+EXTRAS = {
+    "text": ("transformers", "datasets", "evaluate"),
+    "detection": ("mmdet", "mmengine", "mmcv", "pycocotools"),
+    "cluster": ("ray",),
+}
+"""The modules of each extra that users install."""
 
 
 def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
@@ -35,11 +43,15 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
         yield f"store      {output}: writable, {len(list((output / 'runs').glob('*/status.json')))} runs"
     except UserError as error:
         yield f"store      {error}"
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        state = f"{', '.join(missing)} missing: pip install '.[{extra}]'" if missing else "installed"
+        yield f"extra      {extra}: {state}"
     tasks = {}
-    for name in ("digits", "digits32", "cifar100", "cifar10", "tiny-imagenet", "imagenet"):
+    for name in task_names():
         try:
             tasks[name] = get_task(name).samples(data_root, download=False)
-            yield f"data       {name}: {tasks[name]} training images"
+            yield f"data       {name}: {tasks[name]} training samples"
         except UserError as error:
             yield f"data       {name}: {error}"
     zoo = Zoo(checkpoints)

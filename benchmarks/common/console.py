@@ -19,7 +19,7 @@ def say(line: str) -> None:
 
 def counted(number: int, noun: str) -> str:
     """1 cell, 2 cells."""
-    return f"{number} {noun}" + "s" * (number != 1)
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ def overruled(chosen: torch.device) -> tuple[str, ...]:
     switched = []
     for name in _SWITCHES[chosen.type]:
         value = getattr(operator.attrgetter(name)(torch.backends), "fp32_precision", "none")  # since torch 2.9
-        switched += [f"torch.backends.{name}.fp32_precision = {value}"] * (value not in ("none", "ieee"))
+        if value not in ("none", "ieee"):
+            switched.append(f"torch.backends.{name}.fp32_precision = {value}")
     return tuple(switched) or (f"a product in fp32 is off by {error:.0e}",)
 
 
@@ -185,7 +186,7 @@ def arithmetic(chosen: torch.device) -> dict[str, Any]:
             "instructions": sorted(f for f in flags.split() if re.match("avx|amx|fma|sve|sme(?!p)|bf16|i8mm", f)),
             "limits": _limits(),
         }
-        words = facts["isa"] + " with AMX" * ("amx_tile" in facts["instructions"])
+        words = facts["isa"] + (" with AMX" if "amx_tile" in facts["instructions"] else "")
     precision = ", ".join(overruled(chosen))
     facts["fp32"] = precision or "fp32"
     return {**facts, "summary": f"{words}, fp32 " + (f"overruled by {precision}" if precision else "in full")}

@@ -156,7 +156,7 @@ def _trained_under(plan: Plan, ref: TeacherRef) -> str:
 
 
 def _uniform_note(plan: Plan) -> list[str]:
-    return ["no settings per pair: a method has the same settings in every column"] * plan.uniform
+    return ["no settings per pair: a method has the same settings in every column"] if plan.uniform else []
 
 
 def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> bool:

@@ -29,7 +29,7 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Cre
         origin = (
             f"file {ref.entry}" if ref.entry else "no file installed: trained first (see teachers list, fetch, add)"
         )
-        say(f"  teacher {network}{f' on {task}' * (len(plan.tasks) > 1)}: {origin}")
+        say(f"  teacher {network}{f' on {task}' if len(plan.tasks) > 1 else ''}: {origin}")
     store = Store(workspace.output)
     saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
     left = {cell.key: 1 - saved[cell.key] / cell.protocol["epochs"] for cell in todo}
@@ -42,7 +42,7 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Cre
                 continue
             told.update(cell.key for cell in cells)
             stored, begun = sum(cell.key not in left for cell in cells), sum(bool(saved.get(c.key)) for c in cells)
-            state = f"{counted(len(cells), 'cell')}, {stored} stored" + f", {begun} begun" * bool(begun)
+            state = f"{counted(len(cells), 'cell')}, {stored} stored" + (f", {begun} begun" if begun else "")
             work = total.operations.get(cells[0].key)
             say(f"  {pair.id:26s} {row.id:16s} {state}" + ("" if work is None else f", {arithmetic(work)} each"))
     for cell in plan.training:

@@ -34,7 +34,7 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     data = get_task(plan.protocol.task).open(workspace.data_root, plan.protocol, workspace.device)
     published = read_csv(PUBLISHED / plan.table.probe, PublishedProbe) if plan.table.probe else ()
     known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
-    reasons = ["our protocol deviates from the published one"] * bool(plan.protocol.deviations)
+    reasons = ["our protocol deviates from the published one"] if plan.protocol.deviations else []
     lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]
     for (row, pair, seed), cell in plan.cells.items():
         if store.run(cell).state == "done":
@@ -42,7 +42,7 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
             for unit in linear_probe.probed(network, data.build(cell.student)):
                 found = f"{linear_probe.accuracy(network, unit, data):.2f}"
                 value, source = known.get((row, pair, unit), ("", ""))
-                other = ["another teacher"] * bool(cell.teacher and not _is_crd(cell.teacher.entry, zoo))
+                other = ["another teacher"] if cell.teacher and not _is_crd(cell.teacher.entry, zoo) else []
                 reason = "; ".join([*reasons, *other]) if value else ""
                 lines.append((row, pair, str(seed), unit, found, value, source, reason))
     if len(lines) == 1:

@@ -85,8 +85,8 @@ def report(source: Path, workspace: Workspace) -> Outcome:
         f"{len(found) - len(unknown)} of {counted(len(found), 'student')} evaluated here: {exact} equal, "
         f"{len(found) - len(unknown) - exact - len(off)} within {TOLERANCE}, {len(off)} off"
     )
-    missing = [f"{len(off)} off by more than {TOLERANCE}: {', '.join(v.label for v in off)}"] * bool(off)
-    missing += [f"{len(unknown)} not evaluated"] * bool(unknown)
+    missing = [f"{len(off)} off by more than {TOLERANCE}: {', '.join(v.label for v in off)}"] if off else []
+    missing += [f"{len(unknown)} not evaluated"] if unknown else []
     return Outcome(text, "; ".join(missing) or ("" if found else f"{source} has no run that is done"))
 
 

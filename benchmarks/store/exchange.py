@@ -293,7 +293,7 @@ def _join(source: Path, output: Path, stem: str, say: Say) -> bool:
 def _check_manifest(shown: Manifest, stem: str) -> None:
     """Raise Damaged where what becomes the name of a file is none."""
     keys = [*_keys(shown), *(cost.key for cost in shown.costs)]
-    names = [shown.name, *[shown.published] * bool(shown.published)]
+    names = [shown.name, *([shown.published] if shown.published else [])]
     if odd := [key for key in keys if not _KEY.fullmatch(key)] + [name for name in names if not _NAME.fullmatch(name)]:
         raise Damaged(f"tables/{stem}/plan.json names {odd[0][:80]!r}")
     if odd := [c.key for c in shown.columns if ".." in c.key or c.key.startswith("/") or not c.key.isprintable()]:

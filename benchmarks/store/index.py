@@ -25,7 +25,7 @@ _BATCH = 500
 _WAIT = 2.0  # seconds for another process
 
 
-class Entry(NamedTuple):
+class IndexedRun(NamedTuple):
     """A run's status and environments as JSON texts; ``stamp`` says from which files they were read."""
 
     stamp: str
@@ -63,9 +63,9 @@ class Index:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, keys: Iterable[str]) -> dict[str, Entry]:
+    def read(self, keys: Iterable[str]) -> dict[str, IndexedRun]:
         """The entries that are there and whole."""
-        wanted, found = list(keys), dict[str, Entry]()
+        wanted, found = list(keys), dict[str, IndexedRun]()
 
         def select(database: sqlite3.Connection) -> None:
             for start in range(0, len(wanted), _BATCH):
@@ -73,7 +73,7 @@ class Index:
                 marks = ", ".join("?" * len(batch))
                 for key, seal, *fields in database.execute(f"SELECT * FROM {_TABLE} WHERE key IN ({marks})", batch):
                     with contextlib.suppress(TypeError, UnicodeError):  # of a damaged file anything may come
-                        entry = Entry(*fields)
+                        entry = IndexedRun(*fields)
                         if entry.seal(key) == seal:
                             found[key] = entry
 
@@ -81,10 +81,10 @@ class Index:
             self._use(select)
         return found
 
-    def write(self, entries: Mapping[str, Entry]) -> None:
+    def write(self, entries: Mapping[str, IndexedRun]) -> None:
         """Add or replace entries."""
         rows = [(key, entry.seal(key), *entry) for key, entry in entries.items()]
-        fields = ", ".join(f"{name} TEXT" for name in ("seal", *Entry._fields))
+        fields = ", ".join(f"{name} TEXT" for name in ("seal", *IndexedRun._fields))
 
         def insert(database: sqlite3.Connection) -> None:
             database.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE} (key TEXT PRIMARY KEY, {fields})")

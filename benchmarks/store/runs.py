@@ -28,7 +28,7 @@ from ..common.files import (
 )
 from . import documents
 from .cell import Cell
-from .index import Entry, Index, stamp
+from .index import Index, IndexedRun, stamp
 
 
 def today() -> str:
@@ -342,7 +342,7 @@ class Store:
 
     def facts(self, keys: Iterable[str]) -> dict[str, Facts]:
         """What is known of many runs, by key: through the index, as long as their documents are the same."""
-        index, found, new = Index(self.root / "index.sqlite"), dict[str, Facts](), dict[str, Entry]()
+        index, found, new = Index(self.root / "index.sqlite"), dict[str, Facts](), dict[str, IndexedRun]()
         wanted = list(dict.fromkeys(keys))
         entries = index.read(wanted)
         parsed = functools.cache(json.loads)  # most runs have one environment
@@ -354,7 +354,7 @@ class Store:
                 continue
             found[key] = run.facts()
             if stamped and found[key].status["state"] not in ("missing", "damaged"):
-                new[key] = Entry(stamped, *map(json.dumps, found[key]))
+                new[key] = IndexedRun(stamped, *map(json.dumps, found[key]))
         if new:
             index.write(new)
         return found

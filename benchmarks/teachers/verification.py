@@ -33,7 +33,7 @@ Accuracies = dict[tuple[str, str], float]
 """What teacher files measure, by network and task."""
 
 
-class Measured(TypedDict):
+class TeacherAccuracy(TypedDict):
     """A document of the store's teachers/: what a teacher's file measures."""
 
     entry: str
@@ -92,7 +92,7 @@ def check_teachers(
         entry, own = zoo.get(ref.entry), protocol.on_task(place[1])
         fingerprint = get_task(entry.task).fingerprint(workspace.data_root, own)
         path = _path(ref, fingerprint, own, workspace)
-        known = documents.kept(path, Measured, workspace.say)
+        known = documents.kept(path, TeacherAccuracy, workspace.say)
         if known is None:
             workspace.say(f"evaluating teacher {entry.name}")
             known = {"entry": entry.name, "value": measure(entry, own)}
@@ -111,7 +111,7 @@ def known_accuracies(
 ) -> Accuracies | None:
     """What was measured before, or None if it was not all; ``data`` are the fingerprints of the tasks' data."""
     paths = {place: _path(ref, data[place[1]], protocol, workspace) for place, ref in refs.items() if ref.weights}
-    known = {place: documents.kept(path, Measured, workspace.say) for place, path in paths.items()}
+    known = {place: documents.kept(path, TeacherAccuracy, workspace.say) for place, path in paths.items()}
     return None if None in known.values() else {place: record["value"] for place, record in known.items()}
 
 

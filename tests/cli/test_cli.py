@@ -19,6 +19,7 @@ from benchmarks.common import environment
 from benchmarks.config.protocol import protocol_names
 from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.networks import build_network
+from benchmarks.tasks import task_names
 from kd_methods import registry
 
 REPO = Path(__file__).parents[2]
@@ -436,8 +437,10 @@ def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:
         f"torch {torch.__version__}"[:10],
         "arithmetic ",
         "fp32 in full",
-        "digits: 1437 training images",
+        "digits: 1437 training samples",
         "no CIFAR100 below",
+        "extra      text: ",
+        *(f"data       {name}: " for name in task_names()),
     ):
         assert words in out
     assert "writable, 0 runs" in out and "none installed" in out
