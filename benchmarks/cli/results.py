@@ -66,4 +66,21 @@ def verdicts(table: str | None, preset: str, changes: Changes, settings: str, ou
         click.echo(f"{counted(len(stems), 'table')}: {judging.summary(every)}")
 
 
-COMMANDS = (verdicts, cite)
+@click.command()
+@click.argument("table")
+@click.argument("row")
+@click.argument("pair")
+@options.preset
+@options.changes
+@options.settings
+@options.output
+def explain(table: str, row: str, pair: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
+    """Where the number of ROW on PAIR in TABLE comes from: settings, teacher, runs, and the command for each again."""
+    from ..report import explain as explaining
+
+    stem = options.stem_in(output, table, preset, changes, settings)
+    file = table if table.endswith((".yaml", ".yml")) else ""
+    click.echo(explaining.text(explaining.explain(output, stem, row, pair, file)))
+
+
+COMMANDS = (verdicts, explain, cite)

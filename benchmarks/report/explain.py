@@ -1,0 +1,370 @@
+"""Where the number in a place of a table comes from, run by run. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_methods.errors import Damaged, UserError
+
+from ..common.console import say
+from ..common.places import PROGRAM
+from ..config.protocol import Changes, Protocol, load_protocol
+from ..config.table_spec import TableSpec, load_table, pair_entry, table_names
+from ..config.table_spec import stem as stem_of
+from ..store import documents, manifest
+from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow, flat
+from ..store.runs import Run, Store
+from ..store.selection import Selection, selected
+from . import verdicts
+from .collect import collect
+
+WIDTH = 60
+"""Most characters of a curve."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A resolved value and what it was taken from."""
+
+    name: str
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One run of the place: how it ended, what computed it, its curve by epoch, and what gives it again.
+
+    ``student`` is the file of the deployed network and ``sha256`` what it was when the run was done; the file may be
+    missing, ``here`` says so.
+    """
+
+    seed: int
+    key: str
+    folder: Path
+    state: str
+    message: str
+    last: float | None
+    best: float | None
+    environments: tuple[documents.Environment, ...]
+    curve: tuple[float, ...]
+    student: Path
+    sha256: str
+    here: bool
+    command: str
+    plugins: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that a place of a table rests on."""
+
+    stem: str
+    title: str
+    pair: str
+    metric: str
+    outcome: tuple[str, ...]
+    protocol: tuple[Value, ...]
+    settings: tuple[Value, ...]
+    teacher: tuple[str, ...]
+    data: str
+    versions: Mapping[str, int]
+    deviations: tuple[str, ...]
+    seeds: tuple[Seed, ...]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The words of the command line that made a table's folder: its preset and what they changed of the protocol."""
+
+    table: str
+    spec: TableSpec
+    preset: str
+    changes: Changes
+    uniform: bool
+
+    def command(self, row: str, column: PlannedColumn, seed: int) -> str:
+        """What computes a run again, in a store of its own."""
+        words = [self.table, *(["--preset", self.preset] if self.preset != "paper" else [])]
+        words += ["--methods", row, "--pairs", column.key, "--seeds", str(seed)]
+        words += [word for name, value in self.changes.items() for word in (f"--{name}", str(value))]
+        words += ["--settings", "uniform"] if self.uniform else []
+        words += ["--any-teacher"] if column.teacher.off else []
+        words += ["--no-cost", "--output", "again"]
+        return " ".join([PROGRAM, *map(shlex.quote, words)])
+
+
+def explain(
+    output: Path, stem: str, row: str, pair: str, table: str = "", say: Callable[[str], None] = say
+) -> Explanation:
+    """What the number in a place of a table comes from.
+
+    Args:
+        output: the store's folder.
+        stem: the table's folder in it.
+        row: the row's key.
+        pair: the column's key.
+        table: the table's name or YAML file, where it is not one that ships with the suite.
+        say: hears which runs are damaged.
+
+    Raises:
+        UserError: no such table, row or column, or nothing in that place.
+    """
+    shown = manifest.existing(output, stem)
+    place = selected(shown, Selection((row,), (pair,))).model_copy(update={"quoted": {}})
+    if len(place.columns) > 1:
+        names = ", ".join(column.key for column in place.columns)
+        raise UserError(f"{pair} has several columns in {stem}; name one of {names}")
+    (planned,), (column,) = place.rows, place.columns
+    cells, store = sorted(place.cells, key=lambda cell: cell.seed), Store(output)
+    if not cells:
+        raise UserError(f"table {stem} has nothing for row {row} on {pair}; run it first")
+    identity = _identity(store, cells)
+    asked = _asked(shown, stem, table)
+    return Explanation(
+        stem=stem,
+        title=planned.title,
+        pair=column.key,
+        metric=column.metric,
+        outcome=tuple(_outcome(verdicts.verdicts(collect(place, store, say)))),
+        protocol=tuple(_protocol(identity, shown, planned, asked)),
+        settings=tuple(_settings(cells[0], shown, planned, asked)),
+        teacher=tuple(_teacher(identity, column, store)),
+        data=f"{identity.get('task', column.task)}, fingerprint {identity.get('data', column.data)}",
+        versions=_versions(identity),
+        deviations=shown.deviations,
+        seeds=tuple(_seed(cell, store, column, asked, say) for cell in cells),
+    )
+
+
+def _identity(store: Store, cells: Sequence[PlannedCell]) -> dict[str, Any]:
+    """The identity of the first cell that is written down; the others differ from it in their seed."""
+    for cell in cells:
+        if found := documents.read(store.run(cell.key) / "cell.json", documents.Identity):
+            return found["cell"]
+    return {}
+
+
+def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
+    """Of the code: method, networks and task."""
+    method = identity.get("method")
+    own = {f"method:{method['name']}": method["version"]} if method else {}
+    return {**own, **identity.get("versions", {})}
+
+
+def _asked(shown: Manifest, stem: str, table: str) -> _Asked | None:
+    """By which words a folder was made; None where the table's file is not known, or has changed."""
+    if not (table or shown.name in table_names()):
+        return None
+    table = table or shown.name
+    spec = load_table(table)
+    for preset in spec.presets:
+        usual = load_protocol(spec.preset(preset).protocol)
+        changes: Any = {
+            name: value
+            for name in ("epochs", "holdout", "precision", "accumulate")
+            if (value := shown.protocol.get(name, Protocol.model_fields[name].default)) != getattr(usual, name)
+        }
+        processes = (shown.protocol.get("detection") or {}).get("processes", 1)
+        changes |= {"processes": processes} if processes != usual.processes else {}
+        try:
+            changed = usual.changed(**changes)
+        except UserError:
+            continue
+        for uniform in (False, True):
+            if stem_of(spec.name, preset, usual, changed, uniform) == stem:
+                return _Asked(table, spec, preset, changes, uniform)
+    return None
+
+
+def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, asked: _Asked | None) -> Iterator[Value]:
+    """The values of the protocol that are not every protocol's, and the learning rate."""
+    recorded = identity.get("protocol", shown.protocol)
+    name = recorded.get("name", "")
+    usual = load_protocol(asked.spec.preset(asked.preset).protocol) if asked else None
+    file: dict[str, Any] = flat(usual.identity()) if usual else {}
+    own = _row_of(asked, row)
+    for key, value in flat(recorded).items():
+        place, _, field = key.partition(".")
+        if place == "optimizer" and own and field in own.optimizer:
+            source = f"row {own.id} of the table"
+        elif asked and key.rpartition(".")[2] in asked.changes:
+            source = f"command line (--{key.rpartition('.')[2]})"
+        elif usual is None or file.get(key) == value:
+            source = f"protocol {name}"
+        else:
+            source = f"as recorded; the protocol's file has {file.get(key, 'the default')} now"
+        yield Value(key, value, source)
+    if "lr" in identity:
+        student, rate = identity["student"], identity["lr"]
+        source = f"protocol {name}"
+        if usual and usual.lr_by_student.get(student) == rate:
+            source += ", for this student"
+        elif usual and usual.lr_alone == rate and identity["teacher"] is None:
+            source += ", for networks that learn alone"
+        elif usual and usual.optimizer.lr != rate:
+            source = f"as recorded; the protocol's file has {usual.optimizer.lr} now"
+        yield Value("lr", rate, source)
+
+
+def _row_of(asked: _Asked | None, row: PlannedRow) -> Any:
+    """The row as the table's file has it; None where it is the command line's."""
+    rows = (asked.spec.preset(asked.preset).methods or ()) if asked else ()
+    return next((found for found in rows if found.id == (row.base or row.key)), None)
+
+
+def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, asked: _Asked | None) -> Iterator[Value]:
+    """The method's settings; of what gives a value the one that counts is the last that has it."""
+    own = _row_of(asked, row)
+    layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
+    if not (asked and asked.uniform):
+        for part in dict.fromkeys((*_parts(row.method), row.method)):
+            if entry := pair_entry(part, cell.column, shown.recipe):
+                kind = "our choice" if entry.our_choice else "published"
+                prefix = "" if part == row.method else f"{part}."
+                values = {f"{prefix}{key}": value for key, value in flat(entry.values).items()}
+                layers.append((f"{kind} for this pair: {entry.source}", values))
+    if own:
+        layers.append((f"row {own.id} of the table", flat(own.settings)))
+    layers.append(("command line (--set)", row.changes))
+    for key, value in flat(cell.settings).items():
+        source = next((name for name, values in reversed(layers) if key in values), "")
+        known = next((values[key] for _, values in reversed(layers) if key in values), None)
+        if json.loads(json.dumps(known)) != value:
+            source = "as recorded: from a command line, or files of another version"
+        elif source == layers[0][0] and any(text.startswith(f"{key} ") for text in row.our_choice):
+            source += ", our choice"
+        yield Value(key, value, source)
+
+
+def _parts(method: str) -> tuple[str, ...]:
+    """The parts of a combination, which have settings of their own."""
+    return tuple(method.split("+")) if "+" in method else ()
+
+
+def _teacher(identity: Mapping[str, Any], column: PlannedColumn, store: Store) -> Iterator[str]:
+    ref = identity.get("teacher")
+    if identity and not ref:
+        yield "none: it learns alone"
+        return
+    planned = column.teacher
+    ref = ref or planned.identity
+    inputs = f", inputs normalised by mean {ref['mean']}, std {ref['std']}" if "mean" in ref else ""
+    yield f"{ref.get('network', column.teacher_network)}{inputs}"
+    if weights := ref.get("weights"):
+        yield f"file of entry {planned.entry or 'not recorded'} ({planned.origin}), digest of its weights {weights}"
+        if planned.accuracy is not None:
+            off = ", off what its entry expects" if planned.off else ""
+            yield f"measures {column.metric} {planned.accuracy:.2f}{off}"
+    elif key := ref.get("cell"):
+        run = store.run(key)
+        status = run.status
+        values = ", ".join(f"{name} {value:.2f}" for name, value in status.get("last", {}).items())
+        under = f" under {planned.trained_under}" if planned.trained_under else ""
+        yield f"trained here{under}: run {run.path.name} ({values or status['state']})"
+        if digest := status.get("files", {}).get("student.pt"):
+            yield f"sha256 of its file {digest}"
+
+
+def _seed(
+    cell: PlannedCell, store: Store, column: PlannedColumn, asked: _Asked | None, say: Callable[[str], None]
+) -> Seed:
+    run, metric = store.run(cell.key), column.metric
+    status = run.status
+    done = status["state"] == "done"
+    try:
+        environments = run.environments
+        identity = documents.read(run / "cell.json", documents.Identity) or {}
+    except Damaged as error:
+        say(str(error))
+        environments, identity = [], {}
+    records = store.metrics(cell.key, say)
+    return Seed(
+        seed=cell.seed,
+        key=cell.key,
+        folder=run.path,
+        state=status["state"],
+        message=status.get("message", ""),
+        last=status["last"].get(metric) if done else None,
+        best=status["best"].get(metric) if done else None,
+        environments=tuple(environments),
+        curve=tuple(r["metrics"][metric] for r in records if not r.get("phase") and metric in r["metrics"]),
+        student=run / "student.pt",
+        sha256=status.get("files", {}).get("student.pt", ""),
+        here=_is_here(run),
+        command=asked.command(cell.row, column, cell.seed) if asked else "",
+        plugins=identity.get("cell", {}).get("plugins", {}),
+    )
+
+
+def _is_here(run: Run) -> bool:
+    return (run / "student.pt").is_file() and not run.damage("student.pt")
+
+
+def _outcome(found: Sequence[verdicts.Verdict]) -> Iterator[str]:
+    for one in found:
+        gap = "" if one.gap is None else f", gap {one.gap:+.2f}"
+        yield f"published {one.published:.2f} ({one.epoch_rule} epoch, {one.source}){gap}: {one.words}"
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(curve: Sequence[float]) -> str:
+    """A curve in one line, from its least to its greatest value; of many epochs some, the last among them."""
+    count = min(len(curve), WIDTH)
+    picked = [curve[(i + 1) * len(curve) // count - 1] for i in range(count)]
+    low, high = min(picked, default=0.0), max(picked, default=0.0)
+    return "".join(BLOCKS[round((value - low) / (high - low or 1.0) * (len(BLOCKS) - 1))] for value in picked)
+
+
+def text(found: Explanation) -> str:
+    """An explanation in words."""
+    lines = [f"{found.title} on {found.pair}, {found.metric} (table {found.stem})", *found.outcome]
+    lines += [f"not the paper's protocol: {'; '.join(found.deviations)}"] * bool(found.deviations)
+    for heading, values in (("protocol (what is left out is every protocol's default)", found.protocol),
+                            ("settings", found.settings)):  # fmt: skip
+        lines += ["", heading, *_aligned(values)]
+    lines += ["", "teacher", *(f"  {line}" for line in found.teacher)]
+    versions = ", ".join(f"{name} version {number}" for name, number in found.versions.items())
+    lines += ["", f"data  {found.data}", *[f"code  {versions}"] * bool(versions)]
+    for seed in found.seeds:
+        lines += ["", *_seed_lines(seed)]
+    return "\n".join(lines)
+
+
+def _aligned(values: Sequence[Value]) -> list[str]:
+    names = max((len(value.name) for value in values), default=0)
+    texts = {value.name: json.dumps(value.value) for value in values}
+    width = max((len(shown) for shown in texts.values() if len(shown) <= 30), default=0)
+    return [f"  {value.name:{names}}  {texts[value.name]:{width}}  {value.source}" for value in values] or ["  none"]
+
+
+def _seed_lines(seed: Seed) -> Iterator[str]:
+    figures = "" if seed.last is None else f": last {seed.last:.2f}, best {seed.best:.2f}"
+    yield f"seed {seed.seed}: {seed.state}{figures}" + (f": {seed.message}" if seed.message else "")
+    yield f"  run      {seed.folder} (key {seed.key})"
+    for part in seed.environments:
+        where = f"{part['machine']}, {part.get('device', 'device not recorded')}, torch {part['versions']['torch']}"
+        begin = f"from epoch {part['from_epoch']}" if "from_epoch" in part else "all of it"
+        yield f"  computed {part['date']}, commit {part['commit']}, {where}, {begin}"
+    if seed.curve:
+        epochs = range(1, len(seed.curve) + 1)
+        best = max(epochs, key=lambda epoch: seed.curve[epoch - 1])
+        yield f"  curve    {sparkline(seed.curve)}"
+        if len(seed.curve) <= 12:
+            yield f"           {', '.join(f'{value:.2f}' for value in seed.curve)}"
+        else:
+            ends = f"epoch 1 {seed.curve[0]:.2f}, epoch {len(seed.curve)} {seed.curve[-1]:.2f}"
+            yield f"           {ends}, best {seed.curve[best - 1]:.2f} in epoch {best}"
+    if seed.sha256 or seed.here:
+        digest = f"sha256 {seed.sha256 or 'not recorded'}"
+        yield f"  student  {seed.student if seed.here else 'its file is not in this store'}, {digest}"
+    yield f"  again    {seed.command or 'the table is none of the suite, give its file: explain FILE.yaml ROW PAIR'}"
+    for name, digest in seed.plugins.items():
+        yield f"           with --plugin and the file that brings {name}, sha256 {digest}"
