@@ -6,6 +6,7 @@ them. Importing this module builds nothing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
@@ -109,20 +110,31 @@ class MobileNetV2Full(Architecture):
         return Chain((*units, ("classifier", self.classifier)), layout)
 
 
+@dataclass(frozen=True)
+class ViTSize:
+    """Blocks, embedding width, attention heads and hidden width over embedding width.
+
+    ``stages`` are the blocks, from 1, whose outputs count as ends of stages; what a block-wise method cuts ends as many
+    equal shares of the depth, the last one at the last block.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp: float
+    stages: tuple[int, ...]
+
+
 class ViT(Architecture):
     """timm's vision transformer on 8x8 patches; the mean over all tokens, the class token's too, is classified.
 
     Args:
-        depth, width, heads, mlp: blocks, embedding width, attention heads and hidden width over embedding width.
-        stages: the blocks, from 1, whose outputs count as ends of stages; what a block-wise method cuts ends as many
-            equal shares of the depth, the last one at the last block.
+        size: of its blocks.
         num_classes: size of the classifier.
         patch: height and width of a patch; of images of another size than 8 times that there are other patches.
     """
 
-    def __init__(
-        self, depth: int, width: int, heads: int, mlp: float, stages: tuple[int, ...], num_classes: int, patch: int = 4
-    ) -> None:
+    def __init__(self, size: ViTSize, num_classes: int, patch: int = 4) -> None:
         super().__init__()
         self.vit = VisionTransformer(
             img_size=8 * patch,
@@ -131,15 +143,15 @@ class ViT(Architecture):
             global_pool="avg",
             pool_include_prefix=True,
             fc_norm=False,
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            mlp_ratio=mlp,
+            embed_dim=size.width,
+            depth=size.depth,
+            num_heads=size.heads,
+            mlp_ratio=size.mlp,
             dynamic_img_size=True,
         )
         for parameter in self.vit.head.parameters():
             nn.init.zeros_(parameter)
-        self.stages = stages
+        self.stages = size.stages
 
     def _tokens(self, x: Tensor) -> Tensor:
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(x))))
@@ -159,7 +171,7 @@ class ViT(Architecture):
         return Chain(tuple(units), layout)
 
 
-_B, _ETT = (12, 768, 12, 4.0, (2, 4, 8, 10)), (8, 192, 6, 3.0, (1, 3, 5, 7))
+_B, _ETT = ViTSize(12, 768, 12, 4.0, (2, 4, 8, 10)), ViTSize(8, 192, 6, 3.0, (1, 3, 5, 7))
 
 NETWORKS = (
     *family(
@@ -174,10 +186,10 @@ NETWORKS = (
     # Version 1 left the last block out of the blocks.
     *family(
         {
-            "vit_b": partial(ViT, *_B),
-            "vit_ett": partial(ViT, *_ETT),
-            "vit_b_p8": partial(ViT, *_B, patch=8),
-            "vit_ett_p8": partial(ViT, *_ETT, patch=8),
+            "vit_b": partial(ViT, _B),
+            "vit_ett": partial(ViT, _ETT),
+            "vit_b_p8": partial(ViT, _B, patch=8),
+            "vit_ett_p8": partial(ViT, _ETT, patch=8),
         },
         version=2,
         titles={"vit_b": "ViT-B", "vit_ett": "ViT-ETT", "vit_b_p8": "ViT-B/8", "vit_ett_p8": "ViT-ETT/8"},

@@ -6,6 +6,7 @@ State dicts have the keys of the checkpoints that the field shares (RepDistiller
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
@@ -71,49 +72,51 @@ def _projection(c_in: int, c_out: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
 
-class ResNet(Architecture):
-    """Stem, stages ``layer1 … layerN`` (all but the first halve the resolution), global average pooling, classifier.
+@dataclass(frozen=True)
+class ResNetForm:
+    """What tells the residual networks apart.
 
-    Args:
-        block: residual block class.
-        depths, widths: blocks per stage and base width per stage.
-        stem_width: channels of the 3x3 stem.
-        head, shortcut: names of the classifier and of the projections in the checkpoints.
-        num_classes: size of the classifier.
-        zero_last: residual blocks start as their shortcuts, with a last batch-norm of weight zero.
-        pooled_stem: a max-pooling that halves the resolution ends the stem.
+    block           residual block class
+    depths, widths  blocks per stage and base width per stage
+    stem_width      channels of the 3x3 stem
+    head, shortcut  names of the classifier and of the projections in the checkpoints
+    zero_last       residual blocks start as their shortcuts, with a last batch-norm of weight zero
+    pooled_stem     a max-pooling that halves the resolution ends the stem
     """
 
-    def __init__(
-        self,
-        block: type[BasicBlock],
-        depths: Sequence[int],
-        widths: Sequence[int],
-        stem_width: int,
-        head: str,
-        shortcut: str,
-        num_classes: int,
-        zero_last: bool = False,
-        pooled_stem: bool = False,
-    ) -> None:
+    block: type[BasicBlock]
+    depths: Sequence[int]
+    widths: Sequence[int]
+    stem_width: int
+    head: str
+    shortcut: str
+    zero_last: bool = False
+    pooled_stem: bool = False
+
+
+class ResNet(Architecture):
+    """Stem, stages ``layer1 … layerN`` (all but the first halve the resolution), global average pooling, classifier."""
+
+    def __init__(self, form: ResNetForm, num_classes: int) -> None:
         super().__init__()
-        self.pooled_stem = pooled_stem
-        self.conv1 = nn.Conv2d(3, stem_width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem_width)
-        c_in = stem_width
-        self.stage_names = tuple(f"layer{i + 1}" for i in range(len(depths)))
-        for i, (name, depth, width) in enumerate(zip(self.stage_names, depths, widths, strict=True)):
+        block = form.block
+        self.pooled_stem = form.pooled_stem
+        self.conv1 = nn.Conv2d(3, form.stem_width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(form.stem_width)
+        c_in = form.stem_width
+        self.stage_names = tuple(f"layer{i + 1}" for i in range(len(form.depths)))
+        for i, (name, depth, width) in enumerate(zip(self.stage_names, form.depths, form.widths, strict=True)):
             blocks = []
             for j in range(depth):
-                blocks.append(block(c_in, width, 2 if i > 0 and j == 0 else 1, shortcut))
+                blocks.append(block(c_in, width, 2 if i > 0 and j == 0 else 1, form.shortcut))
                 c_in = width * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
-        self.add_module(head, nn.Linear(c_in, num_classes))
-        self.head = head
+        self.add_module(form.head, nn.Linear(c_in, num_classes))
+        self.head = form.head
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_last and type(m) is BasicBlock:
+            elif form.zero_last and type(m) is BasicBlock:
                 nn.init.zeros_(m.bn2.weight)
 
     def _stem(self, x: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ def _flatten(x: Tensor) -> Tensor:
 
 def _cifar(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> ResNet:
     n = (depth - 2) // 6
-    return ResNet(BasicBlock, (n, n, n), widths[1:], widths[0], "fc", "downsample", num_classes)
+    return ResNet(ResNetForm(BasicBlock, (n, n, n), widths[1:], widths[0], "fc", "downsample"), num_classes)
 
 
 def _imagenet_style(
@@ -164,7 +167,8 @@ def _imagenet_style(
     zero_last: bool = False,
     pooled_stem: bool = False,
 ) -> ResNet:
-    return ResNet(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", num_classes, zero_last, pooled_stem)
+    form = ResNetForm(block, depths, (64, 128, 256, 512), 64, "linear", "shortcut", zero_last, pooled_stem)
+    return ResNet(form, num_classes)
 
 
 NETWORKS = family(

@@ -37,7 +37,7 @@ class Split:
     labels: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ImageTask:
     """A classification task over a set of images that fits in memory.
 
@@ -57,7 +57,7 @@ class ImageTask:
     metric: str = "top1"
     size: int = 32
     official: tuple[int, ...] = ()
-    _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, compare=False, repr=False)
+    _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, init=False, repr=False)
 
     modality = "images"
     metrics = ("top1", "top5")
@@ -250,8 +250,8 @@ class ImageData(Images):
 
     def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
         p = self.protocol
-        crop = p.crop_padding, p.flip, p.crop_fill, p.one_crop_per_batch, p.rotation
-        return augment(self.train.images, chosen, draws, *crop)
+        augmentation = Augmentation(p.crop_padding, p.flip, p.crop_fill, p.one_crop_per_batch, p.rotation)
+        return augment(self.train.images, chosen, draws, augmentation)
 
     def _second_view(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
         draws = generator(seed, "second view", epoch, step)
@@ -271,48 +271,53 @@ def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
     return images.to(torch.get_default_dtype()).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
-def augment(
-    images: Tensor,
-    indices: Tensor,
-    draws: torch.Generator,
-    padding: int,
-    flip: bool,
-    fill: str = "zeros",
-    one_for_all: bool = False,
-    rotation: float = 0.0,
-) -> Tensor:
+@dataclass(frozen=True)
+class Augmentation:
+    """How images are augmented.
+
+    padding      pixels of padding on each side before the crop back to (H, W); 0 for no crop
+    flip         mirror each image with probability 1/2
+    fill         ``zeros``, or ``reflect`` for the image mirrored at its border pixels
+    one_for_all  all images get the same crop, flip and rotation
+    rotation     turn by up to so many degrees, to the nearest pixel as torchvision's RandomRotation; zeros outside
+    """
+
+    padding: int
+    flip: bool
+    fill: str = "zeros"
+    one_for_all: bool = False
+    rotation: float = 0.0
+
+
+def augment(images: Tensor, indices: Tensor, draws: torch.Generator, how: Augmentation) -> Tensor:
     """Random rotation, crop and horizontal flip per sample, in one gather on the images' device.
 
     Args:
         images: (N, H, W, C) uint8, the whole set.
         indices: (B,) which images, on the CPU.
         draws: source of the random numbers, on the CPU.
-        padding: pixels of padding on each side before the crop back to (H, W); 0 for no crop.
-        flip: mirror each image with probability 1/2.
-        fill: ``zeros``, or ``reflect`` for the image mirrored at its border pixels.
-        one_for_all: all images get the same crop, flip and rotation.
-        rotation: turn by up to so many degrees, to the nearest pixel as torchvision's RandomRotation; zeros outside.
+        how: what is drawn.
     """
     batch, (height, width) = len(indices), images.shape[1:3]
-    drawn = 1 if one_for_all else batch
+    drawn = 1 if how.one_for_all else batch
     y, x = torch.arange(height).expand(batch, -1), torch.arange(width).expand(batch, -1)
-    if padding:
-        shift = torch.randint(-padding, padding + 1, (2, drawn, 1), generator=draws)
+    if how.padding:
+        shift = torch.randint(-how.padding, how.padding + 1, (2, drawn, 1), generator=draws)
         y, x = y + shift[0], x + shift[1]
-    if flip:
+    if how.flip:
         mirrored = torch.rand(drawn, 1, generator=draws) < 0.5
         x = torch.where(mirrored, x.flip(1), x)
     device = images.device
     indices, y, x = indices.to(device), y.to(device), x.to(device)
-    if fill == "reflect":
+    if how.fill == "reflect":
         y, x = _reflected(y, height), _reflected(x, width)
     y, x = y[:, :, None], x[:, None, :]
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) if padding and fill == "zeros" else None
-    if rotation:
-        angles = (torch.rand(drawn, generator=draws) * 2 - 1) * rotation
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) if how.padding and how.fill == "zeros" else None
+    if how.rotation:
+        angles = (torch.rand(drawn, generator=draws) * 2 - 1) * how.rotation
         y, x = _turned(y, x, (height, width), angles.to(device))
-        kept = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        inside = kept if inside is None else inside & kept
+        turned_inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        inside = turned_inside if inside is None else inside & turned_inside
     crops = images[indices[:, None, None], y.clamp(0, height - 1), x.clamp(0, width - 1)]
     return crops if inside is None else crops * inside[..., None]
 

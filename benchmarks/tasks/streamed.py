@@ -56,7 +56,7 @@ class Files:
         return Files(self.root, tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class StreamTask:
     """A classification task over images in files.
 
@@ -76,7 +76,7 @@ class StreamTask:
     version: int = 1
     metric: str = "top1"
     size: int = 224
-    _cache: dict[Path, tuple[Files, Files]] = field(default_factory=dict, compare=False, repr=False)
+    _cache: dict[Path, tuple[Files, Files]] = field(default_factory=dict, init=False, repr=False)
 
     modality = "images"
     metrics = ("top1", "top5")

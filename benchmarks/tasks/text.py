@@ -80,7 +80,7 @@ class Encoded:
         return torch.stack([ids, mask.long(), segments], 1)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextTask:
     """A task over texts that fit in memory.
 
@@ -106,7 +106,7 @@ class TextTask:
     metrics: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     version: int = 1
-    _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     modality = "text"
     size = 0

@@ -54,13 +54,12 @@ def find(teacher_pass: TeacherPass, unit: str, factor: int, classes: int, per: i
     projection, mean = stored["projection"], stored["mean"]
     projection = F.pad(projection, (0, dimensions - projection.shape[1]))
     where["subclasses"] = per
+    basis = projection, mean
     inner = teacher_pass.stored(
-        "sub-classes 1", where, lambda: {"centres": centres(teacher_pass, unit, factor, projection, mean, classes, per)}
+        "sub-classes 1", where, lambda: {"centres": centres(teacher_pass, unit, factor, basis, classes, per)}
     )["centres"]
     decisions = teacher_pass.stored(
-        "sub-class decisions 1",
-        where,
-        lambda: {"decisions": scores(teacher_pass, unit, factor, projection, mean, inner)},
+        "sub-class decisions 1", where, lambda: {"decisions": scores(teacher_pass, unit, factor, basis, inner)}
     )["decisions"]
     return Subclasses(projection, mean, inner, decisions)
 
@@ -113,22 +112,20 @@ def discriminants(
 
 
 def centres(
-    teacher_pass: TeacherPass, unit: str, factor: int, projection: Tensor, mean: Tensor, classes: int, per: int
+    teacher_pass: TeacherPass, unit: str, factor: int, basis: tuple[Tensor, Tensor], classes: int, per: int
 ) -> Tensor:
     """Centres (classes, per, dimensions) of each class's projected features by k-means, one class after another.
 
-    Those of a class without images are :data:`FAR`.
+    ``basis`` is what :func:`discriminants` returns. Those of a class without images are :data:`FAR`.
     """
     means_of_classes = []
     for label in range(classes):
         teacher_pass.progress(f"class {label + 1} of {classes}")
         images = torch.nonzero(teacher_pass.labels == label).flatten()
         if not len(images):
-            means_of_classes.append(torch.full((per, projection.shape[1]), FAR))
+            means_of_classes.append(torch.full((per, basis[0].shape[1]), FAR))
             continue
-        parts = [
-            project(features, projection, mean).cpu() for features, _ in stream(teacher_pass, unit, factor, images)
-        ]
+        parts = [project(features, *basis).cpu() for features, _ in stream(teacher_pass, unit, factor, images)]
         if sum(map(len, parts)) < per:
             raise UserError(f"class {label} has {sum(map(len, parts))} locations, too few for {per} sub-classes")
         # Several threads would add up in the order in which they finish: other bits every time.
@@ -138,9 +135,7 @@ def centres(
     return torch.stack(means_of_classes)
 
 
-def scores(
-    teacher_pass: TeacherPass, unit: str, factor: int, projection: Tensor, mean: Tensor, centres: Tensor
-) -> Tensor:
+def scores(teacher_pass: TeacherPass, unit: str, factor: int, basis: tuple[Tensor, Tensor], centres: Tensor) -> Tensor:
     """Which sub-classes the teacher's local features are taken for when labels are not known.
 
     Element (k, j) of the result (8C, 8C for 8 per class) is the share of sub-class k's locations that have j's centre
@@ -150,7 +145,7 @@ def scores(
     classes, per = centres.shape[:2]
     tally = torch.zeros(classes * per, classes * per, dtype=torch.float64)
     for features, labels in stream(teacher_pass, unit, factor):
-        points = project(features, projection, mean)
+        points = project(features, *basis)
         nearest = nearest_of_class(points, labels, centres.to(points))
         taken = torch.cdist(points, centres.flatten(0, 1).to(points)).argmin(1)
         ones = torch.ones(len(nearest), dtype=torch.float64)

@@ -146,7 +146,10 @@ def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
         units.append(unit)
         shape_of[label] = shape_of[preact_of.get(label, label)] = shapes[last]
     stages = [next(u.name for u in units if u.name == parts[i].name) for i in ends]
-    return TracedChain(tuple(units), _layout(module, units, stages, shape_of, preact_of, frozenset(rectified), name))
+    classifies = classifier_name(module) in called_modules(module, units[-1]).values()
+    if len(shape_of[units[-2].name]) != 1 or not classifies:
+        raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
+    return TracedChain(tuple(units), _layout(module, units, stages, shape_of, preact_of, frozenset(rectified)))
 
 
 def _layout(
@@ -156,7 +159,6 @@ def _layout(
     shapes: Mapping[str, tuple[int, ...]],
     preacts: Mapping[str, str],
     rectified: frozenset[str],
-    name: str,
 ) -> Layout:
     names = [unit.name for unit in units]
     after = names.index(stages[-1]) + 1
@@ -171,8 +173,6 @@ def _layout(
         )
     )
     maps = [*names[:after], *(unit.name for unit in head)]
-    if len(shapes[names[-2]]) != 1 or classifier_name(module) not in called_modules(module, units[-1]).values():
-        raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
     weighted = [
         unit.name
         for unit in head

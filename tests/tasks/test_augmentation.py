@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.config.protocol import load_protocol
 from benchmarks.tasks import digits, randaugment
-from benchmarks.tasks.images import ImageData, Split, augment, noisy, normalise
+from benchmarks.tasks.images import Augmentation, ImageData, Split, augment, noisy, normalise
 
 
 def slow_augment(image: np.ndarray, down: int, right: int, mirrored: bool, padding: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_one_crop_for_each_image_or_for_each_batch(one: bool):
 def test_augment_equals_the_slow_reference(padding: int, flip: bool):
     split, count = images_of(40), 64
     indices = torch.randint(0, 40, (count,), generator=torch.Generator().manual_seed(2))
-    found = augment(split.images, indices, torch.Generator().manual_seed(5), padding, flip)
+    found = augment(split.images, indices, torch.Generator().manual_seed(5), Augmentation(padding, flip))
     draws = torch.Generator().manual_seed(5)  # the same numbers again, in the documented order
     shifts = torch.zeros(2, count, dtype=torch.long)
     if padding:
@@ -59,7 +59,9 @@ def test_augment_covers_every_crop_and_both_sides():
     """Every one of the (2p+1)^2 windows occurs, mirrored and not, about equally often."""
     single = torch.arange(1, 17).reshape(1, 4, 4, 1).expand(-1, -1, -1, 3).to(torch.uint8)
     count = 9 * 2 * 200
-    crops = augment(single, torch.zeros(count, dtype=torch.long), torch.Generator().manual_seed(0), 1, True)
+    crops = augment(
+        single, torch.zeros(count, dtype=torch.long), torch.Generator().manual_seed(0), Augmentation(1, True)
+    )
     kinds, occurrences = torch.unique(crops.flatten(1), dim=0, return_counts=True)
     assert len(kinds) == 18
     assert int(occurrences.min()) > 140 and int(occurrences.max()) < 260
@@ -68,12 +70,12 @@ def test_augment_covers_every_crop_and_both_sides():
 def test_no_crop_and_no_flip_is_the_identity():
     split = images_of(10)
     indices = torch.tensor([3, 3, 9, 0])
-    assert torch.equal(augment(split.images, indices, torch.Generator(), 0, False), split.images[indices])
+    assert torch.equal(augment(split.images, indices, torch.Generator(), Augmentation(0, False)), split.images[indices])
 
 
 def test_padding_is_black():
     white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    crops = augment(white, torch.zeros(200, dtype=torch.long), torch.Generator().manual_seed(0), 4, False)
+    crops = augment(white, torch.zeros(200, dtype=torch.long), torch.Generator().manual_seed(0), Augmentation(4, False))
     assert set(crops.unique().tolist()) == {0, 255}
     rows = (crops[..., 0] == 255).any(2).sum(1)
     columns = (crops[..., 0] == 255).any(1).sum(1)
@@ -84,7 +86,7 @@ def test_padding_is_black():
 def test_augment_leaves_the_images_alone():
     split = images_of(10)
     before = split.images.clone()
-    crops = augment(split.images, torch.arange(10), torch.Generator().manual_seed(0), 2, True)
+    crops = augment(split.images, torch.arange(10), torch.Generator().manual_seed(0), Augmentation(2, True))
     crops.zero_()
     assert torch.equal(split.images, before)
 
@@ -167,7 +169,7 @@ def test_randaugment_draws_every_operation():
 def test_reflected_crops_are_numpys():
     split = digits.load(Path(), False)[0]
     chosen = torch.arange(40)
-    found = augment(split.images, chosen, torch.Generator().manual_seed(3), 4, False, "reflect")
+    found = augment(split.images, chosen, torch.Generator().manual_seed(3), Augmentation(4, False, "reflect"))
     draws = torch.Generator().manual_seed(3)
     shift = torch.randint(-4, 5, (2, 40, 1), generator=draws).squeeze(2)
     for i, (down, right) in enumerate(shift.t().tolist()):
