@@ -38,13 +38,13 @@ class Measure:
     per_class: int = 500
     self_pairs: bool = True
 
-    def values(self, found: Quality) -> dict[Metric, Tensor]:
+    def values(self, measured: Quality) -> dict[Metric, Tensor]:
         """Each metric of all layers."""
-        return {metric: found.values(metric, self.entropy_norm, self.self_pairs) for metric in METRICS}
+        return {metric: measured.values(metric, self.entropy_norm, self.self_pairs) for metric in METRICS}
 
-    def chosen(self, found: Quality, metric: Metric = "Q") -> tuple[str, ...]:
+    def chosen(self, measured: Quality, metric: Metric = "Q") -> tuple[str, ...]:
         """The layers with the highest values."""
-        return found.best(min(self.layers, len(found.units)), metric, self.entropy_norm, self.self_pairs)
+        return measured.best(min(self.layers, len(measured.units)), metric, self.entropy_norm, self.self_pairs)
 
 
 def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure) -> tuple[str, list[Path]]:
@@ -65,13 +65,13 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
         network, (ref.mean, ref.std), data, identity(cell, ref), store.prepared, workspace.say
     )
     classes = data.info.num_classes
-    found = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
-    text = table(found, measure)
+    measured = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
+    text = table(measured, measure)
     folder = output / "quality"
     stem = f"{name}-{protocol.name}"
     files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
-    write_text(files[0], csv(found, measure))
-    write_bytes(files[1], plot(found, measure, f"{name} on {protocol.task}"))
+    write_text(files[0], csv(measured, measure))
+    write_bytes(files[1], plot(measured, measure, f"{name} on {protocol.task}"))
     return text, files
 
 
@@ -92,42 +92,42 @@ def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
     return TeacherRef(name, protocol.mean, protocol.std, cell=cell.key)
 
 
-def table(found: Quality, measure: Measure) -> str:
+def table(measured: Quality, measure: Measure) -> str:
     """Layers with their values as plain text; a star marks the layers of highest Q."""
-    chosen, values = measure.chosen(found), measure.values(found)
-    width = max(map(len, found.units))
+    chosen, values = measure.chosen(measured), measure.values(measured)
+    width = max(map(len, measured.units))
     lines = [f"{'':4s} {'layer':{width}s} " + " ".join(f"{metric:>8s}" for metric in METRICS)]
-    for i, unit in enumerate(found.units):
+    for i, unit in enumerate(measured.units):
         figures = " ".join(f"{float(values[metric][i]):8.4f}" for metric in METRICS)
         lines.append(f"{i:4d} {unit:{width}s} {figures}{'  *' if unit in chosen else ''}")
     for metric in get_args(Metric):
-        units = measure.chosen(found, metric)
-        lines.append(f"layers by {metric:6s}: {', '.join(f'{found.units.index(u)} ({u})' for u in units)}")
+        units = measure.chosen(measured, metric)
+        lines.append(f"layers by {metric:6s}: {', '.join(f'{measured.units.index(u)} ({u})' for u in units)}")
     return "\n".join(lines)
 
 
-def csv(found: Quality, measure: Measure) -> str:
+def csv(measured: Quality, measure: Measure) -> str:
     """One line per layer."""
-    chosen, values = measure.chosen(found), measure.values(found)
+    chosen, values = measure.chosen(measured), measure.values(measured)
     lines: list[tuple[object, ...]] = [("index", "layer", *METRICS, "chosen")]
-    for i, unit in enumerate(found.units):
+    for i, unit in enumerate(measured.units):
         figures = (f"{float(values[metric][i]):.6f}" for metric in METRICS)
         lines.append((i, unit, *figures, "yes" if unit in chosen else "no"))
     return csv_text(lines)
 
 
-def plot(found: Quality, measure: Measure, title: str) -> bytes:
+def plot(measured: Quality, measure: Measure, title: str) -> bytes:
     """S, I, E and Q over depth as a PNG, the chosen layers marked."""
     from ..report.figures import figure, png
 
     fig, ((axes,),) = figure(title)
-    depth = range(len(found.units))
-    values = measure.values(found)
+    depth = range(len(measured.units))
+    values = measure.values(measured)
     for metric in METRICS:
         axes.plot(depth, values[metric], label=metric, linewidth=2.4 if metric == "Q" else 1.2)
-    chosen = [found.units.index(unit) for unit in measure.chosen(found)]
+    chosen = [measured.units.index(unit) for unit in measure.chosen(measured)]
     axes.scatter(chosen, values["Q"][chosen], marker="o", zorder=3, color="black", label="chosen by Q")
-    axes.set_xticks(depth, found.units, rotation=90, fontsize=7)
+    axes.set_xticks(depth, measured.units, rotation=90, fontsize=7)
     axes.set_ylabel("value")
     axes.legend(ncols=5, fontsize=8)
     return png(fig)

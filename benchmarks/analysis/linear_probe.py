@@ -44,8 +44,8 @@ def accuracy(network: NetworkView, unit: str, data: TaskData) -> float:
     """Test accuracy (%) of linear discriminant analysis on the unit's globally averaged features."""
     train, labels = _features(network, unit, data, test=False)
     test, wanted = _features(network, unit, data, test=True)
-    found = LinearDiscriminantAnalysis().fit(train.numpy(), labels.numpy()).predict(test.numpy())
-    return 100 * float((found == wanted.numpy()).mean())
+    predicted = LinearDiscriminantAnalysis().fit(train.numpy(), labels.numpy()).predict(test.numpy())
+    return 100 * float((predicted == wanted.numpy()).mean())
 
 
 def _features(network: NetworkView, unit: str, data: TaskData, test: bool) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ Curves = dict[str, dict[int, dict[str, list[float]]]]
 
 def collect(manifest: Manifest, store: Store, column: str, say: Callable[[str], None] = say) -> Curves:
     """The measures after every epoch that all seeds with measurements have, mean over those."""
-    found: Curves = {}
+    curves: Curves = {}
     for row in manifest.rows:
         runs = []
         for cell in manifest.cells:
@@ -97,8 +97,8 @@ def collect(manifest: Manifest, store: Store, column: str, say: Callable[[str], 
                 records = {r["epoch"]: r["similarity"] for r in metrics if r.get("similarity")}
                 runs += [records] if records else []
         if common := sorted(set.intersection(*map(set, runs))) if runs else []:
-            found[row.title] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
-    return found
+            curves[row.title] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
+    return curves
 
 
 def _mean(measured: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:

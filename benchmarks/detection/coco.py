@@ -165,10 +165,10 @@ class DetectionTask:
         if not any(self.official):
             return ()
         files = self.files(root)
-        found = {"training": (files.train, self.official[0]), "validation": (files.val, self.official[1])}
+        counted = {"training": (files.train, self.official[0]), "validation": (files.val, self.official[1])}
         return tuple(
             f"{split.count} {what} images with objects instead of {usual}"
-            for what, (split, usual) in found.items()
+            for what, (split, usual) in counted.items()
             if split.count != usual
         )
 
@@ -228,9 +228,9 @@ def _read(folder: Path, task: str, source: str, classes: tuple[str, ...]) -> Det
         content = _checked(file)
         if not classes:  # nor does the task name them
             classes = tuple(c.name for c in sorted(content.categories, key=lambda category: _order(category.id)))
-        found = _found([image.file_name for image in content.images], images)
-        splits.append(_split(content, found, classes, file))
-        digests.append([sha256_file(file), sorted((name, size) for name, (_, size) in found.items())])
+        image_files = _image_files([image.file_name for image in content.images], images)
+        splits.append(_split(content, image_files, classes, file))
+        digests.append([sha256_file(file), sorted((name, size) for name, (_, size) in image_files.items())])
     return DetectionFiles(classes, splits[0], splits[1], digest(digests))
 
 
@@ -277,21 +277,21 @@ def _order(key: Id) -> tuple[bool, int, str]:
     return (False, int(key), "") if isinstance(key, int) or key.isdecimal() else (True, 0, key)
 
 
-def _found(names: Sequence[str], folder: Path) -> dict[str, tuple[str, int]]:
+def _image_files(names: Sequence[str], folder: Path) -> dict[str, tuple[str, int]]:
     """Path and size of each image; a file may name the folder above its images as well, or one that is not there."""
-    found, missing = {}, []
+    image_files, missing = {}, []
     for name in names:
         places = (folder / name, folder.parent / name, folder / PurePosixPath(name).name)
         sized = ((str(path), _size(path)) for path in places)
         if place := next(((path, size) for path, size in sized if size is not None), None):
-            found[name] = place
+            image_files[name] = place
         else:
             missing.append(name)
-    if len({path for path, _ in found.values()}) < len(found):
+    if len({path for path, _ in image_files.values()}) < len(image_files):
         raise UserError(f"{folder} has no sub-folders, and without theirs several images have the same name")
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {len(names)} images, such as {missing[0]}")
-    return found
+    return image_files
 
 
 def _size(path: Path) -> int | None:
@@ -301,7 +301,9 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str, ...], file: Path) -> DetectionSplit:
+def _split(
+    content: _File, image_files: dict[str, tuple[str, int]], classes: tuple[str, ...], file: Path
+) -> DetectionSplit:
     """Images, objects and labels of a file: the one place where its ids become positions and labels."""
     names = [category.name for category in content.categories]
     if sorted(names) != sorted(classes):
@@ -321,7 +323,7 @@ def _split(content: _File, found: dict[str, tuple[str, int]], classes: tuple[str
     )
     boxes = np.array([thing.bbox for thing in things], np.float64).reshape(-1, 4)
     return DetectionSplit(
-        paths=tuple(found[image.file_name][0] for image in images),
+        paths=tuple(image_files[image.file_name][0] for image in images),
         sizes=np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2),
         image=np.array([places[thing.image_id] for thing in things], np.int64),
         labels=np.array([labels[thing.category_id] for thing in things], np.int64),

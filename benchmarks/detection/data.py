@@ -125,29 +125,29 @@ def _dataset(split: DetectionSplit, classes: tuple[str, ...], pipeline: list[Any
 
 def training(files: DetectionFiles, job: Job) -> DataLoader[Any]:
     """Endless batches of the training images; of several processes each has its part of every batch."""
-    own, size = job.detection, job.protocol.batch_size
-    resize = {"type": "RandomChoiceResize", "scales": [(own.long_side, side) for side in own.short_sides],
+    detection, size = job.detection, job.protocol.batch_size
+    resize = {"type": "RandomChoiceResize", "scales": [(detection.long_side, side) for side in detection.short_sides],
               "keep_ratio": True}  # fmt: skip
     pipeline: list[Any] = [
         LoadImage(),
         {"type": "LoadAnnotations", "with_bbox": True},
         resize,
-        *[{"type": "RandomFlip", "prob": 0.5}] * job.protocol.flip,
+        *([{"type": "RandomFlip", "prob": 0.5}] if job.protocol.flip else []),
         {"type": "PackDetInputs"},
     ]
     seed = job.cell.seed
     dataset = Drawn(_dataset(files.train, files.classes, pipeline, test=False), seed)
-    batches = From(Draws(dataset, seed), size, job.rank, own.processes)
-    workers: dict[str, Any] = {"num_workers": own.workers, "persistent_workers": own.workers > 0}
+    batches = From(Draws(dataset, seed), size, job.rank, detection.processes)
+    workers: dict[str, Any] = {"num_workers": detection.workers, "persistent_workers": detection.workers > 0}
     return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
 
 
 def validation(split: DetectionSplit, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
     """The images to evaluate on, one by one; of several processes each has its share."""
-    own = job.detection
+    detection = job.detection
     pipeline: list[Any] = [
         LoadImage(),
-        {"type": "Resize", "scale": (own.long_side, own.test_side), "keep_ratio": True},
+        {"type": "Resize", "scale": (detection.long_side, detection.test_side), "keep_ratio": True},
         {"type": "LoadAnnotations", "with_bbox": True},
         {
             "type": "PackDetInputs",
@@ -156,4 +156,4 @@ def validation(split: DetectionSplit, classes: tuple[str, ...], job: Job) -> Dat
     ]
     dataset = _dataset(split, classes, pipeline, test=True)
     sampler: Any = DefaultSampler(dataset, shuffle=False)  # each process has its share
-    return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=own.workers, collate_fn=pseudo_collate)
+    return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=detection.workers, collate_fn=pseudo_collate)

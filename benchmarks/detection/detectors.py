@@ -175,7 +175,7 @@ class Detector(Network):
             losses = self.module.loss(inputs, samples)
         total, terms = self.module.parse_losses(losses)
         maps = tuple(features[0][1])
-        kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
+        units_kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
         corners = tuple(sample.gt_instances.bboxes for sample in samples)
         corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
         regions = inputs.new_zeros(0)
@@ -185,45 +185,45 @@ class Detector(Network):
         if self.two_stage:
             (logits, _, regions, labels, *rest), _ = heads[0]
             target = (regions, labels, *rest[:3])
-            kept["pyramid"] = Pyramid(self._read(maps), regions)
+            units_kept["pyramid"] = Pyramid(self._read(maps), regions)
         elif "dense" in units:
             (anchors, valid, *_), (_, learnt, *_) = targets[0]
             level = torch.cat([torch.full_like(own, number).flatten() for number, own in enumerate(learnt)])
             classes = torch.cat([own.flatten() for own in learnt])
             if "anchor_relations" in units:
-                kept["anchor_relations"] = self._anchor_relations(
+                units_kept["anchor_relations"] = self._anchor_relations(
                     anchors, valid, [level.shape[1] for level in learnt], corners
                 )
             (scores, edges, *_), _ = dense[0]
             answer = self._dense(scores, edges, level, (classes >= 0) & (classes < self.classes))
-            kept["dense"] = answer
+            units_kept["dense"] = answer
 
         def task_loss(predicted: Tensor | Heads, _: Tensor) -> Tensor:
             if predicted is logits:
                 return total
             if not self.two_stage:
                 raise TypeError("a one-stage detector's task loss is that of its own logits alone")
-            own = predicted if isinstance(predicted, Heads) else (predicted, None)
-            found = self.region_head.loss(*own, *target)
-            return torch.stack([value for name, value in found.items() if "loss" in name]).sum()
+            heads = predicted if isinstance(predicted, Heads) else (predicted, None)
+            terms_of_heads = self.region_head.loss(*heads, *target)
+            return torch.stack([value for name, value in terms_of_heads.items() if "loss" in name]).sum()
 
         positions = torch.arange(len(inputs), device=inputs.device)
         batch = Batch(inputs, labels, positions, task_loss, boxes=corners)
-        return TrainingPass(Outputs(logits, kept, self.layout), batch, terms, regions, answer)
+        return TrainingPass(Outputs(logits, units_kept, self.layout), batch, terms, regions, answer)
 
     def teacher_pass(self, inputs: Tensor, student_pass: TrainingPass, logits: bool) -> Outputs:
         """A frozen detector on the images of a student's pass, at the regions and places that the student sampled."""
         with torch.no_grad():
             maps = tuple(self.module.extract_feat(inputs))
-            kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
+            units_kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
             region_logits = None
             if self.two_stage:
-                kept["pyramid"] = pyramid = Pyramid(self._read(maps), student_pass.regions)
+                units_kept["pyramid"] = pyramid = Pyramid(self._read(maps), student_pass.regions)
                 region_logits = self.resume("pyramid", pyramid).logits if logits else None
             elif student_pass.dense:
                 scores, edges, *_ = self.module.bbox_head(maps)
-                kept["dense"] = self._dense(scores, edges, student_pass.dense.level, student_pass.dense.positive)
-        return Outputs(region_logits, kept, self.layout)
+                units_kept["dense"] = self._dense(scores, edges, student_pass.dense.level, student_pass.dense.positive)
+        return Outputs(region_logits, units_kept, self.layout)
 
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The levels that the region heads read."""
@@ -251,8 +251,8 @@ class Detector(Network):
         for corners, flags, objects in zip(anchors, valid, boxes, strict=True):
             inside = flags.bool()
             counts = [int(level.sum()) for level in inside.split(sizes)]
-            found = functional.valuable_region(corners[inside], counts, objects, candidates=assigner.topk)
-            valuable.append(corners.new_zeros(len(flags)).masked_scatter(inside, found))
+            weights = functional.valuable_region(corners[inside], counts, objects, candidates=assigner.topk)
+            valuable.append(corners.new_zeros(len(flags)).masked_scatter(inside, weights))
             near.append(inside.masked_scatter(inside, functional.near_region(corners[inside], objects)))
         by_level = [torch.stack(parts).split(sizes, 1) for parts in (valuable, near)]
         return AnchorRelations(*(torch.cat([x.flatten() for x in parts]) for parts in by_level))
@@ -264,8 +264,8 @@ class Detector(Network):
         """What the region heads say of a :class:`Pyramid`: its :class:`Heads`."""
         if unit != "pyramid" or not self.two_stage or until:
             raise UserError(f"unit '{unit}': only heads of regions can be resumed from, after 'pyramid'")
-        found = self.module.roi_head._bbox_forward(feature.maps, feature.regions)
-        return Heads(found["cls_score"], found["bbox_pred"])
+        predicted = self.module.roi_head._bbox_forward(feature.maps, feature.regions)
+        return Heads(predicted["cls_score"], predicted["bbox_pred"])
 
     def insert(self, unit: str, name: str, part: nn.Module) -> Network:
         raise UserError("parts cannot be inserted into detectors")
@@ -294,15 +294,15 @@ def init_from(student: Detector, teacher: Detector) -> None:
     Raises:
         UserError: nothing of them fits.
     """
-    own, theirs = student.module.state_dict(), teacher.module.state_dict()
+    student_state, theirs = student.module.state_dict(), teacher.module.state_dict()
     taken = {
         key: theirs[key]
-        for key, value in own.items()
+        for key, value in student_state.items()
         if key.partition(".")[0] in INITIALISED and key in theirs and theirs[key].shape == value.shape
     }
     if not taken:
         raise UserError("the student's neck and heads have other shapes than the teacher's; leave out init: heads")
-    student.module.load_state_dict({**own, **taken})
+    student.module.load_state_dict({**student_state, **taken})
 
 
 class Detectors(NetworkSource):

@@ -36,7 +36,7 @@ from .configurations import check_installed
 
 @dataclass
 class Followed:
-    """A cell as its process tells of it."""
+    """A cell as its process reports it."""
 
     cell: Cell
     run: Run

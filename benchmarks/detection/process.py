@@ -36,7 +36,7 @@ from .runner import average_precision, set_up
 
 
 def work(sender: Any, job: Job) -> None:
-    """Train a cell; the parent hears ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
+    """Train a cell; the parent process receives ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
 
     The run's lock is held by this process and those that load its images, which end with it.
     """
@@ -54,7 +54,7 @@ def work(sender: Any, job: Job) -> None:
 
 
 def _assist(sender: Any, job: Job) -> None:
-    """Train beside the cell's first process, which tells of what happens to both; the parent hears of errors here."""
+    """Train beside the cell's first process, which reports for both; errors are sent to the parent from here."""
     folder = _quiet(job.run / "mmengine", f"console-{job.rank}.log")
     try:
         runner, _ = set_up(job, sender, folder)

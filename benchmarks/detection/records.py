@@ -25,14 +25,14 @@ from .executor import Job
 class Records(Hook):
     """Carries what happens over into the run's directory and to the parent; keeps each iteration's random numbers.
 
-    Of several processes all know the same, and the first one tells of it.
+    Of several processes all know the same, and the first one reports it.
     """
 
     priority = "LOW"
 
     def __init__(self, job: Job, sender: Any) -> None:
         self.job, self.sender = job, sender
-        self.own: dict[str, Any] = {"records": [], "sums": {}, "counted": 0, "seconds": 0.0}
+        self.state: dict[str, Any] = {"records": [], "sums": {}, "counted": 0, "seconds": 0.0}
         self.asked = False
         signal.signal(signal.SIGTERM, self._ask)
 
@@ -41,7 +41,7 @@ class Records(Hook):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return self.own["records"]
+        return self.state["records"]
 
     def before_train(self, runner: Runner) -> None:
         """Here a checkpoint has been read, if there is one."""
@@ -60,15 +60,15 @@ class Records(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         assert outputs is not None
-        sums, done = self.own["sums"], runner.iter + 1
+        sums, done = self.state["sums"], runner.iter + 1
         names = [name for name in outputs if name.startswith("loss_")]
         values = [outputs[name].detach().double().cpu() for name in names]
         told = torch.stack([*values, torch.tensor(self.asked, dtype=torch.float64)])
         dist.all_reduce(told, op="mean")  # so all stop after the same iteration
         for name, value in zip(names, told[:-1], strict=True):
             sums[name[5:]] = sums.get(name[5:], 0) + value
-        self.own["counted"] += 1
-        self.own["seconds"] += time.perf_counter() - self.started
+        self.state["counted"] += 1
+        self.state["seconds"] += time.perf_counter() - self.started
         if done % CHECK_EVERY == 0 or done % self.job.detection.iterations == 0:
             for name, total in sums.items():
                 if not math.isfinite(float(total)):
@@ -86,22 +86,22 @@ class Records(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         assert metrics is not None
-        epoch, own = runner.iter // self.job.detection.iterations, self.own
+        epoch, state = runner.iter // self.job.detection.iterations, self.state
         # Without a single detection mmdetection gives no figures at all.
-        found = {name: metrics.get(f"coco/{key}", 0.0) for name, key in METRICS.items()}
+        fractions = {name: metrics.get(f"coco/{key}", 0.0) for name, key in METRICS.items()}
         self.records.append(
             {
                 "epoch": epoch,
                 "phase": "",
                 "lr": runner.optim_wrapper.get_lr()["lr"][0],
                 # COCO says -1 where there is no object of that size.
-                "metrics": {name: round(100 * value, 4) for name, value in found.items() if value >= 0},
+                "metrics": {name: round(100 * value, 4) for name, value in fractions.items() if value >= 0},
                 "probes": {},
-                "losses": {name: float(total) / own["counted"] for name, total in own["sums"].items()},
-                "seconds": round(own["seconds"], 3),
+                "losses": {name: float(total) / state["counted"] for name, total in state["sums"].items()},
+                "seconds": round(state["seconds"], 3),
             }
         )
-        own.update(sums={}, counted=0, seconds=0.0)
+        state.update(sums={}, counted=0, seconds=0.0)
         if self.job.rank:
             return
         self.job.run.set_metrics(self.records)
@@ -109,10 +109,10 @@ class Records(Hook):
         send(self.sender, "epoch", self.records[-1])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["kd"] = {**self.own, "records": list(self.records)}
+        checkpoint["kd"] = {**self.state, "records": list(self.records)}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self.own = checkpoint["kd"]
+        self.state = checkpoint["kd"]
 
 
 def _environment(job: Job) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _environment(job: Job) -> dict[str, Any]:
 
 
 def send(sender: Any, *message: Any) -> None:
-    """Say something to the parent. Where that was killed there is nobody to work for, and it is no cell's failure."""
+    """Send a message to the parent. Where that was killed there is nobody to work for, and it is no cell's failure."""
     try:
         sender.send(message)
     except (BrokenPipeError, ConnectionResetError):

@@ -107,17 +107,17 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     """The cell's Runner, at its last checkpoint if there is one."""
     torch.set_num_threads(job.threads)
     plugins.load(job.plugin_files)
-    protocol, cell, own = job.protocol, job.cell, job.detection
+    protocol, cell, detection = job.protocol, job.cell, job.detection
     device = environment.device(job.device)
     if job.rendezvous:
         _meet(job, device)
     files: DetectionFiles = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
     student, teacher = build(job, len(files.classes))
     hook = Records(job, sender)
-    total = protocol.epochs * own.iterations
+    total = protocol.epochs * detection.iterations
     runner: Runner
 
-    progress = lambda: protocol_progress(protocol, runner.iter // own.iterations + 1)  # noqa: E731
+    progress = lambda: protocol_progress(protocol, runner.iter // detection.iterations + 1)  # noqa: E731
     model = distiller(job, student, teacher, files.train.count, progress)
     optimizer = cell.under(protocol).optimizer
     checkpoint = last_checkpoint(folder)
@@ -125,7 +125,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
         model=model,
         work_dir=str(folder),
         train_dataloader=detection_data.training(files, job),
-        train_cfg={"type": "ResumableLoop", "max_iters": total, "val_interval": own.iterations},
+        train_cfg={"type": "ResumableLoop", "max_iters": total, "val_interval": detection.iterations},
         optim_wrapper={
             **_wrapper(protocol),
             "optimizer": {
@@ -134,18 +134,18 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
             },
             "clip_grad": {"max_norm": optimizer.clip} if optimizer.clip else None,
         },
-        param_scheduler=_schedule(protocol, own),
+        param_scheduler=_schedule(protocol, detection),
         val_dataloader=detection_data.validation(files.val, files.classes, job),
         val_cfg={"type": "ValLoop"},
         val_evaluator=Evaluator([average_precision(files, folder / "collected")]),
         default_hooks={
             "checkpoint": {
                 "type": "CheckpointHook",
-                "interval": min(own.iterations, SAVE_EVERY),
+                "interval": min(detection.iterations, SAVE_EVERY),
                 "by_epoch": False,
                 "max_keep_ckpts": 2,
             },
-            "logger": {"type": "LoggerHook", "interval": min(50, own.iterations)},
+            "logger": {"type": "LoggerHook", "interval": min(50, detection.iterations)},
         },
         custom_hooks=[hook],
         log_processor={"by_epoch": False},
@@ -197,12 +197,12 @@ def average_precision(files: DetectionFiles, collected: Path) -> CocoMetric:
     return metric
 
 
-def _schedule(protocol: Protocol, own: Detection) -> list[dict[str, Any]]:
-    milestones = protocol.milestones_in(own.iterations)
+def _schedule(protocol: Protocol, detection: Detection) -> list[dict[str, Any]]:
+    milestones = protocol.milestones_in(detection.iterations)
     steps: list[dict[str, Any]] = [
         {"type": "MultiStepLR", "by_epoch": False, "milestones": milestones, "gamma": protocol.decay}
     ]
-    if own.warmup:
-        rise = {"type": "LinearLR", "by_epoch": False, "start_factor": 1e-3, "begin": 0, "end": own.warmup}
+    if detection.warmup:
+        rise = {"type": "LinearLR", "by_epoch": False, "start_factor": 1e-3, "begin": 0, "end": detection.warmup}
         steps.insert(0, rise)
     return steps

@@ -36,8 +36,8 @@ _PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<
 
 def pretrained_source(name: str) -> str:
     """The folder or the hub's name in ``hf:SOURCE`` or ``hf:SOURCE[first6]``; empty for other networks."""
-    found = _PRETRAINED.fullmatch(name)
-    return found["source"] if found else ""
+    parsed = _PRETRAINED.fullmatch(name)
+    return parsed["source"] if parsed else ""
 
 
 @functools.cache
@@ -71,9 +71,9 @@ class Encoders(NetworkSource):
         return _positions(pretrained_source(name))
 
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
-        if found := _PRETRAINED.fullmatch(name):
-            layers = (found["which"], int(found["count"])) if found["count"] else None
-            model = text.pretrained(found["source"], layers, num_classes)
+        if parsed := _PRETRAINED.fullmatch(name):
+            layers = (parsed["which"], int(parsed["count"])) if parsed["count"] else None
+            model = text.pretrained(parsed["source"], layers, num_classes)
         else:
             model = text.bert(*ENCODERS[name], vocabulary, num_classes)
         return NetworkView(model, text_view.chain, (3, text_view.LENGTH))

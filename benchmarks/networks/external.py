@@ -36,17 +36,17 @@ def is_external(name: str) -> bool:
 
 def check(name: str) -> None:
     """Raise UserError where the library has no network of that name, or the size is none of images."""
-    found = _NAME.fullmatch(name)
-    assert found
+    parsed = _NAME.fullmatch(name)
+    assert parsed
     least, largest = SIZES
-    size = found["size"]
+    size = parsed["size"]
     if size and (len(size) > len(str(largest)) or not least <= int(size) <= largest):
         raise UserError(f"network '{name[:80]}' resizes images to {size[:20]}; sizes are {least} to {largest}")
-    library, own = found["library"], found["name"]
-    if library == "timm" and "." in own and timm.is_model(own.partition(".")[0]):
-        raise UserError(f"'{name}' names weights; the network is timm:{own.partition('.')[0]}, see: teachers fetch")
-    if own not in _known(library):
-        raise unknown(f"network of {library}", own, _known(library))
+    library, model = parsed["library"], parsed["name"]
+    if library == "timm" and "." in model and timm.is_model(model.partition(".")[0]):
+        raise UserError(f"'{name}' names weights; the network is timm:{model.partition('.')[0]}, see: teachers fetch")
+    if model not in _known(library):
+        raise unknown(f"network of {library}", model, _known(library))
 
 
 @functools.cache
@@ -68,15 +68,15 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn
     Raises:
         UserError: it cannot be built for the size, or not be cut into units.
     """
-    found = _NAME.fullmatch(name)
-    assert found
-    height, width = (int(found["size"]),) * 2 if found["size"] else input_shape[1:]
-    if found["library"] == "torchvision":
+    parsed = _NAME.fullmatch(name)
+    assert parsed
+    height, width = (int(parsed["size"]),) * 2 if parsed["size"] else input_shape[1:]
+    if parsed["library"] == "torchvision":
         import torchvision.models
 
-        module = torchvision.models.get_model(found["name"], weights=None, num_classes=num_classes)
+        module = torchvision.models.get_model(parsed["name"], weights=None, num_classes=num_classes)
     else:
-        module = _timm(found["name"], num_classes, (input_shape[0], height, width))
+        module = _timm(parsed["name"], num_classes, (input_shape[0], height, width))
     size = input_shape[0], height, width
     if (name, num_classes, size) not in _traced:
         images = images_that_run(module, size, name, f"{name.partition('@')[0]}@SIZE resizes them")

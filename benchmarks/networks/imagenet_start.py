@@ -60,23 +60,23 @@ def begin(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     Kernels of patches are average-pooled to the network's own, position embeddings resized between grids bilinearly;
     the class token's, which comes first, is kept (the public code of arXiv 2511.14981 takes it for the last).
     """
-    own = module.state_dict()
-    left = set(own)
+    state = module.state_dict()
+    left = set(state)
     with torch.no_grad():
         for name, value in weights.items():
             for key in dict.fromkeys((name, _renamed(name))):
-                if key not in own:
+                if key not in state:
                     continue
-                fitted = _fitted(key, value, own[key])
+                fitted = _fitted(key, value, state[key])
                 if fitted is not None:
-                    own[key].copy_(fitted)
+                    state[key].copy_(fitted)
                     left.discard(key)
     return sorted(left)
 
 
 def _renamed(name: str) -> str:
-    for pattern, own in _NAMES:
-        name = re.sub(pattern, own, name)
+    for pattern, suites_name in _NAMES:
+        name = re.sub(pattern, suites_name, name)
     return name
 
 

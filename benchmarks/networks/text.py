@@ -127,11 +127,13 @@ def init_from(student: PreTrainedModel, teacher: PreTrainedModel, which: str) ->
     Raises:
         UserError: the two are not of one family and width.
     """
-    own, theirs = Cut(student), Cut(teacher)
-    source, target = (next(n for n, m in cut.model.named_modules() if m is cut.layers) + "." for cut in (theirs, own))
+    student_cut, teacher_cut = Cut(student), Cut(teacher)
+    source, target = (
+        next(n for n, m in cut.model.named_modules() if m is cut.layers) + "." for cut in (teacher_cut, student_cut)
+    )
     weights = {key: value for key, value in teacher.state_dict().items() if not key.startswith(source)}
-    for new, old in enumerate(chosen(which, len(own.layers), len(theirs.layers))):
-        layer = theirs.layers[old].state_dict()
+    for new, old in enumerate(chosen(which, len(student_cut.layers), len(teacher_cut.layers))):
+        layer = teacher_cut.layers[old].state_dict()
         weights |= {f"{target}{new}.{key}": value for key, value in layer.items()}
     try:
         student.load_state_dict(weights)
@@ -148,7 +150,7 @@ def files(source: str) -> list[Path]:
     Raises:
         UserError: there is no such folder, and the hub does not answer.
     """
-    found = []
+    paths = []
     for names in (("config.json",), ("model.safetensors", "pytorch_model.bin")):
         path = _file(source, *names)
         if path is None:
@@ -156,8 +158,8 @@ def files(source: str) -> list[Path]:
                 f"'{source}' is no folder with {' or '.join(names)}, and the hub does not give it; check the name, or "
                 "save the model there with save_pretrained"
             )
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def _file(source: str, *names: str) -> Path | None:

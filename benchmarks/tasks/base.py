@@ -82,7 +82,7 @@ class Task(Interface):
 
     @property
     def metric(self) -> str:
-        """The metric by which progress is told and the best epoch is found; higher is better."""
+        """The metric that progress shows and that picks the best epoch; higher is better."""
 
     @property
     def metrics(self) -> tuple[str, ...]:

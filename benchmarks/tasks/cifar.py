@@ -28,15 +28,15 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
 
     dataset: Any = getattr(torchvision.datasets, data_set)
     places = (root, root / data_set.lower(), root.parent)
-    found = next((place for place in places if (place / FOLDERS[data_set]).is_dir()), None)
+    place = next((place for place in places if (place / FOLDERS[data_set]).is_dir()), None)
     try:
         parts = [
-            dataset(str(found or root), train=train, download=found is None and download) for train in (True, False)
+            dataset(str(place or root), train=train, download=place is None and download) for train in (True, False)
         ]
     except (OSError, RuntimeError) as error:
-        if found:
+        if place:
             raise UserError(
-                f"{found / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
+                f"{place / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
             ) from None
         raise UserError(
             f"no {data_set} below {root} and it cannot be downloaded ({type(error).__name__}); "

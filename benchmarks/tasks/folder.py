@@ -40,15 +40,15 @@ def _place(folder: Path, *names: str) -> Path:
 
 
 def _read(folder: Path, classes: list[str], size: int) -> Split:
-    found = images_of(folder, {name: label for label, name in enumerate(classes)})
-    if empty := sorted(set(range(len(classes))) - {label for _, label in found}):
+    labelled = images_of(folder, {name: label for label, name in enumerate(classes)})
+    if empty := sorted(set(range(len(classes))) - {label for _, label in labelled}):
         raise UserError(f"{folder / classes[empty[0]]} has no images; add some, or remove that class")
 
     def read(path: str) -> np.ndarray:
         return np.asarray(picture(path, "replace or remove it").resize((size, size), Image.Resampling.BICUBIC))
 
-    images = np.stack([read(path) for path, _ in found])
-    return Split(torch.from_numpy(images), torch.tensor([label for _, label in found]))
+    images = np.stack([read(path) for path, _ in labelled])
+    return Split(torch.from_numpy(images), torch.tensor([label for _, label in labelled]))
 
 
 def task(path: str) -> ImageTask:

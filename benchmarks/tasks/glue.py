@@ -86,10 +86,10 @@ def load(name: str, root: Path, download: bool) -> dict[str, Texts]:
     for split in source.rows:
         if split != "train":
             files = [folder / f"{stem}.tsv" for stem in DEV[split]]
-            found = next((file for file in files if file.is_file()), None)
-            if found is None:
+            split_file = next((file for file in files if file.is_file()), None)
+            if split_file is None:
                 raise UserError(f"{files[0]} is missing; put the official file there")
-            splits[split] = read_tsv(source, found)
+            splits[split] = read_tsv(source, split_file)
     return splits
 
 
@@ -174,9 +174,9 @@ def score(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[st
 
 def metrics(name: str) -> tuple[str, ...]:
     """All that a task's evaluation gives, as ``metrics/kd_glue.py`` has them (which needs the extra [text])."""
-    own = {"stsb": ("pearson", "spearman"), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")}
+    metrics_of = {"stsb": ("pearson", "spearman"), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")}
     suffixes = [split.removeprefix("test") for split in SOURCES[name].rows if split != "train"]
-    return tuple(f"{metric}{suffix}" for suffix in suffixes for metric in own.get(name, (SOURCES[name].metric,)))
+    return tuple(f"{metric}{suffix}" for suffix in suffixes for metric in metrics_of.get(name, (SOURCES[name].metric,)))
 
 
 TASKS = tuple(

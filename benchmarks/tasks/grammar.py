@@ -32,7 +32,7 @@ def clause(draw: random.Random) -> tuple[str, int]:
         words.append(draw.choice(GOOD + BAD))
     words += [draw.choice(NOUNS), draw.choice(VERBS)]
     turned = draw.random() < 0.25
-    words += ["not"] * turned
+    words += ["not"] if turned else []
     if draw.random() < 0.3:
         words.append(draw.choice(ADVERBS))
     words.append(draw.choice(GOOD if (says > 0) != turned else BAD))
@@ -53,11 +53,11 @@ def sentence(draw: random.Random) -> tuple[str, int]:
 def load(root: Path, download: bool) -> dict[str, Texts]:
     """The same sentences every time; none of the test set is in the training set."""
     draw = random.Random(0)
-    found: dict[str, int] = {}
-    while len(found) < TRAIN + TEST:
+    label_of: dict[str, int] = {}
+    while len(label_of) < TRAIN + TEST:
         text, label = sentence(draw)
-        found.setdefault(text, label)
-    items = list(found.items())
+        label_of.setdefault(text, label)
+    items = list(label_of.items())
     splits = {"train": items[:TRAIN], "test": items[TRAIN:]}
     return {name: Texts([t for t, _ in part], (), [y for _, y in part]) for name, part in splits.items()}
 

@@ -59,6 +59,6 @@ def images_of(folder: Path, classes: Mapping[str, int]) -> list[tuple[str, int]]
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    found = make_dataset(folder, dict(classes), IMG_EXTENSIONS, allow_empty=True)
+    labelled = make_dataset(folder, dict(classes), IMG_EXTENSIONS, allow_empty=True)
     start = len(str(folder))
-    return [(path, label) for path, label in found if f"{os.sep}." not in path[start:]]
+    return [(path, label) for path, label in labelled if f"{os.sep}." not in path[start:]]

@@ -57,14 +57,14 @@ def _listed(folder: Path) -> Files:
     from timm.data import ImageNetInfo
 
     numbers = {name: i for i, name in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
-    own = class_folders(folder, SORT)
-    if foreign := [name for name in own if name not in numbers]:
+    classes = class_folders(folder, SORT)
+    if foreign := [name for name in classes if name not in numbers]:
         raise UserError(f"{folder / foreign[0]} is none of ImageNet's 1,000 classes; remove it, or use folder:PATH")
-    found = images_of(folder, {name: numbers[name] for name in own})
-    if not found:
+    labelled = images_of(folder, {name: numbers[name] for name in classes})
+    if not labelled:
         raise UserError(f"{folder} has no images; expected {folder}/n01440764/IMAGE.JPEG")
-    paths = tuple(str(Path(path).relative_to(folder)) for path, _ in found)
-    return Files(folder, paths, torch.tensor([label for _, label in found]))
+    paths = tuple(str(Path(path).relative_to(folder)) for path, _ in labelled)
+    return Files(folder, paths, torch.tensor([label for _, label in labelled]))
 
 
 TASKS = (StreamTask("imagenet", 1000, find, official=(1_281_167, 50_000)),)

@@ -130,8 +130,8 @@ class ImageBatch:
 
     def part(self, rows: slice) -> ImageBatch:
         second = (lambda: self._view(2)[rows]) if self._second else None
-        own = self.images[rows], self.labels[rows], self.indices[rows]
-        return ImageBatch(*own, self._own, second, self._smoothing)
+        pieces = self.images[rows], self.labels[rows], self.indices[rows]
+        return ImageBatch(*pieces, self._own, second, self._smoothing)
 
     def student(self, views: int = 1) -> Batch:
         second = self.inputs(self._own, 2) if views > 1 else None
@@ -258,11 +258,11 @@ class ImageData(Images):
         return randaugment(self._cropped(chosen, draws), draws)
 
 
-def differing(name: str, official: tuple[int, ...], found: tuple[int, ...]) -> tuple[str, ...]:
+def differing(name: str, official: tuple[int, ...], actual: tuple[int, ...]) -> tuple[str, ...]:
     """How the numbers of training and test images differ from the official ones, in words."""
-    if not official or found == official:
+    if not official or actual == official:
         return ()
-    return (f"{name} has {found[0]} training and {found[1]} test images, officially {official[0]} and {official[1]}",)
+    return (f"{name} has {actual[0]} training and {actual[1]} test images, officially {official[0]} and {official[1]}",)
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:

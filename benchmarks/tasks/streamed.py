@@ -213,7 +213,7 @@ def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's; at no bits, which recent versions of Pillow refuse, what it was before: black."""
+    """timm's; at no bits, which recent versions of Pillow do not accept, what it was before: black."""
     return image.point(lambda value: 0) if bits < 1 else auto_augment.posterize(image, bits)
 
 
@@ -254,16 +254,16 @@ class StreamedImages(Images):
 
         def wanted(number: int) -> list[ImageRequest]:
             step, chosen = order[number]
-            own = derive(seed, "augmentation", epoch, step)
-            return [ImageRequest(index, seed=own, place=place) for place, index in enumerate(chosen.tolist())]
+            batch_seed = derive(seed, "augmentation", epoch, step)
+            return [ImageRequest(index, seed=batch_seed, place=place) for place, index in enumerate(chosen.tolist())]
 
         for (_, chosen), (images, labels) in zip(order, self._fetched(len(order), wanted), strict=True):
             smoothing, indices = self.protocol.label_smoothing, chosen.to(self.device)
             yield ImageBatch(images, labels, indices, self.normalisation, None, smoothing)
 
     def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
-        found = [self.images[ImageRequest(index, test)] for index in indices.tolist()]
-        images, labels = torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])
+        decoded = [self.images[ImageRequest(index, test)] for index in indices.tolist()]
+        images, labels = torch.stack([image for image, _ in decoded]), torch.tensor([label for _, label in decoded])
         on_device = images.to(self.device), labels.to(self.device), indices.to(self.device)
         return ImageBatch(*on_device, self.normalisation)
 
@@ -311,8 +311,8 @@ class StreamedImages(Images):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-def _collated(found: list[tuple[Tensor, int]] | Failed) -> Any:
-    return found if isinstance(found, Failed) else default_collate(found)
+def _collated(decoded: list[tuple[Tensor, int]] | Failed) -> Any:
+    return decoded if isinstance(decoded, Failed) else default_collate(decoded)
 
 
 def _quiet(worker: int) -> None:

@@ -90,7 +90,7 @@ class TextTask:
         load: reads the splits from the data root, ``train``, ``test`` and further test sets; the second argument says
             whether it may download.
         score: predictions (class numbers or values) and references to metrics in percent.
-        metric: the one by which progress is told and the best epoch is found.
+        metric: the one that progress shows and that picks the best epoch.
         official: rows of the official splits; others are named in every table.
         metrics: all that ``score`` gives, and of further test sets those with their suffix, where that is known.
         vocabulary: all words, where the task brings its own; else a WordPiece vocabulary is looked for.
@@ -178,8 +178,8 @@ class TextBatch:
         return len(self._batch.labels)
 
     def part(self, rows: slice) -> TextBatch:
-        own = self._batch
-        return TextBatch(Batch(own.inputs[rows], own.labels[rows], own.indices[rows], own.task_loss))
+        whole = self._batch
+        return TextBatch(Batch(whole.inputs[rows], whole.labels[rows], whole.indices[rows], whole.task_loss))
 
     def student(self, views: int = 1) -> Batch:
         return self._batch
@@ -201,8 +201,8 @@ class TextData:
     ) -> None:
         train, tests = splits["train"], {name: split for name, split in splits.items() if name != "train"}
         if protocol.holdout:
-            kept, held = held_out(len(train.labels), protocol.holdout)
-            train, tests = train.part(kept), {"test": train.part(held)}
+            trained_on, held = held_out(len(train.labels), protocol.holdout)
+            train, tests = train.part(trained_on), {"test": train.part(held)}
         self.task, self.protocol, self.device, self.tokenizer = task, protocol, device, tokenizer
         self.train, self.tests = train.to(device), {name: split.to(device) for name, split in tests.items()}
         self.info = DataInfo(len(train.labels), task.num_classes, train.labels)
@@ -226,9 +226,9 @@ class TextData:
         return view.to(self.device)
 
     def _check_vocabulary(self, view: NetworkView, source: str) -> None:
-        own = vocabulary_of(source)  # where there is none, the size has to do
+        network_vocabulary = vocabulary_of(source)  # where there is none, the size has to do
         size = view.module.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        if size < len(self.tokenizer) or (own and own != self.tokenizer.get_vocab()):
+        if size < len(self.tokenizer) or (network_vocabulary and network_vocabulary != self.tokenizer.get_vocab()):
             raise UserError(
                 f"'{source}' reads with another vocabulary than the task's; give the protocol `tokenizer: {source}`"
             )
@@ -262,14 +262,14 @@ class TextData:
         for split_name, split in self.tests.items():
             suffix = split_name.removeprefix("test")
             order = split.lengths.argsort(stable=True)
-            found: dict[str, list[Tensor]] = {}
+            answers_of: dict[str, list[Tensor]] = {}
             with torch.no_grad():
                 for indices in order.split(EVAL_BATCH):
                     for name, logits in predict(split.padded(indices, self.padding)).items():
                         answers = logits[:, 0] if self.info.regression else logits.argmax(1)
-                        found.setdefault(name, []).append(answers)
+                        answers_of.setdefault(name, []).append(answers)
             references = split.labels[order].cpu().numpy()
-            for name, parts in found.items():
+            for name, parts in answers_of.items():
                 scores = self.task.score(torch.cat(parts).float().cpu().numpy(), references)
                 metrics.setdefault(name, {}).update({f"{key}{suffix}": value for key, value in scores.items()})
         return metrics
@@ -301,10 +301,10 @@ def _encoded(texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, 
     path = _cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
     labels = torch.tensor(texts.labels, dtype=torch.float32 if regression else torch.int64)
     try:
-        kept = read(path) if path.is_file() else None
+        encoded = read(path) if path.is_file() else None
     except UserError:
-        kept = None
-    if kept is None:
+        encoded = None
+    if encoded is None:
         second = list(texts.second) or None
         tokens = tokenizer(
             list(texts.first), second, truncation=True, max_length=max_length, return_token_type_ids=True
@@ -314,16 +314,16 @@ def _encoded(texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, 
             name: torch.from_numpy(np.concatenate([np.asarray(row, kind) for row in tokens[name]]))
             for name, kind in (("input_ids", np.int32), ("token_type_ids", np.uint8))
         }
-        kept = {"ids": flat["input_ids"], "segments": flat["token_type_ids"], "starts": starts}
+        encoded = {"ids": flat["input_ids"], "segments": flat["token_type_ids"], "starts": starts}
         with contextlib.suppress(OSError, DiskError):  # no place to keep it: tokenised again next time
-            write_bytes(path, to_bytes(kept))
-    return Encoded(**kept, labels=labels)
+            write_bytes(path, to_bytes(encoded))
+    return Encoded(**encoded, labels=labels)
 
 
 def words(weights: Mapping[str, Tensor]) -> int:
     """How many words an encoder with these weights reads; of other networks' weights any number."""
-    found = (len(value) for name, value in weights.items() if name.endswith("word_embeddings.weight"))
-    return next(found, VOCABULARY)
+    sizes = (len(value) for name, value in weights.items() if name.endswith("word_embeddings.weight"))
+    return next(sizes, VOCABULARY)
 
 
 def _cache_folder() -> Path:

@@ -39,7 +39,7 @@ def of_cell(error: BaseException, building: bool = False) -> Failure | None:
 
     More are concerned by a stop that the user asked for, by a full disk and by a lack of memory, and those have to be
     raised again. Everything else is the cell's, ``sys.exit`` in a method included; while a method is ``building``, a
-    UserError is its word that it is not for this pair.
+    UserError says that it is not for this pair.
     """
     if isinstance(error, KeyboardInterrupt | DiskError) or out_of_memory(error):
         return None

@@ -64,7 +64,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 class _Loan(NamedTuple):
     name: str
     original: Tensor
-    own: Tensor
+    copy: Tensor
     version: int
 
 
@@ -77,9 +77,9 @@ class Loans:
 
     def tensor(self, name: str, original: Tensor) -> Tensor:
         """A copy that costs nothing until it is written to, and is compared with the original only after that."""
-        own = copied(original)
-        self._loans.append(_Loan(name, original, own, own._version))
-        return own
+        lent = copied(original)
+        self._loans.append(_Loan(name, original, lent, lent._version))
+        return lent
 
     def output(self, unit: str, value: Any) -> Any:
         """As :meth:`tensor`, for what the teacher's unit gave: a tensor, or some in a tuple."""
@@ -94,31 +94,31 @@ class Loans:
         for part in (original, original.fold_batch_norms()):
             for key, tensor in (*part.named_parameters(), *part.named_buffers()):
                 if id(tensor) not in memo:
-                    own = copied(tensor)
-                    if not _never_written(own):  # it is next time, from memory of torch's own
-                        tensor.data = own.clone()
+                    lent = copied(tensor)
+                    if not _never_written(lent):  # it is next time, from memory of torch's own
+                        tensor.data = lent.clone()
                     if isinstance(tensor, nn.Parameter):
-                        own = nn.Parameter(own, requires_grad=False)
-                    memo[id(tensor)] = own
-                    self._loans.append(_Loan(f"{name}'s {key}", tensor.detach(), own, own._version))
+                        lent = nn.Parameter(lent, requires_grad=False)
+                    memo[id(tensor)] = lent
+                    self._loans.append(_Loan(f"{name}'s {key}", tensor.detach(), lent, lent._version))
         network = copy.deepcopy(original, memo).eval()
         self._networks.append((name, network, _tensors(network)))
         return network
 
     def changed(self) -> list[str]:
         """Names of what is not as it was lent."""
-        found = []
+        changes = []
         for name, network, tensors in self._networks:
             if any(module.training for module in network.modules()):
-                found.append(f"{name}'s mode (to training)")
+                changes.append(f"{name}'s mode (to training)")
             if any(p.requires_grad or p.grad is not None for p in network.parameters()):
-                found.append(f"{name}'s gradients")
+                changes.append(f"{name}'s gradients")
             if tensors != _tensors(network):
-                found.append(f"{name}'s layers")
-        for name, original, own, version in self._loans:
-            if own._version != version or not (_never_written(own) or _same_bits(own, original)):
-                found.append(name)
-        return list(dict.fromkeys(found))
+                changes.append(f"{name}'s layers")
+        for name, original, lent, version in self._loans:
+            if lent._version != version or not (_never_written(lent) or _same_bits(lent, original)):
+                changes.append(name)
+        return list(dict.fromkeys(changes))
 
 
 def _listed(names: list[str]) -> str:
@@ -135,11 +135,11 @@ def lend(batch: Batch, teacher: Outputs | None, needs: Needs) -> tuple[Batch, Ou
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     if not two:
         tensors.pop("second", None)
-    lent: dict[str, Any] = {name: loans.tensor(f"the batch's {name}", value) for name, value in tensors.items()}
-    own = replace(batch, **{"second": None, **lent})
+    tensors_lent: dict[str, Any] = {name: loans.tensor(f"the batch's {name}", value) for name, value in tensors.items()}
+    batch_lent = replace(batch, **{"second": None, **tensors_lent})
     if teacher is None or not (needs.teacher or needs.teacher_units):
-        return own, None, loans
-    return own, teacher.only(needs.teacher, needs.teacher_units, two, loans.output), loans
+        return batch_lent, None, loans
+    return batch_lent, teacher.only(needs.teacher, needs.teacher_units, two, loans.output), loans
 
 
 @contextmanager

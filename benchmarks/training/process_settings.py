@@ -19,10 +19,10 @@ def read() -> list[Any]:
 
 def restore(values: list[Any]) -> list[str]:
     """Give the settings values that were read before; the names of those that had others."""
-    found = read()
-    if found == values:
+    current = read()
+    if current == values:
         return []
-    changed = [setting for setting, old, new in zip(_settings(), values, found, strict=True) if old != new]
+    changed = [setting for setting, old, new in zip(_settings(), values, current, strict=True) if old != new]
     for setting, value in zip(_settings(), values, strict=True):
         if setting.get() != value:  # it may have followed one before it
             setting.set(value)
@@ -158,7 +158,7 @@ def _set_directory(path: Path | None) -> None:
         os.chdir(path)
 
 
-def _set_hooks(kept: tuple[tuple[int, ...], ...]) -> None:
-    for hooks, keys in zip(_HOOKS, kept, strict=True):
+def _set_hooks(keys_before: tuple[tuple[int, ...], ...]) -> None:
+    for hooks, keys in zip(_HOOKS, keys_before, strict=True):
         for key in set(hooks).difference(keys):
             del hooks[key]

@@ -55,11 +55,11 @@ def _computed(teacher_pass: TeacherPass, classes: int, unit: str | None) -> Tens
     groups = [present[i : i + size] for i in range(0, len(present), size)]
     products = torch.zeros(classes, classes, dtype=torch.float64)
     for i, group in enumerate(groups):
-        own = features(group)
+        centred = features(group)
         for j in range(i, len(groups)):
             teacher_pass.progress(f"distances between classes, group {i + 1} and {j + 1} of {len(groups)}")
-            other = own if j == i else features(groups[j])
-            for a, x in zip(group, own, strict=True):
+            other = centred if j == i else features(groups[j])
+            for a, x in zip(group, centred, strict=True):
                 for b, y in _pairs(groups[j], other, a if j == i else -1):
                     products[a, b] = products[b, a] = (x.t() @ y).double().square().sum()
     norms = products.diagonal().sqrt()

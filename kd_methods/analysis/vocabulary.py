@@ -56,12 +56,12 @@ def _words(teacher_pass: TeacherPass, unit: str, factor: int, words: int, iterat
 
 def _at(batches: Iterable[Tensor], positions: Tensor) -> Tensor:
     """The rows at ascending positions, counted over all batches."""
-    found, start = [], 0
+    rows, start = [], 0
     for features in batches:
-        own = positions[(positions >= start) & (positions < start + len(features))] - start
-        found.append(features[own.to(features.device)])
+        inside = positions[(positions >= start) & (positions < start + len(features))] - start
+        rows.append(features[inside.to(features.device)])
         start += len(features)
-    return torch.cat(found)
+    return torch.cat(rows)
 
 
 def lloyd(batches: Iterable[Tensor], centres: Tensor) -> Tensor:

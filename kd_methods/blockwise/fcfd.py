@@ -128,11 +128,11 @@ class FCFD(Method[Settings]):
                     feature = tail.resume(self.teacher_blocks[part - 1], feature, until=self.teacher_blocks[part])
                     reached[part].append(feature)
                 mixed.append(tail.resume(self.teacher_blocks[-1], feature))
-        own, *of_paths = (
+        of_student, *of_paths = (
             functional.kd(z, teacher.logits, temperature=config.temperature) for z in (student.logits, *mixed)
         )
         distances = functional.appearance_consistency(reached, targets)
-        distill = {"kd": config.kd * own}
+        distill = {"kd": config.kd * of_student}
         if of_paths:
             distill["mixed"] = config.mixed * torch.stack(of_paths).sum()
         distill["appearance"] = config.appearance * progress.ramp(config.warmup) * distances

@@ -45,18 +45,18 @@ class DOT(torch.optim.Optimizer):
         task = _gradients(losses.task.values(), parameters, keep=bool(losses.distill))
         distill = _gradients(losses.distill.values(), parameters)
         with torch.no_grad():
-            for parameter, own, taught in zip(parameters, task, distill, strict=True):
-                change = self.delta if own is not None and taught is not None else 0.0
+            for parameter, task_gradient, distill_gradient in zip(parameters, task, distill, strict=True):
+                change = self.delta if task_gradient is not None and distill_gradient is not None else 0.0
                 decayed = False
-                for kind, gradient, shift in (("task", own, -change), ("distill", taught, change)):
+                for kind, gradient, shift in (("task", task_gradient, -change), ("distill", distill_gradient, change)):
                     if gradient is not None:
                         buffer = self.state[parameter][kind].mul_(self.momentum + shift).add_(gradient)
                         if not decayed:
                             buffer.add_(parameter, alpha=self.weight_decay)
                             decayed = True
-                if own is not None:
+                if task_gradient is not None:
                     parameter.sub_(self.state[parameter]["task"], alpha=lr)
-                if taught is not None:
+                if distill_gradient is not None:
                     parameter.sub_(self.state[parameter]["distill"], alpha=lr)
 
 
