@@ -101,10 +101,10 @@ def _one(cell: Cell, context: Context) -> bool:
     where = place.data_root, str(place.device), torch.get_num_threads(), place.plugin_files
     job = Job(cell, context.protocol, *where, run.path, teacher)
     watched = Followed(cell, run)
-    told = False
+    ended = False
 
-    def hear(message: tuple[Any, ...]) -> None:
-        nonlocal told
+    def receive(message: tuple[Any, ...]) -> None:
+        nonlocal ended
         kind, *facts = message
         if kind == "step":
             watched.position = (facts[0] + 1, facts[1])
@@ -115,18 +115,18 @@ def _one(cell: Cell, context: Context) -> bool:
         elif kind == "say":
             context.watcher.say(facts[0])
         else:
-            told = True
+            ended = True
 
     with tempfile.TemporaryDirectory() as folder:
         jobs = [job] if context.protocol.processes == 1 else _parts(job, Path(folder, "rendezvous"))
-        last = _in_processes("work", jobs, hear, context.stopping)
+        last = _in_processes("work", jobs, receive, context.stopping)
     if last[0] == "held":
         return False
     if last[0] == "interrupted":
         raise Interrupted("stopped after a whole step; the same command goes on from here")
     if last[0] == "disk":
         raise DiskError(str(last[1]))
-    if not told:  # the process was killed, or could not begin
+    if not ended:  # the process was killed, or could not begin
         run.set_status("failed", message=str(last[1]))
     watched.records = run.metrics
     state = run.state
@@ -149,7 +149,7 @@ def _parts(job: Job, rendezvous: Path) -> list[Job]:
 
 
 def _in_processes(
-    what: str, jobs: Sequence[Job], hear: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
+    what: str, jobs: Sequence[Job], receive: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
 ) -> tuple[Any, ...]:
     """Call a function of :mod:`benchmarks.detection.process` in a fresh process for each of the jobs.
 
@@ -193,7 +193,7 @@ def _in_processes(
                     name = f"process {rank}" if len(jobs) > 1 else "the process"
                     return ("failed", f"{name} ended with exit code {process.exitcode}")
                 if rank == 0:
-                    hear(message)
+                    receive(message)
                     last = message
                 else:  # only of failures
                     return ("failed", f"process {rank}: {message}")

@@ -36,7 +36,7 @@ from .runner import average_precision, set_up
 
 
 def work(sender: Any, job: Job) -> None:
-    """Train a cell; the parent process receives ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
+    """Train a cell; the parent gets ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
 
     The run's lock is held by this process and those that load its images, which end with it.
     """
