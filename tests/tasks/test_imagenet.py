@@ -55,6 +55,12 @@ def test_what_an_image_becomes_depends_on_its_place_alone(tmp_path: Path, augmen
     again = next(iter(alone.batches(0, 2)))
     assert not torch.equal(again.images, whole[0][0])
     assert whole[0][0].dtype == torch.uint8 and whole[0][0].shape == (4, 32, 32, 3)
+    in_order = [list(data.augmented(0, 5)) for data in (with_workers, alone)]
+    assert torch.equal(torch.cat([batch.indices for batch in in_order[0]]), torch.arange(alone.info.num_samples))
+    for ours, theirs in zip(*in_order, strict=True):
+        assert torch.equal(ours.images, theirs.images) and not torch.equal(
+            ours.images, alone.clean(ours.indices).images
+        )
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original"])
