@@ -9,14 +9,7 @@ REPO = Path(__file__).parents[2]
 MOST = 6
 ELSEWHERE = ("benchmarks/cli/", "benchmarks/detection/mmcv_ops.py", "kd_methods/functional/", "benchmarks/suites/test_")
 """Whose parameters are others': options, fixtures, an operator's, a formula's."""
-LEFT = {
-    "benchmarks/networks/libraries.py __init__",
-    "benchmarks/networks/resnet.py __init__",
-    "benchmarks/tasks/images.py augment",
-    "kd_methods/analysis/subclasses.py centres",
-    "kd_methods/distiller.py __init__",
-    "kd_methods/views/traced.py _layout",
-}
+LEFT = {"kd_methods/distiller.py __init__"}
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
