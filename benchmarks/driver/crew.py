@@ -12,7 +12,7 @@ from ..common.workspace import Workspace
 from .cluster import Cluster
 from .jobs import Watcher
 from .schedule import Pool
-from .workers import Here, Workers
+from .workers import Here, Workers, warm_up
 
 WORKER_BYTES = 2 * 2**30
 """Of main memory, what a worker is expected to need."""
@@ -44,6 +44,11 @@ class Crew:
         usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES)
         count = max(1, min(self.workers or usual, most))
         return [one[index % len(one)] for index in range(count)]
+
+    def prepare(self) -> None:
+        """Said before something else is done that takes a while: there will be jobs."""
+        if self.workers != 1 and self.cluster is None:
+            warm_up()
 
     def pool(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], most: int) -> Pool:
         """Where jobs run, of which there can be ``most``."""

@@ -61,6 +61,8 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         _described(plan, {}, workspace)  # what the table could not show is said now
         return Outcome()
     store.check_writable()  # fails now rather than after hours
+    if todo:
+        options.crew.prepare()
     accuracies = _accuracies(plan, bool(todo), workspace, options)
     shown = manifest.save(workspace.output, plan.stem, _described(plan, accuracies, workspace), say)
     asked = Selection(tuple(row.id for row in plan.rows), tuple(pair.id for pair in plan.pairs), plan.seeds)

@@ -56,6 +56,7 @@ class Workers:
     """
 
     def __init__(self, devices: list[torch.device], threads: int, workspace: Workspace) -> None:
+        warm_up()
         self._free, self._threads, self._workspace = list(devices), threads, workspace
         self._running: dict[processes.Child, tuple[Job, torch.device]] = {}
         self.slots = len(devices)
@@ -84,6 +85,11 @@ class Workers:
         for child in self._running:
             child.end()
         self._running.clear()
+
+
+def warm_up() -> None:
+    """Let what workers are forked from import what they need, while this process goes on."""
+    processes.preload(f"{__package__}.relay", "sklearn.datasets")
 
 
 def _work(send: Callable[[Any], None], job: Job, workspace: Workspace, threads: int) -> None:
