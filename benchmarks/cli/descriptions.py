@@ -74,7 +74,7 @@ def reads(cls: type[Method]) -> str:
     needs = cls.needs
     student = ", ".join(("logits", *needs.student, *needs.student_units))
     teacher = ", ".join((*needs.teacher, *needs.teacher_units)) or "nothing"
-    more = [f"batches of {needs.min_batch} at least"] * (needs.min_batch > 1)
+    more = [f"batches of {needs.min_batch} at least"] if needs.min_batch > 1 else []
     if cls.card.modality != "images":
         goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
         goal = goal or f"classification into {cls.card.classes} classes at least"
@@ -83,7 +83,7 @@ def reads(cls: type[Method]) -> str:
             found = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
         more.append(found)
     more += ["two views of each image"] if needs.views > 1 else []
-    more += [f"batches of {needs.max_batch} at most"] * bool(needs.max_batch)
+    more += [f"batches of {needs.max_batch} at most"] if needs.max_batch else []
     if cls.phase_needs:
         first = cls.phase_needs
         more.append(f"in the first phase student: {', '.join(first.student) or 'nothing'},"
@@ -166,7 +166,7 @@ def _section(name: str) -> list[str]:
     lines = ["", f"### `{name}` {card.title}", "", (cls.__doc__ or "").splitlines()[0], "", f"    {card.formula}", ""]
     lines += [f"- Family: {card.family}"] if card.modality in ("text", "detection") else []
     lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
-    lines += [f"- Depends on the order of the samples: {card.order}"] * bool(card.order)
+    lines += [f"- Depends on the order of the samples: {card.order}"] if card.order else []
     if values := [
         f"`{key}` {default}{' **chosen**' if ours else ''} ({text})" for key, default, text, ours in settings(cls)
     ]:

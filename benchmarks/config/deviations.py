@@ -30,7 +30,7 @@ def shortest(deviations: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for text in out if text)
 
 
-def _length(own: int, usual: int, rest: str) -> str:
-    if own == usual:
+def _length(epochs: int, usual: int, rest: str) -> str:
+    if epochs == usual:
         return _SCALED.sub("", rest).removeprefix(",").strip()
-    return f"{counted(own, 'epoch')} instead of {usual}{rest}"
+    return f"{counted(epochs, 'epoch')} instead of {usual}{rest}"

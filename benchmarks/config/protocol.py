@@ -137,14 +137,14 @@ class Protocol(Strict):
             self._check_detection(self.detection)
         return self
 
-    def _check_detection(self, own: Detection) -> None:
+    def _check_detection(self, detection: Detection) -> None:
         if unread := sorted(set(self.model_dump(exclude_defaults=True)) - _OF_DETECTION):
             raise Misplaced(f"not for detection: {', '.join(unread)}", unread[0])
         if self.optimizer.name != "sgd" or self.optimizer.decay_matrices_only or self.optimizer.backbone != 1:
             message = "detection has the optimizer sgd, with one rate for all, which decays every parameter"
             raise Misplaced(message, "optimizer")
-        if self.batch_size % own.processes:
-            message = f"a batch of {self.batch_size} is not shared evenly by {own.processes} processes"
+        if self.batch_size % detection.processes:
+            message = f"a batch of {self.batch_size} is not shared evenly by {detection.processes} processes"
             raise Misplaced(message, "detection", "processes")
 
     def model_post_init(self, _: Any) -> None:
@@ -320,19 +320,20 @@ class Protocol(Strict):
             f"{data}, {self.arithmetic}{start}",
         )
 
-    def _detection_lines(self, own: Detection, with_task: bool) -> tuple[str, ...]:
+    def _detection_lines(self, detection: Detection, with_task: bool) -> tuple[str, ...]:
         where = f" on {self.task}" if with_task else ""
-        total, after = self.epochs * own.iterations, self.milestones_in(own.iterations)
+        total, after = self.epochs * detection.iterations, self.milestones_in(detection.iterations)
         decays = f", times {self.decay:g} after {', '.join(map(str, after))} iterations" if after else ""
-        rise = f", linear warm-up over {own.warmup} iterations" if own.warmup else ""
-        low, high = min(own.short_sides), max(own.short_sides)
-        sides = f"{low}" if low == high else f"{low} to {high} ({len(own.short_sides)} sizes)"
+        rise = f", linear warm-up over {detection.warmup} iterations" if detection.warmup else ""
+        low, high = min(detection.short_sides), max(detection.short_sides)
+        sides = f"{low}" if low == high else f"{low} to {high} ({len(detection.short_sides)} sizes)"
         start = "backbones of students begin with weights of ImageNet"
-        start = start if own.pretrained else "students begin with random weights"
+        start = start if detection.pretrained else "students begin with random weights"
         return (
             f"{self.name} v{self.version}{where}: {total} iterations, batch {self.batch_size}",
             f"{self.optimizer.line()}, lr {self.optimizer.lr:g}{decays}{rise}",
-            f"short side {sides}, long side at most {own.long_side}, short side {own.test_side} in evaluation"
+            f"short side {sides}, long side at most {detection.long_side}, "
+            f"short side {detection.test_side} in evaluation"
             f"{', horizontal flip' if self.flip else ''}, {self.arithmetic}; {start}",
         )
 

@@ -80,7 +80,7 @@ class Optimizer(Strict):
 
     def line(self) -> str:
         """In words, without the learning rate."""
-        decay = f"weight decay {self.weight_decay:g}" + " of matrices only" * self.decay_matrices_only
+        decay = f"weight decay {self.weight_decay:g}" + (" of matrices only" if self.decay_matrices_only else "")
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
         decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
         if self.name == "adamw":

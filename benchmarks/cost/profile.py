@@ -53,16 +53,16 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
 def _traced(bench: Bench, trace: Path) -> str:
     """Write the trace of one step, its parts marked; returns the table of the operators that take most time."""
     cuda = bench.data.device.type == "cuda"
-    with profiler(bench.data.device, profile_memory=True) as found:
+    with profiler(bench.data.device, profile_memory=True) as profiled:
         for part, run in bench.parts():
             with record_function(MARK + part):
                 run()
         if cuda:
             torch.cuda.synchronize(bench.data.device)
     trace.parent.mkdir(parents=True, exist_ok=True)
-    found.export_chrome_trace(str(trace))
+    profiled.export_chrome_trace(str(trace))
     by = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-    return found.key_averages().table(sort_by=by, row_limit=TOP, max_name_column_width=50)
+    return profiled.key_averages().table(sort_by=by, row_limit=TOP, max_name_column_width=50)
 
 
 def profiler(device: torch.device, **options: Any) -> profile:

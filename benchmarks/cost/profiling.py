@@ -52,11 +52,11 @@ def cost_key(cell: Cell, machine: str) -> str:
     """What a step's cost depends on: not on seed, weights, content of the data or length, but on machine and torch."""
     identity = cell.identity()
     teacher = cell.teacher.network if cell.teacher else None
-    kept = {name: identity[name] for name in ("task", "student", "method", "versions", "plugins")}
+    what = {name: identity[name] for name in ("task", "student", "method", "versions", "plugins")}
     step = {
         k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs", "holdout")
     }
-    return digest([SCHEMA, kept, step, teacher, machine, torch.__version__, WARM_UP, TIMED])
+    return digest([SCHEMA, what, step, teacher, machine, torch.__version__, WARM_UP, TIMED])
 
 
 class Bench:
@@ -109,9 +109,9 @@ class Bench:
         batch = next(self._batches)
         for part in parts(len(batch), self.protocol.accumulate):
             with share():
-                inputs, kept = shared(batch, part, self.teacher, self.student_runs)
+                inputs, outputs = shared(batch, part, self.teacher, self.student_runs)
             for student_run in self.student_runs:
-                student_run.step(inputs, kept, (self.epoch, 0), self.progress, part)
+                student_run.step(inputs, outputs, (self.epoch, 0), self.progress, part)
 
     def teacher_pass(self, batch: TaskBatch) -> Outputs | None:
         """The part of a step that a group shares."""

@@ -147,12 +147,12 @@ def _holdout_note(plan: Plan) -> list[str]:
 
 def _trained_under(plan: Plan, ref: TeacherRef) -> str:
     """The protocol of a teacher, where it is not the students', and what the teacher began with."""
-    own = plan.teacher_protocol
+    protocol = plan.teacher_protocol
     usual = load_protocol(plan.protocol.teachers_from).epochs
-    length = f" ({own.epochs} epochs instead of {usual})" if own.epochs != usual else ""
+    length = f" ({protocol.epochs} epochs instead of {usual})" if protocol.epochs != usual else ""
     start = next((cell.start for cell in plan.training if cell.key == ref.cell), None)
     begun = f" from the ImageNet weights {start.entry}" if start else ""
-    return f"{own.name} v{own.version}{length}{begun}"
+    return f"{protocol.name} v{protocol.version}{length}{begun}"
 
 
 def _uniform_note(plan: Plan) -> list[str]:

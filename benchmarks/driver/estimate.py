@@ -60,8 +60,8 @@ def estimate(plan: Plan, todo: Mapping[str, float], workspace: Workspace) -> Est
         if not executors.of(get_task(task)).counted:
             continue
         for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
-            own = [cell for stage in stages for cell in stage]
-            part = _on_one_task(own, protocol.on_task(task), todo, workspace)
+            on_task = [cell for stage in stages for cell in stage]
+            part = _on_one_task(on_task, protocol.on_task(task), todo, workspace)
             operations |= part.operations
             seconds += part.seconds
     return Estimate(operations, seconds)
@@ -132,8 +132,8 @@ def _kind(cell: Cell) -> str:
 
 def _epochs(bench: Bench, scale: float) -> Work:
     """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
-    teacher, own = bench.operations()
-    total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * own]
+    teacher, student = bench.operations()
+    total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * student]
     counted: dict[int, tuple[int, int]] = {}
     for epoch in range(bench.student_run.first_epoch, 1):
         bench.go_to(epoch)
@@ -141,4 +141,4 @@ def _epochs(bench: Bench, scale: float) -> Work:
         if phase not in counted:
             counted[phase] = bench.operations()
         total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]
-    return Work(total[0] * scale, total[1] * scale, (teacher + own) * scale)
+    return Work(total[0] * scale, total[1] * scale, (teacher + student) * scale)

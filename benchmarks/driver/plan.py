@@ -248,8 +248,8 @@ def _pairs(wanted: Sequence[str], known: Sequence[Pair], tasks: tuple[TaskColumn
     pairs: dict[str, Pair] = {}
     for name in wanted or (pair.id for pair in known):
         # A pair's name without a task means its columns on all tasks.
-        found = tuple(pair for pair in known if name in (pair.id, pair.id.partition(":")[0]))
-        pairs |= {pair.id: pair for pair in found or columns((_free_pair(name, known),), tasks)}
+        shown = tuple(pair for pair in known if name in (pair.id, pair.id.partition(":")[0]))
+        pairs |= {pair.id: pair for pair in shown or columns((_free_pair(name, known),), tasks)}
     return tuple(pairs.values())
 
 

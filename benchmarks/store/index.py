@@ -46,14 +46,14 @@ def stamp(folder: Path, names: Sequence[str]) -> str:
     start = f"{folder}{os.sep}"
     for name in names:
         try:
-            found = os.stat(start + name)  # noqa: PTH116 (of 30,000 files)
+            stat = os.stat(start + name)  # noqa: PTH116 (of 30,000 files)
         except (FileNotFoundError, NotADirectoryError):
             parts.append("-")
             continue
         except OSError:
             return ""
-        parts.append(f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
-        latest = max(latest, found.st_mtime_ns, found.st_ctime_ns)
+        parts.append(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+        latest = max(latest, stat.st_mtime_ns, stat.st_ctime_ns)
     return ";".join(parts) if time.time_ns() - latest > SETTLED else ""
 
 
@@ -65,7 +65,7 @@ class Index:
 
     def read(self, keys: Iterable[str]) -> dict[str, IndexedRun]:
         """The entries that are there and whole."""
-        wanted, found = list(keys), dict[str, IndexedRun]()
+        wanted, entries = list(keys), dict[str, IndexedRun]()
 
         def select(database: sqlite3.Connection) -> None:
             for start in range(0, len(wanted), _BATCH):
@@ -75,11 +75,11 @@ class Index:
                     with contextlib.suppress(TypeError, UnicodeError):  # of a damaged file anything may come
                         entry = IndexedRun(*fields)
                         if entry.seal(key) == seal:
-                            found[key] = entry
+                            entries[key] = entry
 
         if self.path.is_file():
             self._use(select)
-        return found
+        return entries
 
     def write(self, entries: Mapping[str, IndexedRun]) -> None:
         """Add or replace entries."""

@@ -285,8 +285,8 @@ class Run:
                 self._set_aside(lost, str(error), say)
 
     def _set_aside(self, names: Sequence[str], reason: str, say: Say, why: str = "damaged") -> None:
-        kept = [set_aside(self / name, why).name for name in names if (self / name).exists()]
-        say(f"{reason}; kept as {', '.join(kept)}" if kept else reason)
+        names_aside = [set_aside(self / name, why).name for name in names if (self / name).exists()]
+        say(f"{reason}; kept as {', '.join(names_aside)}" if names_aside else reason)
 
 
 def _begin(part: documents.Environment) -> tuple[int, int]:
@@ -304,10 +304,12 @@ def _change(before: documents.Environment, now: documents.Environment) -> str:
 
 def _decisive(facts: documents.Environment) -> dict[str, str]:
     """What the bits of a result depend on, of the facts about what computes a run."""
-    own = {name: value for name, value in facts.get("arithmetic", {}).items() if name != "summary"}
+    arithmetic = {name: value for name, value in facts.get("arithmetic", {}).items() if name != "summary"}
     versions = {name: value for name, value in facts["versions"].items() if name != "python" and value}
-    found: dict[str, Any] = {"device": facts.get("device", "").partition(":")[0], **own, **versions}
-    return {name: " ".join(value) or "none" if isinstance(value, list) else str(value) for name, value in found.items()}
+    decisive: dict[str, Any] = {"device": facts.get("device", "").partition(":")[0], **arithmetic, **versions}
+    return {
+        name: " ".join(value) or "none" if isinstance(value, list) else str(value) for name, value in decisive.items()
+    }
 
 
 class Store:
@@ -342,7 +344,7 @@ class Store:
 
     def facts(self, keys: Iterable[str]) -> dict[str, Facts]:
         """What is known of many runs, by key: through the index, as long as their documents are the same."""
-        index, found, new = Index(self.root / "index.sqlite"), dict[str, Facts](), dict[str, IndexedRun]()
+        index, facts, new = Index(self.root / "index.sqlite"), dict[str, Facts](), dict[str, IndexedRun]()
         wanted = list(dict.fromkeys(keys))
         entries = index.read(wanted)
         parsed = functools.cache(json.loads)  # most runs have one environment
@@ -350,14 +352,14 @@ class Store:
             run, entry = self.run(key), entries.get(key)
             stamped = stamp(run.path, ("cell.json", "environment.json", "status.json"))
             if entry and stamped and entry.stamp == stamped:
-                found[key] = Facts(json.loads(entry.status), parsed(entry.environments))
+                facts[key] = Facts(json.loads(entry.status), parsed(entry.environments))
                 continue
-            found[key] = run.facts()
-            if stamped and found[key].status["state"] not in ("missing", "damaged"):
-                new[key] = IndexedRun(stamped, *map(json.dumps, found[key]))
+            facts[key] = run.facts()
+            if stamped and facts[key].status["state"] not in ("missing", "damaged"):
+                new[key] = IndexedRun(stamped, *map(json.dumps, facts[key]))
         if new:
             index.write(new)
-        return found
+        return facts
 
     def metrics(self, key: str, say: Say) -> list[dict[str, Any]]:
         """The records of a run's epochs; none where they are damaged, which is said."""

@@ -64,7 +64,7 @@ def left_out(shown: Manifest, part: Manifest) -> str:
     pairs = [column.key for column in shown.columns if column.key not in columns]
     seeds = sorted({cell.seed for cell in shown.cells} - {cell.seed for cell in part.cells})
     counts = [
-        f"{counted(len(names), what)} ({', '.join([*names[:NAMED], *['…'] * (len(names) > NAMED)])})"
+        f"{counted(len(names), what)} ({', '.join([*names[:NAMED], *(['…'] if len(names) > NAMED else [])])})"
         for what, names in (("row", titles), ("pair", pairs), ("seed", [str(seed) for seed in seeds]))
         if names
     ]

@@ -22,9 +22,9 @@ def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Map
     Raises:
         UserError: the protocol starts it from ImageNet weights, and these are not installed.
     """
-    own = student_cell(network, protocol, data_root, plugins)
+    cell = student_cell(network, protocol, data_root, plugins)
     if not protocol.start:
-        return own
+        return cell
     source = networks.imagenet_start.source(network)
     entry = zoo.installed(source, "imagenet")
     if entry is None:
@@ -32,4 +32,4 @@ def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Map
             f"under {protocol.name} the teacher {network} begins with ImageNet weights of {source}, and none are "
             f"installed; see: {PROGRAM} teachers fetch {source}"
         )
-    return replace(own, start=zoo.ref(entry))
+    return replace(cell, start=zoo.ref(entry))

@@ -58,14 +58,14 @@ def usual_protocol(task: str) -> Protocol:
 
 def test_inputs(protocol: Protocol) -> dict[str, Any]:
     """What becomes of images and texts before a network sees them in evaluation."""
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     if protocol.crops:
-        found |= protocol.crops.model_dump(include={"size", "test_resize", "interpolation"})
+        inputs |= protocol.crops.model_dump(include={"size", "test_resize", "interpolation"})
     if protocol.detection:
-        found |= protocol.detection.model_dump(include={"test_side", "long_side"})
+        inputs |= protocol.detection.model_dump(include={"test_side", "long_side"})
     if protocol.max_length:
-        found |= {"max_length": protocol.max_length, "tokenizer": protocol.tokenizer}
-    return found
+        inputs |= {"max_length": protocol.max_length, "tokenizer": protocol.tokenizer}
+    return inputs
 
 
 Measure = Callable[[Teacher, Protocol], float]
@@ -89,16 +89,16 @@ def check_teachers(
     for place, ref in refs.items():
         if not ref.weights:
             continue
-        entry, own = zoo.get(ref.entry), protocol.on_task(place[1])
-        fingerprint = get_task(entry.task).fingerprint(workspace.data_root, own)
-        path = _path(ref, fingerprint, own, workspace)
+        entry, on_task = zoo.get(ref.entry), protocol.on_task(place[1])
+        fingerprint = get_task(entry.task).fingerprint(workspace.data_root, on_task)
+        path = _path(ref, fingerprint, on_task, workspace)
         known = documents.kept(path, TeacherAccuracy, workspace.say)
         if known is None:
             workspace.say(f"evaluating teacher {entry.name}")
-            known = {"entry": entry.name, "value": measure(entry, own)}
+            known = {"entry": entry.name, "value": measure(entry, on_task)}
             documents.write(path, known)
         measured[place] = known["value"]
-        if is_off(entry, measured[place], own) and not any_teacher:
+        if is_off(entry, measured[place], on_task) and not any_teacher:
             raise UserError(
                 f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry expects "
                 f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
