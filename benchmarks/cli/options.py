@@ -124,6 +124,34 @@ def crew(command: Callable[..., Any]) -> Callable[..., Any]:
     return _workers(_per_gpu(_threads(_executor(_address(with_crew)))))
 
 
+def page(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a paper's table, handed to the command as one argument ``page``."""
+
+    @click.option(
+        "--style",
+        type=click.Choice(["paper", "full"]),
+        default="paper",
+        show_default=True,
+        help="LaTeX: a paper's table with all else in TABLE-appendix.tex, or both in one file.",
+    )
+    @click.option(
+        "--published",
+        type=click.Choice(["column", "none"]),
+        default="column",
+        show_default=True,
+        help="LaTeX: the literature's values in a small column at each pair, or left out.",
+    )
+    @click.option("--highlight", metavar="ROW", default="", help="LaTeX: shade this row, your own.")
+    @click.option("--costs", is_flag=True, help="LaTeX: throughput, its multiple of KD's and peak memory at each row.")
+    @functools.wraps(command)
+    def with_page(style: Any, published: Any, highlight: str, costs: bool, **arguments: Any) -> Any:
+        from ..report import Page
+
+        return command(page=Page(published, highlight, costs, style), **arguments)
+
+    return with_page
+
+
 def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of folders, device and plugins, handed to the command as one argument.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
     from ..driver.crew import Crew
+    from ..report import Page
 
 
 class Reproduce(click.Command):
@@ -33,6 +34,7 @@ class Reproduce(click.Command):
 @options.seeds
 @options.changes
 @options.settings
+@options.page
 @click.option(
     "--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE",
     help="Beside a row one of its own with this setting changed; --methods METHOD:KEY=VALUE is that row alone.",
@@ -47,6 +49,7 @@ class Reproduce(click.Command):
 def run(
     workspace: Callable[[], Workspace],
     crew: Callable[[], Crew],
+    page: Page,
     dry_run: bool,
     no_cost: bool,
     similarity: bool,
@@ -70,7 +73,7 @@ def run(
         table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
         overrides=tuple(asked["overrides"]), **options.chosen(asked),
     )  # fmt: skip
-    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity, hands, Shard(*part))))
+    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity, hands, Shard(*part), page)))
 
 
 @click.command()
@@ -81,8 +84,9 @@ def run(
 @options.methods
 @options.pairs
 @options.seeds
+@options.page
 @options.output
-def render(table: str, preset: str, changes: Changes, settings: str, output: Path, **asked: Any) -> None:
+def render(table: str, preset: str, changes: Changes, settings: str, page: Page, output: Path, **asked: Any) -> None:
     """Write TABLE again from the store, all of it or the rows, columns and seeds that are named, in their order.
 
     Nothing is run, neither data nor teachers are read.
@@ -96,7 +100,8 @@ def render(table: str, preset: str, changes: Changes, settings: str, output: Pat
     usual = load_protocol(spec.preset(preset).protocol)
     changed = usual.changed(**changes)
     wanted = Selection(*options.chosen(asked).values())
-    files, text = written(output, stem(spec.name, preset, usual, changed, settings == "uniform"), wanted=wanted)
+    name = stem(spec.name, preset, usual, changed, settings == "uniform")
+    files, text = written(output, name, wanted=wanted, page=page)
     click.echo(text)
     for file in files:
         click.echo(file)

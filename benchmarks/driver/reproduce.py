@@ -13,6 +13,7 @@ from ..common.console import Outcome, counted
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..cost.table_costs import measure_missing
+from ..report import PAPER, Page
 from ..report.collect import render
 from ..store import manifest
 from ..store.cell import Cell
@@ -40,6 +41,7 @@ class Options:
     similarity: bool = False
     crew: Crew = ALONE
     shard: Shard = WHOLE
+    page: Page = PAPER
 
 
 def reproduce(request: Request, workspace: Workspace, options: Options = Options()) -> Outcome:
@@ -72,13 +74,15 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
                 train(stages, protocol.on_task(task), workspace, options.crew, bool(watched))
-    files, text = render(workspace.output, plan.stem, say, asked)
+    files, text = render(workspace.output, plan.stem, say, asked, options.page)
     not_measured = 0
     if options.costs:
         shown_cells = {cell.key for cell in plan.cells.values()}
         rows = [cell for cell in cells if cell.key in shown_cells]
         not_measured = measure_missing(rows, workspace, lambda cell: _cost(cell, plan, workspace))
-        files, text = render(workspace.output, plan.stem, lambda line: None, asked)  # as it was said above
+        files, text = render(
+            workspace.output, plan.stem, lambda line: None, asked, options.page
+        )  # as it was said above
     if watched:
         folder = manifest.path(workspace.output, plan.stem).parent
         for file in similarity.write(selected(shown, asked), store, folder, say):

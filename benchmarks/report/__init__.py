@@ -12,27 +12,42 @@ from pathlib import Path
 
 from ..common.files import write_text
 from .model import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
+from .paper_table import PAPER, Page
 from .seed_statistics import with_means
 from .table_layout import TableLayout
 
 __all__ = [
-    "Column", "CostEntry", "CostRow", "CostTable", "Published", "SeedResult", "Table", "TableEntry", "TableRow",
+    "PAPER", "Column", "CostEntry", "CostRow", "CostTable", "Page", "Published", "SeedResult", "Table", "TableEntry",
+    "TableRow",
     "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_layout",
 ]  # fmt: skip
 
 
-def render(table: Table) -> dict[str, str]:
-    """File suffix to text: `.tex`, `.md`, `.csv`."""
-    from . import accuracy_table as content
-    from . import csv_file as csv
-    from . import latex, markdown
+def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> dict[str, str]:
+    """End of a file's name to its text: `.tex`, `-appendix.tex`, `.bib`, `.md`, `.csv`.
 
-    layout = content.layout(table)
-    return {".tex": latex.render(layout), ".md": markdown.render(layout), ".csv": csv.render(table)}
+    Args:
+        table: what is shown.
+        page: how the LaTeX shows it.
+        cost: what its rows cost, which the LaTeX shows if the page wants it.
+    """
+    from . import accuracy_table, appendix, latex, markdown, paper_table
+    from . import csv_file as csv
+
+    full, paper = accuracy_table.layout(table), paper_table.layout(table, page, cost)
+    bibliography = appendix.bibliography(table)
+    name = table.name if bibliography else ""
+    after = appendix.body(table, full)
+    own = {".tex": latex.render(paper, name), "-appendix.tex": latex.document(after)}
+    if page.style == "full":
+        own = {".tex": latex.document(f"{latex.body(paper)}\n\n{after}", name, latex.packages(paper))}
+    if bibliography:
+        own[".bib"] = bibliography
+    return {**own, ".md": markdown.render(full), ".csv": csv.render(table)}
 
 
 def render_cost(cost: CostTable) -> dict[str, str]:
-    """As `render`, for what the methods cost."""
+    """As `render`, for what the methods cost: `.tex`, `.md`, `.csv`."""
     from . import cost_table as content
     from . import csv_file as csv
     from . import latex, markdown
@@ -61,9 +76,15 @@ def write_layout(layout: TableLayout, folder: Path) -> list[Path]:
     return _write({".tex": latex.render(layout), ".md": markdown.render(layout)}, folder, layout.name)
 
 
-def write(table: Table, folder: Path, stem: str) -> list[Path]:
-    """Write `stem`.tex, .md and .csv into `folder`, each whole or not at all, and return their paths."""
-    return _write(render(table), folder, stem)
+def write(
+    table: Table,
+    folder: Path,
+    stem: str,
+    page: Page = PAPER,
+    cost: CostTable | None = None,
+) -> list[Path]:
+    """Write what `render` gives behind ``stem`` into `folder`, each whole or not at all, and return their paths."""
+    return _write(render(table, page, cost), folder, stem)
 
 
 def write_cost(cost: CostTable, folder: Path, stem: str) -> list[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from string import ascii_lowercase
+
 from ..config.table_spec import short_name
 from .model import STUDENT, Column, Published, Table, TableEntry, TableRow
 from .seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
@@ -23,26 +26,30 @@ from .table_layout import (
     signed,
 )
 
+RANKING = "best and second best mean of a column among the methods; not a test of significance."
+
 MAX_LISTED = 12
 """Incomplete cells named one by one; more are counted, and are in the CSV."""
 
 
 def layout(table: Table) -> TableLayout:
-    rank, n = ranks(table), usual_n(table)
+    rank, n, daggers = ranks(table), usual_n(table), dagger_marks(table)
     students = tuple(row for row in table.rows if row.key == STUDENT)
-    reference = _teacher_lines(table)
+    reference = _teacher_lines(table, daggers)
     for row in students:
-        reference += _row_lines(table, row, rank, n)
+        reference += _row_lines(table, row, rank, n, daggers)
     blocks = [tuple(reference)]
     methods = [row for row in table.rows if row.key != STUDENT]
     for family in dict.fromkeys(row.family for row in methods):
         lines = [Line("heading", family)]
         for row in methods:
             if row.family == family:
-                lines += _row_lines(table, row, rank, n)
+                lines += _row_lines(table, row, rank, n, daggers)
         blocks.append(tuple(lines))
     if table.quoted:
-        blocks.append((Line("heading", "published, not run here"), *(_quoted_line(table, row) for row in table.quoted)))
+        blocks.append(
+            (Line("heading", "published, not run here"), *(_quoted_line(table, row, daggers) for row in table.quoted))
+        )
     return TableLayout(
         name=table.name,
         title=table.title,
@@ -53,7 +60,7 @@ def layout(table: Table) -> TableLayout:
     )
 
 
-def _teacher_lines(table: Table) -> list[Line]:
+def _teacher_lines(table: Table, daggers: Mapping[str, str]) -> list[Line]:
     digits = table.decimals
     accuracies = [
         PrintedCell(word=MISSING)
@@ -63,8 +70,8 @@ def _teacher_lines(table: Table) -> list[Line]:
     ]
     lines = [Line("row", "Teacher", tuple(accuracies))]
     cells = tuple(
-        _published_cell(
-            column.teacher_published, teacher_gap(column.teacher_accuracy, column.teacher_published), digits
+        published_cell(
+            column.teacher_published, teacher_gap(column.teacher_accuracy, column.teacher_published), digits, daggers
         )
         if column.teacher_published
         else PrintedCell()
@@ -75,27 +82,31 @@ def _teacher_lines(table: Table) -> list[Line]:
     return lines
 
 
-def _row_lines(table: Table, row: TableRow, rank: dict[tuple[str, str], int], n: int | None) -> list[Line]:
+def _row_lines(
+    table: Table, row: TableRow, rank: dict[tuple[str, str], int], n: int | None, daggers: Mapping[str, str]
+) -> list[Line]:
     measured, published = [], []
     for column in table.columns:
         entry = row.entries.get(column.key)
         summary = summarise(entry)
-        measured.append(_measured_cell(table, summary, rank.get((row.key, column.key), 0), show_n=unusual(summary, n)))
+        measured.append(measured_cell(table, summary, rank.get((row.key, column.key), 0), show_n=unusual(summary, n)))
         value = entry.published if entry else None
-        published.append(_published_cell(value, gap(summary, value), table.decimals) if value else PrintedCell())
+        difference = gap(summary, value)
+        published.append(published_cell(value, difference, table.decimals, daggers) if value else PrintedCell())
     lines = [Line("row", row.title, tuple(measured), CHOICE if row.our_choice else "")]
     if any(cell.value for cell in published):
         lines.append(Line("published", "published", tuple(published)))
     return lines
 
 
-def _quoted_line(table: Table, row: TableRow) -> Line:
+def _quoted_line(table: Table, row: TableRow, daggers: Mapping[str, str]) -> Line:
     values = [entry.published if (entry := row.entries.get(column.key)) else None for column in table.columns]
-    cells = (_published_cell(value, None, table.decimals) if value else PrintedCell() for value in values)
+    cells = (published_cell(value, None, table.decimals, daggers) if value else PrintedCell() for value in values)
     return Line("published", row.title, tuple(cells))
 
 
-def _measured_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> PrintedCell:
+def measured_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> PrintedCell:
+    """A mean with its deviation, or why there is none."""
     mean, std = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
     if mean is None:
         if not summary.diverged and not summary.failed:
@@ -110,8 +121,11 @@ def _measured_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> P
     return PrintedCell(f"{mean:.{digits}f}", "" if std is None else f"{std:.{digits}f}", seeds, rank)
 
 
-def _published_cell(published: Published, difference: float | None, digits: int) -> PrintedCell:
-    marks = "" if published.comparable else DAGGER
+def published_cell(
+    published: Published, difference: float | None, digits: int, daggers: Mapping[str, str]
+) -> PrintedCell:
+    """A published value with its marks (those of :func:`dagger_marks`, or of its epoch rule) and the gap to it."""
+    marks = "" if published.comparable else daggers[_reason(published)]
     if published.comparable:
         marks = {"best": BEST, "unknown": UNKNOWN}.get(published.epoch_rule, "")
     std = "" if published.std is None else f"{published.std:.{digits}f}"
@@ -147,13 +161,11 @@ def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
     teacher_notes: dict[str, list[str]] = {}
     for column in table.columns:
         names = teacher_notes.setdefault(column.teacher_note, []) if column.teacher_note else []
-        if column.teacher not in names:
-            names.append(column.teacher)
+        if column.teacher_title not in names:
+            names.append(column.teacher_title)
     notes += [(f"Teacher {', '.join(names)}", sentence(note)) for note, names in teacher_notes.items()]
     if ranked:
-        notes.append(
-            ("Bold, underlined", "best and second best mean of a column among the methods; not a test of significance.")
-        )
+        notes.append(("Bold, underlined", RANKING))
     if any(unusual(summarise(entry), n) for row in table.rows for entry in row.entries.values()):
         notes.append(("n=", "finished seeds, or finished/planned ones; the mean is over the finished."))
     return (
@@ -161,6 +173,7 @@ def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
         + _incomplete(table)
         + _published_notes(table)
         + [("Provenance", "; ".join(table.provenance) + ".")] * bool(table.provenance)
+        + [("Digest of the cells", f"{table.digest}.")] * bool(table.digest)
     )
 
 
@@ -185,7 +198,7 @@ def _place(column: Column, table: Table) -> str:
     """A column in words."""
     name = short_name(column.task, (other.task for other in table.columns))
     task = f" on {name} ({column.metric})" if several_tasks(table.columns) else ""
-    return f"{column.teacher}{DASH}{column.student}{task}"
+    return f"{column.teacher_title}{DASH}{column.student_title}{task}"
 
 
 def _refusals(table: Table) -> list[tuple[str, str]]:
@@ -200,13 +213,30 @@ def _counts(cell: Summary) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count) + f" of {cell.planned}"
 
 
-def _published_notes(table: Table) -> list[tuple[str, str]]:
+def published_values(table: Table) -> list[tuple[str, Published]]:
+    """The published values that a table shows, each with the title of its row."""
     values: list[tuple[str, Published]] = [
         ("teacher", column.teacher_published) for column in table.columns if column.teacher_published
     ]
     for row in (*table.rows, *table.quoted):
         entries: list[TableEntry | None] = [row.entries.get(column.key) for column in table.columns]
         values += [(row.title, entry.published) for entry in entries if entry and entry.published]
+    return values
+
+
+def dagger_marks(table: Table) -> dict[str, str]:
+    """A mark for each reason why published values are not comparable, so that a dagger can be told from another."""
+    reasons = dict.fromkeys(_reason(value) for _, value in published_values(table) if not value.comparable)
+    letters = ascii_lowercase if len(reasons) > 1 else ""
+    return {reason: DAGGER + (letters[i % 26] * (1 + i // 26) if letters else "") for i, reason in enumerate(reasons)}
+
+
+def _reason(published: Published) -> str:
+    return published.reason or "reason not stated"
+
+
+def _published_notes(table: Table) -> list[tuple[str, str]]:
+    values = published_values(table)
     if not values:
         return []
     rules = {value.epoch_rule for _, value in values if value.comparable}
@@ -215,9 +245,7 @@ def _published_notes(table: Table) -> list[tuple[str, str]]:
         notes.append((BEST, "read at the best epoch on the test set; the gap is that of our best-epoch mean."))
     if "unknown" in rules:
         notes.append((UNKNOWN, "epoch rule not known, hence no gap."))
-    reasons = dict.fromkeys(value.reason or "reason not stated" for _, value in values if not value.comparable)
-    if reasons:
-        notes.append((DAGGER, "not comparable, hence no gap: " + "; ".join(reasons) + "."))
+    notes += [(mark, f"not comparable, hence no gap: {reason}.") for reason, mark in dagger_marks(table).items()]
     sources: dict[str, list[str]] = {}
     for title, value in values:
         titles = sources.setdefault(value.source, [])

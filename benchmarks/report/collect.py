@@ -16,12 +16,17 @@ from kd_methods.errors import Damaged, UserError
 
 from .. import report
 from ..common.console import say
+from ..common.files import digest
+from ..common.network_names import network_title
+from ..config.deviations import shortest
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
 from ..store.manifest import Manifest, PlannedColumn, PlannedRow, existing, flat, path
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
+from .citations import bibliography, row_papers
+from .paper_table import PAPER, Page
 
 
 class Cost(TypedDict):
@@ -33,7 +38,11 @@ class Cost(TypedDict):
 
 
 def render(
-    output: Path, stem: str, say: Callable[[str], None] = say, wanted: Selection = ALL
+    output: Path,
+    stem: str,
+    say: Callable[[str], None] = say,
+    wanted: Selection = ALL,
+    page: Page = PAPER,
 ) -> tuple[list[Path], str]:
     """Write a table and its cost table from the store; returns the files and the table as Markdown.
 
@@ -42,9 +51,10 @@ def render(
         stem: the table's folder in it.
         say: hears which runs are damaged, and so are missing in the table, and what of it is left out.
         wanted: the rows, columns and seeds to show; by default all that the store has.
+        page: what the LaTeX shows beside the means.
 
     Raises:
-        UserError: nothing was ever planned under that name, or nothing of what is wanted.
+        UserError: nothing was ever planned under that name, nothing of what is wanted, or not the row to highlight.
     """
     whole = existing(output, stem)
     manifest = selected(whole, wanted)
@@ -53,11 +63,15 @@ def render(
     store = Store(output)
     table = collect(manifest, store, say)
     folder = path(output, stem).parent
-    files = report.write(table, folder, manifest.name)
+    known_rows = [row.key for row in table.rows]
+    if page.highlight and page.highlight not in known_rows:
+        raise UserError(f"--highlight {page.highlight}: the table has no such row; it has {', '.join(known_rows)}")
+    cost = collect_cost(manifest, store, table, say)
+    files = report.write(table, folder, manifest.name, page, cost)
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
     if rows := manifest.efficiency:
         files += report.write_efficiency(table, _curves(manifest, store, say), rows.ours, rows.against, folder)
-    if cost := collect_cost(manifest, store, table, say):
+    if cost:
         files += report.write_cost(cost, folder, f"{manifest.name}-cost")
     return files, text
 
@@ -110,6 +124,7 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
             settings_note="; ".join(
                 [*_settings_note(row, manifest), *_remarks(remarks[row.key], len(entries.get(row.key, {})))]
             ),
+            cites=tuple(key for key in row_papers(row.method, row.optimizer) if key in bibliography()),
         )
         for row in manifest.rows
     )
@@ -125,9 +140,11 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
         rows=rows,
         quoted=tuple(row for row in quoted if row.entries),
         protocol_lines=(*manifest.protocol_lines, *_rates(manifest)),
-        deviations=tuple(manifest.deviations),
+        deviations=shortest(manifest.deviations),
         notes=tuple(manifest.notes),
         provenance=_provenance(facts),
+        protocol=manifest.protocol.get("name", ""),
+        digest=digest(sorted(cell.key for cell in manifest.cells)),
     )
 
 
@@ -196,6 +213,10 @@ def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.C
         teacher_published=_published(manifest, "teacher", column, True),
         task=column.task,
         metric=column.metric,
+        titles=(
+            column.teacher_title or network_title(column.teacher_network),
+            column.student_title or network_title(column.student),
+        ),
     )
 
 

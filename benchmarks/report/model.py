@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,10 @@ STUDENT = "student"
 
 PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
 """What a training step is made of: fetching the batch, two forward passes, the losses, their gradients, the update."""
+
+HELD = ("weights", "gradients", "optimiser", "teacher", "activations")
+"""What a training step holds in memory: of student and method what is learned, its gradients and the optimiser's state;
+the teacher; and the rest of the peak, which activations make up."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ class TableEntry:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method. `our_choice` names the settings that no source gives; `settings_note` is printed under the table."""
+    """A method. `our_choice` names the settings that no source gives; `settings_note` is printed under the table.
+
+    `cites` are the keys of its papers in the bibliography.
+    """
 
     key: str
     title: str
@@ -61,11 +68,15 @@ class TableRow:
     entries: Mapping[str, TableEntry]
     our_choice: tuple[str, ...] = ()
     settings_note: str = ""
+    cites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Column:
-    """A teacher-student pair on a task, with the teacher's measured and published metric."""
+    """A teacher-student pair on a task, with the teacher's measured and published metric.
+
+    `titles` are the names of teacher and student as papers print them, empty where those of the code will do.
+    """
 
     key: str
     teacher: str
@@ -75,6 +86,15 @@ class Column:
     teacher_published: Published | None = None
     task: str = ""
     metric: str = ""
+    titles: tuple[str, str] = ("", "")
+
+    @property
+    def teacher_title(self) -> str:
+        return self.titles[0] or self.teacher
+
+    @property
+    def student_title(self) -> str:
+        return self.titles[1] or self.student
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,8 @@ class Table:
     provenance:     dates of the runs, commit, machine, versions.
     epoch_rule:     which of our epochs the cells show; gaps follow each published value's own rule.
     quoted:         methods that were not run, with published values alone.
+    protocol:       its name.
+    digest:         of the keys of all its cells.
     """
 
     name: str
@@ -101,14 +123,18 @@ class Table:
     higher_is_better: bool = True
     decimals: int = 2
     quoted: tuple[TableRow, ...] = ()
+    protocol: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class CostEntry:
     """Cost of one row in one column, from a short run of the method alone; None where it was not measured.
 
-    memory_kind says what the peak is, e.g. "CUDA allocated" or "CPU resident above idle". first_phases: the training
-    proper, which was measured, has others before it. inputs_per_second: what loading and augmentation alone deliver.
+    images_per_second is of the median step, step_seconds has them all; modality says what is counted. memory_kind says
+    what the peak is, e.g. "CUDA allocated" or "CPU resident above idle", and memory_split has it by HELD. first_phases:
+    the training proper, which was measured, has others before it. inputs_per_second: what loading and augmentation
+    alone deliver.
     """
 
     images_per_second: float | None
@@ -123,6 +149,9 @@ class CostEntry:
     reserved_memory_bytes: int | None = None
     memory_by_part: Mapping[str, int | None] | None = None
     inputs_per_second: float | None = None
+    step_seconds: Sequence[float] = ()
+    modality: str = "images"
+    memory_split: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from ..config.table_spec import short_name
 from .model import Column
 
 MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
+BLANK = " "
+"""A head without a text; an empty one lets the head before it reach over its column."""
 DAGGER, CHOICE, BEST, UNKNOWN = "†", "∗", "b", "u"
 
 
@@ -29,12 +31,17 @@ class PrintedCell:
 
 @dataclass(frozen=True)
 class Line:
-    """A heading of a family or of a ruled-off panel (no cells), a row, or the line of published values under it."""
+    """A heading of a family or of a ruled-off panel (no cells), a row, or the line of published values under it.
+
+    ``cites`` are keys of the bibliography; a highlighted row is the reader's own.
+    """
 
     kind: Literal["heading", "panel", "row", "published"]
     label: str
     cells: tuple[PrintedCell, ...] = ()
     mark: str = ""
+    cites: tuple[str, ...] = ()
+    highlight: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ def several_tasks(columns: Sequence[Column]) -> bool:
 def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Teacher and student of each column; where columns are of several tasks or metrics, these as well."""
     heads = [
-        ("Teacher", tuple(column.teacher for column in columns)),
-        ("Student", tuple(column.student for column in columns)),
+        ("Teacher", tuple(column.teacher_title for column in columns)),
+        ("Student", tuple(column.student_title for column in columns)),
     ]
     if several_tasks(columns):
         tasks = {column.task for column in columns}

@@ -134,7 +134,7 @@ def rendered(output: Path, shown: Manifest) -> tuple[Lines, str, str]:
     texts = {file.suffix: file.read_text() for file in files}
     assert texts[".md"] == text
     lines = {(line["row"], line["pair"]): line for line in csv.DictReader(io.StringIO(texts[".csv"]))}
-    return lines, text, texts[".tex"]
+    return lines, text, "\n".join(file.read_text() for file in files if file.suffix == ".tex")
 
 
 def by_row(files: list[Path]) -> Mapping[str, dict[str, str]]:

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.report import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
-from benchmarks.report.latex import escape
+from benchmarks.report.latex_text import escape
 from benchmarks.report.markdown import escape as escape_markdown
 from benchmarks.report.seed_statistics import gap, ranks, summarise, usual_n
 from kd_methods.errors import UserError
@@ -103,9 +103,9 @@ def test_gap_follows_the_published_epoch_rule(rule: str, expected: float | None)
 
 def test_best_rule_is_marked_and_compared_with_our_best() -> None:
     text = report.render(make_table(published=Published(70.5, None, "repo @abc", "best")))
-    assert "70.50$^{b}$ ($+1.00$)" in text[".tex"]
+    assert "70.50{$^{b}$}" in text[".tex"] and r"70.50{$^{b}$\,($+1.00$)}" in text["-appendix.tex"]
     assert "70.50<sup>b</sup> (+1.00)" in text[".md"]
-    assert "best epoch on the test set" in text[".tex"]
+    assert "best epoch on the test set" in text["-appendix.tex"]
 
 
 def test_best_mean_needs_every_finished_run() -> None:
@@ -119,7 +119,7 @@ def test_ranks_leave_the_student_out() -> None:
     assert ranks(table) == {("kd", pair): 1, ("at", pair): 2}
     assert ranks(replace(table, higher_is_better=False)) == {("sp", pair): 1, ("at", pair): 2}
     tex = report.render(table)[".tex"]
-    assert r"\textbf{71.00}$_{\pm1.00}$" in tex and r"\underline{69.00}$_{\pm.00}$" in tex
+    assert r"\bfseries 71.00(100)" in tex and r"{\rlap{\underline{\hphantom{69.00}}}}69.00(0)" in tex
 
 
 def test_equal_as_printed_is_equal_in_rank_and_one_method_has_none() -> None:
@@ -131,12 +131,12 @@ def test_equal_as_printed_is_equal_in_rank_and_one_method_has_none() -> None:
 
 def test_n_stands_once_in_the_caption_and_where_it_differs() -> None:
     tex = report.render(make_table())[".tex"]
-    assert "over n = 3 seeds, last epoch" in tex and "n{=}" not in tex
+    assert "n = 3, last epoch" in tex and "n{=}" not in tex
     partial = make_table(kd=(*done(70.0, 72.0), SeedResult(2, "diverged")))
     assert usual_n(partial) == 3
     text = report.render(partial)
-    assert "n = 3 seeds unless another n is given" in text[".tex"]
-    assert r"71.00}$_{\pm1.41}^{n{=}2/3}$" in text[".tex"]
+    assert "n = 3 seeds unless another n is given" in text[".md"]
+    assert "71.00(141){$^{2/3}$}" in text[".tex"]
     assert "KD, wrn_40_2–wrn_16_2: 2 finished, 1 diverged of 3" in text[".md"]  # noqa: RUF001
     assert "(n=2/3)" in text[".md"]
 
@@ -161,19 +161,20 @@ def test_cells_without_a_mean_say_why(statuses: tuple[str, ...], word: str) -> N
 def test_what_is_not_comparable_has_a_dagger_and_no_gap() -> None:
     published = Published(70.5, 0.3, "repo @abc", "last", comparable=False, reason="another teacher")
     text = report.render(make_table(published=published))
-    assert r"70.50$_{\pm.30}^{\dagger{}}$" in text[".tex"]
+    assert r"70.50{$^{\dagger{}}$}" in text[".tex"]
     assert "| 70.50 ± 0.30<sup>†</sup> |" in text[".md"]
-    assert "not comparable, hence no gap: another teacher." in text[".tex"]
+    assert "not comparable: another teacher." in text[".tex"]
     line = lines_of(make_table(published=published))["kd"]
     assert (line["gap"], line["comparable"], line["reason"]) == ("", "no", "another teacher")
 
 
 def test_deviations_stand_in_the_caption() -> None:
     table = replace(make_table(), deviations=("5 epochs instead of 240",))
-    caption = report.render(table)[".tex"].split(r"\def\kdcaption{")[1].split(r"\caption[")[0]
-    assert r"\textbf{NOT the paper's protocol: 5 epochs instead of 240.}" in caption
-    assert "NOT the paper" not in report.render(make_table())[".tex"]
-    assert "AT: beta = 1" in caption
+    text = report.render(table)
+    assert "not the paper's protocol." in text[".tex"].split(r"\caption{")[1].splitlines()[0]
+    assert "NOT the paper's protocol: 5 epochs instead of 240." in text["-appendix.tex"]
+    assert "**NOT the paper's protocol: 5 epochs instead of 240.**" in text[".md"] and "AT: beta = 1" in text[".md"]
+    assert "paper's protocol" not in "".join(report.render(make_table()).values())
 
 
 def test_csv_holds_every_figure() -> None:
@@ -187,7 +188,7 @@ def test_csv_holds_every_figure() -> None:
 
 def test_a_table_in_which_nothing_ran() -> None:
     text = report.render(empty_table())
-    assert "No run of this table has finished yet" in text[".tex"]
+    assert "no run has finished yet" in text[".tex"]
     assert "4 of 4 cells have no finished run" in text[".md"]
     assert r"\textbf{7" not in text[".tex"]
 
@@ -204,7 +205,7 @@ def test_escapes() -> None:
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     first = report.write(make_table(), tmp_path / "a", "table.v1")
     second = report.write(make_table(), tmp_path / "b", "table.v1")
-    assert [path.name for path in first] == ["table.v1.tex", "table.v1.md", "table.v1.csv"]
+    assert [path.name.removeprefix("table.v1") for path in first] == [".tex", "-appendix.tex", ".md", ".csv"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
 
@@ -223,12 +224,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.glob(".*"))
 
 
-def test_cost_is_relative_to_the_student() -> None:
+def test_throughput_is_relative_to_that_of_kd() -> None:
     text = report.render_cost(make_cost())
-    assert "| KD | 1500 (×0.75) |" in text[".md"]  # noqa: RUF001
-    assert "| FitNet | -- |" in text[".md"] and "| FitNet | 16.8K / 0 |" in text[".md"]
-    assert "No extra parameters: Student, KD." in text[".md"]
-    assert "batch 64, 50 steps, H200, memory CUDA allocated" in text[".tex"]
+    assert "| KD | 1500 | 1.00 | 512 | 0 | 0 |" in text[".md"] and "| Student | 2000 | 1.33 |" in text[".md"]
+    assert "| FitNet | -- | -- | 512 | 16.8K | 0 |" in text[".md"]
+    assert "batch 64, 50 steps, H200" in text[".tex"] and "CUDA allocated" in text[".tex"]
     assert "536870912" in text[".csv"]
 
 
@@ -237,7 +237,7 @@ def test_cost_names_what_was_measured_otherwise() -> None:
     pair = cost.columns[0].key
     other = replace(cost.rows[1], entries={pair: replace(cost.rows[1].entries[pair], batch_size=32)})
     text = report.render_cost(replace(cost, rows=(cost.rows[0], other, cost.rows[2])))[".md"]
-    assert "batch 32, 50 steps, H200, memory CUDA allocated: KD, wrn_40_2–wrn_16_2" in text  # noqa: RUF001
+    assert "batch 32, 50 steps, H200: KD, wrn_40_2–wrn_16_2" in text  # noqa: RUF001
 
 
 def test_published_values_are_well_formed() -> None:
@@ -276,7 +276,7 @@ def test_compiles_alone_and_by_input(tmp_path: Path) -> None:
         compile_tex(tmp_path, f"{stem}.tex")
     for options in ("10pt", "twocolumn"):
         body = "\n\n".join(rf"\input{{{stem}}}" for stem in stems)
-        preamble = rf"\documentclass[{options}]{{article}}\usepackage{{booktabs,graphicx}}"
+        preamble = rf"\documentclass[{options}]{{article}}\usepackage{{booktabs,siunitx,graphicx}}"
         text = rf"{preamble}\begin{{document}}Text. {body} Text.\end{{document}}"
         (tmp_path / "paper.tex").write_text(text, encoding="utf-8")
         compile_tex(tmp_path, "paper.tex")
@@ -321,7 +321,8 @@ def test_the_mean_over_tasks_is_taken_per_seed_and_counts_a_task_once() -> None:
     assert {run.status for run in runs["dkd"]} == {"refused"}
     assert [(run.status, run.last) for run in runs["rkd"]] == [("done", 20.0), ("missing", None)]
     texts = report.render(Table("t", "T", "The metric named over each column", columns, rows))
-    assert "Task & a & m & m & mean" in texts[".tex"]
-    assert "Metric & f1 & accuracy & accuracy\\_mm & of 2" in texts[".tex"]
+    task, metric = (next(line for line in texts[".tex"].splitlines() if line.startswith(w)) for w in ("Task", "Metric"))
+    assert re.findall(r"\{c\}\{([^}]+)\}", task)[:4] == ["a", "m", "m", "mean"]
+    assert re.findall(r"\{c\}\{([^}]+)\}", metric)[:4] == ["f1", "accuracy", r"accuracy\_mm", "of 2"]
     assert "T<br>S<br>mean<br>of 2" in texts[".md"] and "20.50** ± 0.71" in texts[".md"]
     assert "S on m (accuracy): 1 finished, 1 missing of 2" in texts[".md"]
