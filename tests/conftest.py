@@ -12,6 +12,8 @@ import torch
 
 # A pytest that a test starts is a run of its own, though the one it is in may be a worker of another.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
+# Tests share the cores; those of workers ask for some.
+os.environ.setdefault("KDBENCH_WORKERS", "1")
 
 GOLDENS = Path(__file__).parent / "goldens"
 
