@@ -124,7 +124,7 @@ def test_list_names_everything() -> None:
         (("absent.yaml",), "unknown table 'absent.yaml'"),
         (("table2", "--preset", "papper"), "unknown preset 'papper'; did you mean paper"),
         ((*DEMO, "--methods", "kd,dkdd"), "unknown method 'dkdd'; did you mean dkd"),
-        ((*DEMO, "--pairs", "vgg8-MobileNetV3"), "unknown pair 'vgg8-MobileNetV3'; did you mean vgg8-MobileNetV2"),
+        ((*DEMO, "--pairs", "wrn_16_2-resnet9"), "unknown pair 'wrn_16_2-resnet9'; did you mean wrn_16_2-resnet8"),
         ((*DEMO, "--set", "kd.temprature=2"), "unknown setting of method 'kd' 'temprature'; did you mean temperature"),
         ((*DEMO, "--set", "kdd.temperature=2"), "did you mean kd"),
         ((*DEMO, "--set", "kd.temperature=warm"), "kd.temperature"),
