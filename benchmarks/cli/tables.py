@@ -85,23 +85,36 @@ def run(
 @options.pairs
 @options.seeds
 @options.page
+@click.option(
+    "--from", "source", metavar="reproduced|PATH",
+    help="Out of an archive that `export` wrote (a file or a folder of them), or of those that ship with the suite.",
+)  # fmt: skip
 @options.output
-def render(table: str, preset: str, changes: Changes, settings: str, page: Page, output: Path, **asked: Any) -> None:
+def render(
+    table: str,
+    preset: str,
+    changes: Changes,
+    settings: str,
+    page: Page,
+    source: str | None,
+    output: Path,
+    **asked: Any,
+) -> None:
     """Write TABLE again from the store, all of it or the rows, columns and seeds that are named, in their order.
 
     Nothing is run, neither data nor teachers are read.
     """
-    from ..config.protocol import load_protocol
-    from ..config.table_spec import load_table, stem
+    from ..report.archived import archive, render_archive
     from ..report.collect import render as written
     from ..store.selection import Selection
 
-    spec = load_table(table)
-    usual = load_protocol(spec.preset(preset).protocol)
-    changed = usual.changed(**changes)
     wanted = Selection(*options.chosen(asked).values())
-    name = stem(spec.name, preset, usual, changed, settings == "uniform")
-    files, text = written(output, name, wanted=wanted, page=page)
+    if source:
+        name = options.stem_of(table, preset, changes, settings)
+        files, text = render_archive(archive(source, name), name, output, wanted=wanted, page=page)
+    else:
+        name = options.stem_in(output, table, preset, changes, settings)
+        files, text = written(output, name, wanted=wanted, page=page)
     click.echo(text)
     for file in files:
         click.echo(file)

@@ -1,0 +1,60 @@
+"""A table out of an archive of runs, such as those that ship with the suite. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kd_methods.errors import UserError
+
+from ..common.console import say
+from ..common.files import read_bytes, write_bytes
+from ..common.places import TABLES
+from ..store import exchange, manifest
+from ..store.selection import ALL, Selection
+from .collect import render
+from .paper_table import PAPER, Page
+
+SHIPPED = "reproduced"
+"""By this name, and in this folder of tables/, the archives that ship with the suite are known."""
+
+
+def archive(source: str, stem: str) -> Path:
+    """The archive of a table: a file, or STEM.zip in a folder, or among what ships with the suite.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = TABLES / SHIPPED if source == SHIPPED else Path(source)
+    if not place.is_dir():
+        return place
+    if not (file := place / f"{stem}.zip").is_file():
+        known = ", ".join(sorted(path.stem for path in place.glob("*.zip"))) or "none"
+        raise UserError(f"--from {source} has no archive of table {stem} (there: {known})")
+    return file
+
+
+def render_archive(
+    file: Path,
+    stem: str,
+    output: Path,
+    say: Callable[[str], None] = say,
+    wanted: Selection = ALL,
+    page: Page = PAPER,
+) -> tuple[list[Path], str]:
+    """Write a table of an archive into ``reproduced/STEM`` of an output folder; its store is left alone.
+
+    Returns:
+        The files, and the table as Markdown.
+
+    Raises:
+        Damaged: the archive is not what was written.
+        UserError: it has no such table.
+    """
+    with exchange.opened(file) as folder:
+        files, text = render(folder, stem, say, wanted, page)
+        own, target = manifest.path(folder, stem).parent, output / SHIPPED / stem
+        copies = [target / made.relative_to(own) for made in files]
+        for made, copy in zip(files, copies, strict=True):
+            write_bytes(copy, read_bytes(made))
+    return copies, text
