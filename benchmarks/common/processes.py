@@ -35,6 +35,14 @@ class Child:
         self.process.start()
         sender.close()
 
+    def answer(self) -> Any:
+        """Its only message, when it has ended; `Ended` where there is none."""
+        try:
+            ((_, message),) = received([self], None)
+            return message
+        finally:
+            self.process.join()
+
     def stop(self) -> None:
         """Ask it to stop."""
         self.process.terminate()
@@ -52,8 +60,11 @@ class Ended(NamedTuple):
     how: str
 
 
-def received(children: Sequence[Child], seconds: float) -> list[tuple[Child, Any]]:
-    """The next message of each of the children that sent one within some seconds; of one that is gone, `Ended`."""
+def received(children: Sequence[Child], seconds: float | None) -> list[tuple[Child, Any]]:
+    """The next message of each of the children that sent one within some seconds; of one that is gone, `Ended`.
+
+    ``None``: wait for one.
+    """
     waiting: dict[Connection, Child] = {child._receiver: child for child in children}
     messages: list[tuple[Child, Any]] = []
     for ready in wait(list(waiting), timeout=seconds):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,3 +34,7 @@ class Workspace:
     plugins: Mapping[str, str] = field(default_factory=dict)
     plugin_files: tuple[Path, ...] = ()
     say: Callable[[str], None] = say
+
+    def portable(self) -> Workspace:
+        """For another process, which loads the plugins' files itself and prints on its own streams."""
+        return replace(self, plugins={}, say=say)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-import signal
 import statistics
 import tempfile
 import time
@@ -21,8 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
 
-from ..common import plugins
-from ..common.console import patient_streams, say
+from ..common import plugins, processes
 from ..common.environment import device as choose
 from ..common.environment import release_memory
 from ..common.files import digest
@@ -255,34 +252,21 @@ def measure(
     Raises:
         UserError: the measurement failed; the message says how.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    receiver, sender = context.Pipe(duplex=False)
-    picklable = replace(workspace, plugins={}, say=say)
-    arguments = sender, cell, protocol, picklable, torch.get_num_threads(), (warm_up, timed)
-    # No daemon: those may not have children, and the data of some tasks come from worker processes.
-    process = context.Process(target=_measure, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        answer = receiver.recv()
-    except EOFError:
-        process.join()
-        answer = f"exit code {process.exitcode}"
-    finally:
-        process.join()
+    processes.preload(__name__)
+    threads = torch.get_num_threads()
+    answer = processes.Child(_measure, cell, protocol, workspace.portable(), threads, (warm_up, timed)).answer()
+    if isinstance(answer, processes.Ended):
+        answer = f"the process {answer.how}"
     if isinstance(answer, str):
         raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
     return answer
 
 
-def _measure(sender: Any, *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
+def _measure(send: processes.Send, *arguments: Any) -> None:
     try:
-        with patient_streams():
-            sender.send(_figures(*arguments))
+        send(_figures(*arguments))
     except Exception as error:  # of a method's own code, or no memory: said by the parent
-        sender.send(f"{type(error).__name__}: {error}")
+        send(f"{type(error).__name__}: {error}")
 
 
 def _figures(

@@ -57,7 +57,7 @@ class Workers:
 
     def __init__(self, devices: list[torch.device], threads: int, workspace: Workspace) -> None:
         warm_up()
-        self._free, self._threads, self._workspace = list(devices), threads, workspace
+        self._free, self._threads, self._workspace = list(devices), threads, workspace.portable()
         self._running: dict[processes.Child, tuple[Job, torch.device]] = {}
         self.slots = len(devices)
 
