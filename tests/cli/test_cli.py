@@ -228,7 +228,7 @@ def test_a_plugin_that_ends_the_process_is_one_clear_line(call: Call, tmp_path: 
 def test_what_nobody_foresaw_is_one_line_and_a_log(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("benchmarks.report.collect.render", fail)

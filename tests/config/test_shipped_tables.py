@@ -121,10 +121,9 @@ def test_two_views_never_stand_beside_the_papers_recipe() -> None:
 
 
 def test_a_demo_is_large_enough_to_show_something() -> None:
-    """Issue 2: at least 3 pairs x 8 methods x 2 seeds."""
-    for name in ("table1", "table2"):  # minutes on a laptop: not every method
+    for name in ("table1", "table2"):  # five minutes on two cores: not every method
         demo = load_table(name).preset("demo")
-        assert len(demo.pairs or ()) >= 3 and len(demo.methods or ()) >= 8 and len(demo.seeds) >= 2
+        assert len(demo.pairs or ()) >= 2 and len(demo.methods or ()) >= 6 and len(demo.seeds) >= 3
         assert load_protocol(demo.protocol).task == "digits" and demo.notes
 
 

@@ -62,8 +62,9 @@ def test_a_matrix_to_its_table_and_again_after_kills(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
     said = run("whole")
-    text = (tmp_path / "whole" / "tables" / "tiny-paper" / "tiny.tex").read_text()
-    assert r"\begin{tabular}" in text and "AP50" in text and "starts from its teacher's neck and heads" in text
+    folder = tmp_path / "whole" / "tables" / "tiny-paper"
+    text, page = (folder / "tiny.tex").read_text(), (folder / "tiny.md").read_text()
+    assert r"\begin{tabular}" in text and "AP50" in text and "starts from its teacher's neck and heads" in page
     assert any("rkd" in line and "n/a" in line for line in said) or "n/a" in text
     whole = students(tmp_path / "whole")
     assert len(whole) == 4  # the teacher among them

@@ -85,7 +85,7 @@ class Unfit(Mine):
     def __init__(self, *arguments):
         raise kd_methods.errors.UserError("not for this pair")
 """
-SUFFIXES = {"tiny.tex", "tiny.md", "tiny.csv", "tiny-cost.tex", "tiny-cost.md", "tiny-cost.csv"}
+SUFFIXES = {"tiny.tex", "tiny-appendix.tex", "tiny.bib", "tiny.md", "tiny.csv", "tiny-cost.tex", "tiny-cost.md", "tiny-cost.csv"}
 
 
 class Bench:
@@ -174,7 +174,7 @@ def test_one_command_ends_with_the_tables(done: tuple[Bench, tuple[int, str, str
     for (row, _), line in shown.items():
         assert 0 < float(line["value"]) <= 100 and (row == "teacher" or line["n"] == line["planned"] == "2")
     tex = files["tiny.tex"].decode()
-    assert "NOT the paper's protocol" in tex and "one-epoch v1" in tex and r"\toprule" in tex
+    assert "not the paper's protocol" in tex.lower() and "one-epoch v1" in tex and r"\toprule" in tex
 
     costs = list(csv.DictReader(io.StringIO(files["tiny-cost.csv"].decode())))
     assert len(costs) == 6 and all(float(line["images_per_second"]) > 0 for line in costs)
@@ -250,7 +250,7 @@ def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
     assert code == 0, err
     noise = {label: cell["protocol"].get("label_noise") for label, cell in bench.cells().items()}
     assert noise == {"student/resnet14/s0": None, "kd/resnet14-resnet8/s0": 0.5}
-    assert "Teacher resnet14: trained here under one-epoch v1, seed 0" in out
+    assert "Teacher ResNet-14: trained here under one-epoch v1, seed 0" in out
     assert "50% of the training labels exchanged" in out
 
 
@@ -301,7 +301,9 @@ def test_a_method_from_a_file(done: tuple[Bench, tuple[int, str, str]], tmp_path
     arguments = ("--plugin", str(plugin), "--methods", "kd,mine", "--pairs", "resnet14-resnet8", "--no-cost")
     code, out, err = bench.run(*arguments)
     assert code == 0 and "2 cells to run, 3 in the store" in err and "Our Method" in out
-    assert "Student" in out and "wrn_16_1" in out, "what the table showed before is still there"
+    assert "Student (no KD)" not in out and "WRN-16-1" not in out, "what was not asked for is left out"
+    rendered = bench.call("render", str(bench.table), "--preset", "demo", "--output", str(bench.output))[1]
+    assert "Student (no KD)" in rendered and "WRN-16-1" in rendered, "what the table showed before is still there"
     assert {name: bench.runs()[name] for name in before} == before
     cell = bench.cells()["mine/resnet14-resnet8/s0"]
     assert cell["plugins"] == {"method:mine": hashlib.sha256(PLUGIN.encode()).hexdigest()}

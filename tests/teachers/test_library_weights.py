@@ -18,7 +18,7 @@ from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.teachers import published_weights
 from benchmarks.teachers.verification import _path
 from benchmarks.teachers.zoo import Zoo
-from benchmarks.training.teacher_pass import _identity
+from benchmarks.training.teacher_pass import identity
 from kd_methods.errors import UserError
 
 
@@ -52,5 +52,5 @@ def test_what_is_known_of_a_teacher_belongs_to_the_size_of_the_images(tmp_path: 
     for size, workers in ((32, 0), (32, 2), (48, 0)):
         protocol = recipe(crops=Crops(size=size, test_resize=64, workers=workers))
         paths.add(_path(ref, "files", protocol, workspace))
-        identities.append(_identity(make_cell(protocol, "files", "timm:test_vit", Distillation("kd", ref)), ref))
+        identities.append(identity(make_cell(protocol, "files", "timm:test_vit", Distillation("kd", ref)), ref))
     assert len(paths) == 2 and identities[0] == identities[1] != identities[2]
