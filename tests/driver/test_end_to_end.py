@@ -174,7 +174,7 @@ def test_one_command_ends_with_the_tables(done: tuple[Bench, tuple[int, str, str
     for (row, _), line in shown.items():
         assert 0 < float(line["value"]) <= 100 and (row == "teacher" or line["n"] == line["planned"] == "2")
     tex = files["tiny.tex"].decode()
-    assert "not the paper's protocol" in tex.lower() and "one-epoch v1" in tex and r"\toprule" in tex
+    assert "not the paper's protocol" in tex and "protocol one-epoch" in tex and r"\toprule" in tex
 
     costs = list(csv.DictReader(io.StringIO(files["tiny-cost.csv"].decode())))
     assert len(costs) == 6 and all(float(line["images_per_second"]) > 0 for line in costs)
