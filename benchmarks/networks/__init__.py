@@ -1,8 +1,8 @@
 """Every network as a chain of units, by name: a list of sources, each with its kind of names.
 
-Ours are timm models too, under the prefix ``kd_`` (:mod:`.zoo`). ``timm:NAME`` and ``torchvision:NAME`` are any image
-classifier of these libraries (:mod:`.external`), ``hf:SOURCE`` any encoder of transformers (:mod:`.encoders`). Each
-file here with ``SOURCES`` brings some; mmdetection's detectors come as an extension.
+Ours are timm models too, under the prefix ``kd_`` (:mod:`.timm_entry`). ``timm:NAME`` and ``torchvision:NAME`` are any
+image classifier of these libraries (:mod:`.external`), ``hf:SOURCE`` any encoder of transformers (:mod:`.encoders`).
+Each file here with ``SOURCES`` brings some; mmdetection's detectors come as an extension.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Modality, Network
 from kd_methods.errors import UserError, unknown
-from kd_methods.views import Architecture, Chain, LogitsOnly, NetworkView, fold_batch_norms
+from kd_methods.views import Chain, LogitsOnly, NetworkView, fold_batch_norms
 from kd_methods.views.modes import modes_kept
 
 from ..common.registry import Registry
 from . import imagenet_start
+from .architecture import Architecture
 from .encoders import ENCODERS, VOCABULARY, pretrained_source
 from .source import NetworkSource
-from .zoo import ARCHITECTURES, enter_timm, register_network
+from .timm_entry import enter_timm
+from .zoo import ARCHITECTURES, register_network
 
 __all__ = [
     "ENCODERS",

@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.vgg import cfgs, make_layers
 
 from kd_methods.contract import Layout
-from kd_methods.views import Architecture, Chain, in_turn
+from kd_methods.views import Chain, in_turn
 from kd_methods.views.layers import evenly_spaced
 
+from .architecture import Architecture
 from .entry import family
 from .resnet import _flatten
 from .vgg import PoolLarge
@@ -125,6 +128,14 @@ class ViTSize:
     stages: tuple[int, ...]
 
 
+@fx.wrap
+def _positions(embedding: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Embeddings (1, 1 + H W, D) for patches (B, H, W, D), made of those for a grid; one node for torch.fx."""
+    return resample_abs_pos_embed(
+        embedding, new_size=[patches.shape[1], patches.shape[2]], old_size=grid, num_prefix_tokens=1
+    )
+
+
 class ViT(Architecture):
     """timm's vision transformer on 8x8 patches; the mean over all tokens, the class token's too, is classified.
 
@@ -154,7 +165,10 @@ class ViT(Architecture):
         self.stages = size.stages
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(x))))
+        vit, patches = self.vit, self.vit.patch_embed(x)
+        positions = _positions(vit.pos_embed, patches, vit.patch_embed.grid_size)
+        tokens = torch.cat([vit.cls_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], 1)
+        return vit.norm_pre(vit.patch_drop(vit.pos_drop(tokens + positions)))
 
     def _pool(self, x: Tensor) -> Tensor:
         return self.vit.forward_head(x, pre_logits=True)
@@ -182,6 +196,7 @@ NETWORKS = (
             "MobileNetV2x1_64": partial(MobileNetV2Full, stride=2),
         },
         titles={"MobileNetV2x1_64": "MobileNet-V2×1"},  # noqa: RUF001
+        sides={"MobileNetV2x1_64": 64},
     ),
     # Version 1 left the last block out of the blocks.
     *family(
@@ -193,5 +208,6 @@ NETWORKS = (
         },
         version=2,
         titles={"vit_b": "ViT-B", "vit_ett": "ViT-ETT", "vit_b_p8": "ViT-B/8", "vit_ett_p8": "ViT-ETT/8"},
+        sides={"vit_b_p8": 64, "vit_ett_p8": 64},
     ),
 )

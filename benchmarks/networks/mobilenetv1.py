@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd_methods.contract import Layout
-from kd_methods.views import Architecture, Chain, in_turn
+from kd_methods.views import Chain, in_turn
 
+from .architecture import Architecture
 from .entry import family
 from .resnet import _flatten
 

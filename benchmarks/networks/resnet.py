@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_methods.contract import Layout
-from kd_methods.views import Architecture, Chain
+from kd_methods.views import Chain
 
+from .architecture import Architecture
 from .entry import family
 
 
@@ -185,4 +186,5 @@ NETWORKS = family(
         "ResNet50": partial(_imagenet_style, Bottleneck, (3, 4, 6, 3)),
     },
     titles={"resnet20w29": "ResNet-20, wider", "ResNet9_64": "ResNet-9", "ResNet34_64": "ResNet-34"},
+    sides={"ResNet9_64": 64, "ResNet34_64": 64},
 )

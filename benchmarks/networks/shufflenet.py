@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_methods.contract import Layout
-from kd_methods.views import Architecture, Chain
+from kd_methods.views import Chain
 
+from .architecture import Architecture
 from .entry import family
 from .resnet import _flatten
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from operator import methodcaller
-from typing import Any
 
-import timm
 from torch import nn
 
-from kd_methods.errors import UserError
 from kd_methods.views import NetworkView, view
 
-from ..common.places import PROGRAM
 from ..common.registry import Registry
 from .entry import NetworkEntry
 from .source import NetworkSource
+from .timm_entry import enter_timm
 
 ARCHITECTURES: Registry[NetworkEntry] = Registry("network", __package__, "NETWORKS")
 
@@ -37,20 +33,6 @@ def register_network(name: str, builder: Callable[[int], nn.Module], version: in
     entry = NetworkEntry(name, builder, version, title)
     ARCHITECTURES.register(entry)
     enter_timm(entry)
-
-
-def enter_timm(entry: NetworkEntry) -> None:
-    """Make an architecture a model of timm's, which registers functions by their names and modules."""
-
-    def model(pretrained: bool = False, num_classes: int = 100, **_: Any) -> nn.Module:
-        if pretrained:
-            raise UserError(f"kd_{entry.name} has no weights of its own in timm; see {PROGRAM} teachers list")
-        return entry.build(num_classes)
-
-    model.__name__ = model.__qualname__ = f"kd_{entry.name}".replace(".", "_")
-    model.__module__ = __name__
-    setattr(sys.modules[__name__], model.__name__, model)
-    timm.models.register_model(model)
 
 
 class ZooSource(NetworkSource):

@@ -374,11 +374,6 @@ def test_timm_knows_the_plain_architecture(name: str):
     )
 
 
-def test_timm_has_no_weights_of_ours():
-    with pytest.raises(UserError, match="teachers list"):
-        timm.create_model("kd_resnet20", pretrained=True)
-
-
 @each_name
 def test_deepcopy_is_independent(name: str):
     view, x, outputs = evaluated(name)
