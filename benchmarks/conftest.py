@@ -34,10 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """With the load; without the names of the machine and its kernel, for files of measurements may be published."""
+    """Without the names of the machine and its kernel, for files of measurements may be published."""
     machine_info.pop("node", None)
     machine_info.pop("release", None)
-    machine_info["load"] = os.getloadavg()
+
+
+@pytest.fixture(autouse=True)
+def _load(request: pytest.FixtureRequest) -> None:
+    """How busy the machine was stands beside each figure: pytest-benchmark compares what it says of the machine."""
+    if "benchmark" in request.fixturenames:
+        request.getfixturevalue("benchmark").extra_info["load"] = list(os.getloadavg())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,8 +77,12 @@ class Shelf:
         return str(own)
 
 
-def load(model: type[Model], name: str, shelf: Shelf) -> tuple[Model, Path]:
+def load(
+    model: type[Model], name: str, shelf: Shelf, inherit: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+) -> tuple[Model, Path]:
     """A file of a shelf by its name, or one of the user's by its path; and that path.
+
+    ``inherit`` makes one of what a file extends and of what it says itself, as :func:`merged` does.
 
     Raises:
         UserError: there is none, or it is malformed (file and line are named).
@@ -93,8 +97,8 @@ def load(model: type[Model], name: str, shelf: Shelf) -> tuple[Model, Path]:
             base = shelf.path(str(raw["extends"]))
         except UserError as error:
             raise UserError(f"{where(path, 'extends')}: {error}") from None
-        inherited, _ = load(model, str(base), shelf)
-        raw = merged(inherited.model_dump(mode="python", exclude_unset=True), raw)
+        inherited, _ = load(model, str(base), shelf, inherit)
+        raw = inherit(inherited.model_dump(mode="python", exclude_unset=True), raw)
         del raw["extends"]
     return validate(model, raw, path), path
 

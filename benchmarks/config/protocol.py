@@ -14,7 +14,7 @@ from kd_methods.strict import Strict
 from ..common.console import counted
 from ..common.files import complaint
 from ..common.places import TABLES
-from ..common.yaml_files import Misplaced, Shelf, load
+from ..common.yaml_files import Misplaced, Shelf, load, merged
 from .deviations import shortest
 from .recipe import LARGEST, LONGEST, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
 from .schedules import SCHEDULES
@@ -352,7 +352,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UserError: no such protocol, or its YAML is malformed (file and line are named).
     """
-    protocol, path = load(Protocol, name, PROTOCOLS)
+    protocol, path = load(Protocol, name, PROTOCOLS, merged)
     if protocol.teachers_from:
         found = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
         protocol = protocol.model_copy(update={"teachers_from": found})

@@ -276,6 +276,7 @@ class TextData:
 
 
 def _tokenizer(vocabulary: Sequence[str], root: Path, name: str) -> PreTrainedTokenizerFast:
+    # ``vocab=`` alone: to BertTokenizerFast of transformers 5 ``vocab_file=`` says nothing, and it knows five words.
     from transformers import AutoTokenizer
     from transformers.models.bert import BertTokenizerFast  # type: ignore[attr-defined]
 

@@ -37,6 +37,16 @@ def test_anchors_and_merged_keys_are_no_duplicates(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "t.yaml")["y"]["z"] == 2
 
 
+def test_a_title_of_ones_own_is_that_of_inherited_presets_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: table1\nname: mine\ntitle: Mine\npresets:\n  short: {title: Shortened}\n")
+    table = load_table(str(path))
+    assert table.title == "Mine" and table.preset("short").title == "Shortened"
+    assert not table.preset("demo").title and load_table("table1").preset("demo").title
+    path.write_text("extends: table1\nname: mine\n")
+    assert load_table(str(path)).preset("demo").title == load_table("table1").preset("demo").title
+
+
 def test_extends_takes_over_what_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(PROTOCOL + "optimizer: {lr: 0.01}\n")
