@@ -79,8 +79,7 @@ class Architecture(views.Architecture):
         stages = [layout.stages[i] for i in _taken(len(layout.stages), indices)]
         for name, value in self._units(x):
             if name in stages:
-                tokens = layout.prefix_tokens is not None and value.dim() == 3
-                kept.append(as_map(value, layout.prefix_tokens) if tokens else value)
+                kept.append(as_map(value, layout.prefix_tokens or 0) if value.dim() == 3 else value)
             if name == layout.last_map or (stop_early and name == stages[-1]):
                 break
         return kept if intermediates_only else (value, kept)

@@ -166,6 +166,7 @@ class ViT(Architecture):
 
     def _tokens(self, x: Tensor) -> Tensor:
         vit, patches = self.vit, self.vit.patch_embed(x)
+        assert vit.pos_embed is not None and vit.cls_token is not None
         positions = _positions(vit.pos_embed, patches, vit.patch_embed.grid_size)
         tokens = torch.cat([vit.cls_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], 1)
         return vit.norm_pre(vit.patch_drop(vit.pos_drop(tokens + positions)))
