@@ -143,11 +143,15 @@ def page(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option("--highlight", metavar="ROW", default="", help="LaTeX: shade this row, your own.")
     @click.option("--costs", is_flag=True, help="LaTeX: throughput, its multiple of KD's and peak memory at each row.")
+    @click.option("--ci", is_flag=True, help="Beside a mean its 95 % confidence interval, not the seeds' deviation.")
+    @click.option("--rank", is_flag=True, help="A last column with each row's average rank.")
     @functools.wraps(command)
-    def with_page(style: Any, published: Any, highlight: str, costs: bool, **arguments: Any) -> Any:
+    def with_page(
+        style: Any, published: Any, highlight: str, costs: bool, ci: bool, rank: bool, **arguments: Any
+    ) -> Any:
         from ..report import Page
 
-        return command(page=Page(published, highlight, costs, style), **arguments)
+        return command(page=Page(published, highlight, costs, style, ci, rank), **arguments)
 
     return with_page
 

@@ -108,7 +108,8 @@ def render(
     from ..report.collect import render as written
     from ..store.selection import Selection
 
-    wanted = Selection(*options.chosen(asked).values())
+    chosen = options.chosen(asked)
+    wanted = Selection(chosen["methods"], chosen["pairs"], chosen["seeds"])
     if source:
         name = options.stem_of(table, preset, changes, settings)
         files, text = render_archive(archive(source, name), name, output, wanted=wanted, page=page)

@@ -11,14 +11,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..common.files import write_text
-from .model import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
+from .model import (
+    Column,
+    CostEntry,
+    CostRow,
+    CostTable,
+    Published,
+    SeedResult,
+    Table,
+    TableEntry,
+    TableRow,
+)
 from .paper_table import PAPER, Page
 from .seed_statistics import with_means
 from .table_layout import TableLayout
 
 __all__ = [
-    "PAPER", "Column", "CostEntry", "CostRow", "CostTable", "Page", "Published", "SeedResult", "Table", "TableEntry",
-    "TableRow",
+    "PAPER", "Column", "CostEntry", "CostRow", "CostTable", "Page", "Published", "SeedResult",
+    "Table", "TableEntry", "TableRow",
     "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_layout",
 ]  # fmt: skip
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from string import ascii_lowercase
 
 from ..config.table_spec import short_name
 from .model import STUDENT, Column, Published, Table, TableEntry, TableRow
-from .seed_statistics import Summary, gap, ranks, summarise, teacher_gap, unusual, usual_n
+from .ranking import Ranking, average_ranks, ranking
+from .seed_statistics import Summary, gap, half_width, summarise, teacher_gap, unusual, usual_n
 from .table_layout import (
     BEST,
+    BLANK,
     CHOICE,
     DAGGER,
     DASH,
     MISSING,
     NOT_FOR,
+    TIED,
+    UNDECIDED,
     UNKNOWN,
     Line,
     PrintedCell,
@@ -26,37 +31,46 @@ from .table_layout import (
     signed,
 )
 
-RANKING = "best and second best mean of a column among the methods; not a test of significance."
+UNTOLD = (
+    "not told from the best of its column: no row is above it by a one-sided paired t test over the seeds at 5 %, "
+    "Bonferroni's correction for the number of rows"
+)
+RANKING = "best and second best mean of a column, the plain student included."
 
 MAX_LISTED = 12
 """Incomplete cells named one by one; more are counted, and are in the CSV."""
 
 
 def layout(table: Table) -> TableLayout:
-    rank, n, daggers = ranks(table), usual_n(table), dagger_marks(table)
+    n, daggers, found = usual_n(table), dagger_marks(table), ranking(table)
+    average = average_ranks(table, found) if table.average_rank else None
     students = tuple(row for row in table.rows if row.key == STUDENT)
     reference = _teacher_lines(table, daggers)
     for row in students:
-        reference += _row_lines(table, row, rank, n, daggers)
+        reference += _row_lines(table, row, found, n, daggers, average)
     blocks = [tuple(reference)]
     methods = [row for row in table.rows if row.key != STUDENT]
     for family in dict.fromkeys(row.family for row in methods):
         lines = [Line("heading", family)]
         for row in methods:
             if row.family == family:
-                lines += _row_lines(table, row, rank, n, daggers)
+                lines += _row_lines(table, row, found, n, daggers, average)
         blocks.append(tuple(lines))
     if table.quoted:
         blocks.append(
             (Line("heading", "published, not run here"), *(_quoted_line(table, row, daggers) for row in table.quoted))
         )
+    heads = pair_heads(table.columns)
+    if table.average_rank:
+        over = ("Average", "rank", BLANK, BLANK)
+        heads = tuple((label, (*texts, over[i])) for i, (label, texts) in enumerate(heads))
     return TableLayout(
         name=table.name,
         title=table.title,
         caption=tuple(_caption(table, n)),
-        heads=pair_heads(table.columns),
-        blocks=tuple(blocks),
-        notes=tuple(_notes(table, bool(rank), n)),
+        heads=heads,
+        blocks=tuple(tuple(_filled(line, len(heads[0][1])) for line in block) for block in blocks),
+        notes=tuple(_notes(table, found, n)),
     )
 
 
@@ -82,17 +96,30 @@ def _teacher_lines(table: Table, daggers: Mapping[str, str]) -> list[Line]:
     return lines
 
 
+def _filled(line: Line, width: int) -> Line:
+    """A line with as many cells as there are columns; headings have none."""
+    return replace(line, cells=(*line.cells, *[PrintedCell()] * (width - len(line.cells)))) if line.cells else line
+
+
 def _row_lines(
-    table: Table, row: TableRow, rank: dict[tuple[str, str], int], n: int | None, daggers: Mapping[str, str]
+    table: Table,
+    row: TableRow,
+    found: Ranking,
+    n: int | None,
+    daggers: Mapping[str, str],
+    average: Mapping[str, float] | None,
 ) -> list[Line]:
+    """A row's own line and that of its published values; with ``average`` ranks the row's is the last cell."""
     measured, published = [], []
     for column in table.columns:
         entry = row.entries.get(column.key)
         summary = summarise(entry)
-        measured.append(measured_cell(table, summary, rank.get((row.key, column.key), 0), show_n=unusual(summary, n)))
+        measured.append(measured_cell(table, summary, n, found, (row.key, column.key)))
         value = entry.published if entry else None
         difference = gap(summary, value)
         published.append(published_cell(value, difference, table.decimals, daggers) if value else PrintedCell())
+    if average is not None:
+        measured.append(rank_cell(average.get(row.key)))
     lines = [Line("row", row.title, tuple(measured), CHOICE if row.our_choice else "")]
     if any(cell.value for cell in published):
         lines.append(Line("published", "published", tuple(published)))
@@ -105,9 +132,16 @@ def _quoted_line(table: Table, row: TableRow, daggers: Mapping[str, str]) -> Lin
     return Line("published", row.title, tuple(cells))
 
 
-def measured_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> PrintedCell:
-    """A mean with its deviation, or why there is none."""
-    mean, std = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
+def rank_cell(average: float | None) -> PrintedCell:
+    """A row's average rank, if it has one."""
+    return PrintedCell(word=MISSING) if average is None else PrintedCell(f"{average:.1f}")
+
+
+def measured_cell(table: Table, summary: Summary, n: int | None, found: Ranking, place: tuple[str, str]) -> PrintedCell:
+    """A mean with its deviation or interval and how it ranks, or why there is none; ``n`` is the table's usual one."""
+    mean, spread = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
+    if table.intervals:
+        spread = half_width(spread, summary.n)
     if mean is None:
         if not summary.diverged and not summary.failed:
             return PrintedCell(word=NOT_FOR if summary.refused else MISSING)
@@ -115,10 +149,12 @@ def measured_cell(table: Table, summary: Summary, rank: int, show_n: bool) -> Pr
         count = max(summary.diverged, summary.failed)
         return PrintedCell(word=word if count == summary.planned else f"{word} {count}/{summary.planned}")
     seeds = ""
-    if show_n:
+    if unusual(summary, n):
         seeds = f"n={summary.n}" if summary.n == summary.planned else f"n={summary.n}/{summary.planned}"
     digits = table.decimals
-    return PrintedCell(f"{mean:.{digits}f}", "" if std is None else f"{std:.{digits}f}", seeds, rank)
+    marks = TIED * (place in found.tied) + UNDECIDED * found.undecided(place)
+    text = "" if spread is None else f"{spread:.{digits}f}"
+    return PrintedCell(f"{mean:.{digits}f}", text, seeds, found.marked(place), marks)
 
 
 def published_cell(
@@ -136,14 +172,15 @@ def published_cell(
 def _caption(table: Table, n: int | None) -> list[Sentence]:
     cells = [summarise(row.entries.get(column.key)) for row in table.rows for column in table.columns]
     epoch = f"{table.epoch_rule} epoch"
+    spread = "95 % confidence interval (Student's t)" if table.intervals else "sample standard deviation"
     if not any(cell.n for cell in cells):
         text = f"{table.metric}, {epoch}. No run of this table has finished yet."
     elif n is None:
-        text = f"{table.metric}, mean ± sample standard deviation over the n finished seeds given with each, {epoch}."
+        text = f"{table.metric}, mean ± {spread} over the n finished seeds given with each, {epoch}."
     else:
         seeds = "n = 1 seed (too few for a deviation)" if n == 1 else f"n = {n} seeds"
         other = " unless another n is given" if any(unusual(cell, n) for cell in cells) else ""
-        text = f"{table.metric}, mean ± sample standard deviation over {seeds}{other}, {epoch}."
+        text = f"{table.metric}, mean ± {spread} over {seeds}{other}, {epoch}."
     out = [Sentence(text)]
     if table.protocol_lines:
         out.append(Sentence(sentence("Protocol: " + "; ".join(table.protocol_lines))))
@@ -155,7 +192,7 @@ def _caption(table: Table, n: int | None) -> list[Sentence]:
     return out
 
 
-def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
+def _notes(table: Table, found: Ranking, n: int | None) -> list[tuple[str, str]]:
     notes = [("", sentence(note)) for note in table.notes]
     notes += [(row.title, sentence(row.settings_note)) for row in table.rows if row.settings_note]
     teacher_notes: dict[str, list[str]] = {}
@@ -164,8 +201,7 @@ def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
         if column.teacher_title not in names:
             names.append(column.teacher_title)
     notes += [(f"Teacher {', '.join(names)}", sentence(note)) for note, names in teacher_notes.items()]
-    if ranked:
-        notes.append(("Bold, underlined", RANKING))
+    notes += _ranking_notes(table, found)
     if any(unusual(summarise(entry), n) for row in table.rows for entry in row.entries.values()):
         notes.append(("n=", "finished seeds, or finished/planned ones; the mean is over the finished."))
     return (
@@ -175,6 +211,38 @@ def _notes(table: Table, ranked: bool, n: int | None) -> list[tuple[str, str]]:
         + [("Provenance", "; ".join(table.provenance) + ".")] * bool(table.provenance)
         + [("Digest of the cells", f"{table.digest}.")] * bool(table.digest)
     )
+
+
+def _ranking_notes(table: Table, found: Ranking) -> list[tuple[str, str]]:
+    """What is compared with what, by which test, and what takes no part."""
+    titles = {row.key: row.title for row in table.rows}
+    places = {column.key: _place(column, table) for column in table.columns}
+    notes = list(ranking_marks(found, table.average_rank))
+    if found.left_out:
+        cells = [f"{titles[row]}, {places[column]} (n={n})" for (row, column), n in found.left_out.items()]
+        notes.append(("Not ranked, as n differs from the rest of the column", f"{_listed(cells)}."))
+    return notes
+
+
+def ranking_marks(found: Ranking, average: bool) -> Iterator[tuple[str, str]]:
+    """What the marks of a ranking mean; ``average``: average ranks are shown."""
+    if found.ranks:
+        yield "Bold, underlined", RANKING
+    if found.tied:
+        yield TIED, "shares its place: equal as printed."
+    if found.tested:
+        untested = "" if found.tested >= {column for _, column in found.ranks} else "; tested where n is 3 or more"
+        yield UNDECIDED, f"{UNTOLD}{untested}."
+    elif found.ranks:
+        yield "Significance", "nothing is tested; that takes 3 seeds or more, the same for all rows."
+    if average:
+        yield "Average rank", "over the columns, of the rows that are ranked in every one; 1 is the best."
+
+
+def _listed(cells: list[str]) -> str:
+    """The first of some cells, and how many others there are."""
+    more = f"; and {len(cells) - MAX_LISTED} more" if len(cells) > MAX_LISTED else ""
+    return "; ".join(cells[:MAX_LISTED]) + more
 
 
 def _incomplete(table: Table) -> list[tuple[str, str]]:
@@ -189,8 +257,7 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
         if cell.diverged or cell.failed or 0 < cell.n < cell.planned
     ]
     if broken:
-        more = f"; and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
-        notes.append(("Incomplete (div.: diverged, fail.: failed)", "; ".join(broken[:MAX_LISTED]) + more + "."))
+        notes.append(("Incomplete (div.: diverged, fail.: failed)", f"{_listed(broken)}."))
     return notes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def render(
         stem: the table's folder in it.
         say: hears which runs are damaged, and so are missing in the table, and what of it is left out.
         wanted: the rows, columns and seeds to show; by default all that the store has.
-        page: what the LaTeX shows beside the means.
+        page: what is shown beside the means, or instead of the deviation between seeds.
 
     Raises:
         UserError: nothing was ever planned under that name, nothing of what is wanted, or not the row to highlight.
@@ -62,6 +63,7 @@ def render(
         say(omitted)
     store = Store(output)
     table = collect(manifest, store, say)
+    table = replace(table, intervals=page.intervals, average_rank=page.average_rank)
     folder = path(output, stem).parent
     known_rows = [row.key for row in table.rows]
     if page.highlight and page.highlight not in known_rows:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ..common.files import csv_text
 from .model import CostTable, Published, Table
-from .seed_statistics import finished, gap, ranks, summarise, teacher_gap
+from .ranking import ranking
+from .seed_statistics import finished, gap, summarise, teacher_gap
 
 _DECIMALS = 4
 
 
 def render(table: Table) -> str:
-    rank = ranks(table)
+    rank = ranking(table).ranks
     lines: list[dict[str, object]] = []
     for column in table.columns:
         published = column.teacher_published

@@ -106,6 +106,8 @@ class Table:
     provenance:     dates of the runs, commit, machine, versions.
     epoch_rule:     which of our epochs the cells show; gaps follow each published value's own rule.
     quoted:         methods that were not run, with published values alone.
+    intervals:      beside a mean stands its 95 % confidence interval instead of the deviation between seeds.
+    average_rank:   a last column has each row's rank, on average over the columns.
     protocol:       its name.
     digest:         of the keys of all its cells.
     """
@@ -125,6 +127,8 @@ class Table:
     quoted: tuple[TableRow, ...] = ()
     protocol: str = ""
     digest: str = ""
+    intervals: bool = False
+    average_rank: bool = False
 
 
 @dataclass(frozen=True)

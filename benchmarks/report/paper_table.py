@@ -11,7 +11,8 @@ from . import accuracy_table as full
 from .cost_table import MIB, number, over_columns, reference, unit
 from .latex_text import cut
 from .model import STUDENT, CostTable, Published, Table, TableRow
-from .seed_statistics import ranks, summarise, unusual, usual_n
+from .ranking import average_ranks, ranking
+from .seed_statistics import summarise, usual_n
 from .table_layout import (
     BEST,
     BLANK,
@@ -40,12 +41,15 @@ class Page:
     highlight  the key of the reader's own row
     costs      throughput and memory at each row
     style      paper: everything but the table in a file of its own; full: in the same file
+    intervals, average_rank  as the table has them, in all formats
     """
 
     published: Literal["column", "none"] = "column"
     highlight: str = ""
     costs: bool = False
     style: Literal["paper", "full"] = "paper"
+    intervals: bool = False
+    average_rank: bool = False
 
 
 PAPER = Page()
@@ -76,7 +80,8 @@ class _Printer:
 
     def __init__(self, table: Table, page: Page, cost: CostTable | None) -> None:
         self.table, self.page, self.cost = table, page, cost
-        self.rank, self.n = ranks(table), usual_n(table)
+        self.found, self.n = ranking(table), usual_n(table)
+        self.ranks = average_ranks(table, self.found) if table.average_rank else None
         self.published = page.published == "column" and bool(full.published_values(table))
         self.marks = full.dagger_marks(table)
         self.averaged = len(table.columns) > 1 and len({(c.metric, c.task) for c in table.columns}) == 1
@@ -97,12 +102,15 @@ class _Printer:
 
     def _further(self, line: str = "") -> list[str]:
         """Heads of what stands behind the pairs: names in the first line, units in the last one."""
-        heads = [text if line == "first" else BLANK for text in ["Avg."] * self.averaged + ["Δ"] * bool(self.plain)]
+        heads = [text if line == "first" else BLANK for text in self._averaged_heads()]
         if self.cost:
             against = reference(self.cost)
             last = [unit(self.cost), f"{TIMES} {against.title}" if against else BLANK, "MiB"]
             heads += {"first": ["Cost", "", ""], "last": last}.get(line, [BLANK] * 3)
         return heads
+
+    def _averaged_heads(self) -> list[str]:
+        return ["Avg."] * self.averaged + ["Δ"] * bool(self.plain) + ["Rank"] * (self.ranks is not None)
 
     def teacher(self) -> Line:
         digits, cells = self.table.decimals, list[PrintedCell]()
@@ -117,8 +125,7 @@ class _Printer:
         for column in self.table.columns:
             entry = row.entries.get(column.key)
             summary = summarise(entry)
-            rank = self.rank.get((row.key, column.key), 0)
-            measured = full.measured_cell(self.table, summary, rank, unusual(summary, self.n))
+            measured = full.measured_cell(self.table, summary, self.n, self.found, (row.key, column.key))
             cells.append(PrintedCell() if row in self.table.quoted else measured)
             cells += self._published(entry.published if entry else None)
         return Line(
@@ -144,6 +151,8 @@ class _Printer:
             base = self._average(self.plain)
             known = average is not None and base is not None and row is not self.plain
             cells.append(PrintedCell(signed(average - base, digits)) if known else PrintedCell())  # type: ignore[operator]
+        if self.ranks is not None:
+            cells.append(PrintedCell() if row in self.table.quoted else full.rank_cell(self.ranks.get(row.key)))
         return cells
 
     def _average(self, row: TableRow) -> float | None:
@@ -169,8 +178,9 @@ class _Printer:
         """What the signs mean that stand in the table, and no other."""
         cells = [cell for block in blocks for line in block for cell in line.cells]
         marks, words = {cell.marks for cell in cells}, {cell.word for cell in cells}
-        if {cell.rank for cell in cells} & {1, 2}:
-            yield "Bold, underlined", full.RANKING
+        yield from full.ranking_marks(self.found, self.ranks is not None)
+        if self.found.left_out:
+            yield "n=", "not ranked, as its n differs from the rest of the column."
         if self.plain:
             over = "average" if self.averaged else "mean"
             yield "Δ", f"{over} less that of {self.plain.title}."
@@ -208,7 +218,8 @@ def _caption(table: Table) -> str:
     elif n == 1:
         seeds = "n = 1"
     else:
-        seeds = f"mean ± std, n = {n}" if n else "mean ± std over n seeds"
+        spread = "95 % interval" if table.intervals else "std"
+        seeds = f"mean ± {spread}, n = {n}" if n else f"mean ± {spread} over n seeds"
     protocol = f"; protocol {cut(table.protocol, NAME)}" if table.protocol else ""
     deviating = "; not the paper's protocol" if table.deviations else ""
     return f"{cut(table.metric, NAME)}, {seeds}, {table.epoch_rule} epoch{protocol}{deviating}."

@@ -1,4 +1,4 @@
-"""Figures of a table: means with their n, gaps by the published value's own epoch rule, ranks."""
+"""Figures of a table: means with their n, gaps by the published value's own epoch rule, intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics as std_statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from .model import STUDENT, Column, Published, SeedResult, Table, TableEntry, TableRow
+from .model import Column, Published, SeedResult, Table, TableEntry, TableRow
 from .table_layout import several_tasks
 
 
@@ -78,23 +78,13 @@ def teacher_gap(accuracy: float | None, published: Published | None) -> float | 
     return accuracy - published.value
 
 
-def ranks(table: Table) -> dict[tuple[str, str], int]:
-    """(row, column) of the best (1) and second best (2) method by mean, equal as printed means equal in rank.
+def half_width(std: float | None, n: int) -> float | None:
+    """Half the width of the 95 % confidence interval of a mean of n values, by Student's t; None for n < 2."""
+    if std is None:
+        return None
+    from scipy.special import stdtrit
 
-    The plain student is no competitor, and a column with a single method has no best.
-    """
-    marks: dict[tuple[str, str], int] = {}
-    for column in table.columns:
-        means: dict[str, float] = {}
-        for row in table.rows:
-            mean = summarise(row.entries.get(column.key)).mean(table.epoch_rule)
-            if row.key != STUDENT and mean is not None:
-                means[row.key] = round(mean, table.decimals)
-        if len(means) < 2:
-            continue
-        places = sorted(set(means.values()), reverse=table.higher_is_better)[:2]
-        marks |= {(key, column.key): places.index(mean) + 1 for key, mean in means.items() if mean in places}
-    return marks
+    return float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
 
 
 def usual_n(table: Table) -> int | None:

@@ -13,7 +13,7 @@ from .model import Column
 MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
 BLANK = " "
 """A head without a text; an empty one lets the head before it reach over its column."""
-DAGGER, CHOICE, BEST, UNKNOWN = "†", "∗", "b", "u"
+DAGGER, CHOICE, BEST, UNKNOWN, TIED, UNDECIDED = "†", "∗", "b", "u", "=", "≈"
 
 
 @dataclass(frozen=True)

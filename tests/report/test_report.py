@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks.report import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
 from benchmarks.report.latex_text import escape
 from benchmarks.report.markdown import escape as escape_markdown
-from benchmarks.report.seed_statistics import gap, ranks, summarise, usual_n
+from benchmarks.report.seed_statistics import gap, summarise, usual_n
 from kd_methods.errors import UserError
 
 PUBLISHED = Path(__file__).parents[2] / "tables" / "published" / "cifar100.csv"
@@ -113,22 +113,6 @@ def test_best_mean_needs_every_finished_run() -> None:
     assert summarise(TableEntry(runs)).mean_best is None
 
 
-def test_ranks_leave_the_student_out() -> None:
-    table = make_table()
-    pair = table.columns[0].key
-    assert ranks(table) == {("kd", pair): 1, ("at", pair): 2}
-    assert ranks(replace(table, higher_is_better=False)) == {("sp", pair): 1, ("at", pair): 2}
-    tex = report.render(table)[".tex"]
-    assert r"\bfseries 71.00(100)" in tex and r"{\rlap{\underline{\hphantom{69.00}}}}69.00(0)" in tex
-
-
-def test_equal_as_printed_is_equal_in_rank_and_one_method_has_none() -> None:
-    table = make_table(kd=done(69.001, 69.001, 69.001))
-    pair = table.columns[0].key
-    assert ranks(table) == {("kd", pair): 1, ("at", pair): 1, ("sp", pair): 2}
-    assert ranks(replace(table, rows=table.rows[:2])) == {}
-
-
 def test_n_stands_once_in_the_caption_and_where_it_differs() -> None:
     tex = report.render(make_table())[".tex"]
     assert "n = 3, last epoch" in tex and "n{=}" not in tex
@@ -181,7 +165,7 @@ def test_csv_holds_every_figure() -> None:
     lines = lines_of(make_table(published=Published(70.5, None, "repo @abc", "last")))
     kd = lines["kd"]
     assert (kd["n"], kd["mean_last"], kd["std_last"], kd["mean_best"]) == ("3", "71.0000", "1.0000", "71.5000")
-    assert (kd["published"], kd["gap"], kd["source"], kd["rank"]) == ("70.5000", "0.5000", "repo @abc", "1")
+    assert (kd["published"], kd["gap"], kd["source"], kd["rank"]) == ("70.5000", "0.5000", "repo @abc", "2")
     assert kd["values_last"] == "70.0000 71.0000 72.0000"
     assert lines["teacher"]["gap"] == "-0.0100"
 
