@@ -163,6 +163,7 @@ def test_what_cannot_be_profiled_is_one_clear_line(tmp_path: Path, method: str, 
     assert isinstance(result.exception, UserError) and message in str(result.exception)
 
 
+@pytest.mark.slow
 def test_the_harness_suites_run(tmp_path: Path):
     file = tmp_path / "harness.json"
     command = [sys.executable, "-m", "pytest", "benchmarks/suites/test_harness.py", "--benchmark-only",

@@ -22,12 +22,28 @@ from benchmarks.training.student_run import StudentRun
 from kd_methods.contract import Batch
 
 
-def test_a_cell_alone_is_the_cell_in_any_group(bench: Bench, alone: Callable[[Cell], Result]):
+def test_a_cell_alone_is_the_cell_in_any_group_and_the_teacher_stays_as_it_was(
+    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch
+):
+    built: list[NetworkView] = []
+    teacher = local.Context.teacher
+
+    def watch(self: local.Context, ref: TeacherRef) -> NetworkView:
+        built.append(teacher(self, ref))
+        return built[-1]
+
+    monkeypatch.setattr(local.Context, "teacher", watch)
     cells = bench.cells(ALL)
     taught = [cell for cell in cells if cell.teacher]
     assert len({cell.group() for cell in taught}) == 1
     torch.manual_seed(999)
     bench.run(cells)
+    monkeypatch.undo()
+
+    (network,) = built
+    assert identical(dict(network.module.state_dict()), dict(torch.load(bench.file, weights_only=True)))
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    assert not any(module.training for module in network.modules())
     assert differing(bench, cells, alone) == []
 
 
@@ -69,24 +85,6 @@ def test_students_of_one_seed_start_alike_and_see_the_same_batches(bench: Bench,
     assert all(identical(starts[0], start) for start in starts)
     first, *others = seen.values()
     assert len(first) == EPOCHS * STEPS and all(identical(first, other) for other in others)
-
-
-def test_the_teacher_stays_as_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    built: list[NetworkView] = []
-    teacher = local.Context.teacher
-
-    def watch(self: local.Context, ref: TeacherRef) -> NetworkView:
-        built.append(teacher(self, ref))
-        return built[-1]
-
-    monkeypatch.setattr(local.Context, "teacher", watch)
-    cells = [cell for cell in bench.cells(ALL) if cell.teacher]
-    bench.run(cells)
-    (network,) = built
-    wanted = torch.load(bench.file, weights_only=True)
-    assert identical(dict(network.module.state_dict()), dict(wanted))
-    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
-    assert not any(module.training for module in network.modules())
 
 
 def test_block_kd_without_stones_is_kd_to_the_bit(alone: Callable[[Cell], Result], bench: Bench):
