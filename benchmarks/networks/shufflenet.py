@@ -169,6 +169,7 @@ NETWORKS = family(
     {
         "ShuffleV1": partial(ShuffleNet, (240, 480, 960), (4, 8, 4)),
         "ShuffleV2": partial(ShuffleNetV2, (116, 232, 464, 1024), (3, 7, 3)),
+        "ShuffleV2x1.5": partial(ShuffleNetV2, (176, 352, 704, 1024), (3, 7, 3)),
         "ShuffleV2x0.5": partial(ShuffleNetV2, (48, 96, 192, 1024), (3, 7, 3)),
     }
 )

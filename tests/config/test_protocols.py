@@ -24,7 +24,7 @@ def test_the_papers_protocol_has_the_papers_values() -> None:
     assert (protocol.task, protocol.epochs, protocol.batch_size, protocol.drop_last) == ("cifar100", 240, 64, False)
     optimizer = protocol.optimizer
     assert (optimizer.lr, optimizer.momentum, optimizer.nesterov, optimizer.weight_decay) == (0.05, 0.9, False, 5e-4)
-    assert protocol.lr_by_student == {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
+    assert protocol.lr_by_student == {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01, "ShuffleV2x1.5": 0.01}
     assert (protocol.milestones, protocol.decay) == ((150, 180, 210), 0.1)
     assert (protocol.crop_padding, protocol.flip, protocol.holdout) == (4, True, 0)
     assert (protocol.mean, protocol.std) == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))

@@ -236,6 +236,18 @@ def test_published_values_are_those_of_the_sources(method: str, pair: str, sourc
     assert (found[0]["protocol"], found[0]["teacher"]) == ("cifar100-crd240", "crd")
 
 
+def test_every_published_value_stands_in_some_table() -> None:
+    shown: dict[str, set[tuple[str, str]]] = {}
+    for table in map(load_table, table_names()):
+        for preset in map(table.preset, table.presets):
+            rows = {row.published or row.method for row in preset.methods or ()} | {"teacher", *table.quoted}
+            places = {(row, pair.id) for row in rows for pair in preset.pairs or ()}
+            shown.setdefault(table.published, set()).update(places)
+    for name in filter(None, shown):
+        absent = {(line.method, line.pair) for line in literature(name)} - shown[name]
+        assert not absent, (name, sorted(absent))
+
+
 def test_no_published_block_kd() -> None:
     """specs/published_numbers.md: none could be found, so none may be claimed."""
     assert not [line for line in published() if line["method"].startswith("block")]
