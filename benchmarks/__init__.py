@@ -1,7 +1,7 @@
 """How methods are compared: see docs/architecture.md for the rooms.
 
 From Python, without the command line: ``merge`` two stores, ``export`` runs as an archive, ``import_`` and ``verify``
-one, ``explain`` a number, and ``verdicts`` on published values as a DataFrame.
+one, ``explain`` a number; ``load`` a store, and ``verdicts`` on published values, as a DataFrame.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .driver.verify import verify
     from .report.explain import explain
+    from .report.records import load
     from .report.verdicts import frame as verdicts
     from .store.exchange import export, import_, merge
 
-__all__ = ["explain", "export", "import_", "merge", "verdicts", "verify"]
+__all__ = ["explain", "export", "import_", "load", "merge", "verdicts", "verify"]
 
 EXTENSIONS = dict.fromkeys(("SOURCES", "TASKS", "EXECUTORS"), (f"{__name__}.detection.extension",))
 """Modules of upper rooms that bring things of their own to registries; see :mod:`benchmarks.common.registry`."""
@@ -24,6 +25,7 @@ _PLACES = {
     "explain": ("report.explain", "explain"),
     "export": ("store.exchange", "export"),
     "import_": ("store.exchange", "import_"),
+    "load": ("report.records", "load"),
     "merge": ("store.exchange", "merge"),
     "verdicts": ("report.verdicts", "frame"),
     "verify": ("driver.verify", "verify"),

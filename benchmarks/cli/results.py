@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -83,4 +83,26 @@ def explain(table: str, row: str, pair: str, preset: str, changes: Changes, sett
     click.echo(explaining.text(explaining.explain(output, stem, row, pair, file)))
 
 
-COMMANDS = (verdicts, explain, cite)
+@click.command()
+@click.argument("table", required=False)
+@options.preset
+@options.changes
+@options.settings
+@click.option(
+    "--level", type=click.Choice(["cell", "epoch"]), default="cell", show_default=True, help="A line for what."
+)
+@click.option("--format", "form", type=click.Choice(["csv", "json", "parquet"]), default="csv", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@options.output
+def data(
+    table: str | None, preset: str, changes: Changes, settings: str, output: Path, out: Path, **asked: Any
+) -> None:
+    """The cells of TABLE, or of every table in the store, as data: every value in a typed column."""
+    from ..report import records
+
+    stem = options.stem_in(output, table, preset, changes, settings) if table else ""
+    count = records.write(out, asked["form"], output, (stem, asked["level"]))
+    click.echo(f"{out}: {counted(count, 'line')}")
+
+
+COMMANDS = (verdicts, explain, cite, data)

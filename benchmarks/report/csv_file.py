@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from ..common.files import csv_text
-from .model import CostTable, Published, Table
+from ..common.files import canonical, csv_text
+from .model import Column, CostTable, Published, Table
 from .ranking import ranking
-from .seed_statistics import finished, gap, summarise, teacher_gap
+from .seed_statistics import finished, gap, half_width, summarise, teacher_gap
 
 _DECIMALS = 4
 
 
 def render(table: Table) -> str:
-    rank = ranking(table).ranks
+    """Every value in a column of its own: lists are JSON, ``last.S`` and ``best.S`` are those of seed S."""
+    found = ranking(table)
     lines: list[dict[str, object]] = []
     for column in table.columns:
         published = column.teacher_published
         lines.append({
             "row": "teacher", "title": "Teacher", "pair": column.key, "teacher": column.teacher,
-            "student": column.student, "value": column.teacher_accuracy, "our_choice": column.teacher_note,
+            "student": column.student, "value": column.teacher_accuracy, "note": column.teacher_note,
+            **_of(table, column),
         } | _published(published, teacher_gap(column.teacher_accuracy, published)))  # fmt: skip
     for row in table.rows:
         for column in table.columns:
-            entry = row.entries.get(column.key)
+            entry, place = row.entries.get(column.key), (row.key, column.key)
             summary, published = summarise(entry), entry.published if entry else None
             done = [run for run in (entry.runs if entry else ()) if finished(run)]
             lines.append({
@@ -30,26 +32,35 @@ def render(table: Table) -> str:
                 "n": summary.n, "planned": summary.planned, "diverged": summary.diverged, "failed": summary.failed,
                 "refused": summary.refused, "missing": summary.missing,
                 "mean_last": summary.mean_last, "std_last": summary.std_last,
-                "mean_best": summary.mean_best, "std_best": summary.std_best, "rank": rank.get((row.key, column.key)),
-                "seeds": " ".join(str(run.seed) for run in done),
-                "values_last": " ".join(_text(run.last) for run in done),
-                "values_best": " ".join(_text(run.best) for run in done),
-                "our_choice": "; ".join(row.our_choice),
-            } | _published(published, gap(summary, published)))  # fmt: skip
+                "mean_best": summary.mean_best, "std_best": summary.std_best, "rank": found.ranks.get(place),
+                "tied": place in found.tied, "p_best": found.p_values.get(place),
+                "ci95_last": half_width(summary.std_last, summary.n),
+                "ci95_best": half_width(summary.std_best, summary.n), "note": row.settings_note,
+                "our_choice": canonical(list(row.our_choice)), **_of(table, column),
+            } | _published(published, gap(summary, published)) | {
+                f"{rule}.{run.seed}": getattr(run, rule) for run in done for rule in ("last", "best")
+            })  # fmt: skip
     for row in table.quoted:
         for column in table.columns:
             if entry := row.entries.get(column.key):
                 names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
                 places = {"teacher": column.teacher, "student": column.student}
-                lines.append(names | places | _published(entry.published, None))
+                lines.append(names | places | _of(table, column) | _published(entry.published, None))
     return _write(_HEADER, lines)
 
 
 _HEADER = [
     "row", "title", "family", "pair", "teacher", "student", "value", "n", "planned", "diverged", "failed", "refused",
     "missing", "mean_last", "std_last", "mean_best", "std_best", "rank", "published", "published_std", "gap",
-    "epoch_rule", "comparable", "reason", "source", "seeds", "values_last", "values_best", "our_choice",
+    "epoch_rule", "comparable", "reason", "source", "our_choice", "task", "metric", "protocol", "deviations",
+    "ci95_last", "ci95_best", "tied", "p_best", "note",
 ]  # fmt: skip
+
+
+def _of(table: Table, column: Column) -> dict[str, object]:
+    """What is measured in a column, and under which protocol."""
+    deviations = canonical(list(table.deviations))
+    return {"task": column.task, "metric": column.metric, "protocol": table.protocol, "deviations": deviations}
 
 
 def render_cost(cost: CostTable) -> str:
@@ -81,7 +92,7 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "true" if value else "false"
     return f"{round(value, _DECIMALS) + 0.0:.{_DECIMALS}f}" if isinstance(value, float) else str(value)
 
 

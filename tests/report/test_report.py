@@ -149,7 +149,7 @@ def test_what_is_not_comparable_has_a_dagger_and_no_gap() -> None:
     assert "| 70.50 ± 0.30<sup>†</sup> |" in text[".md"]
     assert "not comparable: another teacher." in text[".tex"]
     line = lines_of(make_table(published=published))["kd"]
-    assert (line["gap"], line["comparable"], line["reason"]) == ("", "no", "another teacher")
+    assert (line["gap"], line["comparable"], line["reason"]) == ("", "false", "another teacher")
 
 
 def test_deviations_stand_in_the_caption() -> None:
@@ -166,7 +166,8 @@ def test_csv_holds_every_figure() -> None:
     kd = lines["kd"]
     assert (kd["n"], kd["mean_last"], kd["std_last"], kd["mean_best"]) == ("3", "71.0000", "1.0000", "71.5000")
     assert (kd["published"], kd["gap"], kd["source"], kd["rank"]) == ("70.5000", "0.5000", "repo @abc", "2")
-    assert kd["values_last"] == "70.0000 71.0000 72.0000"
+    assert [kd[f"last.{seed}"] for seed in range(3)] == ["70.0000", "71.0000", "72.0000"]
+    assert (kd["ci95_last"], kd["tied"], kd["deviations"]) == ("2.4841", "false", "[]")
     assert lines["teacher"]["gap"] == "-0.0100"
 
 

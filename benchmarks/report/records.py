@@ -1,0 +1,177 @@
+"""A store as data: one record per cell, or per cell and epoch, every value in a column of its own.
+
+Imports neither torch nor, before a frame is asked for, pandas.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from kd_methods.errors import UserError
+
+from ..common.console import say
+from ..common.files import canonical, csv_text, write_bytes
+from ..store import manifest
+from ..store.manifest import PlannedColumn, PlannedRow
+from ..store.runs import Facts, Store
+from ..store.selection import ALL, Selection, selected
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Level = Literal["cell", "epoch"]
+Format = Literal["csv", "json", "parquet"]
+
+Record = dict[str, Any]
+
+TYPES = {
+    "seed": "Int64", "epoch": "Int64", "epochs": "Int64", "taught": "boolean", "published_settings": "boolean",
+    **dict.fromkeys(("last", "best", "value", "teacher_accuracy", "lr", "seconds"), "Float64"),
+}  # fmt: skip
+"""Types of columns as pandas calls them; metrics and losses are Float64, all others are text."""
+
+
+def load(
+    results: Path | str = "results", table: str = "", level: Level = "cell", say: Callable[[str], None] = say
+) -> pd.DataFrame:
+    """A store as a tidy DataFrame with typed columns.
+
+    Args:
+        results: the store's folder.
+        table: the folder of one table in it, such as ``table2-demo``; by default all tables. A cell that two tables
+            show is there twice.
+        level: ``cell``: one line per row, pair and seed, with ``last`` and ``best`` of the column's metric;
+            ``epoch``: one line per epoch of each, with ``value``, all metrics (``metric.NAME``) and all losses
+            (``loss.NAME``).
+        say: hears which runs are damaged, and so have no epochs.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    import pandas as pd
+
+    folder = Path(results)
+    found = [record for stem in stems(folder, table) for record in of_table(folder, stem, level, ALL, say)]
+    names = dict.fromkeys(name for record in found for name in record)
+    columns = {name: pd.array([record.get(name) for record in found], dtype=_type(name)) for name in names}
+    return pd.DataFrame(columns)
+
+
+def stems(results: Path, table: str = "") -> list[str]:
+    """The tables of a store, or one of them.
+
+    Raises:
+        UserError: there is none, or not that one.
+    """
+    if table:
+        manifest.existing(results, table)
+        return [table]
+    if found := manifest.stems(results):
+        return found
+    raise UserError(f"no table in {results}; run one first, or name another folder")
+
+
+def of_table(
+    results: Path, stem: str, level: Level, wanted: Selection = ALL, say: Callable[[str], None] = say
+) -> Iterator[Record]:
+    """The records of one table, in the order of its rows, columns, seeds and epochs."""
+    shown, store = selected(manifest.existing(results, stem), wanted), Store(results)
+    rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
+    order = {key: i for i, key in enumerate([*rows, *columns])}
+    cells = sorted(shown.cells, key=lambda cell: (order[cell.row], order[cell.column], cell.seed))
+    facts = store.facts(cell.key for cell in cells)
+    whole = {"table": stem, "protocol": shown.recipe, "deviations": canonical(list(shown.deviations))}
+    for cell in cells:
+        row, column = rows[cell.row], columns[cell.column]
+        place = {"table": stem, "row": row.key, "pair": column.key, "metric": column.metric, "seed": cell.seed}
+        if level == "epoch":
+            yield from (place | {"key": cell.key} | _epoch(one, column.metric) for one in store.metrics(cell.key, say))
+            continue
+        yield place | _described(row, column) | whole | {
+            "settings": canonical(cell.settings), "taught": cell.taught,
+            "published_settings": cell.published_settings, **_outcome(facts[cell.key], column.metric), "key": cell.key,
+        }  # fmt: skip
+
+
+def _described(row: PlannedRow, column: PlannedColumn) -> Record:
+    """What a row and a column are."""
+    return {
+        "title": row.title, "family": row.family, "method": row.method, "optimizer": row.optimizer,
+        "teacher": column.teacher_network, "student": row.student or column.student, "task": column.task,
+        "teacher_entry": column.teacher.entry, "teacher_accuracy": column.teacher.accuracy,
+    }  # fmt: skip
+
+
+def _outcome(facts: Facts, metric: str) -> Record:
+    """How a run ended and what computed it."""
+    status, environments = facts
+    done = status["state"] == "done"
+    last = environments[-1] if environments else None
+    return {
+        "state": status["state"], "last": status["last"].get(metric) if done else None,
+        "best": status["best"].get(metric) if done else None, "epochs": status.get("epochs"),
+        "message": status.get("message", ""), "remarks": canonical(status.get("remarks", [])),
+        "date": last["date"] if last else None, "commit": last["commit"] if last else None,
+        "machine": last["machine"] if last else None, "torch": last["versions"]["torch"] if last else None,
+    }  # fmt: skip
+
+
+def _epoch(one: Record, metric: str) -> Record:
+    """An epoch of a run; ``phase`` is empty in the training proper."""
+    values = {f"{kind}.{name}": value for kind, key in (("metric", "metrics"), ("loss", "losses"))
+              for name, value in one.get(key, {}).items()}  # fmt: skip
+    named = {"epoch": one["epoch"], "phase": one.get("phase", ""), "value": one["metrics"].get(metric)}
+    return named | {"lr": one.get("lr"), "seconds": one.get("seconds")} | values
+
+
+def _type(name: str) -> str:
+    return TYPES.get(name, "Float64" if name.startswith(("metric.", "loss.")) else "string")
+
+
+def as_csv(found: list[Record]) -> str:
+    """Records as CSV; numbers in full, truth as true and false, nothing where there is no value."""
+    names = list(dict.fromkeys(name for record in found for name in record))
+    return csv_text([names, *([_field(record.get(name)) for name in names] for record in found)])
+
+
+def as_json(found: list[Record]) -> str:
+    """Records as a JSON list of objects; what is no finite number is null."""
+    return json.dumps([{name: _number(value) for name, value in record.items()} for record in found], indent=1) + "\n"
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _field(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, bool) else value
+
+
+def write(file: Path, form: Format, results: Path, wanted: tuple[str, Level]) -> int:
+    """Write the records of a table, or with no name of all, and return how many they are.
+
+    Raises:
+        UserError: the file cannot be written, or parquet needs a package that is not there.
+    """
+    table, level = wanted
+    if form == "parquet":
+        frame = load(results, table, level)
+        content = io.BytesIO()
+        try:
+            frame.to_parquet(content)
+        except ImportError:
+            raise UserError("--format parquet needs pyarrow (pip install pyarrow); csv and json do not") from None
+        write_bytes(file, content.getvalue())
+        return len(frame)
+    found = [record for stem in stems(results, table) for record in of_table(results, stem, level)]
+    text = as_csv(found) if form == "csv" else as_json(found)
+    write_bytes(file, text.encode())
+    return len(found)
+
+
+FORMATS, LEVELS = get_args(Format), get_args(Level)
