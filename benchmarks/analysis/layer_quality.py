@@ -13,10 +13,13 @@ from kd_methods.errors import UserError, unknown
 
 from .. import networks
 from ..common.environment import check_precision
-from ..common.files import csv_text, write_bytes, write_text
+from ..common.files import csv_text, write_text
+from ..common.network_names import network_title
 from ..common.weights import frozen
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
+from ..report import write_layout
+from ..report.table_layout import Line, PrintedCell, Sentence, TableLayout
 from ..store.cell import TeacherRef
 from ..store.cells import student_cell
 from ..store.runs import Store
@@ -69,10 +72,9 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     text = table(measured, measure)
     folder = output / "quality"
     stem = f"{name}-{protocol.name}"
-    files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
-    write_text(files[0], csv(measured, measure))
-    write_bytes(files[1], plot(measured, measure, f"{name} on {protocol.task}"))
-    return text, files
+    write_text(folder / f"{stem}.csv", csv(measured, measure))
+    files = [folder / f"{stem}.csv", *draw(measured, measure, folder / stem)]
+    return text, files + write_layout(layout(measured, measure, name, protocol.name), folder)
 
 
 def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
@@ -116,18 +118,39 @@ def csv(measured: Quality, measure: Measure) -> str:
     return csv_text(lines)
 
 
-def plot(measured: Quality, measure: Measure, title: str) -> bytes:
-    """S, I, E and Q over depth as a PNG, the chosen layers marked."""
-    from ..report.figures import figure, png
+def draw(measured: Quality, measure: Measure, stem: Path) -> list[Path]:
+    """S, I, E and Q over depth as PDF and PNG, the chosen layers marked."""
+    from ..report.figures import DOT, above, figure, look, write
 
-    fig, ((axes,),) = figure(title)
+    fig, (axes,) = figure(height=2.6)
     depth = range(len(measured.units))
     values = measure.values(measured)
-    for metric in METRICS:
-        axes.plot(depth, values[metric], label=metric, linewidth=2.4 if metric == "Q" else 1.2)
+    for i, metric in enumerate(METRICS):
+        style = look(i + 1) | {"marker": "", "linewidth": 1.8 if metric == "Q" else 1.0}
+        axes.plot(depth, values[metric], label=metric, **style)
     chosen = [measured.units.index(unit) for unit in measure.chosen(measured)]
-    axes.scatter(chosen, values["Q"][chosen], marker="o", zorder=3, color="black", label="chosen by Q")
-    axes.set_xticks(depth, measured.units, rotation=90, fontsize=7)
+    axes.plot(chosen, values["Q"][chosen], "o", color="black", markersize=DOT, zorder=3, label="chosen by Q")
+    axes.set_xticks(depth, measured.units, rotation=90, fontsize=4.5 if len(measured.units) > 20 else 6)
     axes.set_ylabel("value")
-    axes.legend(ncols=5, fontsize=8)
-    return png(fig)
+    above(axes, 5)
+    return write(fig, stem)
+
+
+def layout(measured: Quality, measure: Measure, name: str, protocol: str) -> TableLayout:
+    """S, I, E and Q of every layer as a table; the chosen layers' Q is bold."""
+    chosen, values = measure.chosen(measured), measure.values(measured)
+    rows = [
+        Line("row", f"{i} {unit}", tuple(
+            PrintedCell(f"{float(values[metric][i]):.4f}", rank=int(metric == "Q" and unit in chosen))
+            for metric in METRICS
+        ))
+        for i, unit in enumerate(measured.units)
+    ]  # fmt: skip
+    return TableLayout(
+        name=f"{name}-{protocol}",
+        title=f"Knowledge quality of the layers of {network_title(name)}",
+        caption=(Sentence(f"Protocol {protocol}."),),
+        heads=(("Layer", METRICS),),
+        blocks=(tuple(rows),),
+        notes=(("Bold", "the layers that are chosen by Q."),),
+    )

@@ -20,7 +20,7 @@ from kd_methods.contract import Network
 from kd_methods.functional.feature import same_size
 
 from ..common.console import say
-from ..common.files import csv_text, write_bytes, write_text
+from ..common.files import csv_text, write_text
 from ..networks import NetworkView
 from ..store.manifest import Manifest
 from ..store.runs import Store
@@ -118,8 +118,7 @@ def write(manifest: Manifest, store: Store, folder: Path, say: Callable[[str], N
         if curves:
             stem = folder / f"{manifest.name}-blocks-{column.key}"
             write_text(stem.with_name(f"{stem.name}.csv"), csv(curves))
-            write_bytes(stem.with_name(f"{stem.name}.png"), plot(curves, f"{manifest.title}: {column.key}"))
-            files += [stem.with_name(f"{stem.name}{suffix}") for suffix in (".csv", ".png")]
+            files += [stem.with_name(f"{stem.name}.csv"), *draw(curves, stem)]
     return files
 
 
@@ -133,19 +132,21 @@ def csv(curves: Curves) -> str:
     return csv_text(lines)
 
 
-def plot(curves: Curves, title: str) -> bytes:
-    """One panel per measure and block, one line per row of the table."""
-    from ..report.figures import figure, png
+def draw(curves: Curves, stem: Path) -> list[Path]:
+    """One panel per measure and block, one line per row of the table, as PDF and PNG."""
+    from ..report.figures import figure, legend_of_all, look, write
 
     blocks = min(len(values["cka"]) for epochs in curves.values() for values in epochs.values())
-    fig, axes = figure(title, columns=blocks, rows=len(MEASURES))
+    fig, axes = figure(panels=len(MEASURES), height=1.25, across=blocks)
     for line, (name, label) in enumerate(MEASURES.items()):
-        for block in range(blocks):
-            panel = axes[line][block]
-            for row, epochs in curves.items():
-                panel.plot(list(epochs), [v[name][block] for v in epochs.values()], marker=".", label=row)
-            panel.set_title(f"block {block + 1}", fontsize=9)
-            panel.set_xlabel("epoch")
-        axes[line][0].set_ylabel(label)
-    axes[0][0].legend(fontsize=7)
-    return png(fig)
+        for block, panel in enumerate(axes[line * blocks : (line + 1) * blocks]):
+            for i, (row, epochs) in enumerate(curves.items()):
+                values = [v[name][block] for v in epochs.values()]
+                panel.plot(list(epochs), values, label=row, **look(i) | {"markersize": 2})
+            if line == 0:
+                panel.set_title(f"block {block + 1}")
+            if line == len(MEASURES) - 1:
+                panel.set_xlabel("epoch")
+        axes[line * blocks].set_ylabel(label)
+    legend_of_all(fig, axes[0])
+    return write(fig, stem)

@@ -145,13 +145,14 @@ def page(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--costs", is_flag=True, help="LaTeX: throughput, its multiple of KD's and peak memory at each row.")
     @click.option("--ci", is_flag=True, help="Beside a mean its 95 % confidence interval, not the seeds' deviation.")
     @click.option("--rank", is_flag=True, help="A last column with each row's average rank.")
+    @click.option("--figures", is_flag=True, help="Draw curves, accuracy against cost and more, as PDF and PNG.")
     @functools.wraps(command)
     def with_page(
-        style: Any, published: Any, highlight: str, costs: bool, ci: bool, rank: bool, **arguments: Any
+        style: Any, published: Any, highlight: str, costs: bool, ci: bool, rank: bool, figures: bool, **arguments: Any
     ) -> Any:
         from ..report import Page
 
-        return command(page=Page(published, highlight, costs, style, ci, rank), **arguments)
+        return command(page=Page(published, highlight, costs, style, ci, rank, figures), **arguments)
 
     return with_page
 

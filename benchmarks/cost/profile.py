@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..common.files import read_json, write_bytes, write_text
+from ..common.files import read_json, write_text
 from ..report.model import PARTS
 from .profiling import Bench
 from .setup import Suite
@@ -35,7 +35,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
     trace = folder / f"{stem}.trace.json"
     operators = _traced(bench, trace)
     timeline, starts = memory_timeline(trace, suite.device.type)
-    picture, text_file = folder / f"{stem}.png", folder / f"{stem}.txt"
+    text_file = folder / f"{stem}.txt"
     total = sum(split.values())
     lines = [f"{method} on {pair}, batch {suite.protocol.batch_size}, {suite.machine['machine']}"]
     lines += [f"  {part:10s} {1e3 * split[part]:9.2f} ms  {split[part] / total:5.0%}" for part in PARTS]
@@ -46,8 +46,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
         )
     text = "\n".join([*lines, "", operators])
     write_text(text_file, text + "\n")
-    write_bytes(picture, plot(split, timeline, starts, lines[0]))
-    return text, [text_file, picture, trace]
+    return text, [text_file, *draw(split, timeline, starts, folder / stem), trace]
 
 
 def _traced(bench: Bench, trace: Path) -> str:
@@ -94,18 +93,20 @@ def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float
     return timeline, {part: (at - begin) / 1e3 for part, at in starts.items()}
 
 
-def plot(split: dict[str, float], timeline: Timeline, starts: dict[str, float], title: str) -> bytes:
-    """Milliseconds by part, and live memory over the step."""
-    from ..report.figures import figure, png
+def draw(split: dict[str, float], timeline: Timeline, starts: dict[str, float], stem: Path) -> list[Path]:
+    """Milliseconds by part, and live memory over the step, as PDF and PNG."""
+    from ..report.figures import COLOURS, figure, write
 
-    fig, ((left, right),) = figure(title, columns=2)
-    left.barh(PARTS, [1e3 * split[part] for part in PARTS])
-    left.invert_yaxis()
-    left.set_xlabel("ms, each part awaited")
-    right.step([at for at, _ in timeline], [value / 2**20 for _, value in timeline], where="post")
-    for part, at in starts.items():
-        right.axvline(at, color="grey", linewidth=0.6)
-        right.annotate(part, (at, right.get_ylim()[1]), rotation=90, fontsize=6, va="top")
-    right.set_xlabel("ms, under the profiler")
-    right.set_ylabel("MiB of tensors made within the step")
-    return png(fig)
+    fig, (parts, memory) = figure(panels=2, height=1.6)
+    parts.barh(PARTS, [1e3 * split[part] for part in PARTS], color=COLOURS[1])
+    parts.invert_yaxis()
+    parts.set_xlabel("ms, each part awaited")
+    memory.step([at for at, _ in timeline], [value / 2**20 for _, value in timeline], where="post", color=COLOURS[1])
+    after = [*list(starts.values())[1:], max([at for at, _ in timeline], default=0.0)]
+    for i, ((part, at), end) in enumerate(zip(starts.items(), after, strict=True)):
+        memory.axvspan(at, end, color="0.9" if i % 2 else "1.0", zorder=0)
+        level = 1.02 + 0.09 * (i % 2)
+        memory.text((at + end) / 2, level, part, fontsize=5.5, ha="center", transform=memory.get_xaxis_transform())
+    memory.set_xlabel("ms, under the profiler")
+    memory.set_ylabel("MiB of tensors")
+    return write(fig, stem)

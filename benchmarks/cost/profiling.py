@@ -37,12 +37,13 @@ from ..training.precision import autocast
 from ..training.shared_teacher import SharedTeacher
 from ..training.student_run import StudentRun
 from ..training.teacher_pass import NotStored, StoredTeacherPass, identity
+from .held import split
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
 
-SCHEMA = 3
-"""Part of every cost's key. Raised when a change makes steps faster or smaller."""
+SCHEMA = 4
+"""Part of every cost's key. Raised when a change makes steps faster or smaller, or when more is measured."""
 
 
 def cost_key(cell: Cell, machine: str) -> str:
@@ -278,7 +279,8 @@ def _figures(
     data = get_task(protocol.task).open(workspace.data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
         bench = Bench([cell], protocol, data, Store(workspace.output).prepared)
-        seconds = bench.seconds(*steps)
+        seconds = seconds_of_each(bench.step, chosen, *steps)
+    held = split(memory["bytes"], bench.student_run, bench.teacher)
     batches = endless(data, protocol.batch_size)  # other ones than those of the steps, which are loaded ahead
     loading = median_seconds(lambda: next(batches).student(), chosen, *steps)
     by_part: dict[str, int | None] = {}
@@ -291,12 +293,15 @@ def _figures(
     deployed = count(student_run.deployed.parameters())
     trained = count([*student_run.student.parameters(), *student_run.method.parameters()])
     return {
-        "images_per_second": protocol.batch_size / seconds,
+        "images_per_second": protocol.batch_size / statistics.median(seconds),
+        "step_seconds": seconds,
+        "modality": student_run.student.layout.modality,
         "inputs_per_second": protocol.batch_size / loading,
         "peak_memory_bytes": memory["bytes"],
         "memory_kind": memory["kind"],
         "reserved_memory_bytes": memory["reserved"],
         "memory_by_part": by_part,
+        "memory_split": held,
         "extra_train_params": trained - plain,
         "extra_inference_params": deployed - plain,
         "batch_size": protocol.batch_size,

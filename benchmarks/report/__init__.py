@@ -29,7 +29,7 @@ from .table_layout import TableLayout
 __all__ = [
     "PAPER", "Column", "CostEntry", "CostRow", "CostTable", "Page", "Published", "SeedResult",
     "Table", "TableEntry", "TableRow",
-    "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_layout",
+    "draw", "render", "render_cost", "with_means", "write", "write_cost", "write_efficiency", "write_layout",
 ]  # fmt: skip
 
 
@@ -95,6 +95,15 @@ def write(
 ) -> list[Path]:
     """Write what `render` gives behind ``stem`` into `folder`, each whole or not at all, and return their paths."""
     return _write(render(table, page, cost), folder, stem)
+
+
+def draw(
+    table: Table, curves: Mapping[tuple[str, str, int], list[float]], cost: CostTable | None, folder: Path
+) -> list[Path]:
+    """Write the table's figures into ``folder`` as PDF and PNG; ``curves`` are by row, column and seed."""
+    from . import table_figures
+
+    return table_figures.draw(table, curves, cost, folder)
 
 
 def write_cost(cost: CostTable, folder: Path, stem: str) -> list[Path]:

@@ -73,6 +73,8 @@ def render(
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
     if rows := manifest.efficiency:
         files += report.write_efficiency(table, _curves(manifest, store, say), rows.ours, rows.against, folder)
+    if page.figures:
+        files += report.draw(table, _curves(manifest, store, say), cost, folder)
     if cost:
         files += report.write_cost(cost, folder, f"{manifest.name}-cost")
     return files, text

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pydantic import BaseModel
 
 from kd_methods.errors import UserError
 
-from ..common.files import read_csv, read_json, shaped, write_bytes
+from ..common.files import read_csv, read_json, shaped
+from ..common.network_names import network_title
 from . import loop_table as loop
 from . import write_layout
 from .cost_table import MIB, count
@@ -20,17 +22,39 @@ from .model import PARTS
 from .table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 
 REFERENCE = "kd"
-NAMED = 6
-"""Methods that the memory plot names beside student and KD: those that need most."""
 
 
 @dataclass(frozen=True)
 class MeasuredMethod:
-    """One method on one pair: facts of its training step, and by batch size those of its inference."""
+    """One method on one pair: facts of its training step, and by batch size those of its inference.
+
+    ``turns`` are seconds of a step of KD and of one of the method after it.
+    """
 
     facts: Mapping[str, Any]
-    seconds: float
+    turns: Sequence[tuple[float, float]]
     inference: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def title(self) -> str:
+        return "Student" if self.facts["method"] == "student" else self.facts["title"]
+
+    @property
+    def ratio(self) -> float:
+        """Throughput as a multiple of KD's: the median over the turns."""
+        return median(kd / own for kd, own in self.turns)
+
+    @property
+    def spread(self) -> float | None:
+        """Half the range of the turns' ratios; None of one turn."""
+        ratios = [kd / own for kd, own in self.turns]
+        return (max(ratios) - min(ratios)) / 2 if len(ratios) > 1 else None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The parts of a step, which add up to 1."""
+        parts = self.facts["split"]
+        return {part: parts[part] / sum(parts.values()) for part in PARTS}
 
 
 Pairs = dict[str, dict[str, MeasuredMethod]]
@@ -84,8 +108,21 @@ def _pairs(entries: list[BenchmarkEntry]) -> Pairs:
             pair, method = facts["pair"], facts["method"]
             # What deploys the plain student has no measurement of its own.
             deployed = inference.get((pair, method)) or inference.get((pair, "student"), {})
-            pairs.setdefault(pair, {})[method] = MeasuredMethod(facts, entry.stats.median, deployed)
+            pairs.setdefault(pair, {})[method] = MeasuredMethod(facts, _turns(facts, entry.stats.min), deployed)
     return pairs
+
+
+def _turns(facts: Facts, fastest: float) -> list[tuple[float, float]]:
+    """Seconds of KD's step and of the method's; files of earlier versions have the best of each alone."""
+    if turns := facts.get("turns"):
+        return [(kd, own) for kd, own in turns]
+    beside = 1.0 if facts["method"] == REFERENCE else facts["times_reference"]
+    return [(beside * fastest, fastest)]
+
+
+def reference_seconds(methods: Mapping[str, MeasuredMethod]) -> float:
+    """Seconds of KD's step: the median of all that were made beside the methods of a pair."""
+    return median(kd for measured in methods.values() for kd, _ in measured.turns)
 
 
 def write(measurements: Measurements, folder: Path, accuracy: Path | None = None) -> list[Path]:
@@ -99,14 +136,24 @@ def write(measurements: Measurements, folder: Path, accuracy: Path | None = None
     files = write_layout(loop.layout(measurements.loops, measurements.memories), folder) if measurements.loops else []
     for pair, methods in measurements.pairs.items():
         files += write_layout(layout(pair, methods), folder)
-        stem = folder / f"table6-{pair}"
-        pictures = {"-split.png": _split_plot(pair, methods), "-memory.png": _memory_plot(pair, methods)}
-        if accuracy and (points := accuracies(accuracy, pair, methods)):
-            pictures["-accuracy.png"] = _accuracy_plot(pair, methods, points)
-        for suffix, picture in pictures.items():
-            files.append(stem.with_name(stem.name + suffix))
-            write_bytes(files[-1], picture)
+        files += _figures(methods, folder / f"table6-{pair}", accuracies(accuracy, pair, methods) if accuracy else {})
     return files
+
+
+def _figures(methods: Mapping[str, MeasuredMethod], stem: Path, means: Mapping[str, float]) -> list[Path]:
+    from . import cost_figures, figures
+
+    kd = reference_seconds(methods)
+    costs = {
+        name: cost_figures.MethodCost(m.title, kd / m.ratio, m.shares, m.facts["memory"]["by_part"])
+        for name, m in methods.items()
+    }
+    kind = next(iter(methods.values())).facts["memory"]["kind"]
+    drawn = {"split": cost_figures.parts(costs), "memory": cost_figures.memory(costs, kind)}
+    if means:
+        points = {costs[name].title: (1e3 * costs[name].seconds, mean) for name, mean in means.items()}
+        drawn["accuracy"] = cost_figures.accuracy(points, "ms of a training step", "last-epoch mean")
+    return [file for name, fig in drawn.items() for file in figures.write(fig, stem.with_name(f"{stem.name}-{name}"))]
 
 
 HEADS = (
@@ -126,21 +173,27 @@ HEADS = (
 def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
     """All figures of one pair, one line per method."""
     lines: list[Line] = []
+    kd = reference_seconds(methods)
     family = ""
-    for name, measured in methods.items():
+    for measured in methods.values():
         if measured.facts["family"] != family:
             family = measured.facts["family"]
             lines.append(Line("heading", family))
-        lines.append(Line("row", measured.facts["title"] if name != "student" else "Student", _cells(measured)))
+        lines.append(Line("row", measured.title, _cells(measured, kd)))
     first = next(iter(methods.values()))
     facts, machine = first.facts, first.facts["machine"]
     phased = [m.facts["title"] for m in methods.values() if m.facts["first_phases"]]
     notes = [
         (
             f"{TIMES} KD",
-            "throughput as a multiple of KD's, from the best of steps in turn; images/s are of the median step.",
+            "each step is timed after one of KD: the median of the turns' ratios ± half their range; images/s is this "
+            "multiple of KD's, which is of the median step of KD over all turns."
+            + ("" if any(m.spread is not None for m in methods.values()) else " Of the turns only the best was kept."),
         ),
-        ("Data to optimiser", "shares of a step whose parts were awaited one by one; the images/s are of whole steps."),
+        (
+            "Data to optimiser",
+            "shares of a step whose parts were awaited one by one, rounded so that they add up to 100.",
+        ),
         ("Params", f"beside the student's {count(facts['student_params'])}, in training and in what is deployed."),
         ("GFLOP per step", "convolutions and matrix products, forward and backward, the teacher's pass included."),
         ("Memory", f"{facts['memory']['kind']}, in a process of its own."),
@@ -150,10 +203,10 @@ def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
     teacher, _, student = pair.partition("-")
     return TableLayout(
         name=f"table6-{pair}",
-        title=f"What a method costs: {teacher} to {student}",
+        title=f"What a method costs: {network_title(teacher)} to {network_title(student)}",
         caption=(
             Sentence(
-                f"Median training step of each method alone, batch {facts['batch_size']}, fp32, on images of "
+                f"Training step of each method alone, batch {facts['batch_size']}, fp32, on images of "
                 "CIFAR-100's shape without content."
             ),
         ),
@@ -163,17 +216,22 @@ def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
     )
 
 
-def _cells(measured: MeasuredMethod) -> tuple[PrintedCell, ...]:
-    facts, split = measured.facts, measured.facts["split"]
-    total = sum(split.values())
-    rate = facts["batch_size"] / measured.seconds
+def percentages(shares: Mapping[str, float]) -> dict[str, int]:
+    """Shares in whole percent that add up to 100: what is left by rounding down goes to the largest remainders."""
+    whole = {name: int(100 * share) for name, share in shares.items()}
+    by_rest = sorted(shares, key=lambda name: whole[name] - 100 * shares[name])
+    return whole | {name: whole[name] + 1 for name in by_rest[: 100 - sum(whole.values())]}
+
+
+def _cells(measured: MeasuredMethod, kd: float) -> tuple[PrintedCell, ...]:
+    facts, shares, spread = measured.facts, percentages(measured.shares), measured.spread
     peak = facts["memory"]["bytes"]
     small, large = measured.inference.get(1), measured.inference.get(256)
     operations = (facts["teacher_operations"] + facts["own_operations"]) / 1e9
     return (
-        PrintedCell(f"{rate:.0f}"),
-        PrintedCell(f"{facts['times_reference']:.2f}"),
-        *(PrintedCell(f"{100 * split[part] / total:.0f}") for part in PARTS),
+        PrintedCell(f"{facts['batch_size'] / kd * measured.ratio:.0f}"),
+        PrintedCell(f"{measured.ratio:.2f}", "" if spread is None else f"{spread:.2f}"),
+        *(PrintedCell(str(shares[part])) for part in PARTS),
         _figure(None if peak is None else peak / MIB, "{:.0f}"),
         PrintedCell(count(facts["extra_train_params"])),
         PrintedCell(count(facts["extra_inference_params"])),
@@ -208,48 +266,3 @@ class _Mean(BaseModel):
     row: str
     pair: str
     mean_last: float | None = None
-
-
-def _split_plot(pair: str, methods: Mapping[str, MeasuredMethod]) -> bytes:
-    from .figures import figure, png
-
-    fig, ((axes,),) = figure(f"Milliseconds of a training step by part: {pair}", rows=max(1.4, len(methods) / 15))
-    left = [0.0] * len(methods)
-    for part in PARTS:
-        values = [1e3 * measured.facts["split"][part] for measured in methods.values()]
-        axes.barh(list(methods), values, left=left, label=part)
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set_xlabel("ms")
-    axes.legend(fontsize=7, ncols=3, loc="lower right")
-    return png(fig)
-
-
-def _memory_plot(pair: str, methods: Mapping[str, MeasuredMethod]) -> bytes:
-    from .figures import figure, png
-
-    fig, ((axes,),) = figure(f"Peak memory within each part of a step: {pair}", rows=1.4)
-    curves = {name: [measured.facts["memory"]["by_part"][part] for part in PARTS] for name, measured in methods.items()}
-    curves = {name: [value / MIB for value in values] for name, values in curves.items() if None not in values}
-    highest = sorted(curves, key=lambda name: max(curves[name]))[-NAMED:]
-    for name, values in curves.items():
-        bold = name in ("student", REFERENCE, *highest)
-        shade = {"label": name} if bold else {"color": "grey", "alpha": 0.4, "linewidth": 0.8}
-        axes.plot(PARTS, values, marker=".", **shade)
-    axes.set_ylabel("MiB above the idle process")
-    axes.legend(fontsize=7)
-    return png(fig)
-
-
-def _accuracy_plot(pair: str, methods: Mapping[str, MeasuredMethod], points: Mapping[str, float]) -> bytes:
-    from .figures import figure, png
-
-    fig, ((axes,),) = figure(f"Accuracy against cost: {pair}", rows=1.4)
-    for name, value in points.items():
-        cost = 1e3 * methods[name].seconds
-        axes.scatter(cost, value, color="black", s=12)
-        axes.annotate(name, (cost, value), fontsize=6, xytext=(3, 2), textcoords="offset points")
-    axes.set_xlabel("ms per training step")
-    axes.set_ylabel("top-1 accuracy (%), last epoch")
-    return png(fig)

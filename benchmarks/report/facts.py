@@ -47,7 +47,8 @@ class TrainingStep(Noted):
     family: str
     batch_size: int
     split: dict[str, float]
-    times_reference: float
+    times_reference: float | None = None
+    turns: list[tuple[float, float]] = []
     teacher_operations: float
     own_operations: float
     student_params: int
@@ -115,6 +116,7 @@ KINDS: dict[str, type[Noted]] = {
 
 class Stats(Noted):
     median: float
+    min: float
 
 
 class BenchmarkEntry(Noted):

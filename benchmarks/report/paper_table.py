@@ -35,13 +35,14 @@ TITLE, NAME = 80, 40
 
 @dataclass(frozen=True)
 class Page:
-    """What a paper's table shows beside the means.
+    """What is shown beside the means.
 
     published  a small column with the literature's values at each pair, or none
     highlight  the key of the reader's own row
     costs      throughput and memory at each row
     style      paper: everything but the table in a file of its own; full: in the same file
     intervals, average_rank  as the table has them, in all formats
+    figures    figures beside the table, as PDF and PNG
     """
 
     published: Literal["column", "none"] = "column"
@@ -50,6 +51,7 @@ class Page:
     style: Literal["paper", "full"] = "paper"
     intervals: bool = False
     average_rank: bool = False
+    figures: bool = False
 
 
 PAPER = Page()

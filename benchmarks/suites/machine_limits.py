@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..cost.held import of_cell, of_teacher, size
 from ..cost.profile import memory_timeline, profiler
 from ..cost.profiling import Bench, endless, peak_memory, seconds_of_each, synchronise
 from ..networks import macs
+from ..report.loop_table import by_operator
 from ..training.loop import shared
 from ..training.optimizers import WHOLE
 from ..training.student_run import StudentRun
@@ -73,7 +75,7 @@ def operators(bench: Bench, count: int = 8) -> dict[str, float]:
     own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
     times = {event.key: getattr(event, own) for event in found.key_averages()}
     total = sum(times.values())
-    return {name: times[name] / total for name in sorted(times, key=times.__getitem__, reverse=True)[:count]}
+    return dict(list(by_operator({name: time / total for name, time in times.items()}).items())[:count])
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,19 @@ def memory(bench: Bench) -> Memory:
     """
     bench.step()
     device, batches = bench.data.device, endless(bench.data, bench.protocol.batch_size)
-    teacher = [bench.teacher.network, bench.teacher.network.fold_batch_norms()] if bench.teacher else []
-    weights = _bytes(_of_networks(teacher))
-    cells = sum(_bytes(_of_cell(student_run)) for student_run in bench.student_runs)
+    weights = size(of_teacher(bench.teacher))
+    cells = sum(map(_of_cell, bench.student_runs))
     inputs, kept = shared(next(batches), WHOLE, bench.teacher, bench.student_runs)
-    outputs = _bytes(kept.tensors() if kept else ())
+    outputs = size(kept.tensors() if kept else ())
     own = []
     for student_run in bench.student_runs:
         # torch's profiler does not see what it has not seen made go, so gradients go before.
         student_run.optimizer.zero_grad()
         own.append(made(partial(student_run.step, inputs, kept, (bench.epoch, 0), bench.progress), device))
         student_run.optimizer.zero_grad()
-    batch = _bytes((inputs.inputs, inputs.labels, inputs.indices))
+    batch = size((inputs.inputs, inputs.labels, inputs.indices))
     del inputs, kept
-    before = weights + sum(_bytes(_of_cell(student_run)) for student_run in bench.student_runs)
+    before = weights + sum(map(_of_cell, bench.student_runs))
     return Memory(before + made(bench.step, device), weights, outputs, cells, max(own) + batch)
 
 
@@ -139,23 +140,6 @@ def made(run: Callable[[], object], device: torch.device) -> int:
     return int(max((live for _, live in timeline), default=0))
 
 
-def _of_networks(networks: Iterable[nn.Module]) -> Iterator[Tensor]:
-    for network in networks:
-        yield from network.parameters()
-        yield from network.buffers()
-
-
-def _of_cell(student_run: StudentRun) -> Iterator[Tensor]:
-    """Weights, gradients, optimiser state, and what the method has registered."""
-    for tensor in _of_networks((student_run.student, student_run.method)):
-        yield tensor
-        if tensor.grad is not None:
-            yield tensor.grad
-    for state in student_run.optimizer.state_dict()["state"].values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of the memory under tensors, each piece once."""
-    pieces = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(pieces.values())
+def _of_cell(student_run: StudentRun) -> int:
+    """Bytes of weights, gradients, optimiser state, and what the method has registered."""
+    return size(tensor for tensors in of_cell(student_run).values() for tensor in tensors)

@@ -16,6 +16,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.cost import profile as profile_cell
 from benchmarks.cost.profiling import Bench
 from benchmarks.report import cost_suite as suite
+from benchmarks.report import loop_table
 from benchmarks.report.model import PARTS
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks import get_task
@@ -44,7 +45,7 @@ def test_every_figure_is_there_and_adds_up(costs: Path):
     for name, found in methods.items():
         facts = found.facts
         assert set(facts["split"]) == set(PARTS) and all(value >= 0 for value in facts["split"].values())
-        assert facts["images_per_second"] == pytest.approx(8 / found.seconds)
+        assert len(facts["turns"]) == 2 and min(min(turn) for turn in facts["turns"]) > 0
         assert facts["own_operations"] > 0 and bool(facts["teacher_operations"]) == (name != "student")
         assert set(facts["memory"]["by_part"]) == set(PARTS) and facts["machine"]["versions"]["torch"]
         assert set(found.inference) == {1, 256}
@@ -77,14 +78,15 @@ def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
     folder = tmp_path / "tables" / "table6"
     names = {file.name for file in folder.iterdir()}
     stem = "table6-resnet14-resnet8"
-    ends = (".tex", ".md", "-split.png", "-memory.png", "-accuracy.png")
+    figures = (f"-{name}.{kind}" for name in ("split", "memory", "accuracy") for kind in ("pdf", "png"))
+    ends = (".tex", ".md", *figures)
     assert names == {f"{stem}{end}" for end in ends} | {"table6-loop.tex", "table6-loop.md"}
     page = (folder / "table6-loop.md").read_text()
     assert "| resnet14-resnet8, fp32 |" in page and "2 cells that share the teacher's pass: student, kd" in page
     text = (folder / f"{stem}.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| KD |")).split("|")[2:-1]
-    assert len(row) == len(suite.HEADS) and 0.3 < float(row[1]) < 3, "KD beside itself"
-    assert 97 <= sum(int(cell) for cell in row[2:8]) <= 103, "shares of a step, six roundings"
+    assert len(row) == len(suite.HEADS) and row[1].strip().startswith("1.00"), "KD beside itself"
+    assert sum(int(cell) for cell in row[2:8]) == 100
     assert (folder / f"{stem}.tex").read_text().count(r"\toprule") == 2, "two blocks of columns"
 
 
@@ -172,3 +174,28 @@ def test_the_harness_suites_run(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     entries = json.loads(file.read_text())["benchmarks"]
     assert {entry["group"] for entry in entries} == {"data pipeline", "table", "start-up"}
+
+
+def test_ratio_and_throughput_have_one_estimator():
+    """KD's multiple of itself is 1, and images/s is KD's times the multiple, in every row."""
+    methods = suite.read(ROOT / "benchmarks/suites/results/xeon-2-threads/costs.json").pairs["resnet56-resnet20"]
+    rows = {line.label: line.cells for block in suite.layout("resnet56-resnet20", methods).blocks for line in block}
+    kd = float(rows["KD"][0].value)
+    assert rows["KD"][1].value == "1.00"
+    for title, cells in rows.items():
+        if cells:
+            assert float(cells[0].value) == pytest.approx(kd * float(cells[1].value), abs=0.5 + 0.006 * kd), title
+            assert sum(int(cell.value) for cell in cells[2:8]) == 100, title
+
+
+def test_the_multiple_is_the_median_of_turns_and_its_spread_is_shown():
+    facts = {"method": "dkd", "title": "DKD", "split": dict.fromkeys(PARTS, 1.0)}
+    measured = suite.MeasuredMethod(facts, [(1.0, 2.0), (1.2, 2.0), (1.6, 2.0)], {})
+    assert (measured.ratio, measured.spread) == (0.6, pytest.approx(0.15))
+    assert suite.reference_seconds({"dkd": measured}) == 1.2
+    assert suite.percentages({"a": 0.335, "b": 0.335, "c": 0.33}) == {"a": 34, "b": 33, "c": 33}
+
+
+def test_what_a_compiler_names_is_one_entry():
+    page = loop_table.by_operator({"aten::add": 0.3, "## Call CompiledFxGraph fxe5 ##": 0.3, "triton_0": 0.1})
+    assert page == {"compiled code": pytest.approx(0.4), "aten::add": 0.3}

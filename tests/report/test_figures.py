@@ -1,0 +1,38 @@
+"""Figures: the same bytes, the width of a column, and everything in them has a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.report import figures
+from benchmarks.report.cost_figures import accuracy
+
+
+def test_figures_are_as_wide_as_a_column_and_the_same_bytes_again(tmp_path: Path) -> None:
+    def drawn() -> tuple[bytes, bytes]:
+        fig = accuracy({"KD": (3.0, 70.0), "DKD": (4.0, 72.0)}, "ms", "top-1")
+        assert fig.get_size_inches()[0] == 3.3
+        assert {text.get_text() for text in fig.axes[0].texts} == {"KD", "DKD"}
+        return figures.pdf(fig), figures.png(fig)
+
+    pdf, png = drawn()
+    assert (pdf, png) == drawn()
+    assert b"CreationDate" not in pdf and pdf.startswith(b"%PDF") and png.startswith(b"\x89PNG")
+
+
+def test_names_of_points_do_not_overprint_each_other() -> None:
+    _, (axes,) = figures.figure()
+    axes.plot([0, 1], [0, 1], "")
+    figures.named(axes, {f"method-{i}": (0.5, 0.5) for i in range(6)})
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_the_front_has_what_no_other_is_cheaper_and_better_than() -> None:
+    assert figures.pareto([(3, 5), (1, 2), (2, 1), (2, 4), (4, 5)]) == [(1, 2), (2, 4), (3, 5)]
+
+
+def test_lines_of_a_figure_are_told_apart_without_colour() -> None:
+    looks = [figures.look(i) for i in range(16)]
+    assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == 16
