@@ -84,7 +84,7 @@ def _escaped(char: str) -> str:
         return _ESCAPES[char]
     if char.isascii():
         return char if char.isprintable() else f"U+{ord(char):04X}"
-    base, *accents = unicodedata.normalize("NFD", char)
+    base, *accents = list(unicodedata.normalize("NFD", char))
     if accents and base.isascii() and base.isalpha():
         known = [_ACCENTS[accent] for accent in accents if accent in _ACCENTS]
         return rf"\{known[0]}{{{base}}}" if known else base
