@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "export", "import_", "load", "merge", "verdicts", "verify"]
 
-EXTENSIONS = dict.fromkeys(("SOURCES", "TASKS", "EXECUTORS"), (f"{__name__}.detection.extension",))
+EXTENSIONS = dict.fromkeys(("SOURCES", "TASKS", "ENGINES"), (f"{__name__}.detection.extension",))
 """Modules of upper rooms that bring things of their own to registries; see :mod:`benchmarks.common.registry`."""
 
 _PLACES = {

@@ -25,7 +25,7 @@ def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callab
     Args:
         cells: those of a table.
         workspace: where.
-        measure: a cell's figures in a fresh process; the executors have it.
+        measure: a cell's figures in a fresh process; the engines have it.
 
     Raises:
         Interrupted: the user asked to stop.

@@ -1,1 +1,1 @@
-"""Object detection with mmdetection: networks, tasks, training, executor."""
+"""Object detection with mmdetection: networks, tasks, training, engine."""

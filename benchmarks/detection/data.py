@@ -17,7 +17,7 @@ from kd_methods.errors import UserError
 from ..common.seeding import derive, generator, seed_all
 from . import configurations
 from .coco import DetectionFiles, DetectionSplit
-from .executor import Job
+from .engine import Job
 
 configurations.prepare()
 

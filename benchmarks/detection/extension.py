@@ -11,9 +11,9 @@ TASKS = (shapes.TASK, coco.TASK)
 
 
 def __getattr__(name: str) -> Any:
-    """The executor needs the driver, which is not there yet where networks ask for what detection brings."""
-    if name == "EXECUTORS":
-        from .executor import EXECUTORS
+    """The engine needs the driver, which is not there yet where networks ask for what detection brings."""
+    if name == "ENGINES":
+        from .engine import ENGINES
 
-        return EXECUTORS
+        return ENGINES
     raise AttributeError(name)

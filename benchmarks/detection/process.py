@@ -30,7 +30,7 @@ from . import data as detection_data
 from . import detectors
 from .checkpoints import ALLOWED
 from .coco import DetectionFiles
-from .executor import Job
+from .engine import Job
 from .records import send
 from .runner import average_precision, set_up
 

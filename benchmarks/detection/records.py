@@ -19,7 +19,7 @@ from ..store.runs import OTHER_BITS
 from ..training.failures import Diverged, Interrupted
 from ..training.loop import CHECK_EVERY
 from .coco import METRICS
-from .executor import Job
+from .engine import Job
 
 
 class Records(Hook):

@@ -30,7 +30,7 @@ from ..training.precision import autocast
 from . import configurations, detectors
 from .checkpoints import last_checkpoint
 from .coco import DetectionFiles
-from .executor import Job
+from .engine import Job
 from .records import Records
 
 configurations.prepare()

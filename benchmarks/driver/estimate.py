@@ -15,7 +15,7 @@ from ..cost.profiling import Bench
 from ..networks import NetworkView
 from ..store.cell import Cell
 from ..tasks import get_task
-from . import executors
+from . import engines
 from .plan import Plan
 
 SMALL_BATCH = 4
@@ -57,7 +57,7 @@ def estimate(plan: Plan, todo: Mapping[str, float], workspace: Workspace) -> Est
     operations: dict[str, float] = {}
     seconds = 0.0
     for task in plan.tasks:
-        if not executors.of(get_task(task)).counted:
+        if not engines.of(get_task(task)).counted:
             continue
         for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
             on_task = [cell for stage in stages for cell in stage]

@@ -14,9 +14,9 @@ from ..config.protocol import Protocol
 from ..store.cell import Cell, TeacherRef
 from ..tasks import TaskData, get_task
 from ..teachers.zoo import Zoo
-from . import executors
-from .executors import Watcher
-from .executors.local import Context
+from . import engines
+from .engines import Watcher
+from .engines.local import Context
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def run(
 
     data = data or task.open(workspace.data_root, job.protocol, workspace.device)
     context = Context(workspace, job.protocol, data, weights, watcher, stopping, similarity=job.similarity)
-    executors.of(task).train(job.cells, context)
+    engines.of(task).train(job.cells, context)
 
 
 def divided(cells: Sequence[Cell], slots: int) -> list[tuple[Cell, ...]]:

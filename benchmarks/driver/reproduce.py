@@ -22,7 +22,7 @@ from ..store.selection import Selection, selected
 from ..tasks import get_task
 from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
-from . import executors
+from . import engines
 from .crew import ALONE, Crew
 from .describe import describe
 from .jobs import WHOLE, Shard
@@ -130,16 +130,16 @@ def _described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> mani
 
 
 def measured_by(workspace: Workspace) -> Measure:
-    """What measures a teacher's file: the executor of its task."""
+    """What measures a teacher's file: the engine of its task."""
 
     def measure(entry: Teacher, protocol: Protocol) -> float:
-        return executors.of(get_task(entry.task)).accuracy(entry, protocol, workspace)
+        return engines.of(get_task(entry.task)).accuracy(entry, protocol, workspace)
 
     return measure
 
 
 def _cost(cell: Cell, plan: Plan, workspace: Workspace) -> dict[str, Any]:
-    return executors.of(get_task(cell.task)).cost(cell, plan.protocol.on_task(cell.task), workspace)
+    return engines.of(get_task(cell.task)).cost(cell, plan.protocol.on_task(cell.task), workspace)
 
 
 def _missing(states: Sequence[str], not_measured: int) -> list[str]:

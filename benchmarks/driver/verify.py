@@ -22,7 +22,7 @@ from ..store.cells import Distillation, make_cell
 from ..store.exchange import STUDENT, Ended
 from ..tasks import TaskData, get_task
 from ..training import precision
-from .executors import of
+from .engines import of
 
 TOLERANCE = 0.1
 """Points by which a metric may differ: another machine rounds otherwise, and an image or two change sides."""

@@ -102,4 +102,4 @@ class Task(Interface):
         """Size of the training set."""
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> Any:
-        """What the task's executor trains on: for the loop :class:`TaskData` on the device."""
+        """What the task's engine trains on: for the loop :class:`TaskData` on the device."""

@@ -69,7 +69,7 @@ def test_inputs(protocol: Protocol) -> dict[str, Any]:
 
 
 Measure = Callable[[Teacher, Protocol], float]
-"""The task's metric of a teacher's file under a protocol; the executors have it."""
+"""The task's metric of a teacher's file under a protocol; the engines have it."""
 
 
 def check_teachers(

@@ -25,7 +25,7 @@ from benchmarks.common.weights import load_weights
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
-from benchmarks.detection import executor
+from benchmarks.detection import engine
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
@@ -74,7 +74,7 @@ def test_a_matrix_to_its_table_and_again_after_kills(
     # mmengine's own record of the run lies beside.
     assert list((tmp_path / "whole" / "runs").glob("*/mmengine/*/vis_data/*.json"))
 
-    hear, killed = executor._in_processes, set[str]()
+    hear, killed = engine._in_processes, set[str]()
 
     def killing(what: str, jobs: Any, heard: Any, stopping: Any = lambda: False) -> Any:
         """The first process of a cell is killed in its second epoch."""
@@ -89,7 +89,7 @@ def test_a_matrix_to_its_table_and_again_after_kills(
         last = hear(what, jobs, listen, stopping)
         return hear(what, jobs, heard, stopping) if last[0] == "failed" else last
 
-    monkeypatch.setattr(executor, "_in_processes", killing)
+    monkeypatch.setattr(engine, "_in_processes", killing)
     run("killed", methods=("block_kd.fpn",))
     assert len(killed) == 2
     logs = [path.read_text() for path in (tmp_path / "killed" / "runs").glob("*/mmengine/console.log")]
@@ -182,7 +182,7 @@ def test_two_processes_go_on_after_one_of_them_is_killed(
     shapes: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
 ):
     job = job_of(tmp_path, shapes, processes=2, precision="bf16")
-    whole, run_processes, seen = train(job, tmp_path / "whole"), executor._in_processes, list[Any]()
+    whole, run_processes, seen = train(job, tmp_path / "whole"), engine._in_processes, list[Any]()
 
     def killing(what: str, jobs: Any, hear: Any, stopping: Any) -> Any:
         def listen(message: Any) -> None:
@@ -193,7 +193,7 @@ def test_two_processes_go_on_after_one_of_them_is_killed(
 
         return run_processes(what, jobs, listen, stopping)
 
-    monkeypatch.setattr(executor, "_in_processes", killing)
+    monkeypatch.setattr(engine, "_in_processes", killing)
     killed = train(job, tmp_path / "killed")
     status = killed.run(job.cell).status
     assert status["state"] == "failed" and "process 1 ended with exit code -9" in status["message"]
@@ -258,12 +258,12 @@ def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
         cell = make_cell(job.protocol, "", STUDENT, Distillation("test_exits"))
     store = Store(tmp_path / "out")
     place = Workspace(CPU, job.data_root, output=store.root, plugin_files=(plugin,))
-    context = executor.Context(place, job.protocol, None, lambda ref: None, Followed())
-    executor.run([cell], context)
+    context = engine.Context(place, job.protocol, None, lambda ref: None, Followed())
+    engine.run([cell], context)
     assert store.run(cell).status["state"] == "failed" and store.run(cell).status["message"] == "SystemExit: 0"
-    monkeypatch.setattr(executor, "_in_processes", lambda *_: ("disk", "nothing can be written"))
+    monkeypatch.setattr(engine, "_in_processes", lambda *_: ("disk", "nothing can be written"))
     with pytest.raises(DiskError, match="nothing can be written"):
-        executor.run([cell], context)
+        engine.run([cell], context)
 
 
 def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: str):
@@ -275,7 +275,7 @@ def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: s
 
 def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
     job = job_of(tmp_path, shapes)
-    figures = executor.cost(job.cell, job.protocol, Workspace(CPU, shapes))
+    figures = engine.cost(job.cell, job.protocol, Workspace(CPU, shapes))
     assert figures["images_per_second"] > 0 and figures["extra_train_params"] == 0
     assert figures["peak_memory_bytes"] > 10**7
 
@@ -311,7 +311,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.detection import runner as detection
-    from benchmarks.detection.executor import Job
+    from benchmarks.detection.engine import Job
 
     protocol = load_protocol("shapes-demo")
     values = dict(pair_settings(name, "", protocol.recipe))

@@ -13,7 +13,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.detection import detectors, executor
+from benchmarks.detection import detectors, engine
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Store
 from kd_methods import registry
@@ -66,15 +66,15 @@ def batch(detector: detectors.Detector, images: int = 2) -> dict[str, Any]:
     return detector.module.data_preprocessor({"inputs": raw, "data_samples": samples}, True)
 
 
-def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> executor.Job:
+def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> engine.Job:
     """A student's job under the tiny protocol with some changes."""
     protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes).model_copy(update=update)
     cell = student_cell(STUDENT, protocol, shapes, {})
-    return executor.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
+    return engine.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
 
 
 def train(
-    job: executor.Job,
+    job: engine.Job,
     root: Path,
     stopping: Callable[[], bool] = lambda: False,
     report: Callable[[Any, str], None] = lambda *_: None,
@@ -82,8 +82,8 @@ def train(
     """Train a job's cell as the driver does; the store."""
     store = Store(root)
     place = Workspace(CPU, job.data_root, output=root)
-    context = executor.Context(place, job.protocol, None, lambda ref: job.teacher, Followed(report), stopping)
-    executor.run([job.cell], context)
+    context = engine.Context(place, job.protocol, None, lambda ref: job.teacher, Followed(report), stopping)
+    engine.run([job.cell], context)
     return store
 
 

@@ -16,7 +16,7 @@ import kd_methods
 from benchmarks.common.weights import to_bytes, weights_digest
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import Protocol, load_protocol
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store

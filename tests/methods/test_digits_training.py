@@ -13,7 +13,7 @@ import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell, student_cell
 from benchmarks.store.runs import Run, Store

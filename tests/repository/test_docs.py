@@ -16,7 +16,7 @@ from benchmarks.cli import descriptions as show
 from benchmarks.cli.main import cli
 from benchmarks.common.registry import Registry
 from benchmarks.config.table_spec import absent_methods
-from benchmarks.driver import executors
+from benchmarks.driver import engines
 from benchmarks.networks import zoo
 from benchmarks.tasks import get_task
 from kd_methods import registry
@@ -78,12 +78,12 @@ def test_one_of_each_kind_as_contributing_has_it(tmp_path: Path, monkeypatch: py
     result = CliRunner().invoke(cli, ["run", *command.replace("\\", "").split(), *places])
     assert result.exit_code == 0, (result.output, result.exception)
     cells = [json.loads(file.read_text())["cell"] for file in tmp_path.glob("out/runs/*/cell.json")]
-    shipped = {"network", "network source", "task", "optimizer", "schedule", "executor"}
+    shipped = {"network", "network source", "task", "optimizer", "schedule", "engine"}
     brought = {f"{kind}:{name}" for kind in Registry.every for name in Registry.every[kind].registered()}
     assert {name.partition(":")[0] for name in brought} == shipped == set(Registry.every)
-    assert executors.of(get_task("brightness")).name == "seeds"
+    assert engines.of(get_task("brightness")).name == "seeds"
     used = {name for cell in cells for name in cell["plugins"]}
-    assert len(cells) == 3 and used == brought - {"executor:seeds"}
+    assert len(cells) == 3 and used == brought - {"engine:seeds"}
 
 
 def run(folder: Path, *command: str) -> str:

@@ -14,7 +14,7 @@ from helpers.training_bench import ALL, EPOCHS, FEW, STEPS, Bench, Result, diffe
 from helpers.training_process import process
 from torch import Tensor
 
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.networks import NetworkView
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.tasks.images import ImageData

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.common.environment import out_of_memory
 from benchmarks.driver import progress
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.driver.progress import Reporter
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Diverged, Interrupted, Refused, of_cell

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
 from benchmarks.config.recipe import Optimizer
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData

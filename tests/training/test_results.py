@@ -9,7 +9,7 @@ import timm
 import torch
 from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Bench, Result, identical
 
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData

@@ -16,7 +16,7 @@ from helpers.training_bench import EPOCHS, FEW, STEPS, Bench, Case, Result, diff
 from helpers.training_process import process
 
 from benchmarks.common.weights import to_bytes
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Interrupted

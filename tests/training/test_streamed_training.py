@@ -19,7 +19,7 @@ import kd_methods
 from benchmarks.common.weights import to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Optimizer
-from benchmarks.driver.executors import local
+from benchmarks.driver.engines import local
 from benchmarks.networks import build_network
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell

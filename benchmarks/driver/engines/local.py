@@ -32,14 +32,14 @@ from ...training.loop import train
 from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
 from ...training.teacher_pass import StoredTeacherPass, identity
-from .executor import Executor, Watcher
+from .engine import Engine, Watcher
 
 
 @dataclass(frozen=True)
 class Context:
     """What groups need besides their cells.
 
-    workspace     the store's folder, the device, and what executors that work in processes of their own open again
+    workspace     the store's folder, the device, and what engines that work in processes of their own open again
     protocol      the cells' recipe, on their task
     data          what the task opens
     weights       finds the file of a teacher that is no cell of the store
@@ -220,4 +220,4 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     return Zoo(workspace.checkpoints).measure(entry, protocol, workspace.data_root, workspace.device)
 
 
-EXECUTORS = (Executor("local", ("images", "text"), run, accuracy, measure),)
+ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure),)

@@ -1,4 +1,4 @@
-"""What an executor is."""
+"""What an engine is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Watcher(Interface):
 
 
 @dataclass(frozen=True)
-class Executor:
+class Engine:
     """How cells are trained, a teacher file is measured, and a training step's cost is taken.
 
     name      as messages call it
@@ -36,7 +36,7 @@ class Executor:
     train     (cells, context): computes every cell that the store does not have
     accuracy  the task's metric of a teacher's installed file on the test set
     cost      the figures of :class:`report.CostEntry`, measured with what is kept in the workspace's store
-    counted   whether a plan can count the arithmetic of its cells without running the executor
+    counted   whether a plan can count the arithmetic of its cells without running the engine
     """
 
     name: str

@@ -25,8 +25,8 @@ from ..common.console import patient_streams
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..config.recipe import Detection
-from ..driver.executors.executor import Executor
-from ..driver.executors.local import Context, until_free
+from ..driver.engines.engine import Engine
+from ..driver.engines.local import Context, until_free
 from ..store.cell import Cell
 from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
@@ -265,4 +265,4 @@ def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]
     return answer
 
 
-EXECUTORS = (Executor("detection", ("detection",), run, accuracy, cost, counted=False),)
+ENGINES = (Engine("detection", ("detection",), run, accuracy, cost, counted=False),)

@@ -1,0 +1,25 @@
+"""How cells are trained. Each file here with ``ENGINES`` brings some; detection's comes as an extension."""
+
+from __future__ import annotations
+
+from ...common.registry import Registry
+from ...tasks import Task
+from .engine import Engine, Watcher
+
+__all__ = ["ENGINES", "Engine", "Watcher", "of", "register_engine"]
+
+ENGINES: Registry[Engine] = Registry("engine", __name__, "ENGINES")
+
+
+def register_engine(engine: Engine) -> None:
+    """Let an engine run the cells of what it reads, instead of the one that did before.
+
+    Raises:
+        UserError: another one already has that name.
+    """
+    ENGINES.register(engine)
+
+
+def of(task: Task) -> Engine:
+    """The engine of a task's cells: the last one that reads what its networks read."""
+    return [engine for engine in ENGINES.mapping().values() if task.modality in engine.reads][-1]
