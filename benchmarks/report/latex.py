@@ -119,7 +119,7 @@ def body(layout: TableLayout) -> str:
     used = 0.0
     for start, end in parts:
         for chunk in _chunks(_shown(layout.blocks, start, end), LINES - head_lines - 2 * _RULE, labels):
-            lines = head_lines + sum(labels.lines(line) for block in chunk for line in block)
+            lines: float = head_lines + sum(labels.lines(line) for block in chunk for line in block)
             lines += _RULE * (len(chunk) + 2)
             if used and used + lines > LINES:
                 floats.append([])
