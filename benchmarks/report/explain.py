@@ -40,8 +40,7 @@ class Value:
 class Seed:
     """One run of the place: how it ended, what computed it, its curve by epoch, and what gives it again.
 
-    ``student`` is the file of the deployed network and ``sha256`` what it was when the run was done; the file may be
-    missing, ``here`` says so.
+    ``student`` is the file of the deployed network and ``sha256`` what it was when the run was done.
     """
 
     seed: int
@@ -55,9 +54,13 @@ class Seed:
     curve: tuple[float, ...]
     student: Path
     sha256: str
-    here: bool
     command: str
     plugins: Mapping[str, str]
+
+    @property
+    def here(self) -> bool:
+        """Whether the student's file is in the store as it was; reads it."""
+        return self.student.is_file() and not Run(self.folder, self.key).damage("student.pt")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """The words of the command line that made a table's folder: its preset and what they changed of the protocol."""
 
     table: str
@@ -120,25 +123,39 @@ def explain(
     if len(place.columns) > 1:
         names = ", ".join(column.key for column in place.columns)
         raise UserError(f"{pair} has several columns in {stem}; name one of {names}")
-    (planned,), (column,) = place.rows, place.columns
-    cells, store = sorted(place.cells, key=lambda cell: cell.seed), Store(output)
-    if not cells:
+    if not place.cells:
         raise UserError(f"table {stem} has nothing for row {row} on {pair}; run it first")
+    return of_place(place, stem, Store(output), asked(shown, stem, table), say)
+
+
+def of_place(
+    place: Manifest, stem: str, store: Store, words: Asked | None, say: Callable[[str], None] = say
+) -> Explanation:
+    """As :func:`explain`.
+
+    Args:
+        place: the manifest of the table with one row, one column, and the cells of that place alone.
+        stem: the table's folder in the store.
+        store: where the runs are.
+        words: by which the folder was made, see :func:`asked`.
+        say: hears which runs are damaged.
+    """
+    (planned,), (column,) = place.rows, place.columns
+    cells = sorted(place.cells, key=lambda cell: cell.seed)
     identity = _identity(store, cells)
-    asked = _asked(shown, stem, table)
     return Explanation(
         stem=stem,
         title=planned.title,
         pair=column.key,
         metric=column.metric,
         outcome=tuple(_outcome(verdicts.verdicts(collect(place, store, say)))),
-        protocol=tuple(_protocol(identity, shown, planned, asked)),
-        settings=tuple(_settings(cells[0], shown, planned, asked)),
+        protocol=tuple(_protocol(identity, place, planned, words)),
+        settings=tuple(_settings(cells[0], place, planned, words)),
         teacher=tuple(_teacher(identity, column, store)),
         data=f"{identity.get('task', column.task)}, fingerprint {identity.get('data', column.data)}",
         versions=_versions(identity),
-        deviations=shown.deviations,
-        seeds=tuple(_seed(cell, store, column, asked, say) for cell in cells),
+        deviations=place.deviations,
+        seeds=tuple(_seed(cell, store, column, words, say) for cell in cells),
     )
 
 
@@ -157,7 +174,7 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     return {**own, **identity.get("versions", {})}
 
 
-def _asked(shown: Manifest, stem: str, table: str) -> _Asked | None:
+def asked(shown: Manifest, stem: str, table: str = "") -> Asked | None:
     """By which words a folder was made; None where the table's file is not known, or has changed."""
     if not (table or shown.name in table_names()):
         return None
@@ -178,22 +195,22 @@ def _asked(shown: Manifest, stem: str, table: str) -> _Asked | None:
             continue
         for uniform in (False, True):
             if stem_of(spec.name, preset, usual, changed, uniform) == stem:
-                return _Asked(table, spec, preset, changes, uniform)
+                return Asked(table, spec, preset, changes, uniform)
     return None
 
 
-def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, asked: _Asked | None) -> Iterator[Value]:
+def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, words: Asked | None) -> Iterator[Value]:
     """The values of the protocol that are not every protocol's, and the learning rate."""
     recorded = identity.get("protocol", shown.protocol)
     name = recorded.get("name", "")
-    usual = load_protocol(asked.spec.preset(asked.preset).protocol) if asked else None
+    usual = load_protocol(words.spec.preset(words.preset).protocol) if words else None
     file: dict[str, Any] = flat(usual.identity()) if usual else {}
-    own = _row_of(asked, row)
+    own = _row_of(words, row)
     for key, value in flat(recorded).items():
         place, _, field = key.partition(".")
         if place == "optimizer" and own and field in own.optimizer:
             source = f"row {own.id} of the table"
-        elif asked and key.rpartition(".")[2] in asked.changes:
+        elif words and key.rpartition(".")[2] in words.changes:
             source = f"command line (--{key.rpartition('.')[2]})"
         elif usual is None or file.get(key) == value:
             source = f"protocol {name}"
@@ -212,17 +229,17 @@ def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, ask
         yield Value("lr", rate, source)
 
 
-def _row_of(asked: _Asked | None, row: PlannedRow) -> Any:
+def _row_of(words: Asked | None, row: PlannedRow) -> Any:
     """The row as the table's file has it; None where it is the command line's."""
-    rows = (asked.spec.preset(asked.preset).methods or ()) if asked else ()
+    rows = (words.spec.preset(words.preset).methods or ()) if words else ()
     return next((found for found in rows if found.id == (row.base or row.key)), None)
 
 
-def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, asked: _Asked | None) -> Iterator[Value]:
+def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Asked | None) -> Iterator[Value]:
     """The method's settings; of what gives a value the one that counts is the last that has it."""
-    own = _row_of(asked, row)
+    own = _row_of(words, row)
     layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
-    if not (asked and asked.uniform):
+    if not (words and words.uniform):
         for part in dict.fromkeys((*_parts(row.method), row.method)):
             if entry := pair_entry(part, cell.column, shown.recipe):
                 kind = "our choice" if entry.our_choice else "published"
@@ -272,7 +289,7 @@ def _teacher(identity: Mapping[str, Any], column: PlannedColumn, store: Store) -
 
 
 def _seed(
-    cell: PlannedCell, store: Store, column: PlannedColumn, asked: _Asked | None, say: Callable[[str], None]
+    cell: PlannedCell, store: Store, column: PlannedColumn, words: Asked | None, say: Callable[[str], None]
 ) -> Seed:
     run, metric = store.run(cell.key), column.metric
     status = run.status
@@ -296,14 +313,9 @@ def _seed(
         curve=tuple(r["metrics"][metric] for r in records if not r.get("phase") and metric in r["metrics"]),
         student=run / "student.pt",
         sha256=status.get("files", {}).get("student.pt", ""),
-        here=_is_here(run),
-        command=asked.command(cell.row, column, cell.seed) if asked else "",
+        command=words.command(cell.row, column, cell.seed) if words else "",
         plugins=identity.get("cell", {}).get("plugins", {}),
     )
-
-
-def _is_here(run: Run) -> bool:
-    return (run / "student.pt").is_file() and not run.damage("student.pt")
 
 
 def _outcome(found: Sequence[verdicts.Verdict]) -> Iterator[str]:
