@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from kd_methods.errors import UserError
 
 from ..common.console import counted
 from . import options
@@ -105,4 +108,30 @@ def data(
     click.echo(f"{out}: {counted(count, 'line')}")
 
 
-COMMANDS = (verdicts, explain, cite, data)
+@click.command()
+@click.argument("tables", nargs=-1, metavar="[TABLE...]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the pages, empty or with a site."
+)
+@options.preset
+@options.changes
+@options.settings
+@options.output
+def site(tables: Sequence[str], out: Path, preset: str, changes: Changes, settings: str, output: Path) -> None:
+    """Write static pages of TABLEs, or of every table in the store: sortable, each number a link to its runs.
+
+    They work from a disk (open index.html) and ask for nothing from elsewhere.
+    """
+    from ..report import site as pages
+    from ..store import manifest
+
+    asked = {options.stem_in(output, table, preset, changes, settings): table for table in tables}
+    files = {stem: table if table.endswith((".yaml", ".yml")) else "" for stem, table in asked.items()}
+    shown = files or dict.fromkeys(manifest.stems(output), "")
+    if not shown:
+        raise UserError(f"{output} has no table; run one first, or name the store with --output")
+    written = pages.write(output, shown, out)
+    click.echo(f"{out / 'index.html'}: {counted(len(shown), 'table')}, {counted(len(written), 'file')}")
+
+
+COMMANDS = (verdicts, explain, cite, data, site)

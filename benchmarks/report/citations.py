@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -111,6 +112,42 @@ def bibliography() -> dict[str, str]:
 def entry(key: str) -> str:
     """An entry of the bibliography, or words that it is missing."""
     return bibliography().get(key, f"({key} is missing from tables/references.bib)")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """An entry of the bibliography in a line of words, with where it can be read ('': not known here)."""
+
+    key: str
+    words: str
+    link: str
+    bibtex: str
+
+
+def paper(key: str) -> Paper:
+    """What the entry with a key says of its paper."""
+    text = entry(key)
+    names = re.split(r"\s+and\s+", _field(text, "author"))
+    first = names[0].partition(",")[0] + (" et al." if len(names) > 1 else "")
+    venue = _field(text, "booktitle") or _field(text, "journal")
+    words = ", ".join(part for part in (first, _field(text, "title"), venue, _field(text, "year")) if part)
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
+    number = _field(text, "eprint") or (arxiv[1] if arxiv else "")
+    link = f"https://arxiv.org/abs/{number}" if number else _field(text, "url")
+    return Paper(key, words or key, link if link.startswith("https://") else "", text)
+
+
+def _field(text: str, name: str) -> str:
+    """A field of a BibTeX entry as plain text, empty where it has none."""
+    match = re.search(rf"^\s*{name}\s*=\s*\{{(.*?)\}},?\s*$", text, re.MULTILINE | re.DOTALL)
+    if match is None:
+        return ""
+    plain = re.sub(r"\\(['`\"^~])\{?(\w)", lambda m: unicodedata.normalize("NFC", m[2] + _ACCENTS[m[1]]), match[1])
+    plain = re.sub(r"\$\\(\w+)\$", lambda m: unicodedata.lookup(f"GREEK SMALL LETTER {m[1]}"), plain)
+    return " ".join(re.sub(r"[\\{}]", "", plain).split())
+
+
+_ACCENTS = {"'": "\u0301", "`": "\u0300", '"': "\u0308", "^": "\u0302", "~": "\u0303"}
 
 
 @functools.cache
