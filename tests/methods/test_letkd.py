@@ -450,6 +450,7 @@ def test_a_student_with_larger_maps_is_refused():
         adapted("letkd1", ("ShuffleV2", "resnet8"))
 
 
+@pytest.mark.slow
 def test_probe_reads_classes_off_both_sides_of_the_layer(tmp_path: Path):
     paths = ["--output", str(tmp_path), "--checkpoints", str(tmp_path)]
     chosen = ["letkd", "--preset", "demo", "--pairs", "resnet8-resnet14", "--seeds", "0", "--epochs", "2"]
