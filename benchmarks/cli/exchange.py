@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..config.protocol import Changes
 
 archive = click.Path(path_type=Path)
+FORMS = ("timm", "hf", "onnx", "safetensors")
+"""As which a student can be written, see ``driver/convert.py``."""
 
 
 @click.command("export")
@@ -79,4 +81,21 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
     end(report(file, place))
 
 
-COMMANDS = (export_runs, import_runs, verify)
+@click.command()
+@click.argument("run")
+@click.option("--to", "form", required=True, type=click.Choice(FORMS), help="For which library.")
+@click.option("--folder", type=archive, help="Where to; by default converted/FORM/RUN in the output.")
+@in_workspace
+def convert(workspace: Callable[[], Workspace], run: str, form: str, folder: Path | None) -> None:
+    """Write the network of a finished RUN (the name of its folder, or how it begins) as other libraries open it.
+
+    With a card that says what it is, what it measures and what to cite.
+    """
+    place = workspace()
+    from ..driver.convert import convert
+
+    target = folder or place.output / "converted" / form / run
+    click.echo(f"{target}: {', '.join(convert(run, form, target, place))}")
+
+
+COMMANDS = (export_runs, import_runs, verify, convert)

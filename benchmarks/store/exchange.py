@@ -222,6 +222,19 @@ def ended(root: Path, say: Say) -> list[Ended]:
     return found
 
 
+def finished(root: Path, start: str) -> Ended:
+    """The one run of a store whose key begins so, which has to be done and to have its network.
+
+    Raises:
+        UserError: there is none, or it is not done or without its network.
+    """
+    key = _named(root, start)
+    found = next(ended for ended in map(checked, _runs(root)) if ended.run.key == key)
+    if found.status["state"] != "done" or not (found.run / STUDENT).is_file():
+        raise UserError(f"run {start} ({found.label}) has no network: it is {found.status['state']}")
+    return found
+
+
 def _runs(root: Path) -> list[Run]:
     """The folders of a store's runs.
 

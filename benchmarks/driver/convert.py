@@ -1,0 +1,173 @@
+"""What a run leaves, as the files that other libraries open: timm, transformers, safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_methods import registry
+from kd_methods.errors import UserError
+
+from ..common.files import write_json, write_text
+from ..common.weights import load_weights
+from ..common.workspace import Workspace
+from ..networks import build_network, modality_of
+from ..report.citations import bibtex, cited
+from ..store import documents, exchange
+from ..store.cell import Cell
+from ..store.exchange import STUDENT
+from ..tasks import get_task
+from ..tasks.text import TextTask
+from .verify import protocol_of
+
+WEIGHTS = "model.safetensors"
+
+
+def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[str]:
+    """Write the deployed network of a finished run, and a card, into a folder; returns the names of its files.
+
+    Args:
+        start: how the name of the run's folder begins.
+        form: a name of :data:`FORMS`.
+        folder: is made where it is not there.
+        workspace: whose output has the run.
+
+    Raises:
+        UserError: there is no such run, it has no network, or that network cannot be had in this form.
+    """
+    run, label, status = exchange.finished(workspace.output, start)
+    document = documents.read(run / "cell.json", documents.Identity)
+    cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)
+    if form != "safetensors" and cell.task.startswith("folder"):
+        raise UserError(f"run {start}: the data of a folder is not named by its run; use --to safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    FORMS[form](cell, weights, folder, workspace)
+    write_text(folder / "README.md", card(cell, label, status, form))
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _safetensors(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: value.contiguous().clone() for key, value in weights.items()}, folder / WEIGHTS)
+
+
+def _loaded(cell: Cell, module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The plain network of a cell with its weights."""
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError:
+        raise UserError(
+            f"method '{cell.method}' deploys more than the plain {cell.student}, which no other library builds; "
+            "--to safetensors has its weights"
+        ) from None
+    return module
+
+
+def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
+    import timm
+
+    library, _, rest = cell.student.rpartition(":")
+    name = rest if library == "timm" else f"kd_{cell.student}".replace(".", "_")
+    if library not in ("", "timm") or not timm.is_model(name) or modality_of(cell.student) != "images":
+        raise UserError(f"network '{cell.student}' is none of timm's; use --to hf or --to safetensors")
+    task: Any = get_task(cell.task)
+    size = (3, task.size, task.size)
+    module: Any = timm.create_model(name, num_classes=task.num_classes)
+    _loaded(cell, module, weights)
+    _safetensors(cell, weights, folder, workspace)
+    own = {"input_size": size, "num_classes": task.num_classes, "crop_pct": 1.0}
+    own |= {key: cell.protocol[key] for key in ("mean", "std")}
+    facts = {key: module.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "interpolation")}
+    config = {
+        "architecture": name,
+        "num_classes": task.num_classes,
+        "num_features": module.num_features,
+        "pretrained_cfg": {**facts, **own},
+    }
+    write_json(folder / "config.json", config)
+
+
+def _hf(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
+    task = get_task(cell.task)
+    if not isinstance(task, TextTask):
+        raise UserError(f"task {cell.task} is one of {task.modality}; --to hf is for texts, --to timm for images")
+    tokenizer = task.tokenizer(workspace.data_root, protocol_of(cell))
+    network = build_network(cell.student, task.num_classes, (3, 8), len(tokenizer))
+    model: Any = _loaded(cell, network.module, weights)
+    if task.labels:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {label: i for i, label in enumerate(task.labels)}
+    else:
+        model.config.problem_type = "regression"
+    model.save_pretrained(folder)
+    tokenizer.model_max_length = cell.protocol["max_length"]
+    tokenizer.save_pretrained(folder)
+
+
+def _onnx(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
+    if modality_of(cell.student) != "images":
+        raise UserError(f"network '{cell.student}' reads no images; --to onnx is for networks of images")
+    try:
+        import onnxscript  # noqa: F401  # what torch.onnx stands on
+    except ImportError:
+        raise UserError("--to onnx needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
+    task: Any = get_task(cell.task)
+    shape = (3, task.size, task.size)
+    module = _loaded(cell, build_network(cell.student, task.num_classes, shape).plain(), weights).eval()
+    torch.onnx.export(
+        module,
+        (torch.zeros(2, *shape),),
+        folder / "model.onnx",
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+FORMS: Mapping[str, Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None]] = {
+    "timm": _timm,
+    "hf": _hf,
+    "onnx": _onnx,
+    "safetensors": _safetensors,
+}
+"""timm: ``timm.create_model("local-dir:FOLDER", pretrained=True)``; hf: ``from_pretrained(FOLDER)``, ``pipeline``."""
+
+
+def card(cell: Cell, label: str, status: Mapping[str, Any], form: str) -> str:
+    """A model card: what was trained how, what it measures, what to cite."""
+    teacher = cell.teacher.network if cell.teacher else "none"
+    library = {"timm": "timm", "hf": "transformers"}.get(form)
+    head = ["---", *([f"library_name: {library}"] if library else []), "tags: [knowledge-distillation]", "---"]
+    metrics = [f"| {name} | {value:.2f} | {status['best'][name]:.2f} |" for name, value in status["last"].items()]
+    method = registry.card(cell.method)
+    rows = [(cell.method, cell.protocol["optimizer"].get("name", ""))]
+    networks = [cell.student, *([cell.teacher.network] if cell.teacher else [])]
+    return "\n".join(
+        [
+            *head,
+            f"# {cell.student}, {method.title}, {cell.task}",
+            "",
+            f"{label}. Teacher: {teacher}. Protocol {cell.protocol['name']}, {cell.protocol['epochs']} epochs, "
+            f"seed {cell.seed}. Cell {cell.key}.",
+            "",
+            "| metric | last epoch | best epoch |",
+            "| --- | ---: | ---: |",
+            *metrics,
+            "",
+            f"Loss: {method.formula}",
+            "",
+            "Settings: " + (", ".join(f"{key} {value}" for key, value in cell.settings.items()) or "none"),
+            "",
+            "```bibtex",
+            bibtex(cited(rows, [cell.task], networks)).strip(),
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,109 @@
+"""What a run leaves opens in timm and in transformers, with equal logits, and says what it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.cli import exchange
+from benchmarks.common.files import write_json
+from benchmarks.common.weights import to_bytes
+from benchmarks.common.workspace import Workspace
+from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.convert import FORMS, convert
+from benchmarks.networks import build_network
+from benchmarks.store.cell import Cell, TeacherRef
+from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.runs import Store
+from benchmarks.tasks import get_task
+from kd_methods.errors import UserError
+from tests.helpers.manifests import FACTS
+
+TEACHER = TeacherRef("resnet14", (0.5,) * 3, (0.25,) * 3, weights="f" * 64)
+
+
+def finished(output: Path, protocol: str, student: str, method: str, module: torch.nn.Module) -> Cell:
+    """A run that is done, with the weights of a module."""
+    teacher = None if method == "student" else TEACHER
+    cell = make_cell(load_protocol(protocol), "data", student, Distillation(method, teacher))
+    store, figures = Store(output), {"top1": 90.0}
+    with store.run(cell).lock():
+        run = store.create(cell)
+    run.write("student.pt", to_bytes(module.state_dict()))
+    write_json(run / "environment.json", [FACTS])
+    run.set_metrics([{"epoch": 1, "metrics": figures}])
+    run.set_status("done", epoch=1, epochs=1, last=figures, best=figures, remarks=[])
+    return cell
+
+
+def place(output: Path) -> Workspace:
+    return Workspace(device=torch.device("cpu"), output=output, data_root=output)
+
+
+def test_a_student_of_images_opens_in_timm(tmp_path: Path) -> None:
+    module, x = build_network("resnet8", 10, (3, 8, 8)).module.eval(), torch.randn(2, 3, 8, 8)
+    cell = finished(tmp_path, "digits-demo", "resnet8", "kd", module)
+    folder = tmp_path / "timm"
+    assert convert(cell.key[:12], "timm", folder, place(tmp_path)) == ["README.md", "config.json", "model.safetensors"]
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), module(x))
+    assert model.num_classes == 10 and tuple(model.pretrained_cfg["mean"]) == load_protocol("digits-demo").mean
+    card = (folder / "README.md").read_text()
+    assert "library_name: timm" in card and "| top1 | 90.00 | 90.00 |" in card and cell.key in card
+    assert "hinton2015" in card and "resnet14" in card and "digits-demo" in card
+
+
+def test_a_student_of_texts_opens_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    task = get_task("grammar")
+    tokenizer = task.tokenizer(tmp_path, load_protocol("grammar-demo"))
+    module = build_network("bert_l2_h32", task.num_classes, (3, 8), len(tokenizer)).module.eval()
+    cell = finished(tmp_path, "grammar-demo", "bert_l2_h32", "student", module)
+    folder = tmp_path / "hf"
+    convert(cell.key[:12], "hf", folder, place(tmp_path))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    read = transformers.AutoTokenizer.from_pretrained(folder)
+    text = " ".join(task.vocabulary[:4])
+    encoded = read(text, return_tensors="pt")
+    assert encoded["input_ids"].tolist() == tokenizer(text, return_tensors="pt")["input_ids"].tolist()
+    with torch.no_grad():
+        assert torch.allclose(model(**encoded).logits, module(**encoded).logits, atol=1e-6)
+    (answer,) = transformers.pipeline("text-classification", model=str(folder))(text)
+    assert answer["label"] in task.labels
+
+
+def test_weights_alone_and_what_cannot_be_converted(tmp_path: Path) -> None:
+    module = build_network("resnet8", 10, (3, 8, 8)).module
+    cell = finished(tmp_path, "digits-demo", "resnet8", "student", module)
+    convert(cell.key[:12], "safetensors", tmp_path / "plain", place(tmp_path))
+    assert load_file(tmp_path / "plain" / "model.safetensors").keys() == module.state_dict().keys()
+    more = finished(tmp_path, "digits-demo", "resnet8", "simkd", torch.nn.Linear(2, 2))
+    for key, form, words in (
+        (cell.key, "hf", "--to hf is for texts"),
+        (more.key, "timm", "'simkd' deploys more than the plain resnet8"),
+        ("nothing", "timm", "no run 'nothing'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            convert(key[:12], form, tmp_path / "refused", place(tmp_path))
+
+
+def test_a_student_of_images_runs_in_onnx(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    module, x = build_network("resnet8", 10, (3, 16, 16)).module.eval(), torch.randn(3, 3, 16, 16)
+    cell = finished(tmp_path, "digits-demo", "resnet8", "student", module)
+    convert(cell.key[:12], "onnx", tmp_path / "onnx", place(tmp_path))
+    session = runtime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": x.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(logits), module(x), atol=1e-5)
+
+
+def test_the_command_offers_every_form() -> None:
+    assert set(exchange.FORMS) == set(FORMS)
