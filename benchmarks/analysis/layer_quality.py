@@ -59,11 +59,12 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     output, zoo = workspace.output, Zoo(workspace.checkpoints)
     ref = _teacher(name, protocol, workspace)
     check_precision(workspace.device)
-    data = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
+    task, root = get_task(protocol.task), workspace.data_root
+    data = task.open(root, protocol, workspace.device)
     store = Store(output)
     path = store.run(ref.cell).student() if ref.cell else zoo.path(zoo.get(ref.entry))
     network = frozen(data.build(ref.network), path)
-    cell = student_cell(ref.network, protocol, workspace.data_root, workspace.plugins)
+    cell = student_cell(ref.network, protocol, task.fingerprint(root, protocol), workspace.plugins)
     teacher_pass = StoredTeacherPass(
         network, (ref.mean, ref.std), data, identity(cell, ref), store.prepared, workspace.say
     )
@@ -85,7 +86,8 @@ def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
     if name not in networks.names():
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
     protocol = protocol.for_teachers({})
-    cell = teacher_cell(name, protocol, workspace.data_root, workspace.plugins, zoo)
+    data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
+    cell = teacher_cell(name, protocol, data, workspace.plugins, zoo)
     if Store(workspace.output).run(cell).state != "done":
         raise UserError(
             f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kd_methods.errors import UserError
+
+from ..common.console import say
 from ..common.places import PROGRAM
 from . import options
 from .options import end, in_workspace
@@ -40,6 +43,10 @@ class Reproduce(click.Command):
     help="Beside a row one of its own with this setting changed; --methods METHOD:KEY=VALUE is that row alone.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
+@click.option(
+    "--device-speed", metavar="TFLOPS|CARD", default="",
+    help="With --dry-run: the hours on --workers other devices, by what each sustains, or by a card's name (a100, …).",
+)  # fmt: skip
 @click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
 @click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
 @click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
@@ -51,6 +58,7 @@ def run(
     crew: Callable[[], Crew],
     page: Page,
     dry_run: bool,
+    device_speed: str,
     no_cost: bool,
     similarity: bool,
     any_teacher: bool,
@@ -61,9 +69,13 @@ def run(
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table
 
-    # What can be wrong in the YAML is said before torch is imported.
-    load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
+    # What can be wrong in the YAML is said before torch is imported, and so is what is begun.
+    spec = load_table(asked["table"])
+    load_protocol(spec.preset(asked["preset"]).protocol)
     part = options.shard(shard)
+    if device_speed and not dry_run:
+        raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
+    say(f"{spec.name}: {spec.preset(asked['preset']).title or spec.title}  (preset {asked['preset']})")
     place, hands = workspace(), crew()
     from ..driver.jobs import Shard
     from ..driver.plan import Request
@@ -73,7 +85,8 @@ def run(
         table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
         overrides=tuple(asked["overrides"]), **options.chosen(asked),
     )  # fmt: skip
-    end(reproduce(request, place, Options(dry_run, any_teacher, not no_cost, similarity, hands, Shard(*part), page)))
+    how = Options(dry_run, device_speed, any_teacher, not no_cost, similarity, hands, Shard(*part), page)
+    end(reproduce(request, place, how))
 
 
 @click.command()

@@ -17,6 +17,7 @@ from kd_methods.errors import UserError
 
 from ..common.files import complaint, digest, read_text, sha256_file
 from ..config.protocol import Protocol
+from ..tasks import NoData
 
 METRICS = {"mAP": "bbox_mAP", "AP50": "bbox_mAP_50", "AP75": "bbox_mAP_75"} | {
     f"AP{size}": f"bbox_mAP_{size}" for size in "sml"
@@ -137,6 +138,12 @@ class DetectionTask:
     metrics: tuple[str, ...] = field(default=tuple(METRICS), init=False)
     modality: str = field(default="detection", init=False)
     size: int = field(default=0, init=False)
+    official_fingerprint: str = field(default="", init=False)
+
+    @property
+    def official_samples(self) -> int:
+        """Training images with objects, as published."""
+        return self.official[0]
 
     def open(self, root: Path, protocol: Protocol, device: torch.device) -> DetectionFiles:
         """See :meth:`files`; mmdetection loads the images."""
@@ -221,7 +228,7 @@ def _read(folder: Path, task: str, source: str, classes: tuple[str, ...]) -> Det
         file, images = folder / "annotations" / f"instances_{year}.json", folder / year
         if not file.is_file() or not images.is_dir():
             absent = images if file.is_file() else file
-            raise UserError(
+            raise NoData(
                 f"no data for task '{task}': {absent} is missing{f' ({source})' if source else ''}; name the folder "
                 "above it with --data-root"
             )

@@ -235,9 +235,11 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
         UserError: the file does not fit, or the extra [detection] is missing.
     """
     from ..store.cells import student_cell
+    from ..tasks import get_task
 
     check_installed()
-    cell = student_cell(entry.network, protocol, workspace.data_root, {})
+    data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
+    cell = student_cell(entry.network, protocol, data, {})
     where = workspace.data_root, str(workspace.device), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell, protocol, *where, (), Path(folder), Zoo(workspace.checkpoints).path(entry))

@@ -19,7 +19,8 @@ from ..config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_
 from ..store.cell import Cell, TeacherRef
 from ..store.cells import Distillation, make_cell, student_cell
 from ..store.manifest import flat
-from ..tasks import get_task
+from ..tasks import Task, get_task
+from ..tasks.stated import Stated, at_hand
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training import precision
@@ -47,6 +48,7 @@ class Plan:
     cells     (row id, pair id, seed) to cell; methods without a teacher share one cell over pairs with one student
     teachers  (network name, task) to the teacher that the pairs use
     training  the cells that train teachers for which no file is installed, under ``teacher_protocol``
+    sources   each column's task, or what is stated of its data where they are not here
     """
 
     table: TableSpec
@@ -62,6 +64,7 @@ class Plan:
     notes: tuple[str, ...]
     teacher_protocol: Protocol
     uniform: bool = False
+    sources: Mapping[str, Task | Stated] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -109,8 +112,13 @@ class Plan:
         return stem(self.table.name, self.preset, usual, self.protocol, self.uniform)
 
 
-def make(request: Request, workspace: Workspace) -> Plan:
+def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
     """Resolve a request.
+
+    Args:
+        request: what is asked for.
+        workspace: where data and teachers are looked for.
+        stated: official data that are not here are planned for, not read; such a plan cannot be run.
 
     Raises:
         UserError: an unknown name or setting, missing data, a damaged teacher file.
@@ -139,8 +147,11 @@ def make(request: Request, workspace: Workspace) -> Plan:
     _check_views(rows, protocol)
 
     deviations: list[str] = []
+    sources: dict[str, Task | Stated] = {}
+    fingerprints: dict[str, str] = {}
     for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
-        task, samples = get_task(name), get_task(name).samples(data_root)
+        task, fingerprints[name] = at_hand(protocol.on_task(name), data_root, stated)
+        sources[name], samples = task, task.samples(data_root)
         if not protocol.holdout < samples:
             raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
         if not steps_per_epoch(samples, protocol):
@@ -166,7 +177,8 @@ def make(request: Request, workspace: Workspace) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
-            source = pair.teacher, teacher_protocol.on_task(place[1]), data_root, plugins
+            own = teacher_protocol.on_task(place[1])
+            source = pair.teacher, own, sources[own.task].fingerprint(data_root, own), plugins
             cell = teacher_cell(*source, zoo) if needed else student_cell(*source)
             training += [cell] if needed else []
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=cell.key)
@@ -175,14 +187,13 @@ def make(request: Request, workspace: Workspace) -> Plan:
     for row in rows:
         for pair in pairs:
             column_protocol = protocol.on_task(pair.task)
-            fingerprint = get_task(column_protocol.task).fingerprint(data_root, column_protocol)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
             values = merged(published, row.settings)
             init = row.init or pair.init
             teacher = teachers[pair.teacher, column_protocol.task] if row in taught or init else None
             cell = make_cell(
                 column_protocol.with_optimizer(row.optimizer),
-                fingerprint,
+                fingerprints[column_protocol.task],
                 row.student or pair.student,
                 Distillation(row.method, teacher, values, init),
                 plugins=plugins,
@@ -202,6 +213,7 @@ def make(request: Request, workspace: Workspace) -> Plan:
         preset.notes,
         teacher_protocol,
         request.uniform,
+        sources,
     )
 
 

@@ -11,20 +11,30 @@ from ..common.units import arithmetic, duration
 from ..common.workspace import Workspace
 from ..store.cell import Cell
 from ..store.runs import Store
+from ..tasks.stated import Stated
+from .cards import Speed
 from .crew import ALONE, Crew
-from .estimate import estimate
+from .estimate import Estimate
 from .plan import Plan
 
 DAY = 86400.0
 
 
-def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Crew = ALONE) -> None:
-    """Say what would be run: protocol, teachers, the arithmetic of each cell, and the hours on the device."""
+def print_plan(
+    plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Crew = ALONE, speed: Speed | None = None
+) -> None:
+    """Say what would be run: protocol, teachers, the arithmetic of each cell, and the hours on the device.
+
+    Each row is said once its arithmetic is counted. With the ``speed`` of another device the hours are of as many of
+    them as there are workers, by default one.
+    """
     say = workspace.say
-    say(f"{plan.table.name}: {plan.table.title}  (preset {plan.preset})")
     for line in plan.lines():
         say(f"  {line}")
     say(f"  rows {', '.join(row.id for row in plan.rows)}; seeds {', '.join(map(str, plan.seeds))}")
+    for source in plan.sources.values():
+        if isinstance(source, Stated):
+            say(f"  {source.line}")
     for (network, task), ref in plan.teachers.items():
         origin = (
             f"file {ref.entry}" if ref.entry else "no file installed: trained first (see teachers list, fetch, add)"
@@ -33,7 +43,15 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Cre
     store = Store(workspace.output)
     saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
     left = {cell.key: 1 - saved[cell.key] / cell.protocol["epochs"] for cell in todo}
-    total = estimate(plan, left, workspace)
+    expected = Estimate(plan, left, workspace, speed)
+
+    def arithmetic_of(cell: Cell, each: str = "") -> str:
+        work = expected.operations(cell)
+        return "" if work is None else f", {arithmetic(work)}{each}"
+
+    for cell in plan.training:
+        state = ("begun" if saved[cell.key] else "to train") if cell.key in left else "stored"
+        say(f"  teacher {cell.student:18s} {state if cell.data else 'perhaps to train'}{arithmetic_of(cell)}")
     told: set[str] = set()
     for pair in plan.pairs:
         for row in plan.rows:
@@ -42,19 +60,18 @@ def print_plan(plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Cre
                 continue
             told.update(cell.key for cell in cells)
             stored, begun = sum(cell.key not in left for cell in cells), sum(bool(saved.get(c.key)) for c in cells)
-            state = f"{counted(len(cells), 'cell')}, {stored} stored" + (f", {begun} begun" if begun else "")
-            work = total.operations.get(cells[0].key)
-            say(f"  {pair.id:26s} {row.id:16s} {state}" + ("" if work is None else f", {arithmetic(work)} each"))
-    for cell in plan.training:
-        state = ("begun" if saved[cell.key] else "to train") if cell.key in left else "stored"
-        work = total.operations.get(cell.key)
-        say(f"  teacher {cell.student:18s} {state}" + ("" if work is None else f", {arithmetic(work)}"))
-    workers = len(crew.places(workspace.device, most=len(left)))
-    seconds = total.seconds / workers
-    span = f"about {duration(seconds)}" if total.operations or not left else "their time is not estimated"
-    where = environment.machine(workspace.device) + (f" by {workers} workers" if workers > 1 else "")
+            state = f"{stored} stored" + (f", {begun} begun" if begun else "")
+            state = f"{counted(len(cells), 'cell')}, {state if cells[0].data else 'store not compared'}"
+            say(f"  {pair.id:26s} {row.id:16s} {state}{arithmetic_of(cells[0], ' each')}")
+    most = len(left)
+    workers = min(crew.workers or 1, max(most, 1)) if speed else len(crew.places(workspace.device, most))
+    seconds = expected.seconds(workers)
+    span = "their time is not estimated" if seconds is None else f"about {duration(seconds)}"
+    where = (speed.words if speed else environment.machine(workspace.device)) + (
+        f" by {workers} workers" if workers > 1 else ""
+    )
     say(f"{counted(len(left), 'cell')} to run on {where}{begun_in(saved)}: {span}")
-    if seconds > DAY and "short" in plan.table.presets and plan.preset != "short":
+    if (seconds or 0) > DAY and "short" in plan.table.presets and plan.preset != "short":
         say(f"that is more than a day; a first look: {PROGRAM} {plan.source} --preset short")
 
 

@@ -22,7 +22,7 @@ from ..store.selection import Selection, selected
 from ..tasks import get_task
 from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
-from . import engines
+from . import cards, engines
 from .crew import ALONE, Crew
 from .describe import describe
 from .jobs import WHOLE, Shard
@@ -33,9 +33,13 @@ from .stages import train
 
 @dataclass(frozen=True)
 class Options:
-    """How a plan is run; what is run is in the :class:`benchmarks.driver.plan.Request`."""
+    """How a plan is run; what is run is in the :class:`benchmarks.driver.plan.Request`.
+
+    ``device_speed``: of a dry run, the device for which hours are told, see :func:`benchmarks.driver.cards.speed`.
+    """
 
     dry_run: bool = False
+    device_speed: str = ""
     any_teacher: bool = False
     costs: bool = True
     similarity: bool = False
@@ -52,13 +56,14 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         Interrupted: the user asked to stop; the same call goes on from there.
     """
     store, say = Store(workspace.output), workspace.say
-    plan = make(request, workspace)
+    plan = make(request, workspace, stated=options.dry_run)
     cells = options.shard.of(plan.training, plan.every_cell())
     watched = options.similarity or plan.table.similarity
     facts = store.facts(cell.key for cell in cells)
     todo = _todo(plan, cells, facts, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
-        print_plan(plan, todo, workspace, options.crew)
+        speed = cards.speed(options.device_speed, plan.protocol.precision) if options.device_speed else None
+        print_plan(plan, todo, workspace, options.crew, speed)
     if options.dry_run:
         _described(plan, {}, workspace)  # what the table could not show is said now
         return Outcome()

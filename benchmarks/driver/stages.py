@@ -54,7 +54,8 @@ def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Out
     networks.check(network)
     precision.check(protocol, workspace.device)
     store = Store(workspace.output)
-    cell = teacher_cell(network, protocol, workspace.data_root, workspace.plugins, Zoo(workspace.checkpoints))
+    data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
+    cell = teacher_cell(network, protocol, data, workspace.plugins, Zoo(workspace.checkpoints))
     if store.run(cell).state != "done" or store.run(cell).damage("student.pt"):
         train([[cell]], protocol, workspace)
     status = store.run(cell).status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -83,7 +82,6 @@ def make_cell(
     )
 
 
-def student_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str]) -> Cell:
-    """The cell that trains a network alone, with seed 0."""
-    fingerprint = get_task(protocol.task).fingerprint(data_root, protocol)
-    return make_cell(protocol, fingerprint, network, Distillation("student"), plugins=plugins)
+def student_cell(network: str, protocol: Protocol, data: str, plugins: Mapping[str, str]) -> Cell:
+    """The cell that trains a network alone, with seed 0, on the data with a fingerprint."""
+    return make_cell(protocol, data, network, Distillation("student"), plugins=plugins)

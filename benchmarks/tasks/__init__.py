@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..common.registry import Registry
-from .base import Task, TaskBatch, TaskData
+from .base import NoData, Task, TaskBatch, TaskData
 
-__all__ = ["Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
+__all__ = ["NoData", "Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
 
 TASKS: Registry[Task] = Registry("task", __name__, "TASKS")
 

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo
+from kd_methods.errors import UserError
 
 from ..config.protocol import Protocol
 from ..networks import NetworkView
 from .images import Normalisation
+
+
+class NoData(UserError):
+    """A task's data are not where they were looked for."""
 
 
 class TaskBatch(Interface):
@@ -92,8 +97,16 @@ class Task(Interface):
     def modality(self) -> str:
         """What its networks read, ``images``, ``text`` or ``detection``."""
 
+    @property
+    def official_samples(self) -> int:
+        """Size of the official training set; 0 where none is official."""
+
+    @property
+    def official_fingerprint(self) -> str:
+        """The fingerprint of the official data; empty where it is not known."""
+
     def fingerprint(self, root: Path, protocol: Protocol) -> str:
-        """Digest of the data as networks see it. Raises UserError with what to do where there is none."""
+        """Digest of the data as networks see it. Raises NoData with what to do where there is none."""
 
     def deviations(self, root: Path) -> tuple[str, ...]:
         """How this copy of the data differs from the official one."""

@@ -10,6 +10,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from .base import NoData
 from .images import ImageTask, Split
 
 FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
@@ -38,7 +39,7 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
             raise UserError(
                 f"{place / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
             ) from None
-        raise UserError(
+        raise NoData(
             f"no {data_set} below {root} and it cannot be downloaded ({type(error).__name__}); "
             f"put the folder {FOLDERS[data_set]} there, or name its parent with --data-root"
         ) from None
@@ -46,4 +47,11 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
     return train, test
 
 
-TASKS = (ImageTask("cifar10", 10, partial(load, "CIFAR10")), ImageTask("cifar100", 100, partial(load, "CIFAR100")))
+OFFICIAL = (50_000, 10_000)
+CIFAR100 = "ce046832bab115ddc5dec09ddaeb8339c7a9fc00cb9d3f6aebdfd619f125d129"
+"""The fingerprint of the official CIFAR-100."""
+
+TASKS = (
+    ImageTask("cifar10", 10, partial(load, "CIFAR10"), official=OFFICIAL),
+    ImageTask("cifar100", 100, partial(load, "CIFAR100"), official=OFFICIAL, official_fingerprint=CIFAR100),
+)

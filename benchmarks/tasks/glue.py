@@ -11,6 +11,7 @@ import numpy as np
 from kd_methods.errors import UserError
 
 from ..common.files import read_text
+from .base import NoData
 from .text import Texts, TextTask
 
 
@@ -150,7 +151,7 @@ def _hub(name: str, root: Path, download: bool) -> dict[str, Texts]:
             raise OSError("no download wanted")
         data = load_dataset("nyu-mll/glue", name)
     except Exception as error:  # whatever the library, its file systems and the network raise
-        raise UserError(
+        raise NoData(
             f"no {source.folder} below {root} and the hub does not give it ({type(error).__name__}); put the folder "
             f"{source.folder} with train.tsv and dev.tsv there, or name its parent with --data-root"
         ) from None

@@ -8,6 +8,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from .base import NoData
 from .image_files import class_folders, images_of
 from .streamed import Files, StreamTask
 
@@ -31,12 +32,12 @@ def find(root: Path, unpack: bool = True) -> tuple[Files, Files]:
     if place is None:
         place = next((p for p in places if all((p / name).is_file() for name in ARCHIVES)), None)
         if place is None:
-            raise UserError(
+            raise NoData(
                 f"no ImageNet below {root}; put folders train and val with one sub-folder per class (n01440764) "
                 f"there, or the archives {', '.join(ARCHIVES)}, or name their folder with --data-root"
             )
         if not unpack:
-            raise UserError(f"{place} holds the archives; the first run checks and unpacks them")
+            raise NoData(f"{place} holds the archives; the first run checks and unpacks them")
         _unpack(place)
     train, test = (_listed(place / name) for name in ("train", "val"))
     return train, test

@@ -47,7 +47,8 @@ class ImageTask:
         load: reads (train, test) from the data root; the second argument says whether it may download.
         version: raised when reading or augmentation is mended; part of every cell.
         size: height and width of the images.
-        official: numbers of training and test images, where a copy may have others; those are named in every table.
+        official: numbers of training and test images, where some are official; others are named in every table.
+        official_fingerprint: the fingerprint of the official images and labels, where it is known.
     """
 
     name: str
@@ -57,10 +58,15 @@ class ImageTask:
     metric: str = "top1"
     size: int = 32
     official: tuple[int, ...] = ()
+    official_fingerprint: str = ""
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, init=False, repr=False)
 
     modality = "images"
     metrics = ("top1", "top5")
+
+    @property
+    def official_samples(self) -> int:
+        return self.official[0] if self.official else 0
 
     def read(self, root: Path, download: bool = True) -> tuple[Split, Split, str]:
         """(train, test, fingerprint); read once per process.

@@ -80,6 +80,12 @@ class StreamTask:
 
     modality = "images"
     metrics = ("top1", "top5")
+    official_fingerprint = ""
+    """Not known: it depends on how the files were unpacked."""
+
+    @property
+    def official_samples(self) -> int:
+        return self.official[0]
 
     def read(self, root: Path, unpack: bool = True) -> tuple[Files, Files]:
         """(train, test); listed once per process.

@@ -25,6 +25,7 @@ from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import VOCABULARY, NetworkView, build_network, check_modality, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
+from .base import NoData
 from .images import Normalisation, full
 
 if TYPE_CHECKING:
@@ -110,6 +111,12 @@ class TextTask:
 
     modality = "text"
     size = 0
+    official_fingerprint = ""
+    """Not known: it depends on the tokenizer."""
+
+    @property
+    def official_samples(self) -> int:
+        return self.official.get("train", 0)
 
     @property
     def num_classes(self) -> int:
@@ -290,7 +297,7 @@ def _tokenizer(vocabulary: Sequence[str], root: Path, name: str) -> PreTrainedTo
         return AutoTokenizer.from_pretrained(name or USUAL_TOKENIZER)  # type: ignore[return-value]
     except (OSError, ValueError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
-        raise UserError(
+        raise NoData(
             f"no tokenizer '{name or USUAL_TOKENIZER}' ({reason}); put BERT's vocab.txt into {root}, or name a folder "
             "as the protocol's tokenizer"
         ) from None

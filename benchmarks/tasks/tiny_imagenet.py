@@ -11,6 +11,7 @@ import torch
 from kd_methods.errors import UserError
 
 from ..common.files import read_text
+from .base import NoData
 from .image_files import picture
 from .images import ImageTask, Split
 
@@ -28,7 +29,7 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     """
     place = next((p for p in (root, root / FOLDER, root / "imagenet" / FOLDER) if (p / "wnids.txt").is_file()), None)
     if place is None:
-        raise UserError(f"no {FOLDER} below {root}; unpack tiny-imagenet-200.zip there, or name it with --data-root")
+        raise NoData(f"no {FOLDER} below {root}; unpack tiny-imagenet-200.zip there, or name it with --data-root")
     names = read_text(place / "wnids.txt", remedy="unpack it again").split()
     classes = {name: i for i, name in enumerate(sorted(set(names)))}
     train = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from kd_methods.errors import UserError
 
@@ -16,13 +15,15 @@ from ..store.cells import student_cell
 from .zoo import Zoo
 
 
-def teacher_cell(network: str, protocol: Protocol, data_root: Path, plugins: Mapping[str, str], zoo: Zoo) -> Cell:
+def teacher_cell(network: str, protocol: Protocol, data: str, plugins: Mapping[str, str], zoo: Zoo) -> Cell:
     """The cell that trains a network as a teacher, with seed 0, which serves all seeds.
+
+    ``data`` is the fingerprint of the task's data.
 
     Raises:
         UserError: the protocol starts it from ImageNet weights, and these are not installed.
     """
-    cell = student_cell(network, protocol, data_root, plugins)
+    cell = student_cell(network, protocol, data, plugins)
     if not protocol.start:
         return cell
     source = networks.imagenet_start.source(network)

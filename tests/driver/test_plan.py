@@ -13,7 +13,7 @@ from benchmarks import tasks
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings, table_names
-from benchmarks.driver.estimate import estimate
+from benchmarks.driver.estimate import Estimate
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Run
 from benchmarks.tasks import digits
@@ -53,7 +53,7 @@ def test_one_teacher_cell_serves_all_seeds(table: str, zoo: Zoo) -> None:
     teachers = {made.cells["kd", "resnet14-resnet8", seed].teacher for seed in (3, 4)}
     assert len(teachers) == 1
     (ref,) = teachers
-    own = student_cell("resnet14", made.protocol, zoo.folder, {})
+    own = student_cell("resnet14", made.protocol, made.data["digits"], {})
     assert ref and (ref.cell, ref.weights) == (own.key, "") and own.seed == 0
     assert (ref.mean, ref.std) == (made.protocol.mean, made.protocol.std)
 
@@ -71,7 +71,7 @@ def test_teachers_may_have_a_protocol_of_their_own(table: str, zoo: Zoo) -> None
     (teacher,) = made.training
     easy, hard = load_protocol(str(folder / "easy.yaml")), load_protocol(str(folder / "hard.yaml"))
     assert easy.epochs == 2 * hard.epochs, "and so it stays in another length"
-    assert teacher == student_cell("wrn_16_1", easy.changed(epochs=6), zoo.folder, {})
+    assert teacher == student_cell("wrn_16_1", easy.changed(epochs=6), made.data["digits"], {})
     held = hard.model_copy(update={"holdout": 100})
     assert held.for_teachers({"holdout": None}).holdout == 100, "its teacher must not see them either"
     taught, plain = made.cells["kd", "wrn_16_1-wrn_16_1", 0], made.cells["student", "wrn_16_1-wrn_16_1", 0]
@@ -213,13 +213,15 @@ def test_an_estimate_counts_first_phases(table: str, zoo: Zoo) -> None:
     pair = "resnet14-resnet8"
     made = plan(table, zoo, methods=("student", "kd", "ab"), pairs=(pair,), seeds=(0,))
     where = Workspace(torch.device("cpu"), zoo.folder)
-    found = estimate(made, {cell.key: 1.0 for cell in made.cells.values()}, where)
-    student, kd, ab = (found.operations[made.cells[row, pair, 0].key] for row in ("student", "kd", "ab"))
+    found = Estimate(made, {cell.key: 1.0 for cell in made.cells.values()}, where)
+    student, kd, ab = (found.operations(made.cells[row, pair, 0]) for row in ("student", "kd", "ab"))
+    assert student and kd and ab
     teacher = kd - student
     assert ab == pytest.approx(9 / 8 * student + teacher / 8, rel=0.01)
-    assert found.seconds > 0
-    only = made.cells["kd", pair, 0].key
-    assert estimate(made, {only: 1.0}, where).operations == {only: kd}, "what is stored is not counted again"
+    assert found.seconds()
+    only = Estimate(made, {made.cells["kd", pair, 0].key: 1.0}, where)
+    assert only.operations(made.cells["kd", pair, 0]) == kd
+    assert only.operations(made.cells["ab", pair, 0]) is None, "what is stored is not counted again"
     refused = plan(table, zoo, methods=("fsp",), pairs=("vgg8-resnet8",), seeds=(0,))
     cell = refused.cells["fsp", "vgg8-resnet8", 0]
-    assert estimate(refused, {cell.key: 1.0}, where).operations[cell.key] == 0
+    assert Estimate(refused, {cell.key: 1.0}, where).operations(cell) == 0

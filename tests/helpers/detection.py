@@ -16,6 +16,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.detection import detectors, engine
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Store
+from benchmarks.tasks import get_task
 from kd_methods import registry
 
 TEACHER, STUDENT = "faster_rcnn_small_r18x2", "faster_rcnn_small_r18x4"
@@ -69,7 +70,7 @@ def batch(detector: detectors.Detector, images: int = 2) -> dict[str, Any]:
 def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> engine.Job:
     """A student's job under the tiny protocol with some changes."""
     protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes).model_copy(update=update)
-    cell = student_cell(STUDENT, protocol, shapes, {})
+    cell = student_cell(STUDENT, protocol, get_task(protocol.task).fingerprint(shapes, protocol), {})
     return engine.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
 
 

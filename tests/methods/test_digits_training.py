@@ -55,7 +55,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         protocol = load_protocol(known)
         data = get_task(protocol.task).open(folder, protocol, cpu)
         context = local.Context(Workspace(cpu, output=folder), protocol, data, lambda ref: folder, Followed())
-        teacher = student_cell(network, protocol, folder, {})
+        teacher = student_cell(network, protocol, get_task(protocol.task).fingerprint(folder, protocol), {})
         local.run([teacher], context)
         ref = TeacherRef(network, protocol.mean, protocol.std, cell=teacher.key)
         for name in ["student", *(name for name in NAMES if name in asked and setting_of(name) == setting)]:

@@ -229,6 +229,8 @@ def test_cifar100(real_data: Path):
     assert torch.equal(train.labels.bincount(), torch.full((100,), 500))
     assert torch.equal(test.labels.bincount(), torch.full((100,), 100))
     recipe = load_protocol("cifar100-crd240")
+    task = get_task("cifar100")
+    assert task.fingerprint(real_data, recipe) == task.official_fingerprint != ""
     values = train.images.reshape(-1, 3).double() / 255
     assert values.mean(0).tolist() == pytest.approx(recipe.mean, abs=1e-3)
     assert values.mean(0).tolist() == pytest.approx((0.5071, 0.4867, 0.4408), abs=1e-3)

@@ -22,7 +22,7 @@ from benchmarks.common.seeding import derive
 from benchmarks.common.weights import load_weights, weights_digest
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.estimate import estimate
+from benchmarks.driver.estimate import Estimate
 from benchmarks.driver.plan import Request, make
 from benchmarks.driver.reproduce import Options, measured_by, reproduce
 from benchmarks.networks import build_network
@@ -401,7 +401,7 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
     assert "trained here under tuned v1 from the ImageNet weights start, seed 0" in text
     plan = make(request, workspace)
     cell = plan.training[0]
-    assert estimate(plan, {cell.key: 1.0}, workspace).operations[cell.key] > 0
+    assert Estimate(plan, {cell.key: 1.0}, workspace).operations(cell)
     assert not any("similarity" in record for record in Store(tmp_path).run(cell).metrics), "it has no teacher"
     assert cell.start and (cell.start.network, cell.start.entry) == ("timm:test_resnet", "start")
     assert cell.protocol["optimizer"]["backbone"] == 1e-6 and cell.key != replace(cell, start=None).key

@@ -1,0 +1,123 @@
+"""A plan needs no data: what is known of the official ones stands in for them, and never gives a wrong key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.common.workspace import Workspace
+from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.cards import SHARE, speed
+from benchmarks.driver.crew import Crew
+from benchmarks.driver.estimate import Estimate
+from benchmarks.driver.plan import Request, make
+from benchmarks.driver.reproduce import Options, reproduce
+from benchmarks.store.runs import Store
+from benchmarks.tasks import NoData, get_task
+from benchmarks.tasks.cifar import CIFAR100
+from benchmarks.tasks.stated import Stated, at_hand
+from kd_methods.errors import UserError
+
+PAIR = "resnet14-resnet8"
+
+
+def workspace(tmp_path: Path, lines: list[str]) -> Workspace:
+    return Workspace(torch.device("cpu"), tmp_path, tmp_path, tmp_path / "results", say=lines.append)
+
+
+def request(table: str = "table1", **asked: tuple[str, ...]) -> Request:
+    return Request(table, pairs=(PAIR,), seeds=(0, 1), **asked)  # type: ignore[arg-type]
+
+
+def test_cells_arithmetic_and_hours_without_the_data_and_what_the_store_has(tmp_path: Path) -> None:
+    lines: list[str] = []
+    where = workspace(tmp_path, lines)
+    asked = request(methods=("student", "kd"))
+    plan = make(asked, where, stated=True)
+    stored = plan.cells["student", PAIR, 1]
+    assert stored.data == CIFAR100 and plan.protocol.epochs == 240
+    Store(where.output).create(stored, lines.append).set_status("done", last={"top1": 60.0}, best={"top1": 60.0})
+    reproduce(asked, where, Options(dry_run=True, device_speed="1", crew=Crew(2)))
+    text = "\n".join(lines)
+    assert "data of cifar100 are not here: planned for the official ones, 50,000 samples for training" in text
+    assert "not compared" not in text and "2 cells, 1 stored" in text and "2 cells, 0 stored" in text
+    assert "4 cells to run on a device that sustains 1 TFLOP/s (as given) by 2 workers: about" in text
+
+    todo = {cell.key: 1.0 for cell in plan.every_cell()}
+    expected = Estimate(plan, todo, where, speed("1", "fp32"))
+    cells = [*plan.training, *plan.cells.values()]
+    operations = [expected.operations(cell) or 0.0 for cell in cells]
+    # A forward pass of resnet8 has 12.6 M multiply-adds an image; a training step has three products of each.
+    assert operations[1] == pytest.approx(6 * 12.6e6 * 50_000 * 240, rel=0.05)
+    assert expected.seconds() == pytest.approx(sum(operations) / 1e12)
+    assert (
+        sum(operations[:1]) / 1e12 < (expected.seconds(99) or 0) < (expected.seconds(2) or 0) < sum(operations) / 1e12
+    )
+
+
+def test_a_run_says_that_data_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR100.download", lambda self: (_ for _ in ()).throw(OSError("none")))
+    with pytest.raises(NoData, match="put the folder cifar-100-python there"):
+        make(request(methods=("kd",)), workspace(tmp_path, []))
+
+
+def test_a_dry_run_fetches_nothing_and_does_not_hide_damaged_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR100.download", lambda self: pytest.fail("a download"))
+    source, fingerprint = at_hand(load_protocol("cifar100-crd240"), tmp_path, stated=True)
+    assert isinstance(source, Stated) and fingerprint == CIFAR100
+    (tmp_path / "cifar-100-python").mkdir()
+    with pytest.raises(UserError, match="is damaged or incomplete"):
+        at_hand(load_protocol("cifar100-crd240"), tmp_path, stated=True)
+
+
+def test_data_of_which_no_fingerprint_is_known_are_not_compared_with_the_store(tmp_path: Path) -> None:
+    lines: list[str] = []
+    protocol = load_protocol("cifar100-crd240").on_task("cifar10")
+    (tmp_path / "ten.yaml").write_text("extends: cifar100-crd240\nname: ten\nversion: 1\ntask: cifar10\n")
+    (tmp_path / "t.yaml").write_text(
+        f"name: t\ntitle: T\npairs: [{PAIR}]\nmethods: [student]\n"
+        "presets: {paper: {protocol: ten.yaml, seeds: [0]}}\n"
+    )
+    source, fingerprint = at_hand(protocol, tmp_path, stated=True)
+    assert isinstance(source, Stated) and fingerprint == "" and source.samples(tmp_path) == 50_000
+    asked = Request(str(tmp_path / "t.yaml"))
+    reproduce(asked, workspace(tmp_path, lines), Options(dry_run=True, device_speed="a100"))
+    text = "\n".join(lines)
+    assert "fingerprint is not known: no run is looked up" in text and "1 cell, store not compared, " in text
+    assert re.search(r"estimated, not measured: 5 % of the published 19.5 TFLOP/s in fp32\): about \d+", text)
+
+
+def test_texts_are_planned_and_not_counted(tmp_path: Path) -> None:
+    task = get_task("glue/mrpc")
+    stated = Stated(task)
+    assert stated.samples(tmp_path) == 3668 and not stated.counted
+    assert "arithmetic depends on the texts and is not counted" in stated.line
+
+
+def test_random_images_have_the_shape_that_the_protocol_crops_to(tmp_path: Path) -> None:
+    from benchmarks.config.protocol import protocol_names
+
+    name = next(name for name in protocol_names() if load_protocol(name).task == "imagenet")
+    protocol = load_protocol(name).model_copy(update={"batch_size": 2})
+    data = Stated(get_task("imagenet")).open(tmp_path, protocol, torch.device("cpu"))
+    batch = next(data.batches(0, 1))
+    assert batch.student().inputs.shape == (2, 3, 224, 224) and data.info.num_samples == 1_281_167
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("0", "more than 0"), ("nan", "more than 0"), ("a10", "did you mean a100"), ("v100", "no tf32")],
+)
+def test_speeds_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        speed(text, "tf32")
+
+
+def test_a_speed_by_a_card_follows_the_precision() -> None:
+    assert speed("A100", "tf32").operations == pytest.approx(SHARE * 156e12)
+    assert speed("2.5", "fp32").operations == 2.5e12
