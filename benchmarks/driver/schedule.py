@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 from typing import Protocol as Interface
@@ -51,8 +51,12 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
     """
     receive = Receiver(watcher, store)
     pending = Counter(cell.key for job in jobs for cell in job.cells)
-    ready = deque(job for job in jobs if not pending.keys() & job.teachers)
-    blocked = [job for job in jobs if pending.keys() & job.teachers]
+    missing = {job: pending.keys() & job.teachers for job in jobs}
+    ready = deque(job for job in jobs if not missing[job])
+    waiting: dict[str, list[Job]] = defaultdict(list)
+    for job, teachers in missing.items():
+        for key in teachers:
+            waiting[key].append(job)
     running: list[Job] = []
     losses = Counter[str]()
     error: BaseException | None = None
@@ -84,13 +88,12 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
                 ready.extendleft(again)
                 going_on = {cell.key for other in again for cell in other.cells}
                 ended.append(job.only(cell for cell in job.cells if cell.key not in going_on))
-            if gone := {cell.key for job in ended for cell in job.cells}:
-                for key in gone:
-                    pending[key] -= 1
-                    if not pending[key]:
-                        del pending[key]
-                ready.extend(job for job in blocked if gone & job.teachers and not pending.keys() & job.teachers)
-                blocked = [job for job in blocked if pending.keys() & job.teachers]
+            for key in (cell.key for job in ended for cell in job.cells):
+                pending[key] -= 1
+                for job in waiting.pop(key, ()) if not pending[key] else ():
+                    missing[job].discard(key)
+                    if not missing[job]:
+                        ready.append(job)
     finally:
         pool.close()
     if error and not isinstance(error, Interrupted):

@@ -104,6 +104,24 @@ def test_a_job_waits_for_its_teachers_only(store: Store) -> None:
     assert [event for label, event in watcher.events if label == kd.label] == ["step"] * 3 + ["done"]
 
 
+def test_jobs_that_wait_are_not_looked_through_whenever_one_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10,000 jobs that would be 50 million looks."""
+    looks = 0
+    teachers_of = Job.teachers.fget  # type: ignore[attr-defined]
+
+    def counted(job: Job) -> set[str]:
+        nonlocal looks
+        looks += 1
+        return teachers_of(job)
+
+    monkeypatch.setattr(Job, "teachers", property(counted))
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    teacher, jobs = cell("student"), 60
+    students = [[cell("kd", seed, teacher)] for seed in range(jobs // 2)]
+    run(store, Pool(store, 1), [*([cell("student", seed)] for seed in range(1, jobs // 2)), [teacher], *students])
+    assert jobs <= looks <= 8 * jobs
+
+
 def test_no_more_jobs_run_than_there_are_places(store: Store) -> None:
     pool = Pool(store, 3)
     run(store, pool, [[cell("student", seed)] for seed in range(10)])
