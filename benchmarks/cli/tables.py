@@ -10,7 +10,6 @@ import click
 
 from kd_methods.errors import UserError
 
-from ..common.console import say
 from ..common.places import PROGRAM
 from . import options
 from .options import end, in_workspace
@@ -69,13 +68,11 @@ def run(
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table
 
-    # What can be wrong in the YAML is said before torch is imported, and so is what is begun.
-    spec = load_table(asked["table"])
-    load_protocol(spec.preset(asked["preset"]).protocol)
+    # What can be wrong in the YAML is said before torch is imported.
+    load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
     part = options.shard(shard)
     if device_speed and not dry_run:
         raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
-    say(f"{spec.name}: {spec.preset(asked['preset']).title or spec.title}  (preset {asked['preset']})")
     place, hands = workspace(), crew()
     from ..driver.jobs import Shard
     from ..driver.plan import Request
