@@ -178,6 +178,7 @@ def test_two_processes_share_each_batch_and_average_their_gradients(shapes: Path
         torch.testing.assert_close(trained[name], expected.detach(), atol=1e-6, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_after_one_of_them_is_killed(
     shapes: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
 ):

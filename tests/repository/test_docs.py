@@ -92,6 +92,7 @@ def run(folder: Path, *command: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_example_of_contributing(example: tuple[Path, str]) -> None:
     """Its commands, with the interpreter at hand for reproduce.sh; the run of the table is planned only."""
     folder, name = example
