@@ -25,8 +25,8 @@ class Number:
 
     @property
     def order(self) -> str:
-        """What it is sorted by; nothing where there is no number."""
-        value = self.printed.value or self.published.value
+        """What it is sorted by: the published value only where nothing of our own stands beside it."""
+        value = self.printed.value or ("" if self.printed.word else self.published.value)
         return value if re.fullmatch(r"-?[\d.]+", value) else _amount(value)
 
 

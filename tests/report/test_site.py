@@ -15,12 +15,14 @@ from benchmarks.cli.main import cli
 from benchmarks.report import explain, site
 from benchmarks.report.citations import paper
 from benchmarks.report.site_curves import Method, drawing, line
-from benchmarks.report.site_tables import slugs
+from benchmarks.report.site_tables import Number, slugs
+from benchmarks.report.table_layout import PrintedCell
 from benchmarks.report.verdicts import RULE
 from benchmarks.store import manifest
 from benchmarks.store.manifest import Manifest
 from kd_methods.errors import UserError
 from tests.helpers import manifests, stores
+from tests.helpers.browser import CHROMIUM, browser
 
 TABLE1 = "table1-paper"
 HOSTILE = "<script>alert('$x$')</script>"
@@ -173,6 +175,13 @@ def test_names_of_files_and_marks() -> None:
     assert list(found.values()) == ["kd", "KD-2", "crd+kd@ls", "kd-t=2", "kd-t=2-2", "x", "x-2", "index-2"]
 
 
+def test_what_sorts_a_number() -> None:
+    value, published = PrintedCell("70.12", "0.30"), PrintedCell("71.00")
+    assert Number(value, published).order == "70.12" and Number(PrintedCell(), published).order == "71.00"
+    assert Number(PrintedCell(word="--"), published).order == "", "no value of others stands for our own"
+    assert Number(PrintedCell("1.80M")).order == "1800000" and Number(PrintedCell("102876")).order == "102876"
+
+
 def test_a_paper_in_a_line_of_words() -> None:
     assert paper("hinton2015kd").words == "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     assert paper("none").words == "none" and not paper("none").link
@@ -188,3 +197,35 @@ def test_drawings() -> None:
     assert drawing([Method("one epoch", ((1.0,),))], "top1", "a") == ""
     assert line([1.0, 3.0, 2.0], (1.0, 3.0), (10, 4)) == "0.0,4.0 5.0,0.0 10.0,2.0"
     assert line([2.0], (2.0, 2.0), (10, 4)) == "0.0,4.0" and len(line([0.0] * 999, (0.0, 1.0), (9, 9)).split()) == 120
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+def test_in_a_browser_by_keyboard(store: Path, tmp_path: Path) -> None:
+    site.write(store, {stores.STEM: "", TABLE1: ""}, tmp_path / "site")
+    rows = "[...document.querySelectorAll('table.sortable')[0].tBodies[0].rows].map(r => r.cells[0].innerText)"
+    with browser(tmp_path / "profile") as page:
+        page("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=False)
+        page.open(tmp_path / "site" / "tables" / TABLE1 / "index.html")
+        assert page.value(rows) == ["Student", "KD", "DKD"]
+        for _ in range(30):
+            page.press("Tab")
+            if page.value("document.activeElement.closest('th')?.cellIndex") == 2:
+                break
+        page.press("Enter")
+        assert page.after("document.querySelectorAll('th')[2].ariaSort", "ascending") == "ascending"
+        assert page.value(rows) == ["DKD", "Student", "KD"], "what has no number is least"
+        page.press("Enter")
+        assert page.after(rows, ["KD", "Student", "DKD"]) == ["KD", "Student", "DKD"]
+        page.value("document.querySelector('input[type=search]').focus()")
+        page.type("student")
+        assert page.after(rows, ["Student"]) == ["Student"]
+        assert page.value("document.documentElement.scrollWidth") <= 400, (
+            "a small screen scrolls the table, not the page"
+        )
+        ground = "getComputedStyle(document.body).backgroundColor"
+        light = page.value(ground)
+        page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert light == "rgb(255, 255, 255)" != page.value(ground)
+        page.open(tmp_path / "site" / "tables" / stores.STEM / "index.html")
+        assert {address.partition(":")[0] for address in page.requests} <= {"file", "data"}
