@@ -21,6 +21,7 @@ EXTRAS = {
     "text": ("transformers", "datasets", "evaluate"),
     "detection": ("mmdet", "mmengine", "mmcv", "pycocotools"),
     "cluster": ("ray",),
+    "track": ("tensorboard",),
 }
 """The modules of each extra that users install."""
 

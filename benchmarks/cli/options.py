@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
     from ..driver.crew import Crew
+    from ..driver.trackers import Tracker
 
 OUTPUT = "output folder"
 """Under this name a command's context keeps its output folder."""
@@ -47,6 +48,10 @@ device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:
 plugin = click.option(
     "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path),
     help="Python file with a method, network or task of your own; may be given more than once.",
+)  # fmt: skip
+trackers = click.option(
+    "--track", "trackers", multiple=True, metavar="TRACKER",
+    help="Send settings, losses and metrics of each cell, epoch by epoch, to tensorboard or a plugin's tracker.",
 )  # fmt: skip
 preset = click.option(
     "--preset", default="paper", show_default=True,
@@ -231,6 +236,16 @@ def shard(text: str | None) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {text}: write which part of how many, from --shard 1/8 to --shard 8/8")
     return int(index), int(count)
+
+
+def tracker_classes(names: Sequence[str]) -> tuple[type[Tracker], ...]:
+    """The trackers of some names, of which it is known that they can be used here."""
+    from ..driver.trackers import TRACKERS
+
+    chosen = tuple(TRACKERS.get(name) for name in dict.fromkeys(names))
+    for tracker in chosen:
+        tracker.check()
+    return chosen
 
 
 def floats(option: str, text: str | None) -> tuple[float, ...]:

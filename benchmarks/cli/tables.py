@@ -50,6 +50,7 @@ class Reproduce(click.Command):
 @click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
 @click.option("--any-teacher", is_flag=True, help="Accept teachers that measure another accuracy than expected.")
 @click.option("--shard", metavar="I/N", help="Only every N-th group of cells, from the I-th on: for arrays of jobs.")
+@options.trackers
 @options.crew
 @in_workspace
 def run(
@@ -62,6 +63,7 @@ def run(
     similarity: bool,
     any_teacher: bool,
     shard: str | None,
+    trackers: tuple[str, ...],
     **asked: Any,
 ) -> None:
     """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
@@ -70,7 +72,7 @@ def run(
 
     # What can be wrong in the YAML is said before torch is imported.
     load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
-    part = options.shard(shard)
+    part, followers = options.shard(shard), options.tracker_classes(trackers)
     if device_speed and not dry_run:
         raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
     place, hands = workspace(), crew()
@@ -82,7 +84,7 @@ def run(
         table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
         overrides=tuple(asked["overrides"]), **options.chosen(asked),
     )  # fmt: skip
-    how = Options(dry_run, device_speed, any_teacher, not no_cost, similarity, hands, Shard(*part), page)
+    how = Options(dry_run, device_speed, any_teacher, not no_cost, similarity, hands, Shard(*part), page, followers)
     end(reproduce(request, place, how))
 
 

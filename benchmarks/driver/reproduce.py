@@ -29,6 +29,7 @@ from .jobs import WHOLE, Shard
 from .plan import Plan, Request, make
 from .plan_text import begun_in, print_plan
 from .stages import train
+from .trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Options:
     crew: Crew = ALONE
     shard: Shard = WHOLE
     page: Page = PAPER
+    trackers: tuple[type[Tracker], ...] = ()
 
 
 def reproduce(request: Request, workspace: Workspace, options: Options = Options()) -> Outcome:
@@ -78,7 +80,7 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
-                train(stages, protocol.on_task(task), workspace, options.crew, bool(watched))
+                train(stages, protocol.on_task(task), workspace, options.crew, bool(watched), options.trackers)
     files, text = render(workspace.output, plan.stem, say, asked, options.page)
     not_measured = 0
     if options.costs:

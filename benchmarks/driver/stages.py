@@ -19,6 +19,8 @@ from . import schedule
 from .crew import ALONE, Crew
 from .jobs import Job, divided
 from .progress import Reporter
+from .trackers import Tracker
+from .tracking import Tracking
 
 
 def train(
@@ -27,6 +29,7 @@ def train(
     workspace: Workspace,
     crew: Crew = ALONE,
     similarity: bool = False,
+    trackers: Sequence[type[Tracker]] = (),
 ) -> None:
     """Train cells of one task stage by stage: a later one may use as teachers what an earlier one trained.
 
@@ -36,17 +39,19 @@ def train(
         workspace: where.
         crew: how many jobs run at a time.
         similarity: whether students are compared with their teacher after every epoch.
+        trackers: who else follows each cell.
     """
     task, store = get_task(protocol.task), Store(workspace.output)
     cells = [cell for stage in stages for cell in stage]
     saved = {(run := store.run(cell)).path: run.saved_epochs for cell in cells}
     with (
         Reporter(len(cells), protocol, task.samples(workspace.data_root), task.metric, saved) as report,
+        Tracking(report, trackers, workspace.output) as watcher,
         stop_signals() as stopping,
     ):
-        pool = crew.pool(workspace, report, stopping, most=len(cells))
+        pool = crew.pool(workspace, watcher, stopping, most=len(cells))
         jobs = [Job(part, protocol, similarity) for stage in stages for part in divided(stage, pool.slots)]
-        schedule.run(jobs, pool, report, store, stopping)
+        schedule.run(jobs, pool, watcher, store, stopping)
 
 
 def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Outcome:

@@ -78,12 +78,14 @@ def test_one_of_each_kind_as_contributing_has_it(tmp_path: Path, monkeypatch: py
     result = CliRunner().invoke(cli, ["run", *command.replace("\\", "").split(), *places])
     assert result.exit_code == 0, (result.output, result.exception)
     cells = [json.loads(file.read_text())["cell"] for file in tmp_path.glob("out/runs/*/cell.json")]
-    shipped = {"network", "network source", "task", "optimizer", "schedule", "engine"}
+    shipped = {"network", "network source", "task", "optimizer", "schedule", "engine", "tracker"}
     brought = {f"{kind}:{name}" for kind in Registry.every for name in Registry.every[kind].registered()}
     assert {name.partition(":")[0] for name in brought} == shipped == set(Registry.every)
     assert engines.of(get_task("brightness")).name == "seeds"
     used = {name for cell in cells for name in cell["plugins"]}
-    assert len(cells) == 3 and used == brought - {"engine:seeds"}
+    assert len(cells) == 3 and used == brought - {"engine:seeds", "tracker:lines"}
+    told = [file.read_text().splitlines() for file in tmp_path.glob("out/lines/*.txt")]
+    assert len(told) == 3 and all("losses/task" in epoch and state == "done" for epoch, state in told)
 
 
 def run(folder: Path, *command: str) -> str:

@@ -1,0 +1,135 @@
+"""Trackers follow cells, and never stop one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.watchers import Followed
+
+from benchmarks.cli import options
+from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.trackers import Tracker, scalars, settings, tensorboard
+from benchmarks.driver.trackers.tensorboard import TensorBoard
+from benchmarks.driver.tracking import Tracking
+from benchmarks.store.cell import Cell
+from kd_methods.errors import UserError
+
+PROTOCOL = load_protocol("digits-demo")
+CELL = Cell("digits", "data", PROTOCOL.identity(), 0.1, "resnet8", "kd", 1, {"temperature": 4.0, "layers": [1, 2]}, 0)
+
+
+def record(epoch: int) -> dict[str, Any]:
+    losses, metrics = {"task": 1.0 / (epoch + 9), "kd": 0.5}, {} if epoch < 1 else {"top1": 50.0 + epoch}
+    return {"epoch": epoch, "phase": "", "lr": 0.1, "metrics": metrics, "probes": {}, "losses": losses, "seconds": 2}
+
+
+def student_run(*epochs: int, state: str = "running", cell: Cell = CELL) -> Any:
+    return SimpleNamespace(cell=cell, run=SimpleNamespace(state=state), records=[record(epoch) for epoch in epochs])
+
+
+def made(calls: list[Any], fails_in: str = "", error: BaseException | None = None) -> type[Tracker]:
+    """A tracker that notes its calls, and fails in one of them."""
+
+    class Noting(Tracker):
+        name = f"noting{fails_in}"
+
+        def __init__(self, cell: Cell, folder: Path) -> None:
+            self._note("begin", cell.label, folder.name)
+
+        def epoch(self, record: Mapping[str, Any]) -> None:
+            self._note("epoch", record["epoch"])
+
+        def end(self, state: str) -> None:
+            self._note("end", state)
+
+        def _note(self, *call: Any) -> None:
+            if call[0] == fails_in:
+                raise error or RuntimeError("gone")
+            calls.append(call)
+
+    return Noting
+
+
+def test_a_tracker_is_told_of_each_cell_from_its_first_step_to_its_end(tmp_path: Path) -> None:
+    calls: list[Any] = []
+    events: list[str] = []
+    with Tracking(Followed(lambda _, event: events.append(event)), [made(calls)], tmp_path) as watcher:
+        for member, event in (
+            (student_run(), "step"), (student_run(), "step"), (student_run(0), "epoch"), (student_run(0, 1), "epoch"),
+            (student_run(0, 1), "done"),
+        ):  # fmt: skip
+            watcher(member, event)
+    assert events == ["step", "step", "epoch", "epoch", "done"]
+    assert calls == [("begin", CELL.label, "noting"), ("epoch", 0), ("epoch", 1), ("end", "done")]
+
+
+def test_what_is_stopped_is_ended_as_its_run_says(tmp_path: Path) -> None:
+    calls: list[Any] = []
+    with pytest.raises(KeyboardInterrupt), Tracking(Followed(), [made(calls)], tmp_path) as watcher:
+        watcher(student_run(state="interrupted"), "step")
+        raise KeyboardInterrupt
+    assert calls[-1] == ("end", "interrupted")
+
+
+@pytest.mark.parametrize("call", ["begin", "epoch", "end"])
+@pytest.mark.parametrize("error", [RuntimeError("gone"), SystemExit(1)])
+def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, call: str, error: BaseException) -> None:
+    calls: list[Any] = []
+    lines: list[str] = []
+    kinds = [made([], call, error), made(calls)]
+    with Tracking(Followed(say=lines.append), kinds, tmp_path) as watcher:
+        for seed in range(2):
+            other = replace(CELL, seed=seed)
+            for event in ("step", "epoch", "done"):
+                watcher(student_run(1, cell=other), event)
+    assert lines == [f"tracker noting{call} fails ({type(error).__name__}: {error}); training goes on without it"]
+    assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
+
+
+def test_names_of_numbers_and_settings() -> None:
+    assert scalars(record(1)) == {
+        "lr": 0.1, "metrics/top1": 51.0, "losses/task": 0.1, "losses/kd": 0.5, "seconds": 2,
+    }  # fmt: skip
+    found = settings(CELL)
+    assert (found["method/name"], found["method/settings/temperature"], found["seed"]) == ("kd", 4.0, 0)
+    assert found["method/settings/layers"] == "[1, 2]" and "teacher" not in found
+
+
+def test_what_cannot_be_used_is_said_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install '.\[track\]'"):
+        options.tracker_classes(["tensorboard"])
+    with pytest.raises(UserError, match="did you mean tensorboard"):
+        options.tracker_classes(["tensorbord"])
+
+
+def test_what_tensorboard_wrote_is_read_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra [track] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    lines: list[str] = []
+    with Tracking(Followed(say=lines.append), [TensorBoard], tmp_path) as watcher:
+        for event, epochs in (("step", ()), ("epoch", (0,)), ("epoch", (1,)), ("epoch", (2,)), ("done", (2,))):
+            watcher(student_run(*epochs), event)
+    assert not lines
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    assert folder.name == f"kd_resnet8_s0_{CELL.key[:8]}"
+    read = EventAccumulator(str(folder)).Reload()
+    for name in scalars(record(2)):
+        values = [(event.step, event.value) for event in read.Scalars(name)]
+        expected = [(epoch, scalars(record(epoch))[name]) for epoch in range(3) if name in scalars(record(epoch))]
+        assert values == [(epoch, pytest.approx(value)) for epoch, value in expected], name
+    (text,) = read.Tensors("settings/text_summary")
+    assert "| method/settings/temperature | 4.0 |" in text.tensor_proto.string_val[0].decode()
+    begun = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(begun).session_start_info.hparams
+    assert start["method/settings/temperature"].number_value == 4.0 and start["state"].string_value == "done"
+    assert json.loads(start["method/settings/layers"].string_value) == [1, 2]
+    assert [event.value for event in read.Scalars("last/top1")] == [52.0]
