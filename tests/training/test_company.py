@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.training_bench import ALL, EPOCHS, FEW, STEPS, Bench, Result, differing, identical
+from helpers.training_bench import ALL, EPOCHS, FEW, STEPS, Bench, Case, Result, differing, identical
 from helpers.training_process import process
 from torch import Tensor
 
@@ -22,8 +22,9 @@ from benchmarks.training.student_run import StudentRun
 from kd_methods.contract import Batch
 
 
+@pytest.mark.parametrize("cases", [ALL[::2], pytest.param(ALL[1::2], marks=pytest.mark.slow)], ids=["even", "odd"])
 def test_a_cell_alone_is_the_cell_in_any_group_and_the_teacher_stays_as_it_was(
-    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, cases: Sequence[Case]
 ):
     built: list[NetworkView] = []
     teacher = local.Context.teacher
@@ -33,7 +34,7 @@ def test_a_cell_alone_is_the_cell_in_any_group_and_the_teacher_stays_as_it_was(
         return built[-1]
 
     monkeypatch.setattr(local.Context, "teacher", watch)
-    cells = bench.cells(ALL)
+    cells = bench.cells(cases)
     taught = [cell for cell in cells if cell.teacher]
     assert len({cell.group() for cell in taught}) == 1
     torch.manual_seed(999)
