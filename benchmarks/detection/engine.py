@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
@@ -27,22 +27,12 @@ from ..config.protocol import Protocol
 from ..config.recipe import Detection
 from ..driver.engines.engine import Engine
 from ..driver.engines.local import Context, until_free
+from ..driver.relay import Followed
 from ..store.cell import Cell
 from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
 from ..training.failures import Interrupted
 from .configurations import check_installed
-
-
-@dataclass
-class Followed:
-    """A cell as its process reports it."""
-
-    cell: Cell
-    run: Run
-    position: tuple[int, int] = (1, 0)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    first_epoch: int = 1
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from ..tasks import Task, get_task
 from ..tasks.stated import Stated
 from . import engines
 from .cards import Speed
-from .jobs import divided
+from .jobs import divided, span
 from .plan import Plan
 
 SMALL_BATCH = 4
@@ -75,13 +74,8 @@ class Estimate:
         """
         if not self._parts and any(self._stages):
             return None
-        total = 0.0
-        for stage in self._stages:
-            free = [0.0] * workers
-            for cells in divided(stage, workers):
-                heapq.heapreplace(free, free[0] + self._parts[cells[0].key].seconds(cells))
-            total += max(free)
-        return total
+        jobs = [divided(stage, workers) for stage in self._stages]
+        return sum(span([self._parts[part[0].key].seconds(part) for part in parts], workers) for parts in jobs)
 
 
 class _OnOneTask:

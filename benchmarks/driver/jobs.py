@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
-from ..store.cell import Cell, TeacherRef
+from ..store.cell import Cell, TeacherRef, grouped
 from ..tasks import TaskData, get_task
 from ..teachers.zoo import Zoo
 from . import engines
@@ -34,7 +33,7 @@ class Job:
     @property
     def teachers(self) -> set[str]:
         """Keys of the cells that train its teachers."""
-        return {ref.cell for cell in self.cells for ref in (cell.teacher, cell.start) if ref and ref.cell}
+        return set().union(*(cell.trained_first for cell in self.cells))
 
     def only(self, cells: Iterable[Cell]) -> Job:
         return replace(self, cells=tuple(cells))
@@ -58,7 +57,7 @@ class Shard:
         groups = list(dict.fromkeys(cell.group() for cell in cells if cell.key not in first))
         mine = set(groups[self.index - 1 :: self.count])
         chosen = [cell for cell in cells if cell.key not in first and cell.group() in mine]
-        needed = {ref.cell for cell in chosen for ref in (cell.teacher, cell.start) if ref}
+        needed = set().union(*(cell.trained_first for cell in chosen))
         return [*(cell for cell in training if cell.key in needed), *chosen]
 
 
@@ -66,10 +65,13 @@ WHOLE = Shard()
 """All of a plan."""
 
 
-def run(
-    job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], data: TaskData | None = None
-) -> None:
-    """Train the cells of a job that the store does not have; ``data`` are those of its task, where they are open.
+def opened(job: Job, workspace: Workspace) -> TaskData:
+    """The data of a job's task, under its protocol."""
+    return get_task(job.protocol.task).open(workspace.data_root, job.protocol, workspace.device)
+
+
+def run(job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], data: TaskData) -> None:
+    """Train the cells of a job that the store does not have; ``data`` are those of its task.
 
     Raises:
         Interrupted: ``stopping`` said so.
@@ -79,7 +81,6 @@ def run(
     def weights(ref: TeacherRef) -> Path:
         return zoo.path(zoo.get(ref.entry))
 
-    data = data or task.open(workspace.data_root, job.protocol, workspace.device)
     context = Context(workspace, job.protocol, data, weights, watcher, stopping, similarity=job.similarity)
     engines.of(task).train(job.cells, context)
 
@@ -90,16 +91,11 @@ def divided(cells: Sequence[Cell], slots: int) -> list[tuple[Cell, ...]]:
     A group shares its teacher's pass, which takes about as long as a cell of it: dividing it costs one more, and does
     not change a result. The order is that of the cells.
     """
-    groups: dict[str, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        groups[cell.group()].append(cell)
-
-    def parts(largest: int) -> list[tuple[Cell, ...]]:
-        return [part for group in groups.values() for part in _even(group, largest)]
-
-    sizes = {len(group) for group in groups.values()}
+    groups = grouped(cells)
+    largest = max(map(len, groups), default=1)
+    ways = ([part for group in groups for part in _even(group, size)] for size in range(largest, 0, -1))
     # Of the ways that take the same time the one with the largest parts.
-    return min((parts(largest) for largest in range(max(sizes, default=1), 0, -1)), key=lambda p: _time(p, slots))
+    return min(ways, key=lambda parts: span([len(part) + bool(part[0].teacher) for part in parts], slots))
 
 
 def _even(group: Sequence[Cell], largest: int) -> list[tuple[Cell, ...]]:
@@ -109,9 +105,9 @@ def _even(group: Sequence[Cell], largest: int) -> list[tuple[Cell, ...]]:
     return [tuple(group[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def _time(parts: Sequence[tuple[Cell, ...]], slots: int) -> int:
-    """In passes of a cell, when the last part ends, each being taken by the slot that is free first."""
-    free = [0] * max(1, slots)
-    for part in parts:
-        heapq.heapreplace(free, free[0] + len(part) + bool(part[0].teacher))
+def span(times: Iterable[float], slots: int) -> float:
+    """When the last of some jobs ends, in the unit of their ``times``; each is taken by the slot that is free first."""
+    free = [0.0] * slots
+    for time in times:
+        heapq.heapreplace(free, free[0] + time)
     return max(free)

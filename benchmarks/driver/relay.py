@@ -16,7 +16,7 @@ from ..store.cell import Cell
 from ..store.runs import Run, Store
 from ..training.failures import Interrupted, line
 from ..training.loop import Watched
-from .jobs import Job, Watcher, run
+from .jobs import Job, Watcher, opened, run
 
 EVERY = 0.5
 """Seconds between two messages about the steps of a cell."""
@@ -124,7 +124,7 @@ def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: 
     error: BaseException | None = None
     try:
         plugins.load(workspace.plugin_files)
-        run(job, workspace, Sender(send), stopping)
+        run(job, workspace, Sender(send), stopping, opened(job, workspace))
     except (Exception, Interrupted) as raised:  # concerns more than a cell
         error = _portable(raised)
     send(Finished(error))

@@ -105,7 +105,7 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
 def taught(job: Job, watcher: Watcher, store: Store) -> Job:
     """A job without the cells whose teacher could not be trained; the others go on."""
     missing = {key for key in job.teachers if store.run(key).state != "done"}
-    cells = [cell for cell in job.cells if not missing & job.only([cell]).teachers]
+    cells = [cell for cell in job.cells if not missing & cell.trained_first]
     for cell in job.cells:
         if cell not in cells:
             watcher.say(f"{cell.label}  LEFT OUT: its teacher is not trained")

@@ -12,7 +12,7 @@ import torch
 from ..common import processes
 from ..common.signals import stop_signals
 from ..common.workspace import Workspace
-from ..tasks import TaskData, get_task
+from ..tasks import TaskData
 from . import jobs
 from .jobs import Job, Watcher
 from .relay import Finished, work
@@ -25,14 +25,12 @@ class Here:
 
     def __init__(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool]) -> None:
         self._workspace, self._watcher, self._stopping = workspace, watcher, stopping
-        self._data: dict[str, TaskData] = {}
+        self._data: TaskData | None = None  # of the one protocol that all jobs have
         self._ended: list[tuple[Job, Any]] = []
 
     def start(self, job: Job) -> None:
-        task = get_task(job.protocol.task)
-        if task.name not in self._data:  # of one protocol
-            self._data[task.name] = task.open(self._workspace.data_root, job.protocol, self._workspace.device)
-        jobs.run(job, self._workspace, self._watcher, self._stopping, self._data[task.name])
+        self._data = self._data or jobs.opened(job, self._workspace)
+        jobs.run(job, self._workspace, self._watcher, self._stopping, self._data)
         self._ended.append((job, Finished()))
 
     def messages(self, seconds: float) -> list[tuple[Job, Any]]:

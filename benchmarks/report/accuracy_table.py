@@ -7,7 +7,7 @@ from dataclasses import replace
 from string import ascii_lowercase
 
 from ..config.table_spec import short_name
-from .model import STUDENT, Column, Published, Table, TableEntry, TableRow
+from .model import Column, Published, Table, TableEntry, TableRow
 from .ranking import Ranking, average_ranks, ranking
 from .seed_statistics import Summary, gap, half_width, summarise, teacher_gap, unusual, usual_n
 from .table_layout import (
@@ -44,17 +44,14 @@ MAX_LISTED = 12
 def layout(table: Table) -> TableLayout:
     n, daggers, found = usual_n(table), dagger_marks(table), ranking(table)
     average = average_ranks(table, found) if table.average_rank else None
-    students = tuple(row for row in table.rows if row.key == STUDENT)
     reference = _teacher_lines(table, daggers)
-    for row in students:
+    for row in table.plain:
         reference += _row_lines(table, row, found, n, daggers, average)
     blocks = [tuple(reference)]
-    methods = [row for row in table.rows if row.key != STUDENT]
-    for family in dict.fromkeys(row.family for row in methods):
+    for family, rows in table.families.items():
         lines = [Line("heading", family)]
-        for row in methods:
-            if row.family == family:
-                lines += _row_lines(table, row, found, n, daggers, average)
+        for row in rows:
+            lines += _row_lines(table, row, found, n, daggers, average)
         blocks.append(tuple(lines))
     if table.quoted:
         blocks.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..common.files import canonical, csv_text
-from .model import Column, CostTable, Published, Table
+from .model import Column, CostRow, CostTable, Published, Table, TableRow
 from .ranking import ranking
 from .seed_statistics import finished, gap, half_width, summarise, teacher_gap
 
@@ -27,8 +27,7 @@ def render(table: Table) -> str:
             summary, published = summarise(entry), entry.published if entry else None
             done = [run for run in (entry.runs if entry else ()) if finished(run)]
             lines.append({
-                "row": row.key, "title": row.title, "family": row.family, "pair": column.key,
-                "teacher": column.teacher, "student": column.student, "value": summary.mean(table.epoch_rule),
+                **_place(row, column), "value": summary.mean(table.epoch_rule),
                 "n": summary.n, "planned": summary.planned, "diverged": summary.diverged, "failed": summary.failed,
                 "refused": summary.refused, "missing": summary.missing,
                 "mean_last": summary.mean_last, "std_last": summary.std_last,
@@ -43,9 +42,7 @@ def render(table: Table) -> str:
     for row in table.quoted:
         for column in table.columns:
             if entry := row.entries.get(column.key):
-                names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
-                places = {"teacher": column.teacher, "student": column.student}
-                lines.append(names | places | _of(table, column) | _published(entry.published, None))
+                lines.append(_place(row, column) | _of(table, column) | _published(entry.published, None))
     return _write(_HEADER, lines)
 
 
@@ -55,6 +52,14 @@ _HEADER = [
     "epoch_rule", "comparable", "reason", "source", "our_choice", "task", "metric", "protocol", "deviations",
     "ci95_last", "ci95_best", "tied", "p_best", "note",
 ]  # fmt: skip
+
+
+def _place(row: TableRow | CostRow, column: Column) -> dict[str, object]:
+    """Which row and which column a line is of."""
+    return {
+        "row": row.key, "title": row.title, "family": row.family, "pair": column.key, "teacher": column.teacher,
+        "student": column.student,
+    }  # fmt: skip
 
 
 def _of(table: Table, column: Column) -> dict[str, object]:
@@ -72,9 +77,8 @@ def render_cost(cost: CostTable) -> str:
     for row in cost.rows:
         for column in cost.columns:
             entry = row.entries.get(column.key)
-            names = {"row": row.key, "title": row.title, "family": row.family, "pair": column.key}
             figures = {key: value for key, value in vars(entry).items() if key in header} if entry else {}
-            lines.append(names | {"teacher": column.teacher, "student": column.student} | figures)
+            lines.append(_place(row, column) | figures)
     return _write(header, lines)
 
 

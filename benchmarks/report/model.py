@@ -130,6 +130,20 @@ class Table:
     intervals: bool = False
     average_rank: bool = False
 
+    @property
+    def plain(self) -> list[TableRow]:
+        """The plain student, if the table has it: it stands above all others."""
+        return [row for row in self.rows if row.key == STUDENT]
+
+    @property
+    def families(self) -> dict[str, list[TableRow]]:
+        """The other rows as they stand, family by family."""
+        families: dict[str, list[TableRow]] = {}
+        for row in self.rows:
+            if row.key != STUDENT:
+                families.setdefault(row.family, []).append(row)
+        return families
+
 
 @dataclass(frozen=True)
 class CostEntry:

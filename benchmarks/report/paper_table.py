@@ -10,7 +10,7 @@ from typing import Literal
 from . import accuracy_table as full
 from .cost_table import MIB, number, over_columns, reference, unit
 from .latex_text import cut
-from .model import STUDENT, CostTable, Published, Table, TableRow
+from .model import CostTable, Published, Table, TableRow
 from .ranking import average_ranks, ranking
 from .seed_statistics import summarise, usual_n
 from .table_layout import (
@@ -61,10 +61,8 @@ PAPER = Page()
 def layout(table: Table, page: Page, cost: CostTable | None = None) -> TableLayout:
     """The paper's table; ``cost`` is what its rows cost, where it is to be shown."""
     printer = _Printer(table, page, cost if page.costs else None)
-    blocks = [(printer.teacher(), *(printer.row(row) for row in table.rows if row.key == STUDENT))]
-    methods = [row for row in table.rows if row.key != STUDENT]
-    for family in dict.fromkeys(row.family for row in methods):
-        blocks.append((Line("heading", family), *(printer.row(row) for row in methods if row.family == family)))
+    blocks = [(printer.teacher(), *map(printer.row, table.plain))]
+    blocks += [(Line("heading", family), *map(printer.row, rows)) for family, rows in table.families.items()]
     if table.quoted and printer.published:
         blocks.append((Line("heading", "published, not run here"), *map(printer.row, table.quoted)))
     return TableLayout(
@@ -87,7 +85,7 @@ class _Printer:
         self.published = page.published == "column" and bool(full.published_values(table))
         self.marks = full.dagger_marks(table)
         self.averaged = len(table.columns) > 1 and len({(c.metric, c.task) for c in table.columns}) == 1
-        self.plain = next((row for row in table.rows if row.key == STUDENT), None)
+        self.plain = next(iter(table.plain), None)
         self.costs = {row.key: row for row in cost.rows} if cost else {}
 
     def heads(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .model import STUDENT, CostTable, Table, TableRow
+from .model import CostTable, Table
 from .table_layout import Line, PrintedCell, TableLayout
 
 Place = tuple[str, str]
@@ -62,7 +62,7 @@ def slugs(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
 
 def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str]) -> tuple[list[Row], list[Row]]:
     """The rows of methods, of literature alone too; and the teacher's, which belongs below whatever is sorted."""
-    methods = iter(_in_order(table))
+    methods = iter([*table.plain, *(row for rows in table.families.values() for row in rows)])
     teacher: list[Row] = []
     body: list[Row] = []
     for group, line, under in _lines(layout):
@@ -79,12 +79,6 @@ def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str])
         found = Row(line.label + line.mark, row.family if row else "", numbers, whole)
         (body if row else teacher).append(found)
     return body, teacher
-
-
-def _in_order(table: Table) -> list[TableRow]:
-    """The rows as the layout has them: the plain student, then family by family."""
-    families = {family: i for i, family in enumerate(dict.fromkeys(r.family for r in table.rows if r.key != STUDENT))}
-    return sorted(table.rows, key=lambda row: -1 if row.key == STUDENT else families[row.family])
 
 
 def _lines(layout: TableLayout) -> list[tuple[str, Line, Line | None]]:

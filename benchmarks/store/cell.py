@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,8 +117,21 @@ class Cell:
         method = f"{self.method}({optimizer})" if optimizer == "dot" else self.method
         return f"{method}/{source}{self.student}/s{self.seed}"
 
+    @property
+    def trained_first(self) -> set[str]:
+        """Keys of the cells that train what this one learns from, or starts from."""
+        return {ref.cell for ref in (self.teacher, self.start) if ref and ref.cell}
+
     def group(self) -> str:
         """Cells of one group share the teacher's pass over the same batches; their optimisers may differ."""
         teacher = self.teacher.identity() if self.teacher else None
         shared = {key: value for key, value in self.protocol.items() if key != "optimizer"}
         return digest([kind_of(self.task), self.data, shared, teacher, self.seed])
+
+
+def grouped(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells by their group, in the order of each group's first one."""
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.group()].append(cell)
+    return list(groups.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...cost.profiling import measure
 from ...networks import NetworkView
-from ...store.cell import Cell, TeacherRef
+from ...store.cell import Cell, TeacherRef, grouped
 from ...store.runs import OTHER_BITS, Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
@@ -93,10 +92,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
 
     def once(waiting: Sequence[Cell]) -> list[Cell]:
         held: list[Cell] = []
-        groups: dict[str, list[Cell]] = defaultdict(list)
-        for cell in waiting:
-            groups[cell.group()].append(cell)
-        for group in groups.values():
+        for group in grouped(waiting):
             held += _run_group(group, context)
         return held
 
