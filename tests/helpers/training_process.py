@@ -61,7 +61,8 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         os.close(reader)
         if os.WIFSIGNALED(status):
-            print(json.dumps({"event": "killed"}), flush=True)
+            # On a line of its own: the child may have died between its last line and that line's end.
+            print("\n" + json.dumps({"event": "killed"}), flush=True)
         elif status:
             sys.exit(f"the child failed with {status}")
     work(options, lambda: None)
