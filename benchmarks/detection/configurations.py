@@ -6,6 +6,8 @@ Importing this module imports nothing of mmdetection, so that plans can be made 
 from __future__ import annotations
 
 import importlib.util
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 
 from kd_methods.errors import UserError, unknown
 
+from ..common.files import locked
 from . import mmcv_ops
 
 
@@ -121,12 +124,18 @@ def check_installed() -> None:
 def prepare() -> None:
     """Make mmdetection ready to be imported: the operators that its compiled extension would bring.
 
+    To be called before the modules of this room that import mmdetection.
+
     Raises:
         UserError: the extra [detection] is not installed.
     """
     check_installed()
-    mmcv_ops.install()
     warnings.filterwarnings("ignore", module="mmengine|mmcv|mmdet")
+    # mmengine's formatter writes its grammar to the user's cache when it is first imported, in place: a process that
+    # reads it meanwhile finds half a file. So processes take turns, in a folder of the user's own.
+    with locked(Path(tempfile.gettempdir()) / f"kdbench-{os.getuid()}"):
+        import mmengine  # noqa: F401
+    mmcv_ops.install()
     from mmdet.utils import register_all_modules
 
     register_all_modules(init_default_scope=True)

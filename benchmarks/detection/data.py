@@ -1,6 +1,6 @@
 """Batches of images with objects: what each is, is a function of the seed and of its place alone.
 
-Importing this module imports mmdetection.
+Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ from itertools import islice
 from typing import Any
 
 import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmengine.dataset import DefaultSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator, seed_all
-from . import configurations
 from .coco import DetectionFiles, DetectionSplit
 from .engine import Job
-
-configurations.prepare()
-
-from mmcv.transforms import LoadImageFromFile  # noqa: E402
-from mmdet.datasets import AspectRatioBatchSampler, CocoDataset  # noqa: E402
-from mmdet.datasets.api_wrappers import COCO  # noqa: E402
-from mmengine.dataset import DefaultSampler, pseudo_collate  # noqa: E402
 
 
 class Draws(Sampler[tuple[int, int]]):

@@ -32,7 +32,7 @@ from ..store.cell import Cell
 from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
 from ..training.failures import Interrupted
-from .configurations import check_installed
+from .configurations import check_installed, prepare
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,7 @@ def _enter(what: str, sender: Connection, job: Job) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
     if job.rendezvous:
         threading.Thread(target=_outlive_no_parent, daemon=True).start()
+    prepare()
     from . import process
 
     with patient_streams():

@@ -1,6 +1,6 @@
 """Functions that run in a process of a cell's own: train it, measure what its steps cost, evaluate a file.
 
-Importing this module imports mmdetection.
+Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A cell of detection as mmengine's Runner trains, evaluates and resumes it.
 
-Importing this module imports mmdetection.
+Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.evaluation import CocoMetric
+from mmengine.evaluator import Evaluator
+from mmengine.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import UserError
@@ -27,22 +32,13 @@ from ..training.assembly import Assembly, begin
 from ..training.failures import Refused
 from ..training.loop import protocol_progress
 from ..training.precision import autocast
-from . import configurations, detectors
+from . import data as detection_data
+from . import detectors
 from .checkpoints import last_checkpoint
 from .coco import DetectionFiles
+from .distiller import Distiller
 from .engine import Job
 from .records import Records
-
-configurations.prepare()
-
-from mmdet.evaluation import CocoMetric  # noqa: E402
-from mmengine.evaluator import Evaluator  # noqa: E402
-from mmengine.registry import LOOPS  # noqa: E402
-from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
-from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
-
-from . import data as detection_data  # noqa: E402
-from .distiller import Distiller  # noqa: E402
 
 SAVE_EVERY = 1000
 """Iterations between two checkpoints within an epoch."""

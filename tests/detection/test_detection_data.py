@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.detection import CPU
+from helpers.detection import CPU, needs_mmdetection
 
 from benchmarks.common.places import ROOT
 from benchmarks.config.protocol import load_protocol
@@ -22,7 +22,7 @@ from benchmarks.tasks import get_task
 from kd_methods import registry
 from kd_methods.errors import UserError
 
-pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
+needs_mmdetection()
 
 
 def test_shapes_are_drawn_once_and_whole(shapes: Path):
@@ -51,11 +51,12 @@ def test_broken_folders_are_one_clear_line(shapes: Path, tmp_path: Path, change:
 
 
 def test_plans_need_no_mmdetection(shapes: Path, tmp_path: Path):
-    """Neither a plan nor other commands import it, and a run without it is one line."""
+    """Neither a plan nor other commands import it, and a run without it is one line; processes import it in turns."""
     code = f"""
-import sys
+import contextlib, sys
+from benchmarks.common import files
 from benchmarks.detection import configurations
-configurations.available = lambda: False
+available, configurations.available = configurations.available, lambda: False
 from benchmarks.cli.main import main
 table = ["table4", "--preset", "demo", "--data-root", {str(shapes)!r}, "--output", {str(tmp_path)!r}]
 for command in (["list"], ["show", "method", "fgd"],
@@ -67,7 +68,24 @@ for command in (["list"], ["show", "method", "fgd"],
         pass
 assert not [name for name in sys.modules if name.split(".")[0] in ("mmdet", "mmengine", "mmcv")]
 sys.argv[1:] = table
-main()
+main_status = None
+try:
+    main()
+except SystemExit as end:
+    main_status = end.code
+
+# What mmengine writes on its first import is written by one process at a time.
+turn = []
+@contextlib.contextmanager
+def locked(folder):
+    turn.append("mmengine" in sys.modules)
+    with files.locked(folder):
+        yield
+    turn.append("mmengine" in sys.modules)
+configurations.available, configurations.locked = available, locked
+configurations.prepare()
+assert turn == [False, True], turn
+sys.exit(main_status)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "block_kd.fpn" in result.stderr and "6 cells to run on" in result.stderr, result.stderr

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.detection import overlap
+from helpers.detection import needs_mmdetection, overlap
 from torch import Tensor
 
 from benchmarks.detection import configurations
 from kd_methods import functional
 
-pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
+needs_mmdetection()
 
 
 def test_object_masks_weigh_by_the_smallest_object():

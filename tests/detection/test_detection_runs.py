@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.detection import CPU, DENSE, STUDENT, TEACHER, TWO_STAGE, job_of, train
+from helpers.detection import CPU, DENSE, STUDENT, TEACHER, TWO_STAGE, job_of, needs_mmdetection, train
 from helpers.watchers import Followed
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from benchmarks.training.failures import Interrupted
 from kd_methods import registry
 from kd_methods.errors import DiskError
 
-pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
+needs_mmdetection()
 
 
 @pytest.fixture(scope="module", autouse=True)

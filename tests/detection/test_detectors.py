@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.detection import DENSE, STUDENT, TWO_STAGE, batch, overlap
+from helpers.detection import DENSE, STUDENT, TWO_STAGE, batch, needs_mmdetection, overlap
 
 import kd_methods
 from benchmarks import networks
@@ -18,7 +18,7 @@ from benchmarks.detection import configurations
 from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import UserError
 
-pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
+needs_mmdetection()
 
 
 @pytest.mark.parametrize("name", TWO_STAGE)

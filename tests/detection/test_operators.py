@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.detection import overlap
+from helpers.detection import needs_mmdetection, overlap
 from torch import Tensor
 
 from benchmarks.detection import configurations
 
-pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
+needs_mmdetection()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers.watchers import Followed
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.detection import detectors, engine
+from benchmarks.detection import configurations, detectors, engine
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
@@ -43,6 +44,13 @@ tasks: [{task: shapes, metric: mAP}, {task: shapes, metric: AP50}]
 methods: [student, block_kd.fpn, {id: fgd.heads, method: fgd, init: heads}, rkd]
 presets: {paper: {protocol: tiny.yaml, seeds: [0]}}
 """
+
+
+def needs_mmdetection() -> None:
+    """Skip the module that calls this where the extra [detection] is missing; else make it ready to be imported."""
+    if not configurations.available():
+        pytest.skip("the extra [detection] is not installed", allow_module_level=True)
+    configurations.prepare()
 
 
 def batch(detector: detectors.Detector, images: int = 2) -> dict[str, Any]:
