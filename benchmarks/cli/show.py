@@ -9,6 +9,7 @@ import click
 
 from kd_methods.errors import UserError
 
+from ..common.console import Outcome, counted
 from ..common.places import PROGRAM
 from . import options
 
@@ -60,8 +61,22 @@ def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> Non
 @options.data_root
 @options.checkpoints
 @options.output
-def doctor(data_root: Path, checkpoints: Path, output: Path) -> None:
-    """Versions, hardware, data and teachers at hand, and what can be run here."""
+@click.option("--check", is_flag=True, help="Train every method two steps on the device and on the CPU, and compare.")
+@options.device
+@options.methods
+def doctor(data_root: Path, checkpoints: Path, output: Path, check: bool, device: str, methods: str | None) -> None:
+    """Versions, hardware, data and teachers at hand, and what can be run here; or whether a device computes right."""
+    if check:
+        from ..suites.device_check import findings
+
+        wrong = 0
+        for finding in findings(device, options.words("--methods", methods)):
+            click.echo(finding)
+            wrong += finding.wrong
+        options.end(Outcome(missing=f"{counted(wrong, 'check')} went wrong" if wrong else ""))
+        return
+    if device != "auto" or methods:
+        raise UserError("--device and --methods are for doctor --check")
     from .doctor import report
 
     for line in report(data_root, checkpoints, output):
