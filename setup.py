@@ -22,6 +22,6 @@ setup(
         **{name: list(KINDS) for name in DATA},
         "kd_methods": ["py.typed"],
         "kdbench": ["py.typed"],
-        "kdbench.report": ["site_files/*/*"],
+        "kdbench.report.site": ["files/*/*"],
     },
 )

@@ -122,7 +122,7 @@ def csv(measured: Quality, measure: Measure) -> str:
 
 def draw(measured: Quality, measure: Measure, stem: Path) -> list[Path]:
     """S, I, E and Q over depth as PDF and PNG, the chosen layers marked."""
-    from ..report.figures import DOT, above, figure, look, write
+    from ..report.figures.drawing import DOT, above, figure, look, write
 
     fig, (axes,) = figure(height=2.6)
     depth = range(len(measured.units))

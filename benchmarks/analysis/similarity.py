@@ -134,7 +134,7 @@ def csv(curves: Curves) -> str:
 
 def draw(curves: Curves, stem: Path) -> list[Path]:
     """One panel per measure and block, one line per row of the table, as PDF and PNG."""
-    from ..report.figures import figure, legend_of_all, look, write
+    from ..report.figures.drawing import figure, legend_of_all, look, write
 
     blocks = min(len(values["cka"]) for epochs in curves.values() for values in epochs.values())
     fig, axes = figure(panels=len(MEASURES), height=1.25, across=blocks)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def probe(workspace: Callable[[], Workspace], table: str, preset: str, epochs: int | None, **asked: Any) -> None:
     """Linear probe of TABLE's finished students: classes read off the last stage's first block."""
     place = workspace()
-    from ..driver import probe as probes
-    from ..driver.plan import Request
+    from ..driver.planning import probe as probes
+    from ..driver.planning.plan import Request
 
     outcome, file = probes.report(
         Request(table=table, preset=preset, changes={"epochs": epochs}, **options.chosen(asked)), place

@@ -18,7 +18,7 @@ from ..common.places import ROOT
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
-    from ..driver.crew import Crew
+    from ..driver.execution.crew import Crew
     from ..driver.trackers import Tracker
 
 OUTPUT = "output folder"
@@ -119,7 +119,7 @@ def crew(command: Callable[..., Any]) -> Callable[..., Any]:
         def made() -> Crew:
             import torch
 
-            from ..driver.crew import Crew
+            from ..driver.execution.crew import Crew
 
             torch.set_num_threads(threads)
             return Crew(workers, per_gpu, (address or "") if executor == "ray" else None)

@@ -122,7 +122,7 @@ def site(tables: Sequence[str], out: Path, preset: str, changes: Changes, settin
 
     They work from a disk (open index.html) and ask for nothing from elsewhere.
     """
-    from ..report import site as pages
+    from ..report.site import pages
     from ..store import manifest
 
     asked = {options.stem_in(output, table, preset, changes, settings): table for table in tables}

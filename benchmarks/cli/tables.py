@@ -17,7 +17,7 @@ from .options import end, in_workspace
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
-    from ..driver.crew import Crew
+    from ..driver.execution.crew import Crew
     from ..report import Page
 
 
@@ -76,8 +76,8 @@ def run(
     if device_speed and not dry_run:
         raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
     place, hands = workspace(), crew()
-    from ..driver.jobs import Shard
-    from ..driver.plan import Request
+    from ..driver.execution.jobs import Shard
+    from ..driver.planning.plan import Request
     from ..driver.reproduce import Options, reproduce
 
     request = Request(

@@ -108,7 +108,7 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
 def teachers_train(workspace: Callable[[], Workspace], network: str, protocol_name: str, epochs: int | None) -> None:
     """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""
     place = workspace()
-    from ..driver.checks import checked_protocol
+    from ..driver.planning.checks import checked_protocol
     from ..driver.stages import train_teacher
 
     end(train_teacher(network, checked_protocol(protocol_name).for_teachers({"epochs": epochs}), place))

@@ -95,7 +95,7 @@ def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float
 
 def draw(split: dict[str, float], timeline: Timeline, starts: dict[str, float], stem: Path) -> list[Path]:
     """Milliseconds by part, and live memory over the step, as PDF and PNG."""
-    from ..report.figures import COLOURS, figure, write
+    from ..report.figures.drawing import COLOURS, figure, write
 
     fig, (parts, memory) = figure(panels=2, height=1.6)
     parts.barh(PARTS, [1e3 * split[part] for part in PARTS], color=COLOURS[1])

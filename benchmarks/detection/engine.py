@@ -27,7 +27,7 @@ from ..config.protocol import Protocol
 from ..config.recipe import Detection
 from ..driver.engines.engine import Engine
 from ..driver.engines.local import Context, until_free
-from ..driver.relay import Followed
+from ..driver.execution.relay import Followed
 from ..store.cell import Cell
 from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo

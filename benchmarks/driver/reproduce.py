@@ -22,21 +22,23 @@ from ..store.selection import Selection, selected
 from ..tasks import get_task
 from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
 from ..teachers.zoo import Teacher, Zoo
-from . import cards, engines
-from .crew import ALONE, Crew
-from .describe import describe
-from .jobs import WHOLE, Shard
-from .plan import Plan, Request, make
-from .plan_text import begun_in, print_plan
+from . import engines
+from .execution.crew import ALONE, Crew
+from .execution.jobs import WHOLE, Shard
+from .planning import cards
+from .planning.describe import describe
+from .planning.plan import Plan, Request, make
+from .planning.plan_text import begun_in, print_plan
 from .stages import train
 from .trackers import Tracker
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a plan is run; what is run is in the :class:`benchmarks.driver.plan.Request`.
+    """How a plan is run; what is run is in the :class:`benchmarks.driver.planning.plan.Request`.
 
-    ``device_speed``: of a dry run, the device for which hours are told, see :func:`benchmarks.driver.cards.speed`.
+    ``device_speed``: of a dry run, the device for which hours are told, see
+    :func:`benchmarks.driver.planning.cards.speed`.
     """
 
     dry_run: bool = False

@@ -15,9 +15,9 @@ from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training import precision
-from . import schedule
-from .crew import ALONE, Crew
-from .jobs import Job, divided
+from .execution import schedule
+from .execution.crew import ALONE, Crew
+from .execution.jobs import Job, divided
 from .progress import Reporter
 from .trackers import Tracker
 from .tracking import Tracking

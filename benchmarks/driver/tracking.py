@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..training.loop import Watched
-from .jobs import Watcher
+from .execution.jobs import Watcher
 from .trackers import Tracker
 
 

@@ -11,18 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..common.files import write_text
-from .model import (
-    Column,
-    CostEntry,
-    CostRow,
-    CostTable,
-    Published,
-    SeedResult,
-    Table,
-    TableEntry,
-    TableRow,
-)
-from .paper_table import PAPER, Page
+from .layouts.paper_table import PAPER, Page
+from .model import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
 from .seed_statistics import with_means
 from .table_layout import TableLayout
 
@@ -41,8 +31,9 @@ def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> d
         page: how the LaTeX shows it.
         cost: what its rows cost, which the LaTeX shows if the page wants it.
     """
-    from . import accuracy_table, appendix, latex, markdown, paper_table
-    from . import csv_file as csv
+    from .formats import csv_file as csv
+    from .formats import latex, markdown
+    from .layouts import accuracy_table, appendix, paper_table
 
     full, paper = accuracy_table.layout(table), paper_table.layout(table, page, cost)
     bibliography = appendix.bibliography(table)
@@ -58,9 +49,9 @@ def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> d
 
 def render_cost(cost: CostTable) -> dict[str, str]:
     """As `render`, for what the methods cost: `.tex`, `.md`, `.csv`."""
-    from . import cost_table as content
-    from . import csv_file as csv
-    from . import latex, markdown
+    from .formats import csv_file as csv
+    from .formats import latex, markdown
+    from .layouts import cost_table as content
 
     layout = content.layout(cost)
     return {".tex": latex.render(layout), ".md": markdown.render(layout), ".csv": csv.render_cost(cost)}
@@ -74,14 +65,14 @@ def write_efficiency(
     folder: Path,
 ) -> list[Path]:
     """Write epochs to the plain student's best, and the ARI of the row ``ours`` against others, as .tex and .md."""
-    from . import efficiency
+    from .layouts import efficiency
 
     return write_layout(efficiency.layout(table, curves, ours, against), folder)
 
 
 def write_layout(layout: TableLayout, folder: Path) -> list[Path]:
     """Write `layout`.tex and .md into `folder`, each whole or not at all, and return their paths."""
-    from . import latex, markdown
+    from .formats import latex, markdown
 
     return _write({".tex": latex.render(layout), ".md": markdown.render(layout)}, folder, layout.name)
 
@@ -101,7 +92,7 @@ def draw(
     table: Table, curves: Mapping[tuple[str, str, int], list[float]], cost: CostTable | None, folder: Path
 ) -> list[Path]:
     """Write the table's figures into ``folder`` as PDF and PNG; ``curves`` are by row, column and seed."""
-    from . import table_figures
+    from .figures import table_figures
 
     return table_figures.draw(table, curves, cost, folder)
 

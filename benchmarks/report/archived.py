@@ -13,7 +13,7 @@ from ..common.places import TABLES
 from ..store import exchange, manifest
 from ..store.selection import ALL, Selection
 from .collect import render
-from .paper_table import PAPER, Page
+from .layouts.paper_table import PAPER, Page
 
 SHIPPED = "reproduced"
 """By this name, and in this folder of tables/, the archives that ship with the suite are known."""

@@ -27,7 +27,7 @@ from ..store.manifest import Manifest, PlannedColumn, PlannedRow, existing, flat
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
 from .citations import bibliography, row_papers
-from .paper_table import PAPER, Page
+from .layouts.paper_table import PAPER, Page
 
 
 class Cost(TypedDict):

@@ -13,8 +13,8 @@ from ..common.console import counted, say
 from ..common.files import csv_text, write_text
 from ..store import manifest
 from ..store.runs import Store
-from . import markdown
 from .collect import collect
+from .formats import markdown
 from .model import Published, Table
 from .seed_statistics import Summary, summarise
 from .table_layout import signed

@@ -16,16 +16,7 @@ from typing import Any, NamedTuple
 from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
-from ..common.files import (
-    PARTIAL,
-    NoFile,
-    check_archive,
-    read_bytes,
-    set_aside,
-    sha256_file,
-    write_bytes,
-    write_json,
-)
+from ..common.files import PARTIAL, NoFile, check_archive, read_bytes, set_aside, sha256_file, write_bytes, write_json
 from . import documents
 from .cell import Cell
 from .index import Index, IndexedRun, stamp

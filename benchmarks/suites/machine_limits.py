@@ -15,7 +15,7 @@ from ..cost.held import of_cell, of_teacher, size
 from ..cost.profile import memory_timeline, profiler
 from ..cost.profiling import Bench, endless, peak_memory, seconds_of_each, synchronise
 from ..networks import macs
-from ..report.loop_table import by_operator
+from ..report.layouts.loop_table import by_operator
 from ..training.loop import shared
 from ..training.optimizers import WHOLE
 from ..training.student_run import StudentRun

@@ -15,8 +15,8 @@ from benchmarks.common import environment
 from benchmarks.common.workspace import Workspace
 from benchmarks.cost.profiling import endless, synchronise
 from benchmarks.cost.setup import Suite
-from benchmarks.driver.describe import describe
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.planning.describe import describe
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.report.collect import render
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store

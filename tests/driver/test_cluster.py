@@ -14,8 +14,8 @@ import torch
 from test_end_to_end import PROTOCOL, TABLE
 
 from benchmarks.common.workspace import Workspace
-from benchmarks.driver.crew import ALONE, Crew
-from benchmarks.driver.plan import Request
+from benchmarks.driver.execution.crew import ALONE, Crew
+from benchmarks.driver.planning.plan import Request
 from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.store.runs import Run
 

@@ -13,7 +13,7 @@ from benchmarks import tasks
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings, table_names
-from benchmarks.driver.estimate import Estimate
+from benchmarks.driver.planning.estimate import Estimate
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Run
 from benchmarks.tasks import digits

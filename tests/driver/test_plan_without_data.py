@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.cards import SHARE, speed
-from benchmarks.driver.crew import Crew
-from benchmarks.driver.estimate import Estimate
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.execution.crew import Crew
+from benchmarks.driver.planning.cards import SHARE, speed
+from benchmarks.driver.planning.estimate import Estimate
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.store.runs import Store
 from benchmarks.tasks import NoData, get_task

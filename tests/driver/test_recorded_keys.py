@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.common.workspace import Workspace
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.planning.plan import Request, make
 
 RECORDED = [
     ("table1", "student", "resnet20-resnet8", 0, "3a601bd77eb4505e"),

@@ -14,7 +14,7 @@ from helpers.plans import CPU, METHOD, TABLE, plan
 from benchmarks.common import plugins
 from benchmarks.common.workspace import Workspace
 from benchmarks.config import published, table_spec
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.teachers.zoo import Zoo
 from kd_methods.errors import UserError
 

@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.common.processes import Ended
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver import schedule
-from benchmarks.driver.crew import Crew
-from benchmarks.driver.jobs import Job, Shard, divided
-from benchmarks.driver.relay import Event, Finished, Said
+from benchmarks.driver.execution import schedule
+from benchmarks.driver.execution.crew import Crew
+from benchmarks.driver.execution.jobs import Job, Shard, divided
+from benchmarks.driver.execution.relay import Event, Finished, Said
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted
@@ -205,7 +205,7 @@ def test_groups_are_divided_as_far_as_it_saves_time(groups: list[int], slots: in
 def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpus = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr("benchmarks.driver.crew._memory", lambda: 6 * 2**30)
+    monkeypatch.setattr("benchmarks.driver.execution.crew._memory", lambda: 6 * 2**30)
     assert Crew(None).places(cpu, most=99) == [cpu] * 3, "as many as have memory"
     assert Crew(5).places(cpu, most=99) == [cpu] * 5 and Crew(5).places(cpu, most=2) == [cpu] * 2
     assert Crew(1).places(cpu, most=0) == [cpu]

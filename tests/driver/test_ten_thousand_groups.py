@@ -19,10 +19,10 @@ import torch
 from benchmarks.common import environment
 from benchmarks.common.processes import Ended
 from benchmarks.common.workspace import Workspace
-from benchmarks.driver import schedule
-from benchmarks.driver.jobs import Job, divided
-from benchmarks.driver.plan import Request, make
-from benchmarks.driver.relay import Event, Finished
+from benchmarks.driver.execution import schedule
+from benchmarks.driver.execution.jobs import Job, divided
+from benchmarks.driver.execution.relay import Event, Finished
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.store.cell import Cell
 from benchmarks.store.runs import Store
 

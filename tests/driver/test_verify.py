@@ -13,7 +13,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks.common.files import write_json
 from benchmarks.common.weights import to_bytes
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.verify import TOLERANCE, Verified, protocol_of, report, verify
 from benchmarks.store import exchange
 from benchmarks.store.cell import Cell

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.common.files import write_json
 from benchmarks.common.workspace import Workspace
-from benchmarks.driver.describe import describe
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.planning.describe import describe
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.networks import build_network
 from benchmarks.report.collect import collect, render
 from benchmarks.store import manifest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.workspace import Workspace
-from benchmarks.driver.plan import Plan, Request, make
+from benchmarks.driver.planning.plan import Plan, Request, make
 from benchmarks.networks import build_network
 from benchmarks.teachers.zoo import Teacher, Zoo
 

@@ -18,7 +18,8 @@ from benchmarks.common.weights import frozen
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.networks import NetworkView, build_network, count
-from benchmarks.report import efficiency, latex, markdown
+from benchmarks.report.formats import latex, markdown
+from benchmarks.report.layouts import efficiency
 from benchmarks.report.model import Column, SeedResult, Table, TableEntry, TableRow
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData

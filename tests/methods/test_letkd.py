@@ -22,8 +22,8 @@ from benchmarks.common.weights import to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
-from benchmarks.driver import probe
-from benchmarks.driver.plan import Request, make
+from benchmarks.driver.planning import probe
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.store.runs import Store
 from benchmarks.tasks import digits, get_task

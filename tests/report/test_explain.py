@@ -13,8 +13,8 @@ import benchmarks.driver.reproduce
 from benchmarks.cli.main import cli
 from benchmarks.common.console import Outcome
 from benchmarks.common.files import write_json
-from benchmarks.driver.describe import describe
-from benchmarks.driver.plan import Plan, Request, make
+from benchmarks.driver.planning.describe import describe
+from benchmarks.driver.planning.plan import Plan, Request, make
 from benchmarks.report.explain import Explanation, explain, sparkline, text
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store

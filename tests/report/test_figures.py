@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.report import figures
-from benchmarks.report.cost_figures import accuracy
+from benchmarks.report.figures import drawing as figures
+from benchmarks.report.figures.cost_figures import accuracy
 
 
 def test_figures_are_as_wide_as_a_column_and_the_same_bytes_again(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from benchmarks.report import (
 )
 from benchmarks.report import TableRow as Row
 from benchmarks.report.citations import bibliography
-from benchmarks.report.latex_text import escape, flowing
+from benchmarks.report.formats.latex_text import escape, flowing
 
 CLASSES = {
     "ieee": r"\documentclass[conference]{IEEEtran}",

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks import report
 from benchmarks.report import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
-from benchmarks.report.latex_text import escape
-from benchmarks.report.markdown import escape as escape_markdown
+from benchmarks.report.formats.latex_text import escape
+from benchmarks.report.formats.markdown import escape as escape_markdown
 from benchmarks.report.seed_statistics import gap, summarise, usual_n
 from kd_methods.errors import UserError
 

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.cli.main import cli
-from benchmarks.report import explain, site
+from benchmarks.report import explain
 from benchmarks.report.citations import paper
-from benchmarks.report.site_curves import Method, drawing, line
-from benchmarks.report.site_tables import Number, slugs
+from benchmarks.report.site import pages as site
+from benchmarks.report.site.curves import Method, drawing, line
+from benchmarks.report.site.tables import Number, slugs
 from benchmarks.report.table_layout import PrintedCell
 from benchmarks.report.verdicts import RULE
 from benchmarks.store import manifest

@@ -15,8 +15,8 @@ from benchmarks.cli.main import cli
 from benchmarks.config.protocol import load_protocol
 from benchmarks.cost import profile as profile_cell
 from benchmarks.cost.profiling import Bench
-from benchmarks.report import cost_suite as suite
-from benchmarks.report import loop_table
+from benchmarks.report.layouts import cost_suite as suite
+from benchmarks.report.layouts import loop_table
 from benchmarks.report.model import PARTS
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks import get_task

@@ -1,0 +1,1 @@
+"""Jobs of a plan on the places there are: this process, workers, a cluster."""

@@ -1,0 +1,72 @@
+"""How many jobs run at a time, and where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ...common.workspace import Workspace
+from .cluster import Cluster
+from .jobs import Watcher
+from .schedule import Pool
+from .workers import Here, Workers, warm_up
+
+WORKER_BYTES = 2 * 2**30
+"""Of main memory, what a worker is expected to need."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who trains.
+
+    workers  how many jobs run at a time, where the user says so; None: one for each GPU, or for each core that has
+             memory for it; on a cluster as many as it has room for
+    per_gpu  how many share a GPU
+    cluster  the address of a Ray cluster; empty: a Ray of this machine; None: no Ray
+    """
+
+    workers: int | None = 1
+    per_gpu: int = 1
+    cluster: str | None = None
+
+    def places(self, device: torch.device, most: int) -> list[torch.device]:
+        """The devices of jobs on this machine; ``cuda`` without a number stands for all GPUs.
+
+        Args:
+            device: the one that was asked for.
+            most: how many jobs there can be.
+        """
+        gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+        one = [torch.device("cuda", index) for index in range(gpus)] if gpus and device.index is None else [device]
+        usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES)
+        count = max(1, min(self.workers or usual, most))
+        return [one[index % len(one)] for index in range(count)]
+
+    def prepare(self) -> None:
+        """Said before something else is done that takes a while: there will be jobs."""
+        if self.workers != 1 and self.cluster is None:
+            warm_up()
+
+    def pool(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], most: int) -> Pool:
+        """Where jobs run, of which there can be ``most``."""
+        if self.cluster is not None:
+            pool = Cluster(self.cluster, workspace, self.per_gpu, torch.get_num_threads(), self.workers)
+            watcher.say(f"a Ray cluster with room for {pool.slots} at a time")
+            return pool
+        places = self.places(workspace.device, most)
+        if len(places) == 1:
+            return Here(workspace, watcher, stopping)
+        watcher.say(f"{len(places)} workers on {', '.join(dict.fromkeys(map(str, places)))}")
+        return Workers(places, torch.get_num_threads(), workspace)
+
+
+ALONE = Crew()
+"""One job after another, in this process."""
+
+
+def _memory() -> int:
+    """Bytes of main memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

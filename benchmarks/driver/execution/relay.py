@@ -1,0 +1,141 @@
+"""How a job is followed from another process: what it does as messages, and the messages as what it does."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ...common import plugins
+from ...common.workspace import Workspace
+from ...store.cell import Cell
+from ...store.runs import Run, Store
+from ...training.failures import Interrupted, line
+from ...training.loop import Watched
+from .jobs import Job, Watcher, opened, run
+
+EVERY = 0.5
+"""Seconds between two messages about the steps of a cell."""
+
+
+class Event(NamedTuple):
+    """An event of a cell in training (see :data:`benchmarks.training.loop.Report`), without the cell.
+
+    ``steps`` were made since the last message about the cell; ``record`` is that of the epoch, where one ended.
+    """
+
+    key: str
+    kind: str
+    position: tuple[int, int]
+    first_epoch: int
+    steps: int
+    record: dict[str, Any] | None
+
+
+class Said(NamedTuple):
+    """A line for a person."""
+
+    line: str
+
+
+class LeftOut(NamedTuple):
+    """A cell is not trained after all."""
+
+
+class Finished(NamedTuple):
+    """The job's last message: every cell has ended in one way or another, or what ended the whole job."""
+
+    error: BaseException | None = None
+
+
+class Sender:
+    """A :class:`benchmarks.driver.execution.jobs.Watcher` that sends messages."""
+
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send = send
+        self._steps: dict[str, int] = defaultdict(int)
+        self._sent: dict[str, float] = {}
+
+    def __call__(self, member: Watched, event: str) -> None:
+        key, now = member.cell.key, time.monotonic()
+        if event == "step":
+            self._steps[key] += 1
+            if now - self._sent.get(key, float("-inf")) < EVERY:
+                return
+        self._sent[key] = now
+        record = member.records[-1] if member.records and event in ("epoch", "done") else None
+        self._send(Event(key, event, member.position, member.first_epoch, self._steps.pop(key, 0), record))
+
+    def say(self, line: str) -> None:
+        self._send(Said(line))
+
+    def left_out(self) -> None:
+        self._send(LeftOut())
+
+
+@dataclass
+class Followed:
+    """A cell as another process tells of it."""
+
+    cell: Cell
+    run: Run
+    position: tuple[int, int] = (1, 0)
+    first_epoch: int = 1
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Receiver:
+    """Tells a watcher what messages say."""
+
+    def __init__(self, watcher: Watcher, store: Store) -> None:
+        self._watcher, self._store = watcher, store
+        self._followed: dict[str, Followed] = {}
+
+    def __call__(self, job: Job, message: Event | Said | LeftOut) -> None:
+        match message:
+            case Said(line):
+                self._watcher.say(line)
+            case LeftOut():
+                self._watcher.left_out()
+            case Event(key):
+                if key not in self._followed:
+                    cell = next(cell for cell in job.cells if cell.key == key)
+                    self._followed[key] = Followed(cell, self._store.run(cell))
+                self._tell(self._followed[key], message)
+
+    def _tell(self, followed: Followed, event: Event) -> None:
+        followed.first_epoch = event.first_epoch
+        if event.kind == "step":  # the first one of a cell is about one step: progress learns there where it begins
+            followed.position = event.position
+        for _ in range(event.steps):
+            self._watcher(followed, "step")
+        if event.record:
+            followed.records = [event.record]
+        if event.kind != "step":
+            self._watcher(followed, event.kind)
+
+
+def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: Callable[[], bool]) -> None:
+    """Run a job in a process of its own; what it does, and how it ends, is sent."""
+    error: BaseException | None = None
+    try:
+        plugins.load(workspace.plugin_files)
+        run(job, workspace, Sender(send), stopping, opened(job, workspace))
+    except (Exception, Interrupted) as raised:  # concerns more than a cell
+        error = _portable(raised)
+    send(Finished(error))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An error that can be raised in another process, with its traceback as a note."""
+    note = "".join(traceback.format_exception(error))
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # of the classes of others
+        copy = RuntimeError(line(error))
+    copy.add_note(note)
+    return copy

@@ -1,0 +1,130 @@
+"""Jobs on the places of a pool: each as soon as its teachers are trained, none lost where a place is."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+from typing import Protocol as Interface
+
+from ...common.processes import Ended
+from ...store.runs import FINAL, Store
+from ...training.failures import Interrupted
+from .jobs import Job, Watcher
+from .relay import Finished, Receiver
+
+POLL = 0.2
+"""Seconds that one waits for messages."""
+
+LOSSES = 3
+"""How often a place may be lost under a cell that is alone there before the cell has failed."""
+
+
+class Pool(Interface):
+    """Where jobs run at the same time.
+
+    slots     how many
+    start     begin a job; called while a slot is free
+    messages  what jobs sent within some seconds (see :mod:`.relay`); of each the last is `Finished` or `Ended`
+    stop      ask all that run to stop after the step they are at
+    close     end what still runs
+    """
+
+    @property
+    def slots(self) -> int: ...
+    def start(self, job: Job, /) -> None: ...
+    def messages(self, seconds: float, /) -> list[tuple[Job, Any]]: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stopping: Callable[[], bool]) -> None:
+    """Run jobs to their ends.
+
+    A job waits for those that train its teachers; cells whose teacher could not be trained are left out. Where a place
+    is lost (its process was killed, say), its cells go on from their checkpoints, each alone, and one under which
+    places are lost again and again has failed.
+
+    Raises:
+        Interrupted: ``stopping`` said so; all is saved.
+        Exception: what ended a whole job, such as a full disk; the others have been stopped as by a request.
+    """
+    receive = Receiver(watcher, store)
+    pending = Counter(cell.key for job in jobs for cell in job.cells)
+    missing = {job: pending.keys() & job.teachers for job in jobs}
+    ready = deque(job for job in jobs if not missing[job])
+    waiting: dict[str, list[Job]] = defaultdict(list)
+    for job, teachers in missing.items():
+        for key in teachers:
+            waiting[key].append(job)
+    running: list[Job] = []
+    losses = Counter[str]()
+    error: BaseException | None = None
+    asked = False
+    try:
+        while ready or running:
+            if (error or stopping()) and not asked:
+                asked = True
+                pool.stop()
+            if asked:
+                ready.clear()
+            ended: list[Job] = []
+            while ready and len(running) < pool.slots:
+                job = ready.popleft()
+                if (left := taught(job, watcher, store)).cells:
+                    running.append(left)
+                    pool.start(left)
+                ended.append(job.only(cell for cell in job.cells if cell not in left.cells))
+            for job, message in pool.messages(POLL) if running else ():
+                again: list[Job] = []
+                if isinstance(message, Finished):
+                    error = error or message.error
+                elif isinstance(message, Ended):
+                    again = [] if asked else _again(job, message, losses, watcher, store)
+                else:
+                    receive(job, message)
+                    continue
+                running.remove(job)
+                ready.extendleft(again)
+                going_on = {cell.key for other in again for cell in other.cells}
+                ended.append(job.only(cell for cell in job.cells if cell.key not in going_on))
+            for key in (cell.key for job in ended for cell in job.cells):
+                pending[key] -= 1
+                for job in waiting.pop(key, ()) if not pending[key] else ():
+                    missing[job].discard(key)
+                    if not missing[job]:
+                        ready.append(job)
+    finally:
+        pool.close()
+    if error and not isinstance(error, Interrupted):
+        raise error
+    if asked:
+        raise Interrupted("stopped after a whole step; the same command goes on from here")
+
+
+def taught(job: Job, watcher: Watcher, store: Store) -> Job:
+    """A job without the cells whose teacher could not be trained; the others go on."""
+    missing = {key for key in job.teachers if store.run(key).state != "done"}
+    cells = [cell for cell in job.cells if not missing & cell.trained_first]
+    for cell in job.cells:
+        if cell not in cells:
+            watcher.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
+            watcher.left_out()
+    return job.only(cells)
+
+
+def _again(job: Job, how: Ended, losses: Counter[str], watcher: Watcher, store: Store) -> list[Job]:
+    """What is left to do of a job whose place was lost."""
+    left = [cell for cell in job.cells if store.run(cell).state not in FINAL]
+    if len(left) > 1:
+        watcher.say(f"a worker was lost ({how.how}); its {len(left)} cells go on, each alone")
+        return [job.only([cell]) for cell in left]
+    for cell in left:
+        losses[cell.key] += 1
+        if losses[cell.key] == LOSSES:
+            store.run(cell).set_status("failed", message=f"its worker was lost {LOSSES} times: {how.how}")
+            watcher.say(f"{cell.label}  FAILED: its worker was lost {LOSSES} times ({how.how})")
+            watcher.left_out()
+            return []
+        watcher.say(f"a worker was lost ({how.how}); {cell.label} goes on")
+    return [job.only(left)] if left else []

@@ -1,0 +1,97 @@
+"""Jobs in this process one after another, or in worker processes of this machine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...common import processes
+from ...common.signals import stop_signals
+from ...common.workspace import Workspace
+from ...tasks import TaskData
+from . import jobs
+from .jobs import Job, Watcher
+from .relay import Finished, work
+
+
+class Here:
+    """This process: one job after another. What ends a job is raised where it is started."""
+
+    slots = 1
+
+    def __init__(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool]) -> None:
+        self._workspace, self._watcher, self._stopping = workspace, watcher, stopping
+        self._data: TaskData | None = None  # of the one protocol that all jobs have
+        self._ended: list[tuple[Job, Any]] = []
+
+    def start(self, job: Job) -> None:
+        self._data = self._data or jobs.opened(job, self._workspace)
+        jobs.run(job, self._workspace, self._watcher, self._stopping, self._data)
+        self._ended.append((job, Finished()))
+
+    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Workers:
+    """Processes, one for each job that runs, on the devices in turn.
+
+    Args:
+        devices: one for each of the jobs that run at a time.
+        threads: of each process.
+        workspace: theirs, but for the device.
+    """
+
+    def __init__(self, devices: list[torch.device], threads: int, workspace: Workspace) -> None:
+        warm_up()
+        self._free, self._threads, self._workspace = list(devices), threads, workspace.portable()
+        self._running: dict[processes.Child, tuple[Job, torch.device]] = {}
+        self.slots = len(devices)
+
+    def start(self, job: Job) -> None:
+        device = self._free.pop(0)
+        workspace = replace(self._workspace, device=device)
+        self._running[processes.Child(_work, job, workspace, self._threads)] = job, device
+
+    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+        found = []
+        for child, message in processes.received(list(self._running), seconds):
+            job, device = self._running[child]
+            if isinstance(message, Finished | processes.Ended):
+                del self._running[child]
+                self._free.append(device)
+                child.process.join()
+            found.append((job, message))
+        return found
+
+    def stop(self) -> None:
+        for child in self._running:
+            child.stop()
+
+    def close(self) -> None:
+        for child in self._running:
+            child.end()
+        self._running.clear()
+
+
+def warm_up() -> None:
+    """Let what workers are forked from import what they need, while this process goes on."""
+    processes.preload(f"{__package__}.relay", "sklearn.datasets")
+
+
+def _work(send: Callable[[Any], None], job: Job, workspace: Workspace, threads: int) -> None:
+    """In the process."""
+    torch.set_num_threads(threads)
+    with stop_signals(signal.SIGTERM) as stopping:
+        work(send, job, workspace, stopping)

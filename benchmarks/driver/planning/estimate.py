@@ -1,0 +1,172 @@
+"""What a plan will cost before it is run: arithmetic of each cell, and hours on this device or on another one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kd_methods.errors import UserError
+
+from ...common.workspace import Workspace
+from ...config.protocol import Protocol, steps_per_epoch
+from ...cost.profiling import Bench
+from ...networks import NetworkView
+from ...store.cell import Cell
+from ...tasks import Task, get_task
+from ...tasks.stated import Stated
+from .. import engines
+from ..execution.jobs import divided, span
+from .cards import Speed
+from .plan import Plan
+
+SMALL_BATCH = 4
+"""Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
+
+TIMED_OPERATIONS = 2.5e11
+"""On a CPU, steps with more of them (a few seconds) are timed on a part of the batch."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a cell: the pass that a group shares, its own part, and one epoch of both."""
+
+    teacher: float
+    own: float
+    epoch: float
+
+
+class Estimate:
+    """Counts a step of every kind of cell that is still to run, when it is asked for, and times one of each pair.
+
+    Cells of a kind of which all are in the store are not counted.
+
+    Args:
+        plan: what would be run.
+        todo: the cells that the store does not have: which share of their epochs is left to compute, by key.
+        workspace: where the calibration runs.
+        speed: that of another device, on which nothing is timed.
+    """
+
+    def __init__(self, plan: Plan, todo: Mapping[str, float], workspace: Workspace, speed: Speed | None = None) -> None:
+        self._parts: dict[str, _OnOneTask] = {}
+        self._stages: list[list[Cell]] = []
+        cells = plan.every_cell()
+        for task in plan.tasks:
+            source = plan.sources[task]
+            if not engines.of(get_task(task)).counted or (isinstance(source, Stated) and not source.counted):
+                continue
+            for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
+                on_task = [cell for stage in stages for cell in stage]
+                part = _OnOneTask(source, on_task, protocol.on_task(task), todo, workspace, speed)
+                self._parts |= dict.fromkeys((cell.key for cell in on_task), part)
+                self._stages += [[cell for cell in stage if cell.key in todo] for stage in stages]
+
+    def operations(self, cell: Cell) -> float | None:
+        """Floating-point operations of a cell's training; None where they are not counted."""
+        part = self._parts.get(cell.key)
+        return part.operations(cell) if part else None
+
+    def seconds(self, workers: int = 1) -> float | None:
+        """Until all cells that are left are trained, on so many devices; None where nothing is known of them.
+
+        Teachers end before students begin, each part of a group is trained where a place is free first.
+        """
+        if not self._parts and any(self._stages):
+            return None
+        jobs = [divided(stage, workers) for stage in self._stages]
+        return sum(span([self._parts[part[0].key].seconds(part) for part in parts], workers) for parts in jobs)
+
+
+class _OnOneTask:
+    """Cells of one task under one protocol."""
+
+    def __init__(
+        self,
+        source: Task | Stated,
+        cells: Sequence[Cell],
+        protocol: Protocol,
+        todo: Mapping[str, float],
+        workspace: Workspace,
+        speed: Speed | None,
+    ) -> None:
+        self._source, self._protocol, self._todo, self._where, self._speed = source, protocol, todo, workspace, speed
+        self._kinds = {cell.key: _kind(cell) for cell in cells}
+        self._needed = {kind for key, kind in self._kinds.items() if key in todo}
+        self._work: dict[str, Work] = {}
+        self._rates: dict[tuple[str, str], float] = {}
+        self._steps = steps_per_epoch(source.samples(workspace.data_root), protocol)
+        self._bench_of = functools.cache(self._make_bench)
+
+    def operations(self, cell: Cell) -> float | None:
+        kind = self._kinds[cell.key]
+        if kind not in self._needed:
+            return None
+        work = self._counted(cell)
+        return work.teacher + work.own
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """Of a group, or a part of one."""
+        counted = [cell for cell in cells if self._counted(cell).epoch]
+        if not counted:
+            return 0.0
+        counts = [(self._counted(cell), self._todo[cell.key]) for cell in counted]
+        work = max(c.teacher * left for c, left in counts) + sum(c.own * left for c, left in counts)
+        return self._rate(counted[0]) * work
+
+    def _counted(self, cell: Cell) -> Work:
+        kind, scale = self._kinds[cell.key], self._protocol.batch_size / SMALL_BATCH
+        if kind not in self._work:
+            try:
+                self._work[kind] = _epochs(self._bench_of(SMALL_BATCH)(cell), scale * self._steps)
+            except UserError:  # the method is not for this pair: a cell that costs nothing
+                self._work[kind] = Work(0.0, 0.0, 0.0)
+        return self._work[kind]
+
+    def _rate(self, cell: Cell) -> float:
+        """Seconds of one operation on a pair."""
+        if self._speed:
+            return 1 / self._speed.operations
+        pair, epoch = (cell.teacher.network if cell.teacher else "", cell.student), self._counted(cell).epoch
+        if pair not in self._rates:
+            size = self._protocol.batch_size
+            share = TIMED_OPERATIONS * self._steps / epoch if self._where.device.type == "cpu" else 1.0
+            timed = min(size, max(SMALL_BATCH, int(size * share)))
+            step = self._bench_of(timed)(cell).seconds(warm_up=1, timed=3)
+            self._rates[pair] = self._steps * step * size / timed / epoch
+        return self._rates[pair]
+
+    def _make_bench(self, batch_size: int) -> Callable[[Cell], Bench]:
+        sized = _sized(self._protocol, batch_size)
+        data = self._source.open(self._where.data_root, sized, self._where.device)
+
+        @functools.cache
+        def teacher(network: str) -> NetworkView:
+            return data.build(network).requires_grad_(False).eval()
+
+        return lambda cell: Bench([cell], sized, data, teacher=teacher(cell.teacher.network) if cell.teacher else None)
+
+
+def _sized(protocol: Protocol, batch_size: int) -> Protocol:
+    """A protocol for few steps with another batch, in one part, on images that are decoded in this process."""
+    crops = protocol.crops and protocol.crops.model_copy(update={"workers": 0})
+    return protocol.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
+
+
+def _kind(cell: Cell) -> str:
+    """Cells that differ in their seed alone cost the same."""
+    return replace(cell, seed=0).key
+
+
+def _epochs(bench: Bench, scale: float) -> Work:
+    """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
+    teacher, student = bench.operations()
+    total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * student]
+    counted: dict[int, tuple[int, int]] = {}
+    for epoch in range(bench.student_run.first_epoch, 1):
+        bench.go_to(epoch)
+        phase = id(bench.student_run.phase)
+        if phase not in counted:
+            counted[phase] = bench.operations()
+        total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]
+    return Work(total[0] * scale, total[1] * scale, (teacher + student) * scale)

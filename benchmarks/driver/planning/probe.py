@@ -1,0 +1,70 @@
+"""Linear probes of a table's finished students, beside what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kd_methods.errors import UserError
+from kd_methods.strict import Strict
+
+from ...analysis import linear_probe
+from ...common.console import Outcome, counted
+from ...common.files import csv_text, read_csv, write_text
+from ...common.places import PUBLISHED
+from ...common.workspace import Workspace
+from ...store.runs import Store
+from ...tasks import get_task
+from ...teachers.zoo import Zoo
+from .plan import Request, make
+
+
+def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
+    """Probe every finished student of a table; returns the table, with what is missing in it, and the file written.
+
+    The units are the output of the last stage's first block, and what methods inserted right behind it. Where the
+    table's ``probe`` has a published value, it stands beside ours, with its source and why it is not comparable, if so.
+
+    Raises:
+        UserError: none of the table's cells is finished.
+    """
+    output, zoo = workspace.output, Zoo(workspace.checkpoints)
+    plan, store = make(request, workspace), Store(output)
+    if "text" in {get_task(task).modality for task in plan.tasks}:
+        raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
+    data = get_task(plan.protocol.task).open(workspace.data_root, plan.protocol, workspace.device)
+    published = read_csv(PUBLISHED / plan.table.probe, PublishedProbe) if plan.table.probe else ()
+    known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
+    reasons = ["our protocol deviates from the published one"] if plan.protocol.deviations else []
+    lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]
+    for (row, pair, seed), cell in plan.cells.items():
+        if store.run(cell).state == "done":
+            network = linear_probe.trained(cell, data, store)
+            for unit in linear_probe.probed(network, data.build(cell.student)):
+                found = f"{linear_probe.accuracy(network, unit, data):.2f}"
+                value, source = known.get((row, pair, unit), ("", ""))
+                other = ["another teacher"] if cell.teacher and not _is_crd(cell.teacher.entry, zoo) else []
+                reason = "; ".join([*reasons, *other]) if value else ""
+                lines.append((row, pair, str(seed), unit, found, value, source, reason))
+    if len(lines) == 1:
+        raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
+    file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
+    text = csv_text(lines)
+    write_text(file, text)
+    facts = store.facts(cell.key for cell in plan.cells.values())
+    finished = sum(facts[cell.key].status["state"] in ("done", "refused") for cell in plan.cells.values())
+    missing = f"{len(plan.cells) - finished} of {counted(len(plan.cells), 'student')} not trained to the end"
+    return Outcome(text.rstrip(), missing if finished < len(plan.cells) else ""), file
+
+
+class PublishedProbe(Strict):
+    """What a source gives for a unit of a row's student on a pair."""
+
+    row: str
+    pair: str
+    unit: str
+    value: float
+    source: str
+
+
+def _is_crd(entry: str, zoo: Zoo) -> bool:
+    return bool(entry) and zoo.get(entry).origin == "crd"

@@ -1,0 +1,1 @@
+"""The families that papers train on CIFAR, as the field has them."""

@@ -1,0 +1,1 @@
+"""Figures for one column of a paper, in PDF and PNG."""

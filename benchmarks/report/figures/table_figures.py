@@ -1,0 +1,159 @@
+"""Figures of a table: training curves, accuracy against cost, memory, best and last epoch, ours and published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ..layouts.cost_table import MIB, rate, reference, unit
+from ..model import HELD, Column, CostTable, Table
+from ..seed_statistics import gap, summarise
+from .cost_figures import accuracy
+from .drawing import COLOURS, DOT, above, beside, figure, filled, look, write
+
+Curves = Mapping[tuple[str, str, int], list[float]]
+"""The metric after each epoch, by (row, column, seed)."""
+
+LINES = 8
+"""Rows that one figure of curves can tell apart; a table of more has several."""
+
+
+def draw(table: Table, curves: Curves, cost: CostTable | None, folder: Path) -> list[Path]:
+    """Write all figures of a table into ``folder`` as PDF and PNG; returns their paths."""
+    return [file for name, fig in _figures(table, curves, cost) for file in write(fig, folder / f"{table.name}-{name}")]
+
+
+def _figures(table: Table, curves: Curves, cost: CostTable | None) -> Iterator[tuple[str, Any]]:
+    """(name, figure) of what the table has something for."""
+    for column in table.columns:
+        rows = [row for row in table.rows if any(key[:2] == (row.key, column.key) for key in curves)]
+        for start in range(0, len(rows), LINES):
+            part = f"-{start // LINES + 1}" if len(rows) > LINES else ""
+            titles = {row.key: row.title for row in rows[start : start + LINES]}
+            yield f"curves-{column.key}{part}", _curves(table, curves, column, titles)
+        if cost and (points := _against_cost(table, cost, column)):
+            yield f"cost-{column.key}", accuracy(points, f"training, {unit(cost)}", table.metric, cheaper=-1)
+        if cost and any(row.entries.get(column.key) for row in cost.rows):
+            yield f"memory-{column.key}", _memory(cost, column)
+    if differences := _best_less_last(table):
+        yield "best-last", _best_last(differences)
+    if pairs := _beside_published(table):
+        yield "published", _published(table, pairs)
+
+
+def _curves(table: Table, curves: Curves, column: Column, titles: Mapping[str, str]) -> Any:
+    """The mean over seeds, and their sample deviation as a band."""
+    fig, (axes,) = figure()
+    for i, (key, title) in enumerate(titles.items()):
+        seeds = [values for place, values in curves.items() if place[:2] == (key, column.key) and values]
+        length = min(map(len, seeds), default=0)
+        epochs = range(1, length + 1)
+        means = [fmean(values[epoch - 1] for values in seeds) for epoch in epochs]
+        style = look(i)
+        axes.plot(epochs, means, label=title, markevery=max(1, length // 6), **style)
+        if len(seeds) > 1:
+            stds = [stdev(values[epoch - 1] for values in seeds) for epoch in epochs]
+            low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
+            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set_xlabel(f"epoch, {column.teacher_title} to {column.student_title}")
+    axes.set_ylabel(table.metric)
+    beside(axes)
+    return fig
+
+
+def _against_cost(table: Table, cost: CostTable, column: Column) -> dict[str, tuple[float, float]]:
+    against = reference(cost)
+    base = against.entries.get(column.key) if against else None
+    points = {}
+    for row in cost.rows:
+        found = rate(row.entries.get(column.key), base)
+        entry = next((one.entries.get(column.key) for one in table.rows if one.key == row.key), None)
+        mean = summarise(entry).mean(table.epoch_rule)
+        if found and mean is not None:
+            points[row.title] = (found.value, mean)
+    return points
+
+
+def _memory(cost: CostTable, column: Column) -> Any:
+    """The peak of each row by what makes it up, or as a whole where that is not known."""
+    entries = {row.title: entry for row in cost.rows if (entry := row.entries.get(column.key))}
+    fig, (axes,) = figure(height=0.9 + 0.13 * len(entries))
+    left = [0.0] * len(entries)
+    parts = HELD if all(entry.memory_split for entry in entries.values()) else ("peak",)
+    for i, part in enumerate(parts):
+        values = [
+            (entry.memory_split or {}).get(part, entry.peak_memory_bytes or 0) / MIB for entry in entries.values()
+        ]
+        axes.barh(list(entries), values, left=left, label=part, **filled(i))
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", labelsize=5.5, length=0)
+    kinds = ", ".join(sorted({entry.memory_kind for entry in entries.values()}))
+    axes.set_xlabel(f"peak memory, MiB ({kinds})")
+    above(axes, 3)
+    return fig
+
+
+def _best_less_last(table: Table) -> dict[str, list[float]]:
+    """Best less last epoch of every finished run, by title."""
+    found: dict[str, list[float]] = {}
+    for row in table.rows:
+        runs = [run for entry in row.entries.values() for run in entry.runs]
+        values = [run.best - run.last for run in runs if run.last is not None and run.best is not None]
+        if values:
+            found[row.title] = values
+    return found
+
+
+def _best_last(differences: Mapping[str, list[float]]) -> Any:
+    """What reading a run at its best epoch on the test set adds: a bar for each run, a dot for the mean."""
+    fig, (axes,) = figure(height=0.6 + 0.13 * len(differences))
+    for i, values in enumerate(differences.values()):
+        axes.plot(values, [i] * len(values), "|", color=COLOURS[1], markersize=5)
+        axes.plot(fmean(values), i, "o", color=COLOURS[2], markersize=DOT)
+    axes.set_yticks(range(len(differences)), list(differences), fontsize=5.5)
+    axes.invert_yaxis()
+    axes.set_xlabel("best less last epoch, points")
+    return fig
+
+
+def _beside_published(table: Table) -> list[tuple[float, float, bool]]:
+    """(published, ours by the same epoch rule, whether the two may be compared) of every cell that has both."""
+    found = []
+    for row in table.rows:
+        for column in table.columns:
+            entry = row.entries.get(column.key)
+            if not entry or not entry.published:
+                continue
+            summary = summarise(entry)
+            ours = summary.mean(entry.published.epoch_rule) or summary.mean(table.epoch_rule)
+            if ours is not None:
+                found.append((entry.published.value, ours, gap(summary, entry.published) is not None))
+    return found
+
+
+def _published(table: Table, pairs: list[tuple[float, float, bool]]) -> Any:
+    fig, (axes,) = figure(height=2.6)
+    low, high = min(min(p, o) for p, o, _ in pairs), max(max(p, o) for p, o, _ in pairs)
+    room = 0.05 * (high - low) or 1.0
+    ends = [low - room, high + room]
+    axes.plot(ends, ends, color="0.5", linewidth=0.8, zorder=1)
+    for comparable, label, style in (
+        (True, "comparable", {"color": COLOURS[1]}),
+        (False, "not comparable", {"color": COLOURS[2], "fillstyle": "none"}),
+    ):
+        chosen = [(published, ours) for published, ours, same in pairs if same is comparable]
+        if chosen:
+            axes.plot(
+                *zip(*chosen, strict=True), "o" if comparable else "s", label=label, zorder=2, markersize=DOT, **style
+            )
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"published {table.metric}")
+    axes.set_ylabel("ours")
+    above(axes)
+    return fig

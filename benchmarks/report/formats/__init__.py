@@ -1,0 +1,1 @@
+"""A layout as LaTeX, Markdown, CSV."""

@@ -1,0 +1,1 @@
+"""Tables as lines of cells, notes and captions, before any format."""

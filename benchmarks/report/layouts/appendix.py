@@ -1,0 +1,66 @@
+"""What a paper's table leaves out, as an appendix: protocol, settings, sources, provenance; and the papers it cites."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import citations
+from ..formats.latex import body as floats
+from ..formats.latex_text import cut, flowing, label
+from ..model import Table
+from ..table_layout import Line, TableLayout
+from .paper_table import TITLE
+
+
+def bibliography(table: Table) -> str:
+    """The papers that the rows cite as BibTeX; empty where there is none."""
+    wanted = {key for row in (*table.rows, *table.quoted) for key in row.cites}
+    entries = [entry for key, entry in citations.bibliography().items() if key in wanted]
+    return "\n\n".join(entries) + "\n" if entries else ""
+
+
+def body(table: Table, full: TableLayout) -> str:
+    """Everything that the full table says in words, and the published values with the gaps to them."""
+    name = label(table.name)
+    parts = [
+        rf"\subsection*{{{flowing(cut(table.title, TITLE))}: how it was made}}\label{{app:{name}}}",
+        r"\begingroup\small\raggedright\setlength{\parindent}{0pt}\setlength{\parskip}{2pt plus 1pt}",
+        *([] if len(table.title) <= TITLE else [rf"{flowing(table.title)}\par"]),
+        *(rf"{flowing(part.text)}\par" for part in full.caption),
+        *(rf"{_name(note)}{flowing(text)}\par" for note, text in full.notes),
+        r"\endgroup",
+    ]
+    values = _published(full)
+    return "\n".join([*parts, floats(values)] if values.blocks else parts)
+
+
+def _name(note: str) -> str:
+    return rf"\textit{{{flowing(note)}:}} " if note else ""
+
+
+def _published(full: TableLayout) -> TableLayout:
+    """Of the full table the published values alone, each in the line of its row."""
+    blocks = []
+    for block in full.blocks:
+        lines, label_of = [], ""
+        for line in block:
+            if line.kind == "published":
+                name = label_of if line.label == "published" else line.label
+                lines.append(Line("row", name, tuple(replace(cell, std="") for cell in line.cells)))
+            elif line.kind == "row":
+                label_of = line.label
+        if lines:
+            blocks.append(tuple(lines))
+    return TableLayout(
+        name=f"{full.name}-published",
+        title=f"{cut(full.title, TITLE).rstrip('.')}: published values",
+        caption=(),
+        heads=full.heads,
+        blocks=tuple(blocks),
+        notes=(
+            (
+                "",
+                "In parentheses ours less the published value, by the same epoch rule; marks as in the appendix.",
+            ),
+        ),
+    )

@@ -1,0 +1,225 @@
+"""An accuracy table as a paper prints it: short caption, pairs side by side, average and difference, costs if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Literal
+
+from ..formats.latex_text import cut
+from ..model import CostTable, Published, Table, TableRow
+from ..ranking import average_ranks, ranking
+from ..seed_statistics import summarise, usual_n
+from ..table_layout import (
+    BEST,
+    BLANK,
+    CHOICE,
+    MISSING,
+    NOT_FOR,
+    TIMES,
+    UNKNOWN,
+    Line,
+    PrintedCell,
+    Sentence,
+    TableLayout,
+    pair_heads,
+    signed,
+)
+from . import accuracy_table as full
+from .cost_table import MIB, number, over_columns, reference, unit
+
+TITLE, NAME = 80, 40
+"""Characters of a title and of other names that leave a caption at two lines; the appendix has all in full."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is shown beside the means.
+
+    published  a small column with the literature's values at each pair, or none
+    highlight  the key of the reader's own row
+    costs      throughput and memory at each row
+    style      paper: everything but the table in a file of its own; full: in the same file
+    intervals, average_rank  as the table has them, in all formats
+    figures    figures beside the table, as PDF and PNG
+    """
+
+    published: Literal["column", "none"] = "column"
+    highlight: str = ""
+    costs: bool = False
+    style: Literal["paper", "full"] = "paper"
+    intervals: bool = False
+    average_rank: bool = False
+    figures: bool = False
+
+
+PAPER = Page()
+"""The usual page."""
+
+
+def layout(table: Table, page: Page, cost: CostTable | None = None) -> TableLayout:
+    """The paper's table; ``cost`` is what its rows cost, where it is to be shown."""
+    printer = _Printer(table, page, cost if page.costs else None)
+    blocks = [(printer.teacher(), *map(printer.row, table.plain))]
+    blocks += [(Line("heading", family), *map(printer.row, rows)) for family, rows in table.families.items()]
+    if table.quoted and printer.published:
+        blocks.append((Line("heading", "published, not run here"), *map(printer.row, table.quoted)))
+    return TableLayout(
+        name=table.name,
+        title=cut(table.title, TITLE),
+        caption=(Sentence(_caption(table)),),
+        heads=printer.heads(),
+        blocks=tuple(blocks),
+        notes=tuple(printer.notes(blocks)),
+    )
+
+
+class _Printer:
+    """Lines of one table: for each pair ours and the published value, then average and difference, then costs."""
+
+    def __init__(self, table: Table, page: Page, cost: CostTable | None) -> None:
+        self.table, self.page, self.cost = table, page, cost
+        self.found, self.n = ranking(table), usual_n(table)
+        self.ranks = average_ranks(table, self.found) if table.average_rank else None
+        self.published = page.published == "column" and bool(full.published_values(table))
+        self.marks = full.dagger_marks(table)
+        self.averaged = len(table.columns) > 1 and len({(c.metric, c.task) for c in table.columns}) == 1
+        self.plain = next(iter(table.plain), None)
+        self.costs = {row.key: row for row in cost.rows} if cost else {}
+
+    def heads(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        columns = self.table.columns
+        lines = list(pair_heads(columns))
+        if self.published:
+            lines.append((BLANK, ()))
+        heads = []
+        for i, (label, texts) in enumerate(lines):
+            of_pairs = [part for text in texts for part in (text or BLANK, *[""] * self.published)]
+            further = self._further("first" if i == 0 else "last" if i == len(lines) - 1 else "")
+            heads.append((label, (*(of_pairs or ["ours", "publ."] * len(columns)), *further)))
+        return tuple(heads)
+
+    def _further(self, line: str = "") -> list[str]:
+        """Heads of what stands behind the pairs: names in the first line, units in the last one."""
+        heads = [text if line == "first" else BLANK for text in self._averaged_heads()]
+        if self.cost:
+            against = reference(self.cost)
+            last = [unit(self.cost), f"{TIMES} {against.title}" if against else BLANK, "MiB"]
+            heads += {"first": ["Cost", "", ""], "last": last}.get(line, [BLANK] * 3)
+        return heads
+
+    def _averaged_heads(self) -> list[str]:
+        return ["Avg."] * self.averaged + ["Δ"] * bool(self.plain) + ["Rank"] * (self.ranks is not None)
+
+    def teacher(self) -> Line:
+        digits, cells = self.table.decimals, list[PrintedCell]()
+        for column in self.table.columns:
+            value = column.teacher_accuracy
+            cells.append(PrintedCell(word=MISSING) if value is None else PrintedCell(f"{value:.{digits}f}"))
+            cells += self._published(column.teacher_published)
+        return Line("row", "Teacher", (*cells, *[PrintedCell()] * len(self._further())))
+
+    def row(self, row: TableRow) -> Line:
+        cells: list[PrintedCell] = []
+        for column in self.table.columns:
+            entry = row.entries.get(column.key)
+            summary = summarise(entry)
+            measured = full.measured_cell(self.table, summary, self.n, self.found, (row.key, column.key))
+            cells.append(PrintedCell() if row in self.table.quoted else measured)
+            cells += self._published(entry.published if entry else None)
+        return Line(
+            "row",
+            row.title,
+            (*cells, *self._averages(row), *self._cost(row)),
+            CHOICE if row.our_choice else "",
+            cites=row.cites,
+            highlight=row.key == self.page.highlight,
+        )
+
+    def _published(self, value: Published | None) -> list[PrintedCell]:
+        if not self.published:
+            return []
+        cell = full.published_cell(value, None, self.table.decimals, self.marks) if value else PrintedCell()
+        return [replace(cell, std="")]
+
+    def _averages(self, row: TableRow) -> list[PrintedCell]:
+        average = self._average(row)
+        digits = self.table.decimals
+        cells = [PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}")] * self.averaged
+        if self.plain:
+            base = self._average(self.plain)
+            known = average is not None and base is not None and row is not self.plain
+            cells.append(PrintedCell(signed(average - base, digits)) if known else PrintedCell())  # type: ignore[operator]
+        if self.ranks is not None:
+            cells.append(PrintedCell() if row in self.table.quoted else full.rank_cell(self.ranks.get(row.key)))
+        return cells
+
+    def _average(self, row: TableRow) -> float | None:
+        """Over all columns; None where one has no mean."""
+        found = [summarise(row.entries.get(c.key)).mean(self.table.epoch_rule) for c in self.table.columns]
+        means = [mean for mean in found if mean is not None]
+        return fmean(means) if len(means) == len(found) else None
+
+    def _cost(self, row: TableRow) -> list[PrintedCell]:
+        if not self.cost:
+            return []
+        found = over_columns(self.cost, self.costs[row.key]) if row.key in self.costs else None
+        if found is None:
+            return [PrintedCell(word=MISSING) if row.key in self.costs else PrintedCell()] * 3
+        rate, peak = found
+        return [
+            PrintedCell(number(rate.value)),
+            PrintedCell(word=MISSING) if rate.ratio is None else PrintedCell(f"{rate.ratio:.2f}"),
+            PrintedCell(word=MISSING) if peak is None else PrintedCell(f"{peak / MIB:.0f}"),
+        ]
+
+    def notes(self, blocks: Sequence[Sequence[Line]]) -> Iterator[tuple[str, str]]:
+        """What the signs mean that stand in the table, and no other."""
+        cells = [cell for block in blocks for line in block for cell in line.cells]
+        marks, words = {cell.marks for cell in cells}, {cell.word for cell in cells}
+        yield from full.ranking_marks(self.found, self.ranks is not None)
+        if self.found.left_out:
+            yield "n=", "not ranked, as its n differs from the rest of the column."
+        if self.plain:
+            over = "average" if self.averaged else "mean"
+            yield "Δ", f"{over} less that of {self.plain.title}."
+        if any(line.mark for block in blocks for line in block):
+            yield CHOICE, "with settings of our own choice."
+        if self.published:
+            yield (
+                "publ.",
+                "the value in the literature" + (f" ({BEST}: of the best epoch)" if BEST in marks else "") + ".",
+            )
+        if UNKNOWN in marks:
+            yield UNKNOWN, "epoch not stated."
+        for reason, mark in self.marks.items():
+            if mark in marks:
+                yield mark, f"not comparable: {reason}."
+        if any(word.startswith(("div.", "fail.")) for word in words):
+            yield "div., fail.", "diverged or failed."
+        if NOT_FOR in words:
+            yield NOT_FOR, "not made for the pair."
+        if any("/" in cell.seeds for cell in cells):
+            yield "k/n", "of n planned seeds k are finished."
+        if MISSING in words:
+            yield MISSING, "missing."
+        if self.cost:
+            kinds = {entry.memory_kind for row in self.cost.rows for entry in row.entries.values()}
+            over = "over all pairs, greatest peak" if len(self.cost.columns) > 1 else "of the median step"
+            yield "Cost", f"{over}; memory: {', '.join(sorted(kinds))}."
+
+
+def _caption(table: Table) -> str:
+    """What is shown, of how many seeds, under which protocol, and whether that is the paper's."""
+    n = usual_n(table)
+    if not any(summarise(entry).n for row in table.rows for entry in row.entries.values()):
+        seeds = "no run has finished yet"
+    elif n == 1:
+        seeds = "n = 1"
+    else:
+        spread = "95 % interval" if table.intervals else "std"
+        seeds = f"mean ± {spread}, n = {n}" if n else f"mean ± {spread} over n seeds"
+    protocol = f"; protocol {cut(table.protocol, NAME)}" if table.protocol else ""
+    deviating = "; not the paper's protocol" if table.deviations else ""
+    return f"{cut(table.metric, NAME)}, {seeds}, {table.epoch_rule} epoch{protocol}{deviating}."
