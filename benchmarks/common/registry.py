@@ -1,8 +1,7 @@
 """Things that users can bring, by name: one registry for each kind. Imports nothing that it lists before it is asked.
 
-What ships lies in the modules of one folder and of those within, in a tuple that each of them has: adding one is one
-file. Rooms above may bring more (``EXTENSIONS`` of the top-level package, by the name of the tuple). Plugins call
-:meth:`Registry.register`.
+What ships lies in the modules of one folder, in a tuple that each of them has: adding one is one file. Rooms above may
+bring more (``EXTENSIONS`` of the top-level package, by the name of the tuple). Plugins call :meth:`Registry.register`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: what one of them is called, in messages and in what plugins bring (``task:NAME``).
-        package: the dotted name of the folder whose modules, at any depth, have what ships.
+        package: the dotted name of the folder whose modules have what ships.
         attribute: the tuple of things in those modules.
     """
 
@@ -79,5 +78,5 @@ class Registry(Generic[T]):
 
     def _modules(self) -> list[str]:
         folder = importlib.import_module(self.package)
-        own = [found.name for found in pkgutil.walk_packages(folder.__path__, f"{self.package}.")]
+        own = [f"{self.package}.{found.name}" for found in pkgutil.iter_modules(folder.__path__)]
         return [*own, *importlib.import_module(self.package.partition(".")[0]).EXTENSIONS.get(self.attribute, ())]

@@ -1,4 +1,4 @@
-"""The architectures of the field's tables, by name. Each file here with ``NETWORKS`` brings some."""
+"""The architectures of the field's tables, by name. Each file of ``cifar/`` with ``NETWORKS`` brings some."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .entry import NetworkEntry
 from .source import NetworkSource
 from .timm_entry import enter_timm
 
-ARCHITECTURES: Registry[NetworkEntry] = Registry("network", __package__, "NETWORKS")
+ARCHITECTURES: Registry[NetworkEntry] = Registry("network", f"{__package__}.cifar", "NETWORKS")
 
 
 def register_network(name: str, builder: Callable[[int], nn.Module], version: int = 1, title: str = "") -> None:

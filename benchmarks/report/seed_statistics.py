@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics as std_statistics
 from collections import Counter
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from .model import Column, Published, SeedResult, Table, TableEntry, TableRow
 from .table_layout import several_tasks
@@ -44,8 +44,12 @@ def finished(run: SeedResult) -> bool:
 
 def mean_std(values: list[float]) -> tuple[float | None, float | None]:
     """Mean (None of nothing) and sample standard deviation with ddof 1 (None below two values)."""
-    mean = std_statistics.fmean(values) if values else None
-    return mean, std_statistics.stdev(values) if len(values) > 1 else None
+    n = len(values)
+    if not n:
+        return None, None
+    # By fsum, which rounds once; `statistics.stdev` computes in fractions and takes seconds for a large table.
+    mean = math.fsum(values) / n
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
 
 
 def summarise(entry: TableEntry | None) -> Summary:
@@ -132,7 +136,7 @@ def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:
         if value is None:
             return None
         by_task.setdefault(task, []).append(value)
-    return std_statistics.fmean(map(std_statistics.fmean, by_task.values()))
+    return fmean(map(fmean, by_task.values()))
 
 
 def _mean(entries: list[TableEntry], tasks: list[str]) -> TableEntry:

@@ -21,10 +21,10 @@ from kd_methods.contract import Layout
 from kd_methods.views import Chain, in_turn
 from kd_methods.views.layers import evenly_spaced
 
-from .architecture import Architecture
-from .cifar.resnet import _flatten
-from .cifar.vgg import PoolLarge
-from .entry import family
+from ..architecture import Architecture
+from ..entry import family
+from .resnet import _flatten
+from .vgg import PoolLarge
 
 HIDDEN = 4096
 
