@@ -14,8 +14,8 @@ from benchmarks.common.processes import Ended
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.execution import schedule
 from benchmarks.driver.execution.crew import Crew
-from benchmarks.driver.execution.jobs import Job, Shard, divided
-from benchmarks.driver.execution.relay import Event, Finished, Said
+from benchmarks.driver.execution.jobs import Finished, Job, Shard, divided
+from benchmarks.driver.execution.relay import Event, Said
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted

@@ -20,8 +20,8 @@ from benchmarks.common import environment
 from benchmarks.common.processes import Ended
 from benchmarks.common.workspace import Workspace
 from benchmarks.driver.execution import schedule
-from benchmarks.driver.execution.jobs import Job, divided
-from benchmarks.driver.execution.relay import Event, Finished
+from benchmarks.driver.execution.jobs import Finished, Job, divided
+from benchmarks.driver.execution.relay import Event
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.store.cell import Cell
 from benchmarks.store.runs import Store

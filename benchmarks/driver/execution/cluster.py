@@ -19,8 +19,8 @@ from ...common.places import PACKAGE
 from ...common.processes import Ended
 from ...common.signals import stop_signals
 from ...common.workspace import Workspace
-from .jobs import Job
-from .relay import Finished, work
+from .jobs import Finished, Job
+from .relay import work
 
 
 class Cluster:

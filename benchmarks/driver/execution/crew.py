@@ -10,9 +10,9 @@ import torch
 
 from ...common.workspace import Workspace
 from .cluster import Cluster
-from .jobs import Watcher
+from .jobs import Here, Watcher
 from .schedule import Pool
-from .workers import Here, Workers, warm_up
+from .workers import Workers, warm_up
 
 WORKER_BYTES = 2 * 2**30
 """Of main memory, what a worker is expected to need."""

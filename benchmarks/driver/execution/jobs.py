@@ -1,4 +1,4 @@
-"""Jobs: what is trained together, here or in another process, and how groups are shared among several of them."""
+"""Jobs: what is trained together, how this process runs them one by one, and how groups are shared among several."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -37,6 +38,12 @@ class Job:
 
     def only(self, cells: Iterable[Cell]) -> Job:
         return replace(self, cells=tuple(cells))
+
+
+class Finished(NamedTuple):
+    """The job's last message: every cell has ended in one way or another, or what ended the whole job."""
+
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,32 @@ def run(job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[],
 
     context = Context(workspace, job.protocol, data, weights, watcher, stopping, similarity=job.similarity)
     engines.of(task).train(job.cells, context)
+
+
+class Here:
+    """This process: one job after another. What ends a job is raised where it is started."""
+
+    slots = 1
+
+    def __init__(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool]) -> None:
+        self._workspace, self._watcher, self._stopping = workspace, watcher, stopping
+        self._data: TaskData | None = None  # of the one protocol that all jobs have
+        self._ended: list[tuple[Job, Any]] = []
+
+    def start(self, job: Job) -> None:
+        self._data = self._data or opened(job, self._workspace)
+        run(job, self._workspace, self._watcher, self._stopping, self._data)
+        self._ended.append((job, Finished()))
+
+    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def divided(cells: Sequence[Cell], slots: int) -> list[tuple[Cell, ...]]:

@@ -16,7 +16,7 @@ from ...store.cell import Cell
 from ...store.runs import Run, Store
 from ...training.failures import Interrupted, line
 from ...training.loop import Watched
-from .jobs import Job, Watcher, opened, run
+from .jobs import Finished, Job, Watcher, opened, run
 
 EVERY = 0.5
 """Seconds between two messages about the steps of a cell."""
@@ -44,12 +44,6 @@ class Said(NamedTuple):
 
 class LeftOut(NamedTuple):
     """A cell is not trained after all."""
-
-
-class Finished(NamedTuple):
-    """The job's last message: every cell has ended in one way or another, or what ended the whole job."""
-
-    error: BaseException | None = None
 
 
 class Sender:

@@ -10,8 +10,8 @@ from typing import Protocol as Interface
 from ...common.processes import Ended
 from ...store.runs import FINAL, Store
 from ...training.failures import Interrupted
-from .jobs import Job, Watcher
-from .relay import Finished, Receiver
+from .jobs import Finished, Job, Watcher
+from .relay import Receiver
 
 POLL = 0.2
 """Seconds that one waits for messages."""

@@ -1,4 +1,4 @@
-"""Jobs in this process one after another, or in worker processes of this machine."""
+"""Jobs in worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -12,36 +12,8 @@ import torch
 from ...common import processes
 from ...common.signals import stop_signals
 from ...common.workspace import Workspace
-from ...tasks import TaskData
-from . import jobs
-from .jobs import Job, Watcher
-from .relay import Finished, work
-
-
-class Here:
-    """This process: one job after another. What ends a job is raised where it is started."""
-
-    slots = 1
-
-    def __init__(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool]) -> None:
-        self._workspace, self._watcher, self._stopping = workspace, watcher, stopping
-        self._data: TaskData | None = None  # of the one protocol that all jobs have
-        self._ended: list[tuple[Job, Any]] = []
-
-    def start(self, job: Job) -> None:
-        self._data = self._data or jobs.opened(job, self._workspace)
-        jobs.run(job, self._workspace, self._watcher, self._stopping, self._data)
-        self._ended.append((job, Finished()))
-
-    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    def stop(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+from .jobs import Finished, Job
+from .relay import work
 
 
 class Workers:
