@@ -20,7 +20,7 @@ from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator, seed_all
 from .coco import DetectionFiles, DetectionSplit
-from .engine import Job
+from .engine import DetectionJob
 
 
 class Draws(Sampler[tuple[int, int]]):
@@ -119,7 +119,7 @@ def _dataset(split: DetectionSplit, classes: tuple[str, ...], pipeline: list[Any
     )
 
 
-def training(files: DetectionFiles, job: Job) -> DataLoader[Any]:
+def training(files: DetectionFiles, job: DetectionJob) -> DataLoader[Any]:
     """Endless batches of the training images; of several processes each has its part of every batch."""
     detection, size = job.detection, job.protocol.batch_size
     resize = {"type": "RandomChoiceResize", "scales": [(detection.long_side, side) for side in detection.short_sides],
@@ -138,7 +138,7 @@ def training(files: DetectionFiles, job: Job) -> DataLoader[Any]:
     return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
 
 
-def validation(split: DetectionSplit, classes: tuple[str, ...], job: Job) -> DataLoader[Any]:
+def validation(split: DetectionSplit, classes: tuple[str, ...], job: DetectionJob) -> DataLoader[Any]:
     """The images to evaluate on, one by one; of several processes each has its share."""
     detection = job.detection
     pipeline: list[Any] = [

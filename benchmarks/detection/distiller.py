@@ -41,7 +41,7 @@ class Preprocessors(nn.Module):
 
 
 @MODELS.register_module(name="KDDistiller")
-class Distiller(BaseModel):
+class DetectorDistiller(BaseModel):
     """A student detector that is trained by a method of the registry.
 
     The teacher is kept out of parameters and state dict; it moves between devices with the rest. What is saved under
@@ -79,7 +79,7 @@ class Distiller(BaseModel):
     def init_weights(self) -> None:
         """Nothing: the student has its weights, and mmengine would draw them anew."""
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+    def _apply(self, fn: Any, recurse: bool = True) -> DetectorDistiller:
         if self.teacher is not None:
             self.teacher._apply(fn)
         return super()._apply(fn, recurse)

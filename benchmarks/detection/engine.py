@@ -36,7 +36,7 @@ from .configurations import check_installed, prepare
 
 
 @dataclass(frozen=True)
-class Job:
+class DetectionJob:
     """What a process needs to know of its cell.
 
     teacher     the file with the teacher's weights
@@ -89,7 +89,7 @@ def _one(cell: Cell, context: Context) -> bool:
     teacher = context.weights_of(cell.teacher) if cell.teacher else None
     place = context.workspace
     where = place.data_root, str(place.device), torch.get_num_threads(), place.plugin_files
-    job = Job(cell, context.protocol, *where, run.path, teacher)
+    job = DetectionJob(cell, context.protocol, *where, run.path, teacher)
     watched = Followed(cell, run)
     ended = False
 
@@ -128,7 +128,7 @@ def _one(cell: Cell, context: Context) -> bool:
     return True
 
 
-def _parts(job: Job, rendezvous: Path) -> list[Job]:
+def _parts(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
     """The job once for each process that has a part of its batches: a GPU each, or a part of the threads."""
     count = job.protocol.processes
     if job.device == "cpu":
@@ -139,7 +139,10 @@ def _parts(job: Job, rendezvous: Path) -> list[Job]:
 
 
 def _in_processes(
-    what: str, jobs: Sequence[Job], receive: Callable[[Any], None], stopping: Callable[[], bool] = lambda: False
+    what: str,
+    jobs: Sequence[DetectionJob],
+    receive: Callable[[Any], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, ...]:
     """Call a function of :mod:`benchmarks.detection.process` in a fresh process for each of the jobs.
 
@@ -197,7 +200,7 @@ def _in_processes(
             process.join()
 
 
-def _enter(what: str, sender: Connection, job: Job) -> None:
+def _enter(what: str, sender: Connection, job: DetectionJob) -> None:
     """In the process: only here mmdetection is imported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     if job.device == "cpu":
@@ -233,7 +236,7 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     cell = student_cell(entry.network, protocol, data, {})
     where = workspace.data_root, str(workspace.device), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(cell, protocol, *where, (), Path(folder), Zoo(workspace.checkpoints).path(entry))
+        job = DetectionJob(cell, protocol, *where, (), Path(folder), Zoo(workspace.checkpoints).path(entry))
         kind, answer = _in_processes("evaluate", [job], lambda message: None)
     if kind != "value":
         raise UserError(f"teacher '{entry.name}' could not be evaluated: {answer}")
@@ -251,7 +254,7 @@ def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]
     check_installed()
     where = workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(cell, protocol, *where, Path(folder))
+        job = DetectionJob(cell, protocol, *where, Path(folder))
         kind, answer = _in_processes("cost", [job], lambda message: None)
     if kind != "cost":
         raise UserError(f"the cost of {cell.label} could not be measured: {answer}")

@@ -30,12 +30,12 @@ from . import data as detection_data
 from . import detectors
 from .checkpoints import ALLOWED
 from .coco import DetectionFiles
-from .engine import Job
+from .engine import DetectionJob
 from .records import send
 from .runner import average_precision, set_up
 
 
-def work(sender: Any, job: Job) -> None:
+def work(sender: Any, job: DetectionJob) -> None:
     """Train a cell; the parent gets ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
 
     The run's lock is held by this process and those that load its images, which end with it.
@@ -53,7 +53,7 @@ def work(sender: Any, job: Job) -> None:
             send(sender, *_train(job, sender, _quiet(run / "mmengine", "console.log")))
 
 
-def _assist(sender: Any, job: Job) -> None:
+def _assist(sender: Any, job: DetectionJob) -> None:
     """Train beside the cell's first process, which reports for both; errors are sent to the parent from here."""
     folder = _quiet(job.run / "mmengine", f"console-{job.rank}.log")
     try:
@@ -90,7 +90,7 @@ def _run(runner: Runner) -> None:
         runner.train()
 
 
-def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
+def _train(job: DetectionJob, sender: Any, folder: Path) -> tuple[str, ...]:
     """Train the cell; the state in which its run is then, or ``("disk", message)`` where nothing could be written."""
     run = job.run
     try:
@@ -110,7 +110,7 @@ def _train(job: Job, sender: Any, folder: Path) -> tuple[str, ...]:
     return ("done",)
 
 
-def evaluate(sender: Any, job: Job) -> None:
+def evaluate(sender: Any, job: DetectionJob) -> None:
     """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
     try:
         torch.set_num_threads(job.threads)
@@ -130,7 +130,7 @@ def evaluate(sender: Any, job: Job) -> None:
         sender.send(("error", line(error)))
 
 
-def cost(sender: Any, job: Job) -> None:
+def cost(sender: Any, job: DetectionJob) -> None:
     """The figures of :func:`benchmarks.cost.profiling.measure` as ``(cost, figures)`` to the parent."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -140,7 +140,7 @@ def cost(sender: Any, job: Job) -> None:
         sender.send(("error", line(error)))
 
 
-def _figures(job: Job) -> dict[str, Any]:
+def _figures(job: DetectionJob) -> dict[str, Any]:
     device = environment.device(job.device)
     with peak_memory(device) as memory:
         runner, hook = set_up(job, None, job.path)

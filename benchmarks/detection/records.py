@@ -19,7 +19,7 @@ from ..store.runs import OTHER_BITS
 from ..training.failures import Diverged, Interrupted
 from ..training.loop import CHECK_EVERY
 from .coco import METRICS
-from .engine import Job
+from .engine import DetectionJob
 
 
 class Records(Hook):
@@ -30,7 +30,7 @@ class Records(Hook):
 
     priority = "LOW"
 
-    def __init__(self, job: Job, sender: Any) -> None:
+    def __init__(self, job: DetectionJob, sender: Any) -> None:
         self.job, self.sender = job, sender
         self.state: dict[str, Any] = {"records": [], "sums": {}, "counted": 0, "seconds": 0.0}
         self.asked = False
@@ -115,7 +115,7 @@ class Records(Hook):
         self.state = checkpoint["kd"]
 
 
-def _environment(job: Job) -> dict[str, Any]:
+def _environment(job: DetectionJob) -> dict[str, Any]:
     from importlib import metadata
 
     facts = environment.describe(environment.device(job.device))

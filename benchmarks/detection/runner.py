@@ -36,8 +36,8 @@ from . import data as detection_data
 from . import detectors
 from .checkpoints import last_checkpoint
 from .coco import DetectionFiles
-from .distiller import Distiller
-from .engine import Job
+from .distiller import DetectorDistiller
+from .engine import DetectionJob
 from .records import Records
 
 SAVE_EVERY = 1000
@@ -58,7 +58,7 @@ class ResumableLoop(IterBasedTrainLoop):
         return super().run()
 
 
-def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detector | None]:
+def build(job: DetectionJob, classes: int) -> tuple[detectors.Detector, detectors.Detector | None]:
     """Student and frozen teacher of a cell; the student's weights are a function of the seed."""
     cell, pretrained = job.cell, job.detection.pretrained
     teacher = None
@@ -76,12 +76,12 @@ def build(job: Job, classes: int) -> tuple[detectors.Detector, detectors.Detecto
 
 
 def distiller(
-    job: Job,
+    job: DetectionJob,
     student: detectors.Detector,
     teacher: detectors.Detector | None,
     samples: int,
     progress: Callable[[], Progress],
-) -> Distiller:
+) -> DetectorDistiller:
     """The student with its teacher and method, whose own parameters are a function of the seed.
 
     Raises:
@@ -93,13 +93,13 @@ def distiller(
         assembly = Assembly(cell, student, teacher, DataInfo(samples, student.classes + 1))
     except UserError as error:
         raise Refused(str(error)) from None
-    model = Distiller(assembly, teacher, progress, lambda: autocast(protocol, device))
+    model = DetectorDistiller(assembly, teacher, progress, lambda: autocast(protocol, device))
     if protocol.part_size < (least := model.method.needs.min_batch):
         raise Refused(f"method '{cell.method}' needs {least} images at once, and each process has {protocol.part_size}")
     return model
 
 
-def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
+def set_up(job: DetectionJob, sender: Any, folder: Path) -> tuple[Runner, Records]:
     """The cell's Runner, at its last checkpoint if there is one."""
     torch.set_num_threads(job.threads)
     plugins.load(job.plugin_files)
@@ -157,7 +157,7 @@ def set_up(job: Job, sender: Any, folder: Path) -> tuple[Runner, Records]:
     return runner, hook
 
 
-def _meet(job: Job, device: torch.device) -> None:
+def _meet(job: DetectionJob, device: torch.device) -> None:
     """Join the cell's other processes; mmengine, which would do it for GPUs only, takes the group that it finds."""
     if device.type == "cuda":
         torch.cuda.set_device(device)

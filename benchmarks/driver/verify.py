@@ -19,7 +19,7 @@ from ..config.protocol import Protocol
 from ..store import documents, exchange
 from ..store.cell import Cell
 from ..store.cells import Distillation, make_cell
-from ..store.exchange import STUDENT, Ended
+from ..store.exchange import STUDENT, EndedRun
 from ..tasks import TaskData, get_task
 from ..training import precision
 from .engines import of
@@ -99,7 +99,7 @@ def _store(source: Path) -> Iterator[Path]:
         yield folder
 
 
-def _verified(ended: Ended, workspace: Workspace, opened: dict[str, TaskData]) -> Verified:
+def _verified(ended: EndedRun, workspace: Workspace, opened: dict[str, TaskData]) -> Verified:
     """``opened`` holds the data of protocols that came before."""
     claimed: dict[str, float] = ended.status["last"]
     try:

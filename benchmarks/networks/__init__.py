@@ -21,8 +21,8 @@ from kd_methods.views.modes import modes_kept
 
 from ..common.registry import Registry
 from . import imagenet_start
-from .architecture import Architecture
 from .encoders import ENCODERS, VOCABULARY, pretrained_source
+from .image_classifier import ImageClassifier
 from .source import NetworkSource
 from .timm_entry import enter_timm
 from .zoo import ARCHITECTURES, register_network
@@ -31,8 +31,8 @@ __all__ = [
     "ENCODERS",
     "SOURCES",
     "VOCABULARY",
-    "Architecture",
     "Chain",
+    "ImageClassifier",
     "LogitsOnly",
     "NetworkSource",
     "NetworkView",

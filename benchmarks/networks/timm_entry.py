@@ -14,8 +14,8 @@ from torch import nn
 from kd_methods.errors import UserError, unknown
 
 from ..common.places import PROGRAM
-from .architecture import Architecture
 from .entry import NetworkEntry
+from .image_classifier import ImageClassifier
 
 CLASSES = 100
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -83,7 +83,7 @@ def _built(
         refused = f"in_chans={in_chans}" if in_chans != 3 else f"drop_rate={drop_rate}"
         raise UserError(f"{name} reads images of three channels and has no dropout of its own; it refuses {refused}")
     module = entry.build(num_classes or CLASSES)
-    if not isinstance(module, Architecture):
+    if not isinstance(module, ImageClassifier):
         return module
     module.num_classes = num_classes or CLASSES
     if not num_classes or global_pool != "avg":
@@ -98,7 +98,7 @@ def _facts(entry: NetworkEntry) -> dict[str, Any]:
     """What timm asks of an architecture, from a pass without values; nothing of one without a chain of units."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.no_grad():
         module = entry.build(CLASSES).eval()
-        if not isinstance(module, Architecture):
+        if not isinstance(module, ImageClassifier):
             return {}
         x = torch.zeros(1, 3, entry.side, entry.side)
         last, kept = module.forward_intermediates(x)

@@ -23,7 +23,7 @@ def register_network(name: str, builder: Callable[[int], nn.Module], version: in
     Args:
         name: how pairs and the command line call it.
         builder: maps a number of classes to a classifier of images; of one with ``chain()`` these are its units (see
-            :class:`Architecture`), of any other they are found by tracing.
+            :class:`ImageClassifier`), of any other they are found by tracing.
         version: raised when the architecture or its initialisation is mended; part of the cells that use it.
         title: as tables print it; by default what the rule for names makes of the name.
 

@@ -43,7 +43,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 REMEDY = "nothing was taken from it; ask for the archive again"
 
 
-class Index(TypedDict):
+class ArchiveIndex(TypedDict):
     """archive.json: the version of the form, and the sha256 of every other file by its name."""
 
     format: Literal[1]
@@ -113,7 +113,7 @@ def _unpack(file: Path, folder: Path) -> None:
         raise DiskError(f"cannot unpack {file}: {error.strerror or error}") from None
     except Exception as error:  # zipfile has many, one for each field of a header
         raise Damaged(f"{file} is damaged, or no archive ({error}); {REMEDY}") from None
-    index = documents.read(folder / INDEX, Index, REMEDY)
+    index = documents.read(folder / INDEX, ArchiveIndex, REMEDY)
     there = {member.filename for member in members}
     if there != {INDEX, *index["files"]}:
         odd = min(there ^ {INDEX, *index["files"]})

@@ -177,7 +177,7 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
     return Merged(tuple(added), same, students, tuple(conflicts), tuple(busy), tables)
 
 
-class Ended(NamedTuple):
+class EndedRun(NamedTuple):
     """A run that has ended and is whole."""
 
     run: Run
@@ -185,7 +185,7 @@ class Ended(NamedTuple):
     status: dict[str, Any]
 
 
-def checked(run: Run) -> Ended:
+def checked(run: Run) -> EndedRun:
     """A run that has ended, whose documents agree with each other and with its key.
 
     Raises:
@@ -204,10 +204,10 @@ def checked(run: Run) -> Ended:
         records = run.metrics
         if not records or _text({rule: status[rule] for rule in ("last", "best")}) != _text(figures(records)):
             raise Damaged(f"{run.path} ({label}): its status has other results than its epochs")
-    return Ended(run, label, status)
+    return EndedRun(run, label, status)
 
 
-def ended(root: Path, say: Say) -> list[Ended]:
+def ended(root: Path, say: Say) -> list[EndedRun]:
     """The runs of a store that have ended and are whole, by key; ``say`` hears of the others.
 
     Raises:
@@ -222,7 +222,7 @@ def ended(root: Path, say: Say) -> list[Ended]:
     return found
 
 
-def finished(root: Path, start: str) -> Ended:
+def finished(root: Path, start: str) -> EndedRun:
     """The one run of a store whose key begins so, which has to be done and to have its network.
 
     Raises:

@@ -156,14 +156,14 @@ class Manifest(Document):
     costs: tuple[PlannedCost, ...] = ()
 
 
-class Merged(NamedTuple):
+class MergedManifest(NamedTuple):
     """A manifest with what it showed before, and in words what it shows elsewhere or no longer."""
 
     manifest: Manifest
     said: tuple[str, ...]
 
 
-def merge(old: Manifest | None, new: Manifest) -> Merged:
+def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
     """Add a plan to what the table showed before, so that a run of some rows or columns loses nothing.
 
     Old cells whose settings are others than the new ones of their row are from now on a row of their own. What was
@@ -171,10 +171,12 @@ def merge(old: Manifest | None, new: Manifest) -> Merged:
     table, is named, and stays in the store.
     """
     if not old:
-        return Merged(new, ())
+        return MergedManifest(new, ())
     if old.protocol != new.protocol:
         changed = [key for key in {**old.protocol, **new.protocol} if old.protocol.get(key) != new.protocol.get(key)]
-        return Merged(new, (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),))
+        return MergedManifest(
+            new, (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),)
+        )
     beside = _Beside(old, new)
     kept: dict[tuple[str, str, int], PlannedCell] = {}
     rows = {row.key: row for row in old.rows}
@@ -208,7 +210,7 @@ def merge(old: Manifest | None, new: Manifest) -> Merged:
     )
     names = dict.fromkeys((rows[key].title, row.title) for (key, _), row in moved.items())
     said = [f"{before} was run with other settings before: that is the row {now} now" for before, now in names]
-    return Merged(both, (*said, *([_replaced(replaced)] if replaced else [])))
+    return MergedManifest(both, (*said, *([_replaced(replaced)] if replaced else [])))
 
 
 class _Beside:

@@ -282,7 +282,7 @@ def test_another_architecture_or_number_of_classes_is_named() -> None:
 bounded = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-class Small(nn.Module):
+class TwoLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc, self.bn = nn.Linear(3, 2), nn.BatchNorm1d(2)
@@ -292,11 +292,11 @@ def is_read_or_refused(path: Path) -> None:
     """It is ordinary tensors that fit, or one line; and it does not take long."""
     start = time.perf_counter()
     try:
-        found = take(path, lambda _: Small())
+        found = take(path, lambda _: TwoLayers())
     except UserError as error:
         assert str(path) in str(error) and str(error).isprintable() and len(str(error)) < 600
     else:
-        own = Small().state_dict()
+        own = TwoLayers().state_dict()
         assert {key: value.shape for key, value in found.weights.items()} == {k: v.shape for k, v in own.items()}
         assert all(value.isfinite().all() for value in found.weights.values())
     assert time.perf_counter() - start < 5
@@ -313,7 +313,7 @@ def test_damage_of_any_kind(
     tmp_path_factory: pytest.TempPathFactory, zipped: bool, cut: float, flips: list[tuple[float, int]], tail: bytes
 ) -> None:
     path = saved(
-        tmp_path_factory.getbasetemp() / "fuzz.pth", Small().state_dict(), _use_new_zipfile_serialization=zipped
+        tmp_path_factory.getbasetemp() / "fuzz.pth", TwoLayers().state_dict(), _use_new_zipfile_serialization=zipped
     )
     content = bytearray(path.read_bytes())
     for place, value in flips:
@@ -330,7 +330,7 @@ def test_any_other_file(tmp_path_factory: pytest.TempPathFactory, content: bytes
     is_read_or_refused(path)
 
 
-OWN = Small().state_dict()
+OWN = TwoLayers().state_dict()
 KEYS = st.sampled_from([*OWN, *under("module.", OWN), "epoch", "model", "state_dict", "ema", "\n\x00"])
 TENSORS = st.builds(
     lambda value, dtype: value.to(dtype),

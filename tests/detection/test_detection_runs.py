@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.detection import CPU, DENSE, STUDENT, TEACHER, TWO_STAGE, job_of, needs_mmdetection, train
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 from torch import Tensor
 
 from benchmarks import networks
@@ -259,7 +259,7 @@ def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
         cell = make_cell(job.protocol, "", STUDENT, Distillation("test_exits"))
     store = Store(tmp_path / "out")
     place = Workspace(CPU, job.data_root, output=store.root, plugin_files=(plugin,))
-    context = engine.Context(place, job.protocol, None, lambda ref: None, Followed())
+    context = engine.Context(place, job.protocol, None, lambda ref: None, ForwardingWatcher())
     engine.run([cell], context)
     assert store.run(cell).status["state"] == "failed" and store.run(cell).status["message"] == "SystemExit: 0"
     monkeypatch.setattr(engine, "_in_processes", lambda *_: ("disk", "nothing can be written"))
@@ -312,7 +312,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.detection import runner as detection
-    from benchmarks.detection.engine import Job
+    from benchmarks.detection.engine import DetectionJob
 
     protocol = load_protocol("shapes-demo")
     values = dict(pair_settings(name, "", protocol.recipe))
@@ -320,7 +320,7 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
     teacher, student = ("gfl_small_r18x2", "gfl_small_r18x4") if name in DENSE else (TEACHER, STUDENT)
     ref = TeacherRef(teacher, (), (), weights="none")
     cell = make_cell(protocol, "shapes", student, Distillation(name, ref, values))
-    job = Job(cell, protocol, shapes, "cpu", torch.get_num_threads(), (), tmp_path)
+    job = DetectionJob(cell, protocol, shapes, "cpu", torch.get_num_threads(), (), tmp_path)
     runner, _ = detection.set_up(job, None, tmp_path)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

@@ -97,7 +97,7 @@ SUFFIXES = {
 }
 
 
-class Bench:
+class UserFolder:
     """A user's folder: a table, a protocol, data root, checkpoints and store; their path has a space."""
 
     def __init__(self, folder: Path) -> None:
@@ -153,21 +153,21 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, tuple[int, str, str]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[UserFolder, tuple[int, str, str]]:
     """The table after its first run, and what that run said. Tests only add to it."""
-    bench = Bench(tmp_path_factory.mktemp("end to end"))
+    bench = UserFolder(tmp_path_factory.mktemp("end to end"))
     return bench, bench.run()
 
 
-def copied(bench: Bench, folder: Path) -> Bench:
+def copied(bench: UserFolder, folder: Path) -> UserFolder:
     """The same table and store in a folder where a test may spoil them."""
-    copy = Bench(folder / "copy")
+    copy = UserFolder(folder / "copy")
     copy.table.write_text(bench.table.read_text())
     shutil.copytree(bench.output, copy.output)
     return copy
 
 
-def test_one_command_ends_with_the_tables(done: tuple[Bench, tuple[int, str, str]]) -> None:
+def test_one_command_ends_with_the_tables(done: tuple[UserFolder, tuple[int, str, str]]) -> None:
     bench, (code, out, err) = done
     assert code == 0, err
     files = bench.files()
@@ -192,7 +192,7 @@ def test_one_command_ends_with_the_tables(done: tuple[Bench, tuple[int, str, str
     assert {line["extra_inference_params"] for line in costs} == {"0"}
 
 
-def test_a_table_tells_the_runs_values(done: tuple[Bench, tuple[int, str, str]]) -> None:
+def test_a_table_tells_the_runs_values(done: tuple[UserFolder, tuple[int, str, str]]) -> None:
     bench, _ = done
     lines = csv.DictReader(io.StringIO(bench.files()["tiny.csv"].decode()))
     shown = {
@@ -209,7 +209,7 @@ def test_a_table_tells_the_runs_values(done: tuple[Bench, tuple[int, str, str]])
             )
 
 
-def test_the_second_run_computes_nothing_and_writes_the_same(done: tuple[Bench, tuple[int, str, str]]) -> None:
+def test_the_second_run_computes_nothing_and_writes_the_same(done: tuple[UserFolder, tuple[int, str, str]]) -> None:
     bench, _ = done
     runs, files = bench.runs(), bench.files()
     code, _, err = bench.run()
@@ -218,7 +218,7 @@ def test_the_second_run_computes_nothing_and_writes_the_same(done: tuple[Bench, 
 
 
 def test_render_from_another_folder_without_data_writes_the_same(
-    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+    done: tuple[UserFolder, tuple[int, str, str]], tmp_path: Path
 ) -> None:
     bench = copied(done[0], tmp_path)
     shutil.rmtree(bench.folder / "data")
@@ -233,7 +233,7 @@ def test_render_from_another_folder_without_data_writes_the_same(
 
 
 def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_for(
-    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+    done: tuple[UserFolder, tuple[int, str, str]], tmp_path: Path
 ) -> None:
     bench = copied(done[0], tmp_path)
     files = bench.files()
@@ -251,7 +251,7 @@ def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_fo
 
 def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
     """Students on wrong labels, of which the teacher's data has none; the caption says how the teacher was trained."""
-    bench = Bench(tmp_path / "noisy")
+    bench = UserFolder(tmp_path / "noisy")
     own = PROTOCOL.replace("one-epoch", "noisy") + "label_noise: 0.5\nteachers_from: one epoch.yaml\n"
     (bench.folder / "noisy.yaml").write_text(own)
     bench.table.write_text(TABLE.format(protocol="noisy.yaml"))
@@ -268,7 +268,7 @@ def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
 
 def test_folders_of_images_are_columns_and_may_be_moved(tmp_path: Path) -> None:
     """A cell knows the content of a folder, not its place: nothing is computed again where it lies elsewhere."""
-    bench = Bench(tmp_path)
+    bench = UserFolder(tmp_path)
     for place, colour in (("first", 60), ("second/one", 200)):
         for split, count in (("train", 10), ("test", 3)):
             for name in ("a", "b"):
@@ -295,7 +295,7 @@ def test_folders_of_images_are_columns_and_may_be_moved(tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "a folder")
+    bench = UserFolder(tmp_path / "a folder")
     code, out, err = bench.run("--dry-run", "--methods", "student,kd")
     assert code == 0 and out == ""
     for words in ("one-epoch v1 on digits: 1 epoch, batch 256", "rows student, kd; seeds 0, 1", "2 cells, 0 stored",
@@ -305,7 +305,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     assert not bench.output.exists() and not (bench.folder / "checkpoints").exists()
 
 
-def test_a_method_from_a_file(done: tuple[Bench, tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_method_from_a_file(done: tuple[UserFolder, tuple[int, str, str]], tmp_path: Path) -> None:
     bench = copied(done[0], tmp_path)
     before = bench.runs()
     plugin = bench.folder / "my method.py"
@@ -327,7 +327,7 @@ def test_a_method_from_a_file(done: tuple[Bench, tuple[int, str, str]], tmp_path
 
 
 def test_a_method_from_a_file_has_a_cost(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "a folder")
+    bench = UserFolder(tmp_path / "a folder")
     plugin = bench.folder / "mine.py"
     plugin.write_text(PLUGIN)
     code, _, err = bench.run(
@@ -338,7 +338,7 @@ def test_a_method_from_a_file_has_a_cost(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_of_a_table_is_said_and_ends_with_1(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "a folder")
+    bench = UserFolder(tmp_path / "a folder")
     plugin = bench.folder / "trouble.py"
     plugin.write_text(PLUGIN + TROUBLE)
     chosen = ("--plugin", str(plugin), "--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost")
@@ -353,7 +353,7 @@ def test_what_is_missing_of_a_table_is_said_and_ends_with_1(tmp_path: Path) -> N
 @pytest.mark.parametrize("closed", [pytest.param("stdout", marks=pytest.mark.slow), "stderr"])
 def test_a_stream_that_takes_nothing_is_no_cell_s_failure(tmp_path: Path, closed: str) -> None:
     """The output is on a full disk, or was piped into something that has ended."""
-    bench = Bench(tmp_path / "a folder")
+    bench = UserFolder(tmp_path / "a folder")
     plugin = bench.folder / "trouble.py"
     plugin.write_text(PLUGIN + TROUBLE)
     chosen = ("--plugin", str(plugin), "--methods", "chatty", "--pairs", "resnet14-resnet8", "--seeds", "0")
@@ -374,7 +374,7 @@ def test_a_stream_that_takes_nothing_is_no_cell_s_failure(tmp_path: Path, closed
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "a folder")
+    bench = UserFolder(tmp_path / "a folder")
     arguments = ("--methods", "student", "--pairs", "resnet14-resnet8", "--seeds", "0", "--epochs", "12", "--no-cost")
     process = bench.start(str(bench.table), "--preset", "demo", *bench.places, *arguments)
     try:
@@ -405,7 +405,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
 
 
 def test_a_damaged_checkpoint_is_named_and_its_cell_begins_again(
-    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+    done: tuple[UserFolder, tuple[int, str, str]], tmp_path: Path
 ) -> None:
     bench = copied(done[0], tmp_path)
     (cell,) = (path for path in (bench.output / "runs").glob("*/cell.json") if label(path) == "kd/resnet14-resnet8/s0")
@@ -418,7 +418,7 @@ def test_a_damaged_checkpoint_is_named_and_its_cell_begins_again(
 
 
 def test_runs_that_are_spoilt_are_named_and_computed_again_and_the_rest_goes_on(
-    done: tuple[Bench, tuple[int, str, str]], tmp_path: Path
+    done: tuple[UserFolder, tuple[int, str, str]], tmp_path: Path
 ) -> None:
     """A status, a swapped pair of folders, and a teacher whose weights changed by one bit, found where it teaches."""
     bench = copied(done[0], tmp_path)

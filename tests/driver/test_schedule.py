@@ -29,7 +29,7 @@ def cell(method: str, seed: int = 0, teacher: Cell | None = None) -> Cell:
     return Cell("digits", "data", PROTOCOL.identity(), 0.1, "resnet8", method, 1, {}, seed, ref)
 
 
-class Watcher:
+class RecordingWatcher:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.events: list[tuple[str, str]] = []
@@ -45,7 +45,7 @@ class Watcher:
         self.missing += 1
 
 
-class Pool:
+class FakePool:
     """Each job takes one poll; ``outcome`` says how it ends, by the count of jobs started before it."""
 
     def __init__(
@@ -83,8 +83,10 @@ class Pool:
         self.closed = True
 
 
-def run(store: Store, pool: Pool, groups: list[list[Cell]], stopping: Callable[[], bool] = lambda: False) -> Watcher:
-    watcher = Watcher()
+def run(
+    store: Store, pool: FakePool, groups: list[list[Cell]], stopping: Callable[[], bool] = lambda: False
+) -> RecordingWatcher:
+    watcher = RecordingWatcher()
     schedule.run([Job(tuple(group), PROTOCOL) for group in groups], pool, watcher, store, stopping)
     assert pool.closed
     return watcher
@@ -98,7 +100,7 @@ def store(tmp_path: Path) -> Store:
 def test_a_job_waits_for_its_teachers_only(store: Store) -> None:
     teacher = cell("student")
     kd, alone = cell("kd", teacher=teacher), cell("student", seed=1)
-    pool = Pool(store, 2)
+    pool = FakePool(store, 2)
     watcher = run(store, pool, [[kd], [teacher], [alone]])
     assert [job.cells for job in pool.started] == [(teacher,), (alone,), (kd,)] and pool.most == 2
     assert [event for label, event in watcher.events if label == kd.label] == ["step"] * 3 + ["done"]
@@ -118,12 +120,12 @@ def test_jobs_that_wait_are_not_looked_through_whenever_one_ends(store: Store, m
     monkeypatch.setattr("os.fsync", lambda handle: None)
     teacher, jobs = cell("student"), 60
     students = [[cell("kd", seed, teacher)] for seed in range(jobs // 2)]
-    run(store, Pool(store, 1), [*([cell("student", seed)] for seed in range(1, jobs // 2)), [teacher], *students])
+    run(store, FakePool(store, 1), [*([cell("student", seed)] for seed in range(1, jobs // 2)), [teacher], *students])
     assert jobs <= looks <= 8 * jobs
 
 
 def test_no_more_jobs_run_than_there_are_places(store: Store) -> None:
-    pool = Pool(store, 3)
+    pool = FakePool(store, 3)
     run(store, pool, [[cell("student", seed)] for seed in range(10)])
     assert pool.most == 3 and len(pool.started) == 10
 
@@ -132,14 +134,14 @@ def test_cells_without_a_teacher_are_left_out_and_the_others_go_on(store: Store)
     teacher = cell("student")
     kd, alone = cell("kd", teacher=teacher), cell("student", seed=1)
     store.run(teacher).set_status("diverged", message="so it did")
-    watcher = run(store, Pool(store, 1), [[kd, alone]])
+    watcher = run(store, FakePool(store, 1), [[kd, alone]])
     assert watcher.missing == 1 and watcher.lines == [f"{kd.label}  LEFT OUT: its teacher is not trained"]
     assert store.run(alone).state == "done" and store.run(kd).state == "missing"
 
 
 def test_where_a_place_is_lost_its_cells_go_on_alone(store: Store) -> None:
     cells = [cell(method) for method in ("kd", "dkd", "at")]
-    pool = Pool(store, 1, lambda n, job: Ended("killed by SIGKILL") if n == 0 else Finished())
+    pool = FakePool(store, 1, lambda n, job: Ended("killed by SIGKILL") if n == 0 else Finished())
     watcher = run(store, pool, [cells])
     assert [len(job.cells) for job in pool.started] == [3, 1, 1, 1]
     assert watcher.lines == ["a worker was lost (killed by SIGKILL); its 3 cells go on, each alone"]
@@ -148,7 +150,7 @@ def test_where_a_place_is_lost_its_cells_go_on_alone(store: Store) -> None:
 
 def test_a_cell_under_which_places_are_lost_has_failed_and_the_others_go_on(store: Store) -> None:
     bad, good = cell("at"), cell("kd")
-    pool = Pool(store, 2, lambda n, job: Ended("killed by SIGSEGV") if bad in job.cells else Finished())
+    pool = FakePool(store, 2, lambda n, job: Ended("killed by SIGSEGV") if bad in job.cells else Finished())
     watcher = run(store, pool, [[bad, good]])
     assert store.run(good).state == "done"
     assert store.run(bad).state == "failed" and "killed by SIGSEGV" in store.run(bad).status["message"]
@@ -156,7 +158,7 @@ def test_a_cell_under_which_places_are_lost_has_failed_and_the_others_go_on(stor
 
 
 def test_what_concerns_the_run_stops_all_of_it(store: Store) -> None:
-    pool = Pool(store, 1, lambda n, job: Finished(DiskError("no space left")))
+    pool = FakePool(store, 1, lambda n, job: Finished(DiskError("no space left")))
     with pytest.raises(DiskError, match="no space left"):
         run(store, pool, [[cell("kd")], [cell("dkd")]])
     assert pool.closed and len(pool.started) == 1
@@ -164,7 +166,7 @@ def test_what_concerns_the_run_stops_all_of_it(store: Store) -> None:
 
 def test_a_stop_is_passed_on_and_waited_for(store: Store) -> None:
     asked = itertools.chain([False], itertools.repeat(True))
-    pool = Pool(store, 1, lambda n, job: Finished(Interrupted()))
+    pool = FakePool(store, 1, lambda n, job: Finished(Interrupted()))
     with pytest.raises(Interrupted, match="goes on from here"):
         run(store, pool, [[cell("kd")], [cell("dkd")]], lambda: next(asked))
     assert pool.stopped and pool.closed and len(pool.started) == 1
@@ -173,7 +175,7 @@ def test_a_stop_is_passed_on_and_waited_for(store: Store) -> None:
 def test_a_line_is_passed_on(store: Store) -> None:
     said = iter([Said("a word"), Finished()])
 
-    class Speaking(Pool):
+    class Speaking(FakePool):
         def messages(self, seconds: float) -> list[tuple[Job, Any]]:
             message = next(said)
             return [(self.running[0], message)] if isinstance(message, Said) else super().messages(seconds)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 
 from benchmarks.cli import options
 from benchmarks.config.protocol import load_protocol
@@ -59,7 +59,7 @@ def made(calls: list[Any], fails_in: str = "", error: BaseException | None = Non
 def test_a_tracker_is_told_of_each_cell_from_its_first_step_to_its_end(tmp_path: Path) -> None:
     calls: list[Any] = []
     events: list[str] = []
-    with Tracking(Followed(lambda _, event: events.append(event)), [made(calls)], tmp_path) as watcher:
+    with Tracking(ForwardingWatcher(lambda _, event: events.append(event)), [made(calls)], tmp_path) as watcher:
         for member, event in (
             (student_run(), "step"), (student_run(), "step"), (student_run(0), "epoch"), (student_run(0, 1), "epoch"),
             (student_run(0, 1), "done"),
@@ -71,7 +71,7 @@ def test_a_tracker_is_told_of_each_cell_from_its_first_step_to_its_end(tmp_path:
 
 def test_what_is_stopped_is_ended_as_its_run_says(tmp_path: Path) -> None:
     calls: list[Any] = []
-    with pytest.raises(KeyboardInterrupt), Tracking(Followed(), [made(calls)], tmp_path) as watcher:
+    with pytest.raises(KeyboardInterrupt), Tracking(ForwardingWatcher(), [made(calls)], tmp_path) as watcher:
         watcher(student_run(state="interrupted"), "step")
         raise KeyboardInterrupt
     assert calls[-1] == ("end", "interrupted")
@@ -83,7 +83,7 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, cal
     calls: list[Any] = []
     lines: list[str] = []
     kinds = [made([], call, error), made(calls)]
-    with Tracking(Followed(say=lines.append), kinds, tmp_path) as watcher:
+    with Tracking(ForwardingWatcher(say=lines.append), kinds, tmp_path) as watcher:
         for seed in range(2):
             other = replace(CELL, seed=seed)
             for event in ("step", "epoch", "done"):
@@ -115,7 +115,7 @@ def test_what_tensorboard_wrote_is_read_back(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     lines: list[str] = []
-    with Tracking(Followed(say=lines.append), [TensorBoard], tmp_path) as watcher:
+    with Tracking(ForwardingWatcher(say=lines.append), [TensorBoard], tmp_path) as watcher:
         for event, epochs in (("step", ()), ("epoch", (0,)), ("epoch", (1,)), ("epoch", (2,)), ("done", (2,))):
             watcher(student_run(*epochs), event)
     assert not lines

@@ -11,18 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_end_to_end import Bench
+from test_end_to_end import UserFolder
 
 CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0,1", "--no-cost")
 
 
-def students(bench: Bench) -> dict[str, str]:
+def students(bench: UserFolder) -> dict[str, str]:
     """Digests of all final weights, by the folder of their run."""
     files = (bench.output / "runs").glob("*/student.pt")
     return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def longer(bench: Bench) -> Bench:
+def longer(bench: UserFolder) -> UserFolder:
     """With epochs enough to do something while it runs."""
     bench.protocol.write_text(bench.protocol.read_text().replace("epochs: 1", "epochs: 6"))
     return bench
@@ -43,7 +43,7 @@ def until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 def test_workers_end_in_the_bits_of_one_process(tmp_path: Path) -> None:
-    one, two = Bench(tmp_path / "one"), Bench(tmp_path / "two")
+    one, two = UserFolder(tmp_path / "one"), UserFolder(tmp_path / "two")
     assert one.run("--workers", "1", *CHOSEN)[0] == 0
     code, out, err = two.run("--workers", "2", *CHOSEN)
     assert code == 0 and "2 workers on cpu" in err, err
@@ -53,7 +53,7 @@ def test_workers_end_in_the_bits_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_hurts_nobody_and_a_stop_stops_all(tmp_path: Path) -> None:
-    one, two = longer(Bench(tmp_path / "one")), longer(Bench(tmp_path / "two"))
+    one, two = longer(UserFolder(tmp_path / "one")), longer(UserFolder(tmp_path / "two"))
     assert one.run("--workers", "1", *CHOSEN)[0] == 0
 
     process = two.start(str(two.table), "--preset", "demo", *two.places, "--workers", "2", *CHOSEN)
@@ -73,7 +73,7 @@ def test_a_killed_worker_hurts_nobody_and_a_stop_stops_all(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    bench = longer(Bench(tmp_path / "a folder"))
+    bench = longer(UserFolder(tmp_path / "a folder"))
     process = bench.start(str(bench.table), "--preset", "demo", *bench.places, "--workers", "2", *CHOSEN)
     until(lambda: bench.statuses() and children(process), process)
     working = children(process)

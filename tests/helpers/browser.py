@@ -22,7 +22,7 @@ _KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Page:
+class BrowserPage:
     """A page of the browser; ``requests`` are the addresses that it has asked for."""
 
     def __init__(self, writing: int, reading: int) -> None:
@@ -90,7 +90,7 @@ class Page:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Page]:
+def browser(profile: Path) -> Iterator[BrowserPage]:
     """A page of a browser of its own, which ends with the block."""
     (theirs, writing), (reading, back) = os.pipe(), os.pipe()
     theirs, back = (fcntl.fcntl(old, fcntl.F_DUPFD, 20) for old in (theirs, back))
@@ -101,7 +101,7 @@ def browser(profile: Path) -> Iterator[Page]:
     words = ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{back}', "bash", *arguments]
     process = subprocess.Popen(words, pass_fds=(theirs, back), stderr=subprocess.DEVNULL)
     try:
-        yield Page(writing, reading)
+        yield BrowserPage(writing, reading)
     finally:
         process.terminate()
         process.wait(30)

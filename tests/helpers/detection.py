@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 from torch import Tensor
 
 import kd_methods
@@ -91,7 +91,7 @@ def train(
     """Train a job's cell as the driver does; the store."""
     store = Store(root)
     place = Workspace(CPU, job.data_root, output=root)
-    context = engine.Context(place, job.protocol, None, lambda ref: job.teacher, Followed(report), stopping)
+    context = engine.Context(place, job.protocol, None, lambda ref: job.teacher, ForwardingWatcher(report), stopping)
     engine.run([job.cell], context)
     return store
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import kd_methods
 from benchmarks import networks
-from benchmarks.networks import Architecture, Chain, NetworkView, build_network
+from benchmarks.networks import Chain, ImageClassifier, NetworkView, build_network
 from kd_methods.contract import (
     FIELDS,
     NO_OUTPUTS,
@@ -101,7 +101,7 @@ def pair_for(name: str) -> tuple[str, str]:
     return OWN_PAIRS.get(name, TEXT_PAIR if kd_methods.card(name).modality == "text" else ("resnet14", "resnet8"))
 
 
-class ViT(Architecture):
+class TinyViT(ImageClassifier):
     """A small vision transformer with a class token: tokens (B, L, D) of a square of patches and one more."""
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ def network(name: str, role: str) -> NetworkView:
             view = build_network(name, CLASSES, vocabulary=WORDS)
             return view.requires_grad_(False).eval() if role == "teacher" else view
         if name == "vit":
-            view = NetworkView(ViT(), methodcaller("chain"), (3, 16, 16))
+            view = NetworkView(TinyViT(), methodcaller("chain"), (3, 16, 16))
         else:
             view = build_network(name, CLASSES, (3, 16, 16))
         for _ in range(3):

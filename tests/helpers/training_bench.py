@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 from torch import Tensor
 
 import kd_methods
@@ -77,7 +77,7 @@ def teacher_weights(data: ImageData) -> dict[str, Tensor]:
     return network.module.state_dict()
 
 
-class Bench:
+class TrainingBench:
     """A folder with a store and a teacher's file, and what trains cells in it."""
 
     def __init__(self, folder: Path, data: ImageData, protocol: Protocol = PROTOCOL) -> None:
@@ -104,7 +104,7 @@ class Bench:
     def context(self, stopping: Callable[[], bool] = lambda: False, save_seconds: float = NEVER) -> local.Context:
         return local.Context(
             Workspace(CPU, output=self.store.root), self.protocol, self.data, lambda ref: self.file,
-            Followed(self.report, self.said.append), stopping, save_seconds=save_seconds,
+            ForwardingWatcher(self.report, self.said.append), stopping, save_seconds=save_seconds,
         )  # fmt: skip
 
     def group(self, **changes: Any) -> Group:
@@ -155,5 +155,5 @@ def identical(left: Any, right: Any) -> bool:
     return type(left) is type(right) and left == right
 
 
-def differing(bench: Bench, cells: Sequence[Cell], alone: Callable[[Cell], Result]) -> list[str]:
+def differing(bench: TrainingBench, cells: Sequence[Cell], alone: Callable[[Cell], Result]) -> list[str]:
     return [cell.label for cell in cells if Result(bench.store, cell) != alone(cell)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.training_bench import NEVER, REPO, Bench, Case, tiny_data
+from helpers.training_bench import NEVER, REPO, Case, TrainingBench, tiny_data
 
 from benchmarks.common import files
 from benchmarks.training.student_run import StudentRun
@@ -86,7 +86,7 @@ def kill_while_writing(moment: int) -> None:
 
 def work(options: argparse.Namespace, step: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
-    bench = Bench(options.folder, tiny_data())
+    bench = TrainingBench(options.folder, tiny_data())
 
     def report(student_run: StudentRun, event: str) -> None:
         print(json.dumps({"cell": student_run.cell.label, "event": event}), flush=True)

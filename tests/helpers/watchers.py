@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Followed:
+class ForwardingWatcher:
     """A watcher that passes on what it is called with."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 
 import kd_methods
 from benchmarks.common.workspace import Workspace
@@ -54,7 +54,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         known, network, student = SETTINGS[setting]
         protocol = load_protocol(known)
         data = get_task(protocol.task).open(folder, protocol, cpu)
-        context = local.Context(Workspace(cpu, output=folder), protocol, data, lambda ref: folder, Followed())
+        context = local.Context(Workspace(cpu, output=folder), protocol, data, lambda ref: folder, ForwardingWatcher())
         teacher = student_cell(network, protocol, get_task(protocol.task).fingerprint(folder, protocol), {})
         local.run([teacher], context)
         ref = TeacherRef(network, protocol.mean, protocol.std, cell=teacher.key)

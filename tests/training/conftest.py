@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training_bench import Bench, Result, tiny_data
+from helpers.training_bench import Result, TrainingBench, tiny_data
 
 from benchmarks.store.cell import Cell
 from benchmarks.tasks.images import ImageData
@@ -19,14 +19,14 @@ def data() -> ImageData:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, data: ImageData) -> Bench:
-    return Bench(tmp_path, data)
+def bench(tmp_path: Path, data: ImageData) -> TrainingBench:
+    return TrainingBench(tmp_path, data)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[Cell], Result]:
     """Results of cells that were trained alone and undisturbed."""
-    bench = Bench(tmp_path_factory.mktemp("alone"), data)
+    bench = TrainingBench(tmp_path_factory.mktemp("alone"), data)
 
     def result(cell: Cell) -> Result:
         torch.manual_seed(123)

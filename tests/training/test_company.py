@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training_bench import ALL, EPOCHS, FEW, STEPS, Bench, Case, Result, differing, identical
+from helpers.training_bench import ALL, EPOCHS, FEW, STEPS, Case, Result, TrainingBench, differing, identical
 from helpers.training_process import process
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from kd_methods.contract import Batch
 
 @pytest.mark.parametrize("cases", [ALL[::2], pytest.param(ALL[1::2], marks=pytest.mark.slow)], ids=["even", "odd"])
 def test_a_cell_alone_is_the_cell_in_any_group_and_the_teacher_stays_as_it_was(
-    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, cases: Sequence[Case]
+    bench: TrainingBench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, cases: Sequence[Case]
 ):
     built: list[NetworkView] = []
     teacher = local.Context.teacher
@@ -50,16 +50,16 @@ def test_a_cell_alone_is_the_cell_in_any_group_and_the_teacher_stays_as_it_was(
 
 def test_also_with_two_threads(tmp_path: Path, data: ImageData):
     torch.set_num_threads(2)
-    group = Bench(tmp_path / "group", data)
+    group = TrainingBench(tmp_path / "group", data)
     cells = group.cells(FEW[1:])
     group.run(cells)
     for i, cell in enumerate(cells):
-        single = Bench(tmp_path / str(i), data)
+        single = TrainingBench(tmp_path / str(i), data)
         single.run([cell])
         assert Result(single.store, cell) == Result(group.store, cell), cell.label
 
 
-def test_the_comparison_notices_a_difference(bench: Bench, alone: Callable[[Cell], Result]):
+def test_the_comparison_notices_a_difference(bench: TrainingBench, alone: Callable[[Cell], Result]):
     """Another seed, other settings and another order of draws give other bits."""
     (cell,) = bench.cells([("block_kd", {"sample_stones": 1})])
     (seed,) = bench.cells([("block_kd", {"sample_stones": 1})], seed=1)
@@ -68,7 +68,9 @@ def test_the_comparison_notices_a_difference(bench: Bench, alone: Callable[[Cell
     assert not identical(alone(kd).weights, alone(other).weights)
 
 
-def test_students_of_one_seed_start_alike_and_see_the_same_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_students_of_one_seed_start_alike_and_see_the_same_batches(
+    bench: TrainingBench, monkeypatch: pytest.MonkeyPatch
+):
     cells = bench.cells(FEW)
     seen: dict[str, list[Tensor]] = {}
     step = StudentRun.step
@@ -88,13 +90,13 @@ def test_students_of_one_seed_start_alike_and_see_the_same_batches(bench: Bench,
     assert len(first) == EPOCHS * STEPS and all(identical(first, other) for other in others)
 
 
-def test_block_kd_without_stones_is_kd_to_the_bit(alone: Callable[[Cell], Result], bench: Bench):
+def test_block_kd_without_stones_is_kd_to_the_bit(alone: Callable[[Cell], Result], bench: TrainingBench):
     """The first line of the ablation table."""
     block, kd = bench.cells([("block_kd", {"active_stones": ()}), ("kd", {"ce": 1.0, "kd": 1.0})])
     assert identical(alone(block).weights, alone(kd).weights)
 
 
-def test_a_second_run_computes_nothing(bench: Bench):
+def test_a_second_run_computes_nothing(bench: TrainingBench):
     cells = bench.cells([("student", {}), ("kd", {})])
     bench.run([*cells, *cells])
     assert all(count == EPOCHS * STEPS for count in bench.steps().values())
@@ -105,7 +107,7 @@ def test_a_second_run_computes_nothing(bench: Bench):
     assert content == {path: path.stat().st_mtime_ns for path in bench.store.root.rglob("*") if path.is_file()}
 
 
-def test_two_processes_share_a_store(bench: Bench, alone: Callable[[Cell], Result]):
+def test_two_processes_share_a_store(bench: TrainingBench, alone: Callable[[Cell], Result]):
     """Each cell is computed by one of them; when the one that holds it is killed, the other takes it over."""
     cells = bench.cells(FEW)
     both = [process(bench.folder, FEW, "--save-seconds", "0") for _ in range(2)]

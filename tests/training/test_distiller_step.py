@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Bench
+from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, TrainingBench
 
 from benchmarks.common.seeding import Stream
 from benchmarks.tasks.images import ImageData
@@ -19,7 +19,7 @@ METHODS = ["student", "dkd", "mlld", "crd", "simkd", "norm", "block_kd", "fitnet
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_distiller_gives_the_loop_s_losses(name: str, bench: Bench, data: ImageData) -> None:
+def test_a_distiller_gives_the_loop_s_losses(name: str, bench: TrainingBench, data: ImageData) -> None:
     (cell,) = bench.cells([(name, {})])
     network = bench.group().teacher.network
     teacher = SharedTeacher(network, (PROTOCOL.mean, PROTOCOL.std), PROTOCOL) if cell.teacher else None

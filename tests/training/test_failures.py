@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from helpers.training_bench import EPOCHS, PROTOCOL, REPO, Bench, Result, tiny_data
+from helpers.training_bench import EPOCHS, PROTOCOL, REPO, Result, TrainingBench, tiny_data
 from torch import Tensor
 
 from benchmarks.common.environment import out_of_memory
@@ -163,7 +163,9 @@ def test_one_place_says_whose_an_error_is():
 
 
 @pytest.mark.parametrize("moment", ["init", "train", "losses", "probes", "save", "remarks"])
-def test_whatever_a_method_raises_is_its_cell_s_failure(bench: Bench, alone: Callable[[Any], Result], moment: str):
+def test_whatever_a_method_raises_is_its_cell_s_failure(
+    bench: TrainingBench, alone: Callable[[Any], Result], moment: str
+):
     wrong = bench.cells([("test_wrong", {"error": error, "moment": moment}) for error in ERRORS])
     kd, at = bench.cells([("kd", {}), ("at", {})])
     bench.run([kd, *wrong, at])
@@ -175,7 +177,7 @@ def test_whatever_a_method_raises_is_its_cell_s_failure(bench: Bench, alone: Cal
     assert all(Result(bench.store, cell) == alone(cell) for cell in (kd, at))
 
 
-def test_a_method_that_cannot_be_restored_fails_and_keeps_its_checkpoint(bench: Bench):
+def test_a_method_that_cannot_be_restored_fails_and_keeps_its_checkpoint(bench: TrainingBench):
     (cell,) = bench.cells([("test_wrong", {"error": "own", "moment": "restore"})])
     with pytest.raises(Interrupted):
         bench.run([cell], stopping=lambda: sum(bench.steps().values()) >= 2)
@@ -183,7 +185,7 @@ def test_a_method_that_cannot_be_restored_fails_and_keeps_its_checkpoint(bench: 
     assert bench.states([cell]) == ["failed"] and (bench.store.run(cell) / "checkpoint.pt").is_file()
 
 
-def test_the_user_s_stop_is_no_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_the_user_s_stop_is_no_failure(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
     """The second Ctrl-C ends the process wherever it is, also within a method."""
     monkeypatch.setitem(ERRORS, "stop", KeyboardInterrupt)
     cells = bench.cells([("kd", {}), ("test_wrong", {"error": "stop"})])
@@ -194,7 +196,7 @@ def test_the_user_s_stop_is_no_failure(bench: Bench, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("event", ["step", "epoch", "done", "failed"])
 def test_a_report_that_fails_marks_no_cell(
-    bench: Bench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch, event: str
+    bench: TrainingBench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch, event: str
 ):
     """It ends the run, if its errors get out at all, and nothing is lost."""
     kd, wrong, at = bench.cells([("kd", {}), ("test_wrong", {"error": "own", "moment": "train"}), ("at", {})])
@@ -229,7 +231,7 @@ class _Closed(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["bars", "lines"])
 def test_training_goes_on_without_its_display(
-    bench: Bench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch, terminal: bool
+    bench: TrainingBench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch, terminal: bool
 ):
     stream = _Closed(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -268,7 +270,7 @@ def test_a_lack_of_memory_is_known_whoever_says_it(kind: str):
     assert out_of_memory(SHORTAGES[kind]())
 
 
-def test_what_is_raised_over_a_lack_of_memory_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_raised_over_a_lack_of_memory_is_one(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
     """A network that cannot be looked at for want of memory is no reason to refuse a pair for ever."""
 
     def build(*_: Any) -> Any:
@@ -302,7 +304,7 @@ def test_another_error_is_no_lack_of_memory(error: BaseException):
 
 @pytest.mark.parametrize("kind", ["allocator", "onednn's memory", "python"])
 def test_a_group_splits_for_whatever_says_that_memory_is_short(
-    bench: Bench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch, kind: str
+    bench: TrainingBench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch, kind: str
 ):
     cells = bench.cells([("test_wrong", {"moment": name}) for name in "abcd"])
     with monkeypatch.context() as patch:
@@ -311,7 +313,7 @@ def test_a_group_splits_for_whatever_says_that_memory_is_short(
     assert all(Result(bench.store, cell) == alone(cell) for cell in cells)
 
 
-def test_alone_and_still_too_large_says_what_was_said(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_alone_and_still_too_large_says_what_was_said(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(ERRORS, "memory", SHORTAGES["allocator"])
     cells = bench.cells([("kd", {}), ("test_wrong", {"error": "memory"})])
     bench.run(cells)
@@ -321,7 +323,7 @@ def test_alone_and_still_too_large_says_what_was_said(bench: Bench, monkeypatch:
 
 
 def test_a_checkpoint_that_does_not_fit_into_memory_is_not_damaged(
-    bench: Bench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch
+    bench: TrainingBench, alone: Callable[[Any], Result], monkeypatch: pytest.MonkeyPatch
 ):
     cells = bench.cells([("kd", {}), ("at", {})])
     with pytest.raises(Interrupted):
@@ -376,7 +378,7 @@ def main() -> None:
     """Train a group of four in which two fit."""
     torch.set_num_threads(1)
     registry._classes["test_large"] = _Large
-    bench, sizes = Bench(Path(sys.argv[1]), tiny_data()), list[int]()
+    bench, sizes = TrainingBench(Path(sys.argv[1]), tiny_data()), list[int]()
     cells = bench.cells([("test_large", {"which": which}) for which in range(4)])
     shortage = local._shortage
 

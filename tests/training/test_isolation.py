@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.training_bench import CPU, PROTOCOL, Bench, Case, Result, identical, tiny_data
+from helpers.training_bench import CPU, PROTOCOL, Case, Result, TrainingBench, identical, tiny_data
 from torch import Tensor, nn
 
 from benchmarks.analysis.similarity import BlockSimilarity
@@ -208,13 +208,13 @@ def data() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[str], Bench]:
+def tried(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[str], TrainingBench]:
     """Groups in which every way is tried at one moment, between companions; each is trained once."""
-    benches: dict[str, Bench] = {}
+    benches: dict[str, TrainingBench] = {}
 
-    def of(moment: str) -> Bench:
+    def of(moment: str) -> TrainingBench:
         if moment not in benches:
-            bench = benches[moment] = Bench(tmp_path_factory.mktemp(moment), data)
+            bench = benches[moment] = TrainingBench(tmp_path_factory.mktemp(moment), data)
             culprits: list[Case] = [("test_culprit", {"way": way, "moment": moment}) for way in ways(moment)]
             bench.cases = [COMPANIONS[0], *culprits, *COMPANIONS[1:], ("test_chance", {})]
             bench.run(bench.cells(bench.cases))
@@ -234,7 +234,7 @@ def ways(moment: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("moment", "way"), [(moment, way) for moment in MOMENTS for way in ways(moment)])
 def test_the_culprit_is_named_and_the_others_end_as_alone(
-    tried: Callable[[str], Bench], alone: Callable[[Any], Result], moment: str, way: str
+    tried: Callable[[str], TrainingBench], alone: Callable[[Any], Result], moment: str, way: str
 ):
     bench = tried(moment)
     (culprit,) = bench.cells([("test_culprit", {"way": way, "moment": moment})])
@@ -246,7 +246,7 @@ def test_the_culprit_is_named_and_the_others_end_as_alone(
         assert Result(bench.store, cell) == alone(cell), cell.label
 
 
-def test_what_is_only_looked_at_is_no_change(bench: Bench, alone: Callable[[Any], Result]):
+def test_what_is_only_looked_at_is_no_change(bench: TrainingBench, alone: Callable[[Any], Result]):
     """Reading through numpy, a forward pass of its own and random numbers of all kinds are a method's own business."""
     looks = {
         "numpy": lambda at: first(at.teacher).numpy().sum() + at.batch.inputs.numpy().sum(),
@@ -261,14 +261,14 @@ def test_what_is_only_looked_at_is_no_change(bench: Bench, alone: Callable[[Any]
     assert all(identical(Result(bench.store, cell).weights, plain.weights) for cell in cells[2:])
 
 
-def test_nothing_is_saved_of_steps_after_a_change(bench: Bench):
+def test_nothing_is_saved_of_steps_after_a_change(bench: TrainingBench):
     """Else a process that is killed would go on from there with a teacher as it was, and notice nothing."""
     (cell,) = bench.cells([("test_culprit", {"way": ".data", "moment": "losses"})])
     bench.run([cell], save_seconds=0.0)
     assert bench.states([cell]) == ["failed"] and not (bench.store.run(cell) / "checkpoint.pt").exists()
 
 
-def test_random_numbers_of_any_library_are_the_cell_s_own(bench: Bench, alone: Callable[[Any], Result]):
+def test_random_numbers_of_any_library_are_the_cell_s_own(bench: TrainingBench, alone: Callable[[Any], Result]):
     """In company, and after a stop."""
     chance, draws = bench.cells([("test_chance", {}), ("test_culprit", {"way": "random numbers"})])
     with pytest.raises(Interrupted):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training_bench import EPOCHS, PROTOCOL, SAMPLES, STEPS, STUDENT, Bench, Result
+from helpers.training_bench import EPOCHS, PROTOCOL, SAMPLES, STEPS, STUDENT, Result, TrainingBench
 from torch import Tensor
 
 from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
@@ -68,7 +68,7 @@ def test_dot_without_distillation_is_sgd():
     assert torch.allclose(*found, rtol=1e-6)
 
 
-def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result], tmp_path: Path):
+def test_dot_in_a_group_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], tmp_path: Path):
     """Optimisers of a row's own share the teacher's pass with the others, and resume to the same bits."""
     plain, other = bench.cells([("kd", {}), ("dkd", {})])
     protocol = PROTOCOL.with_optimizer(DOT)
@@ -76,7 +76,7 @@ def test_dot_in_a_group_and_resumed(bench: Bench, alone: Callable[[Cell], Result
     assert dotted.key != plain.key and dotted.group() == plain.group()
     bench.run([dotted])
     expected = Result(bench.store, dotted)
-    again = Bench(tmp_path / "again", bench.data)
+    again = TrainingBench(tmp_path / "again", bench.data)
     with pytest.raises(Interrupted):
         again.run([plain, dotted, other], stopping=lambda: again.steps()[dotted.label] >= 8)
     again.run([plain, dotted, other])
@@ -89,7 +89,7 @@ def test_adamw_over_one_cycle_follows_torch_and_resumes_exactly(tmp_path: Path, 
     protocol = PROTOCOL.model_copy(update={"name": "cycle", "optimizer": adamw, "schedule": "onecycle"})
     results = []
     for name, stops in (("straight", ()), ("stopped", (1, 3, 2))):
-        bench = Bench(tmp_path / name, data)
+        bench = TrainingBench(tmp_path / name, data)
         cell = make_cell(
             protocol, "data", STUDENT, Distillation("feature_only", bench.ref, {"samples": 40, "per_class": 4})
         )
@@ -154,7 +154,7 @@ def test_a_backbone_learns_at_its_share_of_the_rate(name: str):
     assert (apart[0] - start[0]).norm() < 0.1 * (apart[1] - start[1]).norm()
 
 
-def test_the_optimiser_gets_the_rate_of_the_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_the_optimiser_gets_the_rate_of_the_epoch(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
     used: list[tuple[tuple[int, int], float]] = []
     step = StudentRun.step
 

@@ -14,9 +14,9 @@ from helpers.training_bench import (
     SAMPLES,
     STEPS,
     TEACHER_STD,
-    Bench,
     Case,
     Result,
+    TrainingBench,
     differing,
     identical,
     tiny_data,
@@ -39,7 +39,7 @@ PHASED: list[Case] = [("ab", {"epochs": 60.0}), ("ft", {}), ("mlld", {}), ("kd",
 
 
 @pytest.mark.parametrize("after", [1, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS + 3, 4 * STEPS, 4 * STEPS + 2])
-def test_stopped_in_a_first_phase_and_resumed(bench: Bench, alone: Callable[[Cell], Result], after: int):
+def test_stopped_in_a_first_phase_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], after: int):
     """Inside a phase, at its end and just behind it, for student runs of one group that stand at different epochs."""
     cells = bench.cells(PHASED)
     with pytest.raises(Interrupted):
@@ -50,7 +50,7 @@ def test_stopped_in_a_first_phase_and_resumed(bench: Bench, alone: Callable[[Cel
     assert differing(bench, cells, alone) == []
 
 
-def test_killed_in_a_first_phase(bench: Bench, alone: Callable[[Cell], Result]):
+def test_killed_in_a_first_phase(bench: TrainingBench, alone: Callable[[Cell], Result]):
     """Student runs fall back to checkpoints of their own: one saved in the phase, one after it, one never."""
     cells = bench.cells(PHASED[:3])
     group = bench.group()
@@ -72,7 +72,7 @@ def test_killed_in_a_first_phase(bench: Bench, alone: Callable[[Cell], Result]):
     assert differing(bench, cells, alone) == []
 
 
-def test_a_first_phase_comes_before_the_epochs_that_count(bench: Bench):
+def test_a_first_phase_comes_before_the_epochs_that_count(bench: TrainingBench):
     cells = bench.cells([("student", {}), ("ft", {}), ("ab", {"epochs": 60.0})])
     bench.run(cells)
     assert [bench.steps()[cell.label] for cell in cells] == [EPOCHS * STEPS, (1 + EPOCHS) * STEPS, (2 + EPOCHS) * STEPS]
@@ -85,7 +85,7 @@ def test_a_first_phase_comes_before_the_epochs_that_count(bench: Bench):
     assert bench.store.run(cells[1]).status["best"]["top1"] == max(r["metrics"]["top1"] for r in factor[1:])
 
 
-def test_a_phase_moves_only_what_its_losses_reach(bench: Bench, data: ImageData):
+def test_a_phase_moves_only_what_its_losses_reach(bench: TrainingBench, data: ImageData):
     """In FT's first phase the paraphraser alone, not even the student's running statistics; after it all but that."""
     group = bench.group()
     student_run = StudentRun(bench.cells([("ft", {})])[0], group, bench.store.run("x" * 64))
@@ -108,7 +108,7 @@ def state(student_run: StudentRun) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
-def test_the_optimiser_starts_anew_after_a_phase(bench: Bench):
+def test_the_optimiser_starts_anew_after_a_phase(bench: TrainingBench):
     student_run = bench.student_run(bench.cells([("fsp", {})])[0])
     parameter = next(student_run.student.parameters())
     momentum: Any = student_run.optimizer.state[parameter]  # type: ignore[attr-defined]
@@ -122,9 +122,9 @@ def test_the_optimiser_starts_anew_after_a_phase(bench: Bench):
 def test_stored_logits_are_those_of_one_other_augmentation(tmp_path: Path):
     """Computed once, by image; features stay those of the batch; a stopped run goes on to the same bits."""
 
-    def bench_of(name: str, **values: Any) -> Bench:
+    def bench_of(name: str, **values: Any) -> TrainingBench:
         changed = load_protocol("digits-demo").model_copy(update={**usual, "crop_padding": 2, **values})
-        return Bench(tmp_path / name, tiny_data(protocol=changed), changed)
+        return TrainingBench(tmp_path / name, tiny_data(protocol=changed), changed)
 
     usual = {name: getattr(PROTOCOL, name) for name in ("name", "epochs", "recipe_epochs", "milestones")}
     online, cases = bench_of("online"), [("kd", {}), ("fitnet", {})]
@@ -159,7 +159,7 @@ def test_stored_logits_are_those_of_one_other_augmentation(tmp_path: Path):
         assert difference.abs().mean() < usual_outputs.logits.std(), "of the same image"
 
 
-def test_batch_statistics_of_maps_of_one_place_end_well(bench: Bench):
+def test_batch_statistics_of_maps_of_one_place_end_well(bench: TrainingBench):
     """What is deployed is measured in the end, on images enough to have statistics."""
     legacy = {"legacy": ["statistics"]}
     cell = make_cell(PROTOCOL, "data", "MobileNetV2", Distillation("simkd.stages", bench.ref, legacy))
@@ -167,7 +167,7 @@ def test_batch_statistics_of_maps_of_one_place_end_well(bench: Bench):
     assert bench.states([cell]) == ["done"], bench.store.run(cell).status
 
 
-def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData):
+def test_a_second_view_reaches_student_and_teacher(bench: TrainingBench, data: ImageData):
     (cell,) = bench.cells([("mlld", {})])
     shared_teacher = bench.group().teacher
     assert shared_teacher is not None
@@ -184,7 +184,7 @@ def test_a_second_view_reaches_student_and_teacher(bench: Bench, data: ImageData
         _ = teacher(given.inputs).second
 
 
-def test_what_a_protocol_cannot_give_is_said_before_training(bench: Bench):
+def test_what_a_protocol_cannot_give_is_said_before_training(bench: TrainingBench):
     (semckd, mlld, kd) = bench.cells([("semckd", {"batch_size": 32}), ("mlld", {}), ("at", {})])
     with pytest.raises(UserError, match="needs batches of at most 32 samples, the protocol has 64"):
         bench.student_run(semckd)

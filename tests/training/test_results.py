@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Bench, Result, identical
+from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Result, TrainingBench, identical
 
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import TeacherRef
@@ -15,7 +15,7 @@ from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 
 
-def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Bench):
+def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: TrainingBench):
     (cell,) = bench.cells([("kd", {})])
     bench.run([cell])
     run = bench.store.run(cell)
@@ -33,7 +33,7 @@ def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Benc
     assert set(run.metrics[0]["losses"]) == {"task", "kd"}
 
 
-def test_a_cell_of_the_store_may_be_the_teacher(bench: Bench):
+def test_a_cell_of_the_store_may_be_the_teacher(bench: TrainingBench):
     own = make_cell(PROTOCOL, "data", TEACHER, Distillation("student"))
     ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=own.key)
     taught = make_cell(PROTOCOL, "data", STUDENT, Distillation("kd", ref))
@@ -46,7 +46,7 @@ def test_a_cell_of_the_store_may_be_the_teacher(bench: Bench):
     assert not identical(Result(bench.store, taught).weights, Result(bench.store, by_file).weights)
 
 
-def test_training_learns(bench: Bench):
+def test_training_learns(bench: TrainingBench):
     """Random guessing gives ten per cent."""
     long = PROTOCOL.model_copy(update={"epochs": 12, "recipe_epochs": 12, "milestones": (9,)})
     cell = make_cell(long, "data", STUDENT, Distillation("student"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training_bench import EPOCHS, FEW, STEPS, Bench, Case, Result, differing
+from helpers.training_bench import EPOCHS, FEW, STEPS, Case, Result, TrainingBench, differing
 from helpers.training_process import process
 
 from benchmarks.common.weights import to_bytes
@@ -24,7 +24,7 @@ from kd_methods.errors import DiskError
 
 
 @pytest.mark.parametrize("save_seconds", [0.0, 600.0])
-def test_killed_anywhere_and_resumed(bench: Bench, alone: Callable[[Cell], Result], save_seconds: float):
+def test_killed_anywhere_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], save_seconds: float):
     """SIGKILL at random moments, also in the middle of writing; a run of the same command goes on each time."""
     cells = bench.cells(FEW)
     finished = process(bench.folder, FEW, "--save-seconds", str(save_seconds), "--kills", "8")
@@ -41,7 +41,7 @@ def test_killed_anywhere_and_resumed(bench: Bench, alone: Callable[[Cell], Resul
 
 
 @pytest.mark.parametrize("after", [1, 3, STEPS * 3 - 1, STEPS * 3, STEPS * 3 + 4])
-def test_stopped_and_resumed(bench: Bench, alone: Callable[[Cell], Result], after: int):
+def test_stopped_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], after: int):
     cells = bench.cells(FEW)
     with pytest.raises(Interrupted):
         bench.run(cells, stopping=lambda: sum(bench.steps().values()) >= after)
@@ -54,7 +54,9 @@ def test_stopped_and_resumed(bench: Bench, alone: Callable[[Cell], Result], afte
     assert sum(done.values()) >= after
 
 
-def test_a_change_of_what_bits_depend_on_is_said_and_stays_with_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_a_change_of_what_bits_depend_on_is_said_and_stays_with_the_run(
+    bench: TrainingBench, monkeypatch: pytest.MonkeyPatch
+):
     (cell,) = bench.cells([("kd", {})])
     with pytest.raises(Interrupted):
         bench.run([cell], stopping=lambda: sum(bench.steps().values()) > STEPS)
@@ -73,10 +75,10 @@ def test_members_at_different_positions_end_in_the_same_bits(
     """As after a kill between two of a group's checkpoints, or when methods were added to a table later."""
     cases: list[Case] = [("kd", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1}), ("at", {}), ("sp", {})]
     stops = [1, 3, STEPS, STEPS + 2, 0]  # steps after which each student run was last saved; 0: not started
-    final = Bench(tmp_path / "final", data)
+    final = TrainingBench(tmp_path / "final", data)
     for i, (case, stop) in enumerate(zip(cases, stops, strict=True)):
         if stop:
-            single = Bench(tmp_path / str(i), data)
+            single = TrainingBench(tmp_path / str(i), data)
             (cell,) = single.cells([case])
             with pytest.raises(Interrupted):
                 single.run([cell], stopping=lambda b=single, s=stop: sum(b.steps().values()) >= s)
@@ -87,7 +89,7 @@ def test_members_at_different_positions_end_in_the_same_bits(
     assert [final.steps()[cell.label] for cell in cells] == [EPOCHS * STEPS - stop for stop in stops]
 
 
-def test_killed_after_the_last_checkpoint_and_before_the_end(bench: Bench, alone: Callable[[Cell], Result]):
+def test_killed_after_the_last_checkpoint_and_before_the_end(bench: TrainingBench, alone: Callable[[Cell], Result]):
     (cell,) = bench.cells([("kd", {})])
     bench.run([cell])
     run = bench.store.run(cell)
@@ -99,7 +101,7 @@ def test_killed_after_the_last_checkpoint_and_before_the_end(bench: Bench, alone
     assert not bench.steps() and Result(bench.store, cell) == alone(cell)
 
 
-def stopped(bench: Bench, name: str = "kd", after: int = 2) -> tuple[Cell, Path]:
+def stopped(bench: TrainingBench, name: str = "kd", after: int = 2) -> tuple[Cell, Path]:
     """A cell that was stopped, and its checkpoint."""
     (cell,) = bench.cells([(name, {})])
     with pytest.raises(Interrupted):
@@ -133,7 +135,7 @@ PARTS = {"student", "method", "optimizer", "stream", "scaler", "position", "reco
 
 @pytest.mark.parametrize("what", ["half", "bit", "list", "another cell's", "other epochs", *sorted(PARTS - {"scaler"})])
 def test_a_checkpoint_that_cannot_be_used_is_kept_aside_and_its_cell_starts_again(
-    bench: Bench, alone: Callable[[Cell], Result], what: str
+    bench: TrainingBench, alone: Callable[[Cell], Result], what: str
 ):
     cell, path = stopped(bench)
     assert set(torch.load(path, weights_only=True)) == {*PARTS, "cell"}
@@ -150,7 +152,7 @@ def test_a_checkpoint_that_cannot_be_used_is_kept_aside_and_its_cell_starts_agai
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
 def test_a_checkpoint_that_cannot_be_read_now_stays_and_the_run_stops(
-    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, code: int
+    bench: TrainingBench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, code: int
 ):
     cell, path = stopped(bench)
     content, read = path.read_bytes(), Path.read_bytes
@@ -171,7 +173,7 @@ def test_a_checkpoint_that_cannot_be_read_now_stays_and_the_run_stops(
     assert sum(bench.steps().values()) == EPOCHS * STEPS - 2, "it went on"
 
 
-def test_a_checkpoint_of_other_code_is_left_behind(bench: Bench, alone: Callable[[Cell], Result]):
+def test_a_checkpoint_of_other_code_is_left_behind(bench: TrainingBench, alone: Callable[[Cell], Result]):
     (cell,) = bench.cells([("kd", {})])
     with pytest.raises(Interrupted):
         bench.run([cell], stopping=lambda: bench.steps()[cell.label] >= 3)

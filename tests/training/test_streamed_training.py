@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.image_files import recipe, write_images
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 
 import kd_methods
 from benchmarks.common.weights import to_bytes
@@ -26,7 +26,7 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import imagenet
 
 
-class Bench:
+class StreamedBench:
     """A pair with a transformer on images from files: a folder, a teacher file, and cells."""
 
     def __init__(self, folder: Path, workers: int = 0, **changes: Any) -> None:
@@ -64,7 +64,7 @@ class Bench:
                 self.protocol,
                 self.data,
                 lambda ref: self.file,
-                Followed(report),
+                ForwardingWatcher(report),
                 save_seconds=0.0,
             ),
         )
@@ -105,7 +105,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_to_the_same_bits(tmp_path:
             # Of 3 methods, 2 epochs and 3 steps it made 11 steps before the kill; at most a step of each is lost.
             assert int(done.stdout.split()[-1]) <= 18 - 11 + 3, "it began anew"
     whole.mkdir()
-    benches = [Bench(folder, **changes) for folder in (killed, whole)]
+    benches = [StreamedBench(folder, **changes) for folder in (killed, whole)]
     benches[1].run(benches[1].cells(*METHODS))
     for cell in benches[0].cells(*METHODS):
         assert same(*(bench.weights(cell) for bench in benches)), cell.label
@@ -115,7 +115,7 @@ def test_parts_of_a_batch_have_the_gradients_of_the_whole(tmp_path: Path) -> Non
     """Without batch statistics (a transformer), up to rounding; a last batch of fewer images as well."""
     found = []
     for accumulate in (1, 4):
-        bench = Bench(tmp_path, accumulate=accumulate, epochs=1)
+        bench = StreamedBench(tmp_path, accumulate=accumulate, epochs=1)
         (cell,) = bench.cells("kd")
         bench.run([cell])
         found.append(bench.weights(cell))
@@ -128,7 +128,7 @@ def test_parts_of_a_batch_have_the_gradients_of_the_whole(tmp_path: Path) -> Non
 def test_each_precision_trains_nearly_the_same(tmp_path: Path) -> None:
     runs = {}
     for precision in ("fp32", "bf16", "fp16"):
-        bench = Bench(tmp_path, precision=precision, epochs=1)
+        bench = StreamedBench(tmp_path, precision=precision, epochs=1)
         cells = bench.cells("kd", "block_kd")
         bench.run(cells)
         runs[precision] = [bench.store.run(cell).metrics[-1]["losses"] for cell in cells]
@@ -139,6 +139,6 @@ def test_each_precision_trains_nearly_the_same(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    own = Bench(Path(sys.argv[1]), workers=2, **json.loads(sys.argv[3]))
+    own = StreamedBench(Path(sys.argv[1]), workers=2, **json.loads(sys.argv[3]))
     own.run(own.cells(*METHODS), kill_after=int(sys.argv[2]))
     print(own.events.count("step"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.text import CPU, PROTOCOL, SMALL_TASK, model, open_task, transformers
-from helpers.watchers import Followed
+from helpers.watchers import ForwardingWatcher
 from torch import Tensor
 
 from benchmarks.common.workspace import Workspace
@@ -63,7 +63,7 @@ class Trained:
             PROTOCOL,
             self.data,
             lambda ref: self.file,
-            Followed(report),
+            ForwardingWatcher(report),
             lambda: left[0] <= 0,
         )
         local.run(cells, context)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training_bench import FEW, STEPS, Bench, Case, Result, differing
+from helpers.training_bench import FEW, STEPS, Case, Result, TrainingBench, differing
 
 from benchmarks.common import files
 from benchmarks.store.cell import Cell
@@ -80,7 +80,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 @pytest.mark.usefixtures("trouble")
 def test_a_bad_cell_is_alone_in_its_trouble(
-    bench: Bench, alone: Callable[[Cell], Result], kind: str, state: str, text: str
+    bench: TrainingBench, alone: Callable[[Cell], Result], kind: str, state: str, text: str
 ):
     companions: list[Case] = [("kd", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
     cells = bench.cells([companions[0], ("test_trouble", {"kind": kind}), *companions[1:]])
@@ -104,7 +104,7 @@ def test_a_bad_cell_is_alone_in_its_trouble(
 @pytest.mark.usefixtures("trouble")
 def test_a_divergence_is_noticed_at_the_next_look(data: ImageData, tmp_path: Path):
     """Within CHECK_EVERY steps or at the end of the epoch, before anything is recorded of that epoch."""
-    bench = Bench(tmp_path, data)
+    bench = TrainingBench(tmp_path, data)
     (cell,) = bench.cells([("test_trouble", {"kind": "nan", "step": 6})])
     bench.run([cell])
     run = bench.store.run(cell)
@@ -113,7 +113,9 @@ def test_a_divergence_is_noticed_at_the_next_look(data: ImageData, tmp_path: Pat
     assert bench.steps()[cell.label] <= 6 + CHECK_EVERY
 
 
-def test_out_of_memory_splits_the_group(bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_splits_the_group(
+    bench: TrainingBench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch
+):
     cells = bench.cells([("kd", {}), ("fitnet", {}), ("at", {}), ("block_kd", {"sample_stones": 1})])
     step, init = StudentRun.step, StudentRun.__init__
     alive: list[weakref.ref[StudentRun]] = []
@@ -141,7 +143,7 @@ def test_out_of_memory_splits_the_group(bench: Bench, alone: Callable[[Cell], Re
     assert differing(bench, cells, alone) == []
 
 
-def test_out_of_memory_alone_fails_that_cell(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_alone_fails_that_cell(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
     cells = bench.cells([("kd", {}), ("fitnet", {})])
     step = StudentRun.step
 
@@ -158,7 +160,7 @@ def test_out_of_memory_alone_fails_that_cell(bench: Bench, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("too_large", ["", ".checkpoint.pt."], ids=["every file", "checkpoints"])
 def test_a_full_disk_ends_the_run_and_loses_nothing(
-    bench: Bench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, too_large: str
+    bench: TrainingBench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, too_large: str
 ):
     """Small files may still find room when a checkpoint does not; the cell is not to blame in either case."""
     cells = bench.cells(FEW)

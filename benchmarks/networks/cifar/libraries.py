@@ -21,15 +21,15 @@ from kd_methods.contract import Layout
 from kd_methods.views import Chain, in_turn
 from kd_methods.views.layers import evenly_spaced
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 from .resnet import _flatten
 from .vgg import PoolLarge
 
 HIDDEN = 4096
 
 
-class VGGBN(Architecture):
+class VGGBN(ImageClassifier):
     """torchvision's VGG-BN, pooled to one position, so that the first linear layer has 512 inputs."""
 
     def __init__(self, depth: int, num_classes: int) -> None:
@@ -87,7 +87,7 @@ class VGGBN(Architecture):
         return Chain(tuple(units), layout)
 
 
-class MobileNetV2Full(Architecture):
+class MobileNetV2Full(ImageClassifier):
     """torchvision's MobileNetV2 with a stem of stride 1 for images of 32x32, of its own stride 2 for 64x64."""
 
     def __init__(self, num_classes: int, stride: int = 1) -> None:
@@ -136,7 +136,7 @@ def _positions(embedding: Tensor, patches: Tensor, grid: tuple[int, int]) -> Ten
     )
 
 
-class ViT(Architecture):
+class ViT(ImageClassifier):
     """timm's vision transformer on 8x8 patches; the mean over all tokens, the class token's too, is classified.
 
     Args:

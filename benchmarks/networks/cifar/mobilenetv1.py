@@ -13,8 +13,8 @@ from torch import nn
 from kd_methods.contract import Layout
 from kd_methods.views import Chain, in_turn
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 from .resnet import _flatten
 
 # Channels and stride of the separable convolutions; the last ones of a resolution end a stage.
@@ -36,7 +36,7 @@ def _separable(c_in: int, c_out: int, stride: int) -> list[nn.Module]:
     ]  # fmt: skip
 
 
-class MobileNetV1(Architecture):
+class MobileNetV1(ImageClassifier):
     """Fourteen convolutions, global average pooling, classifier; PyTorch's own initialisation."""
 
     def __init__(self, num_classes: int) -> None:

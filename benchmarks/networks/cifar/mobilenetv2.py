@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kd_methods.contract import Layout
 from kd_methods.views import Chain
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 from .resnet import _flatten
 
 # expansion, channels at full width, repeats, stride
@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class MobileNetV2(Architecture):
+class MobileNetV2(ImageClassifier):
     """Stem of stride 2, seven groups of inverted residuals, a 1x1 convolution to 1280 channels, pooling, classifier.
 
     Stage outputs are linear bottlenecks (no ReLU), so the pre-activations are the stage outputs themselves.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kd_methods.contract import Layout
 from kd_methods.views import Chain
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 
 
 class BasicBlock(nn.Module):
@@ -95,7 +95,7 @@ class ResNetForm:
     pooled_stem: bool = False
 
 
-class ResNet(Architecture):
+class ResNet(ImageClassifier):
     """Stem, stages ``layer1 … layerN`` (all but the first halve the resolution), global average pooling, classifier."""
 
     def __init__(self, form: ResNetForm, num_classes: int) -> None:

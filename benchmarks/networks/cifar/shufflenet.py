@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kd_methods.contract import Layout
 from kd_methods.views import Chain
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 from .resnet import _flatten
 
 
@@ -94,7 +94,7 @@ class DownV2(nn.Module):
         return self.shuffle(F.relu(torch.cat([left, right], 1)))
 
 
-class ShuffleNet(Architecture):
+class ShuffleNet(ImageClassifier):
     """A 1x1 stem of 24 channels, three stages that each halve the resolution, pooling, classifier."""
 
     def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kd_methods.contract import Layout
 from kd_methods.views import Chain, in_turn
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 from .resnet import _flatten
 
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -34,7 +34,7 @@ class PoolLarge(nn.Module):
         return F.max_pool2d(x, 2) if x.shape[-1] >= self.least else x
 
 
-class VGG(Architecture):
+class VGG(ImageClassifier):
     """Five blocks of 3x3 conv-BN-ReLU with 2x2 max pooling between them, global average pooling, one linear layer."""
 
     def __init__(self, depth: int, num_classes: int) -> None:

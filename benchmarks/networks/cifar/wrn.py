@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kd_methods.contract import Layout
 from kd_methods.views import Chain
 
-from ..architecture import Architecture
 from ..entry import family
+from ..image_classifier import ImageClassifier
 from .resnet import _flatten
 
 
@@ -52,7 +52,7 @@ class Stage(nn.Module):
         )
 
 
-class WideResNet(Architecture):
+class WideResNet(ImageClassifier):
     """WRN-depth-widen: signed stage outputs, a final batch-norm and ReLU before the pooling."""
 
     def __init__(self, depth: int, widen: int, num_classes: int) -> None:

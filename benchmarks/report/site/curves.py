@@ -21,7 +21,7 @@ POINTS = 120
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodCurves:
     """The metric after each epoch, of a row's seeds on one pair. A reference is drawn in the text's colour."""
 
     title: str
@@ -39,7 +39,7 @@ class Method:
         return [curve for curve in self.seeds if len(curve) == longest]
 
 
-def drawing(methods: Sequence[Method], metric: str, salt: str, higher_is_better: bool = True) -> str:
+def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_better: bool = True) -> str:
     """The mean curve of each method with the range of its seeds; '' where nothing has two epochs.
 
     The references and the best of the others at the last epoch have colours and names, the rest are grey.

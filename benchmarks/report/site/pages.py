@@ -25,7 +25,7 @@ from ..explain import Explanation
 from ..layouts import accuracy_table, cost_table
 from ..model import STUDENT, CostTable, Table
 from . import curves as site_curves
-from .tables import Place, Row, accuracy_rows, cost_rows, slugs
+from .tables import PageRow, Place, accuracy_rows, cost_rows, slugs
 
 FILES = Path(__file__).with_name("files")
 
@@ -174,7 +174,7 @@ def _drawings(one: _Shown) -> dict[str, str]:
     found = {}
     for column in one.table.columns:
         methods = [
-            site_curves.Method(row.title, tuple(seed.curve for seed in place.seeds), row.key == STUDENT)
+            site_curves.MethodCurves(row.title, tuple(seed.curve for seed in place.seeds), row.key == STUDENT)
             for row in one.table.rows
             if (place := one.places.get((row.key, column.key)))
         ]
@@ -197,7 +197,7 @@ def _cost_heads(heads: tuple[tuple[str, tuple[str, ...]], ...]) -> list[str]:
 class _Method:
     """A row's method in the list of methods, with the tables that show it."""
 
-    row: Row
+    row: PageRow
     method: str
     papers: tuple[citations.Paper, ...]
     tables: tuple[tuple[str, str], ...]
@@ -210,7 +210,7 @@ def _methods(shown: list[_Shown]) -> list[_Method]:
         for row in one.table.rows:
             place = (one.stem, f"tables/{one.folder}/{one.row_pages[row.key]}.html")
             key = methods[row.key], row.title
-            method = found.setdefault(key, _Method(Row(row.title, row.family), key[0], _papers(row.cites), ()))
+            method = found.setdefault(key, _Method(PageRow(row.title, row.family), key[0], _papers(row.cites), ()))
             found[key] = replace(method, tables=(*method.tables, place))
     return list(found.values())
 

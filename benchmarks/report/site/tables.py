@@ -31,7 +31,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Row:
+class PageRow:
     """A row; ``group`` is its family, or the pair of a table of costs."""
 
     label: str
@@ -60,15 +60,15 @@ def slugs(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str]) -> tuple[list[Row], list[Row]]:
+def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str]) -> tuple[list[PageRow], list[PageRow]]:
     """The rows of methods, of literature alone too; and the teacher's, which belongs below whatever is sorted."""
     methods = iter([*table.plain, *(row for rows in table.families.values() for row in rows)])
-    teacher: list[Row] = []
-    body: list[Row] = []
+    teacher: list[PageRow] = []
+    body: list[PageRow] = []
     for group, line, under in _lines(layout):
         if line.kind == "published":
             numbers = tuple(Number(NOTHING, cell) for cell in line.cells)
-            body.append(Row(line.label, group, numbers))
+            body.append(PageRow(line.label, group, numbers))
             continue
         row = next(methods) if teacher else None
         pages = [links.get((row.key, column.key), "") if row else "" for column in table.columns]
@@ -76,7 +76,7 @@ def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str])
         below = under.cells if under else (NOTHING,) * len(line.cells)
         numbers = tuple(map(Number, line.cells, below, pages))
         whole = next((page.partition("#")[0] for page in pages if page), "")
-        found = Row(line.label + line.mark, row.family if row else "", numbers, whole)
+        found = PageRow(line.label + line.mark, row.family if row else "", numbers, whole)
         (body if row else teacher).append(found)
     return body, teacher
 
@@ -98,11 +98,11 @@ def _lines(layout: TableLayout) -> list[tuple[str, Line, Line | None]]:
     return found
 
 
-def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[Place, str]) -> list[Row]:
+def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[Place, str]) -> list[PageRow]:
     """The rows of all pairs one below the other."""
     keys = {row.title: row.key for row in cost.rows}
     columns = iter(cost.columns)
-    found: list[Row] = []
+    found: list[PageRow] = []
     for block in layout.blocks:
         column = next(columns)
         for line in block:
@@ -110,5 +110,5 @@ def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[Place, str]) 
                 group = line.label
             else:
                 href = links.get((keys.get(line.label, ""), column.key), "")
-                found.append(Row(line.label, group, tuple(Number(cell, href=href) for cell in line.cells), href))
+                found.append(PageRow(line.label, group, tuple(Number(cell, href=href) for cell in line.cells), href))
     return found

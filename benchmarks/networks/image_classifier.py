@@ -13,7 +13,7 @@ from kd_methods.contract.patches import as_map
 from kd_methods.errors import UserError
 
 
-class Architecture(views.Architecture):
+class ImageClassifier(views.Architecture):
     """A classifier of images whose forward pass is its chain (see :class:`kd_methods.views.Architecture`).
 
     ``forward_features`` gives the last map, before the pooling, as (B, C, H, W), of a vision transformer (B, L, D);
