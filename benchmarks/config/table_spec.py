@@ -63,13 +63,15 @@ class Row(Strict):
 
     ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
     that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's;
-    ``init`` is as in :class:`Pair`, for this row alone.
+    ``init`` is as in :class:`Pair`, for this row alone. ``our_choice``: nobody published its ``settings``, and they are
+    marked as our choice.
     """
 
     id: Name
     method: Name
     title: str = ""
     settings: dict[str, Any] = Field(default={})
+    our_choice: bool = False
     optimizer: dict[str, Any] = Field(default={})
     published: str = ""
     student: str = ""

@@ -251,3 +251,13 @@ def test_every_published_value_stands_in_some_table() -> None:
 def test_no_published_block_kd() -> None:
     """specs/published_numbers.md: none could be found, so none may be claimed."""
     assert not [line for line in published() if line["method"].startswith("block")]
+
+
+def test_every_way_to_train_with_stones_is_a_row() -> None:
+    rows = {row.id: row for row in load_table("block-kd-ablation").methods if row.method == "block_kd"}
+    settings = {(key, str(value)) for row in rows.values() for key, value in row.settings.items()}
+    assert {
+        ("stone_schedule", "deep_first"), ("stone_schedule", "shallow_first"), ("sample_stones", "2"),
+        ("stone_weighting", "equal"), ("warmup", "20.0"), ("warmup_on", "beta_gamma"),
+    } <= settings  # fmt: skip
+    assert all(rows[name].our_choice for name in ("gradual-shallow", "sampled", "equal-weights", "warmup"))

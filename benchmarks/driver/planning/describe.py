@@ -76,7 +76,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             family=card.family,
             published=_published_row(row),
             optimizer=plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",
-            our_choice=tuple(_our_choice(row.id, plan)),
+            our_choice=tuple(_our_choice(row, plan)),
             student=row.student,
             init=row.init,
             defaults=registry.settings(row.method).model_dump(mode="json"),
@@ -178,13 +178,13 @@ def _unpublished_note(plan: Plan) -> list[str]:
     return [] if plan.table.published else ["no published values are known for this table"]
 
 
-def _our_choice(row: str, plan: Plan) -> list[str]:
+def _our_choice(row: Row, plan: Plan) -> list[str]:
     """The settings that no source gives, with their values; a column is named where it is not all of them."""
     columns: dict[str, list[str]] = {}
     for pair in plan.pairs:
-        cell = plan.cells[row, pair.id, plan.seeds[0]]
+        cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
-        chosen = list(registry.card(cell.method).our_choice)
+        chosen = [*registry.card(cell.method).our_choice, *(flat(row.settings) if row.our_choice else ())]
         for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
             entry = None if plan.uniform else pair_entry(part, pair.id, plan.protocol.recipe)
             if entry and entry.our_choice:
