@@ -15,7 +15,7 @@ from benchmarks.cli.main import cli
 from benchmarks.report import explain
 from benchmarks.report.citations import paper
 from benchmarks.report.site import pages as site
-from benchmarks.report.site.curves import Method, drawing, line
+from benchmarks.report.site.curves import MethodCurves, drawing, line
 from benchmarks.report.site.tables import Number, slugs
 from benchmarks.report.table_layout import PrintedCell
 from benchmarks.report.verdicts import RULE
@@ -189,13 +189,13 @@ def test_a_paper_in_a_line_of_words() -> None:
 
 
 def test_drawings() -> None:
-    methods = [Method(f"m{i}", ((1.0, 2.0 + i), (1.5, 3.0 + i)), i == 0) for i in range(9)]
+    methods = [MethodCurves(f"m{i}", ((1.0, 2.0 + i), (1.5, 3.0 + i)), i == 0) for i in range(9)]
     found = drawing(methods, "top1 $", "a")
     assert found == drawing(methods, "top1 $", "a") != drawing(methods, "top1 $", "b")
     named = [method.title for method in methods if f">{method.title}<" in found]
     assert named == ["m0", "m3", "m4", "m5", "m6", "m7", "m8"], "the reference and the six best"
     assert "top1 $" in found and "http" not in found and "currentColor" in found
-    assert drawing([Method("one epoch", ((1.0,),))], "top1", "a") == ""
+    assert drawing([MethodCurves("one epoch", ((1.0,),))], "top1", "a") == ""
     assert line([1.0, 3.0, 2.0], (1.0, 3.0), (10, 4)) == "0.0,4.0 5.0,0.0 10.0,2.0"
     assert line([2.0], (2.0, 2.0), (10, 4)) == "0.0,4.0" and len(line([0.0] * 999, (0.0, 1.0), (9, 9)).split()) == 120
 
