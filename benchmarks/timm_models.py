@@ -4,7 +4,7 @@
 >>> timm.create_model("kd_resnet20", num_classes=100)
 """
 
-from .networks.timm_entry import default_cfgs
+from .networks.libraries.timm_entry import default_cfgs
 
 __all__ = ["names"]
 

@@ -17,7 +17,6 @@ from typing import Any
 from kd_methods.errors import UserError, unknown
 
 from ..common.files import locked
-from . import mmcv_ops
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,8 @@ def prepare() -> None:
     # reads it meanwhile finds half a file. So processes take turns, in a folder of the user's own.
     with locked(Path(tempfile.gettempdir()) / f"kdbench-{os.getuid()}"):
         import mmengine  # noqa: F401
+    from . import mmcv_ops  # takes torchvision
+
     mmcv_ops.install()
     from mmdet.utils import register_all_modules
 

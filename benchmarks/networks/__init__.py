@@ -1,8 +1,9 @@
 """Every network as a chain of units, by name: a list of sources, each with its kind of names.
 
-Ours are timm models too, under the prefix ``kd_`` (:mod:`.timm_entry`). ``timm:NAME`` and ``torchvision:NAME`` are any
-image classifier of these libraries (:mod:`.external`), ``hf:SOURCE`` any encoder of transformers (:mod:`.encoders`).
-Each file here with ``SOURCES`` brings some; mmdetection's detectors come as an extension.
+Ours are timm models too, under the prefix ``kd_``, once :mod:`benchmarks.timm_models` is imported. ``timm:NAME`` and
+``torchvision:NAME`` are any image classifier of these libraries (:mod:`.external`), ``hf:SOURCE`` any encoder of
+transformers (:mod:`.encoders`). Each file here with ``SOURCES`` brings some; mmdetection's detectors come as an
+extension.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Modality, Network
 from kd_methods.errors import UserError, unknown
@@ -24,8 +24,7 @@ from . import imagenet_start
 from .encoders import ENCODERS, VOCABULARY, pretrained_source
 from .image_classifier import ImageClassifier
 from .source import NetworkSource
-from .timm_entry import enter_timm
-from .zoo import ARCHITECTURES, register_network
+from .zoo import register_network
 
 __all__ = [
     "ENCODERS",
@@ -145,6 +144,8 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
 
 def macs(module: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of a forward pass over one input (1, C, H, W), in convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode  # with it comes triton
+
     with modes_kept(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.eval()(x)
     return counter.get_total_flops() // 2
@@ -172,7 +173,3 @@ def build_network(
     source = _source(name)
     source.check(name)
     return source.build(name, num_classes, input_shape, vocabulary)
-
-
-for _entry in ARCHITECTURES.mapping().values():
-    enter_timm(_entry)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +42,7 @@ def check(name: str) -> None:
     if size and (len(size) > len(str(largest)) or not least <= int(size) <= largest):
         raise UserError(f"network '{name[:80]}' resizes images to {size[:20]}; sizes are {least} to {largest}")
     library, model = parsed["library"], parsed["name"]
-    if library == "timm" and "." in model and timm.is_model(model.partition(".")[0]):
+    if library == "timm" and "." in model and model.partition(".")[0] in _known(library):
         raise UserError(f"'{name}' names weights; the network is timm:{model.partition('.')[0]}, see: teachers fetch")
     if model not in _known(library):
         raise unknown(f"network of {library}", model, _known(library))
@@ -52,6 +51,8 @@ def check(name: str) -> None:
 @functools.cache
 def _known(library: str) -> frozenset[str]:
     if library == "timm":
+        import timm
+
         return frozenset(name for name in timm.list_models() if not name.startswith("kd_"))
     import torchvision.models
 
@@ -87,6 +88,8 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn
 
 def _timm(name: str, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
     """timm's network; those with a fixed size of images are built for this one."""
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     usual = tuple(config.input_size) if config else ()
     arguments: dict[str, Any] = {"num_classes": num_classes}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from kd_methods import views
@@ -19,7 +18,7 @@ class ImageClassifier(views.Architecture):
     ``forward_features`` gives the last map, before the pooling, as (B, C, H, W), of a vision transformer (B, L, D);
     ``forward_head`` gives of that the logits (B, K). As a model of timm's, an instance has ``num_classes``,
     ``num_features`` (C or D), ``head_hidden_size`` (of the vector that the classifier sees), ``in_chans``,
-    ``feature_info`` (of the ends of stages) and ``pretrained_cfg`` as well; see :mod:`.timm_entry`.
+    ``feature_info`` (of the ends of stages) and ``pretrained_cfg`` as well; see :mod:`.libraries.timm_entry`.
     """
 
     global_pool = "avg"
@@ -123,6 +122,8 @@ class ImageClassifier(views.Architecture):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles: the pass, traced; the chain itself is Python."""
+        from timm.models import get_notrace_functions
+
         tracer = _Tracer(autowrap_functions=tuple(get_notrace_functions()), param_shapes_constant=True)
         graph = tracer.trace(self)
         for node in graph.nodes:
@@ -139,4 +140,6 @@ def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        from timm.models import get_notrace_modules
+
         return isinstance(m, tuple(get_notrace_modules())) or super().is_leaf_module(m, module_qualified_name)

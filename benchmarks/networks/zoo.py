@@ -12,9 +12,11 @@ from kd_methods.views import NetworkView, view
 from ..common.registry import Registry
 from .entry import NetworkEntry
 from .source import NetworkSource
-from .timm_entry import enter_timm
 
 ARCHITECTURES: Registry[NetworkEntry] = Registry("network", f"{__package__}.cifar", "NETWORKS")
+
+NEWCOMERS: list[Callable[[NetworkEntry], None]] = []
+"""Called with each architecture that is registered; timm's models are among the listeners once they are asked for."""
 
 
 def register_network(name: str, builder: Callable[[int], nn.Module], version: int = 1, title: str = "") -> None:
@@ -32,7 +34,8 @@ def register_network(name: str, builder: Callable[[int], nn.Module], version: in
     """
     entry = NetworkEntry(name, builder, version, title)
     ARCHITECTURES.register(entry)
-    enter_timm(entry)
+    for enter in NEWCOMERS:
+        enter(entry)
 
 
 class ZooSource(NetworkSource):

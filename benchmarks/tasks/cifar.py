@@ -25,26 +25,30 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
     Raises:
         UserError: no data and no network, or damaged files.
     """
+    places = (root, root / data_set.lower(), root.parent)
+    place = next((place for place in places if (place / FOLDERS[data_set]).is_dir()), None)
+    if place is None and not download:
+        raise _missing(data_set, root, "is not downloaded for a plan")
     import torchvision.datasets
 
     dataset: Any = getattr(torchvision.datasets, data_set)
-    places = (root, root / data_set.lower(), root.parent)
-    place = next((place for place in places if (place / FOLDERS[data_set]).is_dir()), None)
     try:
-        parts = [
-            dataset(str(place or root), train=train, download=place is None and download) for train in (True, False)
-        ]
+        parts = [dataset(str(place or root), train=train, download=place is None) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         if place:
             raise UserError(
                 f"{place / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
             ) from None
-        raise NoData(
-            f"no {data_set} below {root} and it cannot be downloaded ({type(error).__name__}); "
-            f"put the folder {FOLDERS[data_set]} there, or name its parent with --data-root"
-        ) from None
+        raise _missing(data_set, root, f"cannot be downloaded ({type(error).__name__})") from None
     train, test = (Split(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
     return train, test
+
+
+def _missing(data_set: str, root: Path, why: str) -> NoData:
+    return NoData(
+        f"no {data_set} below {root} and it {why}; "
+        f"put the folder {FOLDERS[data_set]} there, or name its parent with --data-root"
+    )
 
 
 OFFICIAL = (50_000, 10_000)

@@ -7,7 +7,6 @@ however many there are; so training goes on in the middle of an epoch to the sam
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import random
 import signal
@@ -21,11 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import auto_augment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.transforms import InterpolationMode, v2
 
 from kd_methods.errors import UserError
 
@@ -159,25 +155,9 @@ class Decoded(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, train: Files, test: Files, flip: bool, crops: Crops, mean: Sequence[float]) -> None:
         self.splits = (train, test)
-        way = InterpolationMode(crops.interpolation)
-        steps: list[Any] = [v2.RandomResizedCrop(crops.size, scale=crops.scale, interpolation=way, antialias=True)]
-        steps += [v2.RandomHorizontalFlip()] if flip else []
-        if crops.auto_augment:
-            steps.append(_auto_augment(crops, mean))
-        elif crops.color_jitter:
-            steps.append(v2.ColorJitter(*(crops.color_jitter,) * 3))
-        steps.append(v2.PILToTensor())
-        if crops.erase:  # to the mean colour, which is zero for the network
-            value = [round(255 * channel) for channel in mean]
-            steps.append(v2.RandomErasing(crops.erase, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=value))
-        self.augmented = v2.Compose(steps)
-        self.clean = v2.Compose(
-            [
-                v2.Resize(crops.test_resize, interpolation=way, antialias=True),
-                v2.CenterCrop(crops.size),
-                v2.PILToTensor(),
-            ]
-        )
+        from .transforms import augmented, clean
+
+        self.augmented, self.clean = augmented(crops, flip, mean), clean(crops)
 
     def __getitem__(self, request: ImageRequest) -> tuple[Tensor, int]:
         files = self.splits[request.test]
@@ -201,26 +181,6 @@ class Decoded(Dataset[tuple[Tensor, int]]):
             return Failed(str(error), expected=True)
         except Exception:
             return Failed(traceback.format_exc(), expected=False)
-
-
-def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
-    """timm's RandAugment or AutoAugment, its borders filled with the mean colour."""
-    fill = {"translate_const": int(crops.size * 0.45), "img_mean": tuple(min(255, round(255 * c)) for c in mean)}
-    random_choice = crops.auto_augment.startswith("rand")
-    make = auto_augment.rand_augment_transform if random_choice else auto_augment.auto_augment_transform
-    try:
-        transform = make(crops.auto_augment, fill)
-    except (AssertionError, ValueError, KeyError) as error:
-        raise UserError(f"crops.auto_augment '{crops.auto_augment}': timm does not know it ({error})") from None
-    for operation in transform.ops if random_choice else itertools.chain(*transform.policy):
-        if operation.aug_fn is auto_augment.posterize:
-            operation.aug_fn = _posterize
-    return transform
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's; at no bits, which recent versions of Pillow do not accept, what it was before: black."""
-    return image.point(lambda value: 0) if bits < 1 else auto_augment.posterize(image, bits)
 
 
 @contextmanager

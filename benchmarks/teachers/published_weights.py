@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 from torch import Tensor
 
 from kd_methods.errors import UserError, unknown
@@ -27,6 +26,8 @@ def values(name: str) -> dict[str, Any]:
 
 
 def _timm(network: str, tag: str) -> dict[str, Any]:
+    import timm
+
     known = timm.list_pretrained(f"{network}.*")
     name = f"{network}.{tag}" if tag else next(iter(known), network)
     config = timm.get_pretrained_cfg(name) if name in known else None
@@ -68,6 +69,8 @@ def from_timm(source: str) -> dict[str, Tensor]:
     Raises:
         OSError: they cannot be had.
     """
+    import timm
+
     try:
         return dict(timm.create_model(source.removeprefix(TIMM), pretrained=True).state_dict())
     except Exception as error:  # of whatever library carries the file

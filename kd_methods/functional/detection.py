@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou, distance_box_iou
 
 from ._precision import full_precision
 
@@ -141,6 +140,8 @@ def valuable_region(
     near, distances = [], (places[:, None] - objects).square().sum(2).split(list(counts))
     for level, start in zip(distances, torch.tensor([0, *counts]).cumsum(0).tolist(), strict=False):
         near.append(level.topk(min(candidates, len(level)), dim=0, largest=False).indices + start)
+    from torchvision.ops import box_iou, distance_box_iou
+
     overlaps = box_iou(anchors, boxes)
     candidate = overlaps.gather(0, torch.cat(near))
     threshold = candidate.mean(0) + candidate.std(0)
@@ -163,6 +164,8 @@ def near_region(anchors: Tensor, boxes: Tensor, *, share: float = 0.5) -> Tensor
     """
     if not len(boxes) or not len(anchors):
         return torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    from torchvision.ops import box_iou
+
     overlaps = box_iou(anchors, boxes)
     return (overlaps > share * overlaps.amax(0)).any(1)
 

@@ -97,6 +97,22 @@ def test_quick_answers_do_not_import_torch(arguments: tuple[str, ...]) -> None:
     assert "click" in imported and not heavy & imported
 
 
+def test_a_plan_begins_before_the_libraries_of_networks_are_imported(tmp_path: Path) -> None:
+    """Of what takes long to import only torch is there when the first line is printed."""
+    places = ("--data-root", str(tmp_path), "--output", str(tmp_path / "results"))
+    command = [sys.executable, "-X", "importtime", "-u", "-m", "benchmarks", "table1", "--dry-run", *places]
+    imported = set()
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("table1: "):
+                break
+            imported.add(line.rpartition("|")[2].strip())
+        process.kill()
+    libraries = {"torchvision", "timm", "transformers", "evaluate", "sympy", "sklearn", "pandas", "matplotlib"}
+    assert line.startswith("table1: ") and "torch" in imported and not libraries & imported
+
+
 @pytest.mark.parametrize("argument", ["list", "--help"])
 def test_list_and_help_answer_in_well_under_a_second(argument: str) -> None:
     """In seconds of the processor: those of the clock depend on what else runs."""

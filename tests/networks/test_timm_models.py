@@ -15,8 +15,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from benchmarks import timm_models
 from benchmarks.config.protocol import load_protocol
-from benchmarks.networks import timm_entry, zoo
+from benchmarks.networks import zoo
 from benchmarks.networks.entry import NetworkEntry
+from benchmarks.networks.libraries import timm_entry
 from kd_methods.errors import UserError
 
 FEW = ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "vgg11_bn"]

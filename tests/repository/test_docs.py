@@ -61,7 +61,7 @@ def example(tmp_path: Path) -> tuple[Path, str]:
 def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone afterwards."""
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    monkeypatch.setattr(zoo, "enter_timm", lambda entry: None)
+    monkeypatch.setattr(zoo, "NEWCOMERS", [])
     for kind in Registry.every.values():
         monkeypatch.setattr(kind, "_registered", dict(kind._registered))
 

@@ -18,7 +18,8 @@ from PIL import Image
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Crops
 from benchmarks.tasks import get_task, imagenet, images, streamed
-from benchmarks.tasks.streamed import _auto_augment, _posterize, drawing
+from benchmarks.tasks.streamed import drawing
+from benchmarks.tasks.transforms import _auto_augment, _posterize
 from kd_methods.errors import UserError
 
 

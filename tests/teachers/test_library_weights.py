@@ -15,7 +15,6 @@ from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
-from benchmarks.teachers import published_weights
 from benchmarks.teachers.verification import _path
 from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.teacher_pass import identity
@@ -36,7 +35,7 @@ def test_weights_of_the_libraries_become_entries(tmp_path: Path, monkeypatch: py
         return create_model("test_resnet", **arguments)
 
     create_model = timm.create_model
-    monkeypatch.setattr(published_weights.timm, "create_model", create)
+    monkeypatch.setattr(timm, "create_model", create)
     entry = zoo.wanted("timm:test_resnet.r160_in1k")
     zoo.fetch([entry], lambda line: None)
     assert made[0] == "test_resnet.r160_in1k"

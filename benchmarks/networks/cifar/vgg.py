@@ -6,7 +6,6 @@ import math
 from functools import partial
 
 import torch.nn.functional as F
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from kd_methods.contract import Layout
@@ -20,7 +19,6 @@ DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-@register_notrace_module
 class PoolLarge(nn.Module):
     """Max pooling of maps of ``least`` positions a side and more; smaller ones stay as they are."""
 

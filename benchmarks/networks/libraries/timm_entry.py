@@ -1,4 +1,7 @@
-"""The suite's architectures as models of timm's: ``timm.create_model("kd_resnet20")``."""
+"""The suite's architectures as models of timm's: ``timm.create_model("kd_resnet20")``.
+
+Importing this module enters those there are; :func:`benchmarks.networks.zoo.register_network` enters later ones.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import register_notrace_module
 from timm.models import build_model_with_cfg
 from torch import nn
 
 from kd_methods.errors import UserError, unknown
 
-from ..common.places import PROGRAM
-from .entry import NetworkEntry
-from .image_classifier import ImageClassifier
+from ...common.places import PROGRAM
+from ..image_classifier import ImageClassifier
+from ..entry import NetworkEntry
+from ..zoo import ARCHITECTURES, NEWCOMERS
 
 CLASSES = 100
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -85,6 +90,8 @@ def _built(
     module = entry.build(num_classes or CLASSES)
     if not isinstance(module, ImageClassifier):
         return module
+    for kind in {type(part) for part in module.modules() if getattr(part, "fx_leaf", False)}:
+        register_notrace_module(kind)
     module.num_classes = num_classes or CLASSES
     if not num_classes or global_pool != "avg":
         module.reset_classifier(num_classes, global_pool)
@@ -116,3 +123,8 @@ def _facts(entry: NetworkEntry) -> dict[str, Any]:
             {"num_chs": x.shape[1], "reduction": entry.side // x.shape[2], "module": stage} for stage, x in stages
         ],
     }
+
+
+for _entry in ARCHITECTURES.mapping().values():
+    enter_timm(_entry)
+NEWCOMERS.append(enter_timm)

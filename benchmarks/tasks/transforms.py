@@ -1,0 +1,73 @@
+"""What is done to an image from a file, for training and for tests.
+
+The libraries that do it are imported by those who call them: a plan that has no images from files need not wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from kd_methods.errors import UserError
+
+from ..config.recipe import Crops
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+
+def augmented(crops: Crops, flip: bool, mean: Sequence[float]) -> v2.Transform:
+    """A picture to uint8 (C, H, W), at random; what is erased takes the mean colour, in [0, 1] by channel.
+
+    Raises:
+        UserError: timm does not know this ``auto_augment``.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    way = InterpolationMode(crops.interpolation)
+    steps: list[Any] = [v2.RandomResizedCrop(crops.size, scale=crops.scale, interpolation=way, antialias=True)]
+    steps += [v2.RandomHorizontalFlip()] if flip else []
+    if crops.auto_augment:
+        steps.append(_auto_augment(crops, mean))
+    elif crops.color_jitter:
+        steps.append(v2.ColorJitter(*(crops.color_jitter,) * 3))
+    steps.append(v2.PILToTensor())
+    if crops.erase:  # to the mean colour, which is zero for the network
+        value = [round(255 * channel) for channel in mean]
+        steps.append(v2.RandomErasing(crops.erase, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=value))
+    return v2.Compose(steps)
+
+
+def clean(crops: Crops) -> v2.Transform:
+    """A picture to uint8 (C, H, W), resized and cut at the centre."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    resize = v2.Resize(crops.test_resize, interpolation=InterpolationMode(crops.interpolation), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(crops.size), v2.PILToTensor()])
+
+
+def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
+    """timm's RandAugment or AutoAugment, its borders filled with the mean colour."""
+    from timm.data import auto_augment
+
+    fill = {"translate_const": int(crops.size * 0.45), "img_mean": tuple(min(255, round(255 * c)) for c in mean)}
+    random_choice = crops.auto_augment.startswith("rand")
+    make = auto_augment.rand_augment_transform if random_choice else auto_augment.auto_augment_transform
+    try:
+        transform = make(crops.auto_augment, fill)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"crops.auto_augment '{crops.auto_augment}': timm does not know it ({error})") from None
+    for operation in transform.ops if random_choice else itertools.chain(*transform.policy):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's; at no bits, which recent versions of Pillow do not accept, what it was before: black."""
+    from timm.data.auto_augment import posterize
+
+    return image.point(lambda value: 0) if bits < 1 else posterize(image, bits)
