@@ -92,6 +92,7 @@ def _card(cards: Sequence[Card]) -> Card:
         recipe=next((card.recipe for card in cards if card.recipe), ""),
         modality=next((card.modality for card in cards if card.modality != "any"), "any"),
         classes=max(card.classes for card in cards),
+        waits="; ".join(card.waits for card in cards if card.waits),
     )
 
 

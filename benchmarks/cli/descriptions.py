@@ -50,6 +50,7 @@ def method(name: str) -> str:
     lines += [f"  loss      {card.formula}"] if card.formula else []
     lines.append(f"  optimum   {card.optimum or 'no distillation terms'}")
     lines += [f"  order     the losses depend on the order within a batch: {card.order}"] if card.order else []
+    lines += [f"  waits     for the device in every step: {card.waits}"] if card.waits else []
     lines.append(f"  reads     {reads(cls)}")
     lines.append("  settings")
     for key, default, description, ours in settings(cls):
@@ -167,6 +168,7 @@ def _section(name: str) -> list[str]:
     lines += [f"- Family: {card.family}"] if card.modality in ("text", "detection") else []
     lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
     lines += [f"- Depends on the order of the samples: {card.order}"] if card.order else []
+    lines += [f"- Waits for the device in every step: {card.waits}"] if card.waits else []
     if values := [
         f"`{key}` {default}{' **chosen**' if ours else ''} ({text})" for key, default, text, ours in settings(cls)
     ]:

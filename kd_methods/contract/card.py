@@ -66,6 +66,7 @@ class Card:
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
     classes     the least number of classes; 1 where a regression will do
+    waits       why the host waits for the device in a training step; empty if it does not
     """
 
     name: str
@@ -82,6 +83,7 @@ class Card:
     recipe: str = ""
     modality: Modality | Literal["any"] = "images"
     classes: int = 2
+    waits: str = ""
 
     @property
     def distills(self) -> bool:

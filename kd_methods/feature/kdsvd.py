@@ -36,6 +36,7 @@ class KDSVD(Method[Settings]):
             "networks with different numbers of stages are matched from the last stage backwards, and maps of different"
             " sizes are average-pooled to the smaller one (the references fail)",
         ),
+        waits="a decomposition is looked at by the host, whether it converged",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

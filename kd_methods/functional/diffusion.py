@@ -54,7 +54,7 @@ def ddim(noisy: Tensor, predictor: Callable[[Tensor, Tensor], Tensor], *, steps:
     signal, width, x = _signal_left(noisy), LENGTH // (2 * steps), noisy
     for time in range((steps - 1) * width, -1, -width):
         a, before = signal[time], signal[time - width] if time >= width else signal.new_ones(())
-        noise = predictor(x, torch.tensor(time, device=x.device))
+        noise = predictor(x, torch.full((), time, device=x.device))
         clean = (x - (1 - a).sqrt() * noise) / a.sqrt()
         x = before.sqrt() * clean + (1 - before).sqrt() * noise
     return x
@@ -62,5 +62,5 @@ def ddim(noisy: Tensor, predictor: Callable[[Tensor, Tensor], Tensor], *, steps:
 
 def _signal_left(like: Tensor) -> Tensor:
     """(1000,) the share of the signal's variance that is left at every time."""
-    beta = torch.linspace(1e-4, 0.02, LENGTH, dtype=torch.float64)
+    beta = torch.linspace(1e-4, 0.02, LENGTH, dtype=torch.float64, device=like.device)
     return (1 - beta).cumprod(0).to(like)

@@ -146,7 +146,7 @@ def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[
         for size in (4, 2, 1):
             if size < s.shape[2]:
                 levels.append(F.mse_loss(F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)))
-        weights = torch.tensor([0.5**i for i in range(len(levels))]).to(s)
+        weights = 0.5 ** torch.arange(len(levels), device=s.device, dtype=s.dtype)
         terms.append((torch.stack(levels) * weights).sum() / weights.sum())
     return torch.stack(terms).sum()
 

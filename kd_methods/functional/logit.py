@@ -118,7 +118,7 @@ def ofa(
     Source: Hao et al. 2023, equation 7, in the form of the authors' code. Agrees with goldens ``ofa_eps1.0``,
     ``ofa_eps1.5``.
     """
-    target = F.one_hot(labels, student_logits.shape[1])
+    target = (labels[:, None] == torch.arange(student_logits.shape[1], device=labels.device)).long()
     weight = (F.softmax(teacher_logits.detach() / temperature, 1) + target) ** eps - target
     return -(weight * F.log_softmax(student_logits / temperature, 1)).sum(1).mean()
 

@@ -43,6 +43,7 @@ class MiniLM(Method[Settings]):
         our_choice=("task",),
         modality="text",
         classes=1,
+        waits="means over the tokens that are no padding: how many there are is a shape",
     )
     needs = Needs(student=FIELDS, teacher=FIELDS)
 

@@ -7,6 +7,7 @@ lost; the scheduler lets its cells go on elsewhere, from their checkpoints.
 from __future__ import annotations
 
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Cluster:
         self._workspace = replace(workspace.portable(), device=torch.device(workspace.device.type))
         self._started = not ray.is_initialized()
         if self._started:
+            _check_answers(address)
             try:
                 ray.init(
                     address or "local", log_to_driver=False, include_dashboard=False if not address else None,
@@ -117,6 +119,20 @@ class Cluster:
         self._messages.shutdown(force=True)
         if self._started:
             self._ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes to reach a cluster that is not there.
+
+    Raises:
+        UserError: an address HOST:PORT at which nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"--address {address}: no Ray cluster answers ({error.strerror or error})") from None
 
 
 def _task(messages: Any, number: int, job: Job, workspace: Workspace, threads: int) -> None:
