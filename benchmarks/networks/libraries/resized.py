@@ -21,9 +21,9 @@ from kd_methods.contract import Layout
 from kd_methods.views import Chain, in_turn
 from kd_methods.views.layers import evenly_spaced
 
-from ..image_classifier import ImageClassifier
 from ..cifar.resnet import _flatten
 from ..cifar.vgg import PoolLarge
+from ..image_classifier import ImageClassifier
 
 HIDDEN = 4096
 

@@ -18,8 +18,8 @@ from torch import nn
 from kd_methods.errors import UserError, unknown
 
 from ...common.places import PROGRAM
-from ..image_classifier import ImageClassifier
 from ..entry import NetworkEntry
+from ..image_classifier import ImageClassifier
 from ..zoo import ARCHITECTURES, NEWCOMERS
 
 CLASSES = 100
