@@ -93,6 +93,7 @@ def _card(cards: Sequence[Card]) -> Card:
         modality=next((card.modality for card in cards if card.modality != "any"), "any"),
         classes=max(card.classes for card in cards),
         waits="; ".join(card.waits for card in cards if card.waits),
+        by_sample=all(card.by_sample for card in cards),
     )
 
 

@@ -16,7 +16,7 @@ from ..common.files import complaint
 from ..common.places import TABLES
 from ..common.yaml_files import Misplaced, Shelf, load, merged
 from .deviations import shortest
-from .recipe import LARGEST, LONGEST, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
+from .recipe import LARGEST, LONGEST, Answers, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
 from .schedules import SCHEDULES
 
 
@@ -44,6 +44,7 @@ class Protocol(Strict):
     epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
     of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
     of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
+    ``teacher_answers`` are wrong, or missing, for a share of the images.
     ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
     ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
     momentum), or rises linearly over the share ``warmup`` of all steps and then falls to zero, ``linear`` or by half a
@@ -90,6 +91,7 @@ class Protocol(Strict):
     crops: Crops | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     label_noise: float = Field(default=0.0, ge=0, lt=1)
+    teacher_answers: Answers | None = None
     stored_logits: bool = False
     second_view: Literal["", "randaugment"] = ""
     mean: tuple[Mean, ...] = ()
@@ -130,9 +132,11 @@ class Protocol(Strict):
             raise Misplaced("for schedule onecycle with drop_last", "plan_dropped")
         if self.precision == "fp16" and self.optimizer.name == "dot":
             raise Misplaced("dot has two kinds of gradients, which are not scaled for fp16; use bf16", "optimizer")
-        if self.stored_logits and (self.crops or self.max_length):
-            message = "for images that lie on the device, without crops or max_length"
-            raise Misplaced(message, "stored_logits")
+        for name in ("stored_logits", "teacher_answers"):
+            if getattr(self, name) and (self.crops or self.max_length):
+                raise Misplaced("for images that lie on the device, without crops or max_length", name)
+        if self.teacher_answers and (self.stored_logits or self.second_view):
+            raise Misplaced("not beside stored_logits or second_view", "teacher_answers")
         if self.detection:
             self._check_detection(self.detection)
         return self
@@ -305,6 +309,7 @@ class Protocol(Strict):
         turn = f", random rotation by up to {self.rotation:g} degrees" if self.rotation else ""
         smooth = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
         noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
+        noise += f", {self.teacher_answers.line()}" if self.teacher_answers else ""
         last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
         stored = ", teacher's logits computed once, on another augmentation" if self.stored_logits else ""

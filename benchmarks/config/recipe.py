@@ -112,6 +112,30 @@ class Detection(Strict):
     processes: Processes = Field(default=1, ge=1)
 
 
+class Answers(Strict):
+    """What is wrong with what the teacher says of the training images; which images it is, is the same for every seed.
+
+    wrong    share of them about which it gives another training image's answer, logits and features alike
+    missing  share of them, drawn apart, about which it gives none: their part of every distillation term is zero
+    """
+
+    wrong: float = Field(default=0.0, ge=0, le=1)
+    missing: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Answers:
+        if not (self.wrong or self.missing):
+            raise ValueError("wrong or missing is above 0; a teacher who answers rightly about all needs no setting")
+        return self
+
+    def line(self) -> str:
+        """In words."""
+        wrong = f"for {self.wrong:.0%} of the images the teacher gives another one's answer" if self.wrong else ""
+        missing = f"for {self.missing:.0%} of the images the teacher gives no answer" if self.missing else ""
+        zero = " (distillation terms are summed over the others and divided by all)" if self.missing else ""
+        return ", ".join(filter(None, (wrong, missing))) + zero
+
+
 class Crops(Strict):
     """How images that are decoded from files, in ``workers`` processes, become inputs of one size.
 

@@ -36,6 +36,9 @@ class TaskBatch(Interface):
     def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:
         """The inputs of a view, normalised as another network wants them."""
 
+    def as_taught(self) -> TaskBatch:
+        """The batch that the teacher looks at: other images, where the protocol has wrong answers of its."""
+
 
 class TaskData(Interface):
     """A task's data on one device under one protocol."""
@@ -43,6 +46,10 @@ class TaskData(Interface):
     info: DataInfo
     device: torch.device
     test_samples: int
+
+    @property
+    def answered(self) -> Tensor | None:
+        """(N,) of which training samples there is an answer of the teacher; None for all."""
 
     def build(self, network: str) -> NetworkView:
         """A freshly initialised network for this task."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from kd_methods.errors import UserError
 from ..common.seeding import generator, held_out
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import NetworkView, build_network, check_modality
+from .answers import Answered, DrawnAnswers
 from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -130,6 +131,12 @@ class ImageBatch:
         self._inputs: dict[tuple[int, Normalisation], Tensor] = {}
         self._own = normalisation
         self._smoothing = smoothing
+        self._answers: Answered | None = None
+
+    def with_answers(self, answers: Answered | None) -> ImageBatch:
+        """This batch, with what the teacher makes of its images where that is not their own answer."""
+        self._answers = answers
+        return self
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,17 +144,28 @@ class ImageBatch:
     def part(self, rows: slice) -> ImageBatch:
         second = (lambda: self._view(2)[rows]) if self._second else None
         pieces = self.images[rows], self.labels[rows], self.indices[rows]
-        return ImageBatch(*pieces, self._own, second, self._smoothing)
+        answers = self._answers and self._answers.part(rows)
+        return ImageBatch(*pieces, self._own, second, self._smoothing).with_answers(answers)
 
     def student(self, views: int = 1) -> Batch:
         second = self.inputs(self._own, 2) if views > 1 else None
         loss = partial(cross_entropy, self._smoothing)
-        return Batch(self.inputs(self._own), self.labels, self.indices, loss, second)
+        answered = self._answers.given if self._answers else None
+        return Batch(self.inputs(self._own), self.labels, self.indices, loss, second, answered=answered)
 
     def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:
         if (view, normalisation) not in self._inputs:
             self._inputs[view, normalisation] = normalise(self._view(view), normalisation)
         return self._inputs[view, normalisation]
+
+    def as_taught(self) -> ImageBatch:
+        return self._taught
+
+    @cached_property
+    def _taught(self) -> ImageBatch:
+        if self._answers is None or self._answers.images is None:
+            return self
+        return ImageBatch(self._answers.images, self.labels, self.indices, self._own)
 
     def _view(self, view: int) -> Tensor:
         if view not in self._views:
@@ -182,6 +200,12 @@ class Images:
         self.test_samples, self.input_shape = test_samples, input_shape
         self.protocol, self.device = protocol, device
         self.normalisation: Normalisation = (protocol.mean, protocol.std)
+        wanted = protocol.teacher_answers
+        self.answers = DrawnAnswers(len(labels), wanted, device) if wanted else None
+
+    @property
+    def answered(self) -> Tensor | None:
+        return self.answers.given if self.answers else None
 
     def build(self, network: str) -> NetworkView:
         check_modality(network, self.protocol.task, "images")
@@ -234,13 +258,17 @@ class ImageData(Images):
         for step, chosen in self.order(seed, epoch, start):
             indices = chosen.to(self.device)
             second = partial(self._second_view, seed, epoch, step, chosen) if self.protocol.second_view else None
-            draws = generator(seed, "augmentation", epoch, step)
-            images, smoothing = self._cropped(chosen, draws), self.protocol.label_smoothing
-            yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation, second, smoothing)
+            cropped = partial(self._augmented, seed, epoch, step)
+            answers = self.answers.of(chosen, cropped) if self.answers else None
+            labels, smoothing = self.train.labels[indices], self.protocol.label_smoothing
+            batch = ImageBatch(cropped(chosen), labels, indices, self.normalisation, second, smoothing)
+            yield batch.with_answers(answers)
 
     def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
         chosen, split = indices.to(self.device), self.test if test else self.train
-        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.normalisation)
+        drawn = None if test else self.answers
+        answers = drawn.of(indices, lambda positions: split.images[positions.to(self.device)]) if drawn else None
+        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.normalisation).with_answers(answers)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True)
@@ -253,6 +281,10 @@ class ImageData(Images):
         for part, chosen in enumerate(torch.arange(self.info.num_samples).split(size)):
             images, indices = self._cropped(chosen, generator(seed, "augmented", part)), chosen.to(self.device)
             yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation)
+
+    def _augmented(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
+        """The images at ``chosen`` as a step has them: at one place of the batch any image gets the same crop."""
+        return self._cropped(chosen, generator(seed, "augmentation", epoch, step))
 
     def _cropped(self, chosen: Tensor, draws: torch.Generator) -> Tensor:
         p = self.protocol

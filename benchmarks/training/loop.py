@@ -134,7 +134,7 @@ def shared(
     outputs = teacher.outputs(samples, needs) if teacher else None
     inputs = samples.student(views(needs))
     if teacher:
-        inputs = replace(inputs, renormalised=samples.inputs(teacher.normalisation))
+        inputs = replace(inputs, renormalised=samples.as_taught().inputs(teacher.normalisation))
     return (inputs if samples is batch else replace(inputs, whole=False)), outputs
 
 

@@ -47,7 +47,7 @@ class SharedTeacher:
         for each in reading:
             at.update(each.teacher_units)
             fields.update(name for name in each.teacher if name != "logits")
-        network = self.network.fold_batch_norms()
+        network, batch = self.network.fold_batch_norms(), batch.as_taught()
         with torch.no_grad(), autocast(self.protocol, batch.inputs(self.normalisation).device):
             outputs = network(batch.inputs(self.normalisation), at=at, fields=fields)
             if views(reading) > 1:

@@ -23,6 +23,7 @@ from ..networks import LogitsOnly, NetworkView, count, macs
 from ..store.cell import Cell
 from ..store.runs import Run, figures
 from . import optimizers
+from .answered import answered
 from .assembly import Assembly, begin
 from .failures import Diverged
 from .group import Group
@@ -189,6 +190,8 @@ class StudentRun:
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Losses:
         """The terms of the current phase, or of the training proper."""
         losses = self.phase.losses if self.phase else self.method.losses
+        if teacher and batch.answered is not None:
+            return answered(losses, student, teacher, batch, progress)
         return losses(student, teacher or NO_OUTPUTS, batch, progress)
 
     def check_finite(self) -> None:

@@ -47,7 +47,7 @@ def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
         "task": kind_of(cell.task),
         "data": cell.data,
         "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")}
-        | {name: cell.protocol[name] for name in ("crops",) if name in cell.protocol},
+        | {name: cell.protocol[name] for name in ("crops", "teacher_answers") if name in cell.protocol},
         "versions": {name: cell.versions[name] for name in versions},
         "plugins": {name: file for name, file in cell.plugins.items() if name in versions},
     }
@@ -82,10 +82,12 @@ class StoredTeacherPass(TeacherPass):
     def labels(self) -> Tensor:  # type: ignore[override]
         labels = self.data.info.labels if self.lent_labels is None else self.lent_labels
         assert labels is not None
-        return labels
+        return labels if self.data.answered is None else labels[self.data.answered]
 
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
-        indices = torch.arange(self.data.info.num_samples) if indices is None else indices
+        indices = torch.arange(len(self.labels)) if indices is None else indices
+        if self.data.answered is not None:  # positions are those of the images that the teacher answers about
+            indices = self.data.answered.nonzero()[:, 0].cpu()[indices]
         network, units = self.network.fold_batch_norms(), tuple(units)
         started = time.monotonic()
         for done, batch in enumerate(self.data.cleaned(indices, BATCH)):
@@ -95,7 +97,7 @@ class StoredTeacherPass(TeacherPass):
                 elapsed = duration(time.monotonic() - started)
                 self.progress(f"{done * BATCH / len(indices):.0%} of {len(indices)} images, {elapsed}")
             with torch.no_grad():
-                outputs = network(batch.inputs(self.normalisation), at=units, fields=())
+                outputs = network(batch.as_taught().inputs(self.normalisation), at=units, fields=())
             yield outputs, batch.student().labels
 
     def progress(self, text: str) -> None:

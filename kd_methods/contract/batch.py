@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -37,7 +37,8 @@ class Batch:
     asked for it, a second view of the same images. In detection the labels are those of the regions, (N,), background
     is the last class, and ``boxes`` are the objects' corners in every image, (n, 4) in pixels. ``whole``: these are all
     samples of an update; else a part of them, beyond which losses that relate samples cannot see. ``renormalised`` are
-    the inputs of a teacher that wants them normalised in another way, see :attr:`teacher_inputs`.
+    the inputs of a teacher that wants them normalised in another way, see :attr:`teacher_inputs`. ``answered`` (B,)
+    says of which samples there is an answer of the teacher; None for all.
     """
 
     inputs: Tensor
@@ -48,6 +49,12 @@ class Batch:
     boxes: tuple[Tensor, ...] = ()
     whole: bool = True
     renormalised: Tensor | None = None
+    answered: Tensor | None = None
+
+    def rows(self, chosen: Tensor) -> Batch:
+        """Some of the samples, by their positions (M,) in this batch; never the whole of an update."""
+        tensors = {name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, whole=False)  # type: ignore[arg-type]
 
     @property
     def teacher_inputs(self) -> Tensor:

@@ -67,6 +67,8 @@ class Card:
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
     classes     the least number of classes; 1 where a regression will do
     waits       why the host waits for the device in a training step; empty if it does not
+    by_sample   whether every distillation term is a mean over samples, each one's part its own, and nothing of them is
+                kept; only then can some samples do without the teacher's answer
     """
 
     name: str
@@ -84,6 +86,7 @@ class Card:
     modality: Modality | Literal["any"] = "images"
     classes: int = 2
     waits: str = ""
+    by_sample: bool = False
 
     @property
     def distills(self) -> bool:

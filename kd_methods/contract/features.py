@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .patches import as_map
 
@@ -214,6 +215,15 @@ class Outputs:
         logits = through("logits", self._logits) if "logits" in fields and self._logits is not None else None
         other = self._second.only(fields, units, through=through) if second and self._second else None
         return Outputs(logits, features, self._layout, other)
+
+    def rows(self, chosen: Tensor) -> Outputs:
+        """Those of some samples, by their positions (M,) in the batch."""
+
+        def part(value: Any) -> Any:
+            return tree_map_only(Tensor, lambda tensor: tensor[chosen], value)
+
+        second = self._second.rows(chosen) if self._second else None
+        return Outputs(part(self._logits), {unit: part(x) for unit, x in self._features.items()}, self._layout, second)
 
     def with_second(self, second: Outputs) -> Outputs:
         """These outputs, with those of the second view beside them."""

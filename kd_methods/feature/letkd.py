@@ -103,6 +103,7 @@ class LetKD1(Method[Settings]):
             " methods, whose published values come from other papers, as the networks have it",
         ),
         recipe="cifar100-letkd",
+        by_sample=True,
     )
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2, data=("num_samples",))
 

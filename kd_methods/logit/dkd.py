@@ -36,6 +36,7 @@ class DKD(Method[Settings]):
         ),
         modality="any",
         classes=3,
+        by_sample=True,
     )
     needs = Needs(teacher=("logits",))
 

@@ -33,6 +33,7 @@ class KD(Method[Settings]):
         divergences=("the paper names no default weights or temperature; these are the field's",),
         modality="any",
         classes=1,
+        by_sample=True,
     )
     needs = Needs(teacher=("logits",))
 

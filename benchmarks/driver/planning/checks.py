@@ -105,3 +105,20 @@ def checked_protocol(name: str) -> Protocol:
     if protocol.teachers_from:
         checked_protocol(protocol.teachers_from)
     return protocol
+
+
+def check_answers(rows: Sequence[Row], protocol: Protocol) -> None:
+    """Where the teacher leaves out answers, methods have terms that leave samples out.
+
+    Raises:
+        UserError: one has not.
+    """
+    if not (protocol.teacher_answers and protocol.teacher_answers.missing):
+        return
+    for row in rows:
+        if registry.get(row.method).needs_teacher and not registry.card(row.method).by_sample:
+            fitting = [name for name in registry.available() if registry.card(name).by_sample]
+            raise UserError(
+                f"method '{row.method}' relates samples or keeps some, and under protocol {protocol.name} the teacher "
+                f"does not answer about all of them; leave it out with --methods, possible are {', '.join(fitting)}"
+            )

@@ -145,6 +145,7 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
     pairs = tuple(pair.model_copy(update={"task": pair.task and get_task(pair.task).name}) for pair in pairs)
     seeds = tuple(dict.fromkeys(request.seeds)) or preset.seeds
     _check_views(rows, protocol)
+    checks.check_answers(rows, protocol)
 
     deviations: list[str] = []
     sources: dict[str, Task | Stated] = {}
