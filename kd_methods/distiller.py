@@ -164,7 +164,8 @@ class Distiller(nn.Module):
         Args:
             images: (B, C, H, W), normalised as both networks want them; or a pair of such, two differently augmented
                 views of the same images, for methods that need two.
-            labels: (B,) classes, of a regression numbers.
+            labels: (B,) classes, of a regression numbers; or soft labels (B, K), the classes' shares, which sum to 1,
+                as mixup and CutMix make them. Terms that need one class take the one with the largest share.
             indices: (B,) positions of the images in the training set, for methods that need them.
             progress: how much of the training is done, from 0 to 1, by which methods warm up or fade terms; one that
                 always stays 0 leaves them as in the first epoch. Or a :class:`~kd_methods.contract.Progress`.
@@ -181,7 +182,9 @@ class Distiller(nn.Module):
         views = views[: needs.views]
         second = views[1] if needs.views > 1 else None
         numbers = labels.new_empty(0, dtype=torch.long) if indices is None else indices
-        batch = Batch(views[0], labels, numbers, self.task_loss, second)
+        soft = labels if labels.dim() == 2 and self.num_classes > 1 else None
+        hard = labels if soft is None else soft.argmax(1)
+        batch = Batch(views[0], hard, numbers, self.task_loss, second, soft_labels=soft)
         student = teacher = NO_OUTPUTS
         if not phase or phase.student:
             student = self._outputs(self.student, views, needs.student, needs.student_units)

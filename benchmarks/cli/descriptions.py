@@ -52,6 +52,7 @@ def method(name: str) -> str:
     lines += [f"  order     the losses depend on the order within a batch: {card.order}"] if card.order else []
     lines += [f"  waits     for the device in every step: {card.waits}"] if card.waits else []
     lines.append(f"  reads     {reads(cls)}")
+    lines += [f"  labels    {hard_labels(card)}"] if card.hard_labels else []
     lines.append("  settings")
     for key, default, description, ours in settings(cls):
         lines.append(f"    {key} = {default}  {description}" + ("  [our choice: no published value]" if ours else ""))
@@ -68,6 +69,11 @@ def kind(card: Card) -> str:
     """A method's family, and what its networks read if that is not just any images."""
     modality = {"images": "", "any": ", images or text"}.get(card.modality, f", {card.modality}")
     return f"{card.family}{modality}"
+
+
+def hard_labels(card: Card) -> str:
+    """What a method needs one class of each image for."""
+    return f"one class an image, {card.hard_labels}; of a mixed image the class with the larger share"
 
 
 def reads(cls: type[Method]) -> str:
@@ -169,6 +175,7 @@ def _section(name: str) -> list[str]:
     lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
     lines += [f"- Depends on the order of the samples: {card.order}"] if card.order else []
     lines += [f"- Waits for the device in every step: {card.waits}"] if card.waits else []
+    lines += [f"- Labels: {hard_labels(card)}"] if card.hard_labels else []
     if values := [
         f"`{key}` {default}{' **chosen**' if ours else ''} ({text})" for key, default, text, ours in settings(cls)
     ]:

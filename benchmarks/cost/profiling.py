@@ -151,6 +151,10 @@ class Bench:
             with autocast(self.protocol, self.data.device):
                 return student_run.forward(at["batch"])
 
+        def update() -> None:
+            student_run.optimizer.step()
+            student_run.averages.update()
+
         with student_run.stream.active():
             yield "data", keep("batch", fetch)
             yield "teacher", keep("teacher", lambda: self.teacher_pass(at["raw"]))
@@ -158,7 +162,7 @@ class Bench:
             yield "method", keep("losses", losses)
             student_run.optimizer.zero_grad()
             yield "backward", lambda: at["losses"].backward()
-            yield "optimiser", student_run.optimizer.step
+            yield "optimiser", update
 
     def operations(self) -> tuple[int, int]:
         """Floating-point operations of one step: the pass that a group shares, and the cell's own part."""

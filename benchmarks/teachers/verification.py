@@ -61,6 +61,7 @@ def test_inputs(protocol: Protocol) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     if protocol.crops:
         inputs |= protocol.crops.model_dump(include={"size", "test_resize", "interpolation"})
+        inputs |= {"interpolation": protocol.crops.test_interpolation} if protocol.crops.test_interpolation else {}
     if protocol.detection:
         inputs |= protocol.detection.model_dump(include={"test_side", "long_side"})
     if protocol.max_length:
