@@ -23,7 +23,8 @@ from kd_methods.contract import NO_OUTPUTS, Batch
 from ..config.protocol import Protocol
 from ..networks import NetworkView, build_network
 from ..store.cell import Cell
-from ..tasks.images import ImageData, cross_entropy
+from ..tasks.images import ImageData
+from ..tasks.losses import cross_entropy
 from ..training.loop import protocol_progress
 
 

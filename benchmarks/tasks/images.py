@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo
@@ -19,7 +18,8 @@ from ..common.seeding import derive, generator, held_out
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import NetworkView, build_network, check_modality
 from .answers import Answered, DrawnAnswers
-from .mixing import draw, smoothed
+from .losses import LOSSES
+from .mixing import draw
 from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -102,27 +102,6 @@ class ImageTask:
         return ImageData(train, test, self.num_classes, protocol, device)
 
 
-def full(logits: Tensor) -> Tensor:
-    """Logits of half precision in fp32, so that a loss does not lose digits."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def cross_entropy(smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of classification, mean over the batch, for labels (B,), or for soft ones (B, K) as they are."""
-    if labels.dim() == 2:
-        return F.cross_entropy(full(logits), labels)
-    return F.cross_entropy(full(logits), labels, label_smoothing=smoothing)
-
-
-def binary_cross_entropy(smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """As :func:`cross_entropy`, with a sigmoid for every class: mean over batch and classes."""
-    shares = labels if labels.dim() == 2 else smoothed(labels, logits.shape[1], smoothing)
-    return F.binary_cross_entropy_with_logits(full(logits), shares)
-
-
-LOSSES = {"ce": cross_entropy, "bce": binary_cross_entropy}
-
-
 @dataclass(frozen=True)
 class Seen:
     """How students see images and their labels.
@@ -193,7 +172,7 @@ class ImageBatch:
     def _taught(self) -> ImageBatch:
         if self._answers is None or self._answers.images is None:
             return self
-        return ImageBatch(self._answers.images, self.labels, self.indices, self._own)
+        return ImageBatch(self._answers.images, self.labels, self.indices, self.seen)
 
     def _view(self, view: int) -> Tensor:
         if view not in self._views:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training_bench import FEW, MIXED, STEPS, TrainingBench, Case, Result, identical, tiny_data
+from helpers.training_bench import FEW, MIXED, STEPS, Case, Result, TrainingBench, identical, tiny_data
 from helpers.training_process import process
 from timm.utils import ModelEmaV2
 from torch import nn
