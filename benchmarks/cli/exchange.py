@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..config.protocol import Changes
 
 archive = click.Path(path_type=Path)
-FORMS = ("timm", "hf", "onnx", "safetensors")
+FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
 """As which a student can be written, see ``driver/convert.py``."""
 
 
@@ -82,20 +82,41 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False)
 @click.option("--to", "form", required=True, type=click.Choice(FORMS), help="For which library.")
+@click.option("--all", "table", metavar="TABLE", help="Every finished run of a table, each in a folder of its name.")
 @click.option("--folder", type=archive, help="Where to; by default converted/FORM/RUN in the output.")
+@options.preset
+@options.changes
+@options.settings
 @in_workspace
-def convert(workspace: Callable[[], Workspace], run: str, form: str, folder: Path | None) -> None:
-    """Write the network of a finished RUN (the name of its folder, or how it begins) as other libraries open it.
+def convert(
+    workspace: Callable[[], Workspace],
+    run: str | None,
+    form: str,
+    table: str | None,
+    folder: Path | None,
+    preset: str,
+    changes: Changes,
+    settings: str,
+) -> None:
+    """Write the network of a finished RUN as other libraries open it, with a card.
 
-    With a card that says what it is, what it measures and what to cite.
+    RUN is the name of its folder, or how that begins, or TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it. The card says
+    what the network is, what it measures and what to cite. --preset and the options that change a protocol say
+    which TABLE.
     """
+    if (run is None) == (table is None):
+        raise UserError("convert takes a RUN, or --all TABLE")
     place = workspace()
-    from ..driver.convert import convert
+    from ..driver import convert as converting
 
-    target = folder or place.output / "converted" / form / run
-    click.echo(f"{target}: {', '.join(convert(run, form, target, place))}")
+    if table:
+        stem = options.stem_in(place.output, table, preset, changes, settings)
+        end(converting.convert_all(stem, form, folder or place.output / "converted" / form / stem, place))
+    elif run:
+        target = folder or place.output / "converted" / form / run
+        click.echo(f"{target}: {', '.join(converting.convert(run, form, target, place))}")
 
 
 COMMANDS = (export_runs, import_runs, verify, convert)

@@ -1,6 +1,6 @@
 """The suite's own architectures, with the methods by which timm works on its models."""
 
-from __future__ import annotations
+# Annotations are not postponed in this file: torch.fx copies those of `forward` into the code that TorchScript reads.
 
 from collections.abc import Iterator, Sequence
 from typing import Any

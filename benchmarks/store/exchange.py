@@ -17,7 +17,7 @@ from kd_methods.errors import Damaged, UserError
 
 from ..common.console import counted, say
 from ..common.files import read_bytes, sha256_file, write_bytes
-from . import archives, documents, manifest
+from . import archives, documents, manifest, names
 from .archives import REMEDY
 from .manifest import Manifest
 from .runs import FINAL, RESULT, Run, Store, figures
@@ -85,7 +85,7 @@ def export(
         UserError: no such table or run, or none of them has ended.
     """
     store, members = Store(output), dict[str, Path]()
-    keys = [_named(output, start) for start in runs]
+    keys = [_named(output, start).run.key for start in runs]
     for stem in tables:
         shown = manifest.existing(output, stem)
         keys += _keys(shown)
@@ -223,13 +223,12 @@ def ended(root: Path, say: Say) -> list[EndedRun]:
 
 
 def finished(root: Path, start: str) -> EndedRun:
-    """The one run of a store whose key begins so, which has to be done and to have its network.
+    """The one run of a store whose key begins so, or of that name, which has to be done and to have its network.
 
     Raises:
         UserError: there is none, or it is not done or without its network.
     """
-    key = _named(root, start)
-    found = next(ended for ended in map(checked, _runs(root)) if ended.run.key == key)
+    found = _named(root, start)
     if found.status["state"] != "done" or not (found.run / STUDENT).is_file():
         raise UserError(f"run {start} ({found.label}) has no network: it is {found.status['state']}")
     return found
@@ -257,13 +256,17 @@ def _teacher(run: Run) -> str:
     return ((identity or {}).get("cell", {}).get("teacher") or {}).get("cell", "")
 
 
-def _named(output: Path, start: str) -> str:
-    """The key of the one run whose key begins so."""
-    folders = [run for run in _runs(output) if run.path.name.startswith(start[:16])]
+def _named(output: Path, start: str) -> EndedRun:
+    """The one run whose key begins so, or that has this name in a table (:mod:`.names`)."""
+    begin = names.key_of(output, start) or start
+    folders = [run for run in _runs(output) if run.path.name.startswith(begin[:16])]
     if len(folders) != 1:
         count = "several begin" if folders else "none begins"
-        raise UserError(f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/")
-    return checked(folders[0]).run.key
+        raise UserError(
+            f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/, or its "
+            "TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it"
+        )
+    return checked(folders[0])
 
 
 def _text(value: Any) -> str:

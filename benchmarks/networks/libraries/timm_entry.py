@@ -11,8 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import register_notrace_module
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, register_notrace_module
 from torch import nn
 
 from kd_methods.errors import UserError, unknown
