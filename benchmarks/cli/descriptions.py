@@ -85,10 +85,10 @@ def reads(cls: type[Method]) -> str:
     if cls.card.modality != "images":
         goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
         goal = goal or f"classification into {cls.card.classes} classes at least"
-        found = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
+        networks = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
         if cls.card.modality == "any":
-            found = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
-        more.append(found)
+            networks = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
+        more.append(networks)
     more += ["two views of each image"] if needs.views > 1 else []
     more += [f"batches of {needs.max_batch} at most"] if needs.max_batch else []
     if cls.phase_needs:
@@ -128,10 +128,10 @@ def parameters(name: str, pair: str) -> str:
     trained = built.adapt(views[0])
     both = count([*trained.parameters(), *built.parameters()])
     deployed = count(built.deployed(trained).parameters())
-    kept = sum(buffer.numel() for buffer in built.state_dict().values()) - count(built.parameters())
+    buffers = sum(buffer.numel() for buffer in built.state_dict().values()) - count(built.parameters())
     return (
         f"on {pair} (100 classes, 50,000 images): the student has {plain:,} parameters; {both - plain:+,} in training,"
-        f" {deployed - plain:+,} at inference; {kept:,} numbers kept besides (statistics, memory banks)"
+        f" {deployed - plain:+,} at inference; {buffers:,} numbers kept besides (statistics, memory banks)"
     )
 
 
@@ -190,9 +190,9 @@ def _section(name: str) -> list[str]:
 
 def pair_values(name: str) -> dict[str, list[str]]:
     """Settings that are published for some pairs, in words, by recipe."""
-    found: dict[str, list[str]] = {}
+    by_recipe: dict[str, list[str]] = {}
     for entry in all_pair_settings().get(name, ()):
         values = ", ".join(f"{key} = {value}" for key, value in flat(entry.values).items())
         pairs = ", ".join(entry.pairs) or "all pairs"
-        found.setdefault(entry.recipe, []).append(f"{values} for {pairs} ({entry.source})")
-    return found
+        by_recipe.setdefault(entry.recipe, []).append(f"{values} for {pairs} ({entry.source})")
+    return by_recipe

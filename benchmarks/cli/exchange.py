@@ -49,10 +49,10 @@ def export_runs(
             tables.append(options.stem_in(output, word, preset, changes, settings))
         else:
             runs.append(word)
-    found = exchange.export(output, file, tables, runs, students)
-    left = f", {counted(found.left_out, 'cell')} without a result left out" if found.left_out else ""
-    networks = f", {found.students} with their network" if students else ""
-    click.echo(f"{file}: {counted(found.runs, 'run')}{networks}{left}\nsha256 {found.sha256}")
+    exported = exchange.export(output, file, tables, runs, students)
+    left = f", {counted(exported.left_out, 'cell')} without a result left out" if exported.left_out else ""
+    networks = f", {exported.students} with their network" if students else ""
+    click.echo(f"{file}: {counted(exported.runs, 'run')}{networks}{left}\nsha256 {exported.sha256}")
 
 
 @click.command("import")
@@ -62,12 +62,12 @@ def import_runs(file: Path, output: Path) -> None:
     """Take the runs of an archive into the store, if it is what was written; what is here stays as it is."""
     from ..store.exchange import import_
 
-    found = import_(file, output)
-    students = f", {counted(found.students, 'network')} added to them" if found.students else ""
-    text = f"{file}: {counted(len(found.added), 'run')} taken, {found.same} in the store{students}"
-    if found.tables:
-        text += f"\ntables that show more: {', '.join(found.tables)}"
-    end(Outcome(text, found.missing))
+    merged = import_(file, output)
+    students = f", {counted(merged.students, 'network')} added to them" if merged.students else ""
+    text = f"{file}: {counted(len(merged.added), 'run')} taken, {merged.same} in the store{students}"
+    if merged.tables:
+        text += f"\ntables that show more: {', '.join(merged.tables)}"
+    end(Outcome(text, merged.missing))
 
 
 @click.command()

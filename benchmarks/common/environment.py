@@ -123,10 +123,10 @@ def check_precision(chosen: torch.device) -> None:
     Raises:
         UserError: a variable or a switch of torch overrules it; the message names it.
     """
-    if found := overruled(chosen):
+    if overruling := overruled(chosen):
         raise UserError(
-            f"{', '.join(found)}: this overrules the precision of products, which is for the protocol alone to say; "
-            "unset it, or choose with --precision"
+            f"{', '.join(overruling)}: this overrules the precision of products, which is for the protocol alone to "
+            "say; unset it, or choose with --precision"
         )
 
 
@@ -137,8 +137,8 @@ def overruled(chosen: torch.device) -> tuple[str, ...]:
     Variables count where they are set; all that a program can switch by what comes out of a product and a convolution.
     """
     values = {name: os.environ.get(name, "") for name in _PRECISION[chosen.type]}
-    if found := [f"{name}={value}" for name, value in values.items() if value.upper() not in ("", "STRICT")]:
-        return tuple(found)
+    if variables := [f"{name}={value}" for name, value in values.items() if value.upper() not in ("", "STRICT")]:
+        return tuple(variables)
     if (error := _fp32_error(chosen)) < _FP32_ERROR:
         return ()
     switched = []
@@ -161,8 +161,8 @@ def _fp32_error(chosen: torch.device) -> float:
     with torch.no_grad():
         for product, left, right in products:
             exact = product(left.double(), right.double())
-            found = product(left.to(chosen), right.to(chosen)).double().cpu()
-            errors.append(float((found - exact).abs().max() / exact.abs().max()))
+            computed = product(left.to(chosen), right.to(chosen)).double().cpu()
+            errors.append(float((computed - exact).abs().max() / exact.abs().max()))
     return max(errors)
 
 

@@ -70,11 +70,11 @@ class Shelf:
         try:
             if not name.endswith(_SUFFIXES):
                 return self.path(name).stem
-            if not (own := file.parent / name).is_file():
+            if not (beside := file.parent / name).is_file():
                 raise unknown(self.kind, name, self.files)
         except (UserError, OSError) as error:  # a name may be too long to be one
             raise UserError(f"{where(file, *location)}: {error}") from None
-        return str(own)
+        return str(beside)
 
 
 def load(
@@ -240,10 +240,10 @@ def where(path: Path, *location: str | int) -> str:
     line = 1
     for key in location:
         if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-            if not found:
+            entries = [(k, v) for k, v in node.value if k.value == str(key)]
+            if not entries:
                 break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
+            line, node = entries[0][0].start_mark.line + 1, entries[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
             node = node.value[key]
             line = node.start_mark.line + 1

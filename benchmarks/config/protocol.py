@@ -189,8 +189,9 @@ class Protocol(Strict):
 
         What is left at its default is left out, so that a field added later leaves the identity of old cells alone.
         """
-        own = {"task", "lr_by_student", "lr_alone", "teachers_from", "start", "title", "source", "deviations", "recipe"}
-        values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
+        elsewhere = {"task", "lr_by_student", "lr_alone", "teachers_from", "start"}
+        left_out = {*elsewhere, "title", "source", "deviations", "recipe"}
+        values = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
         values["optimizer"].pop("lr")
         for part in ("crops", "detection"):
             values.get(part, {}).pop("workers", None)
@@ -213,10 +214,10 @@ class Protocol(Strict):
         """
         if not self.teachers_from:
             return self.changed(**changes)
-        own, epochs, wanted = load_protocol(self.teachers_from), changes.get("epochs"), changes.copy()
-        wanted["epochs"] = epochs and max(1, round(own.epochs * epochs / self.epochs))
+        teacher_protocol, epochs, wanted = load_protocol(self.teachers_from), changes.get("epochs"), changes.copy()
+        wanted["epochs"] = epochs and max(1, round(teacher_protocol.epochs * epochs / self.epochs))
         wanted["holdout"] = changes.get("holdout") or self.holdout or None
-        return own.changed(**wanted)
+        return teacher_protocol.changed(**wanted)
 
     def lr_at(self, epoch: int, done: int = 0, total: int = 1) -> tuple[float, float | None]:
         """Factor on the learning rate, and the momentum where it moves, in an epoch after ``done`` of ``total`` steps.
@@ -393,8 +394,8 @@ def load_protocol(name: str) -> Protocol:
     """
     protocol, path = load(Protocol, name, PROTOCOLS, merged)
     if protocol.teachers_from:
-        found = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
-        protocol = protocol.model_copy(update={"teachers_from": found})
+        teachers_from = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
+        protocol = protocol.model_copy(update={"teachers_from": teachers_from})
     return protocol
 
 

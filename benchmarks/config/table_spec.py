@@ -223,8 +223,9 @@ class TableSpec(Matrix):
             raise unknown("preset", name, self.presets)
         preset = self.presets[name]
         tasks = self.tasks if preset.tasks is None else preset.tasks
-        own = {row.id: row for row in self.methods}
-        named = (own.get(row.id, row) if row == Row(id=row.id, method=row.id) else row for row in preset.methods or ())
+        known = {row.id: row for row in self.methods}
+        rows = preset.methods or ()
+        named = (known.get(row.id, row) if row == Row(id=row.id, method=row.id) else row for row in rows)
         update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": tuple(named) or self.methods}
         return preset.model_copy(update={**update, "tasks": tasks})
 
@@ -286,7 +287,7 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     others = [e for e in index().values() if not e.recipe and "." not in e.name and e.modality in ("images", "any")]
     others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
     every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)
-    return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
+    return tuple(one for row in rows for one in (every if row.id == "*" else (row,)))
 
 
 TABLE_FILES = Shelf("table", TABLES)
@@ -310,12 +311,12 @@ def load_table(name: str) -> TableSpec:
     return table
 
 
-def _inherited(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _inherited(base: dict[str, Any], extending: dict[str, Any]) -> dict[str, Any]:
     """A table that has a title does not take over those of the presets that it extends: they tell of another table."""
-    if "title" in own:
+    if "title" in extending:
         presets = {name: {**preset, "title": ""} for name, preset in base["presets"].items()}
         base = {**base, "presets": presets}
-    return merged(base, own)
+    return merged(base, extending)
 
 
 class PairSettings(Strict):
@@ -338,11 +339,11 @@ def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
 
     A combination has its own published settings above those of its parts.
     """
-    found: dict[str, Any] = {}
+    published: dict[str, Any] = {}
     if "+" in method:
-        found = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
+        published = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
     entry = pair_entry(method, pair, recipe)
-    return merged(found, entry.values) if entry else found
+    return merged(published, entry.values) if entry else published
 
 
 def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:

@@ -122,14 +122,14 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
     module: Any = timm.create_model(name, num_classes=task.num_classes)
     loaded(cell, module, weights)
     _safetensors(cell, weights, folder, workspace)
-    own = {"input_size": size, "num_classes": task.num_classes, "crop_pct": 1.0}
-    own |= {key: cell.protocol[key] for key in ("mean", "std")}
+    trained = {"input_size": size, "num_classes": task.num_classes, "crop_pct": 1.0}
+    trained |= {key: cell.protocol[key] for key in ("mean", "std")}
     facts = {key: module.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "interpolation")}
     config = {
         "architecture": name,
         "num_classes": task.num_classes,
         "num_features": module.num_features,
-        "pretrained_cfg": {**facts, **own},
+        "pretrained_cfg": {**facts, **trained},
     }
     write_json(folder / "config.json", config)
 

@@ -103,8 +103,8 @@ def vocabulary(source: str) -> dict[str, int] | None:
 def shorten(model: PreTrainedModel, which: str, count: int) -> None:
     """Keep some of a model's layers in place: the ``first``, the ``last``, or those at equal shares (``spread``)."""
     cut = Cut(model)
-    kept = chosen(which, count, len(cut.layers))
-    setattr(cut.parent, cut.name, nn.ModuleList(cut.layers[i] for i in kept))
+    remaining = chosen(which, count, len(cut.layers))
+    setattr(cut.parent, cut.name, nn.ModuleList(cut.layers[i] for i in remaining))
     model.config.num_hidden_layers = count
 
 

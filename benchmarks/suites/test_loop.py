@@ -98,7 +98,7 @@ def _spread(values: list[float]) -> list[float]:
 def test_group_memory(benchmark: Any, suite: Suite, pair: str, group: tuple[str, ...]) -> None:
     """A group holds the teacher with its kept outputs, its cells, and the activations of one student at a time."""
     bench = suite.bench(pair, *group)
-    found = limits.memory(bench)
+    memory = limits.memory(bench)
     benchmark.group = f"loop, {pair}"
     benchmark.pedantic(bench.step, rounds=1)
     benchmark.extra_info.update(
@@ -106,7 +106,7 @@ def test_group_memory(benchmark: Any, suite: Suite, pair: str, group: tuple[str,
         pair=pair,
         group=list(group),
         batch_size=suite.protocol.batch_size,
-        bytes={**vars(found), "bound": found.bound},
+        bytes={**vars(memory), "bound": memory.bound},
         machine=suite.machine,
     )
-    assert found.peak <= found.bound, "something of a cell outlives its step"
+    assert memory.peak <= memory.bound, "something of a cell outlives its step"

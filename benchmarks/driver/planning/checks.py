@@ -82,8 +82,9 @@ def check_task(table: str, name: str, preset: Preset) -> Task:
     try:
         return get_task(preset.task or load_protocol(preset.protocol).task)
     except UserError as error:
-        own = where(TABLE_FILES.file(table), "presets", name, "task")
-        raise UserError(f"{own if preset.task else where(PROTOCOLS.file(preset.protocol), 'task')}: {error}") from None
+        if preset.task:
+            raise UserError(f"{where(TABLE_FILES.file(table), 'presets', name, 'task')}: {error}") from None
+        raise UserError(f"{where(PROTOCOLS.file(preset.protocol), 'task')}: {error}") from None
 
 
 def checked_protocol(name: str) -> Protocol:

@@ -178,8 +178,8 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
-            own = teacher_protocol.on_task(place[1])
-            source = pair.teacher, own, sources[own.task].fingerprint(data_root, own), plugins
+            recipe = teacher_protocol.on_task(place[1])
+            source = pair.teacher, recipe, sources[recipe.task].fingerprint(data_root, recipe), plugins
             cell = teacher_cell(*source, zoo) if needed else student_cell(*source)
             training += [cell] if needed else []
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=cell.key)

@@ -43,18 +43,18 @@ class Tracker:
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers in the record of an epoch, under names such as ``metrics/top1``, ``losses/kd`` and ``lr``."""
-    found = {name: value for name, value in _flat(record) if isinstance(value, int | float)}
-    found.pop("epoch")  # it is the step at which the others stand
-    return found
+    numbers = {name: value for name, value in _flat(record) if isinstance(value, int | float)}
+    numbers.pop("epoch")  # it is the step at which the others stand
+    return numbers
 
 
 def settings(cell: Cell) -> dict[str, str | float]:
     """All that the cell's result depends on, under names such as ``method/settings/beta``."""
-    found: dict[str, str | float] = {}
+    settings: dict[str, str | float] = {}
     for name, value in _flat(cell.identity()):
         if value is not None:
-            found[name] = value if isinstance(value, str | int | float) else json.dumps(value)
-    return found
+            settings[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return settings
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

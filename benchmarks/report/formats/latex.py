@@ -192,13 +192,13 @@ class _Column:
     @classmethod
     def of(cls, cells: Sequence[PrintedCell]) -> _Column:
         valued = [cell for cell in cells if cell.value]
-        found = [_NUMBER.fullmatch(cell.value) for cell in valued]
+        matches = [_NUMBER.fullmatch(cell.value) for cell in valued]
         words = max((width(cell.word) for cell in cells), default=0.0)
         post = max((_post(cell) for cell in cells), key=_post_width, default="")
-        if not valued or not all(found):
+        if not valued or not all(matches):
             across = max([words, *(width(cell.value) for cell in valued)]) + _post_width(post)
             return cls("r" if valued else "c", across, False)
-        numbers = [match for match in found if match]
+        numbers = [match for match in matches if match]
         whole = max(len(match["whole"]) for match in numbers)
         part = max(len(match["part"] or "") for match in numbers)
         sign = "+" if any(match["sign"] for match in numbers) else ""
@@ -331,10 +331,12 @@ def _shown(blocks: Sequence[tuple[Line, ...]], start: int, end: int) -> list[tup
     """The lines that have something to show in these columns, and the headings of such lines."""
     shown = []
     for block in blocks:
-        kept = [
+        filled = [
             line for line in block if not line.cells or any(cell != PrintedCell() for cell in line.cells[start:end])
         ]
-        lines = tuple(line for i, line in enumerate(kept) if line.cells or any(after.cells for after in kept[i + 1 :]))
+        lines = tuple(
+            line for i, line in enumerate(filled) if line.cells or any(after.cells for after in filled[i + 1 :])
+        )
         shown += [lines] if lines else []
     return shown
 
@@ -347,9 +349,9 @@ def _tabular(
     labels: _Labels,
 ) -> str:
     start, end = block
-    own = columns[start:end]
+    here = columns[start:end]
     out = [
-        rf"\begin{{tabular}}{{@{{}}{labels.declaration}{''.join(column.declaration for column in own)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{labels.declaration}{''.join(column.declaration for column in here)}@{{}}}}",
         r"\toprule",
     ]
     for name, texts in layout.heads:
@@ -359,7 +361,7 @@ def _tabular(
             out += [rf"\cmidrule(lr){{{i + 2}-{i + span + 1}}}" for i, span, text in spans if span > 1 and text.strip()]
     for lines in chunk:
         out.append(r"\midrule")
-        out += [_line(line, own, block) for line in lines]
+        out += [_line(line, here, block) for line in lines]
     return "\n".join([r"\sbox\kdbox{%", *_tidy(out), r"\bottomrule", r"\end{tabular}}%", r"\kdfit"])
 
 
