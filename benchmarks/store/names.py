@@ -17,10 +17,10 @@ def of_table(shown: Manifest) -> dict[str, str]:
 
     What is not for the name of a folder, such as the slash in a configuration's, is a ``_``.
     """
-    found = {_name(f"{TEACHER}{{}}/s0", c.key): c.teacher.cell for c in shown.columns if c.teacher.cell}
+    keys = {_name(f"{TEACHER}{{}}/s0", c.key): c.teacher.cell for c in shown.columns if c.teacher.cell}
     for cell in shown.cells:
-        found[_name(f"{{}}/{{}}/s{cell.seed}", cell.row, cell.column)] = cell.key
-    return found
+        keys[_name(f"{{}}/{{}}/s{cell.seed}", cell.row, cell.column)] = cell.key
+    return keys
 
 
 def _name(form: str, *parts: str) -> str:
@@ -29,5 +29,5 @@ def _name(form: str, *parts: str) -> str:
 
 def key_of(output: Path, name: str) -> str:
     """The key of the run with a name, TABLE/ROW/PAIR/sSEED; empty where there is none."""
-    stem, _, own = name.partition("/")
-    return of_table(manifest.existing(output, stem)).get(own, "") if stem in manifest.stems(output) else ""
+    stem, _, in_table = name.partition("/")
+    return of_table(manifest.existing(output, stem)).get(in_table, "") if stem in manifest.stems(output) else ""

@@ -154,10 +154,10 @@ class ImageBatch:
         return ImageBatch(*pieces, self.seen, second, soft).with_answers(answers)
 
     def student(self, views: int = 1) -> Batch:
-        own = self.seen.normalisation
-        second = self.inputs(own, 2) if views > 1 else None
+        normalisation = self.seen.normalisation
+        second = self.inputs(normalisation, 2) if views > 1 else None
         answered = self._answers.given if self._answers else None
-        batch = Batch(self.inputs(own), self.labels, self.indices, self.seen.loss, second)
+        batch = Batch(self.inputs(normalisation), self.labels, self.indices, self.seen.loss, second)
         return replace(batch, answered=answered, soft_labels=self.soft_labels)
 
     def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:

@@ -21,8 +21,8 @@ class Averages:
     def __init__(self, modules: Iterable[nn.Module], decay: float, constant: Iterable[nn.Module] = ()) -> None:
         self.decay = decay
         untouched = {id(tensor) for module in constant for tensor in _tensors(module)}
-        found = {id(tensor): tensor for module in modules for tensor in _tensors(module)} if decay else {}
-        self._weights = [t.detach() for i, t in found.items() if i not in untouched and t.is_floating_point()]
+        tensors = {id(tensor): tensor for module in modules for tensor in _tensors(module)} if decay else {}
+        self._weights = [t.detach() for i, t in tensors.items() if i not in untouched and t.is_floating_point()]
         self.values: list[Tensor] = []
         self.start()
 
