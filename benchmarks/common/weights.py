@@ -157,13 +157,20 @@ def _strange(value: Tensor) -> str:
     return f"complex ({value.dtype})" if value.is_complex() else ""
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, wanted: str = "") -> dict[str, Tensor]:
     """The first of :func:`state_dicts`: of files that the suite has written the only one.
 
+    Args:
+        path: the file.
+        wanted: the digest that the weights have to have; empty for any.
+
     Raises:
-        UserError: as there.
+        UserError: as there, or the weights have another digest.
     """
-    return next(iter(state_dicts(path).values()))
+    weights = next(iter(state_dicts(path).values()))
+    if wanted and weights_digest(weights) != wanted:
+        raise UserError(f"{path} has other weights than when the run was planned; the same command plans anew")
+    return weights
 
 
 @dataclass(frozen=True)
@@ -261,13 +268,13 @@ def _misfit(weights: dict[str, Tensor], module: nn.Module) -> str:
     return ""
 
 
-def frozen(network: Net, path: Path) -> Net:
+def frozen(network: Net, path: Path, wanted: str = "") -> Net:
     """A network view with the weights of a file, in evaluation mode and without gradients.
 
     Raises:
-        UserError: the file cannot be read, or is of another architecture.
+        UserError: the file cannot be read, has other weights than those ``wanted``, or is of another architecture.
     """
-    fit(load_weights(path), network.module, str(path))
+    fit(load_weights(path, wanted), network.module, str(path))
     return network.requires_grad_(False).eval()
 
 

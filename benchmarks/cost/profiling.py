@@ -278,7 +278,7 @@ def _figures(
     cell: Cell, protocol: Protocol, workspace: Workspace, threads: int, steps: tuple[int, int]
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    plugins.load(workspace.plugin_files)
+    plugins.load_again(workspace.plugin_files, cell.plugins)
     chosen = choose(str(workspace.device))
     data = get_task(protocol.task).open(workspace.data_root, protocol, chosen)
     with peak_memory(chosen) as memory:

@@ -109,7 +109,7 @@ class Records(Hook):
         send(self.sender, "epoch", self.records[-1])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["kd"] = {**self.state, "records": list(self.records)}
+        checkpoint["kd"] = {**self.state, "records": list(self.records), "cell": self.job.cell.key}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.state = checkpoint["kd"]

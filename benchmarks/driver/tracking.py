@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..common.process_settings import kept
 from ..training.loop import Watched
 from .execution.jobs import Watcher
 from .trackers import Tracker
@@ -62,7 +63,8 @@ class Tracking:
     @contextmanager
     def _unharmed(self, kind: type[Tracker]) -> Iterator[None]:
         try:
-            yield
+            with kept():  # cells are trained in this process, too
+                yield
         except (Exception, SystemExit) as error:  # of a library of others, or of what a user wrote
             self._kinds.remove(kind)
             self.say(f"tracker {kind.name} fails ({type(error).__name__}: {error}); training goes on without it")

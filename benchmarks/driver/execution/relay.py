@@ -117,7 +117,7 @@ def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: 
     """Run a job in a process of its own; what it does, and how it ends, is sent."""
     error: BaseException | None = None
     try:
-        plugins.load(workspace.plugin_files)
+        plugins.load_again(workspace.plugin_files, {name: file for c in job.cells for name, file in c.plugins.items()})
         run(job, workspace, Sender(send), stopping, opened(job, workspace))
     except (Exception, Interrupted) as raised:  # concerns more than a cell
         error = _portable(raised)
