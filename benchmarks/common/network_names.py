@@ -17,6 +17,7 @@ _RULES = (
     (r"shuffle(?:net)?_?v(\d)", r"ShuffleNet-V\1"),
     (r"bert-base(?:-uncased|-cased)?", "BERT-base"),
     (r"bert-large(?:-uncased|-cased)?", "BERT-large"),
+    (r"electra-base-discriminator", "ELECTRA-base"),
     *((rf"{name}_{size}(?:_patch16_224)?", f"{title}-{size[0].upper()}")
       for name, title in (("convnext", "ConvNeXt"), ("deit", "DeiT"), ("vit", "ViT"), ("swin", "Swin"))
       for size in ("tiny", "small", "base", "large")),

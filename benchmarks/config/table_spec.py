@@ -64,18 +64,23 @@ class Row(Strict):
     ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
     that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's;
     ``init`` is as in :class:`Pair`, for this row alone. ``our_choice``: nobody published its ``settings``, and they are
-    marked as our choice.
+    marked as our choice. ``by_pair`` are further settings for single columns, by the pair's id.
     """
 
     id: Name
     method: Name
     title: str = ""
     settings: dict[str, Any] = Field(default={})
+    by_pair: dict[str, dict[str, Any]] = Field(default={})
     our_choice: bool = False
     optimizer: dict[str, Any] = Field(default={})
     published: str = ""
     student: str = ""
     init: Init = ""
+
+    def settings_on(self, pair: str) -> dict[str, Any]:
+        """The row's own settings in a column, by the pair's id."""
+        return merged(self.settings, self.by_pair.get(pair.partition(":")[0], {}))
 
     @field_validator("optimizer")
     @classmethod
@@ -207,6 +212,11 @@ class TableSpec(Matrix):
         for row in (*self.methods, *(row for preset in self.presets.values() for row in preset.methods or ())):
             if row.id in self.quoted:
                 raise Misplaced(f"the row '{row.id}' is run, and cannot be quoted as well", "quoted", row.id)
+        shown = (self.pairs, *(preset.pairs or () for preset in self.presets.values()))
+        pairs = {pair.id for each in shown for pair in each}
+        for row in self.methods:
+            if absent := set(row.by_pair) - pairs:
+                raise Misplaced(f"no pair of the table: {', '.join(sorted(absent))}", "methods")
         if self.efficiency:
             rows = {row.id for row in self.methods}
             if absent := {self.efficiency.row, *self.efficiency.against} - rows:

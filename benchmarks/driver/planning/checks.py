@@ -28,7 +28,8 @@ def check_rows(table: str, preset: str, rows: Sequence[Row], protocol: Protocol)
         with at("method"):
             registry.get(row.method)
         with at("settings"):
-            registry.settings(row.method, row.settings)
+            for pair in ("", *row.by_pair):
+                registry.settings(row.method, row.settings_on(pair))
         if row.student:
             with at("student"):
                 networks.check(row.student)
