@@ -28,7 +28,7 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
     """
     if not paths:
         return {}
-    from .process_settings import kept  # imports torch, as plugins do
+    from .process_settings import settings_restored  # imports torch, as plugins do
 
     registered: dict[str, str] = {}
     for path in paths:
@@ -43,7 +43,7 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
         sys.modules[name] = module
         digest = sha256_file(path)  # of what is imported, and not of what it is made to while that goes on
         try:
-            with kept() as changed:
+            with settings_restored() as changed:
                 spec.loader.exec_module(module)
         except (UserError, KeyboardInterrupt):
             raise
@@ -70,8 +70,8 @@ def load_again(paths: Sequence[Path], planned: Mapping[str, str]) -> None:
     Raises:
         UserError: as :func:`load`, or a file has changed since.
     """
-    found = load(paths, lambda line: None)  # it was said there
-    if changed := [name for name, digest in planned.items() if found.get(name, digest) != digest]:
+    digests = load(paths, lambda line: None)  # it was said there
+    if changed := [name for name, digest in planned.items() if digests.get(name, digest) != digest]:
         raise UserError(
             f"the plugin of {', '.join(changed)} has changed since the run began; the same command begins anew with it"
         )

@@ -33,7 +33,7 @@ def restore(values: list[Any]) -> list[str]:
 
 
 @contextmanager
-def kept() -> Iterator[list[str]]:
+def settings_restored() -> Iterator[list[str]]:
     """Context for code of others; the settings are afterwards what they were, and the list has the names of those that
     were not.
     """

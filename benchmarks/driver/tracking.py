@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..common.process_settings import kept
+from ..common.process_settings import settings_restored
 from ..training.loop import Watched
 from .execution.jobs import Watcher
 from .trackers import Tracker
@@ -63,7 +63,7 @@ class Tracking:
     @contextmanager
     def _unharmed(self, kind: type[Tracker]) -> Iterator[None]:
         try:
-            with kept():  # cells are trained in this process, too
+            with settings_restored():  # cells are trained in this process, too
                 yield
         except (Exception, SystemExit) as error:  # of a library of others, or of what a user wrote
             self._kinds.remove(kind)

@@ -17,7 +17,7 @@ from kd_methods.errors import Damaged
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
 from ...common.files import set_aside
-from ...common.process_settings import kept
+from ...common.process_settings import settings_restored
 from ...common.weights import frozen, load_weights
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -70,7 +70,7 @@ class Context:
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
         # Before any method sees it: one may copy a part of it, or run it while it is built.
-        with kept():
+        with settings_restored():
             return frozen(self.data.build(ref.network), self.weights_of(ref), ref.weights)
 
     def teacher_pass(self, cell: Cell, network: NetworkView) -> StoredTeacherPass:

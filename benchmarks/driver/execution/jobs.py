@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kd_methods.errors import UserError
 
-from ...common.process_settings import kept
+from ...common.process_settings import settings_restored
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef, grouped
@@ -82,10 +82,10 @@ def opened(job: Job, workspace: Workspace) -> TaskData:
         UserError: as the task says, or they are others than those that the job was planned with.
     """
     task, root = get_task(job.protocol.task), workspace.data_root
-    with kept():
+    with settings_restored():
         data = task.open(root, job.protocol, workspace.device)
-        found = task.fingerprint(root, job.protocol)
-    if any(cell.data != found for cell in job.cells):
+        fingerprint = task.fingerprint(root, job.protocol)
+    if any(cell.data != fingerprint for cell in job.cells):
         raise UserError(
             f"the data of task {task.name} in {root} have changed since the run was planned; the same command plans "
             "anew with them"
