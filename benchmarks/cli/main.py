@@ -77,7 +77,7 @@ cli.add_command(teachers.teachers)
 
 
 def main() -> None:
-    """Entry point. The exit code is told in ``HELP``."""
+    """Entry point. The exit code is explained in ``HELP``."""
     with patient_streams() as lost:
         code = _exit_code(sys.argv[1:])
         if sys.stdout:

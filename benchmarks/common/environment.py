@@ -118,7 +118,7 @@ def _glibc(function: str, *arguments: int) -> None:
 
 
 def check_precision(chosen: torch.device) -> None:
-    """Refuse to compute where fp32 is not fp32: the precision is the protocol's, and as such in each cell's key.
+    """Raise where fp32 is not fp32: the precision is the protocol's, and as such in each cell's key.
 
     Raises:
         UserError: a variable or a switch of torch overrules it; the message names it.
@@ -198,7 +198,7 @@ def _limits() -> list[str]:
 
 @functools.cache
 def _cpu(field: str) -> str:
-    """What the system tells of the first processor under a name, where it tells it as Linux does."""
+    """What the system says of the first processor under a name, where it does so as Linux does."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.partition(":")[0].strip() == field:

@@ -142,7 +142,7 @@ def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-
     """The text of a file in UTF-8, with or without a byte-order mark.
 
     Raises:
-        UserError: as :func:`read_bytes`, or it is no UTF-8 (then ``remedy`` is told).
+        UserError: as :func:`read_bytes`, or it is no UTF-8 (the message then ends with ``remedy``).
     """
     content = read_bytes(path, limit)
     try:

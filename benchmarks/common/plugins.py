@@ -17,7 +17,8 @@ from .registry import Registry
 def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[str, str]:
     """Import plugin files.
 
-    What a file changes of the settings of the process is put back, as all cells depend on them, and ``say`` tells it.
+    What a file changes of the settings of the process is put back, as all cells depend on them;
+    ``say`` gets a line on it.
 
     Returns:
         What each file registered, by the kind of its registry (``method:NAME``, ``optimizer:NAME`` …), mapped to the

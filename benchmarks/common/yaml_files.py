@@ -65,7 +65,7 @@ class Shelf:
         """What ``file`` names at ``location``, as :func:`load` takes it; what is the user's own lies beside that file.
 
         Raises:
-            UserError: there is none of that name; the place is told.
+            UserError: there is none of that name; the place is named.
         """
         try:
             if not name.endswith(_SUFFIXES):
@@ -146,7 +146,7 @@ class _Loader(_Base):
             raise _problem(node, f"{value} is no {kind} ({error}); put it in quotes if it is text") from None
 
     def check(self, node: yaml.Node) -> None:
-        """Refuse a key that stands twice in a mapping (the first one would be lost), and what aliases make endless."""
+        """Raise for a key that is twice in a mapping (the first would be lost), and for what aliases make endless."""
         self.values += 1
         if self.values > MAX_VALUES:
             raise _problem(node, f"more than {MAX_VALUES:,} values, as its aliases repeat them")
@@ -213,7 +213,7 @@ def read_value(text: str, what: str) -> Any:
     """One value as YAML writes it, such as a number or a list.
 
     Raises:
-        UserError: ``what`` is told to have none.
+        UserError: ``what`` has none.
     """
     raw, _, problem = _parsed(text)
     if problem:

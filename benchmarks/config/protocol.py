@@ -238,7 +238,7 @@ class Protocol(Strict):
         return self.batch_size // (self.accumulate * self.processes)
 
     @property
-    def arithmetic(self) -> str:
+    def computed_in(self) -> str:
         """Precision, accumulation and compilation in words."""
         compiled = ", compiled" if self.compile else ""
         count = self.accumulate * self.processes
@@ -284,9 +284,9 @@ class Protocol(Strict):
         return epoch * self.recipe_epochs / self.epochs
 
     def changed(self, **changes: Unpack[Changes]) -> Protocol:
-        """This protocol with another length or arithmetic, or tested on ``holdout`` training images left out.
+        """This protocol with another length or precision, or tested on ``holdout`` training images left out.
 
-        Every change that makes other numbers is told among the deviations.
+        Every change that makes other numbers is listed among the deviations.
 
         Raises:
             UserError: a value that does not fit.
@@ -357,7 +357,7 @@ class Protocol(Strict):
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
             + SCHEDULES.get(self.schedule).line(self)
             + average,
-            f"{data}, {self.arithmetic}{start}",
+            f"{data}, {self.computed_in}{start}",
         )
 
     def _detection_lines(self, detection: Detection, with_task: bool) -> tuple[str, ...]:
@@ -374,7 +374,7 @@ class Protocol(Strict):
             f"{self.optimizer.line()}, lr {self.optimizer.lr:g}{decays}{rise}",
             f"short side {sides}, long side at most {detection.long_side}, "
             f"short side {detection.test_side} in evaluation"
-            f"{', horizontal flip' if self.flip else ''}, {self.arithmetic}; {start}",
+            f"{', horizontal flip' if self.flip else ''}, {self.computed_in}; {start}",
         )
 
 

@@ -167,7 +167,7 @@ METRICS = {
 
 
 class Efficiency(Strict):
-    """Which row's average relative improvement (ARI) is told, and against which rows."""
+    """Which row's average relative improvement (ARI) is printed, and against which rows."""
 
     row: str
     against: tuple[str, ...]
@@ -385,7 +385,7 @@ def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: 
     """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
     length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
     split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""
-    arithmetic = f"-{protocol.precision}" if protocol.precision != usual.precision else ""
-    arithmetic += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
-    arithmetic += f"-processes{protocol.processes}" if protocol.processes != usual.processes else ""
-    return f"{table}-{preset}{length}{split}{arithmetic}{'-uniform' if uniform else ''}"
+    computed = f"-{protocol.precision}" if protocol.precision != usual.precision else ""
+    computed += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
+    computed += f"-processes{protocol.processes}" if protocol.processes != usual.processes else ""
+    return f"{table}-{preset}{length}{split}{computed}{'-uniform' if uniform else ''}"

@@ -23,7 +23,7 @@ from ..networks.source import NetworkSource
 from .configurations import RECIPES, check, is_detector, model_configuration, prepare
 
 NOMINAL = 128
-"""Side in pixels of the square image on which shapes are told; a detector takes images of any size."""
+"""Side in pixels of the square image on which shapes are computed; a detector takes images of any size."""
 
 
 def build(name: str, num_classes: int, pretrained: bool) -> Detector:

@@ -37,7 +37,7 @@ from .trackers import Tracker
 class Options:
     """How a plan is run; what is run is in the :class:`benchmarks.driver.planning.plan.Request`.
 
-    ``device_speed``: of a dry run, the device for which hours are told, see
+    ``device_speed``: of a dry run, the device whose hours are printed, see
     :func:`benchmarks.driver.planning.cards.speed`.
     """
 

@@ -13,7 +13,7 @@ from .trackers import Tracker
 
 
 class Tracking:
-    """A watcher that passes on what it is told, and tells trackers of it; one that fails is left out from then on.
+    """A watcher that passes on what it is called with, to trackers as well; one that fails is left out from then on.
 
     Args:
         watcher: the one that it stands before.

@@ -51,7 +51,7 @@ def render(
     Args:
         output: the store's folder.
         stem: the table's folder in it.
-        say: hears which runs are damaged, and so are missing in the table, and what of it is left out.
+        say: called with a line for each run that is damaged, and so missing, and for what else is left out.
         wanted: the rows, columns and seeds to show; by default all that the store has.
         page: what is shown beside the means, or instead of the deviation between seeds.
 

@@ -113,7 +113,7 @@ def explain(
         row: the row's key.
         pair: the column's key.
         table: the table's name or YAML file, where it is not one that ships with the suite.
-        say: hears which runs are damaged.
+        say: called with a line for each run that is damaged.
 
     Raises:
         UserError: no such table, row or column, or nothing in that place.
@@ -138,7 +138,7 @@ def of_place(
         stem: the table's folder in the store.
         store: where the runs are.
         words: by which the folder was made, see :func:`asked`.
-        say: hears which runs are damaged.
+        say: called with a line for each run that is damaged.
     """
     (planned,), (column,) = place.rows, place.columns
     cells = sorted(place.cells, key=lambda cell: cell.seed)
@@ -341,13 +341,16 @@ def text(explanation: Explanation) -> str:
         f"{explanation.title} on {explanation.pair}, {explanation.metric} (table {explanation.stem})",
         *explanation.outcome,
     ]
-    lines += [f"not the paper's protocol: {'; '.join(explanation.deviations)}"] * bool(explanation.deviations)
+    if explanation.deviations:
+        lines.append(f"not the paper's protocol: {'; '.join(explanation.deviations)}")
     for heading, values in (("protocol (what is left out is every protocol's default)", explanation.protocol),
                             ("settings", explanation.settings)):  # fmt: skip
         lines += ["", heading, *_aligned(values)]
     lines += ["", "teacher", *(f"  {line}" for line in explanation.teacher)]
     versions = ", ".join(f"{name} version {number}" for name, number in explanation.versions.items())
-    lines += ["", f"data  {explanation.data}", *[f"code  {versions}"] * bool(versions)]
+    lines += ["", f"data  {explanation.data}"]
+    if versions:
+        lines.append(f"code  {versions}")
     for seed in explanation.seeds:
         lines += ["", *_seed_lines(seed)]
     return "\n".join(lines)

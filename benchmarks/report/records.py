@@ -48,7 +48,7 @@ def load(
         level: ``cell``: one line per row, pair and seed, with ``last`` and ``best`` of the column's metric;
             ``epoch``: one line per epoch of each, with ``value``, all metrics (``metric.NAME``) and all losses
             (``loss.NAME``).
-        say: hears which runs are damaged, and so have no epochs.
+        say: called with a line for each run that is damaged, and so has no epochs.
 
     Raises:
         UserError: there is no such table.

@@ -115,7 +115,7 @@ def of_table(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple
     Args:
         output: the store's folder.
         stem: the table's folder in it.
-        say: hears which runs are damaged.
+        say: called with a line for each run that is damaged.
 
     Raises:
         UserError: nothing was ever planned under that name.

@@ -79,7 +79,7 @@ def export(
         tables: folders of tables in it, such as ``table1-short``.
         runs: keys of runs, or the beginnings of keys.
         students: the deployed networks' weights as well.
-        say: hears what is left out, and why.
+        say: called with a line for what is left out, and why.
 
     Raises:
         UserError: no such table or run, or none of them has ended.
@@ -208,7 +208,7 @@ def checked(run: Run) -> EndedRun:
 
 
 def ended(root: Path, say: Say) -> list[EndedRun]:
-    """The runs of a store that have ended and are whole, by key; ``say`` hears of the others.
+    """The runs of a store that have ended and are whole, by key; ``say`` gets a line for each of the others.
 
     Raises:
         UserError: there is no store.

@@ -322,7 +322,7 @@ def load(output: Path, stem: str) -> Manifest | None:
 def save(output: Path, stem: str, new: Manifest, say: Callable[[str], None] = lambda line: None) -> Manifest:
     """Merge a plan into the table's manifest and write it; of several processes none loses another's rows.
 
-    ``say`` hears what the table shows elsewhere or no longer.
+    ``say`` gets a line for what the table shows elsewhere or no longer.
     """
     with locked(path(output, stem).parent):
         shown, lines = merge(load(output, stem), new)

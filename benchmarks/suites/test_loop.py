@@ -58,13 +58,13 @@ def test_loop(
         for step in (theirs, alone.step, together.step):
             seconds(step, 2)
         for _ in range(rounds):
-            arithmetic = limits.fastest(suite.device)
+            rates = limits.fastest(suite.device)
             turns.append(
                 {
                     "baseline": seconds(theirs, STEPS),
                     "alone": seconds(alone.step, STEPS),
                     "group": seconds(together.step, GROUP_STEPS) / len(group),
-                    "fastest": max(arithmetic.values()),
+                    "fastest": max(rates.values()),
                 }
             )
     benchmark.group = f"loop, {pair}"
@@ -84,7 +84,7 @@ def test_loop(
         ratios={name: _spread([turn["baseline"] / turn[name] for turn in turns]) for name in ("alone", "group")},
         operations=needed,
         share_of_fastest=_spread([needed / turn["alone"] / turn["fastest"] for turn in turns]),
-        fastest_fp32=arithmetic,  # of the last turn
+        fastest_fp32=rates,  # of the last turn
         operators=limits.operators(alone),
         machine=suite.machine,
     )

@@ -24,7 +24,7 @@ class Source:
         first, second: columns of the texts by name, or by position where the files have no header.
         label: column of the label.
         labels: the classes in the official order; none for a regression.
-        metric: the metric that tables show unless told otherwise.
+        metric: the metric that tables show unless a table names another.
         counts: rows of the official train and test (the archive's dev) splits, and of the mismatched one.
     """
 

@@ -148,7 +148,7 @@ class Zoo:
             file: the checkpoint; of a text encoder also the folder that transformers saved it in.
             keep_normalisation: the entry's normalisation was given by the user and stays.
             which: where in the file the weights lie, such as ``state_dict_ema``; by default the first that fit.
-            report: told which of several were taken.
+            report: called with which of several were taken.
             labels: the classes of a text encoder in its own order, by the task's names.
 
         Raises:
@@ -278,7 +278,7 @@ def saved_encoder(
         folder: what ``save_pretrained`` wrote.
         task: a task of texts.
         labels: the checkpoint's classes in its own order, by the task's names; in place of the folder's names.
-        report: told what was taken for granted.
+        report: called with what was taken for granted.
 
     Raises:
         UserError: a task of images, no such model, or classes that are not the task's.

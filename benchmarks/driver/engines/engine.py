@@ -39,7 +39,7 @@ class Engine:
     train     (cells, context): computes every cell that the store does not have
     accuracy  the task's metric of a teacher's installed file on the test set
     cost      the figures of :class:`report.CostEntry`, measured with what is kept in the workspace's store
-    counted   whether a plan can count the arithmetic of its cells without running the engine
+    counted   whether a plan can count the operations of its cells without running the engine
     forms     as what else its students can be written (:data:`benchmarks.driver.convert.FORMS`)
     """
 

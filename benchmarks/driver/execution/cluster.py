@@ -1,7 +1,7 @@
 """Jobs as tasks of Ray, on all the machines of a cluster.
 
-The machines share the folders of code, data, checkpoints and results. A task that is lost with its machine is told as
-lost; the scheduler lets its cells go on elsewhere, from their checkpoints.
+The machines share the folders of code, data, checkpoints and results. A task that is lost with its machine is reported
+as lost; the scheduler lets its cells go on elsewhere, from their checkpoints.
 """
 
 from __future__ import annotations

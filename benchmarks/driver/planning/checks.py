@@ -1,4 +1,4 @@
-"""What a table names exists and fits, before anything is looked up for it; else file and line are told."""
+"""What a table names exists and fits, before anything is looked up for it; else file and line are named."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def check_task(table: str, name: str, preset: Preset) -> Task:
 
 
 def checked_protocol(name: str) -> Protocol:
-    """A protocol, and that of its teachers, whose rates are for students that exist: others would go unheard.
+    """A protocol, and that of its teachers, whose rates are for students that exist: others would be ignored.
 
     Raises:
         UserError: there is no such protocol, or it has a rate for an unknown student or an unknown optimiser (file and

@@ -1,4 +1,4 @@
-"""What a plan will cost before it is run: arithmetic of each cell, and hours on this device or on another one."""
+"""What a plan will cost before it is run: operations of each cell, and hours on this device or on another one."""
 
 from __future__ import annotations
 

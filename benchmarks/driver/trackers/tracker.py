@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is told in its own words. Imports no torch."""
+"""What a tracker is, and what is passed on to it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Tracker:
     of the cell: it is said, and the command goes on without trackers of this kind.
 
     Args:
-        cell: what is trained; a run that goes on has the same key, and only its new epochs are told.
+        cell: what is trained; a run that goes on has the same key, and only its new epochs are passed on.
         folder: for what the tracker writes, shared by all cells; it need not exist yet.
     """
 

@@ -27,7 +27,7 @@ GROUPS = 9
 """Column groups that stand side by side at most: about seven pairs, an average, a difference."""
 
 MANY = 4
-"""Floats from which on LaTeX has to be told that it may keep so many without a text between them."""
+"""Floats from which on LaTeX needs leave to keep so many without a text between them."""
 
 _SEPARATION = 5.0
 """Between two columns, in points."""
@@ -100,7 +100,7 @@ def document(body: str, bibliography: str = "", packages: Sequence[str] = ()) ->
 
 
 def render(layout: TableLayout, bibliography: str = "") -> str:
-    """A sheet as a document of its own."""
+    """A layout as a document of its own."""
     return document(body(layout), bibliography, packages(layout))
 
 
@@ -206,8 +206,9 @@ class _Column:
         digits = max((len(std.replace(".", "")) for std in stds), default=0)
         uncertainty = f"({digits})" if digits else ""
         room = f",table-space-text-post={{{post}\\,}}" if post else ""
-        across = width(sign + "0" * (whole + part) + "." * bool(part)) + _post_width(post)
-        across += width("±  " + "0" * digits + "." * bool(part)) if digits else 0.0
+        point = "." if part else ""
+        across = width(sign + "0" * (whole + part) + point) + _post_width(post)
+        across += width("±  " + "0" * digits + point) if digits else 0.0
         return cls(f"S[table-format={sign}{whole}.{part}{uncertainty}{room}]", max(across, words), True)
 
 
@@ -386,7 +387,8 @@ def _line(line: Line, columns: Sequence[_Column], block: tuple[int, int]) -> str
     cites = rf"~\cite{{{','.join(line.cites)}}}" if line.cites else ""
     name = flowing(line.label) + mark + cites
     cells = [_cell(cell, column) for cell, column in zip(line.cells[start:end], columns, strict=True)]
-    return r"\rowcolor[gray]{.9}" * line.highlight + " & ".join([name, *cells]) + r" \\"
+    shade = r"\rowcolor[gray]{.9}" if line.highlight else ""
+    return shade + " & ".join([name, *cells]) + r" \\"
 
 
 def _cell(cell: PrintedCell, column: _Column) -> str:

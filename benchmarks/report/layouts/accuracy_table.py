@@ -151,7 +151,7 @@ def measured_cell(
     if unusual(summary, n):
         seeds = f"n={summary.n}" if summary.n == summary.planned else f"n={summary.n}/{summary.planned}"
     digits = table.decimals
-    marks = TIED * (place in ranked.tied) + UNDECIDED * ranked.undecided(place)
+    marks = (TIED if place in ranked.tied else "") + (UNDECIDED if ranked.undecided(place) else "")
     text = "" if spread is None else f"{spread:.{digits}f}"
     return PrintedCell(f"{mean:.{digits}f}", text, seeds, ranked.marked(place), marks)
 
@@ -183,8 +183,7 @@ def _caption(table: Table, n: int | None) -> list[Sentence]:
     out = [Sentence(text)]
     if table.protocol_lines:
         out.append(Sentence(sentence("Protocol: " + "; ".join(table.protocol_lines))))
-    if table.deviations:
-        out.append(Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), strong=True))
+    out += deviation_sentence(table)
     chosen = [f"{row.title}: {', '.join(row.our_choice)}" for row in table.rows if row.our_choice]
     if chosen:
         out.append(Sentence(sentence(f"Settings of our own choice ({CHOICE}): " + "; ".join(chosen))))
@@ -203,13 +202,20 @@ def _notes(table: Table, ranked: Ranking, n: int | None) -> list[tuple[str, str]
     notes += _ranking_notes(table, ranked)
     if any(unusual(summarise(entry), n) for row in table.rows for entry in row.entries.values()):
         notes.append(("n=", "finished seeds, or finished/planned ones; the mean is over the finished."))
-    return (
-        notes
-        + _incomplete(table)
-        + _published_notes(table)
-        + [("Provenance", "; ".join(table.provenance) + ".")] * bool(table.provenance)
-        + [("Digest of the cells", f"{table.digest}.")] * bool(table.digest)
-    )
+    notes += [*_incomplete(table), *_published_notes(table), *provenance_note(table)]
+    return [*notes, ("Digest of the cells", f"{table.digest}.")] if table.digest else notes
+
+
+def deviation_sentence(table: Table) -> list[Sentence]:
+    """What was not run as the paper has it; nothing where all was."""
+    if not table.deviations:
+        return []
+    return [Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), strong=True)]
+
+
+def provenance_note(table: Table) -> list[tuple[str, str]]:
+    """With what the table was computed; nothing where nothing was."""
+    return [("Provenance", "; ".join(table.provenance) + ".")] if table.provenance else []
 
 
 def _ranking_notes(table: Table, ranked: Ranking) -> list[tuple[str, str]]:

@@ -80,7 +80,8 @@ def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, A
 
 
 def _label(facts: Mapping[str, Any]) -> str:
-    return f"{facts['pair']}, {facts['precision']}{', compiled' * facts.get('compiled', False)}"
+    compiled = ", compiled" if facts.get("compiled") else ""
+    return f"{facts['pair']}, {facts['precision']}{compiled}"
 
 
 def by_operator(shares: Mapping[str, float]) -> dict[str, float]:

@@ -95,7 +95,8 @@ class _Printer:
             lines.append((BLANK, ()))
         heads = []
         for i, (label, texts) in enumerate(lines):
-            of_pairs = [part for text in texts for part in (text or BLANK, *[""] * self.published)]
+            beside = [""] if self.published else []
+            of_pairs = [part for text in texts for part in (text or BLANK, *beside)]
             further = self._further("first" if i == 0 else "last" if i == len(lines) - 1 else "")
             heads.append((label, (*(of_pairs or ["ours", "publ."] * len(columns)), *further)))
         return tuple(heads)
@@ -110,7 +111,8 @@ class _Printer:
         return heads
 
     def _averaged_heads(self) -> list[str]:
-        return ["Avg."] * self.averaged + ["Δ"] * bool(self.plain) + ["Rank"] * (self.ranks is not None)
+        shown = {"Avg.": self.averaged, "Δ": self.plain is not None, "Rank": self.ranks is not None}
+        return [head for head, is_shown in shown.items() if is_shown]
 
     def teacher(self) -> Line:
         digits, cells = self.table.decimals, list[PrintedCell]()
@@ -146,7 +148,9 @@ class _Printer:
     def _averages(self, row: TableRow) -> list[PrintedCell]:
         average = self._average(row)
         digits = self.table.decimals
-        cells = [PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}")] * self.averaged
+        cells = list[PrintedCell]()
+        if self.averaged:
+            cells.append(PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}"))
         if self.plain:
             base = self._average(self.plain)
             known = average is not None and base is not None and row is not self.plain

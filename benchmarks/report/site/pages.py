@@ -59,7 +59,7 @@ def write(output: Path, tables: Mapping[str, str], out: Path, say: Callable[[str
         output: the store's folder.
         tables: the tables' folders in it, each with its name or YAML file ('' for one that ships with the suite).
         out: the folder of the pages, empty or with pages written before; of these, what is no longer shown is removed.
-        say: hears which runs are damaged, and so are missing.
+        say: called with a line for each run that is damaged, and so missing.
 
     Raises:
         UserError: nothing was ever planned under such a name, or the folder has something else in it.
