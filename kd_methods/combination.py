@@ -87,6 +87,7 @@ def _card(cards: Sequence[Card]) -> Card:
         if all(card.optimum == "identity" for card in cards)
         else "; ".join(f"{card.name}: {card.optimum}" for card in cards),
         order="; ".join(card.order for card in cards if card.order),
+        hard_labels="; ".join(f"{card.name}: {card.hard_labels}" for card in cards if card.hard_labels),
         divergences=tuple(f"{card.name}: {text}" for card in cards for text in card.divergences),
         our_choice=tuple(f"{card.name}.{key}" for card in cards for key in card.our_choice),
         recipe=next((card.recipe for card in cards if card.recipe), ""),

@@ -79,8 +79,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.task_loss: Callable[[Any, Tensor], Tensor] = _squared_error if num_classes == 1 else F.cross_entropy
-        own = student if isinstance(student, Network) else view(student, input_shape)
-        device = next(own.parameters()).device
+        network = student if isinstance(student, Network) else view(student, input_shape)
+        device = next(network.parameters()).device
         if teacher is not None and not isinstance(teacher, Network):
             teacher = view(teacher, input_shape)
         # A tuple keeps the teacher out of parameters(), state_dict() and train().
@@ -93,8 +93,8 @@ class Distiller(nn.Module):
         if labels is not None and len(labels) != size:
             raise UserError(f"the training set has {size} samples and {len(labels)} labels")
         info = DataInfo(size, num_classes, labels)
-        self.method = registry.build(name, own, teacher, info, **settings).to(device)
-        self.student = self.method.adapt(own).to(device)
+        self.method = registry.build(name, network, teacher, info, **settings).to(device)
+        self.student = self.method.adapt(network).to(device)
         self.name = name
         self._prepared = not self.method.prepares()
         self._phases = tuple(self.method.phases())
@@ -164,7 +164,8 @@ class Distiller(nn.Module):
         Args:
             images: (B, C, H, W), normalised as both networks want them; or a pair of such, two differently augmented
                 views of the same images, for methods that need two.
-            labels: (B,) classes, of a regression numbers.
+            labels: (B,) classes, of a regression numbers; or soft labels (B, K), the classes' shares, which sum to 1,
+                as mixup and CutMix make them. Terms that need one class take the one with the largest share.
             indices: (B,) positions of the images in the training set, for methods that need them.
             progress: how much of the training is done, from 0 to 1, by which methods warm up or fade terms; one that
                 always stays 0 leaves them as in the first epoch. Or a :class:`~kd_methods.contract.Progress`.
@@ -181,7 +182,9 @@ class Distiller(nn.Module):
         views = views[: needs.views]
         second = views[1] if needs.views > 1 else None
         numbers = labels.new_empty(0, dtype=torch.long) if indices is None else indices
-        batch = Batch(views[0], labels, numbers, self.task_loss, second)
+        soft = labels if labels.dim() == 2 and self.num_classes > 1 else None
+        hard = labels if soft is None else soft.argmax(1)
+        batch = Batch(views[0], hard, numbers, self.task_loss, second, soft_labels=soft)
         student = teacher = NO_OUTPUTS
         if not phase or phase.student:
             student = self._outputs(self.student, views, needs.student, needs.student_units)
@@ -231,9 +234,9 @@ class Distiller(nn.Module):
 
     def _shared(self) -> dict[str, str]:
         """Keys of the method's tensors that it put into the student, and the keys that they have there."""
-        own = {id(tensor): name for name, tensor in _tensors(self.student)}
-        both = ((name, own.get(id(tensor))) for name, tensor in _tensors(self.method))
-        return {f"method.{name}": f"student.{found}" for name, found in both if found}
+        of_student = {id(tensor): name for name, tensor in _tensors(self.student)}
+        both = ((name, of_student.get(id(tensor))) for name, tensor in _tensors(self.method))
+        return {f"method.{name}": f"student.{other}" for name, other in both if other}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -272,8 +275,8 @@ class LoaderPass(TeacherPass):
 
     def __init__(self, teacher: Network, loader: DataLoader[Any], labels: Tensor | None) -> None:
         self.teacher, self.loader = teacher, loader
-        found = torch.cat([labels for _, labels in self._batches(None)]) if labels is None else labels
-        self.labels = found.cpu()
+        all_labels = torch.cat([labels for _, labels in self._batches(None)]) if labels is None else labels
+        self.labels = all_labels.cpu()
 
     def _batches(self, indices: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels at these positions, by default at all."""

@@ -37,7 +37,7 @@ def _truth_values(raw: Any, value: Any, place: tuple[str | int, ...]) -> list[tu
         pairs = [(i, *both) for i, both in enumerate(zip(raw, value, strict=False))]
     else:
         return []
-    return [found for key, one, other in pairs for found in _truth_values(one, other, (*place, key))]
+    return [place_of_one for key, one, other in pairs for place_of_one in _truth_values(one, other, (*place, key))]
 
 
 def _no_number(raw: Any, place: tuple[str | int, ...]) -> InitErrorDetails:

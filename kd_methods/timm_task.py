@@ -32,7 +32,7 @@ class DistillerTask(ClassificationTask):
         self.batches, self.seen = batches, 0
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) images and (B,) labels to the losses and the student's logits (B, K)."""
+        """(B, C, H, W) images and labels, (B,) or soft (B, K), to the losses and the student's logits (B, K)."""
         losses = self.trainable_module(input, target, progress=min(self.seen / self.batches, 1.0))
         self.seen += self.training
         return {**losses.terms(), "loss": losses.total(), "output": losses.logits}

@@ -52,6 +52,7 @@ def method(name: str) -> str:
     lines += [f"  order     the losses depend on the order within a batch: {card.order}"] if card.order else []
     lines += [f"  waits     for the device in every step: {card.waits}"] if card.waits else []
     lines.append(f"  reads     {reads(cls)}")
+    lines += [f"  labels    {hard_labels(card)}"] if card.hard_labels else []
     lines.append("  settings")
     for key, default, description, ours in settings(cls):
         lines.append(f"    {key} = {default}  {description}" + ("  [our choice: no published value]" if ours else ""))
@@ -70,6 +71,11 @@ def kind(card: Card) -> str:
     return f"{card.family}{modality}"
 
 
+def hard_labels(card: Card) -> str:
+    """What a method needs one class of each image for."""
+    return f"one class an image, {card.hard_labels}; of a mixed image the class with the larger share"
+
+
 def reads(cls: type[Method]) -> str:
     """What a method's losses read of both networks, in words."""
     needs = cls.needs
@@ -79,10 +85,10 @@ def reads(cls: type[Method]) -> str:
     if cls.card.modality != "images":
         goal = {1: "classification or regression", 2: "classification"}.get(cls.card.classes)
         goal = goal or f"classification into {cls.card.classes} classes at least"
-        found = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
+        networks = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
         if cls.card.modality == "any":
-            found = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
-        more.append(found)
+            networks = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
+        more.append(networks)
     more += ["two views of each image"] if needs.views > 1 else []
     more += [f"batches of {needs.max_batch} at most"] if needs.max_batch else []
     if cls.phase_needs:
@@ -122,10 +128,10 @@ def parameters(name: str, pair: str) -> str:
     trained = built.adapt(views[0])
     both = count([*trained.parameters(), *built.parameters()])
     deployed = count(built.deployed(trained).parameters())
-    kept = sum(buffer.numel() for buffer in built.state_dict().values()) - count(built.parameters())
+    buffers = sum(buffer.numel() for buffer in built.state_dict().values()) - count(built.parameters())
     return (
         f"on {pair} (100 classes, 50,000 images): the student has {plain:,} parameters; {both - plain:+,} in training,"
-        f" {deployed - plain:+,} at inference; {kept:,} numbers kept besides (statistics, memory banks)"
+        f" {deployed - plain:+,} at inference; {buffers:,} numbers kept besides (statistics, memory banks)"
     )
 
 
@@ -169,6 +175,7 @@ def _section(name: str) -> list[str]:
     lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
     lines += [f"- Depends on the order of the samples: {card.order}"] if card.order else []
     lines += [f"- Waits for the device in every step: {card.waits}"] if card.waits else []
+    lines += [f"- Labels: {hard_labels(card)}"] if card.hard_labels else []
     if values := [
         f"`{key}` {default}{' **chosen**' if ours else ''} ({text})" for key, default, text, ours in settings(cls)
     ]:
@@ -183,9 +190,9 @@ def _section(name: str) -> list[str]:
 
 def pair_values(name: str) -> dict[str, list[str]]:
     """Settings that are published for some pairs, in words, by recipe."""
-    found: dict[str, list[str]] = {}
+    by_recipe: dict[str, list[str]] = {}
     for entry in all_pair_settings().get(name, ()):
         values = ", ".join(f"{key} = {value}" for key, value in flat(entry.values).items())
         pairs = ", ".join(entry.pairs) or "all pairs"
-        found.setdefault(entry.recipe, []).append(f"{values} for {pairs} ({entry.source})")
-    return found
+        by_recipe.setdefault(entry.recipe, []).append(f"{values} for {pairs} ({entry.source})")
+    return by_recipe

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -11,19 +13,12 @@ import torch
 from kd_methods.errors import UserError
 
 from ..common import environment
+from ..common.places import INSTALLED, ROOT
 from ..config.protocol import load_protocol
 from ..config.table_spec import load_table, table_names
 from ..store.runs import Store
 from ..tasks import get_task, task_names
 from ..teachers.zoo import Zoo
-
-EXTRAS = {
-    "text": ("transformers", "datasets", "evaluate"),
-    "detection": ("mmdet", "mmengine", "mmcv", "pycocotools"),
-    "cluster": ("ray",),
-    "track": ("tensorboard",),
-}
-"""The modules of each extra that users install."""
 
 
 def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
@@ -44,8 +39,9 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
         yield f"store      {output}: writable, {len(list((output / 'runs').glob('*/status.json')))} runs"
     except UserError as error:
         yield f"store      {error}"
-    for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if find_spec(module) is None]
+    installed = {(distribution.name or "").lower() for distribution in metadata.distributions()}
+    for extra, packages in extras().items():
+        missing = [package for package in packages if package.lower() not in installed]
         state = f"{', '.join(missing)} missing: pip install '.[{extra}]'" if missing else "installed"
         yield f"extra      {extra}: {state}"
     tasks = {}
@@ -56,9 +52,26 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
         except UserError as error:
             yield f"data       {name}: {error}"
     zoo = Zoo(checkpoints)
-    installed = [name for name, entry in zoo.entries.items() if zoo.path(entry).is_file()]
-    yield f"teachers   {checkpoints}: {', '.join(installed) or 'none installed (trained as cells where needed)'}"
+    files = [name for name, entry in zoo.entries.items() if zoo.path(entry).is_file()]
+    yield f"teachers   {checkpoints}: {', '.join(files) or 'none installed (trained as cells where needed)'}"
     for name in table_names():
         table = load_table(name)
         ready = [p for p in table.presets if load_protocol(table.presets[p].protocol).task in tasks]
         yield f"table      {name}: presets that can run now: {', '.join(ready) or 'none'}"
+
+
+def extras() -> dict[str, list[str]]:
+    """The packages of each extra but the developers', as pyproject.toml has them, or what was installed from it."""
+    if INSTALLED:
+        by_extra: dict[str, list[str]] = {}
+        for line in metadata.requires("kd-benchmark") or ():
+            if of_extra := re.search(r"""extra == ['"]([\w-]+)""", line):
+                by_extra.setdefault(of_extra[1], []).append(line)
+    else:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        by_extra = project["optional-dependencies"]
+    return {
+        extra: [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
+        for extra, lines in by_extra.items()
+        if extra != "dev"
+    }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..config.protocol import Changes
 
 archive = click.Path(path_type=Path)
-FORMS = ("timm", "hf", "onnx", "safetensors")
+FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
 """As which a student can be written, see ``driver/convert.py``."""
 
 
@@ -49,10 +49,10 @@ def export_runs(
             tables.append(options.stem_in(output, word, preset, changes, settings))
         else:
             runs.append(word)
-    found = exchange.export(output, file, tables, runs, students)
-    left = f", {counted(found.left_out, 'cell')} without a result left out" if found.left_out else ""
-    networks = f", {found.students} with their network" if students else ""
-    click.echo(f"{file}: {counted(found.runs, 'run')}{networks}{left}\nsha256 {found.sha256}")
+    exported = exchange.export(output, file, tables, runs, students)
+    left = f", {counted(exported.left_out, 'cell')} without a result left out" if exported.left_out else ""
+    networks = f", {exported.students} with their network" if students else ""
+    click.echo(f"{file}: {counted(exported.runs, 'run')}{networks}{left}\nsha256 {exported.sha256}")
 
 
 @click.command("import")
@@ -62,12 +62,12 @@ def import_runs(file: Path, output: Path) -> None:
     """Take the runs of an archive into the store, if it is what was written; what is here stays as it is."""
     from ..store.exchange import import_
 
-    found = import_(file, output)
-    students = f", {counted(found.students, 'network')} added to them" if found.students else ""
-    text = f"{file}: {counted(len(found.added), 'run')} taken, {found.same} in the store{students}"
-    if found.tables:
-        text += f"\ntables that show more: {', '.join(found.tables)}"
-    end(Outcome(text, found.missing))
+    merged = import_(file, output)
+    students = f", {counted(merged.students, 'network')} added to them" if merged.students else ""
+    text = f"{file}: {counted(len(merged.added), 'run')} taken, {merged.same} in the store{students}"
+    if merged.tables:
+        text += f"\ntables that show more: {', '.join(merged.tables)}"
+    end(Outcome(text, merged.missing))
 
 
 @click.command()
@@ -82,20 +82,41 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False)
 @click.option("--to", "form", required=True, type=click.Choice(FORMS), help="For which library.")
+@click.option("--all", "table", metavar="TABLE", help="Every finished run of a table, each in a folder of its name.")
 @click.option("--folder", type=archive, help="Where to; by default converted/FORM/RUN in the output.")
+@options.preset
+@options.changes
+@options.settings
 @in_workspace
-def convert(workspace: Callable[[], Workspace], run: str, form: str, folder: Path | None) -> None:
-    """Write the network of a finished RUN (the name of its folder, or how it begins) as other libraries open it.
+def convert(
+    workspace: Callable[[], Workspace],
+    run: str | None,
+    form: str,
+    table: str | None,
+    folder: Path | None,
+    preset: str,
+    changes: Changes,
+    settings: str,
+) -> None:
+    """Write the network of a finished RUN as other libraries open it, with a card.
 
-    With a card that says what it is, what it measures and what to cite.
+    RUN is the name of its folder, or how that begins, or TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it. The card says
+    what the network is, what it measures and what to cite. --preset and the options that change a protocol say
+    which TABLE.
     """
+    if (run is None) == (table is None):
+        raise UserError("convert takes a RUN, or --all TABLE")
     place = workspace()
-    from ..driver.convert import convert
+    from ..driver import convert as converting
 
-    target = folder or place.output / "converted" / form / run
-    click.echo(f"{target}: {', '.join(convert(run, form, target, place))}")
+    if table:
+        stem = options.stem_in(place.output, table, preset, changes, settings)
+        end(converting.convert_all(stem, form, folder or place.output / "converted" / form / stem, place))
+    elif run:
+        target = folder or place.output / "converted" / form / run
+        click.echo(f"{target}: {', '.join(converting.convert(run, form, target, place))}")
 
 
 COMMANDS = (export_runs, import_runs, verify, convert)

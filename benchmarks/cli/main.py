@@ -77,7 +77,7 @@ cli.add_command(teachers.teachers)
 
 
 def main() -> None:
-    """Entry point. The exit code is told in ``HELP``."""
+    """Entry point. The exit code is explained in ``HELP``."""
     with patient_streams() as lost:
         code = _exit_code(sys.argv[1:])
         if sys.stdout:
@@ -122,8 +122,8 @@ def _log(error: BaseException, context: click.Context | None) -> Path:
     """Write an error's traceback to a file in the output folder, or where there is none to one for temporary files."""
     name = f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
     text = f"{sys.argv}\n" + "".join(traceback.format_exception(error))
-    own: Path | None = context.meta.get(OUTPUT) if context else None
-    for folder in (*([own] if own and own.is_dir() else []), Path(tempfile.gettempdir())):
+    output: Path | None = context.meta.get(OUTPUT) if context else None
+    for folder in (*([output] if output and output.is_dir() else []), Path(tempfile.gettempdir())):
         with contextlib.suppress(UserError):
             write_text(folder / name, text)
             return folder / name

@@ -212,22 +212,22 @@ def words(option: str, text: str | None) -> tuple[str, ...]:
         UserError: the option is given and names nothing.
     """
     parts = re.split(r",(?![^\[]*\])", text or "")  # a setting's value may be a list
-    found = tuple(word.strip() for word in parts if word.strip())
-    if text is not None and not found:
+    chosen_words = tuple(word.strip() for word in parts if word.strip())
+    if text is not None and not chosen_words:
         raise UserError(f"{option} '{text}' names nothing; leave it out for what is usual")
-    return found
+    return chosen_words
 
 
 def seed_numbers(text: str | None) -> tuple[int, ...]:
     from ..config.table_spec import MAX_SEED
 
     try:
-        found = tuple(int(word) for word in words("--seeds", text))
+        seeds = tuple(int(word) for word in words("--seeds", text))
     except ValueError:
-        found = (-1,)
-    if not all(0 <= seed <= MAX_SEED for seed in found):
+        seeds = (-1,)
+    if not all(0 <= seed <= MAX_SEED for seed in seeds):
         raise UserError(f"--seeds {text}: give whole numbers from 0 to {MAX_SEED}, for example --seeds 0,1,2")
-    return found
+    return seeds
 
 
 def shard(text: str | None) -> tuple[int, int]:

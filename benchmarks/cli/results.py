@@ -31,16 +31,16 @@ def cite(table: str, preset: str, changes: Changes, settings: str, output: Path)
     from ..store import manifest
 
     if shown := manifest.load(output, options.stem_in(output, table, preset, changes, settings)):
-        found = citations.of_manifest(shown)
+        entries = citations.of_manifest(shown)
     else:
         chosen = load_table(table).preset(preset)
         pairs, rows, usual = chosen.pairs or (), chosen.methods or (), load_protocol(chosen.protocol).task
-        found = citations.cited(
+        entries = citations.cited(
             [(row.method, str(row.optimizer.get("name", ""))) for row in rows],
             [pair.task or chosen.task or usual for pair in pairs],
             [network for pair in pairs for network in (pair.teacher, pair.student)] + [row.student for row in rows],
         )
-    click.echo(citations.bibtex(found))
+    click.echo(citations.bibtex(entries))
 
 
 @click.command()
@@ -57,13 +57,13 @@ def verdicts(table: str | None, preset: str, changes: Changes, settings: str, ou
     stems = [options.stem_in(output, table, preset, changes, settings)] if table else manifest.stems(output)
     every: list[judging.Verdict] = []
     for stem in stems:
-        found = judging.of_table(output, stem)
-        every += found
-        if not found:
+        verdicts_of_table = judging.of_table(output, stem)
+        every += verdicts_of_table
+        if not verdicts_of_table:
             click.echo(f"{stem}: no published value stands beside what was run")
             continue
-        click.echo(f"{stem}\n{judging.text(found)}\n")
-        for file in judging.write(found, output, stem):
+        click.echo(f"{stem}\n{judging.text(verdicts_of_table)}\n")
+        for file in judging.write(verdicts_of_table, output, stem):
             click.echo(file)
     if not table:
         click.echo(f"{counted(len(stems), 'table')}: {judging.summary(every)}")

@@ -66,14 +66,14 @@ def teachers_add(
     from ..teachers.zoo import Zoo, make_entry
 
     load(plugins)
-    found = get_task(task)
-    images = found.modality == "images"
+    named_task = get_task(task)
+    images = named_task.modality == "images"
     protocols = (load_protocol(known) for known in protocol_names())
     usual = next((protocol for protocol in protocols if protocol.task == task), None)
     if images and usual is None and not (mean and std):
         raise UserError(f"no protocol knows the normalisation of task '{task}'; give --mean and --std")
     entry = make_entry(
-        name=name, network=network or name, task=found.name,
+        name=name, network=network or name, task=named_task.name,
         mean=floats("--mean", mean) or (usual.mean if usual else ()),
         std=floats("--std", std) or (usual.std if usual else ()),
         expected=expect, expected_source="given" if expect is not None else "",
@@ -82,7 +82,7 @@ def teachers_add(
     expected = (
         "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
     )
-    click.echo(f"added teacher '{name}' ({added.network} on {task}); expected {found.metric} {expected}")
+    click.echo(f"added teacher '{name}' ({added.network} on {task}); expected {named_task.metric} {expected}")
 
 
 @teachers.command("fetch")

@@ -39,11 +39,11 @@ def patient_streams() -> Iterator[dict[str, str]]:
     """
     lost: dict[str, str] = {}
     before = sys.stdout, sys.stderr
-    own = [
+    patient = [
         stream and _Patient(stream, name, lost)
         for stream, name in zip(before, ("standard output", "standard error"), strict=True)
     ]
-    sys.stdout, sys.stderr = own  # type: ignore[assignment]
+    sys.stdout, sys.stderr = patient  # type: ignore[assignment]
     try:
         yield lost
     finally:

@@ -118,15 +118,15 @@ def _glibc(function: str, *arguments: int) -> None:
 
 
 def check_precision(chosen: torch.device) -> None:
-    """Refuse to compute where fp32 is not fp32: the precision is the protocol's, and as such in each cell's key.
+    """Raise where fp32 is not fp32: the precision is the protocol's, and as such in each cell's key.
 
     Raises:
         UserError: a variable or a switch of torch overrules it; the message names it.
     """
-    if found := overruled(chosen):
+    if overruling := overruled(chosen):
         raise UserError(
-            f"{', '.join(found)}: this overrules the precision of products, which is for the protocol alone to say; "
-            "unset it, or choose with --precision"
+            f"{', '.join(overruling)}: this overrules the precision of products, which is for the protocol alone to "
+            "say; unset it, or choose with --precision"
         )
 
 
@@ -137,8 +137,8 @@ def overruled(chosen: torch.device) -> tuple[str, ...]:
     Variables count where they are set; all that a program can switch by what comes out of a product and a convolution.
     """
     values = {name: os.environ.get(name, "") for name in _PRECISION[chosen.type]}
-    if found := [f"{name}={value}" for name, value in values.items() if value.upper() not in ("", "STRICT")]:
-        return tuple(found)
+    if variables := [f"{name}={value}" for name, value in values.items() if value.upper() not in ("", "STRICT")]:
+        return tuple(variables)
     if (error := _fp32_error(chosen)) < _FP32_ERROR:
         return ()
     switched = []
@@ -161,8 +161,8 @@ def _fp32_error(chosen: torch.device) -> float:
     with torch.no_grad():
         for product, left, right in products:
             exact = product(left.double(), right.double())
-            found = product(left.to(chosen), right.to(chosen)).double().cpu()
-            errors.append(float((found - exact).abs().max() / exact.abs().max()))
+            computed = product(left.to(chosen), right.to(chosen)).double().cpu()
+            errors.append(float((computed - exact).abs().max() / exact.abs().max()))
     return max(errors)
 
 
@@ -198,7 +198,7 @@ def _limits() -> list[str]:
 
 @functools.cache
 def _cpu(field: str) -> str:
-    """What the system tells of the first processor under a name, where it tells it as Linux does."""
+    """What the system says of the first processor under a name, where it does so as Linux does."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.partition(":")[0].strip() == field:

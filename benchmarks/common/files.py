@@ -120,11 +120,11 @@ def read_bytes(path: Path, limit: float = math.inf) -> bytes:
         UserError: it is a folder or a device, or has more than ``limit`` bytes.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
             raise UserError(f"{path} is no file; give the path of one")
-        if found.st_size > limit:
-            raise UserError(f"{path} has {found.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
+        if facts.st_size > limit:
+            raise UserError(f"{path} has {facts.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
         return path.read_bytes()
     except OSError as error:
         raise _unread(path, error) from None
@@ -142,7 +142,7 @@ def read_text(path: Path, limit: int = MAX_BYTES, remedy: str = "save it as UTF-
     """The text of a file in UTF-8, with or without a byte-order mark.
 
     Raises:
-        UserError: as :func:`read_bytes`, or it is no UTF-8 (then ``remedy`` is told).
+        UserError: as :func:`read_bytes`, or it is no UTF-8 (the message then ends with ``remedy``).
     """
     content = read_bytes(path, limit)
     try:
@@ -222,11 +222,11 @@ def complaint(error: ValidationError) -> tuple[list[str | int], str]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' is there twice")
-    return found
+    return content
 
 
 def read_csv(path: Path, line: type[Line], remedy: str = "mend that line") -> list[Line]:
@@ -238,7 +238,7 @@ def read_csv(path: Path, line: type[Line], remedy: str = "mend that line") -> li
     from pydantic import ValidationError
 
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    found: list[Line] = []
+    lines: list[Line] = []
     try:
         header = next(reader, [])
         needed = [name for name, field in line.model_fields.items() if field.is_required()]
@@ -251,14 +251,14 @@ def read_csv(path: Path, line: type[Line], remedy: str = "mend that line") -> li
             if len(fields) != len(header):
                 counts = f"{len(fields)} fields, the header has {len(header)}"
                 raise UserError(f"{path} line {reader.line_num}: {counts}; {remedy}")
-            found.append(line.model_validate({name: x for name, x in zip(header, fields, strict=True) if x}))
+            lines.append(line.model_validate({name: x for name, x in zip(header, fields, strict=True) if x}))
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: {error}; {remedy}") from None
     except ValidationError as error:
         place, message = complaint(error)
         what = ".".join(map(str, place))
         raise UserError(f"{path} line {reader.line_num}: {what}: {message}; {remedy}") from None
-    return found
+    return lines
 
 
 def csv_text(lines: Iterable[Iterable[object]]) -> str:

@@ -17,6 +17,7 @@ _RULES = (
     (r"shuffle(?:net)?_?v(\d)", r"ShuffleNet-V\1"),
     (r"bert-base(?:-uncased|-cased)?", "BERT-base"),
     (r"bert-large(?:-uncased|-cased)?", "BERT-large"),
+    (r"electra-base-discriminator", "ELECTRA-base"),
     *((rf"{name}_{size}(?:_patch16_224)?", f"{title}-{size[0].upper()}")
       for name, title in (("convnext", "ConvNeXt"), ("deit", "DeiT"), ("vit", "ViT"), ("swin", "Swin"))
       for size in ("tiny", "small", "base", "large")),
@@ -29,10 +30,10 @@ def network_title(name: str) -> str:
 
     A name that no rule knows stays as it is.
     """
-    own = re.sub(r"@\d+$", "", re.sub(r"^(timm|torchvision|hf):", "", name)).rpartition("/")[2]
+    bare = re.sub(r"@\d+$", "", re.sub(r"^(timm|torchvision|hf):", "", name)).rpartition("/")[2]
     for pattern, title in _RULES:
-        found = re.match(pattern + r"(?=$|[_.\[])", own, re.IGNORECASE)
-        if found:
-            rest = re.sub(r"^\[(?:first|last|spread)(\d+)\]$", r"\1 layers", own[found.end() :]).strip("_.[] ")
-            return found.expand(title) + (f" ({rest})" if rest else "")
-    return own
+        match = re.match(pattern + r"(?=$|[_.\[])", bare, re.IGNORECASE)
+        if match:
+            rest = re.sub(r"^\[(?:first|last|spread)(\d+)\]$", r"\1 layers", bare[match.end() :]).strip("_.[] ")
+            return match.expand(title) + (f" ({rest})" if rest else "")
+    return bare

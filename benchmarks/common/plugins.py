@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kd_methods.errors import UserError
 
+from .console import say as say_here
 from .files import sha256_file
 from .registry import Registry
 
 
-def load(paths: Sequence[Path]) -> dict[str, str]:
+def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[str, str]:
     """Import plugin files.
+
+    What a file changes of the settings of the process is put back, as all cells depend on them;
+    ``say`` gets a line on it.
 
     Returns:
         What each file registered, by the kind of its registry (``method:NAME``, ``optimizer:NAME`` …), mapped to the
@@ -23,6 +27,10 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
     Raises:
         UserError: a file is missing, fails to import, or registers nothing.
     """
+    if not paths:
+        return {}
+    from .process_settings import settings_restored  # imports torch, as plugins do
+
     registered: dict[str, str] = {}
     for path in paths:
         if not path.is_file():
@@ -34,19 +42,40 @@ def load(paths: Sequence[Path]) -> dict[str, str]:
             raise UserError(f"--plugin {path}: a plugin is a Python file, its name ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        digest = sha256_file(path)  # of what is imported, and not of what it is made to while that goes on
         try:
-            spec.loader.exec_module(module)
+            with settings_restored() as changed:
+                spec.loader.exec_module(module)
         except (UserError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a user's file may fail in any way; sys.exit is one
             raise UserError(f"--plugin {path} cannot be imported: {type(error).__name__}: {error}") from None
+        if changed:
+            say(f"--plugin {path} changes settings of the process ({', '.join(changed)}); they were put back")
         new = _names() - before
         if not new:
             raise UserError(
                 f"--plugin {path} registers nothing; use @kd_methods.register, register_network, register_task …"
             )
-        registered.update(dict.fromkeys(new, sha256_file(path)))
+        registered.update(dict.fromkeys(new, digest))
     return registered
+
+
+def load_again(paths: Sequence[Path], planned: Mapping[str, str]) -> None:
+    """Import plugin files in another process than that which planned with them.
+
+    Args:
+        paths: the files.
+        planned: digests of what they registered there by name, among those of other things.
+
+    Raises:
+        UserError: as :func:`load`, or a file has changed since.
+    """
+    digests = load(paths, lambda line: None)  # it was said there
+    if changed := [name for name, digest in planned.items() if digests.get(name, digest) != digest]:
+        raise UserError(
+            f"the plugin of {', '.join(changed)} has changed since the run began; the same command begins anew with it"
+        )
 
 
 def _names() -> set[str]:

@@ -78,5 +78,5 @@ class Registry(Generic[T]):
 
     def _modules(self) -> list[str]:
         folder = importlib.import_module(self.package)
-        own = [f"{self.package}.{found.name}" for found in pkgutil.iter_modules(folder.__path__)]
-        return [*own, *importlib.import_module(self.package.partition(".")[0]).EXTENSIONS.get(self.attribute, ())]
+        shipped = [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(folder.__path__)]
+        return [*shipped, *importlib.import_module(self.package.partition(".")[0]).EXTENSIONS.get(self.attribute, ())]

@@ -74,11 +74,11 @@ def seeded(device: torch.device, seed: int, *purpose: object) -> Iterator[None]:
 
 
 @contextmanager
-def _others_seeded(seed: int, own: np.random.MT19937) -> Iterator[None]:
+def _others_seeded(seed: int, generator: np.random.MT19937) -> Iterator[None]:
     # Of numpy the generator is exchanged: to read and write its state takes ten times as long, and so does making one.
     python, numpy = random.getstate(), mtrand.get_bit_generator()
     random.seed(seed)
-    mtrand.set_bit_generator(own)
+    mtrand.set_bit_generator(generator)
     np.random.seed(seed % 2**32)
     try:
         yield

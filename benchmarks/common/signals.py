@@ -15,17 +15,17 @@ def stop_signals(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
     Args:
         numbers: other signals than these two.
     """
-    asked = False
+    stopping = False
 
     def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stopping
+        if stopping:
             raise KeyboardInterrupt
-        asked = True
+        stopping = True
 
     before = {number: signal.signal(number, ask) for number in numbers or (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

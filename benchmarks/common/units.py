@@ -12,7 +12,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def arithmetic(operations: float) -> str:
+def flops(operations: float) -> str:
     """113 GFLOP, 4.2 PFLOP."""
     size, prefix = 1.0, ""
     for larger in "kMGTPE":

@@ -94,8 +94,8 @@ def _reason(head: bytes, message: str) -> str:
             f": it holds a {refused[1]}, and objects can run code when they are read; "
             "save the weights alone, with torch.save(model.state_dict(), FILE)"
         )
-    found = re.search(r"WeightsUnpickler error: (.*)", message)
-    reason = found[1] if found else (message.splitlines() or [""])[0].split(". ")[0]
+    match = re.search(r"WeightsUnpickler error: (.*)", message)
+    reason = match[1] if match else (message.splitlines() or [""])[0].split(". ")[0]
     reason = printable(reason) if head else "it is empty"
     return f", or is truncated ({reason})"
 
@@ -124,26 +124,26 @@ def state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         UserError: the file cannot be read, holds no state dict, or one of no ordinary tensors.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    dicts: dict[str, dict[str, Tensor]] = {}
 
     def look(value: Any, name: str, deeper: int) -> None:
         if not isinstance(value, dict) or not value:
             return
         if all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()):
-            found[name] = {key: tensor.detach() for key, tensor in value.items()}
+            dicts[name] = {key: tensor.detach() for key, tensor in value.items()}
         elif deeper:
             for key, inner in value.items():
                 look(inner, f"{name}.{printable(key)}".lstrip("."), deeper - 1)
 
     look(read(path), "", 2)
-    if not found:
+    if not dicts:
         raise UserError(f"{path} holds no state dict, neither at the top nor under any name")
-    for weights in found.values():
+    for weights in dicts.values():
         for key, value in weights.items():
             if kind := _strange(value):
                 raise UserError(f"{path}: '{printable(key)}' is {kind}; needed are ordinary tensors")
-    ranks = {name: (USUAL.index(name) if name in USUAL else len(USUAL), "ema" in name.lower()) for name in found}
-    return {name: found[name] for name in sorted(found, key=ranks.__getitem__)}
+    ranks = {name: (USUAL.index(name) if name in USUAL else len(USUAL), "ema" in name.lower()) for name in dicts}
+    return {name: dicts[name] for name in sorted(dicts, key=ranks.__getitem__)}
 
 
 def _strange(value: Tensor) -> str:
@@ -157,13 +157,20 @@ def _strange(value: Tensor) -> str:
     return f"complex ({value.dtype})" if value.is_complex() else ""
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, wanted: str = "") -> dict[str, Tensor]:
     """The first of :func:`state_dicts`: of files that the suite has written the only one.
 
+    Args:
+        path: the file.
+        wanted: the digest that the weights have to have; empty for any.
+
     Raises:
-        UserError: as there.
+        UserError: as there, or the weights have another digest.
     """
-    return next(iter(state_dicts(path).values()))
+    weights = next(iter(state_dicts(path).values()))
+    if wanted and weights_digest(weights) != wanted:
+        raise UserError(f"{path} has other weights than when the run was planned; the same command plans anew")
+    return weights
 
 
 @dataclass(frozen=True)
@@ -191,13 +198,13 @@ def take(path: Path, module_of: Callable[[dict[str, Tensor]], nn.Module], which:
     Raises:
         UserError: as :func:`state_dicts` and :func:`fit`, or there is nothing called ``which``.
     """
-    found = state_dicts(path)
-    if which and which not in found:
-        raise unknown(f"state dict in {path}", which, filter(None, found))
-    module = module_of(found[which] if which else next(iter(found.values())))
-    fitting = [name for name, weights in found.items() if not _misfit(_adapted(weights, module), module)]
-    name = which or next(iter([*fitting, *found]))
-    weights = fit(found[name], module, f"{path} ({name})" if name else str(path))
+    candidates = state_dicts(path)
+    if which and which not in candidates:
+        raise unknown(f"state dict in {path}", which, filter(None, candidates))
+    module = module_of(candidates[which] if which else next(iter(candidates.values())))
+    fitting = [name for name, weights in candidates.items() if not _misfit(_adapted(weights, module), module)]
+    name = which or next(iter([*fitting, *candidates]))
+    weights = fit(candidates[name], module, f"{path} ({name})" if name else str(path))
     return Taken(weights, name, tuple(other for other in fitting if other != name))
 
 
@@ -220,16 +227,16 @@ def fit(weights: dict[str, Tensor], module: nn.Module, what: str) -> dict[str, T
 
 def _adapted(weights: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Weights under the module's keys, as far as they have them."""
-    own = module.state_dict()
-    if AVERAGED not in own:
+    expected = module.state_dict()
+    if AVERAGED not in expected:
         weights = {key: value for key, value in weights.items() if key != AVERAGED}
     first = next(iter(weights), "")
     starts = [first[: i + 1] for i, letter in enumerate(first) if letter == "."]
     common = ["", *(start for start in starts if all(key.startswith(start) for key in weights))]
-    prefix = max(common, key=lambda start: sum(f"{start}{key}" in weights for key in own))
+    prefix = max(common, key=lambda start: sum(f"{start}{key}" in weights for key in expected))
     adapted = {key.removeprefix(prefix): value for key, value in weights.items()}
-    adapted |= {key: own[key] for key in own if key not in adapted and key.endswith("num_batches_tracked")}
-    return {**{key: adapted[key] for key in own if key in adapted}, **adapted}
+    adapted |= {key: expected[key] for key in expected if key not in adapted and key.endswith("num_batches_tracked")}
+    return {**{key: adapted[key] for key in expected if key in adapted}, **adapted}
 
 
 AVERAGED = "n_averaged"
@@ -238,22 +245,22 @@ AVERAGED = "n_averaged"
 
 def _misfit(weights: dict[str, Tensor], module: nn.Module) -> str:
     """Why a module cannot have these weights; empty where it can."""
-    own = module.state_dict()
-    missing, foreign = [k for k in own if k not in weights], [k for k in weights if k not in own]
-    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    expected = module.state_dict()
+    missing, foreign = [k for k in expected if k not in weights], [k for k in weights if k not in expected]
+    shapes = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
     if missing or foreign or shapes:
         detail = (
-            f"'{printable(shapes[0])}' is {tuple(weights[shapes[0]].shape)}, needed {tuple(own[shapes[0]].shape)}"
+            f"'{printable(shapes[0])}' is {tuple(weights[shapes[0]].shape)}, needed {tuple(expected[shapes[0]].shape)}"
             if shapes and not (missing or foreign)
             else f"{len(missing)} keys missing, {len(foreign)} unknown, e.g. '{printable((missing + foreign)[0])}'"
         )
         return f"is a checkpoint of another architecture: {detail}"
     for key, value in weights.items():
-        if not own[key].is_floating_point():
+        if not expected[key].is_floating_point():
             continue
         if not value.is_floating_point():
             return f"has no weights: '{printable(key)}' is of integers ({value.dtype}), quantised or of something else"
-        odd = int((~value.to(own[key].dtype).isfinite()).sum())
+        odd = int((~value.to(expected[key].dtype).isfinite()).sum())
         if odd:
             return f"has broken weights: {odd} of {value.numel()} values of '{printable(key)}' are NaN or infinite"
         if key.endswith("running_var") and (value < 0).any():
@@ -261,13 +268,13 @@ def _misfit(weights: dict[str, Tensor], module: nn.Module) -> str:
     return ""
 
 
-def frozen(network: Net, path: Path) -> Net:
+def frozen(network: Net, path: Path, wanted: str = "") -> Net:
     """A network view with the weights of a file, in evaluation mode and without gradients.
 
     Raises:
-        UserError: the file cannot be read, or is of another architecture.
+        UserError: the file cannot be read, has other weights than those ``wanted``, or is of another architecture.
     """
-    fit(load_weights(path), network.module, str(path))
+    fit(load_weights(path, wanted), network.module, str(path))
     return network.requires_grad_(False).eval()
 
 

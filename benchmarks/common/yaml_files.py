@@ -65,16 +65,16 @@ class Shelf:
         """What ``file`` names at ``location``, as :func:`load` takes it; what is the user's own lies beside that file.
 
         Raises:
-            UserError: there is none of that name; the place is told.
+            UserError: there is none of that name; the place is named.
         """
         try:
             if not name.endswith(_SUFFIXES):
                 return self.path(name).stem
-            if not (own := file.parent / name).is_file():
+            if not (beside := file.parent / name).is_file():
                 raise unknown(self.kind, name, self.files)
         except (UserError, OSError) as error:  # a name may be too long to be one
             raise UserError(f"{where(file, *location)}: {error}") from None
-        return str(own)
+        return str(beside)
 
 
 def load(
@@ -146,7 +146,7 @@ class _Loader(_Base):
             raise _problem(node, f"{value} is no {kind} ({error}); put it in quotes if it is text") from None
 
     def check(self, node: yaml.Node) -> None:
-        """Refuse a key that stands twice in a mapping (the first one would be lost), and what aliases make endless."""
+        """Raise for a key that is twice in a mapping (the first would be lost), and for what aliases make endless."""
         self.values += 1
         if self.values > MAX_VALUES:
             raise _problem(node, f"more than {MAX_VALUES:,} values, as its aliases repeat them")
@@ -213,7 +213,7 @@ def read_value(text: str, what: str) -> Any:
     """One value as YAML writes it, such as a number or a list.
 
     Raises:
-        UserError: ``what`` is told to have none.
+        UserError: ``what`` has none.
     """
     raw, _, problem = _parsed(text)
     if problem:
@@ -240,10 +240,10 @@ def where(path: Path, *location: str | int) -> str:
     line = 1
     for key in location:
         if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-            if not found:
+            entries = [(k, v) for k, v in node.value if k.value == str(key)]
+            if not entries:
                 break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
+            line, node = entries[0][0].start_mark.line + 1, entries[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
             node = node.value[key]
             line = node.start_mark.line + 1

@@ -19,14 +19,14 @@ def shortest(deviations: Sequence[str]) -> tuple[str, ...]:
     out: list[str] = []
     place: int | None = None
     for text in deviations:
-        found, earlier = _LENGTH.fullmatch(text), None if place is None else _LENGTH.fullmatch(out[place])
-        if not found:
+        length, earlier = _LENGTH.fullmatch(text), None if place is None else _LENGTH.fullmatch(out[place])
+        if not length:
             out.append(text)
-        elif place is None or earlier is None or earlier["own"] != found["usual"]:
+        elif place is None or earlier is None or earlier["own"] != length["usual"]:
             place = len(out)
             out.append(text)
         else:
-            out[place] = _length(int(found["own"]), int(earlier["usual"]), earlier["rest"])
+            out[place] = _length(int(length["own"]), int(earlier["usual"]), earlier["rest"])
     return tuple(text for text in out if text)
 
 

@@ -16,7 +16,19 @@ from ..common.files import complaint
 from ..common.places import TABLES
 from ..common.yaml_files import Misplaced, Shelf, load, merged
 from .deviations import shortest
-from .recipe import LARGEST, LONGEST, Answers, Crops, Detection, Mean, Optimizer, Rate, Std, of_three_channels
+from .recipe import (
+    LARGEST,
+    LONGEST,
+    Answers,
+    Crops,
+    Detection,
+    Mean,
+    Mixing,
+    Optimizer,
+    Rate,
+    Std,
+    of_three_channels,
+)
 from .schedules import SCHEDULES
 
 
@@ -46,10 +58,17 @@ class Protocol(Strict):
     of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
     ``teacher_answers`` are wrong, or missing, for a share of the images.
     ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
-    ``schedule``: the learning rate falls at the milestones, rises and falls once (one cycle, which also moves the
-    momentum), or rises linearly over the share ``warmup`` of all steps and then falls to zero, ``linear`` or by half a
-    ``cosine``. ``plan_dropped``: the one cycle is planned for the batches that are dropped, too, one an epoch, and its
-    end cut off. ``rotation`` turns each image by up to so many degrees. ``label_smoothing`` is that of the task's loss.
+    ``schedule``: the learning rate falls at the milestones, or rises and falls once (one cycle, which also moves the
+    momentum), or falls from the start to zero, ``linear`` or by half a ``cosine``; but for one cycle it rises linearly
+    over the share ``warmup`` of all steps first. ``plan_dropped``: the one cycle is planned for the batches that are
+    dropped, too, one an epoch, and its end cut off. ``rotation`` turns each image by up to so many degrees.
+    ``label_smoothing`` is that of the task's loss.
+    ``mixing``: images of a batch are mixed in pairs, and methods see soft labels. ``repeats``: each image is in a batch
+    so often, augmented anew each time, and an epoch, as long as before, sees that part of the images. ``task_loss`` is
+    cross-entropy, or binary cross-entropy of every class (``bce``), mean over batch and classes.
+
+    ``ema``: what is evaluated and saved are moving averages of the weights and of the running statistics, which after
+    each update keep this share of themselves; 0 for the weights as they are trained. First phases are left out.
 
     ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
@@ -90,6 +109,10 @@ class Protocol(Strict):
     rotation: float = Field(default=0.0, ge=0, le=180)
     crops: Crops | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixing: Mixing | None = None
+    repeats: int = Field(default=1, ge=1, le=LARGEST)
+    task_loss: Literal["ce", "bce"] = "ce"
+    ema: float = Field(default=0.0, ge=0, lt=1)
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     teacher_answers: Answers | None = None
     stored_logits: bool = False
@@ -135,8 +158,14 @@ class Protocol(Strict):
         for name in ("stored_logits", "teacher_answers"):
             if getattr(self, name) and (self.crops or self.max_length):
                 raise Misplaced("for images that lie on the device, without crops or max_length", name)
+            if getattr(self, name) and self.mixing:
+                raise Misplaced(f"{name} are those of single images, and mixing makes others", "mixing")
         if self.teacher_answers and (self.stored_logits or self.second_view):
             raise Misplaced("not beside stored_logits or second_view", "teacher_answers")
+        if self.max_length:
+            for name in ("mixing", "repeats", "task_loss"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise Misplaced("for images, without max_length", name)
         if self.detection:
             self._check_detection(self.detection)
         return self
@@ -160,8 +189,9 @@ class Protocol(Strict):
 
         What is left at its default is left out, so that a field added later leaves the identity of old cells alone.
         """
-        own = {"task", "lr_by_student", "lr_alone", "teachers_from", "start", "title", "source", "deviations", "recipe"}
-        values = self.model_dump(mode="json", exclude=own, exclude_defaults=True)
+        elsewhere = {"task", "lr_by_student", "lr_alone", "teachers_from", "start"}
+        left_out = {*elsewhere, "title", "source", "deviations", "recipe"}
+        values = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
         values["optimizer"].pop("lr")
         for part in ("crops", "detection"):
             values.get(part, {}).pop("workers", None)
@@ -184,10 +214,10 @@ class Protocol(Strict):
         """
         if not self.teachers_from:
             return self.changed(**changes)
-        own, epochs, wanted = load_protocol(self.teachers_from), changes.get("epochs"), changes.copy()
-        wanted["epochs"] = epochs and max(1, round(own.epochs * epochs / self.epochs))
+        teacher_protocol, epochs, wanted = load_protocol(self.teachers_from), changes.get("epochs"), changes.copy()
+        wanted["epochs"] = epochs and max(1, round(teacher_protocol.epochs * epochs / self.epochs))
         wanted["holdout"] = changes.get("holdout") or self.holdout or None
-        return own.changed(**wanted)
+        return teacher_protocol.changed(**wanted)
 
     def lr_at(self, epoch: int, done: int = 0, total: int = 1) -> tuple[float, float | None]:
         """Factor on the learning rate, and the momentum where it moves, in an epoch after ``done`` of ``total`` steps.
@@ -208,7 +238,7 @@ class Protocol(Strict):
         return self.batch_size // (self.accumulate * self.processes)
 
     @property
-    def arithmetic(self) -> str:
+    def computed_in(self) -> str:
         """Precision, accumulation and compilation in words."""
         compiled = ", compiled" if self.compile else ""
         count = self.accumulate * self.processes
@@ -254,9 +284,9 @@ class Protocol(Strict):
         return epoch * self.recipe_epochs / self.epochs
 
     def changed(self, **changes: Unpack[Changes]) -> Protocol:
-        """This protocol with another length or arithmetic, or tested on ``holdout`` training images left out.
+        """This protocol with another length or precision, or tested on ``holdout`` training images left out.
 
-        Every change that makes other numbers is told among the deviations.
+        Every change that makes other numbers is listed among the deviations.
 
         Raises:
             UserError: a value that does not fit.
@@ -308,12 +338,16 @@ class Protocol(Strict):
         crop = self.crops.line() if self.crops else crop
         turn = f", random rotation by up to {self.rotation:g} degrees" if self.rotation else ""
         smooth = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
+        smooth += ", binary cross-entropy of every class as the task loss" if self.task_loss == "bce" else ""
+        mixed = f", {self.mixing.line()}" if self.mixing else ""
+        mixed += f", {self.repeats} augmentations of each image in a batch" if self.repeats > 1 else ""
+        average = f", evaluated weights are moving averages (decay {self.ema:g})" if self.ema else ""
         noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
         noise += f", {self.teacher_answers.line()}" if self.teacher_answers else ""
         last = ", last incomplete batch dropped" if self.drop_last else ""
         second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
         stored = ", teacher's logits computed once, on another augmentation" if self.stored_logits else ""
-        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{noise}{smooth}{stored}"
+        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{mixed}{noise}{smooth}{stored}"
         if self.max_length:
             data = f"at most {self.max_length} tokens, batches of texts of similar length"
             data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
@@ -321,8 +355,9 @@ class Protocol(Strict):
             f"{self.name} v{self.version}{where}: {counted(self.epochs, 'epoch')}, batch {self.batch_size}{last}",
             f"{self.optimizer.line()}, {rates}"
             + (f", times {self.decay:g} after epochs {decays}" if decays else "")
-            + SCHEDULES.get(self.schedule).line(self),
-            f"{data}, {self.arithmetic}{start}",
+            + SCHEDULES.get(self.schedule).line(self)
+            + average,
+            f"{data}, {self.computed_in}{start}",
         )
 
     def _detection_lines(self, detection: Detection, with_task: bool) -> tuple[str, ...]:
@@ -339,7 +374,7 @@ class Protocol(Strict):
             f"{self.optimizer.line()}, lr {self.optimizer.lr:g}{decays}{rise}",
             f"short side {sides}, long side at most {detection.long_side}, "
             f"short side {detection.test_side} in evaluation"
-            f"{', horizontal flip' if self.flip else ''}, {self.arithmetic}; {start}",
+            f"{', horizontal flip' if self.flip else ''}, {self.computed_in}; {start}",
         )
 
 
@@ -359,8 +394,8 @@ def load_protocol(name: str) -> Protocol:
     """
     protocol, path = load(Protocol, name, PROTOCOLS, merged)
     if protocol.teachers_from:
-        found = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
-        protocol = protocol.model_copy(update={"teachers_from": found})
+        teachers_from = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
+        protocol = protocol.model_copy(update={"teachers_from": teachers_from})
     return protocol
 
 

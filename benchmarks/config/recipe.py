@@ -24,6 +24,9 @@ Rate = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
 Processes = Annotated[int, Field(ge=0, le=1024)]
 
+ADAPTIVE = {"adamw": "AdamW", "lamb": "LAMB"}
+"""Optimisers with two betas, and how captions call them."""
+
 LONGEST, LARGEST = 1_000_000, 2**20
 """Most epochs of a run and samples of a batch."""
 
@@ -46,8 +49,9 @@ class Optimizer(Strict):
     gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the last
     map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum +
     delta.
-    ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient. One that a plugin brings
-    reads its further settings from ``options``.
+    ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient. ``lamb`` has the two
+    betas, too, and scales the update of each decayed tensor by the tensor's norm over the update's. One that a plugin
+    brings reads its further settings from ``options``.
     """
 
     name: str = "sgd"
@@ -68,13 +72,13 @@ class Optimizer(Strict):
             raise ValueError("dot has no clip, decays every parameter, and has one rate for all")
         if self.name != "dot" and self.delta:
             raise ValueError("delta is a setting of the optimiser dot")
-        if self.name != "adamw" and self.beta2 != 0.999:
-            raise ValueError("beta2 is a setting of the optimiser adamw")
-        if self.name == "adamw" and self.nesterov:
-            raise ValueError("adamw has no nesterov")
+        if self.name not in ADAPTIVE and self.beta2 != 0.999:
+            raise ValueError("beta2 is a setting of the optimisers adamw and lamb")
+        if self.name in ADAPTIVE and self.nesterov:
+            raise ValueError(f"{self.name} has no nesterov")
         if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
             raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
-        if self.options and self.name in ("sgd", "adamw", "dot"):
+        if self.options and self.name in ("sgd", "dot", *ADAPTIVE):
             raise ValueError(f"{self.name} has no options of its own; they are for optimisers that a plugin brings")
         return self
 
@@ -83,8 +87,8 @@ class Optimizer(Strict):
         decay = f"weight decay {self.weight_decay:g}" + (" of matrices only" if self.decay_matrices_only else "")
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
         decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
-        if self.name == "adamw":
-            return f"AdamW, beta2 {self.beta2:g}, {decay}"
+        if self.name in ADAPTIVE:
+            return f"{ADAPTIVE[self.name]}, beta2 {self.beta2:g}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}.get(self.name, self.name)
         kind += "".join(f", {key} {value:g}" for key, value in self.options.items())
         nesterov = " (Nesterov)" if self.nesterov else ""
@@ -140,7 +144,8 @@ class Crops(Strict):
     """How images that are decoded from files, in ``workers`` processes, become inputs of one size.
 
     In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
-    evaluation the short side is resized to ``test_resize`` and the middle cut out. ``auto_augment`` is as timm's
+    evaluation the short side is resized to ``test_resize``, by ``test_interpolation`` where that is another one, and
+    the middle cut out. ``random``: each image has either interpolation. ``auto_augment`` is as timm's
     ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
     saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
     """
@@ -148,7 +153,8 @@ class Crops(Strict):
     size: Pixels = 224
     scale: tuple[Share, Share] = (0.08, 1.0)
     test_resize: Pixels = 256
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
+    test_interpolation: Literal["", "bilinear", "bicubic"] = ""
     color_jitter: float = Field(default=0.0, ge=0)
     auto_augment: str = ""
     erase: float = Field(default=0.0, ge=0, le=1)
@@ -160,6 +166,8 @@ class Crops(Strict):
             raise ValueError("scale is the smallest and the largest share of the image's area, above 0")
         if self.test_resize < self.size:
             raise ValueError(f"in evaluation {self.size} pixels are cut out of {self.test_resize}: test_resize >= size")
+        if self.interpolation == "random" and not self.test_interpolation:
+            raise ValueError("evaluation is not at random: interpolation random needs a test_interpolation")
         return self
 
     def line(self) -> str:
@@ -168,7 +176,32 @@ class Crops(Strict):
         more += f", {self.auto_augment}" if self.auto_augment else ""
         more += f", random erasing {self.erase:g}" if self.erase else ""
         low, high = self.scale
+        way = "bilinear or bicubic at random" if self.interpolation == "random" else self.interpolation
+        tested = f" ({self.test_interpolation})" if self.test_interpolation else ""
         return (
-            f"random resized crop {self.size} (area {low:g} to {high:g}, {self.interpolation}){more}, "
-            f"in evaluation short side {self.test_resize}, centre crop {self.size}"
+            f"random resized crop {self.size} (area {low:g} to {high:g}, {way}){more}, "
+            f"in evaluation short side {self.test_resize}{tested}, centre crop {self.size}"
         )
+
+
+class Mixing(Strict):
+    """Images of a batch are mixed in pairs, the first with the last and so on, and their labels in the same shares.
+
+    One share for the whole batch, and for all views of its images, from Beta(a, a), a being ``mixup`` or ``cutmix``:
+    with mixup pixels are averaged, with CutMix a rectangle comes from the other image. Where both are above 0, a batch
+    has either with probability 1/2.
+    """
+
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Mixing:
+        if not (self.mixup or self.cutmix):
+            raise ValueError("mixup or cutmix is above 0, or there is no mixing")
+        return self
+
+    def line(self) -> str:
+        """In words."""
+        kinds = (("mixup", self.mixup), ("CutMix", self.cutmix))
+        return " or ".join(f"{name} with shares from Beta({a:g}, {a:g})" for name, a in kinds if a)

@@ -64,18 +64,23 @@ class Row(Strict):
     ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
     that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's;
     ``init`` is as in :class:`Pair`, for this row alone. ``our_choice``: nobody published its ``settings``, and they are
-    marked as our choice.
+    marked as our choice. ``by_pair`` are further settings for single columns, by the pair's id.
     """
 
     id: Name
     method: Name
     title: str = ""
     settings: dict[str, Any] = Field(default={})
+    by_pair: dict[str, dict[str, Any]] = Field(default={})
     our_choice: bool = False
     optimizer: dict[str, Any] = Field(default={})
     published: str = ""
     student: str = ""
     init: Init = ""
+
+    def settings_on(self, pair: str) -> dict[str, Any]:
+        """The row's own settings in a column, by the pair's id."""
+        return merged(self.settings, self.by_pair.get(pair.partition(":")[0], {}))
 
     @field_validator("optimizer")
     @classmethod
@@ -162,7 +167,7 @@ METRICS = {
 
 
 class Efficiency(Strict):
-    """Which row's average relative improvement (ARI) is told, and against which rows."""
+    """Which row's average relative improvement (ARI) is printed, and against which rows."""
 
     row: str
     against: tuple[str, ...]
@@ -207,6 +212,11 @@ class TableSpec(Matrix):
         for row in (*self.methods, *(row for preset in self.presets.values() for row in preset.methods or ())):
             if row.id in self.quoted:
                 raise Misplaced(f"the row '{row.id}' is run, and cannot be quoted as well", "quoted", row.id)
+        shown = (self.pairs, *(preset.pairs or () for preset in self.presets.values()))
+        pairs = {pair.id for each in shown for pair in each}
+        for row in self.methods:
+            if absent := set(row.by_pair) - pairs:
+                raise Misplaced(f"no pair of the table: {', '.join(sorted(absent))}", "methods")
         if self.efficiency:
             rows = {row.id for row in self.methods}
             if absent := {self.efficiency.row, *self.efficiency.against} - rows:
@@ -223,8 +233,9 @@ class TableSpec(Matrix):
             raise unknown("preset", name, self.presets)
         preset = self.presets[name]
         tasks = self.tasks if preset.tasks is None else preset.tasks
-        own = {row.id: row for row in self.methods}
-        named = (own.get(row.id, row) if row == Row(id=row.id, method=row.id) else row for row in preset.methods or ())
+        known = {row.id: row for row in self.methods}
+        rows = preset.methods or ()
+        named = (known.get(row.id, row) if row == Row(id=row.id, method=row.id) else row for row in rows)
         update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": tuple(named) or self.methods}
         return preset.model_copy(update={**update, "tasks": tasks})
 
@@ -286,7 +297,7 @@ def _expanded(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     others = [e for e in index().values() if not e.recipe and "." not in e.name and e.modality in ("images", "any")]
     others.sort(key=lambda entry: (FAMILIES.index(entry.family), entry.year))
     every = tuple(Row(id=entry.name, method=entry.name) for entry in others if entry.name not in named)
-    return tuple(found for row in rows for found in (every if row.id == "*" else (row,)))
+    return tuple(one for row in rows for one in (every if row.id == "*" else (row,)))
 
 
 TABLE_FILES = Shelf("table", TABLES)
@@ -310,12 +321,12 @@ def load_table(name: str) -> TableSpec:
     return table
 
 
-def _inherited(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _inherited(base: dict[str, Any], extending: dict[str, Any]) -> dict[str, Any]:
     """A table that has a title does not take over those of the presets that it extends: they tell of another table."""
-    if "title" in own:
+    if "title" in extending:
         presets = {name: {**preset, "title": ""} for name, preset in base["presets"].items()}
         base = {**base, "presets": presets}
-    return merged(base, own)
+    return merged(base, extending)
 
 
 class PairSettings(Strict):
@@ -338,11 +349,11 @@ def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
 
     A combination has its own published settings above those of its parts.
     """
-    found: dict[str, Any] = {}
+    published: dict[str, Any] = {}
     if "+" in method:
-        found = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
+        published = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
     entry = pair_entry(method, pair, recipe)
-    return merged(found, entry.values) if entry else found
+    return merged(published, entry.values) if entry else published
 
 
 def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
@@ -374,7 +385,7 @@ def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: 
     """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
     length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
     split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""
-    arithmetic = f"-{protocol.precision}" if protocol.precision != usual.precision else ""
-    arithmetic += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
-    arithmetic += f"-processes{protocol.processes}" if protocol.processes != usual.processes else ""
-    return f"{table}-{preset}{length}{split}{arithmetic}{'-uniform' if uniform else ''}"
+    computed = f"-{protocol.precision}" if protocol.precision != usual.precision else ""
+    computed += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
+    computed += f"-processes{protocol.processes}" if protocol.processes != usual.processes else ""
+    return f"{table}-{preset}{length}{split}{computed}{'-uniform' if uniform else ''}"

@@ -24,11 +24,12 @@ def of_teacher(teacher: SharedTeacher | None) -> Iterator[Tensor]:
 
 
 def of_cell(student_run: StudentRun) -> dict[str, list[Tensor]]:
-    """Weights (of student and method, with what the method has registered), gradients, the optimiser's state."""
+    """Weights (of student and method, what the method registered, averages), gradients, the optimiser's state."""
     weights = list(of_networks((student_run.student, student_run.method)))
+    averages = student_run.averages.values
     states = student_run.optimizer.state_dict()["state"].values()
     return {
-        "weights": weights,
+        "weights": [*weights, *averages],
         "gradients": [tensor.grad for tensor in weights if tensor.grad is not None],
         "optimiser": [value for state in states for value in state.values() if isinstance(value, Tensor)],
     }

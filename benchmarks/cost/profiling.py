@@ -151,6 +151,10 @@ class Bench:
             with autocast(self.protocol, self.data.device):
                 return student_run.forward(at["batch"])
 
+        def update() -> None:
+            student_run.optimizer.step()
+            student_run.averages.update()
+
         with student_run.stream.active():
             yield "data", keep("batch", fetch)
             yield "teacher", keep("teacher", lambda: self.teacher_pass(at["raw"]))
@@ -158,7 +162,7 @@ class Bench:
             yield "method", keep("losses", losses)
             student_run.optimizer.zero_grad()
             yield "backward", lambda: at["losses"].backward()
-            yield "optimiser", student_run.optimizer.step
+            yield "optimiser", update
 
     def operations(self) -> tuple[int, int]:
         """Floating-point operations of one step: the pass that a group shares, and the cell's own part."""
@@ -274,7 +278,7 @@ def _figures(
     cell: Cell, protocol: Protocol, workspace: Workspace, threads: int, steps: tuple[int, int]
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    plugins.load(workspace.plugin_files)
+    plugins.load_again(workspace.plugin_files, cell.plugins)
     chosen = choose(str(workspace.device))
     data = get_task(protocol.task).open(workspace.data_root, protocol, chosen)
     with peak_memory(chosen) as memory:

@@ -35,7 +35,7 @@ def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callab
     missing = {
         key: cell
         for key, cell in wanted.items()
-        if not documents.kept(store.cost(key), Cost, workspace.say) and store.run(cell).state != "refused"
+        if not documents.read_or_set_aside(store.cost(key), Cost, workspace.say) and store.run(cell).state != "refused"
     }
     if missing:
         workspace.say(f"measuring the cost of {counted(len(missing), 'row')} alone")

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import nn
 
 from kd_methods.errors import Damaged, DiskError
 
-from ..common.files import check_archive, read_bytes, set_aside
+from ..common.environment import out_of_memory
+from ..common.files import NoFile, check_archive, read_bytes, set_aside
 from ..common.weights import NUMPY
 
 
@@ -33,13 +35,19 @@ ALLOWED: list[Any] = [
 """
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; older ones are removed, and those that cannot be used are set aside."""
+def last_checkpoint(folder: Path, key: str, model: nn.Module) -> Path | None:
+    """The newest checkpoint of a cell that is whole and fits its model; older ones are removed.
+
+    Those that cannot be used are set aside.
+
+    Raises:
+        DiskError: one cannot be read now.
+    """
     paths = sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True)
     for place, path in enumerate(paths):
         try:
-            _check(path)
-        except FileNotFoundError:  # another process of the cell was faster
+            _check(path, key, model)
+        except NoFile:  # another process of the cell was faster
             continue
         except Damaged as error:
             print(f"{error}; going on without it")
@@ -52,12 +60,29 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _check(path: Path) -> None:
-    """Raise Damaged if a checkpoint cannot be read, and DiskError if it cannot be read now."""
+_PARTS = {"state_dict", "optimizer", "param_schedulers", "message_hub", "meta", "kd"}
+"""What the Runner and :class:`benchmarks.detection.records.Records` go on from."""
+
+
+def _check(path: Path, key: str, model: nn.Module) -> None:
+    """Raise Damaged if a checkpoint cannot be used, and DiskError if it cannot be read now."""
     content = read_bytes(path)
     check_archive(content, path)
     try:
         with torch.serialization.safe_globals(ALLOWED):
-            torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # any: a kill may have left a part of it
+        if out_of_memory(error):
+            raise
         raise Damaged(f"{path} is no whole checkpoint ({type(error).__name__})") from None
+    if not isinstance(state, dict) or _PARTS - state.keys():
+        raise Damaged(f"{path} was written by another version of the code")
+    if state["kd"].get("cell", key) != key:
+        raise Damaged(f"{path} is another cell's")
+    # The Runner takes of the weights what fits, and trains the rest anew.
+    if _shapes(state["state_dict"]) != _shapes(model.state_dict()):
+        raise Damaged(f"{path} has the weights of another version of the code")
+
+
+def _shapes(weights: dict[str, Any]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items() if isinstance(value, torch.Tensor)}

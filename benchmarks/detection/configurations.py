@@ -108,7 +108,7 @@ def is_detector(name: str) -> bool:
 def check(name: str) -> None:
     """Raise UserError where a detector of that name cannot be; without the extra only the form of the name is seen."""
     if name not in RECIPES and (available() or name.endswith(".py")):
-        _config_path(name)
+        configuration_file(name)
 
 
 def check_installed() -> None:
@@ -142,8 +142,8 @@ def prepare() -> None:
     register_all_modules(init_default_scope=True)
 
 
-def _config_path(name: str) -> Path:
-    """The file of a configuration.
+def configuration_file(name: str) -> Path:
+    """The file of a configuration, one of mmdetection's or of the user's.
 
     Raises:
         UserError: there is none.
@@ -176,20 +176,26 @@ def model_configuration(name: str, num_classes: int, pretrained: bool) -> Any:
     from mmengine.config import Config, ConfigDict
 
     recipe = RECIPES.get(name)
-    path = _config_path(f"mmdet::{recipe.config}" if recipe else name)
+    path = configuration_file(f"mmdet::{recipe.config}" if recipe else name)
     config = Config.fromfile(path).model
     if recipe:
         config = ConfigDict(Config._merge_a_into_b(dict(recipe.changes), config))
     _set_classes(config, num_classes)
     if not pretrained:
+        without_initial_weights(config)
         for mapping in _mappings(config):
-            if mapping.get("init_cfg", {}) and mapping["init_cfg"].get("type") == "Pretrained":
-                mapping["init_cfg"] = None
             if "frozen_stages" in mapping:
                 mapping["frozen_stages"] = -1
             if "norm_eval" in mapping:
                 mapping["norm_eval"] = False
     return config
+
+
+def without_initial_weights(config: Any) -> None:
+    """Let a detector of this configuration begin with none of the weights that it names."""
+    for mapping in _mappings(config):
+        if mapping.get("init_cfg", {}) and mapping["init_cfg"].get("type") == "Pretrained":
+            mapping["init_cfg"] = None
 
 
 def _mappings(config: Any) -> Iterator[Any]:

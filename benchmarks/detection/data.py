@@ -138,18 +138,19 @@ def training(files: DetectionFiles, job: DetectionJob) -> DataLoader[Any]:
     return DataLoader(dataset, batch_sampler=batches, collate_fn=pseudo_collate, **workers)
 
 
+def evaluation_transforms(scale: tuple[int, int]) -> list[Any]:
+    """What an image goes through after it was read, in evaluation; ``scale``: the most of its long and short side."""
+    return [
+        {"type": "Resize", "scale": scale, "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
+    ]
+
+
 def validation(split: DetectionSplit, classes: tuple[str, ...], job: DetectionJob) -> DataLoader[Any]:
     """The images to evaluate on, one by one; of several processes each has its share."""
     detection = job.detection
-    pipeline: list[Any] = [
-        LoadImage(),
-        {"type": "Resize", "scale": (detection.long_side, detection.test_side), "keep_ratio": True},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        {
-            "type": "PackDetInputs",
-            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-        },
-    ]
+    pipeline = [LoadImage(), *evaluation_transforms((detection.long_side, detection.test_side))]
     dataset = _dataset(split, classes, pipeline, test=True)
     sampler: Any = DefaultSampler(dataset, shuffle=False)  # each process has its share
     return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=detection.workers, collate_fn=pseudo_collate)

@@ -23,7 +23,7 @@ from ..networks.source import NetworkSource
 from .configurations import RECIPES, check, is_detector, model_configuration, prepare
 
 NOMINAL = 128
-"""Side in pixels of the square image on which shapes are told; a detector takes images of any size."""
+"""Side in pixels of the square image on which shapes are computed; a detector takes images of any size."""
 
 
 def build(name: str, num_classes: int, pretrained: bool) -> Detector:
@@ -188,8 +188,8 @@ class Detector(Network):
             units_kept["pyramid"] = Pyramid(self._read(maps), regions)
         elif "dense" in units:
             (anchors, valid, *_), (_, learnt, *_) = targets[0]
-            level = torch.cat([torch.full_like(own, number).flatten() for number, own in enumerate(learnt)])
-            classes = torch.cat([own.flatten() for own in learnt])
+            level = torch.cat([torch.full_like(offsets, number).flatten() for number, offsets in enumerate(learnt)])
+            classes = torch.cat([offsets.flatten() for offsets in learnt])
             if "anchor_relations" in units:
                 units_kept["anchor_relations"] = self._anchor_relations(
                     anchors, valid, [level.shape[1] for level in learnt], corners

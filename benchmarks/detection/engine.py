@@ -11,13 +11,14 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from kd_methods.errors import DiskError, UserError
 
@@ -261,4 +262,11 @@ def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]
     return answer
 
 
-ENGINES = (Engine("detection", ("detection",), run, accuracy, cost, counted=False),)
+def _mmdet(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
+    """See :func:`benchmarks.detection.mmdet_files.write`."""
+    from .mmdet_files import write
+
+    write(cell, weights, folder, workspace)
+
+
+ENGINES = (Engine("detection", ("detection",), run, accuracy, cost, counted=False, forms={"mmdet": _mmdet}),)

@@ -76,13 +76,13 @@ def softnms(
     """
     left, place = scores.clone(), 0
     alive = torch.ones_like(scores, dtype=torch.bool)
-    kept = []
+    chosen = []
     while alive.any():
         best = int(torch.where(alive, left, -torch.inf).argmax())
         if place and left[best] < min_score:  # the best one always stays
             break
         dets[place, :4], dets[place, 4] = boxes[best], left[best]
-        kept.append(best)
+        chosen.append(best)
         place += 1
         alive[best] = False
         overlap = _iou(boxes[best], boxes, offset)
@@ -92,7 +92,7 @@ def softnms(
         ]
         left = torch.where(alive, left * factor, left)
         alive &= left >= min_score
-    return torch.tensor(kept, dtype=torch.long)
+    return torch.tensor(chosen, dtype=torch.long)
 
 
 def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:

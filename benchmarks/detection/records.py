@@ -63,9 +63,9 @@ class Records(Hook):
         sums, done = self.state["sums"], runner.iter + 1
         names = [name for name in outputs if name.startswith("loss_")]
         values = [outputs[name].detach().double().cpu() for name in names]
-        told = torch.stack([*values, torch.tensor(self.asked, dtype=torch.float64)])
-        dist.all_reduce(told, op="mean")  # so all stop after the same iteration
-        for name, value in zip(names, told[:-1], strict=True):
+        means = torch.stack([*values, torch.tensor(self.asked, dtype=torch.float64)])
+        dist.all_reduce(means, op="mean")  # so all stop after the same iteration
+        for name, value in zip(names, means[:-1], strict=True):
             sums[name[5:]] = sums.get(name[5:], 0) + value
         self.state["counted"] += 1
         self.state["seconds"] += time.perf_counter() - self.started
@@ -75,7 +75,7 @@ class Records(Hook):
                     raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
         if not self.job.rank:
             send(self.sender, "step", *divmod(runner.iter, self.job.detection.iterations))
-        if told[-1]:
+        if means[-1]:
             runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
             raise Interrupted
 
@@ -109,7 +109,7 @@ class Records(Hook):
         send(self.sender, "epoch", self.records[-1])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["kd"] = {**self.state, "records": list(self.records)}
+        checkpoint["kd"] = {**self.state, "records": list(self.records), "cell": self.job.cell.key}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.state = checkpoint["kd"]

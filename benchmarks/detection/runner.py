@@ -65,7 +65,7 @@ def build(job: DetectionJob, classes: int) -> tuple[detectors.Detector, detector
     if cell.teacher:
         teacher = detectors.build(cell.teacher.network, classes, pretrained=False)
         if job.teacher:  # where only the cost is asked for there is none
-            fit(load_weights(job.teacher), teacher.module, str(job.teacher))
+            fit(load_weights(job.teacher, cell.teacher.weights), teacher.module, str(job.teacher))
     seed_all(derive(cell.seed, "student"))
     student = detectors.build(cell.student, classes, pretrained)
     try:
@@ -102,12 +102,14 @@ def distiller(
 def set_up(job: DetectionJob, sender: Any, folder: Path) -> tuple[Runner, Records]:
     """The cell's Runner, at its last checkpoint if there is one."""
     torch.set_num_threads(job.threads)
-    plugins.load(job.plugin_files)
+    plugins.load_again(job.plugin_files, job.cell.plugins)
     protocol, cell, detection = job.protocol, job.cell, job.detection
     device = environment.device(job.device)
     if job.rendezvous:
         _meet(job, device)
     files: DetectionFiles = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
+    if files.digest != cell.data:
+        raise UserError(f"the data of task {protocol.task} in {job.data_root} have changed since the run was planned")
     student, teacher = build(job, len(files.classes))
     hook = Records(job, sender)
     total = protocol.epochs * detection.iterations
@@ -116,7 +118,7 @@ def set_up(job: DetectionJob, sender: Any, folder: Path) -> tuple[Runner, Record
     progress = lambda: protocol_progress(protocol, runner.iter // detection.iterations + 1)  # noqa: E731
     model = distiller(job, student, teacher, files.train.count, progress)
     optimizer = cell.under(protocol).optimizer
-    checkpoint = last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder, cell.key, model)
     runner = Runner(
         model=model,
         work_dir=str(folder),

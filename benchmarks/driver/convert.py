@@ -1,4 +1,4 @@
-"""What a run leaves, as the files that other libraries open: timm, transformers, safetensors."""
+"""What a run leaves, as the files that other libraries open: timm, transformers, mmdetection, ONNX, safetensors."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ from torch import Tensor, nn
 from kd_methods import registry
 from kd_methods.errors import UserError
 
+from ..common.console import Outcome, counted
 from ..common.files import write_json, write_text
 from ..common.weights import load_weights
 from ..common.workspace import Workspace
 from ..networks import build_network, modality_of
 from ..report.citations import bibtex, cited
-from ..store import documents, exchange
+from ..store import documents, exchange, manifest, names
 from ..store.cell import Cell
 from ..store.exchange import STUDENT
+from ..store.runs import Store
 from ..tasks import get_task
 from ..tasks.text import TextTask
+from . import engines
 from .verify import protocol_of
 
 WEIGHTS = "model.safetensors"
+
+_FOR = "--to timm and onnx are for images, hf for texts, mmdet for detection, safetensors for all"
 
 
 def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[str]:
     """Write the deployed network of a finished run, and a card, into a folder; returns the names of its files.
 
     Args:
-        start: how the name of the run's folder begins.
-        form: a name of :data:`FORMS`.
+        start: how the name of the run's folder begins, or the run's readable name (:mod:`benchmarks.store.names`).
+        form: a name of :data:`FORMS`, or one that the engine of the run's task has.
         folder: is made where it is not there.
         workspace: whose output has the run.
 
@@ -44,10 +49,43 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
     cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)
     if form != "safetensors" and cell.task.startswith("folder"):
         raise UserError(f"run {start}: the data of a folder is not named by its run; use --to safetensors")
+    write = FORMS.get(form) or engines.of(get_task(cell.task)).forms.get(form)
+    if not write:
+        raise UserError(f"run {start} is of task {cell.task}: {_FOR}")
     folder.mkdir(parents=True, exist_ok=True)
-    FORMS[form](cell, weights, folder, workspace)
+    write(cell, weights, folder, workspace)
     write_text(folder / "README.md", card(cell, label, status, form))
     return sorted(path.name for path in folder.iterdir())
+
+
+def convert_all(stem: str, form: str, folder: Path, workspace: Workspace) -> Outcome:
+    """As :func:`convert`, for every finished run of a table, each into a folder by its row, pair and seed.
+
+    Args:
+        stem: the table's folder in the store.
+        form, folder, workspace: as there.
+
+    Returns:
+        How many were written, and which could not be, and why.
+
+    Raises:
+        UserError: nothing was ever planned under that name.
+    """
+    shown, store = manifest.existing(workspace.output, stem), Store(workspace.output)
+    runs = {name: key for name, key in names.of_table(shown).items() if not name.startswith(names.TEACHER)}
+    states = {key: facts.status["state"] for key, facts in store.facts(runs.values()).items()}
+    done = {name: key for name, key in runs.items() if states[key] == "done"}
+    refused = []
+    for name, key in done.items():
+        try:
+            convert(key, form, folder / name, workspace)
+        except UserError as error:
+            workspace.say(f"{name}: {error}")
+            refused.append(name)
+    text = f"{folder}: {counted(len(done) - len(refused), 'network')} of {counted(len(runs), 'cell')}"
+    missing = [f"{len(refused)} not for --to {form}: {', '.join(refused)}"] if refused else []
+    missing += [f"{counted(len(runs) - len(done), 'cell')} without a result"] if len(done) < len(runs) else []
+    return Outcome(text, "; ".join(missing))
 
 
 def _safetensors(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
@@ -56,8 +94,12 @@ def _safetensors(cell: Cell, weights: Mapping[str, Tensor], folder: Path, worksp
     save_file({key: value.contiguous().clone() for key, value in weights.items()}, folder / WEIGHTS)
 
 
-def _loaded(cell: Cell, module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The plain network of a cell with its weights."""
+def loaded(cell: Cell, module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The plain network of a cell with its weights.
+
+    Raises:
+        UserError: what the cell deploys is more than that.
+    """
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError:
@@ -74,20 +116,20 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
     library, _, rest = cell.student.rpartition(":")
     name = rest if library == "timm" else f"kd_{cell.student}".replace(".", "_")
     if library not in ("", "timm") or not timm.is_model(name) or modality_of(cell.student) != "images":
-        raise UserError(f"network '{cell.student}' is none of timm's; use --to hf or --to safetensors")
+        raise UserError(f"network '{cell.student}' is none of timm's: {_FOR}")
     task: Any = get_task(cell.task)
     size = (3, task.size, task.size)
     module: Any = timm.create_model(name, num_classes=task.num_classes)
-    _loaded(cell, module, weights)
+    loaded(cell, module, weights)
     _safetensors(cell, weights, folder, workspace)
-    own = {"input_size": size, "num_classes": task.num_classes, "crop_pct": 1.0}
-    own |= {key: cell.protocol[key] for key in ("mean", "std")}
+    trained = {"input_size": size, "num_classes": task.num_classes, "crop_pct": 1.0}
+    trained |= {key: cell.protocol[key] for key in ("mean", "std")}
     facts = {key: module.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "interpolation")}
     config = {
         "architecture": name,
         "num_classes": task.num_classes,
         "num_features": module.num_features,
-        "pretrained_cfg": {**facts, **own},
+        "pretrained_cfg": {**facts, **trained},
     }
     write_json(folder / "config.json", config)
 
@@ -95,10 +137,10 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
 def _hf(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
     task = get_task(cell.task)
     if not isinstance(task, TextTask):
-        raise UserError(f"task {cell.task} is one of {task.modality}; --to hf is for texts, --to timm for images")
+        raise UserError(f"task {cell.task} is none of texts: {_FOR}")
     tokenizer = task.tokenizer(workspace.data_root, protocol_of(cell))
     network = build_network(cell.student, task.num_classes, (3, 8), len(tokenizer))
-    model: Any = _loaded(cell, network.module, weights)
+    model: Any = loaded(cell, network.module, weights)
     if task.labels:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: i for i, label in enumerate(task.labels)}
@@ -111,14 +153,16 @@ def _hf(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Work
 
 def _onnx(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
     if modality_of(cell.student) != "images":
-        raise UserError(f"network '{cell.student}' reads no images; --to onnx is for networks of images")
+        raise UserError(f"network '{cell.student}' reads no images: {_FOR}")
     try:
         import onnxscript  # noqa: F401  # what torch.onnx stands on
     except ImportError:
-        raise UserError("--to onnx needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
+        raise UserError(
+            "--to onnx needs the packages onnx and onnxscript (the extra [onnx], which no lock file has); install them"
+        ) from None
     task: Any = get_task(cell.task)
     shape = (3, task.size, task.size)
-    module = _loaded(cell, build_network(cell.student, task.num_classes, shape).plain(), weights).eval()
+    module = loaded(cell, build_network(cell.student, task.num_classes, shape).plain(), weights).eval()
     torch.onnx.export(
         module,
         (torch.zeros(2, *shape),),
@@ -137,7 +181,10 @@ FORMS: Mapping[str, Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None
     "onnx": _onnx,
     "safetensors": _safetensors,
 }
-"""timm: ``timm.create_model("local-dir:FOLDER", pretrained=True)``; hf: ``from_pretrained(FOLDER)``, ``pipeline``."""
+"""timm: ``timm.create_model("local-dir:FOLDER", pretrained=True)``; hf: ``from_pretrained(FOLDER)``, ``pipeline``.
+
+Engines bring others: ``mmdet``, whose folder ``init_detector`` and mmengine's Runner open.
+"""
 
 
 def card(cell: Cell, label: str, status: Mapping[str, Any], form: str) -> str:

@@ -33,7 +33,7 @@ class Reporter:
         cells: how many cells will be trained.
         protocol: their recipe.
         samples: size of the training set.
-        metric: the task's, by which progress is told.
+        metric: the task's, by which progress is shown.
         saved: from how many epochs cells go on, by the folder of their run.
     """
 
@@ -51,7 +51,7 @@ class Reporter:
         self.total = (cells * protocol.epochs - sum(saved.values())) * self.steps_per_epoch
         self.met: set[Path] = set()  # runs of which it is known where they began
         self.cells, self.ended, self.steps = cells, 0, 0
-        self.started = self.spoke = time.monotonic()
+        self.started = self.reported_at = time.monotonic()
         self.console = _Console(stderr=True)
         self.live: Progress | None = None
         self.failed = False
@@ -114,7 +114,7 @@ class Reporter:
             self.total += self._unforeseen(student_run)
         if self.live:
             self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
-        elif time.monotonic() - self.spoke > EVERY:
+        elif time.monotonic() - self.reported_at > EVERY:
             epoch, step = student_run.position
             self.say(f"  {student_run.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
 
@@ -133,7 +133,7 @@ class Reporter:
             if label not in self.tasks:
                 self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
             self.live.update(self.tasks[label], completed=max(record["epoch"], 0), facts=facts)
-        elif time.monotonic() - self.spoke > EVERY:
+        elif time.monotonic() - self.reported_at > EVERY:
             self.say(f"  {student_run.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 
     def _end(self, student_run: Watched, state: str) -> None:
@@ -159,7 +159,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.spoke = time.monotonic()
+        self.reported_at = time.monotonic()
         if self.live:
             with self._unharmed():
                 self.live.console.print(line, markup=False, highlight=False)

@@ -37,7 +37,7 @@ from .trackers import Tracker
 class Options:
     """How a plan is run; what is run is in the :class:`benchmarks.driver.planning.plan.Request`.
 
-    ``device_speed``: of a dry run, the device for which hours are told, see
+    ``device_speed``: of a dry run, the device whose hours are printed, see
     :func:`benchmarks.driver.planning.cards.speed`.
     """
 
@@ -156,7 +156,7 @@ def _missing(states: Sequence[str], not_measured: int) -> list[str]:
     left = Counter(state for state in states if state not in ("done", "refused"))
     named = {state: left.pop(state, 0) for state in ("failed", "diverged")} | {"left out": left.total()}
     counts = ", ".join(f"{count} {name}" for name, count in named.items() if count)
-    found = [f"{sum(named.values())} of {counted(len(states), 'cell')} without a result: {counts}"] if counts else []
+    missing = [f"{sum(named.values())} of {counted(len(states), 'cell')} without a result: {counts}"] if counts else []
     if not_measured:
-        found.append(f"{counted(not_measured, 'row')} without a cost")
-    return found
+        missing.append(f"{counted(not_measured, 'row')} without a cost")
+    return missing

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..common.process_settings import settings_restored
 from ..training.loop import Watched
 from .execution.jobs import Watcher
 from .trackers import Tracker
 
 
 class Tracking:
-    """A watcher that passes on what it is told, and tells trackers of it; one that fails is left out from then on.
+    """A watcher that passes on what it is called with, to trackers as well; one that fails is left out from then on.
 
     Args:
         watcher: the one that it stands before.
@@ -62,7 +63,8 @@ class Tracking:
     @contextmanager
     def _unharmed(self, kind: type[Tracker]) -> Iterator[None]:
         try:
-            yield
+            with settings_restored():  # cells are trained in this process, too
+                yield
         except (Exception, SystemExit) as error:  # of a library of others, or of what a user wrote
             self._kinds.remove(kind)
             self.say(f"tracker {kind.name} fails ({type(error).__name__}: {error}); training goes on without it")

@@ -55,8 +55,8 @@ class Verified:
         values = ", ".join(f"{name} {value:.2f}" for name, value in self.claimed.items())
         if abs(self.difference) <= EXACT:
             return f"{self.label}  {values}: equal"
-        own = ", ".join(f"{name} {self.measured[name]:.2f}" for name in self.claimed)
-        return f"{self.label}  {values}: differs by {self.difference:+.2f} ({own} here)"
+        here = ", ".join(f"{name} {self.measured[name]:.2f}" for name in self.claimed)
+        return f"{self.label}  {values}: differs by {self.difference:+.2f} ({here} here)"
 
 
 def verify(source: Path, workspace: Workspace) -> tuple[Verified, ...]:
@@ -67,27 +67,27 @@ def verify(source: Path, workspace: Workspace) -> tuple[Verified, ...]:
         UserError: there is no such archive or store.
     """
     with _store(source) as folder:
-        found = []
+        verified = []
         opened: dict[str, TaskData] = {}
         for run in exchange.ended(folder, workspace.say):
             if run.status["state"] == "done":
-                found.append(_verified(run, workspace, opened))
-                workspace.say(found[-1].line())
-        return tuple(found)
+                verified.append(_verified(run, workspace, opened))
+                workspace.say(verified[-1].line())
+        return tuple(verified)
 
 
 def report(source: Path, workspace: Workspace) -> Outcome:
     """As :func:`verify`, in words; missing is what does not hold, or could not be evaluated."""
-    found = verify(source, workspace)
-    unknown, off = [v for v in found if v.reason], [v for v in found if not v.reason and not v.holds]
-    exact = sum(not v.reason and abs(v.difference) <= EXACT for v in found)
+    verified = verify(source, workspace)
+    unknown, off = [v for v in verified if v.reason], [v for v in verified if not v.reason and not v.holds]
+    exact = sum(not v.reason and abs(v.difference) <= EXACT for v in verified)
     text = (
-        f"{len(found) - len(unknown)} of {counted(len(found), 'student')} evaluated here: {exact} equal, "
-        f"{len(found) - len(unknown) - exact - len(off)} within {TOLERANCE}, {len(off)} off"
+        f"{len(verified) - len(unknown)} of {counted(len(verified), 'student')} evaluated here: {exact} equal, "
+        f"{len(verified) - len(unknown) - exact - len(off)} within {TOLERANCE}, {len(off)} off"
     )
     missing = [f"{len(off)} off by more than {TOLERANCE}: {', '.join(v.label for v in off)}"] if off else []
     missing += [f"{len(unknown)} not evaluated"] if unknown else []
-    return Outcome(text, "; ".join(missing) or ("" if found else f"{source} has no run that is done"))
+    return Outcome(text, "; ".join(missing) or ("" if verified else f"{source} has no run that is done"))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Text encoders by name: BERTs of some sizes from random weights, ``hf:SOURCE`` with the source's weights.
+"""Text encoders by name: small BERTs and ModernBERTs from random weights, ``hf:SOURCE`` with the source's weights.
 
 ``hf:SOURCE[first6]`` has the source's first six layers, ``[last6]`` the last, ``[spread6]`` six at equal shares.
 """
@@ -19,7 +19,7 @@ from .source import NetworkSource
 VOCABULARY = 30522
 """Words of bert-base-uncased."""
 
-ENCODERS = {
+BERTS = {
     "bert_base": (12, 768, 12, 0.1),
     "bert_base_l6": (6, 768, 12, 0.1),
     "bert_base_l3": (3, 768, 12, 0.1),
@@ -30,6 +30,16 @@ ENCODERS = {
     "bert_l2_h32": (2, 32, 2, 0.0),
 }
 """BERTs that start from random weights: layers, width, heads, dropout (with it, the smallest do not learn)."""
+
+MODERN_BERTS = {
+    "modernbert_l4_h128": (4, 128, 2, 0.1),
+    "modernbert_l2_h128": (2, 128, 2, 0.1),
+    "modernbert_l4_h64": (4, 64, 2, 0.0),
+    "modernbert_l2_h64": (2, 64, 2, 0.0),
+}
+"""ModernBERTs, likewise: encoders of another family, on the task's vocabulary."""
+
+ENCODERS = BERTS | MODERN_BERTS
 
 _PRETRAINED = re.compile(r"hf:(?P<source>.+?)(\[(?P<which>first|last|spread)(?P<count>[1-9]\d{0,3})\])?")
 
@@ -68,14 +78,15 @@ class Encoders(NetworkSource):
         return source_digest(name) if pretrained_source(name) else ""
 
     def positions(self, name: str) -> int | None:
-        return _positions(pretrained_source(name))
+        return None if name in MODERN_BERTS else _positions(pretrained_source(name))
 
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
         if parsed := _PRETRAINED.fullmatch(name):
             layers = (parsed["which"], int(parsed["count"])) if parsed["count"] else None
             model = text.pretrained(parsed["source"], layers, num_classes)
         else:
-            model = text.bert(*ENCODERS[name], vocabulary, num_classes)
+            make = text.bert if name in BERTS else text.modernbert
+            model = make(*ENCODERS[name], vocabulary, num_classes)
         return NetworkView(model, text_view.chain, (3, text_view.LENGTH))
 
     def init_from(self, student: Network, teacher: Network, which: str) -> None:

@@ -1,6 +1,6 @@
 """The suite's own architectures, with the methods by which timm works on its models."""
 
-from __future__ import annotations
+# Annotations are not postponed in this file: torch.fx copies those of `forward` into the code that TorchScript reads.
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -74,14 +74,14 @@ class ImageClassifier(views.Architecture):
         """
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt '{output_fmt}': features of kd_ networks are maps, NCHW")
-        layout, kept = self.chain().layout, []
+        layout, ends = self.chain().layout, []
         stages = [layout.stages[i] for i in _taken(len(layout.stages), indices)]
         for name, value in self._units(x):
             if name in stages:
-                kept.append(as_map(value, layout.prefix_tokens or 0) if value.dim() == 3 else value)
+                ends.append(as_map(value, layout.prefix_tokens or 0) if value.dim() == 3 else value)
             if name == layout.last_map or (stop_early and name == stages[-1]):
                 break
-        return kept if intermediates_only else (value, kept)
+        return ends if intermediates_only else (value, ends)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -1,4 +1,4 @@
-"""Text encoders of transformers: BERTs from random weights, checkpoints from a folder or the hub, choices of layers."""
+"""Text encoders of transformers: from random weights, checkpoints from a folder or the hub, choices of layers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,33 @@ def bert(layers: int, width: int, heads: int, dropout: float, vocabulary: int, n
         attn_implementation="sdpa",
     )
     return BertForSequenceClassification(config)
+
+
+def modernbert(
+    layers: int, width: int, heads: int, dropout: float, vocabulary: int, num_labels: int
+) -> PreTrainedModel:
+    """A ModernBERT with random weights: rotary positions, gated linear units, every third layer attends globally."""
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification
+
+    config = ModernBertConfig(  # type: ignore[call-arg]
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=3 * width // 2,
+        embedding_dropout=dropout,
+        mlp_dropout=dropout,
+        attention_dropout=dropout,
+        # Its own are numbers of its own vocabulary, which is larger.
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        cls_token_id=None,
+        sep_token_id=None,
+        num_labels=num_labels,
+        attn_implementation="sdpa",
+    )
+    return ModernBertForSequenceClassification(config)
 
 
 def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> PreTrainedModel:
@@ -103,8 +130,8 @@ def vocabulary(source: str) -> dict[str, int] | None:
 def shorten(model: PreTrainedModel, which: str, count: int) -> None:
     """Keep some of a model's layers in place: the ``first``, the ``last``, or those at equal shares (``spread``)."""
     cut = Cut(model)
-    kept = chosen(which, count, len(cut.layers))
-    setattr(cut.parent, cut.name, nn.ModuleList(cut.layers[i] for i in kept))
+    remaining = chosen(which, count, len(cut.layers))
+    setattr(cut.parent, cut.name, nn.ModuleList(cut.layers[i] for i in remaining))
     model.config.num_hidden_layers = count
 
 

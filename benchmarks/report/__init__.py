@@ -39,12 +39,12 @@ def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> d
     bibliography = appendix.bibliography(table)
     name = table.name if bibliography else ""
     after = appendix.body(table, full)
-    own = {".tex": latex.render(paper, name), "-appendix.tex": latex.document(after)}
+    texts = {".tex": latex.render(paper, name), "-appendix.tex": latex.document(after)}
     if page.style == "full":
-        own = {".tex": latex.document(f"{latex.body(paper)}\n\n{after}", name, latex.packages(paper))}
+        texts = {".tex": latex.document(f"{latex.body(paper)}\n\n{after}", name, latex.packages(paper))}
     if bibliography:
-        own[".bib"] = bibliography
-    return {**own, ".md": markdown.render(full), ".csv": csv.render(table)}
+        texts[".bib"] = bibliography
+    return {**texts, ".md": markdown.render(full), ".csv": csv.render(table)}
 
 
 def render_cost(cost: CostTable) -> dict[str, str]:

@@ -53,8 +53,8 @@ def render_archive(
     """
     with exchange.opened(file) as folder:
         files, text = render(folder, stem, say, wanted, page)
-        own, target = manifest.path(folder, stem).parent, output / SHIPPED / stem
-        copies = [target / made.relative_to(own) for made in files]
+        unpacked, target = manifest.path(folder, stem).parent, output / SHIPPED / stem
+        copies = [target / made.relative_to(unpacked) for made in files]
         for made, copy in zip(files, copies, strict=True):
             write_bytes(copy, read_bytes(made))
     return copies, text

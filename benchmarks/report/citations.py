@@ -177,10 +177,10 @@ def bibtex(cited: Cited) -> str:
         "}",
     ])  # fmt: skip
     parts = []
-    told: set[str] = set()
+    listed: set[str] = set()
     for name, keys in (("methods", cited.methods), ("data sets", cited.tasks), ("networks", cited.networks)):
-        new = [key for key in keys if key not in told]
-        told |= set(new)
+        new = [key for key in keys if key not in listed]
+        listed |= set(new)
         if new:
             parts.append("\n\n".join([f"% {name}", *map(entry, new)]))
     return "\n\n".join([*parts, f"% this suite\n\n{software}"])

@@ -17,7 +17,7 @@ from kd_methods.errors import Damaged, UserError
 
 from .. import report
 from ..common.console import say
-from ..common.files import digest
+from ..common.files import digest, write_text
 from ..common.network_names import network_title
 from ..config.deviations import shortest
 from ..config.published import PublishedLine, literature
@@ -26,6 +26,7 @@ from ..store import documents
 from ..store.manifest import Manifest, PlannedColumn, PlannedRow, existing, flat, path
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
+from . import run_names
 from .citations import bibliography, row_papers
 from .layouts.paper_table import PAPER, Page
 
@@ -50,7 +51,7 @@ def render(
     Args:
         output: the store's folder.
         stem: the table's folder in it.
-        say: hears which runs are damaged, and so are missing in the table, and what of it is left out.
+        say: called with a line for each run that is damaged, and so missing, and for what else is left out.
         wanted: the rows, columns and seeds to show; by default all that the store has.
         page: what is shown beside the means, or instead of the deviation between seeds.
 
@@ -77,6 +78,7 @@ def render(
         files += report.draw(table, _curves(manifest, store, say), cost, folder)
     if cost:
         files += report.write_cost(cost, folder, f"{manifest.name}-cost")
+    write_text(folder / f"{manifest.name}-runs.csv", run_names.as_csv(whole, stem, store))
     return files, text
 
 

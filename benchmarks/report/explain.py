@@ -113,7 +113,7 @@ def explain(
         row: the row's key.
         pair: the column's key.
         table: the table's name or YAML file, where it is not one that ships with the suite.
-        say: hears which runs are damaged.
+        say: called with a line for each run that is damaged.
 
     Raises:
         UserError: no such table, row or column, or nothing in that place.
@@ -138,7 +138,7 @@ def of_place(
         stem: the table's folder in the store.
         store: where the runs are.
         words: by which the folder was made, see :func:`asked`.
-        say: hears which runs are damaged.
+        say: called with a line for each run that is damaged.
     """
     (planned,), (column,) = place.rows, place.columns
     cells = sorted(place.cells, key=lambda cell: cell.seed)
@@ -162,16 +162,16 @@ def of_place(
 def _identity(store: Store, cells: Sequence[PlannedCell]) -> dict[str, Any]:
     """The identity of the first cell that is written down; the others differ from it in their seed."""
     for cell in cells:
-        if found := documents.read(store.run(cell.key) / "cell.json", documents.Identity):
-            return found["cell"]
+        if identity := documents.read(store.run(cell.key) / "cell.json", documents.Identity):
+            return identity["cell"]
     return {}
 
 
 def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     """Of the code: method, networks and task."""
     method = identity.get("method")
-    own = {f"method:{method['name']}": method["version"]} if method else {}
-    return {**own, **identity.get("versions", {})}
+    of_method = {f"method:{method['name']}": method["version"]} if method else {}
+    return {**of_method, **identity.get("versions", {})}
 
 
 def asked(shown: Manifest, stem: str, table: str = "") -> Asked | None:
@@ -205,11 +205,11 @@ def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, wor
     name = recorded.get("name", "")
     usual = load_protocol(words.spec.preset(words.preset).protocol) if words else None
     file: dict[str, Any] = flat(usual.identity()) if usual else {}
-    own = _row_of(words, row)
+    written = _row_of(words, row)
     for key, value in flat(recorded).items():
         place, _, field = key.partition(".")
-        if place == "optimizer" and own and field in own.optimizer:
-            source = f"row {own.id} of the table"
+        if place == "optimizer" and written and field in written.optimizer:
+            source = f"row {written.id} of the table"
         elif words and key.rpartition(".")[2] in words.changes:
             source = f"command line (--{key.rpartition('.')[2]})"
         elif usual is None or file.get(key) == value:
@@ -232,12 +232,12 @@ def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, wor
 def _row_of(words: Asked | None, row: PlannedRow) -> Any:
     """The row as the table's file has it; None where it is the command line's."""
     rows = (words.spec.preset(words.preset).methods or ()) if words else ()
-    return next((found for found in rows if found.id == (row.base or row.key)), None)
+    return next((other for other in rows if other.id == (row.base or row.key)), None)
 
 
 def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Asked | None) -> Iterator[Value]:
     """The method's settings; of what gives a value the one that counts is the last that has it."""
-    own = _row_of(words, row)
+    written = _row_of(words, row)
     layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
     if not (words and words.uniform):
         for part in dict.fromkeys((*_parts(row.method), row.method)):
@@ -246,8 +246,8 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Asked 
                 prefix = "" if part == row.method else f"{part}."
                 values = {f"{prefix}{key}": value for key, value in flat(entry.values).items()}
                 layers.append((f"{kind} for this pair: {entry.source}", values))
-    if own:
-        layers.append((f"row {own.id} of the table", flat(own.settings)))
+    if written:
+        layers.append((f"row {written.id} of the table", flat(written.settings)))
     layers.append(("command line (--set)", row.changes))
     for key, value in flat(cell.settings).items():
         source = next((name for name, values in reversed(layers) if key in values), "")
@@ -318,8 +318,8 @@ def _seed(
     )
 
 
-def _outcome(found: Sequence[verdicts.Verdict]) -> Iterator[str]:
-    for one in found:
+def _outcome(judged: Sequence[verdicts.Verdict]) -> Iterator[str]:
+    for one in judged:
         gap = "" if one.gap is None else f", gap {one.gap:+.2f}"
         yield f"published {one.published:.2f} ({one.epoch_rule} epoch, {one.source}){gap}: {one.words}"
 
@@ -335,17 +335,23 @@ def sparkline(curve: Sequence[float]) -> str:
     return "".join(BLOCKS[round((value - low) / (high - low or 1.0) * (len(BLOCKS) - 1))] for value in picked)
 
 
-def text(found: Explanation) -> str:
+def text(explanation: Explanation) -> str:
     """An explanation in words."""
-    lines = [f"{found.title} on {found.pair}, {found.metric} (table {found.stem})", *found.outcome]
-    lines += [f"not the paper's protocol: {'; '.join(found.deviations)}"] * bool(found.deviations)
-    for heading, values in (("protocol (what is left out is every protocol's default)", found.protocol),
-                            ("settings", found.settings)):  # fmt: skip
+    lines = [
+        f"{explanation.title} on {explanation.pair}, {explanation.metric} (table {explanation.stem})",
+        *explanation.outcome,
+    ]
+    if explanation.deviations:
+        lines.append(f"not the paper's protocol: {'; '.join(explanation.deviations)}")
+    for heading, values in (("protocol (what is left out is every protocol's default)", explanation.protocol),
+                            ("settings", explanation.settings)):  # fmt: skip
         lines += ["", heading, *_aligned(values)]
-    lines += ["", "teacher", *(f"  {line}" for line in found.teacher)]
-    versions = ", ".join(f"{name} version {number}" for name, number in found.versions.items())
-    lines += ["", f"data  {found.data}", *[f"code  {versions}"] * bool(versions)]
-    for seed in found.seeds:
+    lines += ["", "teacher", *(f"  {line}" for line in explanation.teacher)]
+    versions = ", ".join(f"{name} version {number}" for name, number in explanation.versions.items())
+    lines += ["", f"data  {explanation.data}"]
+    if versions:
+        lines.append(f"code  {versions}")
+    for seed in explanation.seeds:
         lines += ["", *_seed_lines(seed)]
     return "\n".join(lines)
 

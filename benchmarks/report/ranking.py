@@ -115,17 +115,17 @@ def chances_of_being_best(
     return [float(value) for value in np.minimum(1.0, (k - 1) * p.min(axis=0))]
 
 
-def average_ranks(table: Table, found: Ranking) -> dict[str, float]:
+def average_ranks(table: Table, ranked: Ranking) -> dict[str, float]:
     """The mean over columns of each row's rank, of the rows that are ranked in every column; 1 is the best.
 
     Rows that are printed alike share the mean of their ranks. Columns of means over tasks do not count.
     """
     columns = [column.key for column in table.columns if column.task != "mean"]
-    columns = [key for key in columns if any(column == key for _, column in found.ranks)]
-    rows = [row.key for row in table.rows if columns and all((row.key, key) in found.ranks for key in columns)]
+    columns = [key for key in columns if any(column == key for _, column in ranked.ranks)]
+    rows = [row.key for row in table.rows if columns and all((row.key, key) in ranked.ranks for key in columns)]
     by_column = []
     for key in columns:
-        counts = Counter(found.ranks[row, key] for row in rows)
+        counts = Counter(ranked.ranks[row, key] for row in rows)
         before = {rank: sum(count for other, count in counts.items() if other < rank) for rank in counts}
-        by_column.append({row: before[r := found.ranks[row, key]] + (counts[r] + 1) / 2 for row in rows})
-    return {row: fmean(ranks[row] for ranks in by_column) for row in rows}
+        by_column.append({row: before[r := ranked.ranks[row, key]] + (counts[r] + 1) / 2 for row in rows})
+    return {row: fmean(of_column[row] for of_column in by_column) for row in rows}

@@ -48,7 +48,7 @@ def load(
         level: ``cell``: one line per row, pair and seed, with ``last`` and ``best`` of the column's metric;
             ``epoch``: one line per epoch of each, with ``value``, all metrics (``metric.NAME``) and all losses
             (``loss.NAME``).
-        say: hears which runs are damaged, and so have no epochs.
+        say: called with a line for each run that is damaged, and so has no epochs.
 
     Raises:
         UserError: there is no such table.
@@ -56,9 +56,9 @@ def load(
     import pandas as pd
 
     folder = Path(results)
-    found = [record for stem in stems(folder, table) for record in of_table(folder, stem, level, ALL, say)]
-    names = dict.fromkeys(name for record in found for name in record)
-    columns = {name: pd.array([record.get(name) for record in found], dtype=_type(name)) for name in names}
+    records = [record for stem in stems(folder, table) for record in of_table(folder, stem, level, ALL, say)]
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: pd.array([record.get(name) for record in records], dtype=_type(name)) for name in names}
     return pd.DataFrame(columns)
 
 
@@ -71,8 +71,8 @@ def stems(results: Path, table: str = "") -> list[str]:
     if table:
         manifest.existing(results, table)
         return [table]
-    if found := manifest.stems(results):
-        return found
+    if written := manifest.stems(results):
+        return written
     raise UserError(f"no table in {results}; run one first, or name another folder")
 
 
@@ -133,15 +133,15 @@ def _type(name: str) -> str:
     return TYPES.get(name, "Float64" if name.startswith(("metric.", "loss.")) else "string")
 
 
-def as_csv(found: list[Record]) -> str:
+def as_csv(records: list[Record]) -> str:
     """Records as CSV; numbers in full, truth as true and false, nothing where there is no value."""
-    names = list(dict.fromkeys(name for record in found for name in record))
-    return csv_text([names, *([_field(record.get(name)) for name in names] for record in found)])
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return csv_text([names, *([_field(record.get(name)) for name in names] for record in records)])
 
 
-def as_json(found: list[Record]) -> str:
+def as_json(records: list[Record]) -> str:
     """Records as a JSON list of objects; what is no finite number is null."""
-    return json.dumps([{name: _number(value) for name, value in record.items()} for record in found], indent=1) + "\n"
+    return json.dumps([{name: _number(value) for name, value in record.items()} for record in records], indent=1) + "\n"
 
 
 def _number(value: Any) -> Any:
@@ -168,10 +168,10 @@ def write(file: Path, form: Format, results: Path, wanted: tuple[str, Level]) ->
             raise UserError("--format parquet needs pyarrow (pip install pyarrow); csv and json do not") from None
         write_bytes(file, content.getvalue())
         return len(frame)
-    found = [record for stem in stems(results, table) for record in of_table(results, stem, level)]
-    text = as_csv(found) if form == "csv" else as_json(found)
+    records = [record for stem in stems(results, table) for record in of_table(results, stem, level)]
+    text = as_csv(records) if form == "csv" else as_json(records)
     write_bytes(file, text.encode())
-    return len(found)
+    return len(records)
 
 
 FORMATS, LEVELS = get_args(Format), get_args(Level)

@@ -71,7 +71,7 @@ class Verdict:
 
 def verdicts(table: Table) -> tuple[Verdict, ...]:
     """One verdict for every published value beside a row that was run."""
-    found = []
+    every = []
     for row in table.rows:
         for column in table.columns:
             entry = row.entries.get(column.key)
@@ -82,14 +82,11 @@ def verdicts(table: Table) -> tuple[Verdict, ...]:
             ours = summary.mean(rule)
             word, why = judged(summary, published)
             gap = None if ours is None or word == "not comparable" else ours - published.value
-            names = table.name, row.key, row.title, column.key, column.metric
-            own = ours, summary.std(rule), summary.n, summary.planned
-            found.append(
-                Verdict(
-                    *names, *own, published.value, published.std, gap, published.epoch_rule, word, why, published.source
-                )
-            )
-    return tuple(found)
+            place = table.name, row.key, row.title, column.key, column.metric
+            measured = ours, summary.std(rule), summary.n, summary.planned
+            literature = published.value, published.std, gap, published.epoch_rule
+            every.append(Verdict(*place, *measured, *literature, word, why, published.source))
+    return tuple(every)
 
 
 def judged(summary: Summary, published: Published) -> tuple[Word, str]:
@@ -118,7 +115,7 @@ def of_table(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple
     Args:
         output: the store's folder.
         stem: the table's folder in it.
-        say: hears which runs are damaged.
+        say: called with a line for each run that is damaged.
 
     Raises:
         UserError: nothing was ever planned under that name.
@@ -126,11 +123,11 @@ def of_table(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple
     return verdicts(collect(manifest.existing(output, stem), Store(output), say))
 
 
-def summary(found: Sequence[Verdict]) -> str:
+def summary(judged: Sequence[Verdict]) -> str:
     """How many of the published values were reproduced, in one line."""
-    counts = Counter(one.verdict for one in found)
+    counts = Counter(one.verdict for one in judged)
     others = ", ".join(f"{counts[word]} {word}" for word in WORDS[1:] if counts[word])
-    line = f"{counts['reproduced']} of {counted(len(found), 'published cell')} reproduced"
+    line = f"{counts['reproduced']} of {counted(len(judged), 'published cell')} reproduced"
     return f"{line}; {others}" if others else line
 
 
@@ -144,45 +141,45 @@ def _printed(one: Verdict) -> tuple[str, ...]:
     return one.title, one.pair, f"{ours} (n = {one.n})", published, gap, one.words
 
 
-def text(found: Sequence[Verdict]) -> str:
+def text(judged: Sequence[Verdict]) -> str:
     """The verdicts for a terminal, with summary and rule."""
-    lines = [_HEADS, *map(_printed, found)]
+    lines = [_HEADS, *map(_printed, judged)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = (2, 3, 4)
     aligned = [
         "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     ]
-    return "\n".join([*(line.rstrip() for line in aligned), "", f"{summary(found)}.", RULE])
+    return "\n".join([*(line.rstrip() for line in aligned), "", f"{summary(judged)}.", RULE])
 
 
-def as_markdown(found: Sequence[Verdict], title: str) -> str:
+def as_markdown(judged: Sequence[Verdict], title: str) -> str:
     """The same as Markdown, with the sources."""
     lines: list[tuple[str, ...]] = [_HEADS, ("---", "---", "---:", "---:", "---:", "---")]
-    lines += [tuple(map(markdown.escape, _printed(one))) for one in found]
+    lines += [tuple(map(markdown.escape, _printed(one))) for one in judged]
     titles: dict[str, dict[str, None]] = {}
-    for one in found:
+    for one in judged:
         titles.setdefault(one.source, {})[one.title] = None
     notes = [f"- Rule: {markdown.escape(RULE)}"]
     notes += [f"- {markdown.escape(source)}: {markdown.escape(', '.join(names))}." for source, names in titles.items()]
-    parts = [f"## {markdown.escape(title)}: published values reproduced", f"**{summary(found)}.**"]
+    parts = [f"## {markdown.escape(title)}: published values reproduced", f"**{summary(judged)}.**"]
     return "\n\n".join([*parts, "\n".join(f"| {' | '.join(cells)} |" for cells in lines), "\n".join(notes)]) + "\n"
 
 
-def as_csv(found: Sequence[Verdict]) -> str:
+def as_csv(judged: Sequence[Verdict]) -> str:
     """One line per published value; a figure that there is not is empty."""
     names = [field.name for field in fields(Verdict)]
-    return csv_text([names, *([_field(getattr(one, name)) for name in names] for one in found)])
+    return csv_text([names, *([_field(getattr(one, name)) for name in names] for one in judged)])
 
 
 def _field(value: object) -> object:
     return "" if value is None else f"{value + 0.0:.4f}" if isinstance(value, float) else value
 
 
-def write(found: Sequence[Verdict], output: Path, stem: str) -> list[Path]:
+def write(judged: Sequence[Verdict], output: Path, stem: str) -> list[Path]:
     """Write TABLE-verdicts.md and .csv beside a table of a store, and return their paths."""
     shown, folder = manifest.existing(output, stem), manifest.path(output, stem).parent
-    texts = {".md": as_markdown(found, shown.title), ".csv": as_csv(found)}
+    texts = {".md": as_markdown(judged, shown.title), ".csv": as_csv(judged)}
     files = {folder / f"{shown.name}-verdicts{suffix}": content for suffix, content in texts.items()}
     for file, content in files.items():
         write_text(file, content)

@@ -69,22 +69,22 @@ class Cell:
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> Cell:
         """The cell with an identity; its task has no place of data, and its teacher no name."""
-        own = dict(identity)
-        method = own.pop("method")
+        fields = dict(identity)
+        method = fields.pop("method")
         refs: dict[str, Any] = {
-            name: TeacherRef(**ref) for name in ("teacher", "start") if (ref := own.pop(name, None))
+            name: TeacherRef(**ref) for name in ("teacher", "start") if (ref := fields.pop(name, None))
         }
         named = {"method": method["name"], "method_version": method["version"], "settings": method["settings"]}
-        del own["schema"]
-        return cls(**own, **named, **refs)
+        del fields["schema"]
+        return cls(**fields, **named, **refs)
 
     def under(self, protocol: Protocol) -> Protocol:
         """The protocol of the cell's group as the cell has it: with the optimiser and the learning rate of its own.
 
         The rows of a group share everything else of a protocol.
         """
-        own = Optimizer.model_validate({**self.protocol["optimizer"], "lr": self.lr})
-        return protocol.model_copy(update={"optimizer": own, "lr_by_student": {}, "lr_alone": None})
+        optimizer = Optimizer.model_validate({**self.protocol["optimizer"], "lr": self.lr})
+        return protocol.model_copy(update={"optimizer": optimizer, "lr_by_student": {}, "lr_alone": None})
 
     def identity(self) -> dict[str, Any]:
         """Everything that the result depends on, as JSON values."""

@@ -98,13 +98,13 @@ class _Identity(TypedDict):
     cell: dict[str, Any]
 
 
-def _own(identity: Any) -> Any:
+def _with_its_key(identity: Any) -> Any:
     if digest(identity["cell"]) != identity["key"]:
         raise ValueError("the key is not this cell's")
     return identity
 
 
-Identity = Annotated[_Identity, AfterValidator(_own)]
+Identity = Annotated[_Identity, AfterValidator(_with_its_key)]
 """cell.json: a cell's identity, of which its key is the digest, and what it is called."""
 
 
@@ -141,7 +141,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def kept(path: Path, shape: Any, say: Callable[[str], None]) -> Any:
+def read_or_set_aside(path: Path, shape: Any, say: Callable[[str], None]) -> Any:
     """A document as the type ``shape``, or None where there is none; a damaged one is set aside, and that is said."""
     try:
         return read(path, shape)

@@ -17,7 +17,7 @@ from kd_methods.errors import Damaged, UserError
 
 from ..common.console import counted, say
 from ..common.files import read_bytes, sha256_file, write_bytes
-from . import archives, documents, manifest
+from . import archives, documents, manifest, names
 from .archives import REMEDY
 from .manifest import Manifest
 from .runs import FINAL, RESULT, Run, Store, figures
@@ -58,13 +58,13 @@ class Merged:
     @property
     def missing(self) -> str:
         """What was not taken, in words; empty where all was."""
-        found = []
+        reasons = []
         if self.conflicts:
-            found.append(f"{counted(len(self.conflicts), 'run')} with another result here, which stays: ")
-            found[-1] += "; ".join(self.conflicts)
+            reasons.append(f"{counted(len(self.conflicts), 'run')} with another result here, which stays: ")
+            reasons[-1] += "; ".join(self.conflicts)
         if self.busy:
-            found.append(f"{counted(len(self.busy), 'run')} being computed here: {', '.join(self.busy)}")
-        return "; ".join(found)
+            reasons.append(f"{counted(len(self.busy), 'run')} being computed here: {', '.join(self.busy)}")
+        return "; ".join(reasons)
 
 
 def export(
@@ -79,21 +79,21 @@ def export(
         tables: folders of tables in it, such as ``table1-short``.
         runs: keys of runs, or the beginnings of keys.
         students: the deployed networks' weights as well.
-        say: hears what is left out, and why.
+        say: called with a line for what is left out, and why.
 
     Raises:
         UserError: no such table or run, or none of them has ended.
     """
     store, members = Store(output), dict[str, Path]()
-    keys = [_named(output, start) for start in runs]
+    keys = [_named(output, start).run.key for start in runs]
     for stem in tables:
         shown = manifest.existing(output, stem)
         keys += _keys(shown)
         members[f"tables/{stem}/plan.json"] = manifest.path(output, stem)
         costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
         members |= {name: path for name, path in costs.items() if path.is_file()}
-    found = {key: state for key, (state, _) in store.facts(keys).items()}
-    ended = [key for key, status in found.items() if status["state"] in FINAL]
+    states = {key: state for key, (state, _) in store.facts(keys).items()}
+    ended = [key for key, status in states.items() if status["state"] in FINAL]
     teachers = [key for key in map(_teacher, map(store.run, ended)) if store.run(key).ended] if runs else []
     packed = with_student = 0
     for key in dict.fromkeys([*ended, *teachers]):
@@ -110,7 +110,7 @@ def export(
     if not packed:
         raise UserError(f"nothing to export: none of these runs has ended in {output}; run them first")
     archives.write(file, members)
-    return Exported(sha256_file(file), packed, with_student, len(set(found) | set(teachers)) - packed)
+    return Exported(sha256_file(file), packed, with_student, len(set(states) | set(teachers)) - packed)
 
 
 def import_(file: Path, output: Path, say: Say = say) -> Merged:
@@ -159,17 +159,17 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
     facts = store.facts(their.run.key for their in whole)
     added, same, students, conflicts, busy = list[str](), 0, 0, list[str](), list[str]()
     for their in whole:
-        own, ours = store.run(their.run.key), facts[their.run.key].status
-        with own.lock() as mine:
+        run, ours = store.run(their.run.key), facts[their.run.key].status
+        with run.lock() as mine:
             if ours["state"] not in FINAL:
                 (added if mine else busy).append(their.label)
                 if mine:
-                    own.take(their.run, say)
+                    run.take(their.run, say)
             elif _result(ours) != _result(their.status):
                 conflicts.append(f"{their.label} ({_words(ours)} here, {_words(their.status)} there)")
             else:
                 same += 1
-                students += mine and _take_student(own, their.run, ours)
+                students += mine and _take_student(run, their.run, ours)
     for path in sorted((source / "costs").glob("*.json")):
         if not store.cost(path.stem).exists():
             write_bytes(store.cost(path.stem), read_bytes(path))
@@ -208,31 +208,30 @@ def checked(run: Run) -> EndedRun:
 
 
 def ended(root: Path, say: Say) -> list[EndedRun]:
-    """The runs of a store that have ended and are whole, by key; ``say`` hears of the others.
+    """The runs of a store that have ended and are whole, by key; ``say`` gets a line for each of the others.
 
     Raises:
         UserError: there is no store.
     """
-    found = []
+    whole = []
     for run in _runs(root):
         try:
-            found.append(checked(run))
+            whole.append(checked(run))
         except Damaged as error:
             say(f"not taken: {error}")
-    return found
+    return whole
 
 
 def finished(root: Path, start: str) -> EndedRun:
-    """The one run of a store whose key begins so, which has to be done and to have its network.
+    """The one run of a store whose key begins so, or of that name, which has to be done and to have its network.
 
     Raises:
         UserError: there is none, or it is not done or without its network.
     """
-    key = _named(root, start)
-    found = next(ended for ended in map(checked, _runs(root)) if ended.run.key == key)
-    if found.status["state"] != "done" or not (found.run / STUDENT).is_file():
-        raise UserError(f"run {start} ({found.label}) has no network: it is {found.status['state']}")
-    return found
+    named = _named(root, start)
+    if named.status["state"] != "done" or not (named.run / STUDENT).is_file():
+        raise UserError(f"run {start} ({named.label}) has no network: it is {named.status['state']}")
+    return named
 
 
 def _runs(root: Path) -> list[Run]:
@@ -257,13 +256,17 @@ def _teacher(run: Run) -> str:
     return ((identity or {}).get("cell", {}).get("teacher") or {}).get("cell", "")
 
 
-def _named(output: Path, start: str) -> str:
-    """The key of the one run whose key begins so."""
-    folders = [run for run in _runs(output) if run.path.name.startswith(start[:16])]
+def _named(output: Path, start: str) -> EndedRun:
+    """The one run whose key begins so, or that has this name in a table (:mod:`.names`)."""
+    begin = names.key_of(output, start) or start
+    folders = [run for run in _runs(output) if run.path.name.startswith(begin[:16])]
     if len(folders) != 1:
         count = "several begin" if folders else "none begins"
-        raise UserError(f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/")
-    return checked(folders[0]).run.key
+        raise UserError(
+            f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/, or its "
+            "TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it"
+        )
+    return checked(folders[0])
 
 
 def _text(value: Any) -> str:
@@ -280,13 +283,13 @@ def _words(status: dict[str, Any]) -> str:
     return values or status["state"]
 
 
-def _take_student(own: Run, other: Run, ours: dict[str, Any]) -> bool:
+def _take_student(run: Run, other: Run, ours: dict[str, Any]) -> bool:
     """The deployed network of a run that came without it, where it is the one that the run knows."""
-    if (own / STUDENT).exists() or not (other / STUDENT).is_file():
+    if (run / STUDENT).exists() or not (other / STUDENT).is_file():
         return False
     if ours.get("files", {}).get(STUDENT) != sha256_file(other / STUDENT):
         return False
-    own.write(STUDENT, read_bytes(other / STUDENT))
+    run.write(STUDENT, read_bytes(other / STUDENT))
     return True
 
 

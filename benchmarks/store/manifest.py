@@ -178,7 +178,7 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
             new, (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),)
         )
     beside = _Beside(old, new)
-    kept: dict[tuple[str, str, int], PlannedCell] = {}
+    shown_before: dict[tuple[str, str, int], PlannedCell] = {}
     rows = {row.key: row for row in old.rows}
     moved: dict[tuple[str, str], PlannedRow] = {}
     replaced: dict[str, Counter[str]] = {}
@@ -195,8 +195,8 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
         if reason:
             replaced.setdefault(reason, Counter())[rows[cell.row].title] += 1
         elif (*target.place, target.seed) not in beside.keys:
-            kept[(*target.place, target.seed)] = target
-    cells = (*kept.values(), *new.cells)
+            shown_before[(*target.place, target.seed)] = target
+    cells = (*shown_before.values(), *new.cells)
     shown, measured = {cell.place for cell in cells}, {cost.place for cost in new.costs}
     costs = {cost.place: cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in shown}
     old_rows = [*old.rows, *{row.key: row for row in moved.values() if row.key not in rows}.values()]
@@ -322,7 +322,7 @@ def load(output: Path, stem: str) -> Manifest | None:
 def save(output: Path, stem: str, new: Manifest, say: Callable[[str], None] = lambda line: None) -> Manifest:
     """Merge a plan into the table's manifest and write it; of several processes none loses another's rows.
 
-    ``say`` hears what the table shows elsewhere or no longer.
+    ``say`` gets a line for what the table shows elsewhere or no longer.
     """
     with locked(path(output, stem).parent):
         shown, lines = merge(load(output, stem), new)
@@ -339,8 +339,8 @@ def existing(output: Path, stem: str) -> Manifest:
         UserError: nothing was ever planned under that name.
         Damaged: it is not what was written.
     """
-    if found := load(output, stem):
-        return found
+    if loaded := load(output, stem):
+        return loaded
     known = ", ".join(stems(output)) or "none"
     raise UserError(f"no table '{stem}' in {output} (there: {known}); run it first")
 

@@ -23,7 +23,8 @@ from kd_methods.contract import NO_OUTPUTS, Batch
 from ..config.protocol import Protocol
 from ..networks import NetworkView, build_network
 from ..store.cell import Cell
-from ..tasks.images import ImageData, cross_entropy
+from ..tasks.images import ImageData
+from ..tasks.losses import cross_entropy
 from ..training.loop import protocol_progress
 
 
@@ -69,14 +70,14 @@ class BaselineLoop:
         self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings).to(self.device)
         self.student = self.method.adapt(student).to(self.device)
         parameters = [*self.student.parameters(), *self.method.parameters()]
-        own = cell.under(protocol).optimizer
-        assert own.name == "sgd", "the baseline has no other"
+        settings = cell.under(protocol).optimizer
+        assert settings.name == "sgd", "the baseline has no other"
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad],
-            lr=own.lr,
-            momentum=own.momentum,
-            weight_decay=own.weight_decay,
-            nesterov=own.nesterov,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
         )
         self.progress = protocol_progress(protocol, 1)
         self.loss = partial(cross_entropy, protocol.label_smoothing)

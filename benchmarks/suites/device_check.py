@@ -84,16 +84,16 @@ def losses(suite: Suite, method: str, stream: int = 0) -> list[float]:
     """The loss of each of two steps; ``stream`` chooses the random numbers drawn in them, and nothing else."""
     seed_all(0)
     bench = suite.bench(PAIR, method)
-    student_run, found = bench.student_run, []
+    student_run, sums = bench.student_run, []
     if stream:
         student_run.stream.state = [_other(state, stream) for state in student_run.stream.state]
     before = 0.0
     for _ in range(STEPS):
         bench.step()
         now = sum(float(value) for value in student_run.sums.values())
-        found.append(now - before)
+        sums.append(now - before)
         before = now
-    return found
+    return sums
 
 
 def _other(state: torch.Tensor, seed: int) -> torch.Tensor:
@@ -109,13 +109,13 @@ def difference(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def _method(method: str, here: Suite, cpu: Suite) -> Finding:
-    found, expected = losses(here, method), losses(cpu, method)
-    if (apart := difference(found, expected)) <= TOLERANCE:
+    computed, expected = losses(here, method), losses(cpu, method)
+    if (apart := difference(computed, expected)) <= TOLERANCE:
         return Finding(method, f"losses as on the CPU, within {apart:.0e}")
     drawn = difference(expected, losses(cpu, method, stream=1))
     if apart <= SPREAD * drawn:
         return Finding(method, f"losses within {apart:.0e} of the CPU's; its random numbers change them by {drawn:.0e}")
-    return Finding(method, f"losses {_listed(found)}, on the CPU {_listed(expected)}", wrong=True)
+    return Finding(method, f"losses {_listed(computed)}, on the CPU {_listed(expected)}", wrong=True)
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -34,11 +34,11 @@ def fastest(device: torch.device) -> dict[str, float]:
 
     A library's matrix product can be far from the best, so there are both.
     """
-    found = {}
+    rates = {}
     with torch.no_grad():
         for side in MATRICES:
             a = torch.randn(side, side, device=device)
-            found[f"matrix product {side}"] = 2 * side**3 / _shortest(partial(torch.matmul, a, a), device)
+            rates[f"matrix product {side}"] = 2 * side**3 / _shortest(partial(torch.matmul, a, a), device)
         for channels, side, images in CONVOLUTIONS:
             layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
             layer = layer.to(memory_format=torch.channels_last)
@@ -46,8 +46,8 @@ def fastest(device: torch.device) -> dict[str, float]:
             x = x.to(memory_format=torch.channels_last)
             operations = 2 * 9 * channels**2 * side**2 * images
             name = f"convolution {channels} channels, {side}x{side}"
-            found[name] = operations / _shortest(partial(layer, x), device)
-    return found
+            rates[name] = operations / _shortest(partial(layer, x), device)
+    return rates
 
 
 def _shortest(run: Callable[[], object], device: torch.device) -> float:
@@ -69,11 +69,11 @@ def needed(bench: Bench) -> int:
 def operators(bench: Bench, count: int = 8) -> dict[str, float]:
     """Shares of a step's time in the operators that take most of it."""
     device = bench.data.device
-    with profiler(device) as found:
+    with profiler(device) as profile:
         bench.step()
         synchronise(device)
-    own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
-    times = {event.key: getattr(event, own) for event in found.key_averages()}
+    self_time = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    times = {event.key: getattr(event, self_time) for event in profile.key_averages()}
     total = sum(times.values())
     return dict(list(by_operator({name: time / total for name, time in times.items()}).items())[:count])
 
@@ -84,21 +84,21 @@ class Memory:
 
     peak         most that was alive at once
     teacher      its weights, and the copy of them with folded batch-norms
-    kept         the teacher's outputs that the methods read
+    outputs      the teacher's outputs that the methods read
     cells        weights, gradients, optimiser state and method parts of all cells
     step         what the largest cell's own step makes: its activations and losses, and the batch
     """
 
     peak: int
     teacher: int
-    kept: int
+    outputs: int
     cells: int
     step: int
 
     @property
     def bound(self) -> int:
         """The teacher with its kept outputs, all cells, and one student's activations."""
-        return self.teacher + self.kept + self.cells + self.step
+        return self.teacher + self.outputs + self.cells + self.step
 
 
 def memory(bench: Bench) -> Memory:
@@ -110,18 +110,18 @@ def memory(bench: Bench) -> Memory:
     device, batches = bench.data.device, endless(bench.data, bench.protocol.batch_size)
     weights = size(of_teacher(bench.teacher))
     cells = sum(map(_of_cell, bench.student_runs))
-    inputs, kept = shared(next(batches), WHOLE, bench.teacher, bench.student_runs)
-    outputs = size(kept.tensors() if kept else ())
-    own = []
+    inputs, teacher_outputs = shared(next(batches), WHOLE, bench.teacher, bench.student_runs)
+    outputs = size(teacher_outputs.tensors() if teacher_outputs else ())
+    steps = []
     for student_run in bench.student_runs:
         # torch's profiler does not see what it has not seen made go, so gradients go before.
         student_run.optimizer.zero_grad()
-        own.append(made(partial(student_run.step, inputs, kept, (bench.epoch, 0), bench.progress), device))
+        steps.append(made(partial(student_run.step, inputs, teacher_outputs, (bench.epoch, 0), bench.progress), device))
         student_run.optimizer.zero_grad()
     batch = size((inputs.inputs, inputs.labels, inputs.indices))
-    del inputs, kept
+    del inputs, teacher_outputs
     before = weights + sum(map(_of_cell, bench.student_runs))
-    return Memory(before + made(bench.step, device), weights, outputs, cells, max(own) + batch)
+    return Memory(before + made(bench.step, device), weights, outputs, cells, max(steps) + batch)
 
 
 def made(run: Callable[[], object], device: torch.device) -> int:
@@ -131,11 +131,11 @@ def made(run: Callable[[], object], device: torch.device) -> int:
         with peak_memory(device) as figures:
             run()
         return figures["bytes"] - before
-    with profiler(device, profile_memory=True) as found:
+    with profiler(device, profile_memory=True) as profile:
         run()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
-        found.export_chrome_trace(str(trace))
+        profile.export_chrome_trace(str(trace))
         timeline, _ = memory_timeline(trace, device.type)
     return int(max((live for _, live in timeline), default=0))
 

@@ -58,13 +58,13 @@ def test_loop(
         for step in (theirs, alone.step, together.step):
             seconds(step, 2)
         for _ in range(rounds):
-            arithmetic = limits.fastest(suite.device)
+            rates = limits.fastest(suite.device)
             turns.append(
                 {
                     "baseline": seconds(theirs, STEPS),
                     "alone": seconds(alone.step, STEPS),
                     "group": seconds(together.step, GROUP_STEPS) / len(group),
-                    "fastest": max(arithmetic.values()),
+                    "fastest": max(rates.values()),
                 }
             )
     benchmark.group = f"loop, {pair}"
@@ -84,7 +84,7 @@ def test_loop(
         ratios={name: _spread([turn["baseline"] / turn[name] for turn in turns]) for name in ("alone", "group")},
         operations=needed,
         share_of_fastest=_spread([needed / turn["alone"] / turn["fastest"] for turn in turns]),
-        fastest_fp32=arithmetic,  # of the last turn
+        fastest_fp32=rates,  # of the last turn
         operators=limits.operators(alone),
         machine=suite.machine,
     )
@@ -98,7 +98,7 @@ def _spread(values: list[float]) -> list[float]:
 def test_group_memory(benchmark: Any, suite: Suite, pair: str, group: tuple[str, ...]) -> None:
     """A group holds the teacher with its kept outputs, its cells, and the activations of one student at a time."""
     bench = suite.bench(pair, *group)
-    found = limits.memory(bench)
+    memory = limits.memory(bench)
     benchmark.group = f"loop, {pair}"
     benchmark.pedantic(bench.step, rounds=1)
     benchmark.extra_info.update(
@@ -106,7 +106,7 @@ def test_group_memory(benchmark: Any, suite: Suite, pair: str, group: tuple[str,
         pair=pair,
         group=list(group),
         batch_size=suite.protocol.batch_size,
-        bytes={**vars(found), "bound": found.bound},
+        bytes={**vars(memory), "bound": memory.bound},
         machine=suite.machine,
     )
-    assert found.peak <= found.bound, "something of a cell outlives its step"
+    assert memory.peak <= memory.bound, "something of a cell outlives its step"

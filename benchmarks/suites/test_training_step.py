@@ -79,13 +79,11 @@ def test_training_step(
     benchmark.pedantic(step, setup=lambda: times.append(reference.seconds(0, 1)), rounds=rounds)
     size = suite.protocol.batch_size
     student_run = bench.student_run
-    shared, own = bench.operations()
+    shared, of_method = bench.operations()
     card = registry.card(method)
     size_of_student = count(suite.data.build(student_run.cell.student).module.parameters())
-    found = measure(
-        student_run.cell, suite.protocol, Workspace(suite.device, Path(), output=Path()), warm_up=1, timed=1
-    )
-    if not found["extra_inference_params"]:
+    cost = measure(student_run.cell, suite.protocol, Workspace(suite.device, Path(), output=Path()), warm_up=1, timed=1)
+    if not cost["extra_inference_params"]:
         plain.add((method, pair))
     benchmark.extra_info.update(
         kind="training step",
@@ -96,16 +94,16 @@ def test_training_step(
         batch_size=size,
         split=bench.split(SPLIT_ROUNDS),
         teacher_operations=shared,
-        own_operations=own,
+        own_operations=of_method,
         student_params=size_of_student,
-        extra_train_params=found["extra_train_params"],
-        extra_inference_params=found["extra_inference_params"],
-        first_phases=found["first_phases"],
+        extra_train_params=cost["extra_train_params"],
+        extra_inference_params=cost["extra_inference_params"],
+        first_phases=cost["first_phases"],
         memory={
-            "bytes": found["peak_memory_bytes"],
-            "reserved": found["reserved_memory_bytes"],
-            "kind": found["memory_kind"],
-            "by_part": found["memory_by_part"],
+            "bytes": cost["peak_memory_bytes"],
+            "reserved": cost["reserved_memory_bytes"],
+            "kind": cost["memory_kind"],
+            "by_part": cost["memory_by_part"],
         },
         machine=suite.machine,
     )

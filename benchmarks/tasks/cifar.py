@@ -28,7 +28,7 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
     places = (root, root / data_set.lower(), root.parent)
     place = next((place for place in places if (place / FOLDERS[data_set]).is_dir()), None)
     if place is None and not download:
-        raise _missing(data_set, root, "is not downloaded for a plan")
+        raise _missing(data_set, root, "is downloaded for a run alone")
     import torchvision.datasets
 
     dataset: Any = getattr(torchvision.datasets, data_set)

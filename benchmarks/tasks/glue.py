@@ -24,7 +24,7 @@ class Source:
         first, second: columns of the texts by name, or by position where the files have no header.
         label: column of the label.
         labels: the classes in the official order; none for a regression.
-        metric: the metric that tables show unless told otherwise.
+        metric: the metric that tables show unless a table names another.
         counts: rows of the official train and test (the archive's dev) splits, and of the mismatched one.
     """
 
@@ -143,18 +143,17 @@ def _shown(text: str) -> str:
 
 
 def _hub(name: str, root: Path, download: bool) -> dict[str, Texts]:
+    source = SOURCES[name]
+    remedy = f"put the folder {source.folder} with train.tsv and dev.tsv there, or name its parent with --data-root"
+    if not download:
+        raise NoData(f"no {source.folder} below {root}; {remedy}")
     from datasets import load_dataset
 
-    source = SOURCES[name]
     try:
-        if not download:
-            raise OSError("no download wanted")
         data = load_dataset("nyu-mll/glue", name)
     except Exception as error:  # whatever the library, its file systems and the network raise
-        raise NoData(
-            f"no {source.folder} below {root} and the hub does not give it ({type(error).__name__}); put the folder "
-            f"{source.folder} with train.tsv and dev.tsv there, or name its parent with --data-root"
-        ) from None
+        reason = f"the hub does not give it ({type(error).__name__})"
+        raise NoData(f"no {source.folder} below {root} and {reason}; {remedy}") from None
     first, second = HUB_COLUMNS.get(name, ("sentence1", "sentence2"))
     splits = {}
     for split in source.rows:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo
 from kd_methods.errors import UserError
 
-from ..common.seeding import generator, held_out
+from ..common.seeding import derive, generator, held_out
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import NetworkView, build_network, check_modality
 from .answers import Answered, DrawnAnswers
+from .losses import LOSSES
+from .mixing import draw
 from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -101,14 +102,21 @@ class ImageTask:
         return ImageData(train, test, self.num_classes, protocol, device)
 
 
-def full(logits: Tensor) -> Tensor:
-    """Logits of half precision in fp32, so that a loss does not lose digits."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+@dataclass(frozen=True)
+class Seen:
+    """How students see images and their labels.
 
+    normalisation  of the images
+    loss           of logits (B, K) and labels (B,), or soft labels (B, K)
+    """
 
-def cross_entropy(smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of classification, mean over the batch."""
-    return F.cross_entropy(full(logits), labels, label_smoothing=smoothing)
+    normalisation: Normalisation
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    @staticmethod
+    def under(protocol: Protocol) -> Seen:
+        """As a protocol has it."""
+        return Seen((protocol.mean, protocol.std), partial(LOSSES[protocol.task_loss], protocol.label_smoothing))
 
 
 class ImageBatch:
@@ -119,18 +127,15 @@ class ImageBatch:
         images: Tensor,
         labels: Tensor,
         indices: Tensor,
-        normalisation: Normalisation,
+        seen: Seen,
         second: Callable[[], Tensor] | None = None,
-        smoothing: float = 0.0,
+        soft_labels: Tensor | None = None,
     ) -> None:
-        self.images = images
-        self.labels = labels
-        self.indices = indices
+        self.images, self.labels, self.indices = images, labels, indices
+        self.seen, self.soft_labels = seen, soft_labels
         self._views = {1: images}
         self._second = second
         self._inputs: dict[tuple[int, Normalisation], Tensor] = {}
-        self._own = normalisation
-        self._smoothing = smoothing
         self._answers: Answered | None = None
 
     def with_answers(self, answers: Answered | None) -> ImageBatch:
@@ -145,13 +150,15 @@ class ImageBatch:
         second = (lambda: self._view(2)[rows]) if self._second else None
         pieces = self.images[rows], self.labels[rows], self.indices[rows]
         answers = self._answers and self._answers.part(rows)
-        return ImageBatch(*pieces, self._own, second, self._smoothing).with_answers(answers)
+        soft = None if self.soft_labels is None else self.soft_labels[rows]
+        return ImageBatch(*pieces, self.seen, second, soft).with_answers(answers)
 
     def student(self, views: int = 1) -> Batch:
-        second = self.inputs(self._own, 2) if views > 1 else None
-        loss = partial(cross_entropy, self._smoothing)
+        normalisation = self.seen.normalisation
+        second = self.inputs(normalisation, 2) if views > 1 else None
         answered = self._answers.given if self._answers else None
-        return Batch(self.inputs(self._own), self.labels, self.indices, loss, second, answered=answered)
+        batch = Batch(self.inputs(normalisation), self.labels, self.indices, self.seen.loss, second)
+        return replace(batch, answered=answered, soft_labels=self.soft_labels)
 
     def inputs(self, normalisation: Normalisation, view: int = 1) -> Tensor:
         if (view, normalisation) not in self._inputs:
@@ -165,7 +172,7 @@ class ImageBatch:
     def _taught(self) -> ImageBatch:
         if self._answers is None or self._answers.images is None:
             return self
-        return ImageBatch(self._answers.images, self.labels, self.indices, self._own)
+        return ImageBatch(self._answers.images, self.labels, self.indices, self.seen)
 
     def _view(self, view: int) -> Tensor:
         if view not in self._views:
@@ -196,10 +203,11 @@ class Images:
         protocol: Protocol,
         device: torch.device,
     ) -> None:
-        self.info = DataInfo(len(labels), num_classes, labels)
+        self.info, self.labels = DataInfo(len(labels), num_classes, labels), labels.to(device)
         self.test_samples, self.input_shape = test_samples, input_shape
         self.protocol, self.device = protocol, device
-        self.normalisation: Normalisation = (protocol.mean, protocol.std)
+        self.seen = Seen.under(protocol)
+        self.normalisation = self.seen.normalisation
         wanted = protocol.teacher_answers
         self.answers = DrawnAnswers(len(labels), wanted, device) if wanted else None
 
@@ -220,8 +228,22 @@ class Images:
         """Steps of an epoch from ``start`` on, and the positions of their images in the training set."""
         size = self.protocol.batch_size
         order = torch.randperm(self.info.num_samples, generator=generator(seed, "order", epoch))
+        if self.protocol.repeats > 1:
+            order = order.repeat_interleave(self.protocol.repeats)[: self.info.num_samples]
         for step in range(start, steps_per_epoch(self.info.num_samples + self.protocol.holdout, self.protocol)):
             yield step, order[step * size : (step + 1) * size]
+
+    def batch(
+        self, place: tuple[int, int, int], images: Tensor, indices: Tensor, second: Callable[[], Tensor] | None = None
+    ) -> ImageBatch:
+        """The training batch at a place (seed, epoch, step) of augmented images, mixed where the protocol mixes."""
+        labels, mixing = self.labels[indices], self.protocol.mixing
+        if mixing is None:
+            return ImageBatch(images, labels, indices, self.seen, second)
+        mix = draw(mixing, (images.shape[1], images.shape[2]), derive(place[0], "mixing", *place[1:]))
+        soft = mix.soft_labels(labels, self.info.num_classes, self.protocol.label_smoothing)
+        views = mix.images(images), second and (lambda: mix.images(second()))
+        return ImageBatch(views[0], mix.larger(labels), mix.larger(indices), self.seen, views[1], soft)
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None
@@ -260,15 +282,13 @@ class ImageData(Images):
             second = partial(self._second_view, seed, epoch, step, chosen) if self.protocol.second_view else None
             cropped = partial(self._augmented, seed, epoch, step)
             answers = self.answers.of(chosen, cropped) if self.answers else None
-            labels, smoothing = self.train.labels[indices], self.protocol.label_smoothing
-            batch = ImageBatch(cropped(chosen), labels, indices, self.normalisation, second, smoothing)
-            yield batch.with_answers(answers)
+            yield self.batch((seed, epoch, step), cropped(chosen), indices, second).with_answers(answers)
 
     def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
         chosen, split = indices.to(self.device), self.test if test else self.train
         drawn = None if test else self.answers
         answers = drawn.of(indices, lambda positions: split.images[positions.to(self.device)]) if drawn else None
-        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.normalisation).with_answers(answers)
+        return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.seen).with_answers(answers)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True)
@@ -280,7 +300,7 @@ class ImageData(Images):
         """All training images in their order, augmented as in no epoch."""
         for part, chosen in enumerate(torch.arange(self.info.num_samples).split(size)):
             images, indices = self._cropped(chosen, generator(seed, "augmented", part)), chosen.to(self.device)
-            yield ImageBatch(images, self.train.labels[indices], indices, self.normalisation)
+            yield ImageBatch(images, self.train.labels[indices], indices, self.seen)
 
     def _augmented(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:
         """The images at ``chosen`` as a step has them: at one place of the batch any image gets the same crop."""

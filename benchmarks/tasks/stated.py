@@ -70,16 +70,18 @@ class RandomImages(Images):
 
     def __init__(self, task: Task, protocol: Protocol, device: torch.device) -> None:
         size = protocol.crops.size if protocol.crops else task.size
-        self.labels = torch.arange(task.official_samples - protocol.holdout) % task.num_classes
-        super().__init__(self.labels, task.num_classes, 0, (3, size, size), protocol, device)
+        labels = torch.arange(task.official_samples - protocol.holdout) % task.num_classes
+        super().__init__(labels, task.num_classes, 0, (3, size, size), protocol, device)
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
-        for _, indices in self.order(seed, epoch, start):
+        for step, chosen in self.order(seed, epoch, start):
+            indices = chosen.to(self.device)
             second = partial(self._noise, len(indices)) if self.protocol.second_view else None
-            yield self._batch(indices, second)
+            yield self.batch((seed, epoch, step), self._noise(len(indices)), indices, second)
 
     def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
-        return self._batch(indices, None)
+        chosen = indices.to(self.device)
+        return ImageBatch(self._noise(len(chosen)), self.labels[chosen], chosen, self.seen)
 
     def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
         return map(self.clean, indices.split(size))
@@ -90,8 +92,3 @@ class RandomImages(Images):
     def _noise(self, count: int) -> Tensor:
         channels, height, width = self.input_shape
         return torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, device=self.device)
-
-    def _batch(self, indices: Tensor, second: partial[Tensor] | None) -> ImageBatch:
-        labels, own = self.labels[indices].to(self.device), self.normalisation
-        images, smoothing = self._noise(len(indices)), self.protocol.label_smoothing
-        return ImageBatch(images, labels, indices.to(self.device), own, second, smoothing)

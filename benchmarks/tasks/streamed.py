@@ -223,15 +223,14 @@ class StreamedImages(Images):
             batch_seed = derive(seed, "augmentation", epoch, step)
             return [ImageRequest(index, seed=batch_seed, place=place) for place, index in enumerate(chosen.tolist())]
 
-        for (_, chosen), (images, labels) in zip(order, self._fetched(len(order), wanted), strict=True):
-            smoothing, indices = self.protocol.label_smoothing, chosen.to(self.device)
-            yield ImageBatch(images, labels, indices, self.normalisation, None, smoothing)
+        for (step, chosen), (images, _) in zip(order, self._fetched(len(order), wanted), strict=True):
+            yield self.batch((seed, epoch, step), images, chosen.to(self.device))
 
     def clean(self, indices: Tensor, test: bool = False) -> ImageBatch:
         decoded = [self.images[ImageRequest(index, test)] for index in indices.tolist()]
         images, labels = torch.stack([image for image, _ in decoded]), torch.tensor([label for _, label in decoded])
         on_device = images.to(self.device), labels.to(self.device), indices.to(self.device)
-        return ImageBatch(*on_device, self.normalisation)
+        return ImageBatch(*on_device, self.seen)
 
     def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
         return self._in_order(indices.split(size), lambda number: None)
@@ -248,7 +247,7 @@ class StreamedImages(Images):
             return [ImageRequest(index, seed=seed, place=place) for place, index in enumerate(parts[number].tolist())]
 
         for part, (images, labels) in zip(parts, self._fetched(len(parts), wanted), strict=True):
-            yield ImageBatch(images, labels, part.to(self.device), self.normalisation)
+            yield ImageBatch(images, labels, part.to(self.device), self.seen)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
         parts = torch.arange(self.test_samples).split(EVAL_BATCH)

@@ -26,7 +26,8 @@ from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import VOCABULARY, NetworkView, build_network, check_modality, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
 from .base import NoData
-from .images import Normalisation, full
+from .images import Normalisation
+from .losses import full
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

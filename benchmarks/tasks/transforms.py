@@ -27,8 +27,12 @@ def augmented(crops: Crops, flip: bool, mean: Sequence[float]) -> v2.Transform:
     """
     from torchvision.transforms import InterpolationMode, v2
 
-    way = InterpolationMode(crops.interpolation)
-    steps: list[Any] = [v2.RandomResizedCrop(crops.size, scale=crops.scale, interpolation=way, antialias=True)]
+    names = ("bilinear", "bicubic") if crops.interpolation == "random" else (crops.interpolation,)
+    cuts = [
+        v2.RandomResizedCrop(crops.size, scale=crops.scale, interpolation=InterpolationMode(name), antialias=True)
+        for name in names
+    ]
+    steps: list[Any] = [cuts[0] if len(cuts) == 1 else v2.RandomChoice(cuts)]
     steps += [v2.RandomHorizontalFlip()] if flip else []
     if crops.auto_augment:
         steps.append(_auto_augment(crops, mean))
@@ -45,7 +49,8 @@ def clean(crops: Crops) -> v2.Transform:
     """A picture to uint8 (C, H, W), resized and cut at the centre."""
     from torchvision.transforms import InterpolationMode, v2
 
-    resize = v2.Resize(crops.test_resize, interpolation=InterpolationMode(crops.interpolation), antialias=True)
+    way = InterpolationMode(crops.test_interpolation or crops.interpolation)
+    resize = v2.Resize(crops.test_resize, interpolation=way, antialias=True)
     return v2.Compose([resize, v2.CenterCrop(crops.size), v2.PILToTensor()])
 
 

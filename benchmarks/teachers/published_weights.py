@@ -17,8 +17,8 @@ def values(name: str) -> dict[str, Any]:
     Raises:
         UserError: the library has no such network or no such weights of it.
     """
-    library, _, own = name.partition(":")
-    network, _, tag = own.partition(".")
+    library, _, model = name.partition(":")
+    network, _, tag = model.partition(".")
     make = {"timm": _timm, "torchvision": _torchvision}.get(library)
     if make is None:
         raise unknown("library of weights", library, ("timm", "torchvision"))

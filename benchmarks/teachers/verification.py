@@ -61,6 +61,7 @@ def test_inputs(protocol: Protocol) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     if protocol.crops:
         inputs |= protocol.crops.model_dump(include={"size", "test_resize", "interpolation"})
+        inputs |= {"interpolation": protocol.crops.test_interpolation} if protocol.crops.test_interpolation else {}
     if protocol.detection:
         inputs |= protocol.detection.model_dump(include={"test_side", "long_side"})
     if protocol.max_length:
@@ -92,7 +93,7 @@ def check_teachers(
         entry, on_task = zoo.get(ref.entry), protocol.on_task(place[1])
         fingerprint = get_task(entry.task).fingerprint(workspace.data_root, on_task)
         path = _path(ref, fingerprint, on_task, workspace)
-        known = documents.kept(path, TeacherAccuracy, workspace.say)
+        known = documents.read_or_set_aside(path, TeacherAccuracy, workspace.say)
         if known is None:
             workspace.say(f"evaluating teacher {entry.name}")
             known = {"entry": entry.name, "value": measure(entry, on_task)}
@@ -111,7 +112,7 @@ def known_accuracies(
 ) -> Accuracies | None:
     """What was measured before, or None if it was not all; ``data`` are the fingerprints of the tasks' data."""
     paths = {place: _path(ref, data[place[1]], protocol, workspace) for place, ref in refs.items() if ref.weights}
-    known = {place: documents.kept(path, TeacherAccuracy, workspace.say) for place, path in paths.items()}
+    known = {place: documents.read_or_set_aside(path, TeacherAccuracy, workspace.say) for place, path in paths.items()}
     return None if None in known.values() else {place: record["value"] for place, record in known.items()}
 
 

@@ -85,7 +85,7 @@ class Zoo:
         self.shipped = {
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
         }
-        self.own = self._recorded()
+        self.added = self._recorded()
 
     def _recorded(self) -> dict[str, Teacher]:
         path = self.folder / "teachers.json"
@@ -93,7 +93,7 @@ class Zoo:
 
     @property
     def entries(self) -> dict[str, Teacher]:
-        return {**self.shipped, **self.own}
+        return {**self.shipped, **self.added}
 
     def get(self, name: str) -> Teacher:
         if name not in self.entries:
@@ -121,7 +121,7 @@ class Zoo:
 
     def installed(self, network: str, task: str) -> Teacher | None:
         """The installed entry to use for a network: one of the user's own before a shipped one."""
-        for entries in (self.own, self.shipped):
+        for entries in (self.added, self.shipped):
             fitting = [e for e in entries.values() if (e.network, e.task) == (network, task) and self.path(e).is_file()]
             if len(fitting) > 1:
                 fitting = [e for e in fitting if e.name == network] or fitting[:1]
@@ -148,7 +148,7 @@ class Zoo:
             file: the checkpoint; of a text encoder also the folder that transformers saved it in.
             keep_normalisation: the entry's normalisation was given by the user and stays.
             which: where in the file the weights lie, such as ``state_dict_ema``; by default the first that fit.
-            report: told which of several were taken.
+            report: called with which of several were taken.
             labels: the classes of a text encoder in its own order, by the task's names.
 
         Raises:
@@ -183,8 +183,10 @@ class Zoo:
 
     def _save(self, entry: Teacher) -> None:
         with locked(self.folder):  # another process may have added one since
-            self.own = {**self._recorded(), entry.name: entry}
-            write_json(self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.own.items()})
+            self.added = {**self._recorded(), entry.name: entry}
+            write_json(
+                self.folder / "teachers.json", {name: e.model_dump(mode="json") for name, e in self.added.items()}
+            )
 
     def fetch(self, entries: Sequence[Teacher], report: Callable[[str], None]) -> None:
         """Download entries, each source once; check and install their files.
@@ -198,13 +200,13 @@ class Zoo:
                 file = self._download(entry, fetched, Path(folder), report)
                 if entry.member:
                     file = _extract(file, entry.member, Path(folder))
-                found = sha256_file(file)
-                if entry.sha256 and not found.startswith(entry.sha256):
+                digest = sha256_file(file)
+                if entry.sha256 and not digest.startswith(entry.sha256):
                     raise UserError(
-                        f"teacher '{entry.name}': sha256 of the download is {found}, expected {entry.sha256}"
+                        f"teacher '{entry.name}': sha256 of the download is {digest}, expected {entry.sha256}"
                     )
                 if not entry.sha256 and not entry.sources[0].startswith(published_weights.TIMM):
-                    report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {found})")
+                    report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {digest})")
                 write_bytes(self.path(entry), to_bytes(_taken(entry, file, "", report)))
                 if entry.name not in self.shipped:
                     self._save(entry)
@@ -276,7 +278,7 @@ def saved_encoder(
         folder: what ``save_pretrained`` wrote.
         task: a task of texts.
         labels: the checkpoint's classes in its own order, by the task's names; in place of the folder's names.
-        report: told what was taken for granted.
+        report: called with what was taken for granted.
 
     Raises:
         UserError: a task of images, no such model, or classes that are not the task's.
@@ -287,19 +289,21 @@ def saved_encoder(
         raise UserError(f"{folder} is a folder; task {task.name} is one of images, whose teachers are files")
     model = text.pretrained(str(folder), None, task.num_classes)
     config: Any = text.configuration(str(folder))
-    own = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    if len(own) != task.num_classes:
-        raise UserError(f"{folder} has {len(own)} classes ({', '.join(own)}), task {task.name} has {task.num_classes}")
+    labelled = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    if len(labelled) != task.num_classes:
+        raise UserError(
+            f"{folder} has {len(labelled)} classes ({', '.join(labelled)}), task {task.name} has {task.num_classes}"
+        )
     if task.labels:
-        order, numbered = class_order(labels or own, task.labels)
+        order, numbered = class_order(labels or labelled, task.labels)
         if order is None:
-            given = f"--labels {','.join(labels)}" if labels else f"{folder} has the classes {', '.join(own)}"
+            given = f"--labels {','.join(labels)}" if labels else f"{folder} has the classes {', '.join(labelled)}"
             raise UserError(
                 f"{given}; {task.name} has {', '.join(task.labels)}; give the task's names in the checkpoint's order, "
                 f"such as --labels {','.join(task.labels)}"
             )
         if numbered and not labels:
-            meaning = ", ".join(f"{own[place]} is {name}" for place, name in zip(order, task.labels, strict=True))
+            meaning = ", ".join(f"{labelled[place]} is {name}" for place, name in zip(order, task.labels, strict=True))
             report(f"{folder} numbers its classes; taken as {task.name} does: {meaning}; --labels is for another order")
         classifier = text.Cut(model).classifier
         with torch.no_grad():
@@ -308,22 +312,22 @@ def saved_encoder(
     return dict(model.state_dict())
 
 
-def class_order(own: Sequence[str], wanted: Sequence[str]) -> tuple[list[int] | None, bool]:
+def class_order(given: Sequence[str], wanted: Sequence[str]) -> tuple[list[int] | None, bool]:
     """The place among a checkpoint's classes of each class of a task, and whether numbers alone tell.
 
     Names may differ in case and in what stands between words; they may be shortened (``neg``), or be the numbers of
     the classes (``0``, ``LABEL_0``, ``Label 0``). None where it is not clear which is which.
     """
-    names, known = ([re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in both] for both in (own, wanted))
+    names, known = ([re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in both] for both in (given, wanted))
     numbers = [re.fullmatch(r"(?:label_?|class_?)?(\d{1,9})", name) for name in names]
     if all(numbers):
-        found = [int(number[1]) for number in numbers if number]
+        order = [int(number[1]) for number in numbers if number]
     else:
         fitting = [[name] if name in known else [k for k in known if name and k.startswith(name)] for name in names]
-        found = [known.index(meant[0]) if len(meant) == 1 else -1 for meant in fitting]
-    if sorted(found) != list(range(len(wanted))):
+        order = [known.index(meant[0]) if len(meant) == 1 else -1 for meant in fitting]
+    if sorted(order) != list(range(len(wanted))):
         return None, False
-    return [found.index(place) for place in range(len(wanted))], all(numbers)
+    return [order.index(place) for place in range(len(wanted))], all(numbers)
 
 
 def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:

@@ -25,6 +25,7 @@ from ..store.runs import Run, figures
 from . import optimizers
 from .answered import answered
 from .assembly import Assembly, begin
+from .averages import Averages
 from .failures import Diverged
 from .group import Group
 from .isolation import Loans, apart, lend
@@ -77,6 +78,10 @@ class StudentRun:
             self.scaler,
             self._backbone() if protocol.optimizer.backbone != 1 else (),
         )
+        # Of probes' logits the method's own parts are evaluated, too.
+        evaluated = (self.deployed, self.student, *((self.method,) if self.method.probe_fields() else ()))
+        taught_by = (teacher, teacher.fold_batch_norms()) if teacher else ()  # whose end may be a part of the student
+        self.averages = Averages(evaluated, protocol.ema, taught_by)
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)
         self.phase: Phase | None = None
@@ -134,6 +139,7 @@ class StudentRun:
         before, self.phase = self._phase_of(epoch - 1), self._phase_of(epoch)
         if before is not self.phase and self.position == (epoch, 0):
             self.optimizer.restart()
+            self.averages.start()
         with self._apart("epoch", epoch):
             self.student.train()
             self.method.train()
@@ -169,6 +175,8 @@ class StudentRun:
                 with autocast(self.protocol, self.data.device):
                     losses = self.losses(self.forward(lent), lent_teacher, lent, progress)
                 self.optimizer.backward_and_step(losses, part)
+                if part.last and not self.phase:
+                    self.averages.update()
                 for name, term in losses.terms().items():
                     self.sums[name] = self.sums.get(name, 0) + term.detach().double()
             self.counted += 1
@@ -203,7 +211,7 @@ class StudentRun:
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Evaluate (in the training proper), record, save. Returns the epoch's record."""
         self.check_finite()
-        with self._apart("evaluation", epoch):
+        with self._apart("evaluation", epoch), self.averages.in_place():
             evaluated = {"": {}} if self.phase else self.evaluate()
             similarity = {"similarity": self._observed()} if self.observe and not self.phase else {}
         self.records.append(
@@ -272,6 +280,8 @@ class StudentRun:
             "counted": self.counted,
             "seconds": self.seconds,
         }
+        if self.protocol.ema:
+            state["averages"] = self.averages.values
         self.run.write("checkpoint.pt", to_bytes(state))
         self.saved_at = time.monotonic()
 
@@ -292,6 +302,7 @@ class StudentRun:
             with self._apart("restore"):
                 self.student.load_state_dict(state["student"])
                 self.method.load_state_dict(state["method"])
+            self.averages.load(state["averages"] if self.protocol.ema else ())
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state.get("scaler", {}))
             self.stream.state = [part.cpu() for part in state["stream"]]
@@ -311,10 +322,11 @@ class StudentRun:
 
     def finish(self) -> None:
         """Write the deployed network and mark the cell done."""
-        with self._apart("finish"):
-            remarks = [*self.method.remarks(), *self._size()]
-            weights = on_cpu(self.deployed)
-        finish(self.run, weights, self.records, self.protocol, remarks)
+        with self.averages.in_place():
+            with self._apart("finish"):
+                remarks = [*self.method.remarks(), *self._size()]
+                weights = on_cpu(self.deployed)
+            finish(self.run, weights, self.records, self.protocol, remarks)
 
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""

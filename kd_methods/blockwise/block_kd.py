@@ -63,6 +63,7 @@ class BlockKD(Method[Settings]):
         ),
         source="arXiv 2411.01547 for the losses; temperature from mdistiller engine/cfg.py; weights 1 as in FCFD",
         optimum="where the student and all stepping stones give the teacher's logits",
+        hard_labels="whose logit is told apart where distance is dkd",
         divergences=(
             "no code is public; the connectors, the cuts into blocks, the weights and the temperature are our reading",
             "weights 1 did best of three candidates on held-out training images, and those of KD (0.1, 0.9, 0.9) came"

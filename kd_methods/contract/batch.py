@@ -39,6 +39,9 @@ class Batch:
     samples of an update; else a part of them, beyond which losses that relate samples cannot see. ``renormalised`` are
     the inputs of a teacher that wants them normalised in another way, see :attr:`teacher_inputs`. ``answered`` (B,)
     says of which samples there is an answer of the teacher; None for all.
+
+    Where images are mixed, ``soft_labels`` (B, K) are the classes' shares, which sum to 1, label smoothing included;
+    labels and positions are then those of the image with the larger share. All views of a batch are mixed alike.
     """
 
     inputs: Tensor
@@ -50,6 +53,7 @@ class Batch:
     whole: bool = True
     renormalised: Tensor | None = None
     answered: Tensor | None = None
+    soft_labels: Tensor | None = None
 
     def rows(self, chosen: Tensor) -> Batch:
         """Some of the samples, by their positions (M,) in this batch; never the whole of an update."""
@@ -57,17 +61,22 @@ class Batch:
         return replace(self, **tensors, whole=False)  # type: ignore[arg-type]
 
     @property
+    def targets(self) -> Tensor:
+        """What the task compares logits with: the soft labels (B, K) where there are such, else the labels (B,)."""
+        return self.labels if self.soft_labels is None else self.soft_labels
+
+    @property
     def teacher_inputs(self) -> Tensor:
         """The inputs as the teacher sees them: what a method's own pass of the teacher begins with."""
         return self.inputs if self.renormalised is None else self.renormalised
 
     def loss(self, logits: Tensor | Heads) -> Tensor:
-        """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's labels.
+        """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's :attr:`targets`.
 
         In detection: of the student's logits all the losses of its detector, of other :class:`Heads` those of regions,
         of other logits that of the regions' classes.
         """
-        return self.task_loss(logits, self.labels)
+        return self.task_loss(logits, self.targets)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Card:
     optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where;
                 None where there are no such terms
     order       why the losses depend on the order of the samples within a batch; empty if they do not
+    hard_labels what the terms need one class of each image for; empty where they take soft labels or none. Of a mixed
+                image it is the class with the larger share
     divergences where paper, reference code and this implementation differ
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
@@ -80,6 +82,7 @@ class Card:
     source: str = ""
     optimum: str | None = "identity"
     order: str = ""
+    hard_labels: str = ""
     divergences: tuple[str, ...] = ()
     our_choice: tuple[str, ...] = ()
     recipe: str = ""

@@ -45,7 +45,7 @@ class Settings(MethodSettings):
         "Q", description="teacher's layers: those of highest quality, of one of its parts, or the ends of stages"
     )
     layers: tuple[NonNegativeInt, ...] | None = Field(
-        None, description="teacher's generalised layers by index; null to find"
+        None, description="teacher's generalised layers by index, for the student's last stages; null to find"
     )
     detach: bool = Field(True, description="labels train only what follows the last matched layer")
     kd: float = Field(0.0, ge=0, description="weight of a KD term on the logits (T^2 included)")
@@ -105,20 +105,24 @@ class FeatureOnly(Method[Settings]):
         student_stages, layout, chosen = self.student.layout.stages, self.teacher.layout, self.settings.layers
         by_stage = self.settings.selection == "stages" and chosen is None
         count = min(LAYERS, len(student_stages), len(layout.stages if by_stage else layout.layers))
+        if chosen is not None:
+            units = self._listed(chosen, count)
+            count = len(units)
         self.student_units = student_stages[-count:]
         self._shapes = [self.student.shape(unit) for unit in self.student_units]
         maps = all(len(shape) == 3 for shape in (*self._shapes, *self.teacher.shapes("stages")))
         if "view" in self.settings.legacy and maps:
             raise UserError(f"setting {self.card.name}.legacy=view is about tokens, and both networks have maps")
-        if chosen is None:
-            self._choose((layout.stages if by_stage else layout.layers)[-count:])
-            return
-        if len(chosen) != count or list(chosen) != sorted(set(chosen)) or max(chosen) >= len(layout.layers):
+        self._choose((layout.stages if by_stage else layout.layers)[-count:] if chosen is None else units)
+
+    def _listed(self, chosen: tuple[int, ...], most: int) -> list[str]:
+        layers = self.teacher.layout.layers
+        if not 1 <= len(chosen) <= most or list(chosen) != sorted(set(chosen)) or max(chosen) >= len(layers):
             raise UserError(
-                f"setting {self.card.name}.layers={list(chosen)}: {count} ascending indices below "
-                f"{len(layout.layers)} are needed for this pair"
+                f"setting {self.card.name}.layers={list(chosen)}: 1 to {most} ascending indices below "
+                f"{len(layers)} are needed for this pair"
             )
-        self._choose([layout.layers[i] for i in chosen])
+        return [layers[i] for i in chosen]
 
     def _choose(self, units: Sequence[str]) -> None:
         """Match the teacher's ``units``; every pair of layers that is compared gets its projector."""

@@ -89,6 +89,7 @@ class LetKD1(Method[Settings]):
         ),
         source="adagorgun/letKD-framework @4fb2289 and its supplement",
         optimum="where the softmax of the student's scores equals the teacher's assignment",
+        hard_labels="whose sub-classes locations are assigned to where intermediate is on",
         divergences=(
             "the supplement's algorithm 1 writes softmax(d) of distances; as in the code it is softmax(-d)",
             "the second convolution's input is normalised as in the code (setting normalise_assignment); the"

@@ -131,7 +131,8 @@ def wsld(
 
     Args:
         student_logits, teacher_logits: (B, K).
-        labels: (B,) class indices; CE_s and CE_t are the cross-entropies against them, constants in the gradient.
+        labels: (B,) class indices or (B, K) soft labels; CE_s and CE_t are the cross-entropies against them, constants
+            in the gradient.
         temperature: T of the soft term; the weights use temperature 1.
         eps: added to CE_t.
 

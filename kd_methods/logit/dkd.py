@@ -29,6 +29,7 @@ class DKD(Method[Settings]):
         paper="zhao2022dkd",
         formula="L = ce * CE(z_s, y) + min(epoch / warmup, 1) * T^2 * [alpha * KL(b_t || b_s) + beta * KL(q_t || q_s)]",
         source="mdistiller engine/cfg.py, distillers/DKD.py; beta per pair in configs/cifar100/dkd",
+        hard_labels="whose logit is told apart from the others",
         divergences=(
             "beta is tuned per pair in the paper's configurations (2, 6 or 8 on CIFAR-100); the default is 8",
             "the warm-up of the distillation term is in the reference code only",

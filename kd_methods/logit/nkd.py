@@ -32,6 +32,7 @@ class NKD(Method[Settings]):
         ),
         source="cls_KD mmcls/models/dis_losses/nkd.py (gamma 1.5, temperature 1)",
         optimum="no finite one: where q_s = q_t and the student's target logit exceeds all others without bound",
+        hard_labels="whose logit is told apart from the others",
         divergences=(
             "the default is ImageNet's; the authors' CIFAR-100 configuration (cls_KD, ResNet34 to ResNet18) has gamma"
             " 3.5 and temperature 3",

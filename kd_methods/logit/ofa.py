@@ -34,6 +34,7 @@ class OFA(Method[Settings]):
         ),
         source="OFAKD train.py (weights 1, temperature 1, eps 1), distillers/ofa.py",
         optimum="softmax(z / T) ~ (p_t + 1_y)^eps - 1_y for the final logits and for every branch's",
+        hard_labels="whose share of the target is raised",
         divergences=(
             "eps is tuned per pair in the paper, 1.0 to 1.5; one value serves all stages and the final logits here",
             "the defaults are train.py's; the authors' CIFAR-100 runs weight the branches by 0.1 (issues 14 and 32)",

@@ -34,6 +34,7 @@ class RLD(Method[Settings]):
         ),
         source="zju-SWJ/RLD mdistiller/engine/cfg.py (1, 1, 8, T 4, T_a 1, warm-up 20) @d54578f",
         optimum="where the teacher is right, its logits; elsewhere its largest probability at the label",
+        hard_labels="whose logit is told apart from the others",
         divergences=(
             "the README's example trains with T_a = T = 4, the configuration with T_a 1, our default; which of the two"
             " the published figures had is not stated",

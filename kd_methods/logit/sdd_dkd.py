@@ -37,6 +37,7 @@ class SDDDKD(OnCells[Settings]):
         source="shicaiwei123/SDD-CVPR2024 mdistiller/distillers/SDD_DKD.py, engine/cfg.py (1, 1, 8, T 4, warm-up 20);"
         " beta in configs/cifar100/sdd_dkd, scales in teacher_*.sh @e412036",
         optimum="where the logits of all cells agree",
+        hard_labels="whose logit is told apart from the others, and that cells are right or wrong about",
         divergences=(
             "computed in logarithms; the reference code masks the label's class with -1000",
             "the cells' own classifier is the network's, as in the authors' rewritten networks",

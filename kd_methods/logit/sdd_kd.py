@@ -34,6 +34,7 @@ class SDDKD(OnCells[Settings]):
         source="shicaiwei123/SDD-CVPR2024 mdistiller/distillers/KD.py, engine/cfg.py (0.1, 0.9, T 4); scales per pair"
         " in teacher_*.sh @e412036",
         optimum="where the logits of all cells agree",
+        hard_labels="that cells are right or wrong about",
         divergences=(
             "the scripts' comments name a warm-up of one epoch, which is none; the code has none",
             "the cells' own classifier is the network's, as in the authors' rewritten networks",

@@ -38,6 +38,7 @@ class SDDNKD(OnCells[Settings]):
         source="shicaiwei123/SDD-CVPR2024 mdistiller/distillers/SDD_nkd.py, engine/cfg.py (1, 8, T 4, warm-up 20);"
         " gamma (there beta) in configs/cifar100/sdd_nkd, scales in teacher_*.sh @e412036",
         optimum="not identity: beside the second term, whose optimum it is, the target term pulls the label's logit up",
+        hard_labels="whose logit is told apart from the others, and that cells are right or wrong about",
         divergences=(
             "the released code writes ones into a mask of ones, so that its non-target term runs over all classes;"
             " sdd_nkd.masked leaves the label's class out, as NKD and the paper do",

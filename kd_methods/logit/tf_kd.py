@@ -35,6 +35,7 @@ class TfKDReg(TeacherlessMethod[Settings]):
             " (0.9; 0.1 times multiplier 100; T 20), my_loss_function.py (0.99) @d000ab3"
         ),
         optimum="the virtual teacher's probabilities, which are almost uniform",
+        hard_labels="that the virtual teacher is sure of",
         divergences=(
             "weight, multiplier and T differ per network in the authors' configurations (share 0.1 to 0.95,"
             " multiplier 1 to 100, T 10 to 40); the default is ResNet18's",

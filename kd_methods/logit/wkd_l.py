@@ -55,6 +55,7 @@ class WKDL(Method[Settings]):
         ),
         source="JiamingLv/WKD configs/cifar100/wkd_l/res32x4_res8x4.yaml (1, 600, T 8, 150; 0.05, 10 rounds) @214cf88",
         optimum="not identity: the target term pulls the label's logit up, and the entropic plan is not the identity's",
+        hard_labels="that transport leaves out",
         divergences=(
             "the authors run the networks in fp16; the recipe here is in fp32",
             "the distances pair the images of two classes in the order of the training set (the authors: on ImageNet in"

@@ -40,5 +40,5 @@ class WSLD(Method[Settings]):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
-        term = functional.wsld(student.logits, teacher.logits, batch.labels, temperature=config.temperature)
+        term = functional.wsld(student.logits, teacher.logits, batch.targets, temperature=config.temperature)
         return Losses(task={"task": config.ce * batch.loss(student.logits)}, distill={"wsld": config.alpha * term})

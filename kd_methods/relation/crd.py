@@ -41,6 +41,7 @@ class CRD(Method[Settings]):
         source="RepDistiller scripts/run_cifar_distill.sh (-a 0 -b 0.8), train_student.py (nce_k 16384, tau, momentum)",
         optimum="the positive's score unboundedly above, the negatives' below M / N; not at identity",
         order="each row draws negatives of its own",
+        hard_labels="of which no negatives are drawn",
         divergences=(
             "negatives are drawn anew each step, with replacement; the reference draws without where it can",
             "M is at most the number of samples outside the most frequent class: small data sets have fewer than 16384",

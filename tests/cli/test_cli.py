@@ -455,7 +455,7 @@ def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:
         "fp32 in full",
         "digits: 1437 training samples",
         "no CIFAR100 below",
-        "extra      text: ",
+        *(f"extra      {extra}: " for extra in ("text", "detection", "cluster", "track")),
         *(f"data       {name}: " for name in task_names()),
     ):
         assert words in out

@@ -20,6 +20,7 @@ from benchmarks.common.network_names import network_title
         ("timm:deit_tiny_patch16_224", "DeiT-T"),
         ("torchvision:resnet34@224", "ResNet-34"),
         ("hf:google-bert/bert-base-uncased[first6]", "BERT-base (6 layers)"),
+        ("hf:google/electra-base-discriminator[first6]", "ELECTRA-base (6 layers)"),
         ("resnet20w29", "resnet20w29"),
         ("my_net", "my_net"),
     ],

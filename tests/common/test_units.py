@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.common.units import arithmetic, duration
+from benchmarks.common.units import duration, flops
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from benchmarks.common.units import arithmetic, duration
     [(0, "0 FLOP"), (1.13e11, "113 GFLOP"), (4.2e15, "4.2 PFLOP"), (9.996e14, "1 PFLOP"), (9.99e14, "999 TFLOP")],
 )
 def test_arithmetic_has_the_unit_in_which_it_is_read(operations: float, words: str) -> None:
-    assert arithmetic(operations) == words
+    assert flops(operations) == words
 
 
 @pytest.mark.parametrize(

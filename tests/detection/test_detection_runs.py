@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -223,12 +223,21 @@ def test_the_optimizer_is_the_protocols(shapes: Path, tmp_path: Path, table: str
 
 def test_a_file_that_cannot_be_read_is_no_refusal(shapes: Path, tmp_path: Path, table: str):
     """A cell that is refused is not tried again; one whose teacher's file was damaged is."""
-    protocol = load_protocol(str(tmp_path / "tiny.yaml"))
     (tmp_path / "teacher.pt").write_bytes(b"nothing")
-    cell = make_cell(protocol, "", STUDENT, Distillation("kd", TeacherRef(TEACHER, (), (), weights="none")))
-    job = dataclasses.replace(job_of(tmp_path, shapes), cell=cell, teacher=tmp_path / "teacher.pt")
+    job = job_of(tmp_path, shapes)
+    taught = Distillation("kd", TeacherRef(TEACHER, (), (), weights="none"))
+    cell = make_cell(job.protocol, job.cell.data, STUDENT, taught)
+    job = dataclasses.replace(job, cell=cell, teacher=tmp_path / "teacher.pt")
     status = train(job, tmp_path / "out").run(cell).status
     assert status["state"] == "failed" and "teacher.pt" in status["message"] and "trace" not in status
+
+
+def test_data_that_change_while_a_run_goes_on_are_refused(shapes: Path, tmp_path: Path, table: str):
+    """Each process reads the files again; what it would compute has the key of the data as they were."""
+    job = job_of(tmp_path, shapes)
+    cell = dataclasses.replace(job.cell, data="as they were")
+    status = train(dataclasses.replace(job, cell=cell), tmp_path / "out").run(cell).status
+    assert status["state"] == "failed" and "have changed since the run was planned" in status["message"]
 
 
 def test_an_image_that_cannot_be_decoded_is_one_line(shapes: Path, tmp_path: Path, table: str):
@@ -256,7 +265,7 @@ def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
     job = job_of(tmp_path, shapes)
     with monkeypatch.context() as patch:
         patch.setitem(registry._classes, "test_exits", registry.get("student"))
-        cell = make_cell(job.protocol, "", STUDENT, Distillation("test_exits"))
+        cell = make_cell(job.protocol, job.cell.data, STUDENT, Distillation("test_exits"))
     store = Store(tmp_path / "out")
     place = Workspace(CPU, job.data_root, output=store.root, plugin_files=(plugin,))
     context = engine.Context(place, job.protocol, None, lambda ref: None, ForwardingWatcher())
@@ -281,12 +290,23 @@ def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
     assert figures["peak_memory_bytes"] > 10**7
 
 
+KEY, MODEL = "k" * 64, torch.nn.Linear(100, 1)
+
+
+def checkpoint(path: Path, value: float = 0.0, **changes: Any) -> Path:
+    """A Runner's, as far as it is looked at, whose weights are ``value``."""
+    weights = {name: torch.full_like(tensor, value) for name, tensor in MODEL.state_dict().items()}
+    parts = dict.fromkeys(("optimizer", "param_schedulers", "message_hub", "meta"), 0)
+    torch.save({"state_dict": weights, **parts, "kd": {"cell": KEY}} | changes, path)
+    return path
+
+
 def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What a kill cut off, or a flipped bit changed, is set aside; older ones go; what cannot be read now stays."""
     from benchmarks.detection.checkpoints import last_checkpoint
 
     for number in (10, 20, 30, 100):
-        torch.save({"state_dict": {"w": torch.full((100,), float(number))}}, tmp_path / f"iter_{number}.pth")
+        checkpoint(tmp_path / f"iter_{number}.pth", number)
     changed, cut = tmp_path / "iter_30.pth", tmp_path / "iter_100.pth"
     content = changed.read_bytes()
     place = content.index(torch.full((100,), 30.0).numpy().tobytes())
@@ -294,17 +314,62 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch
     cut.write_bytes(cut.read_bytes()[:-100])
     before = cut.read_bytes()
 
+    def fail(error: BaseException) -> NoReturn:
+        raise error
+
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        patched.setattr(Path, "read_bytes", lambda _: fail(PermissionError(13, "Permission denied")))
         with pytest.raises(DiskError, match=r"cannot read .*iter_100.pth: Permission denied"):
-            last_checkpoint(tmp_path)
+            last_checkpoint(tmp_path, KEY, MODEL)
+    with monkeypatch.context() as patched:
+        patched.setattr("benchmarks.detection.checkpoints.check_archive", lambda *_: None)
+        patched.setattr(torch, "load", lambda *_, **__: fail(MemoryError()))
+        with pytest.raises(MemoryError):
+            last_checkpoint(tmp_path, KEY, MODEL)
     assert len(list(tmp_path.iterdir())) == 4
 
-    assert last_checkpoint(tmp_path) == tmp_path / "iter_20.pth"
+    assert last_checkpoint(tmp_path, KEY, MODEL) == tmp_path / "iter_20.pth"
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"iter_20.pth", "iter_30.pth.unreadable-1", "iter_100.pth.unreadable-1"}
     assert (tmp_path / "iter_100.pth.unreadable-1").read_bytes() == before
-    assert last_checkpoint(tmp_path) == tmp_path / "iter_20.pth"
+    assert last_checkpoint(tmp_path, KEY, MODEL) == tmp_path / "iter_20.pth"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kd": {"cell": "l" * 64}},
+        {"state_dict": {"weight": torch.zeros(1, 100)}},
+        {"state_dict": {**MODEL.state_dict(), "more": torch.zeros(1)}},
+        {"state_dict": {**MODEL.state_dict(), "bias": torch.zeros(2)}},
+    ],
+    ids=["another cell's", "fewer weights", "more weights", "another shape"],
+)
+def test_a_checkpoint_of_something_else_is_set_aside(tmp_path: Path, changes: dict[str, Any]):
+    """The Runner itself would go on with those of the weights that fit."""
+    from benchmarks.detection.checkpoints import last_checkpoint
+
+    checkpoint(tmp_path / "iter_20.pth", **changes)
+    whole = checkpoint(tmp_path / "iter_10.pth")
+    assert last_checkpoint(tmp_path, KEY, MODEL) == whole and (tmp_path / "iter_20.pth.unreadable-1").is_file()
+    torch.save({"state_dict": MODEL.state_dict()}, whole)
+    assert last_checkpoint(tmp_path, KEY, MODEL) is None
+
+
+def test_a_checkpoint_that_another_process_of_the_cell_sets_aside_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from benchmarks.detection import checkpoints
+
+    whole, gone = checkpoint(tmp_path / "iter_10.pth"), checkpoint(tmp_path / "iter_20.pth")
+    read = checkpoints.read_bytes
+
+    def late(path: Path) -> bytes:
+        gone.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read_bytes", late)
+    assert checkpoints.last_checkpoint(tmp_path, KEY, MODEL) == whole
 
 
 @pytest.mark.slow

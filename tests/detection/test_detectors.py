@@ -165,8 +165,8 @@ def test_inheriting_takes_neck_and_heads(pair: Any):
 
 
 def test_a_configuration_of_mmdet_by_name_or_file(tmp_path: Path):
-    path = configurations._config_path("mmdet::retinanet_r18_fpn_1x_coco")
-    assert configurations._config_path(str(path)) == path
+    path = configurations.configuration_file("mmdet::retinanet_r18_fpn_1x_coco")
+    assert configurations.configuration_file(str(path)) == path
     for name, words in {
         "mmdet::retinanet_r18_fpn_2x_coco": "configuration of mmdet.*retinanet_r18_fpn_1x_coco",
         "none.py": "detector",

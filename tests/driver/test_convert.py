@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from benchmarks.cli import exchange
+from benchmarks.cli.main import cli
 from benchmarks.common.files import write_json
 from benchmarks.common.weights import to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
+from benchmarks.driver import engines
 from benchmarks.driver.convert import FORMS, convert
 from benchmarks.networks import build_network
+from benchmarks.store import manifest
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 from tests.helpers.manifests import FACTS
+from tests.helpers.stores import STEM, shown
 
 TEACHER = TeacherRef("resnet14", (0.5,) * 3, (0.25,) * 3, weights="f" * 64)
 
@@ -85,7 +91,8 @@ def test_weights_alone_and_what_cannot_be_converted(tmp_path: Path) -> None:
     assert load_file(tmp_path / "plain" / "model.safetensors").keys() == module.state_dict().keys()
     more = finished(tmp_path, "digits-demo", "resnet8", "simkd", torch.nn.Linear(2, 2))
     for key, form, words in (
-        (cell.key, "hf", "--to hf is for texts"),
+        (cell.key, "hf", "hf for texts"),
+        (cell.key, "mmdet", "mmdet for detection"),
         (more.key, "timm", "'simkd' deploys more than the plain resnet8"),
         ("nothing", "timm", "no run 'nothing'"),
     ):
@@ -105,5 +112,28 @@ def test_a_student_of_images_runs_in_onnx(tmp_path: Path) -> None:
         assert torch.allclose(torch.from_numpy(logits), module(x), atol=1e-5)
 
 
+def test_every_finished_run_of_a_table_is_written_under_its_name(tmp_path: Path) -> None:
+    module = build_network("resnet8", 10, (3, 8, 8)).module
+    cells = [finished(tmp_path, "digits-demo", "resnet8", method, module) for method in ("student", "kd")]
+    cells.append(finished(tmp_path, "digits-demo", "resnet8", "simkd", torch.nn.Linear(2, 2)))
+    manifest.save(tmp_path, STEM, shown(*cells, replace(cells[1], seed=1)))
+    call = CliRunner().invoke(cli, ["convert", "--all", STEM, "--to", "timm", "--output", str(tmp_path)])
+    assert call.exit_code == 1 and f"converted/timm/{STEM}: 2 networks of 4 cells" in call.output
+    assert "simkd/a-b/s0: method 'simkd' deploys more" in call.output
+    assert "not complete: 1 not for --to timm: simkd/a-b/s0; 1 cell without a result" in call.output
+    folder = tmp_path / "converted" / "timm" / STEM
+    assert {path.parent.relative_to(folder).as_posix() for path in folder.rglob("config.json")} == {
+        "student/a-b/s0", "kd/a-b/s0"
+    }  # fmt: skip
+    model = timm.create_model(f"local-dir:{folder / 'kd/a-b/s0'}", pretrained=True)
+    assert model.state_dict().keys() == module.state_dict().keys()
+    call = CliRunner().invoke(cli, ["convert", f"{STEM}/kd/a-b/s0", "--to", "safetensors", "--output", str(tmp_path)])
+    assert call.exit_code == 0 and "README.md, model.safetensors" in call.output
+    for words in (["x", "--all", STEM], []):
+        call = CliRunner().invoke(cli, ["convert", *words, "--to", "timm", "--output", str(tmp_path)])
+        assert "convert takes a RUN, or --all TABLE" in str(call.exception)
+
+
 def test_the_command_offers_every_form() -> None:
-    assert set(exchange.FORMS) == set(FORMS)
+    own = {form for engine in engines.ENGINES.mapping().values() for form in engine.forms}
+    assert set(exchange.FORMS) == {*FORMS, *own} and "mmdet" in own

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers.watchers import ForwardingWatcher
 
 from benchmarks.cli import options
@@ -90,6 +91,19 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, cal
                 watcher(student_run(1, cell=other), event)
     assert lines == [f"tracker noting{call} fails ({type(error).__name__}: {error}); training goes on without it"]
     assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
+
+
+def test_a_tracker_s_settings_of_the_process_are_its_own(tmp_path: Path) -> None:
+    """Cells may be trained in the same process."""
+
+    class Changing(made([])):  # type: ignore[misc]
+        def epoch(self, record: Mapping[str, Any]) -> None:
+            torch.set_num_threads(2)
+            torch.set_default_dtype(torch.float64)
+
+    with Tracking(ForwardingWatcher(), [Changing], tmp_path) as watcher:
+        watcher(student_run(1), "epoch")
+    assert torch.get_num_threads() == 1 and torch.get_default_dtype() == torch.float32
 
 
 def test_names_of_numbers_and_settings() -> None:

@@ -75,15 +75,15 @@ def batch(detector: detectors.Detector, images: int = 2) -> dict[str, Any]:
     return detector.module.data_preprocessor({"inputs": raw, "data_samples": samples}, True)
 
 
-def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> engine.Job:
+def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> engine.DetectionJob:
     """A student's job under the tiny protocol with some changes."""
     protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes).model_copy(update=update)
     cell = student_cell(STUDENT, protocol, get_task(protocol.task).fingerprint(shapes, protocol), {})
-    return engine.Job(cell, protocol, shapes, "cpu", 1, (), path / "job")
+    return engine.DetectionJob(cell, protocol, shapes, "cpu", 1, (), path / "job")
 
 
 def train(
-    job: engine.Job,
+    job: engine.DetectionJob,
     root: Path,
     stopping: Callable[[], bool] = lambda: False,
     report: Callable[[Any, str], None] = lambda *_: None,

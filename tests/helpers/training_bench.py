@@ -16,6 +16,7 @@ import kd_methods
 from benchmarks.common.weights import to_bytes, weights_digest
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import Protocol, load_protocol
+from benchmarks.config.recipe import Mixing
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
@@ -43,6 +44,10 @@ PROTOCOL = load_protocol("digits-demo").model_copy(
         "second_view": "randaugment",
     }
 )
+MIXED = PROTOCOL.model_copy(
+    update={"name": "mixed", "mixing": Mixing(mixup=0.8, cutmix=1.0), "ema": 0.7, "label_smoothing": 0.1, "repeats": 2}
+)
+"""The same with mixed images and averaged weights."""
 Case = tuple[str, dict[str, Any]]
 FEW: list[Case] = [("student", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
 """Without a teacher; with parameters of its own; with random numbers in its losses."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.training_bench import NEVER, REPO, Case, TrainingBench, tiny_data
+from helpers.training_bench import MIXED, NEVER, PROTOCOL, REPO, Case, TrainingBench, tiny_data
 
 from benchmarks.common import files
 from benchmarks.training.student_run import StudentRun
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("cases", type=json.loads)
     parser.add_argument("--save-seconds", type=float, default=NEVER)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--mixed", action="store_true")
     options = parser.parse_args()
     chance = random.Random(3)
     for attempt in range(options.kills):
@@ -86,7 +87,8 @@ def kill_while_writing(moment: int) -> None:
 
 def work(options: argparse.Namespace, step: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
-    bench = TrainingBench(options.folder, tiny_data())
+    protocol = MIXED if options.mixed else PROTOCOL
+    bench = TrainingBench(options.folder, tiny_data(protocol=protocol), protocol)
 
     def report(student_run: StudentRun, event: str) -> None:
         print(json.dumps({"cell": student_run.cell.label, "event": event}), flush=True)

@@ -204,7 +204,7 @@ def test_every_layer_of_the_student_is_matched_whatever_the_number_of_stages(sel
 
 
 def test_layers_that_are_not_there_are_one_line():
-    for layers in ((1, 2), (0, 1, 99), (1, 1, 1), (5, 1, 2)):
+    for layers in ((), (0, 1, 2, 3), (0, 1, 99), (1, 1, 1), (5, 1, 2)):
         with pytest.raises(UserError, match=r"feature_only\.layers"):
             built(("resnet14", "resnet8"), layers=layers)
 

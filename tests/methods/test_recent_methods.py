@@ -14,7 +14,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks.config.protocol import load_protocol
 from benchmarks.networks import NetworkView, build_network
-from benchmarks.tasks.images import ImageBatch
+from benchmarks.tasks.images import ImageBatch, Seen
 from benchmarks.training.loop import shared
 from benchmarks.training.optimizers import WHOLE
 from benchmarks.training.shared_teacher import SharedTeacher
@@ -309,7 +309,7 @@ def test_what_fcfd_draws_from():
 def test_a_methods_own_pass_of_the_teacher_sees_the_teachers_inputs():
     images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
     own, others = ((0.5,) * 3, (0.25,) * 3), ((0.4, 0.5, 0.6), (0.2,) * 3)
-    batch = ImageBatch(images, torch.arange(4), torch.arange(4), own)
+    batch = ImageBatch(images, torch.arange(4), torch.arange(4), Seen(own, F.cross_entropy))
     network = small("resnet8").requires_grad_(False).eval()
     for normalisation in (own, others):
         teacher = SharedTeacher(network, normalisation, load_protocol("digits-demo"))

@@ -8,10 +8,12 @@ import pytest
 import torch
 from helpers.text import CPU, FAMILIES, PROTOCOL, SMALL, SMALL_TASK, inputs, model, open_task, transformers
 
+import kd_methods
 from benchmarks import networks
 from benchmarks.config.protocol import load_protocol
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.tasks import get_task
+from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
 from kd_methods.views import text
 
@@ -128,3 +130,17 @@ def test_how_many_positions_encoders_have(tmp_path: Path):
         assert networks.positions(f"hf:{tmp_path / family}[first2]") == known
     with pytest.raises(UserError, match="is no folder with config"):
         networks.positions(f"hf:{tmp_path / 'none'}")
+
+
+def test_small_encoders_of_another_family_are_built_for_any_vocabulary():
+    """Rotary positions and fused projections: methods that read queries, keys and values say that there are none."""
+    teacher, student = (build_network(f"modernbert_l{n}_h64", 3, vocabulary=90) for n in (4, 2))
+    assert networks.positions("modernbert_l4_h64") is None
+    assert [len(view.layout.blocks) for view in (teacher, student)] == [4, 2] and not teacher.layout.queries
+    x = inputs()
+    text.check(student.module)
+    method = kd_methods.build("block_kd", student, teacher.requires_grad_(False).eval(), DataInfo(10, 3))
+    stones = method.stones(student(x, fields=("blocks",)), [1, 2])
+    assert all(stone.shape == (len(x), 3) for stone in stones)
+    with pytest.raises(UserError, match="minilm"):
+        kd_methods.build("minilm", student, teacher, DataInfo(10, 3))

@@ -102,6 +102,7 @@ def test_fx_and_torchscript(name: str) -> None:
         logits = model(x)
         assert torch.equal(traced(x)[last], logits)
         assert torch.allclose(torch.jit.script(model)(x), logits, atol=1e-5)
+        assert torch.allclose(torch.jit.script(traced)(x)[last], logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_rendering_is_a_pure_function_of_the_store(tmp_path: Path) -> None:
     rendered(tmp_path, shown)
     folder = manifest.path(tmp_path, "table1-paper").parent
     first = {file.name: file.read_bytes() for file in folder.iterdir()}
-    ends = (".tex", "-appendix.tex", ".bib", ".md", ".csv")
+    ends = (".tex", "-appendix.tex", ".bib", ".md", ".csv", "-runs.csv")
     assert set(first) == {"plan.json", *(f"table1{end}" for end in ends)}
     for file in folder.glob("table1.*"):
         file.unlink()

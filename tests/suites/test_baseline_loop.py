@@ -86,4 +86,4 @@ def test_the_baselines_pictures_are_crops_of_ours() -> None:
 def test_a_group_holds_the_activations_of_one_student() -> None:
     found = limits.memory(Suite("cpu", 16).bench(PAIR, *METHODS))
     assert 0.8 * found.bound < found.peak <= found.bound
-    assert found.step > found.kept > 0 and found.teacher > 0
+    assert found.step > found.outputs > 0 and found.teacher > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,11 @@ def test_real_glue_trains(real_data: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     rows = json.loads(next(tmp_path.rglob("plan.json")).read_text())["columns"]
     assert len(rows) == 4 and "mean" in next(tmp_path.rglob("table5.tex")).read_text()
+
+
+def test_whether_data_are_there_is_known_without_the_hub_s_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="no CoLA below"):
+        get_task("glue/cola").samples(tmp_path, download=False)

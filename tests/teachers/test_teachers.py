@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_not_added(zoo: Zoo, tmp_path: Path) -> None:
         lambda: zoo.add(entry.model_copy(update={"network": "resnet9"}), file)
     )
     assert "unknown task 'digit'" in refusal(lambda: zoo.add(entry.model_copy(update={"task": "digit"}), file))
-    assert not zoo.folder.exists() and not zoo.own
+    assert not zoo.folder.exists() and not zoo.added
 
 
 def test_a_teacher_is_not_written_outside_its_folder(zoo: Zoo, tmp_path: Path, weights: dict[str, Tensor]) -> None:

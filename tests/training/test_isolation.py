@@ -13,6 +13,9 @@ import pytest
 import torch
 from helpers.training_bench import CPU, PROTOCOL, Case, Result, TrainingBench, identical, tiny_data
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.analysis.similarity import BlockSimilarity
 from benchmarks.common.seeding import seeded
@@ -92,6 +95,14 @@ BATCH: dict[str, tuple[Callable[[Any], Any], str]] = {
 def no_hook(*_: Any) -> None: ...
 
 
+class Halved(TorchFunctionMode):
+    """Halves what comes out of every softmax."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        return found / 2 if "softmax" in function.__name__ else found
+
+
 PROCESS: dict[str, tuple[Callable[[], Any], str]] = {
     "threads": (lambda: torch.set_num_threads(2), "number of threads"),
     "dtype": (lambda: torch.set_default_dtype(torch.float64), "default dtype"),
@@ -107,6 +118,11 @@ PROCESS: dict[str, tuple[Callable[[], Any], str]] = {
     "tf32": (lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True), "matmul"),
     "autocast": (lambda: torch.set_autocast_enabled("cpu", True), "autocast on cpu"),
     "attention": (lambda: torch.backends.cuda.enable_math_sdp(False), "math attention"),
+    "numpy's errors": (lambda: np.seterr(all="raise"), "errors of numpy"),
+    "NNPACK": (lambda: torch._C._set_nnpack_enabled(False), "NNPACK"),  # type: ignore[attr-defined]
+    "function mode": (lambda: Halved().__enter__(), "modes of torch functions"),
+    "dispatch mode": (lambda: FlopCounterMode(display=False).__enter__(), "modes of dispatch"),
+    "saved tensors": (lambda: saved_tensors_hooks(torch.round, no_hook).__enter__(), "hooks of saved tensors"),
     "hooks": (lambda: nn.modules.module.register_module_forward_hook(no_hook), "hooks of all modules"),
     "directory": (lambda: os.chdir("/"), "working directory"),
 }
@@ -333,6 +349,22 @@ def test_a_lent_network_is_the_original_until_it_is_written_to(name: str):
             original.fold_batch_norms()(x).logits, wanted[1]
         )
     assert loans.changed()
+
+
+def test_a_network_that_changes_settings_while_it_is_built_changes_them_for_nobody(
+    bench: TrainingBench, monkeypatch: pytest.MonkeyPatch
+):
+    """The groups after it would be trained under them."""
+    build = bench.data.build
+
+    def changing(name: str) -> Any:
+        torch.set_num_threads(2)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return build(name)
+
+    monkeypatch.setattr(bench.data, "build", changing)
+    assert bench.context().teacher(bench.ref)
+    assert torch.get_num_threads() == 1 and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_memory_that_is_not_torch_s_own_is_copied(data: ImageData):

@@ -13,6 +13,7 @@ from benchmarks.driver.engines import local
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
+from kd_methods.errors import UserError
 
 
 def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: TrainingBench):
@@ -44,6 +45,16 @@ def test_a_cell_of_the_store_may_be_the_teacher(bench: TrainingBench):
     (by_file,) = bench.cells([("kd", {})])
     bench.run([by_file])
     assert not identical(Result(bench.store, taught).weights, Result(bench.store, by_file).weights)
+
+
+def test_a_teacher_s_file_is_the_one_that_was_planned_with(bench: TrainingBench):
+    """Another file may have been installed under the same name since: its results would have the old one's keys."""
+    assert bench.context().teacher(bench.ref)
+    weights = torch.load(bench.file, weights_only=True)
+    weights["fc.bias"] += 1e-6
+    torch.save(weights, bench.file)
+    with pytest.raises(UserError, match=r"teacher.pt has other weights than when the run was planned"):
+        bench.context().teacher(bench.ref)
 
 
 def test_training_learns(bench: TrainingBench):

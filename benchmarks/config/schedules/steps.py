@@ -1,4 +1,4 @@
-"""The rate falls after epochs."""
+"""The rate falls after epochs, and may rise over the first steps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ if TYPE_CHECKING:
 
 
 def at(protocol: Protocol, epoch: int, done: int, total: int) -> tuple[float, None]:
-    """The factor of an epoch, constant within it: ``decay`` for each milestone that was passed."""
+    """The factor of an epoch, constant within it: ``decay`` for each milestone that was passed.
+
+    Over the share ``warmup`` of all steps, where there is one, it rises linearly first.
+    """
     passed = sum(protocol.recipe_epoch(epoch - 1) >= milestone for milestone in protocol.milestones)
-    return protocol.decay**passed, None
+    rising = protocol.warmup * total
+    return protocol.decay**passed * (done / rising if done < rising else 1.0), None
 
 
-SCHEDULES = (Schedule("steps", at),)
+def line(protocol: Protocol) -> str:
+    return f", after a linear warm-up over {protocol.warmup:.0%} of the steps" if protocol.warmup else ""
+
+
+SCHEDULES = (Schedule("steps", at, line),)

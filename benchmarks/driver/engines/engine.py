@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
+
+from torch import Tensor
 
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -36,7 +39,8 @@ class Engine:
     train     (cells, context): computes every cell that the store does not have
     accuracy  the task's metric of a teacher's installed file on the test set
     cost      the figures of :class:`report.CostEntry`, measured with what is kept in the workspace's store
-    counted   whether a plan can count the arithmetic of its cells without running the engine
+    counted   whether a plan can count the operations of its cells without running the engine
+    forms     as what else its students can be written (:data:`benchmarks.driver.convert.FORMS`)
     """
 
     name: str
@@ -45,3 +49,4 @@ class Engine:
     accuracy: Callable[[Teacher, Protocol, Workspace], float]
     cost: Callable[[Cell, Protocol, Workspace], dict[str, Any]]
     counted: bool = True
+    forms: Mapping[str, Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None]] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from kd_methods.errors import Damaged
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
 from ...common.files import set_aside
+from ...common.process_settings import settings_restored
 from ...common.weights import frozen, load_weights
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -69,7 +70,8 @@ class Context:
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""
         # Before any method sees it: one may copy a part of it, or run it while it is built.
-        return frozen(self.data.build(ref.network), self.weights_of(ref))
+        with settings_restored():
+            return frozen(self.data.build(ref.network), self.weights_of(ref), ref.weights)
 
     def teacher_pass(self, cell: Cell, network: NetworkView) -> StoredTeacherPass:
         """What the methods of the cell's group are prepared from."""
@@ -177,7 +179,7 @@ def _student_run(cell: Cell, group: Group, context: Context) -> StudentRun | Non
     """A cell ready to train from its last checkpoint, or None where its method cannot be built for the pair."""
     run = context.store.run(cell)
     # As a teacher's file: one that cannot be read is no failure of the cell.
-    weights = load_weights(context.weights_of(cell.start)) if cell.start else None
+    weights = load_weights(context.weights_of(cell.start), cell.start.weights) if cell.start else None
     try:
         student_run = StudentRun(cell, group, run, weights)
         if damage := _damage(student_run):

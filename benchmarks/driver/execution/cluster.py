@@ -1,7 +1,7 @@
 """Jobs as tasks of Ray, on all the machines of a cluster.
 
-The machines share the folders of code, data, checkpoints and results. A task that is lost with its machine is told as
-lost; the scheduler lets its cells go on elsewhere, from their checkpoints.
+The machines share the folders of code, data, checkpoints and results. A task that is lost with its machine is reported
+as lost; the scheduler lets its cells go on elsewhere, from their checkpoints.
 """
 
 from __future__ import annotations
@@ -85,18 +85,18 @@ class Cluster:
 
     def messages(self, seconds: float) -> list[tuple[Job, Any]]:
         ended, _ = self._ray.wait(list(self._jobs), num_returns=1, timeout=seconds)
-        found = []
+        messages = []
         for number, message in self._messages.get_nowait_batch(self._messages.qsize()):
             if (ref := self._numbers.get(number)) not in self._jobs:
                 continue
-            found.append((self._jobs[ref], message))
+            messages.append((self._jobs[ref], message))
             if isinstance(message, Finished):
                 self._forget(ref)
         for ref in ended:
             if ref in self._jobs:
-                found.append((self._jobs[ref], Ended(self._how(ref))))
+                messages.append((self._jobs[ref], Ended(self._how(ref))))
                 self._forget(ref)
-        return found
+        return messages
 
     def _forget(self, ref: Any) -> None:
         del self._jobs[ref]

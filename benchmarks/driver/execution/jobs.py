@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd_methods.errors import UserError
+
+from ...common.process_settings import settings_restored
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef, grouped
@@ -73,8 +76,21 @@ WHOLE = Shard()
 
 
 def opened(job: Job, workspace: Workspace) -> TaskData:
-    """The data of a job's task, under its protocol."""
-    return get_task(job.protocol.task).open(workspace.data_root, job.protocol, workspace.device)
+    """The data of a job's task, under its protocol.
+
+    Raises:
+        UserError: as the task says, or they are others than those that the job was planned with.
+    """
+    task, root = get_task(job.protocol.task), workspace.data_root
+    with settings_restored():
+        data = task.open(root, job.protocol, workspace.device)
+        fingerprint = task.fingerprint(root, job.protocol)
+    if any(cell.data != fingerprint for cell in job.cells):
+        raise UserError(
+            f"the data of task {task.name} in {root} have changed since the run was planned; the same command plans "
+            "anew with them"
+        )
+    return data
 
 
 def run(job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], data: TaskData) -> None:

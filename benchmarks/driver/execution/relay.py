@@ -54,15 +54,15 @@ class Sender:
         self._steps: dict[str, int] = defaultdict(int)
         self._sent: dict[str, float] = {}
 
-    def __call__(self, member: Watched, event: str) -> None:
-        key, now = member.cell.key, time.monotonic()
+    def __call__(self, student_run: Watched, event: str) -> None:
+        key, now = student_run.cell.key, time.monotonic()
         if event == "step":
             self._steps[key] += 1
             if now - self._sent.get(key, float("-inf")) < EVERY:
                 return
         self._sent[key] = now
-        record = member.records[-1] if member.records and event in ("epoch", "done") else None
-        self._send(Event(key, event, member.position, member.first_epoch, self._steps.pop(key, 0), record))
+        record = student_run.records[-1] if student_run.records and event in ("epoch", "done") else None
+        self._send(Event(key, event, student_run.position, student_run.first_epoch, self._steps.pop(key, 0), record))
 
     def say(self, line: str) -> None:
         self._send(Said(line))
@@ -73,7 +73,7 @@ class Sender:
 
 @dataclass
 class Followed:
-    """A cell as another process tells of it."""
+    """A cell as another process reports it."""
 
     cell: Cell
     run: Run
@@ -83,7 +83,7 @@ class Followed:
 
 
 class Receiver:
-    """Tells a watcher what messages say."""
+    """Calls a watcher as messages say."""
 
     def __init__(self, watcher: Watcher, store: Store) -> None:
         self._watcher, self._store = watcher, store
@@ -99,9 +99,9 @@ class Receiver:
                 if key not in self._followed:
                     cell = next(cell for cell in job.cells if cell.key == key)
                     self._followed[key] = Followed(cell, self._store.run(cell))
-                self._tell(self._followed[key], message)
+                self._pass_on(self._followed[key], message)
 
-    def _tell(self, followed: Followed, event: Event) -> None:
+    def _pass_on(self, followed: Followed, event: Event) -> None:
         followed.first_epoch = event.first_epoch
         if event.kind == "step":  # the first one of a cell is about one step: progress learns there where it begins
             followed.position = event.position
@@ -117,7 +117,7 @@ def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: 
     """Run a job in a process of its own; what it does, and how it ends, is sent."""
     error: BaseException | None = None
     try:
-        plugins.load(workspace.plugin_files)
+        plugins.load_again(workspace.plugin_files, {name: file for c in job.cells for name, file in c.plugins.items()})
         run(job, workspace, Sender(send), stopping, opened(job, workspace))
     except (Exception, Interrupted) as raised:  # concerns more than a cell
         error = _portable(raised)

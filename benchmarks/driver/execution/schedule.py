@@ -60,13 +60,13 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
     running: list[Job] = []
     losses = Counter[str]()
     error: BaseException | None = None
-    asked = False
+    stopped = False
     try:
         while ready or running:
-            if (error or stopping()) and not asked:
-                asked = True
+            if (error or stopping()) and not stopped:
+                stopped = True
                 pool.stop()
-            if asked:
+            if stopped:
                 ready.clear()
             ended: list[Job] = []
             while ready and len(running) < pool.slots:
@@ -80,7 +80,7 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
                 if isinstance(message, Finished):
                     error = error or message.error
                 elif isinstance(message, Ended):
-                    again = [] if asked else _again(job, message, losses, watcher, store)
+                    again = [] if stopped else _again(job, message, losses, watcher, store)
                 else:
                     receive(job, message)
                     continue
@@ -98,7 +98,7 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
         pool.close()
     if error and not isinstance(error, Interrupted):
         raise error
-    if asked:
+    if stopped:
         raise Interrupted("stopped after a whole step; the same command goes on from here")
 
 

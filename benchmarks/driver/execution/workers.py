@@ -37,15 +37,15 @@ class Workers:
         self._running[processes.Child(_work, job, workspace, self._threads)] = job, device
 
     def messages(self, seconds: float) -> list[tuple[Job, Any]]:
-        found = []
+        messages = []
         for child, message in processes.received(list(self._running), seconds):
             job, device = self._running[child]
             if isinstance(message, Finished | processes.Ended):
                 del self._running[child]
                 self._free.append(device)
                 child.process.join()
-            found.append((job, message))
-        return found
+            messages.append((job, message))
+        return messages
 
     def stop(self) -> None:
         for child in self._running:

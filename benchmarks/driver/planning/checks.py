@@ -1,4 +1,4 @@
-"""What a table names exists and fits, before anything is looked up for it; else file and line are told."""
+"""What a table names exists and fits, before anything is looked up for it; else file and line are named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def check_rows(table: str, preset: str, rows: Sequence[Row], protocol: Protocol)
         with at("method"):
             registry.get(row.method)
         with at("settings"):
-            registry.settings(row.method, row.settings)
+            for pair in ("", *row.by_pair):
+                registry.settings(row.method, row.settings_on(pair))
         if row.student:
             with at("student"):
                 networks.check(row.student)
@@ -82,12 +83,13 @@ def check_task(table: str, name: str, preset: Preset) -> Task:
     try:
         return get_task(preset.task or load_protocol(preset.protocol).task)
     except UserError as error:
-        own = where(TABLE_FILES.file(table), "presets", name, "task")
-        raise UserError(f"{own if preset.task else where(PROTOCOLS.file(preset.protocol), 'task')}: {error}") from None
+        if preset.task:
+            raise UserError(f"{where(TABLE_FILES.file(table), 'presets', name, 'task')}: {error}") from None
+        raise UserError(f"{where(PROTOCOLS.file(preset.protocol), 'task')}: {error}") from None
 
 
 def checked_protocol(name: str) -> Protocol:
-    """A protocol, and that of its teachers, whose rates are for students that exist: others would go unheard.
+    """A protocol, and that of its teachers, whose rates are for students that exist: others would be ignored.
 
     Raises:
         UserError: there is no such protocol, or it has a rate for an unknown student or an unknown optimiser (file and

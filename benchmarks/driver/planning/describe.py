@@ -164,14 +164,14 @@ def _has_published_settings(cell: Cell, pair: str, row: Row, recipe: str) -> boo
     if row.optimizer and not row.published:
         return False
     # A row that says which published one it repeats brings that one's settings along.
-    values = merged(pair_settings(cell.method, pair, recipe), row.settings if row.published else {})
+    values = merged(pair_settings(cell.method, pair, recipe), row.settings_on(pair) if row.published else {})
     usual = registry.settings(cell.method, values)
     return cell.settings == usual.model_dump(mode="json")
 
 
 def _published_row(row: Row) -> str:
     """The row of the published values that this one repeats; none where it trains or sets something of its own."""
-    return row.published or ("" if row.student or row.settings else row.method)
+    return row.published or ("" if row.student or row.settings or row.by_pair else row.method)
 
 
 def _unpublished_note(plan: Plan) -> list[str]:
@@ -184,7 +184,7 @@ def _our_choice(row: Row, plan: Plan) -> list[str]:
     for pair in plan.pairs:
         cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
-        chosen = [*registry.card(cell.method).our_choice, *(flat(row.settings) if row.our_choice else ())]
+        chosen = [*registry.card(cell.method).our_choice, *(flat(row.settings_on(pair.id)) if row.our_choice else ())]
         for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
             entry = None if plan.uniform else pair_entry(part, pair.id, plan.protocol.recipe)
             if entry and entry.our_choice:

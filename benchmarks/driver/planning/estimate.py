@@ -1,4 +1,4 @@
-"""What a plan will cost before it is run: arithmetic of each cell, and hours on this device or on another one."""
+"""What a plan will cost before it is run: operations of each cell, and hours on this device or on another one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Work:
     """Floating-point operations of a cell: the pass that a group shares, its own part, and one epoch of both."""
 
     teacher: float
-    own: float
+    student: float
     epoch: float
 
 
@@ -103,7 +103,7 @@ class _OnOneTask:
         if kind not in self._needed:
             return None
         work = self._counted(cell)
-        return work.teacher + work.own
+        return work.teacher + work.student
 
     def seconds(self, cells: Sequence[Cell]) -> float:
         """Of a group, or a part of one."""
@@ -111,7 +111,7 @@ class _OnOneTask:
         if not counted:
             return 0.0
         counts = [(self._counted(cell), self._todo[cell.key]) for cell in counted]
-        work = max(c.teacher * left for c, left in counts) + sum(c.own * left for c, left in counts)
+        work = max(c.teacher * left for c, left in counts) + sum(c.student * left for c, left in counts)
         return self._rate(counted[0]) * work
 
     def _counted(self, cell: Cell) -> Work:

@@ -178,8 +178,8 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
             teachers[place] = zoo.ref(entry)
         else:
             needed = bool(taught or pair.init or any(row.init for row in rows))
-            own = teacher_protocol.on_task(place[1])
-            source = pair.teacher, own, sources[own.task].fingerprint(data_root, own), plugins
+            recipe = teacher_protocol.on_task(place[1])
+            source = pair.teacher, recipe, sources[recipe.task].fingerprint(data_root, recipe), plugins
             cell = teacher_cell(*source, zoo) if needed else student_cell(*source)
             training += [cell] if needed else []
             teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=cell.key)
@@ -189,7 +189,7 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
         for pair in pairs:
             column_protocol = protocol.on_task(pair.task)
             published = {} if request.uniform else pair_settings(row.method, pair.id, protocol.recipe)
-            values = merged(published, row.settings)
+            values = merged(published, row.settings_on(pair.id))
             init = row.init or pair.init
             teacher = teachers[pair.teacher, column_protocol.task] if row in taught or init else None
             cell = make_cell(
@@ -296,6 +296,7 @@ def _changed(row: Row, changes: dict[str, Any]) -> ChangedRow:
         "id": changed_id(row.id, named),
         "title": changed_title(row.title or registry.card(row.method).title, named),
         "settings": settings,
+        "by_pair": {pair: merged(values, changes) for pair, values in row.by_pair.items()},
         "published": "",
     }
     return ChangedRow.model_validate({**row.model_dump(), **changed, "base": row.id, "changes": named})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ...common import environment
 from ...common.console import counted
 from ...common.places import PROGRAM
-from ...common.units import arithmetic, duration
+from ...common.units import duration, flops
 from ...common.workspace import Workspace
 from ...store.cell import Cell
 from ...store.runs import Store
@@ -23,9 +23,9 @@ DAY = 86400.0
 def print_plan(
     plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Crew = ALONE, speed: Speed | None = None
 ) -> None:
-    """Say what would be run: protocol, teachers, the arithmetic of each cell, and the hours on the device.
+    """Say what would be run: protocol, teachers, the operations of each cell, and the hours on the device.
 
-    Each row is said once its arithmetic is counted. With the ``speed`` of another device the hours are of as many of
+    Each row is said once its operations are counted. With the ``speed`` of another device the hours are of as many of
     them as there are workers, by default one.
     """
     say = workspace.say
@@ -46,24 +46,24 @@ def print_plan(
     left = {cell.key: 1 - saved[cell.key] / cell.protocol["epochs"] for cell in todo}
     expected = Estimate(plan, left, workspace, speed)
 
-    def arithmetic_of(cell: Cell, each: str = "") -> str:
+    def flops_of(cell: Cell, each: str = "") -> str:
         work = expected.operations(cell)
-        return "" if work is None else f", {arithmetic(work)}{each}"
+        return "" if work is None else f", {flops(work)}{each}"
 
     for cell in plan.training:
         state = ("begun" if saved[cell.key] else "to train") if cell.key in left else "stored"
-        say(f"  teacher {cell.student:18s} {state if cell.data else 'perhaps to train'}{arithmetic_of(cell)}")
-    told: set[str] = set()
+        say(f"  teacher {cell.student:18s} {state if cell.data else 'perhaps to train'}{flops_of(cell)}")
+    listed: set[str] = set()
     for pair in plan.pairs:
         for row in plan.rows:
             cells = [plan.cells[row.id, pair.id, seed] for seed in plan.seeds]
-            if told.issuperset(cell.key for cell in cells):  # another metric of cells that are listed
+            if listed.issuperset(cell.key for cell in cells):  # another metric of cells that are listed
                 continue
-            told.update(cell.key for cell in cells)
+            listed.update(cell.key for cell in cells)
             stored, begun = sum(cell.key not in left for cell in cells), sum(bool(saved.get(c.key)) for c in cells)
             state = f"{stored} stored" + (f", {begun} begun" if begun else "")
             state = f"{counted(len(cells), 'cell')}, {state if cells[0].data else 'store not compared'}"
-            say(f"  {pair.id:26s} {row.id:16s} {state}{arithmetic_of(cells[0], ' each')}")
+            say(f"  {pair.id:26s} {row.id:16s} {state}{flops_of(cells[0], ' each')}")
     most = len(left)
     workers = min(crew.workers or 1, max(most, 1)) if speed else len(crew.places(workspace.device, most))
     seconds = expected.seconds(workers)

@@ -40,11 +40,11 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
         if store.run(cell).state == "done":
             network = linear_probe.trained(cell, data, store)
             for unit in linear_probe.probed(network, data.build(cell.student)):
-                found = f"{linear_probe.accuracy(network, unit, data):.2f}"
+                accuracy = f"{linear_probe.accuracy(network, unit, data):.2f}"
                 value, source = known.get((row, pair, unit), ("", ""))
                 other = ["another teacher"] if cell.teacher and not _is_crd(cell.teacher.entry, zoo) else []
                 reason = "; ".join([*reasons, *other]) if value else ""
-                lines.append((row, pair, str(seed), unit, found, value, source, reason))
+                lines.append((row, pair, str(seed), unit, accuracy, value, source, reason))
     if len(lines) == 1:
         raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
     file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"

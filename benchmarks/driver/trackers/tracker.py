@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is told in its own words. Imports no torch."""
+"""What a tracker is, and what is passed on to it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Tracker:
     of the cell: it is said, and the command goes on without trackers of this kind.
 
     Args:
-        cell: what is trained; a run that goes on has the same key, and only its new epochs are told.
+        cell: what is trained; a run that goes on has the same key, and only its new epochs are passed on.
         folder: for what the tracker writes, shared by all cells; it need not exist yet.
     """
 
@@ -43,18 +43,18 @@ class Tracker:
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers in the record of an epoch, under names such as ``metrics/top1``, ``losses/kd`` and ``lr``."""
-    found = {name: value for name, value in _flat(record) if isinstance(value, int | float)}
-    found.pop("epoch")  # it is the step at which the others stand
-    return found
+    numbers = {name: value for name, value in _flat(record) if isinstance(value, int | float)}
+    numbers.pop("epoch")  # it is the step at which the others stand
+    return numbers
 
 
 def settings(cell: Cell) -> dict[str, str | float]:
     """All that the cell's result depends on, under names such as ``method/settings/beta``."""
-    found: dict[str, str | float] = {}
+    settings: dict[str, str | float] = {}
     for name, value in _flat(cell.identity()):
         if value is not None:
-            found[name] = value if isinstance(value, str | int | float) else json.dumps(value)
-    return found
+            settings[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return settings
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

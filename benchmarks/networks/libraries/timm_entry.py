@@ -11,8 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import register_notrace_module
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, register_notrace_module
 from torch import nn
 
 from kd_methods.errors import UserError, unknown
@@ -108,10 +107,10 @@ def _facts(entry: NetworkEntry) -> dict[str, Any]:
         if not isinstance(module, ImageClassifier):
             return {}
         x = torch.zeros(1, 3, entry.side, entry.side)
-        last, kept = module.forward_intermediates(x)
+        last, intermediates = module.forward_intermediates(x)
         hidden = module.forward_head(last, pre_logits=True).shape[1]
     first = next(key for key, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
-    stages = zip(module.chain().layout.stages, kept, strict=True)
+    stages = zip(module.chain().layout.stages, intermediates, strict=True)
     return {
         "in_chans": 3,
         "num_features": last.shape[1] if last.dim() == 4 else last.shape[2],

@@ -44,7 +44,7 @@ def figure(title: str = "", panels: int = 1, height: float = 2.2, across: int = 
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        fig = Figure(figsize=(WIDTH, height * panels + 0.2 * bool(title)), layout="constrained")
+        fig = Figure(figsize=(WIDTH, height * panels + (0.2 if title else 0.0)), layout="constrained")
         FigureCanvasAgg(fig)
         if title:
             fig.suptitle(title, fontsize=7)

@@ -68,11 +68,11 @@ def _against_cost(table: Table, cost: CostTable, column: Column) -> dict[str, tu
     base = against.entries.get(column.key) if against else None
     points = {}
     for row in cost.rows:
-        found = rate(row.entries.get(column.key), base)
+        throughput = rate(row.entries.get(column.key), base)
         entry = next((one.entries.get(column.key) for one in table.rows if one.key == row.key), None)
         mean = summarise(entry).mean(table.epoch_rule)
-        if found and mean is not None:
-            points[row.title] = (found.value, mean)
+        if throughput and mean is not None:
+            points[row.title] = (throughput.value, mean)
     return points
 
 
@@ -99,13 +99,13 @@ def _memory(cost: CostTable, column: Column) -> Any:
 
 def _best_less_last(table: Table) -> dict[str, list[float]]:
     """Best less last epoch of every finished run, by title."""
-    found: dict[str, list[float]] = {}
+    by_title: dict[str, list[float]] = {}
     for row in table.rows:
         runs = [run for entry in row.entries.values() for run in entry.runs]
         values = [run.best - run.last for run in runs if run.last is not None and run.best is not None]
         if values:
-            found[row.title] = values
-    return found
+            by_title[row.title] = values
+    return by_title
 
 
 def _best_last(differences: Mapping[str, list[float]]) -> Any:
@@ -122,7 +122,7 @@ def _best_last(differences: Mapping[str, list[float]]) -> Any:
 
 def _beside_published(table: Table) -> list[tuple[float, float, bool]]:
     """(published, ours by the same epoch rule, whether the two may be compared) of every cell that has both."""
-    found = []
+    pairs = []
     for row in table.rows:
         for column in table.columns:
             entry = row.entries.get(column.key)
@@ -131,8 +131,8 @@ def _beside_published(table: Table) -> list[tuple[float, float, bool]]:
             summary = summarise(entry)
             ours = summary.mean(entry.published.epoch_rule) or summary.mean(table.epoch_rule)
             if ours is not None:
-                found.append((entry.published.value, ours, gap(summary, entry.published) is not None))
-    return found
+                pairs.append((entry.published.value, ours, gap(summary, entry.published) is not None))
+    return pairs
 
 
 def _published(table: Table, pairs: list[tuple[float, float, bool]]) -> Any:

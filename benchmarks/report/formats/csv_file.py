@@ -12,7 +12,7 @@ _DECIMALS = 4
 
 def render(table: Table) -> str:
     """Every value in a column of its own: lists are JSON, ``last.S`` and ``best.S`` are those of seed S."""
-    found = ranking(table)
+    ranked = ranking(table)
     lines: list[dict[str, object]] = []
     for column in table.columns:
         published = column.teacher_published
@@ -31,8 +31,8 @@ def render(table: Table) -> str:
                 "n": summary.n, "planned": summary.planned, "diverged": summary.diverged, "failed": summary.failed,
                 "refused": summary.refused, "missing": summary.missing,
                 "mean_last": summary.mean_last, "std_last": summary.std_last,
-                "mean_best": summary.mean_best, "std_best": summary.std_best, "rank": found.ranks.get(place),
-                "tied": place in found.tied, "p_best": found.p_values.get(place),
+                "mean_best": summary.mean_best, "std_best": summary.std_best, "rank": ranked.ranks.get(place),
+                "tied": place in ranked.tied, "p_best": ranked.p_values.get(place),
                 "ci95_last": half_width(summary.std_last, summary.n),
                 "ci95_best": half_width(summary.std_best, summary.n), "note": row.settings_note,
                 "our_choice": canonical(list(row.our_choice)), **_of(table, column),

@@ -27,7 +27,7 @@ GROUPS = 9
 """Column groups that stand side by side at most: about seven pairs, an average, a difference."""
 
 MANY = 4
-"""Floats from which on LaTeX has to be told that it may keep so many without a text between them."""
+"""Floats from which on LaTeX needs leave to keep so many without a text between them."""
 
 _SEPARATION = 5.0
 """Between two columns, in points."""
@@ -100,7 +100,7 @@ def document(body: str, bibliography: str = "", packages: Sequence[str] = ()) ->
 
 
 def render(layout: TableLayout, bibliography: str = "") -> str:
-    """A sheet as a document of its own."""
+    """A layout as a document of its own."""
     return document(body(layout), bibliography, packages(layout))
 
 
@@ -192,13 +192,13 @@ class _Column:
     @classmethod
     def of(cls, cells: Sequence[PrintedCell]) -> _Column:
         valued = [cell for cell in cells if cell.value]
-        found = [_NUMBER.fullmatch(cell.value) for cell in valued]
+        matches = [_NUMBER.fullmatch(cell.value) for cell in valued]
         words = max((width(cell.word) for cell in cells), default=0.0)
         post = max((_post(cell) for cell in cells), key=_post_width, default="")
-        if not valued or not all(found):
+        if not valued or not all(matches):
             across = max([words, *(width(cell.value) for cell in valued)]) + _post_width(post)
             return cls("r" if valued else "c", across, False)
-        numbers = [match for match in found if match]
+        numbers = [match for match in matches if match]
         whole = max(len(match["whole"]) for match in numbers)
         part = max(len(match["part"] or "") for match in numbers)
         sign = "+" if any(match["sign"] for match in numbers) else ""
@@ -206,8 +206,9 @@ class _Column:
         digits = max((len(std.replace(".", "")) for std in stds), default=0)
         uncertainty = f"({digits})" if digits else ""
         room = f",table-space-text-post={{{post}\\,}}" if post else ""
-        across = width(sign + "0" * (whole + part) + "." * bool(part)) + _post_width(post)
-        across += width("±  " + "0" * digits + "." * bool(part)) if digits else 0.0
+        point = "." if part else ""
+        across = width(sign + "0" * (whole + part) + point) + _post_width(post)
+        across += width("±  " + "0" * digits + point) if digits else 0.0
         return cls(f"S[table-format={sign}{whole}.{part}{uncertainty}{room}]", max(across, words), True)
 
 
@@ -331,10 +332,12 @@ def _shown(blocks: Sequence[tuple[Line, ...]], start: int, end: int) -> list[tup
     """The lines that have something to show in these columns, and the headings of such lines."""
     shown = []
     for block in blocks:
-        kept = [
+        filled = [
             line for line in block if not line.cells or any(cell != PrintedCell() for cell in line.cells[start:end])
         ]
-        lines = tuple(line for i, line in enumerate(kept) if line.cells or any(after.cells for after in kept[i + 1 :]))
+        lines = tuple(
+            line for i, line in enumerate(filled) if line.cells or any(after.cells for after in filled[i + 1 :])
+        )
         shown += [lines] if lines else []
     return shown
 
@@ -347,9 +350,9 @@ def _tabular(
     labels: _Labels,
 ) -> str:
     start, end = block
-    own = columns[start:end]
+    here = columns[start:end]
     out = [
-        rf"\begin{{tabular}}{{@{{}}{labels.declaration}{''.join(column.declaration for column in own)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{labels.declaration}{''.join(column.declaration for column in here)}@{{}}}}",
         r"\toprule",
     ]
     for name, texts in layout.heads:
@@ -359,7 +362,7 @@ def _tabular(
             out += [rf"\cmidrule(lr){{{i + 2}-{i + span + 1}}}" for i, span, text in spans if span > 1 and text.strip()]
     for lines in chunk:
         out.append(r"\midrule")
-        out += [_line(line, own, block) for line in lines]
+        out += [_line(line, here, block) for line in lines]
     return "\n".join([r"\sbox\kdbox{%", *_tidy(out), r"\bottomrule", r"\end{tabular}}%", r"\kdfit"])
 
 
@@ -384,7 +387,8 @@ def _line(line: Line, columns: Sequence[_Column], block: tuple[int, int]) -> str
     cites = rf"~\cite{{{','.join(line.cites)}}}" if line.cites else ""
     name = flowing(line.label) + mark + cites
     cells = [_cell(cell, column) for cell, column in zip(line.cells[start:end], columns, strict=True)]
-    return r"\rowcolor[gray]{.9}" * line.highlight + " & ".join([name, *cells]) + r" \\"
+    shade = r"\rowcolor[gray]{.9}" if line.highlight else ""
+    return shade + " & ".join([name, *cells]) + r" \\"
 
 
 def _cell(cell: PrintedCell, column: _Column) -> str:

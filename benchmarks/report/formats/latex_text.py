@@ -74,7 +74,7 @@ def label(name: str) -> str:
 
 def _apart(text: str) -> str:
     """With a zero-width mark between characters that fonts would join to another sign."""
-    return _LIGATURE.sub(lambda found: found[0] + "\u2060", text)
+    return _LIGATURE.sub(lambda pair: pair[0] + "\u2060", text)
 
 
 def _escaped(char: str) -> str:

@@ -42,16 +42,16 @@ MAX_LISTED = 12
 
 
 def layout(table: Table) -> TableLayout:
-    n, daggers, found = usual_n(table), dagger_marks(table), ranking(table)
-    average = average_ranks(table, found) if table.average_rank else None
+    n, daggers, ranked = usual_n(table), dagger_marks(table), ranking(table)
+    average = average_ranks(table, ranked) if table.average_rank else None
     reference = _teacher_lines(table, daggers)
     for row in table.plain:
-        reference += _row_lines(table, row, found, n, daggers, average)
+        reference += _row_lines(table, row, ranked, n, daggers, average)
     blocks = [tuple(reference)]
     for family, rows in table.families.items():
         lines = [Line("heading", family)]
         for row in rows:
-            lines += _row_lines(table, row, found, n, daggers, average)
+            lines += _row_lines(table, row, ranked, n, daggers, average)
         blocks.append(tuple(lines))
     if table.quoted:
         blocks.append(
@@ -67,7 +67,7 @@ def layout(table: Table) -> TableLayout:
         caption=tuple(_caption(table, n)),
         heads=heads,
         blocks=tuple(tuple(_filled(line, len(heads[0][1])) for line in block) for block in blocks),
-        notes=tuple(_notes(table, found, n)),
+        notes=tuple(_notes(table, ranked, n)),
     )
 
 
@@ -101,7 +101,7 @@ def _filled(line: Line, width: int) -> Line:
 def _row_lines(
     table: Table,
     row: TableRow,
-    found: Ranking,
+    ranked: Ranking,
     n: int | None,
     daggers: Mapping[str, str],
     average: Mapping[str, float] | None,
@@ -111,7 +111,7 @@ def _row_lines(
     for column in table.columns:
         entry = row.entries.get(column.key)
         summary = summarise(entry)
-        measured.append(measured_cell(table, summary, n, found, (row.key, column.key)))
+        measured.append(measured_cell(table, summary, n, ranked, (row.key, column.key)))
         value = entry.published if entry else None
         difference = gap(summary, value)
         published.append(published_cell(value, difference, table.decimals, daggers) if value else PrintedCell())
@@ -134,7 +134,9 @@ def rank_cell(average: float | None) -> PrintedCell:
     return PrintedCell(word=MISSING) if average is None else PrintedCell(f"{average:.1f}")
 
 
-def measured_cell(table: Table, summary: Summary, n: int | None, found: Ranking, place: tuple[str, str]) -> PrintedCell:
+def measured_cell(
+    table: Table, summary: Summary, n: int | None, ranked: Ranking, place: tuple[str, str]
+) -> PrintedCell:
     """A mean with its deviation or interval and how it ranks, or why there is none; ``n`` is the table's usual one."""
     mean, spread = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
     if table.intervals:
@@ -149,9 +151,9 @@ def measured_cell(table: Table, summary: Summary, n: int | None, found: Ranking,
     if unusual(summary, n):
         seeds = f"n={summary.n}" if summary.n == summary.planned else f"n={summary.n}/{summary.planned}"
     digits = table.decimals
-    marks = TIED * (place in found.tied) + UNDECIDED * found.undecided(place)
+    marks = (TIED if place in ranked.tied else "") + (UNDECIDED if ranked.undecided(place) else "")
     text = "" if spread is None else f"{spread:.{digits}f}"
-    return PrintedCell(f"{mean:.{digits}f}", text, seeds, found.marked(place), marks)
+    return PrintedCell(f"{mean:.{digits}f}", text, seeds, ranked.marked(place), marks)
 
 
 def published_cell(
@@ -181,15 +183,14 @@ def _caption(table: Table, n: int | None) -> list[Sentence]:
     out = [Sentence(text)]
     if table.protocol_lines:
         out.append(Sentence(sentence("Protocol: " + "; ".join(table.protocol_lines))))
-    if table.deviations:
-        out.append(Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), strong=True))
+    out += deviation_sentence(table)
     chosen = [f"{row.title}: {', '.join(row.our_choice)}" for row in table.rows if row.our_choice]
     if chosen:
         out.append(Sentence(sentence(f"Settings of our own choice ({CHOICE}): " + "; ".join(chosen))))
     return out
 
 
-def _notes(table: Table, found: Ranking, n: int | None) -> list[tuple[str, str]]:
+def _notes(table: Table, ranked: Ranking, n: int | None) -> list[tuple[str, str]]:
     notes = [("", sentence(note)) for note in table.notes]
     notes += [(row.title, sentence(row.settings_note)) for row in table.rows if row.settings_note]
     teacher_notes: dict[str, list[str]] = {}
@@ -198,39 +199,46 @@ def _notes(table: Table, found: Ranking, n: int | None) -> list[tuple[str, str]]
         if column.teacher_title not in names:
             names.append(column.teacher_title)
     notes += [(f"Teacher {', '.join(names)}", sentence(note)) for note, names in teacher_notes.items()]
-    notes += _ranking_notes(table, found)
+    notes += _ranking_notes(table, ranked)
     if any(unusual(summarise(entry), n) for row in table.rows for entry in row.entries.values()):
         notes.append(("n=", "finished seeds, or finished/planned ones; the mean is over the finished."))
-    return (
-        notes
-        + _incomplete(table)
-        + _published_notes(table)
-        + [("Provenance", "; ".join(table.provenance) + ".")] * bool(table.provenance)
-        + [("Digest of the cells", f"{table.digest}.")] * bool(table.digest)
-    )
+    notes += [*_incomplete(table), *_published_notes(table), *provenance_note(table)]
+    return [*notes, ("Digest of the cells", f"{table.digest}.")] if table.digest else notes
 
 
-def _ranking_notes(table: Table, found: Ranking) -> list[tuple[str, str]]:
+def deviation_sentence(table: Table) -> list[Sentence]:
+    """What was not run as the paper has it; nothing where all was."""
+    if not table.deviations:
+        return []
+    return [Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), strong=True)]
+
+
+def provenance_note(table: Table) -> list[tuple[str, str]]:
+    """With what the table was computed; nothing where nothing was."""
+    return [("Provenance", "; ".join(table.provenance) + ".")] if table.provenance else []
+
+
+def _ranking_notes(table: Table, ranked: Ranking) -> list[tuple[str, str]]:
     """What is compared with what, by which test, and what takes no part."""
     titles = {row.key: row.title for row in table.rows}
     places = {column.key: _place(column, table) for column in table.columns}
-    notes = list(ranking_marks(found, table.average_rank))
-    if found.left_out:
-        cells = [f"{titles[row]}, {places[column]} (n={n})" for (row, column), n in found.left_out.items()]
+    notes = list(ranking_marks(ranked, table.average_rank))
+    if ranked.left_out:
+        cells = [f"{titles[row]}, {places[column]} (n={n})" for (row, column), n in ranked.left_out.items()]
         notes.append(("Not ranked, as n differs from the rest of the column", f"{_listed(cells)}."))
     return notes
 
 
-def ranking_marks(found: Ranking, average: bool) -> Iterator[tuple[str, str]]:
+def ranking_marks(ranked: Ranking, average: bool) -> Iterator[tuple[str, str]]:
     """What the marks of a ranking mean; ``average``: average ranks are shown."""
-    if found.ranks:
+    if ranked.ranks:
         yield "Bold, underlined", RANKING
-    if found.tied:
+    if ranked.tied:
         yield TIED, "shares its place: equal as printed."
-    if found.tested:
-        untested = "" if found.tested >= {column for _, column in found.ranks} else "; tested where n is 3 or more"
+    if ranked.tested:
+        untested = "" if ranked.tested >= {column for _, column in ranked.ranks} else "; tested where n is 3 or more"
         yield UNDECIDED, f"{UNTOLD}{untested}."
-    elif found.ranks:
+    elif ranked.ranks:
         yield "Significance", "nothing is tested; that takes 3 seeds or more, the same for all rows."
     if average:
         yield "Average rank", "over the columns, of the rows that are ranked in every one; 1 is the best."

@@ -42,12 +42,12 @@ class MeasuredMethod:
     @property
     def ratio(self) -> float:
         """Throughput as a multiple of KD's: the median over the turns."""
-        return median(kd / own for kd, own in self.turns)
+        return median(kd / method for kd, method in self.turns)
 
     @property
     def spread(self) -> float | None:
         """Half the range of the turns' ratios; None of one turn."""
-        ratios = [kd / own for kd, own in self.turns]
+        ratios = [kd / method for kd, method in self.turns]
         return (max(ratios) - min(ratios)) / 2 if len(ratios) > 1 else None
 
     @property
@@ -115,7 +115,7 @@ def _pairs(entries: list[BenchmarkEntry]) -> Pairs:
 def _turns(facts: Facts, fastest: float) -> list[tuple[float, float]]:
     """Seconds of KD's step and of the method's; files of earlier versions have the best of each alone."""
     if turns := facts.get("turns"):
-        return [(kd, own) for kd, own in turns]
+        return [(kd, method) for kd, method in turns]
     beside = 1.0 if facts["method"] == REFERENCE else facts["times_reference"]
     return [(beside * fastest, fastest)]
 

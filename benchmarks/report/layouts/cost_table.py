@@ -57,15 +57,15 @@ def over_columns(cost: CostTable, row: CostRow) -> tuple[Rate, float | None] | N
         return None
     against = reference(cost)
     bases = _entries(cost, against) if against else None
-    own, peaks = _harmonic(entries), [entry.peak_memory_bytes for entry in entries]
+    throughput, peaks = _harmonic(entries), [entry.peak_memory_bytes for entry in entries]
     known = [peak for peak in peaks if peak is not None]
     peak = float(max(known)) if len(known) == len(peaks) else None
-    return Rate(own, None, own / _harmonic(bases) if bases else None), peak
+    return Rate(throughput, None, throughput / _harmonic(bases) if bases else None), peak
 
 
 def _entries(cost: CostTable, row: CostRow) -> list[CostEntry] | None:
-    found = [row.entries.get(column.key) for column in cost.columns if column.key not in row.refused]
-    known = [entry for entry in found if entry and entry.images_per_second]
+    entries = [row.entries.get(column.key) for column in cost.columns if column.key not in row.refused]
+    known = [entry for entry in entries if entry and entry.images_per_second]
     return known if known and len(known) == len(cost.columns) else None
 
 
@@ -75,8 +75,8 @@ def _harmonic(entries: Sequence[CostEntry]) -> float:
 
 def unit(cost: CostTable) -> str:
     """What its throughput counts."""
-    found = {entry.modality for row in cost.rows for entry in row.entries.values()}
-    return "/".join(sorted({UNITS.get(modality, "images") for modality in found})) + "/s"
+    modalities = {entry.modality for row in cost.rows for entry in row.entries.values()}
+    return "/".join(sorted({UNITS.get(modality, "images") for modality in modalities})) + "/s"
 
 
 def number(value: float) -> str:
@@ -125,19 +125,19 @@ def _pair(cost: CostTable, column: Column, split: bool) -> tuple[Line, ...]:
             continue
         lines.append(Line("row", row.title, (*_rates(rate(entry, base)), *_memory(entry, split), *_extra(entry))))
     inputs = [entry.inputs_per_second for row in cost.rows if (entry := row.entries.get(column.key))]
-    if found := [value for value in inputs if value]:
-        cells = (PrintedCell(number(median(found))), *[PrintedCell()] * (4 + split * len(HELD)))
+    if known := [value for value in inputs if value]:
+        cells = (PrintedCell(number(median(known))), *[PrintedCell()] * (4 + split * len(HELD)))
         lines.append(Line("row", "loading alone", cells))
     return tuple(lines)
 
 
-def _rates(found: Rate | None) -> tuple[PrintedCell, ...]:
-    if found is None:
+def _rates(rate: Rate | None) -> tuple[PrintedCell, ...]:
+    if rate is None:
         return PrintedCell(word=MISSING), PrintedCell(word=MISSING)
-    digits = _digits(found.value)
-    spread = "" if found.spread is None else f"{found.spread:.{digits}f}"
-    ratio = PrintedCell(word=MISSING) if found.ratio is None else PrintedCell(f"{found.ratio:.2f}")
-    return PrintedCell(f"{found.value:.{digits}f}", spread), ratio
+    digits = _digits(rate.value)
+    spread = "" if rate.spread is None else f"{rate.spread:.{digits}f}"
+    ratio = PrintedCell(word=MISSING) if rate.ratio is None else PrintedCell(f"{rate.ratio:.2f}")
+    return PrintedCell(f"{rate.value:.{digits}f}", spread), ratio
 
 
 def _memory(entry: CostEntry, split: bool) -> tuple[PrintedCell, ...]:
@@ -156,14 +156,16 @@ def _extra(entry: CostEntry) -> tuple[PrintedCell, ...]:
 
 def _settings(cost: CostTable) -> dict[str, list[str]]:
     """Each way of measuring, with the cells measured so."""
-    found: dict[str, list[str]] = {}
+    by_remark: dict[str, list[str]] = {}
     for row in cost.rows:
         for column in cost.columns:
             entry = row.entries.get(column.key)
             if entry:
                 text = f"batch {entry.batch_size}, {entry.steps} steps, {entry.device}"
-                found.setdefault(text, []).append(f"{row.title}, {column.teacher_title}{DASH}{column.student_title}")
-    return found
+                by_remark.setdefault(text, []).append(
+                    f"{row.title}, {column.teacher_title}{DASH}{column.student_title}"
+                )
+    return by_remark
 
 
 def _caption(cost: CostTable) -> tuple[Sentence, ...]:

@@ -7,7 +7,8 @@ from statistics import fmean
 
 from ..model import STUDENT, Column, Table, TableEntry
 from ..seed_statistics import finished, summarise
-from ..table_layout import MISSING, Line, PrintedCell, Sentence, TableLayout, pair_heads, sentence
+from ..table_layout import MISSING, Line, PrintedCell, Sentence, TableLayout, pair_heads
+from .accuracy_table import deviation_sentence, provenance_note
 
 GAIN = 0.5
 """Points above the plain student from which on a method counts as a competitor."""
@@ -68,15 +69,14 @@ def layout(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> T
         title=f"{table.title}: training efficiency",
         caption=(
             Sentence(f"{table.metric}, mean over the seeds that reached it, on the test set after every epoch."),
-            *(Sentence(sentence("NOT the paper's protocol: " + "; ".join(table.deviations)), True),)
-            * bool(table.deviations),
+            *deviation_sentence(table),
         ),
         heads=pair_heads(table.columns),
         blocks=(tuple(lines), tuple(panel)) if ours in titles else (tuple(lines),),
         notes=(
             ("never", "no finished seed reached it; k/n: k of n did."),
             *([ari_note] if ours in titles else []),
-            *((("Provenance", "; ".join(table.provenance) + "."),) * bool(table.provenance)),
+            *provenance_note(table),
         ),
     )
 

@@ -80,16 +80,17 @@ def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, A
 
 
 def _label(facts: Mapping[str, Any]) -> str:
-    return f"{facts['pair']}, {facts['precision']}{', compiled' * facts.get('compiled', False)}"
+    compiled = ", compiled" if facts.get("compiled") else ""
+    return f"{facts['pair']}, {facts['precision']}{compiled}"
 
 
 def by_operator(shares: Mapping[str, float]) -> dict[str, float]:
     """Shares of time by operator, the largest first; what a compiler made and named by itself is one entry."""
-    found: dict[str, float] = {}
+    joined: dict[str, float] = {}
     for name, share in shares.items():
         operator = name if "::" in name else COMPILED
-        found[operator] = found.get(operator, 0.0) + share
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        joined[operator] = joined.get(operator, 0.0) + share
+    return dict(sorted(joined.items(), key=lambda item: -item[1]))
 
 
 def _operators(shares: Mapping[str, float]) -> str:

@@ -80,8 +80,8 @@ class _Printer:
 
     def __init__(self, table: Table, page: Page, cost: CostTable | None) -> None:
         self.table, self.page, self.cost = table, page, cost
-        self.found, self.n = ranking(table), usual_n(table)
-        self.ranks = average_ranks(table, self.found) if table.average_rank else None
+        self.ranking, self.n = ranking(table), usual_n(table)
+        self.ranks = average_ranks(table, self.ranking) if table.average_rank else None
         self.published = page.published == "column" and bool(full.published_values(table))
         self.marks = full.dagger_marks(table)
         self.averaged = len(table.columns) > 1 and len({(c.metric, c.task) for c in table.columns}) == 1
@@ -95,7 +95,8 @@ class _Printer:
             lines.append((BLANK, ()))
         heads = []
         for i, (label, texts) in enumerate(lines):
-            of_pairs = [part for text in texts for part in (text or BLANK, *[""] * self.published)]
+            beside = [""] if self.published else []
+            of_pairs = [part for text in texts for part in (text or BLANK, *beside)]
             further = self._further("first" if i == 0 else "last" if i == len(lines) - 1 else "")
             heads.append((label, (*(of_pairs or ["ours", "publ."] * len(columns)), *further)))
         return tuple(heads)
@@ -110,7 +111,8 @@ class _Printer:
         return heads
 
     def _averaged_heads(self) -> list[str]:
-        return ["Avg."] * self.averaged + ["Δ"] * bool(self.plain) + ["Rank"] * (self.ranks is not None)
+        shown = {"Avg.": self.averaged, "Δ": self.plain is not None, "Rank": self.ranks is not None}
+        return [head for head, is_shown in shown.items() if is_shown]
 
     def teacher(self) -> Line:
         digits, cells = self.table.decimals, list[PrintedCell]()
@@ -125,7 +127,7 @@ class _Printer:
         for column in self.table.columns:
             entry = row.entries.get(column.key)
             summary = summarise(entry)
-            measured = full.measured_cell(self.table, summary, self.n, self.found, (row.key, column.key))
+            measured = full.measured_cell(self.table, summary, self.n, self.ranking, (row.key, column.key))
             cells.append(PrintedCell() if row in self.table.quoted else measured)
             cells += self._published(entry.published if entry else None)
         return Line(
@@ -146,7 +148,9 @@ class _Printer:
     def _averages(self, row: TableRow) -> list[PrintedCell]:
         average = self._average(row)
         digits = self.table.decimals
-        cells = [PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}")] * self.averaged
+        cells = list[PrintedCell]()
+        if self.averaged:
+            cells.append(PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}"))
         if self.plain:
             base = self._average(self.plain)
             known = average is not None and base is not None and row is not self.plain
@@ -157,17 +161,17 @@ class _Printer:
 
     def _average(self, row: TableRow) -> float | None:
         """Over all columns; None where one has no mean."""
-        found = [summarise(row.entries.get(c.key)).mean(self.table.epoch_rule) for c in self.table.columns]
-        means = [mean for mean in found if mean is not None]
-        return fmean(means) if len(means) == len(found) else None
+        means_of_columns = [summarise(row.entries.get(c.key)).mean(self.table.epoch_rule) for c in self.table.columns]
+        means = [mean for mean in means_of_columns if mean is not None]
+        return fmean(means) if len(means) == len(means_of_columns) else None
 
     def _cost(self, row: TableRow) -> list[PrintedCell]:
         if not self.cost:
             return []
-        found = over_columns(self.cost, self.costs[row.key]) if row.key in self.costs else None
-        if found is None:
+        rate_and_peak = over_columns(self.cost, self.costs[row.key]) if row.key in self.costs else None
+        if rate_and_peak is None:
             return [PrintedCell(word=MISSING) if row.key in self.costs else PrintedCell()] * 3
-        rate, peak = found
+        rate, peak = rate_and_peak
         return [
             PrintedCell(number(rate.value)),
             PrintedCell(word=MISSING) if rate.ratio is None else PrintedCell(f"{rate.ratio:.2f}"),
@@ -178,8 +182,8 @@ class _Printer:
         """What the signs mean that stand in the table, and no other."""
         cells = [cell for block in blocks for line in block for cell in line.cells]
         marks, words = {cell.marks for cell in cells}, {cell.word for cell in cells}
-        yield from full.ranking_marks(self.found, self.ranks is not None)
-        if self.found.left_out:
+        yield from full.ranking_marks(self.ranking, self.ranks is not None)
+        if self.ranking.left_out:
             yield "n=", "not ranked, as its n differs from the rest of the column."
         if self.plain:
             over = "average" if self.averaged else "mean"

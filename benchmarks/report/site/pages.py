@@ -42,7 +42,7 @@ class _Shown:
     planned: Manifest
     table: Table
     cost: CostTable | None
-    found: tuple[verdicts.Verdict, ...]
+    judged: tuple[verdicts.Verdict, ...]
     places: Mapping[Place, Explanation]
     row_pages: Mapping[str, str]
     pair_ids: Mapping[str, str]
@@ -59,7 +59,7 @@ def write(output: Path, tables: Mapping[str, str], out: Path, say: Callable[[str
         output: the store's folder.
         tables: the tables' folders in it, each with its name or YAML file ('' for one that ships with the suite).
         out: the folder of the pages, empty or with pages written before; of these, what is no longer shown is removed.
-        say: hears which runs are damaged, and so are missing.
+        say: called with a line for each run that is damaged, and so missing.
 
     Raises:
         UserError: nothing was ever planned under such a name, or the folder has something else in it.
@@ -140,9 +140,10 @@ def _places(planned: Manifest) -> list[Manifest]:
         cells.setdefault(cell.place, []).append(cell)
     return [
         planned.model_copy(update={
-            "rows": (rows[place[0]],), "columns": (columns[place[1]],), "cells": tuple(own), "costs": (), "quoted": {},
+            "rows": (rows[place[0]],), "columns": (columns[place[1]],), "cells": tuple(placed), "costs": (),
+            "quoted": {},
         })
-        for place, own in cells.items()
+        for place, placed in cells.items()
     ]  # fmt: skip
 
 
@@ -154,24 +155,28 @@ def _pages_of(one: _Shown, page: Callable[..., bytes]) -> dict[str, bytes]:
     files = {
         f"tables/{one.folder}/index.html": page(
             "table.html", root="../../", shown=one, layout=layout, body=body, foot=foot, links=links,
-            rule=verdicts.RULE, summary=verdicts.summary(one.found), costs=costs, drawings=_drawings(one),
+            rule=verdicts.RULE, summary=verdicts.summary(one.judged), costs=costs, drawings=_drawings(one),
             cost_heads=_cost_heads(costs.heads) if costs else (),
             cost_rows=cost_rows(one.cost, costs, links) if one.cost and costs else (),
         )
     }  # fmt: skip
     for row in one.table.rows:
-        own = {column: found for (key, column), found in one.places.items() if key == row.key}
-        planned = next(found for found in one.planned.rows if found.key == row.key)
+        by_column = {column: explanation for (key, column), explanation in one.places.items() if key == row.key}
+        planned = next(other for other in one.planned.rows if other.key == row.key)
         files[f"tables/{one.folder}/{one.row_pages[row.key]}.html"] = page(
-            "row.html", root="../../", shown=one, row=row, method=planned.method, places=own, papers=_papers(row.cites),
-            curves={c: site_curves.small({s.seed: s.curve for s in found.seeds}) for c, found in own.items()},
+            "row.html", root="../../", shown=one, row=row, method=planned.method, places=by_column,
+            papers=_papers(row.cites), curves={key: _small_curves(place) for key, place in by_column.items()},
         )  # fmt: skip
     return files
 
 
+def _small_curves(place: Explanation) -> dict[str, object]:
+    return site_curves.small({seed.seed: seed.curve for seed in place.seeds})
+
+
 def _drawings(one: _Shown) -> dict[str, str]:
     """The training curves of each column's rows."""
-    found = {}
+    by_column = {}
     for column in one.table.columns:
         methods = [
             site_curves.MethodCurves(row.title, tuple(seed.curve for seed in place.seeds), row.key == STUDENT)
@@ -180,17 +185,17 @@ def _drawings(one: _Shown) -> dict[str, str]:
         ]
         salt = f"{one.stem} {column.key}"
         if drawing := site_curves.drawing(methods, column.metric, salt, one.table.higher_is_better):
-            found[column.key] = drawing
-    return found
+            by_column[column.key] = drawing
+    return by_column
 
 
 def _cost_heads(heads: tuple[tuple[str, tuple[str, ...]], ...]) -> list[str]:
     """The two lines over the columns of a table of costs as one; an empty upper head is the one before it."""
-    over, found = "", []
+    over, joined = "", []
     for upper, lower in zip(heads[0][1], heads[1][1], strict=True):
         over = upper.strip() if upper else over
-        found.append(f"{over} {lower}".strip())
-    return found
+        joined.append(f"{over} {lower}".strip())
+    return joined
 
 
 @dataclass(frozen=True)
@@ -204,15 +209,15 @@ class _Method:
 
 
 def _methods(shown: list[_Shown]) -> list[_Method]:
-    found: dict[tuple[str, str], _Method] = {}
+    methods: dict[tuple[str, str], _Method] = {}
     for one in shown:
-        methods = {row.key: row.method for row in one.planned.rows}
+        names = {row.key: row.method for row in one.planned.rows}
         for row in one.table.rows:
             place = (one.stem, f"tables/{one.folder}/{one.row_pages[row.key]}.html")
-            key = methods[row.key], row.title
-            method = found.setdefault(key, _Method(PageRow(row.title, row.family), key[0], _papers(row.cites), ()))
-            found[key] = replace(method, tables=(*method.tables, place))
-    return list(found.values())
+            key = names[row.key], row.title
+            method = methods.setdefault(key, _Method(PageRow(row.title, row.family), key[0], _papers(row.cites), ()))
+            methods[key] = replace(method, tables=(*method.tables, place))
+    return list(methods.values())
 
 
 def _papers(keys: tuple[str, ...]) -> tuple[citations.Paper, ...]:

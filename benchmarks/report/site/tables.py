@@ -48,7 +48,7 @@ def _amount(text: str) -> str:
 
 def slugs(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Names for files and marks of a page by key: of letters, digits and `._+@=-` alone, none twice, in no case."""
-    used, found = {name.lower() for name in taken}, {}
+    used, names = {name.lower() for name in taken}, {}
     for key in keys:
         base = re.sub(r"[^A-Za-z0-9._+@=-]+", "-", key).strip(".-") or "x"
         name, number = base, 1
@@ -56,8 +56,8 @@ def slugs(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
             number += 1
             name = f"{base}-{number}"
         used.add(name.lower())
-        found[key] = name
-    return found
+        names[key] = name
+    return names
 
 
 def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str]) -> tuple[list[PageRow], list[PageRow]]:
@@ -76,33 +76,33 @@ def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str])
         below = under.cells if under else (NOTHING,) * len(line.cells)
         numbers = tuple(map(Number, line.cells, below, pages))
         whole = next((page.partition("#")[0] for page in pages if page), "")
-        found = PageRow(line.label + line.mark, row.family if row else "", numbers, whole)
-        (body if row else teacher).append(found)
+        page_row = PageRow(line.label + line.mark, row.family if row else "", numbers, whole)
+        (body if row else teacher).append(page_row)
     return body, teacher
 
 
 def _lines(layout: TableLayout) -> list[tuple[str, Line, Line | None]]:
     """Each row's line with its heading and the line of published values under it."""
-    found: list[tuple[str, Line, Line | None]] = []
+    grouped: list[tuple[str, Line, Line | None]] = []
     for block in layout.blocks:
         group, free = "", False
         for line in block:
             if line.kind in ("heading", "panel"):
                 group, free = line.label, False
             elif line.kind == "published" and free:
-                found[-1] = (*found[-1][:2], line)
+                grouped[-1] = (*grouped[-1][:2], line)
                 free = False
             else:
-                found.append((group, line, None))
+                grouped.append((group, line, None))
                 free = line.kind == "row"
-    return found
+    return grouped
 
 
 def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[Place, str]) -> list[PageRow]:
     """The rows of all pairs one below the other."""
     keys = {row.title: row.key for row in cost.rows}
     columns = iter(cost.columns)
-    found: list[PageRow] = []
+    rows: list[PageRow] = []
     for block in layout.blocks:
         column = next(columns)
         for line in block:
@@ -110,5 +110,5 @@ def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[Place, str]) 
                 group = line.label
             else:
                 href = links.get((keys.get(line.label, ""), column.key), "")
-                found.append(PageRow(line.label, group, tuple(Number(cell, href=href) for cell in line.cells), href))
-    return found
+                rows.append(PageRow(line.label, group, tuple(Number(cell, href=href) for cell in line.cells), href))
+    return rows

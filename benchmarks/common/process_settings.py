@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import nn, overrides
+from torch.utils import _python_dispatch
 
 
 def read() -> list[Any]:
@@ -29,6 +32,18 @@ def restore(values: list[Any]) -> list[str]:
     return [setting.name for setting in changed]
 
 
+@contextmanager
+def settings_restored() -> Iterator[list[str]]:
+    """Context for code of others; the settings are afterwards what they were, and the list has the names of those that
+    were not.
+    """
+    before, changed = read(), list[str]()
+    try:
+        yield changed
+    finally:
+        changed += restore(before)
+
+
 class _Setting(NamedTuple):
     name: str
     get: Callable[[], Any]
@@ -41,6 +56,7 @@ _FLAGS = (
     *(f"cuda.matmul.allow_{name}" for name in ("fp16_accumulation", "fp16_reduced_precision_reduction")),
     "cuda.matmul.allow_bf16_reduced_precision_reduction",
     *(f"mkldnn.{name}" for name in ("enabled", "deterministic")),
+    *(f"opt_einsum.{name}" for name in ("enabled", "strategy")),
 )
 """Of :mod:`torch.backends`."""
 
@@ -74,6 +90,7 @@ def _settings() -> tuple[_Setting, ...]:
         _Setting("flush of denormals", lambda: _DENORMAL * 1.0 == 0, torch.set_flush_denormal),
         *_precisions(),
         *(_flag(name) for name in _FLAGS if _has(name)),
+        _Setting("NNPACK", torch._C._get_nnpack_enabled, torch._C._set_nnpack_enabled),
         *(_autocast(device) for device in ("cpu", "cuda")),
         _Setting("autocast cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
         _Setting("flash attention", cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
@@ -81,6 +98,8 @@ def _settings() -> tuple[_Setting, ...]:
         _Setting("math attention", cuda.math_sdp_enabled, cuda.enable_math_sdp),
         _Setting("cuDNN attention", cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
         _Setting("fast path of attention", mha.get_fastpath_enabled, mha.set_fastpath_enabled),
+        *_modes(),
+        _Setting("errors of numpy", np.geterr, lambda value: np.seterr(**value)),
         _Setting("hooks of all modules", lambda: tuple(map(tuple, _HOOKS)), _set_hooks),
         _Setting("working directory", _directory, _set_directory),
     )
@@ -111,6 +130,23 @@ def _product_precision() -> str:
 def _set_product_precision(value: str) -> None:
     if value != _MIXED:
         torch.set_float32_matmul_precision(value)
+
+
+def _modes() -> Iterator[_Setting]:
+    """What stands between a program and torch's operations, and was entered and not left."""
+    function, dispatch = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
+    yield _Setting("modes of torch functions", function, functools.partial(_leave, function, overrides._pop_mode))
+    yield _Setting("modes of dispatch", dispatch, functools.partial(_leave, dispatch, _python_dispatch._pop_mode))
+    autograd: Any = torch._C._autograd
+    if hasattr(autograd, "_top_saved_tensors_default_hooks"):
+        hooks = functools.partial(autograd._top_saved_tensors_default_hooks, False)
+        leave = functools.partial(_leave, hooks, autograd._pop_saved_tensors_default_hooks)
+        yield _Setting("hooks of saved tensors", hooks, leave)
+
+
+def _leave(get: Callable[[], Any], pop: Callable[[], Any], wanted: Any) -> None:
+    while (value := get()) and value != wanted:
+        pop()
 
 
 def _owner(flag: str) -> tuple[Any, str]:

@@ -1,0 +1,46 @@
+"""What a job computes is what it was planned as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.image_files import write_images
+from helpers.plans import CPU
+
+from benchmarks.common.workspace import Workspace
+from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.execution.jobs import Job, opened
+from benchmarks.store.cells import student_cell
+from benchmarks.tasks import folder, get_task
+from benchmarks.tasks.images import ImageTask
+from kd_methods.errors import UserError
+
+
+def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> None:
+    """Workers read them again; what they would compute has the key of the data as they were."""
+    write_images(tmp_path)
+    protocol = load_protocol("digits-demo").on_task(f"folder:{tmp_path}")
+    task, place = get_task(protocol.task), Workspace(CPU, tmp_path)
+    job = Job((student_cell("resnet8", protocol, task.fingerprint(tmp_path, protocol), {}),), protocol)
+    opened(job, place)
+    next(iter(tmp_path.rglob("*.JPEG"))).unlink()
+    folder._task.cache_clear()  # as in a process that begins
+    with pytest.raises(UserError, match=r"the data of task folder.* have changed since the run was planned"):
+        opened(job, place)
+
+
+def test_a_task_that_changes_settings_while_it_reads_changes_them_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ImageTask.read
+
+    def changing(task: ImageTask, root: Path, download: bool = True) -> object:
+        torch.set_num_threads(2)
+        return read(task, root, download)
+
+    monkeypatch.setattr(ImageTask, "read", changing)
+    protocol = load_protocol("digits-demo")
+    data = get_task("digits").fingerprint(Path(), protocol)
+    torch.set_num_threads(1)
+    opened(Job((student_cell("resnet8", protocol, data, {}),), protocol), Workspace(CPU, Path()))
+    assert torch.get_num_threads() == 1
