@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods import functional
-from kd_methods.contract import FIELDS, AnchorRelations, Batch, DenseOutputs, Heads, Layout, Network, Outputs, Pyramid
+from kd_methods.contract import (
+    FIELDS,
+    AnchorRelations,
+    Batch,
+    DenseHeads,
+    DenseOutputs,
+    Heads,
+    Layout,
+    Network,
+    Outputs,
+    Pyramid,
+)
 from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
@@ -90,6 +101,7 @@ class TrainingPass:
 
     regions  (N, 5) as in :class:`kd_methods.contract.Pyramid`
     dense    the unit of that name, where it was asked for
+    heads    likewise
     """
 
     outputs: Outputs
@@ -97,14 +109,16 @@ class TrainingPass:
     terms: Mapping[str, Tensor]
     regions: Tensor
     dense: DenseOutputs | None = None
+    heads: DenseHeads | None = None
 
 
 class Detector(Network):
     """A detector of mmdetection as methods see it; see :class:`kd_methods.contract.Layout` for what it has.
 
     Two-stage detectors with one region head have ``logits`` (N, K + 1) of the regions that their training samples. Of
-    one-stage detectors only the pyramid is seen; of those that give distributions of box edges and learn boxes where
-    ATSS says (GFL) also the units ``dense`` and ``anchor_relations``, where they are asked for.
+    one-stage detectors the pyramid is seen, and what their ``heads`` say, where that is classes and boxes alone; of
+    those that give distributions of box edges and learn boxes where ATSS says (GFL) also the units ``dense`` and
+    ``anchor_relations``. All these, and the backbone's maps (``c2`` …), are kept where they are asked for.
 
     Args:
         module: the detector as mmdetection builds it.
@@ -132,14 +146,23 @@ class Detector(Network):
         assigner = getattr(dense, "assigner", None)
         self.distributions = hasattr(dense, "reg_max") and hasattr(assigner, "topk")
         self.classes: int = (head or dense).num_classes
-        maps = self._nominal()
+        trunk, maps, answers = self._nominal()
+        self._shapes: dict[str, Any] = {
+            f"c{NOMINAL.bit_length() - x.shape[-1].bit_length()}": tuple(x.shape[1:]) for x in trunk
+        }
+        # Of other backbones the stages are not known, or have no strides of their own.
+        backbone: Any = module.backbone
+        known = self._stage_names() and len(self._shapes) == len(trunk) == len(backbone.out_indices)
+        self._shapes = self._shapes if known else {}
+        layout_trunk = tuple(self._shapes)
         first = NOMINAL.bit_length() - maps[0].shape[-1].bit_length()
         levels = tuple(f"p{first + i}" for i in range(len(maps)))
-        self._shapes: dict[str, tuple[int, ...]] = {n: tuple(x.shape[1:]) for n, x in zip(levels, maps, strict=True)}
+        self._shapes |= {n: tuple(x.shape[1:]) for n, x in zip(levels, maps, strict=True)}
         if self.distributions:
             self._shapes["dense"] = (4, dense.reg_max + 1)  # of a place: their number changes from batch to batch
-        if self.two_stage:
-            self._shapes["pyramid"] = tuple(tuple(x.shape[1:]) for x in self._read(maps))  # type: ignore[misc]
+        self._shapes["pyramid"] = tuple(tuple(x.shape[1:]) for x in self._read(maps))
+        if answers == 2:  # others have more to say than classes and boxes
+            self._shapes["heads"] = (dense.num_base_priors, dense.cls_out_channels)
         sigmoids = not self.two_stage or head.loss_cls.use_sigmoid
         self.layout = Layout(
             stem="",
@@ -151,11 +174,21 @@ class Detector(Network):
             layers=levels,
             modality="detection",
             softmax=not sigmoids,
+            trunk=layout_trunk,
+            rectified=frozenset(layout_trunk if hasattr(module.backbone, "res_layers") else ()),
         )
 
-    def _nominal(self) -> Sequence[Tensor]:
+    def _nominal(self) -> tuple[Sequence[Tensor], Sequence[Tensor], int]:
+        """Backbone's and pyramid's maps of an image of the nominal size, and how many things a dense head says."""
         with modes_kept(self.module), torch.no_grad():
-            return self.module.eval().extract_feat(torch.zeros(1, 3, NOMINAL, NOMINAL))
+            trunk = self.module.eval().backbone(torch.zeros(1, 3, NOMINAL, NOMINAL))
+            maps = self.module.neck(trunk)
+            return trunk, maps, 0 if self.two_stage else len(self.module.bbox_head(maps))
+
+    def _stage_names(self) -> Sequence[str]:
+        """The modules of the backbone that follow each other, as mmdetection's ResNets and MobileNetV2 name them."""
+        names = getattr(self.module.backbone, "res_layers", getattr(self.module.backbone, "layers", ()))
+        return names if all(isinstance(name, str) for name in names) else ()
 
     def training_pass(self, inputs: Tensor, samples: Any, units: Collection[str] = ()) -> TrainingPass:
         """The detector's own training pass.
@@ -163,19 +196,25 @@ class Detector(Network):
         Args:
             inputs: (B, 3, H, W) as the detector's preprocessor gives them.
             samples: mmdetection's ``DetDataSample`` of every image.
-            units: those that are wanted; ``dense`` and ``anchor_relations`` are left out where they are not.
+            units: those that are wanted; those of the backbone, ``heads``, ``dense`` and ``anchor_relations`` are left
+                out where they are not.
         """
         with ExitStack() as stack:
+            trunk = stack.enter_context(recorded(self.module.backbone, "forward"))
             features = stack.enter_context(recorded(self.module, "extract_feat"))
             if self.two_stage:
                 heads = stack.enter_context(recorded(self.region_head, "loss"))
-            elif "dense" in units:
+            else:
                 dense = stack.enter_context(recorded(self.module.bbox_head, "loss_by_feat"))
+            if "dense" in units:
                 targets = stack.enter_context(recorded(self.module.bbox_head, "get_targets"))
             losses = self.module.loss(inputs, samples)
         total, terms = self.module.parse_losses(losses)
         maps = tuple(features[0][1])
         units_kept: dict[str, Any] = dict(zip(self.layout.stages, maps, strict=True))
+        if wanted := set(units) & set(self.layout.trunk):
+            of_trunk = zip(self.layout.trunk, trunk[0][1], strict=True)
+            units_kept |= {name: value for name, value in of_trunk if name in wanted}
         corners = tuple(sample.gt_instances.bboxes for sample in samples)
         corners = tuple(getattr(boxes, "tensor", boxes) for boxes in corners)
         regions = inputs.new_zeros(0)
@@ -185,8 +224,11 @@ class Detector(Network):
         if self.two_stage:
             (logits, _, regions, labels, *rest), _ = heads[0]
             target = (regions, labels, *rest[:3])
-            units_kept["pyramid"] = Pyramid(self._read(maps), regions)
-        elif "dense" in units:
+        units_kept["pyramid"] = Pyramid(self._read(maps), regions)
+        heads_kept = None
+        if "heads" in units:
+            units_kept["heads"] = heads_kept = DenseHeads(*(tuple(x) for x in dense[0][0][:2]))
+        if "dense" in units:
             (anchors, valid, *_), (_, learnt, *_) = targets[0]
             level = torch.cat([torch.full_like(offsets, number).flatten() for number, offsets in enumerate(learnt)])
             classes = torch.cat([offsets.flatten() for offsets in learnt])
@@ -198,18 +240,21 @@ class Detector(Network):
             answer = self._dense(scores, edges, level, (classes >= 0) & (classes < self.classes))
             units_kept["dense"] = answer
 
-        def task_loss(predicted: Tensor | Heads, _: Tensor) -> Tensor:
+        def task_loss(predicted: Tensor | Heads | DenseHeads, _: Tensor) -> Tensor:
             if predicted is logits:
                 return total
+            if isinstance(predicted, DenseHeads):
+                again = self.module.bbox_head.loss_by_feat(*map(list, predicted), *dense[0][0][2:])
+                return self.module.parse_losses(again)[0]
             if not self.two_stage:
-                raise TypeError("a one-stage detector's task loss is that of its own logits alone")
+                raise TypeError("a one-stage detector's task loss is that of its own logits, or of dense heads")
             heads = predicted if isinstance(predicted, Heads) else (predicted, None)
             terms_of_heads = self.region_head.loss(*heads, *target)
             return torch.stack([value for name, value in terms_of_heads.items() if "loss" in name]).sum()
 
         positions = torch.arange(len(inputs), device=inputs.device)
         batch = Batch(inputs, labels, positions, task_loss, boxes=corners)
-        return TrainingPass(Outputs(logits, units_kept, self.layout), batch, terms, regions, answer)
+        return TrainingPass(Outputs(logits, units_kept, self.layout), batch, terms, regions, answer, heads_kept)
 
     def teacher_pass(self, inputs: Tensor, student_pass: TrainingPass, logits: bool) -> Outputs:
         """A frozen detector on the images of a student's pass, at the regions and places that the student sampled."""
@@ -220,14 +265,21 @@ class Detector(Network):
             if self.two_stage:
                 units_kept["pyramid"] = pyramid = Pyramid(self._read(maps), student_pass.regions)
                 region_logits = self.resume("pyramid", pyramid).logits if logits else None
-            elif student_pass.dense:
+            if student_pass.heads:
+                units_kept["heads"] = self._heads(maps)
+            if student_pass.dense:
                 scores, edges, *_ = self.module.bbox_head(maps)
                 units_kept["dense"] = self._dense(scores, edges, student_pass.dense.level, student_pass.dense.positive)
         return Outputs(region_logits, units_kept, self.layout)
 
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The levels that the region heads read."""
-        return tuple(maps[: self.module.roi_head.bbox_roi_extractor.num_inputs])
+        """The levels that the heads read."""
+        return tuple(maps[: self.module.roi_head.bbox_roi_extractor.num_inputs] if self.two_stage else maps)
+
+    def _heads(self, maps: Sequence[Tensor]) -> DenseHeads:
+        """What dense heads say of a pyramid."""
+        scores, boxes, *_ = self.module.bbox_head(tuple(maps))
+        return DenseHeads(tuple(scores), tuple(boxes))
 
     def _dense(
         self, scores: Sequence[Tensor], edges: Sequence[Tensor], level: Tensor, positive: Tensor
@@ -261,11 +313,26 @@ class Detector(Network):
         raise NotImplementedError("a detector learns from images with objects; see training_pass and teacher_pass")
 
     def resume(self, unit: str, feature: Any, until: str | None = None) -> Any:
-        """What the region heads say of a :class:`Pyramid`: its :class:`Heads`."""
-        if unit != "pyramid" or not self.two_stage or until:
-            raise UserError(f"unit '{unit}': only heads of regions can be resumed from, after 'pyramid'")
-        predicted = self.module.roi_head._bbox_forward(feature.maps, feature.regions)
+        """What the heads say of a :class:`Pyramid`: their :class:`Heads` or :class:`DenseHeads`.
+
+        After a unit of the backbone the pyramid is one of the backbone's maps up to there.
+        """
+        if unit not in ("pyramid", *self.layout.trunk) or until:
+            raise UserError(f"unit '{unit}': a detector is resumed to its end, after 'pyramid' or its backbone's units")
+        maps = feature.maps if unit == "pyramid" else self._read(self.module.neck(self._trunk(feature.maps)))
+        if not self.two_stage:
+            return self._heads(maps)
+        predicted = self.module.roi_head._bbox_forward(maps, feature.regions)
         return Heads(predicted["cls_score"], predicted["bbox_pred"])
+
+    def _trunk(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The backbone's maps: those that are given, from the finest on, and what its later stages make of the last."""
+        backbone, names, kept, x = self.module.backbone, self._stage_names(), list(maps), maps[-1]
+        for place in range(backbone.out_indices[len(maps) - 1] + 1, backbone.out_indices[-1] + 1):
+            x = getattr(backbone, names[place])(x)
+            if place in backbone.out_indices:
+                kept.append(x)
+        return tuple(kept)
 
     def insert(self, unit: str, name: str, part: nn.Module) -> Network:
         raise UserError("parts cannot be inserted into detectors")

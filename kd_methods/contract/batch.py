@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .features import Heads, Outputs
+from .features import DenseHeads, Heads, Outputs
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Batch:
         """The inputs as the teacher sees them: what a method's own pass of the teacher begins with."""
         return self.inputs if self.renormalised is None else self.renormalised
 
-    def loss(self, logits: Tensor | Heads) -> Tensor:
+    def loss(self, logits: Tensor | Heads | DenseHeads) -> Tensor:
         """The task's own loss (cross-entropy for classification) of ``logits`` against this batch's :attr:`targets`.
 
         In detection: of the student's logits all the losses of its detector, of other :class:`Heads` those of regions,
+        of :class:`DenseHeads` all of them again,
         of other logits that of the regions' classes.
         """
         return self.task_loss(logits, self.targets)

@@ -63,6 +63,17 @@ class Heads(NamedTuple):
     boxes: Tensor
 
 
+class DenseHeads(NamedTuple):
+    """What a one-stage detector's heads predict of every level of a :class:`Pyramid`.
+
+    scores  (B, A K, H_l, W_l) logits of sigmoids, of A anchors at every place
+    boxes   (B, A n, H_l, W_l), in the heads' own code
+    """
+
+    scores: tuple[Tensor, ...]
+    boxes: tuple[Tensor, ...]
+
+
 def joined(features: Sequence[Tensor | Tokens]) -> Any:
     """Features of one kind, one after another along the batch."""
     if isinstance(features[0], Tokens):
@@ -116,11 +127,14 @@ class Layout:
     uniform   the blocks are layers of one kind, so that networks of different depth are matched at equal shares of it
     modality  what the network reads; the features of a text encoder are :class:`Tokens`. Of a detector the stages are
               the levels of its pyramid, each (B, C, H, W), the logits are those of the regions, (N, K + 1), and the
-              unit ``pyramid`` is a :class:`Pyramid` or the units ``dense`` and ``anchor_relations`` are
-              :class:`DenseOutputs` and :class:`AnchorRelations`; it has no stem, preacts, blocks, last_map and pooled
+              unit ``pyramid`` is a :class:`Pyramid`; of one-stage detectors the units ``heads``, ``dense`` and
+              ``anchor_relations`` are :class:`DenseHeads`, :class:`DenseOutputs` and :class:`AnchorRelations`; it has
+              no stem, preacts, blocks, last_map and pooled
     prefix_tokens  of a vision transformer, how many of its tokens stand for no patch (the class token); the others are
               a square of patches, and the fields are read as maps of it, while the units' own outputs are tokens
     softmax   whether the logits are those of a softmax; else every class has a sigmoid of its own
+    trunk     of a detector, the units of its backbone whose maps (B, C, H, W) the pyramid is made of, from fine to
+              coarse; after one of them it is resumed with a :class:`Pyramid` of the maps up to there
     queries, keys, values  (B, L, D) of every layer's attention, all ``heads`` side by side, where they can be had
     """
 
@@ -136,6 +150,7 @@ class Layout:
     modality: Modality = "images"
     prefix_tokens: int | None = None
     softmax: bool = True
+    trunk: tuple[str, ...] = ()
     queries: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     values: tuple[str, ...] = ()

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.detection import DENSE, STUDENT, TWO_STAGE, batch, needs_mmdetection, overlap
+from torch import nn
 
 import kd_methods
 from benchmarks import networks
 from benchmarks.common.weights import load_weights
 from benchmarks.detection import configurations
-from kd_methods.contract import DataInfo, Progress
+from kd_methods.contract import DataInfo, Progress, Pyramid
 from kd_methods.errors import UserError
 
 needs_mmdetection()
@@ -29,7 +30,7 @@ def test_a_step_of_every_method(pair: Any, name: str):
     before = {key: value.clone() for key, value in teacher.module.state_dict().items()}
     given = batch(student)
     student.zero_grad(), student.train()
-    student_pass = student.training_pass(given["inputs"], given["data_samples"])
+    student_pass = student.training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
     kept = teacher.teacher_pass(given["inputs"], student_pass, logits=True)
     losses = method.losses(student_pass.outputs, kept, student_pass.batch, Progress(30, 240))
     terms = losses.terms()
@@ -188,3 +189,77 @@ def test_a_file_of_the_zoo_is_read_without_running_its_code(pair: Any, tmp_path:
     torch.save({"state_dict": weights, "meta": configurations.Recipe("", {})}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="no readable checkpoint"):
         load_weights(tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize("name", [STUDENT, "faster_rcnn_mobilenetv2", "gfl_small_r18x4", "retinanet_r18"])
+def test_a_detector_goes_on_from_the_maps_of_its_backbone(name: str):
+    """Whatever stages are given, its heads say what they say of the image."""
+    detector = networks.build_network(name, 3).eval()
+    trunk = detector.layout.trunk
+    assert trunk == ("c2", "c3", "c4", "c5") and detector.shape("c3")[1:] == (16, 16)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        maps, regions = detector.module.backbone(images), torch.tensor([[0.0, 4, 6, 30, 34], [1, 20, 10, 60, 50]])
+        pyramid = Pyramid(detector._read(detector.module.extract_feat(images)), regions)
+        expected = detector.resume("pyramid", pyramid)
+        for i, unit in enumerate(trunk, 1):
+            found = detector.resume(unit, Pyramid(tuple(maps[:i]), regions))
+            torch.testing.assert_close(found, expected)
+    with pytest.raises(UserError, match="resumed to its end"):
+        detector.resume("c9", pyramid)
+
+
+def test_stones_replace_a_detectors_backbone_stage_by_stage(pair: Any):
+    """A student that is its own teacher, with connectors that change nothing: every stone is the teacher."""
+    _, teacher = pair
+    method = kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4)).eval()
+    for connector in method.connectors:
+        nn.init.dirac_(connector[0].weight)
+    given = batch(teacher)
+    passed = teacher.training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
+    outputs = passed.outputs
+    stones = method.stones(outputs)
+    assert len(stones) == 4 and method.weights == [0.125, 0.25, 0.5, 1.0]
+    for stone in stones:
+        torch.testing.assert_close(stone.logits, outputs.logits, rtol=1e-3, atol=1e-3)
+    losses = method.losses(outputs, outputs, passed.batch, Progress(1, 12))
+    assert all(abs(float(term.detach())) < 1e-4 for term in losses.distill.values())
+    own = sum(value for key, value in passed.terms.items() if key in ("loss_cls", "loss_bbox"))
+    torch.testing.assert_close(losses.task["stones_task"], 1.875 * own, rtol=1e-3, atol=1e-3)
+    few = kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4), active_stones=(1, -1))
+    assert few.active == [1, 4] and len(few.connectors) == 4
+    with pytest.raises(UserError, match="some of 1 to 4"):
+        kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4), active_stones=(5,))
+
+
+@pytest.mark.parametrize("name", ["gfl_small_r18x{}", "retinanet_r18"])
+def test_a_step_of_block_kd_on_one_stage_detectors(name: str):
+    torch.manual_seed(0)
+    teacher = networks.build_network(name.format(2), 3).requires_grad_(False).eval()
+    student = networks.build_network(name.format(4), 3).train()
+    method = kd_methods.build("block_kd.dense", student, teacher, DataInfo(64, 4)).train()
+    given, before = batch(student), {key: value.clone() for key, value in teacher.module.state_dict().items()}
+    passed = student.training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
+    kept = teacher.teacher_pass(given["inputs"], passed, logits=False)
+    losses = method.losses(passed.outputs, kept, passed.batch, Progress(1, 12))
+    torch.testing.assert_close(passed.batch.loss(passed.outputs["heads"]), losses.task["task"], rtol=1e-4, atol=1e-4)
+    own, theirs = (
+        torch.cat([x.permute(0, 2, 3, 1).reshape(-1, 3) for x in o["heads"].scores]) for o in (passed.outputs, kept)
+    )
+    p, q = own.sigmoid(), theirs.sigmoid()
+    entropy = F.binary_cross_entropy(p, q, reduction="none") * (p - q).abs()
+    torch.testing.assert_close(losses.distill["kd"], entropy.sum() / q.amax(1).sum().clamp(min=1), rtol=1e-3, atol=1e-5)
+    losses.total().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    assert all(p.grad is not None for p in student.module.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.module.state_dict().items())
+
+
+def test_block_kd_says_which_of_its_forms_a_detector_has(pair: Any):
+    with pytest.raises(UserError, match="needs one-stage detectors; use"):
+        kd_methods.build("block_kd.dense", *pair, DataInfo(64, 4))
+    dense = networks.build_network("gfl_small_r18x4", 3)
+    with pytest.raises(UserError, match="sigmoids"):
+        kd_methods.build("block_kd.backbone", dense, dense, DataInfo(64, 4))
+    with pytest.raises(UserError, match="equally many anchors"):
+        kd_methods.build("block_kd.dense", dense, networks.build_network("retinanet_r18", 3), DataInfo(64, 4))

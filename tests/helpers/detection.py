@@ -24,8 +24,10 @@ TEACHER, STUDENT = "faster_rcnn_small_r18x2", "faster_rcnn_small_r18x4"
 CPU = torch.device("cpu")
 DETECTION = [name for name in kd_methods.available() if kd_methods.card(name).modality == "detection"]
 REGIONS = ["kd", "dkd", "dist", "nkd", "ttm", "wttm", "wsld", "ctkd"]
+ON_HEADS = ("block_kd.dense",)
+"""Methods for one-stage detectors whatever their heads."""
 DENSE = [name for name in DETECTION if "dense" in registry.get(name).needs.student_units]
-TWO_STAGE = [*(name for name in DETECTION if name not in DENSE), *REGIONS, "reviewkd.fpn+dkd", "kd@ls"]
+TWO_STAGE = [*(name for name in DETECTION if name not in (*DENSE, *ON_HEADS)), *REGIONS, "reviewkd.fpn+dkd", "kd@ls"]
 PROTOCOL = """
 extends: shapes-demo
 name: tiny
