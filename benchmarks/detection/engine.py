@@ -6,23 +6,20 @@ launcher ``pytorch``. Nothing of mmdetection is imported in this process.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd_methods.errors import DiskError, UserError
 
-from ..common.console import patient_streams
+from ..common import processes
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..config.recipe import Detection
@@ -152,75 +149,52 @@ def _in_processes(
     Returns:
         The first one's last message; ``("failed", why)`` where it could not send it.
     """
-    methods: Any = multiprocessing.get_context("spawn")
     if not torch.cuda.is_available():
         # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
         # that cannot use it.
-        methods = multiprocessing.get_context("forkserver")
-        methods.set_forkserver_preload([f"{__package__}.process"])
-    started: dict[Connection, tuple[int, Any]] = {}
+        processes.preload(f"{__package__}.process")
+    ranks: dict[processes.Child, int] = {}
     last: tuple[Any, ...] = ()
-    asked = False
+    stopped = False
     try:
         for job in jobs:
-            receiver, sender = methods.Pipe(duplex=False)
-            # No daemons: those may not have children, and images are loaded by worker processes.
-            process = methods.Process(target=_enter, args=(what, sender, job))
-            process.start()
-            sender.close()
-            started[receiver] = job.rank, process
+            ranks[processes.Child(_call, what, job)] = job.rank
         while True:
-            for ready in wait(list(started), timeout=0.2):
-                receiver = cast(Connection, ready)
-                rank, process = started[receiver]
-                try:
-                    message = receiver.recv()
-                except EOFError:
-                    del started[receiver]
-                    process.join()
-                    if rank and not process.exitcode:
+            for child, message in processes.received(list(ranks), 0.2):
+                rank = ranks[child]
+                if isinstance(message, processes.Ended):
+                    del ranks[child]
+                    child.end()
+                    if rank and not child.process.exitcode:
                         continue
                     if last and last[0] not in ("step", "epoch", "say"):
                         return last
-                    if asked and process.exitcode == -signal.SIGTERM:  # asked before it could listen
+                    if stopped and child.process.exitcode == -signal.SIGTERM:  # asked before it could listen
                         return ("interrupted",)
                     name = f"process {rank}" if len(jobs) > 1 else "the process"
-                    return ("failed", f"{name} ended with exit code {process.exitcode}")
+                    return ("failed", f"{name} {message.how}")
                 if rank == 0:
                     receive(message)
                     last = message
                 else:  # only of failures
                     return ("failed", f"process {rank}: {message}")
-            if stopping() and not asked:
-                asked = True
-                for _, process in started.values():
-                    process.terminate()  # a request: the processes save after the step they are at
+            if stopping() and not stopped:
+                stopped = True
+                for child in ranks:
+                    child.stop()  # a request: the processes save after the step they are at
     finally:
-        for _, process in started.values():
-            process.kill()
-            process.join()
+        for child in ranks:
+            child.end()
 
 
-def _enter(what: str, sender: Connection, job: DetectionJob) -> None:
+def _call(send: processes.Send, what: str, job: DetectionJob) -> None:
     """In the process: only here mmdetection is imported."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides
     if job.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
-    if job.rendezvous:
-        threading.Thread(target=_outlive_no_parent, daemon=True).start()
     prepare()
     from . import process
 
-    with patient_streams():
-        getattr(process, what)(sender, job)
-
-
-def _outlive_no_parent() -> None:
-    """One process alone notices its parent's end by what it sends; several could wait for each other instead."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    getattr(process, what)(send, job)
 
 
 def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:

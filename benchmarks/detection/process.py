@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from kd_methods.errors import DiskError
 
 from ..common import environment
+from ..common.processes import Send
 from ..common.weights import fit, load_weights
 from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ..networks import count
@@ -31,39 +32,39 @@ from . import detectors
 from .checkpoints import ALLOWED
 from .coco import DetectionFiles
 from .engine import DetectionJob
-from .records import send
+from .records import report
 from .runner import average_precision, set_up
 
 
-def work(sender: Any, job: DetectionJob) -> None:
+def work(send: Send, job: DetectionJob) -> None:
     """Train a cell; the parent gets ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
 
     The run's lock is held by this process and those that load its images, which end with it.
     """
     if job.rank:
-        _assist(sender, job)
+        _assist(send, job)
         return
     run = job.run
     with run.lock() as mine:
         if not mine:
-            send(sender, "held")
+            report(send, "held")
         elif run.ended:
-            send(sender, run.state)
+            report(send, run.state)
         else:
-            send(sender, *_train(job, sender, _quiet(run / "mmengine", "console.log")))
+            report(send, *_train(job, send, _quiet(run / "mmengine", "console.log")))
 
 
-def _assist(sender: Any, job: DetectionJob) -> None:
+def _assist(send: Send, job: DetectionJob) -> None:
     """Train beside the cell's first process, which reports for both; errors are sent to the parent from here."""
     folder = _quiet(job.run / "mmengine", f"console-{job.rank}.log")
     try:
-        runner, _ = set_up(job, sender, folder)
+        runner, _ = set_up(job, send, folder)
         _run(runner)
     except BaseException as error:
         failure = _failure(error)
         if failure and failure.state == "failed":
             traceback.print_exc()
-            sender.send(failure.message)
+            send(failure.message)
 
 
 def _failure(error: BaseException) -> Failure | None:
@@ -90,11 +91,11 @@ def _run(runner: Runner) -> None:
         runner.train()
 
 
-def _train(job: DetectionJob, sender: Any, folder: Path) -> tuple[str, ...]:
+def _train(job: DetectionJob, send: Send, folder: Path) -> tuple[str, ...]:
     """Train the cell; the state in which its run is then, or ``("disk", message)`` where nothing could be written."""
     run = job.run
     try:
-        runner, hook = set_up(job, sender, folder)
+        runner, hook = set_up(job, send, folder)
         _run(runner)
         model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
@@ -110,7 +111,7 @@ def _train(job: DetectionJob, sender: Any, folder: Path) -> tuple[str, ...]:
     return ("done",)
 
 
-def evaluate(sender: Any, job: DetectionJob) -> None:
+def evaluate(send: Send, job: DetectionJob) -> None:
     """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
     try:
         torch.set_num_threads(job.threads)
@@ -125,25 +126,25 @@ def evaluate(sender: Any, job: DetectionJob) -> None:
             for batch in loader:
                 metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
         with redirect_stdout(io.StringIO()):
-            sender.send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
+            send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
     except Exception as error:
-        sender.send(("error", line(error)))
+        send(("error", line(error)))
 
 
-def cost(sender: Any, job: DetectionJob) -> None:
+def cost(send: Send, job: DetectionJob) -> None:
     """The figures of :func:`benchmarks.cost.profiling.measure` as ``(cost, figures)`` to the parent."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             figures = _figures(job)
-        sender.send(("cost", figures))
+        send(("cost", figures))
     except Exception as error:
-        sender.send(("error", line(error)))
+        send(("error", line(error)))
 
 
 def _figures(job: DetectionJob) -> dict[str, Any]:
     device = environment.device(job.device)
     with peak_memory(device) as memory:
-        runner, hook = set_up(job, None, job.path)
+        runner, hook = set_up(job, lambda message: None, job.path)
         runner._train_loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         model: Any = runner.model.train()

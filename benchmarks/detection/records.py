@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..common import environment
+from ..common.processes import Send
 from ..common.seeding import derive, seed_all
 from ..store.runs import OTHER_BITS
 from ..training.failures import Diverged, Interrupted
@@ -30,8 +31,8 @@ class Records(Hook):
 
     priority = "LOW"
 
-    def __init__(self, job: DetectionJob, sender: Any) -> None:
-        self.job, self.sender = job, sender
+    def __init__(self, job: DetectionJob, send: Send) -> None:
+        self.job, self.send = job, send
         self.state: dict[str, Any] = {"records": [], "sums": {}, "counted": 0, "seconds": 0.0}
         self.asked = False
         signal.signal(signal.SIGTERM, self._ask)
@@ -48,7 +49,7 @@ class Records(Hook):
         if not self.job.rank:
             place = divmod(runner.iter, self.job.detection.iterations)
             if change := self.job.run.add_environment(_environment(self.job), place[0] + 1, place[1]):
-                send(self.sender, "say", f"{self.job.cell.label}  {change}, {OTHER_BITS}")
+                report(self.send, "say", f"{self.job.cell.label}  {change}, {OTHER_BITS}")
             self.job.run.set_status("running", epoch=len(self.records), epochs=self.job.protocol.epochs)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -74,7 +75,7 @@ class Records(Hook):
                 if not math.isfinite(float(total)):
                     raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
         if not self.job.rank:
-            send(self.sender, "step", *divmod(runner.iter, self.job.detection.iterations))
+            report(self.send, "step", *divmod(runner.iter, self.job.detection.iterations))
         if means[-1]:
             runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
             raise Interrupted
@@ -106,7 +107,7 @@ class Records(Hook):
             return
         self.job.run.set_metrics(self.records)
         self.job.run.set_status("running", epoch=epoch, epochs=self.job.protocol.epochs)
-        send(self.sender, "epoch", self.records[-1])
+        report(self.send, "epoch", self.records[-1])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["kd"] = {**self.state, "records": list(self.records), "cell": self.job.cell.key}
@@ -123,9 +124,9 @@ def _environment(job: DetectionJob) -> dict[str, Any]:
     return {**facts, "versions": {**facts["versions"], **{name: metadata.version(name) for name in names}}}
 
 
-def send(sender: Any, *message: Any) -> None:
+def report(send: Send, *message: Any) -> None:
     """Send a message to the parent. Where that was killed there is nobody to work for, and it is no cell's failure."""
     try:
-        sender.send(message)
+        send(message)
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)

@@ -23,6 +23,7 @@ from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import UserError
 
 from ..common import environment, plugins
+from ..common.processes import Send
 from ..common.seeding import derive, seed_all
 from ..common.weights import fit, load_weights
 from ..config.protocol import Protocol
@@ -99,7 +100,7 @@ def distiller(
     return model
 
 
-def set_up(job: DetectionJob, sender: Any, folder: Path) -> tuple[Runner, Records]:
+def set_up(job: DetectionJob, send: Send, folder: Path) -> tuple[Runner, Records]:
     """The cell's Runner, at its last checkpoint if there is one."""
     torch.set_num_threads(job.threads)
     plugins.load_again(job.plugin_files, job.cell.plugins)
@@ -111,7 +112,7 @@ def set_up(job: DetectionJob, sender: Any, folder: Path) -> tuple[Runner, Record
     if files.digest != cell.data:
         raise UserError(f"the data of task {protocol.task} in {job.data_root} have changed since the run was planned")
     student, teacher = build(job, len(files.classes))
-    hook = Records(job, sender)
+    hook = Records(job, send)
     total = protocol.epochs * detection.iterations
     runner: Runner
 

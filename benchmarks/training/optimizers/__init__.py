@@ -11,17 +11,17 @@ from kd_methods.errors import UserError
 
 from ...common.registry import Registry
 from ...config.recipe import Optimizer
-from .optimizer import WHOLE, OptimizerKind, Part, SummedTerms, TrainingOptimizer, parameter_groups, parts
+from .optimizer import WHOLE, OptimizerKind, OptimizerSetup, Part, SummedTerms, TrainingOptimizer, parts
 
 __all__ = [
     "OPTIMIZERS",
     "WHOLE",
     "OptimizerKind",
+    "OptimizerSetup",
     "Part",
     "SummedTerms",
     "TrainingOptimizer",
     "build",
-    "parameter_groups",
     "parts",
     "register_optimizer",
 ]
@@ -57,4 +57,4 @@ def build(
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     if scaler.is_enabled() and not kind.scales:
         raise UserError(f"optimizer {kind.name}: its gradients are not scaled for fp16; use bf16")
-    return kind.build(trained, lr, config, scaler, set(map(id, slow)))
+    return kind.build(OptimizerSetup(trained, lr, config, scaler, set(map(id, slow))))

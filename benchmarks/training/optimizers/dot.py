@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from kd_methods.contract import Losses
 
-from ...config.recipe import Optimizer
-from .optimizer import WHOLE, OptimizerKind, Part
+from .optimizer import WHOLE, OptimizerKind, OptimizerSetup, Part
 
 
 class DOT(torch.optim.Optimizer):
@@ -20,15 +19,9 @@ class DOT(torch.optim.Optimizer):
     parameters that only one kind of terms reaches use m, and have weight decay.
     """
 
-    def __init__(
-        self,
-        parameters: list[nn.Parameter],
-        lr: float,
-        config: Optimizer,
-        scaler: torch.amp.GradScaler,
-        slow: Collection[int],
-    ) -> None:
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, setup: OptimizerSetup) -> None:
+        super().__init__(setup.parameters, {"lr": setup.lr})
+        config = setup.config
         self.momentum, self.delta, self.weight_decay = config.momentum, config.delta, config.weight_decay
         self.restart()
 

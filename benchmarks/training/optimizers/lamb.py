@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-import torch
-from torch import nn
-
-from ...config.recipe import Optimizer
-from .optimizer import OptimizerKind, SummedTerms, TrainingOptimizer, parameter_groups
+from .optimizer import OptimizerKind, OptimizerSetup, SummedTerms, TrainingOptimizer
 
 
-def build(
-    parameters: list[nn.Parameter],
-    lr: float,
-    config: Optimizer,
-    scaler: torch.amp.GradScaler,
-    slow: Collection[int],
-) -> TrainingOptimizer:
+def build(setup: OptimizerSetup) -> TrainingOptimizer:
     """timm's LAMB on the sum of all terms; gradients are clipped as for every optimiser, by the protocol's ``clip``."""
     from timm.optim import Lamb  # a plan asks whether there is such an optimiser, and need not wait for timm
 
@@ -27,9 +15,10 @@ def build(
             for group in self.param_groups:  # timm counts the steps there
                 group.pop("step", None)
 
-    groups, betas = parameter_groups(parameters, config, slow), (config.momentum, config.beta2)
-    optimizer = LAMB(groups, lr=lr, betas=betas, weight_decay=config.weight_decay, max_grad_norm=None)
-    optimizer.clip, optimizer.scaler = config.clip, scaler
+    config = setup.config
+    betas, decay = (config.momentum, config.beta2), config.weight_decay
+    optimizer = LAMB(setup.groups(), lr=setup.lr, betas=betas, weight_decay=decay, max_grad_norm=None)
+    optimizer.clip, optimizer.scaler = config.clip, setup.scaler
     return optimizer
 
 

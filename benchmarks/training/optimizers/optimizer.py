@@ -86,33 +86,50 @@ class TrainingOptimizer(Interface):
 
 
 @dataclass(frozen=True)
+class OptimizerSetup:
+    """What an optimiser is made from.
+
+    parameters  those that it trains
+    lr          the learning rate
+    config      the settings of the protocol or the row
+    scaler      of gradients in fp16; it may be off
+    slow        ids of the parameters with the backbone's rate
+    """
+
+    parameters: list[nn.Parameter]
+    lr: float
+    config: Optimizer
+    scaler: torch.amp.GradScaler
+    slow: Collection[int] = ()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters with weight decay and those without, at the full rate and at the backbone's."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self.parameters:
+            plain = self.config.decay_matrices_only and parameter.dim() < 2
+            groups.setdefault((id(parameter) in self.slow, plain), []).append(parameter)
+        return [
+            {
+                "params": groups[late, plain],
+                "weight_decay": 0.0 if plain else self.config.weight_decay,
+                **({"factor": self.config.backbone} if late else {}),
+            }
+            for late, plain in sorted(groups)
+        ]
+
+
+@dataclass(frozen=True)
 class OptimizerKind:
     """An optimiser as protocols and rows name it.
 
     name          as they call it
-    build         (parameters, learning rate, settings, scaler, ids of parameters with the backbone's rate)
+    build         makes it from its setup
     scales        whether its gradients can be scaled for fp16
     """
 
     name: str
-    build: Callable[[list[nn.Parameter], float, Optimizer, torch.amp.GradScaler, Collection[int]], TrainingOptimizer]
+    build: Callable[[OptimizerSetup], TrainingOptimizer]
     scales: bool = True
-
-
-def parameter_groups(parameters: list[nn.Parameter], config: Optimizer, slow: Collection[int]) -> list[dict[str, Any]]:
-    """Parameters with weight decay and those without, at the full rate and at the backbone's."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        plain = config.decay_matrices_only and parameter.dim() < 2
-        groups.setdefault((id(parameter) in slow, plain), []).append(parameter)
-    return [
-        {
-            "params": groups[late, plain],
-            "weight_decay": 0.0 if plain else config.weight_decay,
-            **({"factor": config.backbone} if late else {}),
-        }
-        for late, plain in sorted(groups)
-    ]
 
 
 class SummedTerms:

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
-from torch import nn
 
-from ...config.recipe import Optimizer
-from .optimizer import OptimizerKind, SummedTerms, parameter_groups
+from .optimizer import OptimizerKind, OptimizerSetup, SummedTerms
 
 
 class SGD(SummedTerms, torch.optim.SGD):
     """Stochastic gradient descent on the sum of all terms."""
 
-    def __init__(
-        self,
-        parameters: list[nn.Parameter],
-        lr: float,
-        config: Optimizer,
-        scaler: torch.amp.GradScaler,
-        slow: Collection[int],
-    ) -> None:
+    def __init__(self, setup: OptimizerSetup) -> None:
+        config = setup.config
         super().__init__(
-            parameter_groups(parameters, config, slow),
-            lr=lr,
+            setup.groups(),
+            lr=setup.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.clip, self.scaler = config.clip, scaler
+        self.clip, self.scaler = config.clip, setup.scaler
         self.restart()
 
     def restart(self) -> None:
