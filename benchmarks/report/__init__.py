@@ -51,9 +51,9 @@ def render_cost(cost: CostTable) -> dict[str, str]:
     """As `render`, for what the methods cost: `.tex`, `.md`, `.csv`."""
     from .formats import csv_file as csv
     from .formats import latex, markdown
-    from .layouts import cost_table as content
+    from .layouts import cost_table
 
-    layout = content.layout(cost)
+    layout = cost_table.layout(cost)
     return {".tex": latex.render(layout), ".md": markdown.render(layout), ".csv": csv.render_cost(cost)}
 
 

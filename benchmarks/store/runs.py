@@ -367,9 +367,9 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise UserError if nothing can be written here."""
-        probe = self.root / ".writable"
-        write_bytes(probe, b"")
-        probe.unlink()
+        trial = self.root / ".writable"
+        write_bytes(trial, b"")
+        trial.unlink()
 
     def cost(self, key: str) -> Path:
         """Where the cost figures with this key are kept."""

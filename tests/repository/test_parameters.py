@@ -10,6 +10,7 @@ MOST = 6
 ELSEWHERE = ("benchmarks/cli/", "benchmarks/detection/mmcv_ops.py", "kd_methods/functional/", "benchmarks/suites/test_")
 """Whose parameters are others': options, fixtures, an operator's, a formula's."""
 LEFT = {"kd_methods/distiller.py __init__"}
+"""The library's entry: each keyword is a fact about a task that only its user knows, and most have a default."""
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
