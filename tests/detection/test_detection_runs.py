@@ -384,9 +384,10 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
 
     teacher, student = ("gfl_small_r18x2", "gfl_small_r18x4") if name in DENSE else (TEACHER, STUDENT)
     ref = TeacherRef(teacher, (), (), weights="none")
-    cell = make_cell(protocol, "shapes", student, Distillation(name, ref, values))
+    data = get_task("shapes").fingerprint(shapes, protocol)
+    cell = make_cell(protocol, data, student, Distillation(name, ref, values))
     job = DetectionJob(cell, protocol, shapes, "cpu", torch.get_num_threads(), (), tmp_path)
-    runner, _ = detection.set_up(job, None, tmp_path)
+    runner, _ = detection.set_up(job, lambda message: None, tmp_path)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     batches = iter(runner.train_dataloader)
