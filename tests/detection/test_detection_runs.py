@@ -29,6 +29,7 @@ from benchmarks.detection import engine
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
+from benchmarks.tasks import get_task
 from benchmarks.training.failures import Interrupted
 from kd_methods import registry
 from kd_methods.errors import DiskError
