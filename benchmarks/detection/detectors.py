@@ -327,12 +327,12 @@ class Detector(Network):
 
     def _trunk(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The backbone's maps: those that are given, from the finest on, and what its later stages make of the last."""
-        backbone, names, kept, x = self.module.backbone, self._stage_names(), list(maps), maps[-1]
+        backbone, names, outputs, x = self.module.backbone, self._stage_names(), list(maps), maps[-1]
         for place in range(backbone.out_indices[len(maps) - 1] + 1, backbone.out_indices[-1] + 1):
             x = getattr(backbone, names[place])(x)
             if place in backbone.out_indices:
-                kept.append(x)
-        return tuple(kept)
+                outputs.append(x)
+        return tuple(outputs)
 
     def insert(self, unit: str, name: str, part: nn.Module) -> Network:
         raise UserError("parts cannot be inserted into detectors")

@@ -105,7 +105,7 @@ class BackboneBlockKD(Method[Settings]):
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         stones = self.stones(student)
-        (own, target), logits = self._read(student, teacher), [self._classes(stone) for stone in stones]
+        (classes, target), logits = self._read(student, teacher), [self._classes(stone) for stone in stones]
         ensemble = torch.stack(logits).mean(0).detach()
         weights = [self.weights[i - 1] for i in self.active]
 
@@ -118,9 +118,9 @@ class BackboneBlockKD(Method[Settings]):
                 "stones_task": config.alpha * config.stone_task * summed([batch.loss(stone) for stone in stones]),
             },
             distill={
-                "kd": config.beta * self._distance(own, target),
+                "kd": config.beta * self._distance(classes, target),
                 "stones_kd": config.beta * summed([self._distance(z, target) for z in logits]),
-                "cross": config.gamma * self._distance(own, ensemble),
+                "cross": config.gamma * self._distance(classes, ensemble),
                 "stones_cross": config.gamma * summed([self._distance(z, ensemble) for z in logits]),
             },
         )
