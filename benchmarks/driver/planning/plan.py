@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from kd_methods import registry
@@ -123,7 +124,7 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
     Raises:
         UserError: an unknown name or setting, missing data, a damaged teacher file.
     """
-    zoo, data_root, plugins = Zoo(workspace.checkpoints), workspace.data_root, workspace.plugins
+    data_root, plugins = workspace.data_root, workspace.plugins
     table = load_table(request.table)
     preset = table.preset(request.preset)
     assert preset.pairs is not None and preset.methods is not None
@@ -147,43 +148,15 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
     _check_views(rows, protocol)
     checks.check_answers(rows, protocol)
 
-    deviations: list[str] = []
-    sources: dict[str, Task | Stated] = {}
-    fingerprints: dict[str, str] = {}
-    for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
-        task, fingerprints[name] = at_hand(protocol.on_task(name), data_root, stated)
-        sources[name], samples = task, task.samples(data_root)
-        if not protocol.holdout < samples:
-            raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
-        if not steps_per_epoch(samples, protocol):
-            raise UserError(
-                f"task {name} has {samples - protocol.holdout} training samples here, fewer than a batch of "
-                f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
-            )
-        deviations += task.deviations(data_root)
-    protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
+    protocol, sources, fingerprints = _at_hand(protocol, pairs, data_root, stated)
     _check_modality(pairs, rows, protocol)
     checks.check_metrics(request.table, request.preset, table.metric, pairs, protocol)
     if table.published:
         literature(table.published)
 
-    teachers: dict[tuple[str, str], TeacherRef] = {}
-    training = []
     taught = [row for row in rows if registry.get(row.method).needs_teacher]
-    for pair in pairs:
-        place = (pair.teacher, pair.task or protocol.task)
-        if place in teachers:
-            continue
-        if entry := zoo.installed(*place):
-            teachers[place] = zoo.ref(entry)
-        else:
-            needed = bool(taught or pair.init or any(row.init for row in rows))
-            recipe = teacher_protocol.on_task(place[1])
-            source = pair.teacher, recipe, sources[recipe.task].fingerprint(data_root, recipe), plugins
-            cell = teacher_cell(*source, zoo) if needed else student_cell(*source)
-            training += [cell] if needed else []
-            teachers[place] = TeacherRef(pair.teacher, teacher_protocol.mean, teacher_protocol.std, cell=cell.key)
-
+    with_teacher = [pair for pair in pairs if taught or pair.init or any(row.init for row in rows)]
+    teachers, training = _teachers(pairs, with_teacher, protocol.task, teacher_protocol, sources, workspace)
     cells: dict[tuple[str, str, int], Cell] = {}
     for row in rows:
         for pair in pairs:
@@ -210,12 +183,68 @@ def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:
         seeds,
         cells,
         teachers,
-        tuple(training),
+        training,
         preset.notes,
         teacher_protocol,
         request.uniform,
         sources,
     )
+
+
+def _at_hand(
+    protocol: Protocol, pairs: Sequence[Pair], data_root: Path, stated: bool
+) -> tuple[Protocol, dict[str, Task | Stated], dict[str, str]]:
+    """The tasks of all columns, and the fingerprints of their data; the protocol with what is not official in these.
+
+    Raises:
+        UserError: data are missing, or too few for the protocol.
+    """
+    deviations: list[str] = []
+    sources: dict[str, Task | Stated] = {}
+    fingerprints: dict[str, str] = {}
+    for name in dict.fromkeys(pair.task or protocol.task for pair in pairs):
+        task, fingerprints[name] = at_hand(protocol.on_task(name), data_root, stated)
+        sources[name], samples = task, task.samples(data_root)
+        if not protocol.holdout < samples:
+            raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
+        if not steps_per_epoch(samples, protocol):
+            raise UserError(
+                f"task {name} has {samples - protocol.holdout} training samples here, fewer than a batch of "
+                f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
+            )
+        deviations += task.deviations(data_root)
+    protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
+    return protocol, sources, fingerprints
+
+
+def _teachers(
+    pairs: Sequence[Pair],
+    with_teacher: Sequence[Pair],
+    usual_task: str,
+    protocol: Protocol,
+    sources: Mapping[str, Task | Stated],
+    workspace: Workspace,
+) -> tuple[dict[tuple[str, str], TeacherRef], tuple[Cell, ...]]:
+    """The teachers by (network, task): installed files, else cells under ``protocol``; and the cells to be trained.
+
+    Those of pairs that are not ``with_teacher`` are in the manifest alone, and are not trained.
+    """
+    zoo, data_root, plugins = Zoo(workspace.checkpoints), workspace.data_root, workspace.plugins
+    teachers: dict[tuple[str, str], TeacherRef] = {}
+    training: list[Cell] = []
+    for pair in pairs:
+        place = (pair.teacher, pair.task or usual_task)
+        if place in teachers:
+            continue
+        if entry := zoo.installed(*place):
+            teachers[place] = zoo.ref(entry)
+        else:
+            recipe = protocol.on_task(place[1])
+            source = pair.teacher, recipe, sources[recipe.task].fingerprint(data_root, recipe), plugins
+            cell = teacher_cell(*source, zoo) if pair in with_teacher else student_cell(*source)
+            training += [cell] if pair in with_teacher else []
+            teachers[place] = TeacherRef(pair.teacher, protocol.mean, protocol.std, cell=cell.key)
+    return teachers, tuple(training)
 
 
 def _check_modality(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
