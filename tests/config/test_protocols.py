@@ -159,3 +159,56 @@ def test_what_does_not_fit_together_is_said() -> None:
     two_rates = load_protocol("imagenet-100").with_optimizer({"name": "dot", "delta": 0.09})
     with pytest.raises(UserError, match="dot"):
         two_rates.changed(accumulate=4)
+
+
+def test_what_a_recipe_has_beyond_the_usual_is_in_its_lines_and_its_identity() -> None:
+    usual = load_protocol("digits-demo")
+    values = {"mixing": {"mixup": 0.8, "cutmix": 1.0}, "ema": 0.99, "repeats": 3, "task_loss": "bce"}
+    strong = Protocol.model_validate({**usual.model_dump(), **values})
+    text = "\n".join(strong.lines())
+    for words in (
+        "evaluated weights are moving averages (decay 0.99)",
+        "mixup with shares from Beta(0.8, 0.8) or CutMix with shares from Beta(1, 1)",
+        "3 augmentations of each image in a batch",
+        "binary cross-entropy of every class as the task loss",
+    ):
+        assert words in text and words not in "\n".join(usual.lines())
+    assert set(strong.identity()) - set(usual.identity()) == set(values), "old cells keep their keys"
+    for key, value in values.items():
+        assert Protocol.model_validate({**usual.model_dump(), key: value}).identity() != usual.identity()
+
+
+def test_recipes_that_do_not_fit_are_said() -> None:
+    usual, text = load_protocol("digits-demo").model_dump(), load_protocol("grammar-demo").model_dump()
+    mixing = {"mixing": {"mixup": 0.2}}
+    for base, changes, words in (
+        (usual, {**mixing, "stored_logits": True}, "single images, and mixing makes others"),
+        (usual, {"mixing": {}}, "above 0, or there is no mixing"),
+        (usual, {"ema": 1.0}, "less than 1"),
+        (text, mixing, "for images, without max_length"),
+        (text, {"task_loss": "bce"}, "for images, without max_length"),
+        (load_protocol("coco-1x").model_dump(), {"ema": 0.9}, "not for detection: ema"),
+        (
+            load_protocol("imagenet-100").model_dump(),
+            {"crops": {"interpolation": "random"}},
+            "needs a test_interpolation",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Protocol.model_validate({**base, **changes})
+    assert Protocol.model_validate({**text, "ema": 0.9}).ema == 0.9
+
+
+def test_the_strong_recipes_have_their_sources_values() -> None:
+    ofa, deit, a2 = (load_protocol(f"imagenet-{name}") for name in ("ofa", "deit", "vanilla-a2"))
+    assert ofa.mixing == deit.mixing and ofa.mixing and (ofa.mixing.mixup, ofa.mixing.cutmix) == (0.8, 1.0)
+    assert (ofa.ema, deit.ema, a2.ema) == (0.99996, 0.0, 0.0)
+    assert (deit.optimizer.lr, deit.repeats, deit.optimizer.clip) == (5e-4 * 1024 / 512, 3, 0.0)
+    a1 = load_protocol("imagenet-vanilla-a1")
+    assert [(p.epochs, p.optimizer.weight_decay, p.label_smoothing, p.mixing and p.mixing.mixup) for p in (a2, a1)] == [
+        (300, 0.02, 0.0, 0.1),
+        (600, 0.01, 0.1, 0.2),
+    ]
+    matching = load_protocol("imagenet-function-matching")
+    assert matching.optimizer.weight_decay == pytest.approx(3e-4 / matching.optimizer.lr)
+    assert matching.epochs == 1200 and matching.warmup * 1200 * (1281167 // 4096) == pytest.approx(5000, rel=0.01)

@@ -266,6 +266,19 @@ def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
     assert "50% of the training labels exchanged" in out
 
 
+@pytest.mark.slow
+def test_mixed_images_and_averaged_weights_from_the_command_line_to_the_caption(tmp_path: Path) -> None:
+    """What a run claims of its averaged weights is measured again on the student that it saved."""
+    bench = UserFolder(tmp_path / "mixed")
+    chosen = ["--methods", "student,dkd", "--seeds", "0", "--epochs", "1", "--no-cost"]
+    code, out, err = bench.call("recipes", "--preset", "demo", *chosen, *bench.places)
+    assert code == 0, err
+    assert "mixup with shares from Beta(0.8, 0.8) or CutMix" in out and "moving averages (decay 0.95)" in out
+    assert {cell["protocol"]["ema"] for cell in bench.cells().values()} == {0.95}
+    code, out, err = bench.call("verify", str(bench.output), *bench.places[2:])
+    assert code == 0 and "3 equal" in out, out + err
+
+
 def test_folders_of_images_are_columns_and_may_be_moved(tmp_path: Path) -> None:
     """A cell knows the content of a folder, not its place: nothing is computed again where it lies elsewhere."""
     bench = UserFolder(tmp_path)

@@ -71,11 +71,11 @@ def tiny_data(samples: int = SAMPLES, protocol: Protocol = PROTOCOL) -> ImageDat
 
 
 @functools.cache
-def teacher_weights(data: ImageData) -> dict[str, Tensor]:
+def teacher_weights(data: ImageData, name: str = TEACHER) -> dict[str, Tensor]:
     """A teacher whose running statistics have seen data; computed once, since rounding depends on the threads."""
     with torch.random.fork_rng():
         torch.manual_seed(17)
-        network = data.build(TEACHER).train()
+        network = data.build(name).train()
         with torch.no_grad():
             for batch in data.batches(17, 1):
                 network(batch.student().inputs, fields=())
@@ -83,24 +83,32 @@ def teacher_weights(data: ImageData) -> dict[str, Tensor]:
 
 
 class TrainingBench:
-    """A folder with a store and a teacher's file, and what trains cells in it."""
+    """A folder with a store and a teacher's file, and what trains cells in it; ``networks`` are teacher and student."""
 
-    def __init__(self, folder: Path, data: ImageData, protocol: Protocol = PROTOCOL) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data: ImageData,
+        protocol: Protocol = PROTOCOL,
+        networks: tuple[str, str] = (TEACHER, STUDENT),
+    ) -> None:
+        self.networks = networks
         self.folder, self.data, self.store, self.protocol = folder, data, Store(folder / "store"), protocol
         self.events: list[tuple[str, str]] = []
         self.said: list[str] = []
         self.file = folder / "teacher.pt"
         if not self.file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            self.file.write_bytes(to_bytes(teacher_weights(data)))
+            self.file.write_bytes(to_bytes(teacher_weights(data, networks[0])))
         digest = weights_digest(torch.load(self.file, weights_only=True))
-        self.ref = TeacherRef(TEACHER, protocol.mean, TEACHER_STD, weights=digest)
+        std = TEACHER_STD if protocol.std else ()
+        self.ref = TeacherRef(networks[0], protocol.mean, std, weights=digest)
 
     def cells(self, cases: Sequence[Case], seed: int = 0) -> list[Cell]:
         made = []
         for name, values in cases:
             teacher = self.ref if registry.get(name).needs_teacher else None
-            made.append(make_cell(self.protocol, "data", STUDENT, Distillation(name, teacher, values), seed))
+            made.append(make_cell(self.protocol, "data", self.networks[1], Distillation(name, teacher, values), seed))
         return made
 
     def report(self, student_run: StudentRun, event: str) -> None:

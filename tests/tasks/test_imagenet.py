@@ -37,7 +37,13 @@ def test_classes_have_their_official_numbers_and_a_part_is_named(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "augmented", [{}, {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5}, {"color_jitter": 0.4}]
+    "augmented",
+    [
+        {},
+        {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5},
+        {"color_jitter": 0.4},
+        {"interpolation": "random", "test_interpolation": "bicubic"},
+    ],
 )
 def test_what_an_image_becomes_depends_on_its_place_alone(tmp_path: Path, augmented: dict[str, Any]) -> None:
     """Not on the number of workers, nor on where in the epoch training goes on, nor on random numbers drawn outside."""

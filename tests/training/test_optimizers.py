@@ -170,3 +170,52 @@ def test_the_optimiser_gets_the_rate_of_the_epoch(bench: TrainingBench, monkeypa
     bench.run([cell])
     assert [position for position, _ in used] == [(e, s) for e in (1, 2) for s in range(STEPS)]
     assert [rate for _, rate in used] == pytest.approx([0.05] * STEPS + [0.005] * STEPS)
+
+
+def test_lamb_by_definition():
+    """Adam's step, the decay in it, times the norm of the weight over that of the step; biases have Adam's as it is."""
+    torch.manual_seed(0)
+    weight, bias = torch.nn.Parameter(torch.randn(3, 2).double()), torch.nn.Parameter(torch.randn(3).double())
+    config = Optimizer(name="lamb", lr=0.1, weight_decay=0.02, decay_matrices_only=True)
+    optimizer = optimizers.build([weight, bias], 0.1, config)
+    values = [weight.detach().clone(), bias.detach().clone()]
+    moments: list[list[Tensor | float]] = [[0.0, 0.0], [0.0, 0.0]]
+    for t in range(1, 5):
+        for i, value in enumerate(values):
+            gradient = 4 * value**3
+            moments[i] = [0.9 * moments[i][0] + 0.1 * gradient, 0.999 * moments[i][1] + 0.001 * gradient**2]
+            step = (moments[i][0] / (1 - 0.9**t)) / ((moments[i][1] / (1 - 0.999**t)) ** 0.5 + 1e-6)
+            if i == 0:
+                step = step + 0.02 * value
+                step = step * value.norm() / step.norm()
+            values[i] = value - 0.1 * step
+        optimizer.backward_and_step(Losses(task={"task": weight.pow(4).sum() + bias.pow(4).sum()}))
+    for parameter, value in zip((weight, bias), values, strict=True):
+        assert torch.allclose(parameter, value, rtol=1e-9)
+    assert config.line() == "LAMB, beta2 0.999, weight decay 0.02 of matrices only"
+    optimizer.restart()
+    assert all("step" not in group for group in optimizer.param_groups), "a first phase's steps are not counted"
+
+
+def test_lamb_resumes_exactly(tmp_path: Path, data: ImageData):
+    lamb = Optimizer(name="lamb", lr=0.005, weight_decay=0.02, decay_matrices_only=True, clip=1.0)
+    protocol = PROTOCOL.model_copy(update={"name": "lamb", "optimizer": lamb})
+    results = []
+    for name, stops in (("straight", ()), ("stopped", (1, 3, STEPS + 1))):
+        bench = TrainingBench(tmp_path / name, data, protocol)
+        (cell,) = bench.cells([("fitnet", {})])
+        for stop in stops:
+            with pytest.raises(Interrupted):
+                bench.run([cell], stopping=lambda b=bench, n=stop: sum(b.steps().values()) >= n)
+        bench.run([cell])
+        results.append(Result(bench.store, cell))
+    assert results[0] == results[1]
+
+
+def test_a_rate_that_falls_in_steps_may_rise_first():
+    protocol = load_protocol("imagenet-ofa-cnn")
+    total = 100 * 50
+    factors = [protocol.lr_at(1 + done // 50, done, total)[0] for done in range(total)]
+    assert factors[0] == 0 and factors[75] == pytest.approx(0.5)
+    assert factors[150:1500] == [1.0] * 1350 and factors[1500] == pytest.approx(0.1)
+    assert "after a linear warm-up over 3% of the steps" in protocol.lines()[1]

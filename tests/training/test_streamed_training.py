@@ -87,6 +87,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         {"precision": "fp16", "accumulate": 2},
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"mixing": {"mixup": 0.8, "cutmix": 1.0}, "ema": 0.7, "repeats": 2, "task_loss": "bce"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

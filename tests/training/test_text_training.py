@@ -74,7 +74,7 @@ class Trained:
         return torch.load(run / "student.pt", weights_only=True)
 
 
-METHODS = ("kd", "pkd_patient", "tinybert", "minilm", "block_kd", "rkd")
+METHODS = ("kd", "pkd_patient", "tinybert", "minilm", "minilmv2", "block_kd", "rkd")
 
 
 @pytest.fixture
