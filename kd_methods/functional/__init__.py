@@ -36,6 +36,7 @@ from .feature import (
     nst,
     partial_l2,
     squared_distance,
+    told_apart,
 )
 from .logit import (
     abkd,
@@ -148,6 +149,7 @@ __all__ = [
     "srd_correlation",
     "standardize",
     "tf_kd_reg",
+    "told_apart",
     "ttm",
     "valuable_region",
     "vkd",

@@ -26,6 +26,19 @@ def hint(student_map: Tensor, teacher_map: Tensor, *, both: bool = False) -> Ten
 
 
 @full_precision
+def told_apart(judgement: Tensor, real: bool) -> Tensor:
+    """What a discriminator has to pay for its judgement, cross-entropy, mean over the batch.
+
+    Args:
+        judgement: (B, 1) logits of "these are the teacher's features"; none is constant.
+        real: whether they are taken for the teacher's.
+
+    Source: Belagiannis et al. 2018 (ANC), in the non-saturating form.
+    """
+    return F.binary_cross_entropy_with_logits(judgement, torch.full_like(judgement, float(real)))
+
+
+@full_precision
 def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Sum of the squared differences over the batch size.
 

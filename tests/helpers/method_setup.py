@@ -70,7 +70,8 @@ VARIANTS["fcfd"] = [{"teacher_bn": "eval"}, {"directions": "to_teacher"}, {"path
 VARIANTS |= {"rld": [{"alpha_temperature": 4.0}], "abkd": [{"alpha": 0.0, "beta": 1.0}]}
 VARIANTS["pkd_patient"] = [{"layers": "last", "reduction": "batchmean"}]
 VARIANTS["tinybert"] = [{"hard": 0.5}]
-COMPOSED = ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd", "norm+sp", "ab+kd@ls", "letkd2+sp"]
+COMPOSED = ["kd@ls", "dkd@ls", "ctkd@ls", "mlld@ls", "crd+kd", "reviewkd+dkd", "norm+sp", "ab+kd@ls"]
+COMPOSED += ["letkd2+sp", "letkd2+anc"]
 UNTAUGHT: dict[str, dict[str, Any]] = {"crld": {"weak_threshold": 0.0, "strong_threshold": 0.0}}
 """Settings by which a teacher that never learnt is heard."""
 CASES = [
@@ -86,7 +87,7 @@ PAIRS = [
     ("MobileNetV2", "wrn_16_1"),
 ]
 REFUSED = {"fsp": "equal channels", "ft": "1x1 map", "wkd_f": "two positions"} | dict.fromkeys(
-    ["letkd1", "letkd2", "quest", "letkd2+sp"], "teacher maps"
+    ["letkd1", "letkd2", "quest", "letkd2+sp", "letkd2+anc"], "teacher maps"
 )
 """Methods that cannot work on every pair of CNNs, and a part of what they say then."""
 each_case = pytest.mark.parametrize(("name", "values"), CASES, ids=IDS)

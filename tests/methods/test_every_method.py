@@ -319,6 +319,7 @@ def scaled(name: str, factor: float, values: dict[str, Any]) -> dict[str, Any]:
 
 
 OTHER_NUMBERS = {
+    "anc": ("dropout",),
     "wkd_l": ("decay_from",),
     "wkd_f": ("decay_from",),
     "abkd": ("alpha", "beta"),

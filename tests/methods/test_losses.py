@@ -98,6 +98,7 @@ NO_GOLDEN = {
     "gaussian_nll",
     "correlation_information",
     "mutual_information",
+    "told_apart",  # tests/methods/test_recent_methods.py
 }
 
 

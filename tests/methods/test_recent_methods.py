@@ -318,3 +318,21 @@ def test_a_methods_own_pass_of_the_teacher_sees_the_teachers_inputs():
         assert torch.equal(seen.inputs, batch.inputs(own))
     seen, _ = shared(batch, WHOLE, None, [])
     assert seen.teacher_inputs is seen.inputs
+
+
+def test_anc_trains_student_and_discriminator_against_each_other():
+    """Each of the contest's parts reaches one of the two; the values are those of the cross-entropies."""
+    teacher, student = (build_network(name, 5, (3, 16, 16)) for name in ("resnet14", "resnet8"))
+    method: Any = kd_methods.build("anc", student, teacher.eval(), DataInfo(8, 5), dropout=0.0, logits=0.0)
+    x, needs = torch.randn(4, 3, 16, 16), method.needs
+    outputs = student.train()(x, fields=needs.student), teacher(x, fields=needs.teacher[:1])
+    batch = Batch(x, torch.arange(4), torch.arange(4), F.cross_entropy)
+    term = method.losses(*outputs, batch, Progress(1, 240)).distill["adversarial"]
+    own, theirs = (method.discriminator(f) for f in (method.map(outputs[0].pooled), outputs[1].pooled))
+    parts = [-F.logsigmoid(own).mean(), -F.logsigmoid(theirs).mean(), -F.logsigmoid(-own).mean()]
+    torch.testing.assert_close(term, 2 * parts[0] + parts[1] + parts[2])
+    judge, first = next(iter(method.discriminator.parameters())), next(iter(student.parameters()))
+    found = torch.autograd.grad(term, [judge, first], retain_graph=True)
+    torch.testing.assert_close(found[0], torch.autograd.grad(sum(parts), judge, retain_graph=True)[0])
+    torch.testing.assert_close(found[1], torch.autograd.grad(parts[0], first)[0])
+    assert functional.told_apart(torch.full((3, 1), 1e4), False).item() == pytest.approx(1e4)
