@@ -10,6 +10,7 @@ import click
 
 from kd_methods.errors import UserError
 
+from ..common.console import Outcome
 from ..common.places import PROGRAM
 from . import options
 from .options import end, in_workspace
@@ -117,20 +118,18 @@ def render(
     Nothing is run, neither data nor teachers are read.
     """
     from ..report.archived import archive, render_archive
-    from ..report.collect import render as written
+    from ..report.collect import render as from_store
     from ..store.selection import Selection
 
     chosen = options.chosen(asked)
     wanted = Selection(chosen["methods"], chosen["pairs"], chosen["seeds"])
     if source:
         name = options.stem_of(table, preset, changes, settings)
-        files, text = render_archive(archive(source, name), name, output, wanted=wanted, page=page)
+        written = render_archive(archive(source, name), name, output, wanted=wanted, page=page)
     else:
         name = options.stem_in(output, table, preset, changes, settings)
-        files, text = written(output, name, wanted=wanted, page=page)
-    click.echo(text)
-    for file in files:
-        click.echo(file)
+        written = from_store(output, name, wanted=wanted, page=page)
+    end(Outcome("\n".join([written.text, *map(str, written.files)]), written.missing))
 
 
 COMMANDS = (run, render)

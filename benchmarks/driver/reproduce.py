@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..cost.table_costs import measure_missing
 from ..report import PAPER, Page
-from ..report.collect import render
+from ..report.collect import render, without_result
 from ..store import manifest
 from ..store.cell import Cell
 from ..store.runs import FINAL, Facts, Store
@@ -83,15 +82,13 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         for task in plan.tasks:
             for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
                 train(stages, protocol.on_task(task), workspace, options.crew, bool(watched), options.trackers)
-    files, text = render(workspace.output, plan.stem, say, asked, options.page)
+    written = render(workspace.output, plan.stem, say, asked, options.page)
     not_measured = 0
     if options.costs:
         shown_cells = {cell.key for cell in plan.cells.values()}
         rows = [cell for cell in cells if cell.key in shown_cells]
         not_measured = measure_missing(rows, workspace, lambda cell: _cost(cell, plan, workspace))
-        files, text = render(
-            workspace.output, plan.stem, lambda line: None, asked, options.page
-        )  # as it was said above
+        written = render(workspace.output, plan.stem, lambda line: None, asked, options.page)  # as it was said above
     if watched:
         folder = manifest.path(workspace.output, plan.stem).parent
         for file in similarity.write(selected(shown, asked), store, folder, say):
@@ -102,8 +99,10 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         status = facts[cell.key].status
         if status["state"] in ("failed", "diverged"):
             say(f"{cell.label}  {status['state'].upper()}: {status['message']}")
-    say(f"{plan.table.name}: " + ", ".join(str(file) for file in files if file.suffix == ".tex"))
-    return Outcome(text, "; ".join(_missing([facts[cell.key].status["state"] for cell in cells], not_measured)))
+    say(f"{plan.table.name}: " + ", ".join(str(file) for file in written.files if file.suffix == ".tex"))
+    missing = without_result([facts[cell.key].status["state"] for cell in cells])
+    without_cost = f"{counted(not_measured, 'row')} without a cost" if not_measured else ""
+    return Outcome(written.text, "; ".join(filter(None, (missing, without_cost))))
 
 
 def _todo(plan: Plan, cells: Sequence[Cell], facts: Mapping[str, Facts], store: Store, curves: bool) -> list[Cell]:
@@ -149,14 +148,3 @@ def measured_by(workspace: Workspace) -> Measure:
 
 def _cost(cell: Cell, plan: Plan, workspace: Workspace) -> dict[str, Any]:
     return engines.of(get_task(cell.task)).cost(cell, plan.protocol.on_task(cell.task), workspace)
-
-
-def _missing(states: Sequence[str], not_measured: int) -> list[str]:
-    """What is missing of what was asked for, in words. A method that is not for a pair is an answer."""
-    left = Counter(state for state in states if state not in ("done", "refused"))
-    named = {state: left.pop(state, 0) for state in ("failed", "diverged")} | {"left out": left.total()}
-    counts = ", ".join(f"{count} {name}" for name, count in named.items() if count)
-    missing = [f"{sum(named.values())} of {counted(len(states), 'cell')} without a result: {counts}"] if counts else []
-    if not_measured:
-        missing.append(f"{counted(not_measured, 'row')} without a cost")
-    return missing

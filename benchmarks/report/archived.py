@@ -12,7 +12,7 @@ from ..common.files import read_bytes, write_bytes
 from ..common.places import TABLES
 from ..store import exchange, manifest
 from ..store.selection import ALL, Selection
-from .collect import render
+from .collect import Written, render
 from .layouts.paper_table import PAPER, Page
 
 SHIPPED = "reproduced"
@@ -41,20 +41,17 @@ def render_archive(
     say: Callable[[str], None] = say,
     wanted: Selection = ALL,
     page: Page = PAPER,
-) -> tuple[list[Path], str]:
+) -> Written:
     """Write a table of an archive into ``reproduced/STEM`` of an output folder; its store is left alone.
-
-    Returns:
-        The files, and the table as Markdown.
 
     Raises:
         Damaged: the archive is not what was written.
         UserError: it has no such table.
     """
     with exchange.opened(file) as folder:
-        files, text = render(folder, stem, say, wanted, page)
+        written = render(folder, stem, say, wanted, page)
         unpacked, target = manifest.path(folder, stem).parent, output / SHIPPED / stem
-        copies = [target / made.relative_to(unpacked) for made in files]
-        for made, copy in zip(files, copies, strict=True):
+        copies = [target / made.relative_to(unpacked) for made in written.files]
+        for made, copy in zip(written.files, copies, strict=True):
             write_bytes(copy, read_bytes(made))
-    return copies, text
+    return written._replace(files=copies)

@@ -5,18 +5,18 @@ Reads neither data nor checkpoints, clock nor environment. Imports no torch.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
 
 from kd_methods.errors import Damaged, UserError
 
 from .. import report
-from ..common.console import say
+from ..common.console import counted, say
 from ..common.files import digest, write_text
 from ..common.network_names import network_title
 from ..config.deviations import shortest
@@ -39,14 +39,22 @@ class Cost(TypedDict):
     environment: documents.Environment
 
 
+class Written(NamedTuple):
+    """A table's files, the table as Markdown, and in words what is missing in it, if anything."""
+
+    files: list[Path]
+    text: str
+    missing: str
+
+
 def render(
     output: Path,
     stem: str,
     say: Callable[[str], None] = say,
     wanted: Selection = ALL,
     page: Page = PAPER,
-) -> tuple[list[Path], str]:
-    """Write a table and its cost table from the store; returns the files and the table as Markdown.
+) -> Written:
+    """Write a table and its cost table from the store.
 
     Args:
         output: the store's folder.
@@ -79,7 +87,20 @@ def render(
     if cost:
         files += report.write_cost(cost, folder, f"{manifest.name}-cost")
     write_text(folder / f"{manifest.name}-runs.csv", run_names.as_csv(whole, stem, store))
-    return files, text
+    rows_by_key = {row.key: row for row in table.rows}
+    states: dict[str, str] = {}
+    for cell in manifest.cells:  # one may stand in several columns
+        runs = rows_by_key[cell.row].entries[cell.column].runs
+        states[cell.key] = next(run.status for run in runs if run.seed == cell.seed)
+    return Written(files, text, without_result(list(states.values())))
+
+
+def without_result(states: Sequence[str]) -> str:
+    """How many of some cells have no result, in words. A method that is not for a pair is an answer."""
+    left = Counter(state for state in states if state not in ("done", "refused"))
+    named = {state: left.pop(state, 0) for state in ("failed", "diverged")} | {"left out": left.total()}
+    counts = ", ".join(f"{count} {name}" for name, count in named.items() if count)
+    return f"{sum(named.values())} of {counted(len(states), 'cell')} without a result: {counts}" if counts else ""
 
 
 def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) -> report.Table:

@@ -22,7 +22,7 @@ def picture(path: Path | str, remedy: str) -> Image.Image:
         with Image.open(path) as image:
             # Pillow would clip these at 255 instead of scaling them: nearly every pixel becomes white.
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+                return Image.fromarray(_upper_bits(image)).convert("RGB")
             if image.mode in ("I", "F"):
                 raise UserError(f"{path} has 32 bits a pixel, of which nobody says which is white; {remedy}")
             return image.convert("RGB")
@@ -33,6 +33,16 @@ def picture(path: Path | str, remedy: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise what they like, from OSError to struct.error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is no readable image ({type(error).__name__}: {reason}); {remedy}") from None
+
+
+def _upper_bits(image: Image.Image) -> np.ndarray:
+    """The upper 8 bits of grey pixels; of a TIFF, which Pillow leaves as they are, of as many as it says it uses."""
+    tags = getattr(image, "tag_v2", {})
+    pixels = (np.asarray(image) >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+    return 255 - pixels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else pixels
+
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def class_folders(folder: Path, remedy: str = "put images into sub-folders named by their classes") -> list[str]:

@@ -46,7 +46,7 @@ def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:
     shown = manifest.save(lab.folder, "mine", lab.manifest(methods=("kd",)))
     for cell in shown.cells:
         Store(lab.folder).run(cell.key).set_status("refused", message="method 'kd' is not for 'tests'")
-    _, text = render(lab.folder, "mine")
+    _, text, _ = render(lab.folder, "mine")
     assert text.count("n/a") == 3 and "is not for 'tests'" in text and "fail" not in text
 
 

@@ -241,7 +241,8 @@ def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_fo
         if json.loads(path.read_text())["label"] == "kd/resnet14-resnet8/s1":
             shutil.rmtree(path.parent)
     render = ("render", str(bench.table), "--preset", "demo", "--output", str(bench.output))
-    assert bench.call(*render)[0] == 0
+    code, _, err = bench.call(*render)
+    assert code == 1 and err.splitlines()[-1] == "not complete: 1 of 12 cells without a result: 1 left out", err
     lines = {(x["row"], x["pair"]): x for x in csv.DictReader(io.StringIO(bench.files()["tiny.csv"].decode()))}
     assert (lines["kd", "resnet14-resnet8"]["n"], lines["kd", "resnet14-resnet8"]["missing"]) == ("1", "1")
     code, _, err = bench.run()

@@ -130,7 +130,7 @@ def rendered(output: Path, shown: Manifest) -> tuple[Lines, str, str]:
     path = manifest.path(output, "table1-paper")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(shown.model_dump_json())
-    files, text = render(output, "table1-paper")
+    files, text, _ = render(output, "table1-paper")
     texts = {file.suffix: file.read_text() for file in files}
     assert texts[".md"] == text
     lines = {(line["row"], line["pair"]): line for line in csv.DictReader(io.StringIO(texts[".csv"]))}

@@ -215,7 +215,7 @@ def test_a_damaged_run_is_missing_in_the_table_and_named(tmp_path: Path, name: s
     }[how])  # fmt: skip
     before = {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
     said: list[str] = []
-    files, _ = render(tmp_path, "table1-paper", said.append)
+    files, *_ = render(tmp_path, "table1-paper", said.append)
     (line,) = said
     assert str(run.path) in line and "missing in the table" in line and "\n" not in line
     lines = by_row(files)
@@ -247,7 +247,7 @@ def test_swapped_folders_of_runs_are_noticed(tmp_path: Path, old: bool) -> None:
     one.rename(tmp_path / "swap")
     two.rename(one)
     (tmp_path / "swap").rename(two)
-    files, _ = render(tmp_path, "table1-paper", said.append)
+    files, *_ = render(tmp_path, "table1-paper", said.append)
     assert len(said) == 2 and all("results of another cell" in line for line in said)
     assert str(one) in said[0] and str(two) in said[1]
     assert {row: by_row(files)[row]["n"] for row in ("student", "kd", "dkd")} == {"student": "2", "kd": "1", "dkd": "1"}

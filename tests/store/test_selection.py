@@ -54,10 +54,10 @@ def test_a_table_of_a_part_and_of_all_again(tmp_path: Path) -> None:
     finish(tmp_path, shown, {"student": (69.0, 69.3), "kd": (70.5, 71.0), "dkd": (72.0, 72.5)})
     manifest.save(tmp_path, "table1-paper", shown)
     said: list[str] = []
-    files, whole = render(tmp_path, "table1-paper", said.append)
+    files, whole, _ = render(tmp_path, "table1-paper", said.append)
     before = [file.read_bytes() for file in files]
     assert not said
-    _, part = render(tmp_path, "table1-paper", said.append, Selection(("dkd", "kd"), (), (0,)))
+    _, part, _ = render(tmp_path, "table1-paper", said.append, Selection(("dkd", "kd"), (), (0,)))
     assert part.index("| DKD |") < part.index("| KD |") and "Student" not in part.split("|\n\n")[0].split("---:")[1]
     assert "72.00" in part and "72.10" in whole
     assert said == ["left out, as not asked for: 1 row (Student), 1 seed (1); `render` shows all that the store has"]

@@ -59,6 +59,22 @@ def test_16_bits_are_scaled_to_8(tmp_path: Path, kind: str):
     assert np.array_equal(np.asarray(image), np.repeat((RAMP >> 8)[..., None], 3, 2))
 
 
+def grey_tiff(bits: int, white_is_zero: bool, row: bytes, width: int) -> bytes:
+    """A TIFF file of one row by hand: Pillow writes neither 12 bits nor 16 that count from white."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: 1, 279: len(row)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(row)) + row + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_grey_is_read_as_a_tiff_file_counts_it(tmp_path: Path):
+    """Pillow gives 12 bits as they are, nearly black among 16, and 16 that count from white as if from black."""
+    path = tmp_path / "image.tif"
+    path.write_bytes(grey_tiff(12, False, bytes.fromhex("000fff800400"), 4))  # 0, 4095, 2048, 1024
+    assert np.asarray(picture(path, "replace it"))[0, :, 0].tolist() == [0, 255, 128, 64]
+    path.write_bytes(grey_tiff(16, True, np.array([0, 65535, 32768, 16384], "<u2").tobytes(), 4))
+    assert np.asarray(picture(path, "replace it"))[0, :, 0].tolist() == [255, 0, 127, 191]
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bits_are_refused(tmp_path: Path, dtype: type):
     (tmp_path / "image.tif").write_bytes(encoded(Image.fromarray(RAMP.astype(dtype)), "tiff"))
