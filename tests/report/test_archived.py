@@ -28,7 +28,7 @@ def figures(text: str) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_what_ships_gives_the_page_beside_it(file: Path, tmp_path: Path) -> None:
     assert file.stat().st_size < 2**20, "no weights"
-    files, text = render_archive(file, file.stem, tmp_path, pytest.fail)
+    files, text, _ = render_archive(file, file.stem, tmp_path, pytest.fail)
     made = next(path for path in files if path.suffix == ".csv" and not path.stem.endswith("-cost"))
     assert figures(made.read_text()) == figures(file.with_suffix(".csv").read_text()), "write page and figures again"
     page = file.with_suffix(".md").read_text()
@@ -40,10 +40,10 @@ def test_what_ships_gives_the_page_beside_it(file: Path, tmp_path: Path) -> None
 def test_an_archive_is_rendered_beside_the_store(tmp_path: Path) -> None:
     store, output = table(tmp_path / "store", "student", "kd"), tmp_path / "output"
     exchange.export(store, tmp_path / f"{STEM}.zip", [STEM])
-    files, text = render_archive(archive(str(tmp_path), STEM), STEM, output, pytest.fail)
+    files, text, _ = render_archive(archive(str(tmp_path), STEM), STEM, output, pytest.fail)
     assert {file.parent for file in files} == {output / "reproduced" / STEM} and "KD" in text
     assert {path.name for path in output.iterdir()} == {"reproduced"}
-    _, part = render_archive(tmp_path / f"{STEM}.zip", STEM, output, lambda line: None, Selection(rows=("student",)))
+    _, part, _ = render_archive(tmp_path / f"{STEM}.zip", STEM, output, lambda line: None, Selection(rows=("student",)))
     assert "STUDENT" in part and "KD" not in part
     with pytest.raises(UserError, match=f"no archive of table other .there: {STEM}."):
         archive(str(tmp_path), "other")
