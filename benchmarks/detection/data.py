@@ -20,7 +20,7 @@ from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator, seed_all
 from .coco import DetectionFiles, DetectionSplit
-from .engine import DetectionJob
+from .job import DetectionJob
 
 
 class Draws(Sampler[tuple[int, int]]):

@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,14 @@ from kd_methods.errors import DiskError, UserError
 from ..common import processes
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
-from ..config.recipe import Detection
 from ..driver.engines.engine import Engine
 from ..driver.engines.local import Context, until_free
 from ..driver.execution.relay import Followed
 from ..store.cell import Cell
-from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
 from ..training.failures import Interrupted
 from .configurations import check_installed, prepare
-
-
-@dataclass(frozen=True)
-class DetectionJob:
-    """What a process needs to know of its cell.
-
-    teacher     the file with the teacher's weights
-    rank        which of the processes it is that share the cell; the first one writes to the run
-    rendezvous  the file by which they find each other
-    """
-
-    cell: Cell
-    protocol: Protocol
-    data_root: Path
-    device: str
-    threads: int
-    plugin_files: tuple[Path, ...]
-    path: Path
-    teacher: Path | None = None
-    rank: int = 0
-    rendezvous: Path | None = None
-
-    @property
-    def run(self) -> Run:
-        return Run(self.path, self.cell.key)
-
-    @property
-    def detection(self) -> Detection:
-        """The protocol's part on detection."""
-        assert self.protocol.detection is not None
-        return self.protocol.detection
+from .job import DetectionJob
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:

@@ -31,7 +31,7 @@ from . import data as detection_data
 from . import detectors
 from .checkpoints import ALLOWED
 from .coco import DetectionFiles
-from .engine import DetectionJob
+from .job import DetectionJob
 from .records import report
 from .runner import average_precision, set_up
 

@@ -20,7 +20,7 @@ from ..store.runs import OTHER_BITS
 from ..training.failures import Diverged, Interrupted
 from ..training.loop import CHECK_EVERY
 from .coco import METRICS
-from .engine import DetectionJob
+from .job import DetectionJob
 
 
 class Records(Hook):

@@ -38,7 +38,7 @@ from . import detectors
 from .checkpoints import last_checkpoint
 from .coco import DetectionFiles
 from .distiller import DetectorDistiller
-from .engine import DetectionJob
+from .job import DetectionJob
 from .records import Records
 
 SAVE_EVERY = 1000

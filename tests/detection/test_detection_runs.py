@@ -378,7 +378,7 @@ def test_a_checkpoint_that_another_process_of_the_cell_sets_aside_is_passed_over
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
     from benchmarks.detection import runner as detection
-    from benchmarks.detection.engine import DetectionJob
+    from benchmarks.detection.job import DetectionJob
 
     protocol = load_protocol("shapes-demo")
     values = dict(pair_settings(name, "", protocol.recipe))

@@ -15,6 +15,7 @@ import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.detection import configurations, detectors, engine
+from benchmarks.detection.job import DetectionJob
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
@@ -77,15 +78,15 @@ def batch(detector: detectors.Detector, images: int = 2) -> dict[str, Any]:
     return detector.module.data_preprocessor({"inputs": raw, "data_samples": samples}, True)
 
 
-def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> engine.DetectionJob:
+def job_of(path: Path, shapes: Path, update: dict[str, Any] | None = None, **changes: Any) -> DetectionJob:
     """A student's job under the tiny protocol with some changes."""
     protocol = load_protocol(str(path / "tiny.yaml")).changed(**changes).model_copy(update=update)
     cell = student_cell(STUDENT, protocol, get_task(protocol.task).fingerprint(shapes, protocol), {})
-    return engine.DetectionJob(cell, protocol, shapes, "cpu", 1, (), path / "job")
+    return DetectionJob(cell, protocol, shapes, "cpu", 1, (), path / "job")
 
 
 def train(
-    job: engine.DetectionJob,
+    job: DetectionJob,
     root: Path,
     stopping: Callable[[], bool] = lambda: False,
     report: Callable[[Any, str], None] = lambda *_: None,

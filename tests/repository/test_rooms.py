@@ -89,3 +89,45 @@ def test_the_pictures_have_the_order() -> None:
     text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
     places = [text.index(f"    {room}/") for room in ROOMS]
     assert places == sorted(places)
+
+
+TWO_AS_ONE = (
+    {"benchmarks.config.protocol", "benchmarks.config.schedules", "benchmarks.config.schedules.schedule"},
+    {"kd_methods.views.network", "kd_methods.views.teacher_tail"},
+)
+"""Files that know each other: a schedule is a function of the protocol that names it; a view makes the network with its
+teacher's tail, which is a view."""
+
+
+def test_no_files_lie_in_a_circle() -> None:
+    """Counting every import, also those in functions and for types."""
+    modules = {
+        ".".join(file.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in ("benchmarks", "kd_methods")
+        for file in (REPO / package).rglob("*.py")
+        if not file.name.startswith("test_") and file.name not in ("__main__.py", "conftest.py")
+    }
+    graph = {}
+    for name, file in modules.items():
+        names = [".".join(module) for module in imports(file)]
+        # What is imported from a package is one of its files, or a name in its __init__.
+        targets = {full if full in modules else full.rpartition(".")[0] for full in names}
+        graph[name] = (targets & set(modules)) - {name}
+    leaves = True
+    while leaves:
+        leaves = {name for name, targets in graph.items() if not targets}
+        graph = {name: targets - leaves for name, targets in graph.items() if name not in leaves}
+    # What is left lies in a circle, or leads to one.
+    circles = {name for name in graph if _leads_to(graph, name, name)}
+    assert circles <= set().union(*TWO_AS_ONE), sorted(circles)
+
+
+def _leads_to(graph: dict[str, set[str]], start: str, end: str) -> bool:
+    seen, ahead = set[str](), list(graph[start])
+    while ahead:
+        if (name := ahead.pop()) == end:
+            return True
+        if name not in seen:
+            seen.add(name)
+            ahead += graph.get(name, ())
+    return False
