@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -151,3 +152,15 @@ def _mean(entries: list[TableEntry], tasks: list[str]) -> TableEntry:
         last, best = (_over_tasks([getattr(run, rule) for run in of_seed], tasks) for rule in ("last", "best"))
         runs.append(SeedResult(seed, "done", last=last, best=best))
     return TableEntry(tuple(runs))
+
+
+def whole(curves: Iterable[Sequence[float]]) -> list[Sequence[float]]:
+    """Of the curves of some seeds those with as many epochs as the longest: a mean over them has one n throughout."""
+    known = [curve for curve in curves if curve]
+    longest = max(map(len, known), default=0)
+    return [curve for curve in known if len(curve) == longest]
+
+
+def mean_curve(curves: Iterable[Sequence[float]]) -> list[float]:
+    """The mean after each epoch, over the seeds whose curves are :func:`whole`."""
+    return [fmean(values) for values in zip(*whole(curves), strict=True)]

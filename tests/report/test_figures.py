@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.report.figures import drawing as figures
 from benchmarks.report.figures.cost_figures import accuracy
+from benchmarks.report.seed_statistics import mean_curve, whole
 
 
 def test_figures_are_as_wide_as_a_column_and_the_same_bytes_again(tmp_path: Path) -> None:
@@ -36,3 +37,9 @@ def test_the_front_has_what_no_other_is_cheaper_and_better_than() -> None:
 def test_lines_of_a_figure_are_told_apart_without_colour() -> None:
     looks = [figures.look(i) for i in range(16)]
     assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == 16
+
+
+def test_a_mean_curve_is_over_the_seeds_that_went_the_whole_way() -> None:
+    curves = [(1.0, 2.0, 3.0), (), (5.0, 5.0), (3.0, 4.0, 5.0)]
+    assert whole(curves) == [curves[0], curves[3]] and mean_curve(curves) == [2.0, 3.0, 4.0]
+    assert mean_curve([]) == []

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..layouts.cost_table import MIB, rate, reference, unit
 from ..model import HELD, Column, CostTable, Table
-from ..seed_statistics import gap, summarise
+from ..seed_statistics import gap, mean_curve, summarise, whole
 from .cost_figures import accuracy
 from .drawing import COLOURS, DOT, above, beside, figure, filled, look, write
 
@@ -47,14 +47,12 @@ def _curves(table: Table, curves: Curves, column: Column, titles: Mapping[str, s
     """The mean over seeds, and their sample deviation as a band."""
     fig, (axes,) = figure()
     for i, (key, title) in enumerate(titles.items()):
-        seeds = [values for place, values in curves.items() if place[:2] == (key, column.key) and values]
-        length = min(map(len, seeds), default=0)
-        epochs = range(1, length + 1)
-        means = [fmean(values[epoch - 1] for values in seeds) for epoch in epochs]
-        style = look(i)
-        axes.plot(epochs, means, label=title, markevery=max(1, length // 6), **style)
+        seeds = whole(values for place, values in curves.items() if place[:2] == (key, column.key))
+        means, style = mean_curve(seeds), look(i)
+        epochs = range(1, len(means) + 1)
+        axes.plot(epochs, means, label=title, markevery=max(1, len(means) // 6), **style)
         if len(seeds) > 1:
-            stds = [stdev(values[epoch - 1] for values in seeds) for epoch in epochs]
+            stds = [stdev(values) for values in zip(*seeds, strict=True)]
             low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel(f"epoch, {column.teacher_title} to {column.student_title}")

@@ -6,9 +6,9 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from ..figures import drawing as figures
+from ..seed_statistics import mean_curve, whole
 
 COLOURS = figures.COLOURS[1:7]
 """Without the black, which a dark page hides, and the grey, which means something else here."""
@@ -31,12 +31,7 @@ class MethodCurves:
     @property
     def mean(self) -> list[float]:
         """Over the seeds that went through as many epochs as the longest."""
-        return [fmean(values) for values in zip(*self.whole, strict=True)]
-
-    @property
-    def whole(self) -> list[tuple[float, ...]]:
-        longest = max(map(len, self.seeds), default=0)
-        return [curve for curve in self.seeds if len(curve) == longest]
+        return mean_curve(self.seeds)
 
 
 def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_better: bool = True) -> str:
@@ -75,10 +70,8 @@ def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_b
             colour, epochs = INK if method.reference else next(colours), range(1, len(method.mean) + 1)
             line = "--" if method.reference else "-"
             axes.plot(epochs, method.mean, line, color=colour, linewidth=1.4, label=_plain(method.title))
-            if len(method.whole) > 1:
-                low, high = zip(
-                    *((min(values), max(values)) for values in zip(*method.whole, strict=True)), strict=True
-                )
+            if len(seeds := whole(method.seeds)) > 1:
+                low, high = zip(*((min(values), max(values)) for values in zip(*seeds, strict=True)), strict=True)
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel(_plain(metric))
