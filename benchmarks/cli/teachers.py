@@ -120,7 +120,7 @@ def teachers_train(workspace: Callable[[], Workspace], network: str, protocol_na
 def teachers_verify(workspace: Callable[[], Workspace], names: Sequence[str]) -> None:
     """Measure installed teachers on the test set; fails if one is off by more than 0.1 points."""
     place = replace(workspace(), say=click.echo)
-    from ..driver.reproduce import measured_by
+    from ..driver.engines import measured_by
     from ..teachers.verification import verify_teachers
 
     end(verify_teachers(names, place, measured_by(place)))

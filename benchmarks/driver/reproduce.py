@@ -10,7 +10,6 @@ from ..analysis import similarity
 from ..common import environment
 from ..common.console import Outcome, counted
 from ..common.workspace import Workspace
-from ..config.protocol import Protocol
 from ..cost.table_costs import measure_missing
 from ..report import PAPER, Page
 from ..report.collect import render, without_result
@@ -19,8 +18,8 @@ from ..store.cell import Cell
 from ..store.runs import FINAL, Facts, Store
 from ..store.selection import Selection, selected
 from ..tasks import get_task
-from ..teachers.verification import Accuracies, Measure, check_teachers, known_accuracies
-from ..teachers.zoo import Teacher, Zoo
+from ..teachers.verification import Accuracies, check_teachers, known_accuracies
+from ..teachers.zoo import Zoo
 from . import engines
 from .execution.crew import ALONE, Crew
 from .execution.jobs import WHOLE, Shard
@@ -129,21 +128,12 @@ def _accuracies(plan: Plan, anew: bool, workspace: Workspace, options: Options) 
     known = None if anew else known_accuracies(refs, plan.data, plan.protocol, workspace)
     if known is not None:
         return known
-    return check_teachers(refs, plan.protocol, workspace, measured_by(workspace), options.any_teacher)
+    return check_teachers(refs, plan.protocol, workspace, engines.measured_by(workspace), options.any_teacher)
 
 
 def _described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> manifest.Manifest:
     """The plan as a manifest."""
     return describe(plan, Zoo(workspace.checkpoints), accuracies, environment.machine(workspace.device))
-
-
-def measured_by(workspace: Workspace) -> Measure:
-    """What measures a teacher's file: the engine of its task."""
-
-    def measure(entry: Teacher, protocol: Protocol) -> float:
-        return engines.of(get_task(entry.task)).accuracy(entry, protocol, workspace)
-
-    return measure
 
 
 def _cost(cell: Cell, plan: Plan, workspace: Workspace) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from benchmarks.common.seeding import derive
 from benchmarks.common.weights import load_weights, weights_digest
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.engines import measured_by
 from benchmarks.driver.planning.estimate import Estimate
 from benchmarks.driver.planning.plan import Request, make
-from benchmarks.driver.reproduce import Options, measured_by, reproduce
+from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.networks import build_network
 from benchmarks.report.collect import render
 from benchmarks.store.runs import Store

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from ...common.registry import Registry
-from ...tasks import Task
+from ...common.workspace import Workspace
+from ...config.protocol import Protocol
+from ...tasks import Task, get_task
+from ...teachers.verification import Measure
+from ...teachers.zoo import Teacher
 from .engine import Engine, Watcher
 
-__all__ = ["ENGINES", "Engine", "Watcher", "of", "register_engine"]
+__all__ = ["ENGINES", "Engine", "Watcher", "measured_by", "of", "register_engine"]
 
 ENGINES: Registry[Engine] = Registry("engine", __name__, "ENGINES")
 
@@ -23,3 +27,12 @@ def register_engine(engine: Engine) -> None:
 def of(task: Task) -> Engine:
     """The engine of a task's cells: the last one that reads what its networks read."""
     return [engine for engine in ENGINES.mapping().values() if task.modality in engine.reads][-1]
+
+
+def measured_by(workspace: Workspace) -> Measure:
+    """What measures a teacher's file: the engine of its task."""
+
+    def measure(entry: Teacher, protocol: Protocol) -> float:
+        return of(get_task(entry.task)).accuracy(entry, protocol, workspace)
+
+    return measure
