@@ -6,7 +6,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import metadata
 
@@ -28,6 +28,7 @@ class Papers(Strict):
     tasks: dict[str, tuple[str, ...]]
     networks: dict[str, tuple[str, ...]]
     optimizers: dict[str, tuple[str, ...]]
+    recipes: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,15 @@ def cited(rows: Iterable[tuple[str, str]], tasks: Iterable[str], networks: Itera
 
 def of_manifest(shown: Manifest) -> Cited:
     """The papers of a table as it is in a store."""
-    return cited(
+    found = cited(
         [(row.method, row.optimizer) for row in shown.rows],
         [column.task for column in shown.columns],
         [name for column in shown.columns for name in (column.teacher_network, column.student)]
         + [row.student for row in shown.rows],
     )
+    name, optimizer = str(shown.protocol.get("name", "")), str(shown.protocol.get("optimizer", {}).get("name", ""))
+    recipe = _keys([name], _papers().recipes) + _keys([optimizer], _papers().optimizers)
+    return replace(found, methods=tuple(dict.fromkeys((*found.methods, *recipe))))
 
 
 def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 
 import pytest
 
 from benchmarks.common.places import ROOT
 from benchmarks.common.yaml_files import read_yaml
-from benchmarks.config.protocol import load_protocol
+from benchmarks.config.protocol import load_protocol, protocol_names
 from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.report import citations
 from benchmarks.report.citations import bibliography, bibtex, cited, row_papers
@@ -44,7 +45,9 @@ def test_whatever_a_shipped_table_names_has_an_entry(name: str) -> None:
 
 def test_every_paper_of_the_file_stands_for_something() -> None:
     known = citations._papers()
-    assert {*known.tasks, *known.networks, *known.optimizers} <= set(bibliography())
+    assert {*known.tasks, *known.networks, *known.optimizers, *known.recipes} <= set(bibliography())
+    for patterns in known.recipes.values():
+        assert all(fnmatch.filter(protocol_names(), pattern) for pattern in patterns), patterns
 
 
 def test_bibtex_of_a_table_is_whole_and_has_nothing_twice() -> None:
