@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.devices import Waits
-from helpers.training_bench import Bench, tiny_data
+from helpers.training_bench import TrainingBench, tiny_data
 
 from benchmarks.training.loop import protocol_progress, shared
 from benchmarks.training.optimizers import WHOLE
@@ -14,7 +14,7 @@ from benchmarks.training.optimizers import WHOLE
 
 @pytest.mark.parametrize("method", ["student", "kd", "crd"])
 def test_a_step_of_the_loop_asks_for_no_value(method: str, tmp_path: Path) -> None:
-    bench = Bench(tmp_path, tiny_data())
+    bench = TrainingBench(tmp_path, tiny_data())
     student_run = bench.student_run(bench.cells([(method, {})])[0])
     teacher = bench.group().teacher
     student_run.start_epoch(1)
