@@ -11,7 +11,7 @@ import click
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, counted
-from . import options
+from . import completion, options
 from .options import end, in_workspace
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
 
 
 @click.command("export")
-@click.argument("what", nargs=-1, required=True, metavar="TABLE|RUN...")
+@click.argument("what", nargs=-1, required=True, metavar="TABLE|RUN...", shell_complete=completion.tables)
 @click.argument("file", type=archive)
 @click.option("--students", is_flag=True, help="Also the weights of the deployed networks, for `verify`.")
 @options.preset
@@ -84,7 +84,10 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
 @click.command()
 @click.argument("run", required=False)
 @click.option("--to", "form", required=True, type=click.Choice(FORMS), help="For which library.")
-@click.option("--all", "table", metavar="TABLE", help="Every finished run of a table, each in a folder of its name.")
+@click.option(
+    "--all", "table", metavar="TABLE", help="Every finished run of a table, each in a folder of its name.",
+    shell_complete=completion.tables,
+)  # fmt: skip
 @click.option("--folder", type=archive, help="Where to; by default converted/FORM/RUN in the output.")
 @options.preset
 @options.changes

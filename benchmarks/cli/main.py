@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from kd_methods.errors import UserError, unknown
 
 from ..common.console import patient_streams, say
 from ..common.files import write_text
 from ..common.places import PROGRAM
-from . import cost, exchange, measure, results, show, tables, teachers
+from . import completion, cost, exchange, measure, results, show, tables, teachers
 from .options import OUTPUT
 
 
@@ -36,6 +37,12 @@ class Commands(click.Group):
         if name in table_names() or name.endswith((".yaml", ".yml")):
             return "run", self.commands["run"], args
         raise unknown("table or command", name, [*table_names(), *self.commands])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from ..config.table_spec import table_names
+
+        tables = [CompletionItem(name) for name in table_names() if name.startswith(incomplete)]
+        return [*tables, *super().shell_complete(ctx, incomplete)]
 
 
 HELP = f"""Reproduce a table of the knowledge-distillation literature with your own runs.
@@ -78,6 +85,8 @@ cli.add_command(teachers.teachers)
 
 def main() -> None:
     """Entry point. The exit code is explained in ``HELP``."""
+    if completion.answered(cli):
+        return
     with patient_streams() as lost:
         code = _exit_code(sys.argv[1:])
         if sys.stdout:

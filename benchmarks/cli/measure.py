@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("table")
+@options.table
 @options.preset
 @options.methods
 @options.pairs

@@ -14,6 +14,7 @@ from kd_methods.errors import UserError
 
 from ..common.console import Outcome, say
 from ..common.places import ROOT
+from . import completion
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
@@ -55,10 +56,16 @@ trackers = click.option(
 )  # fmt: skip
 preset = click.option(
     "--preset", default="paper", show_default=True,
-    help="paper, short, demo, or another one of the table's (`list` names them).",
+    help="paper, short, demo, or another one of the table's (`list` names them).", shell_complete=completion.presets,
 )  # fmt: skip
-methods = click.option("--methods", help="Rows, in this order, comma-separated; default: all.")
-pairs = click.option("--pairs", help="Columns (teacher-student), in this order, comma-separated; default: all.")
+table = click.argument("table", shell_complete=completion.tables)
+methods = click.option(
+    "--methods", help="Rows, in this order, comma-separated; default: all.", shell_complete=completion.methods
+)
+pairs = click.option(
+    "--pairs", help="Columns (teacher-student), in this order, comma-separated; default: all.",
+    shell_complete=completion.pairs,
+)  # fmt: skip
 seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
 epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
 holdout = click.option(

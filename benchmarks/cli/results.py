@@ -11,14 +11,14 @@ import click
 from kd_methods.errors import UserError
 
 from ..common.console import counted
-from . import options
+from . import completion, options
 
 if TYPE_CHECKING:
     from ..config.protocol import Changes
 
 
 @click.command()
-@click.argument("table")
+@options.table
 @options.preset
 @options.changes
 @options.settings
@@ -44,7 +44,7 @@ def cite(table: str, preset: str, changes: Changes, settings: str, output: Path)
 
 
 @click.command()
-@click.argument("table", required=False)
+@click.argument("table", required=False, shell_complete=completion.tables)
 @options.preset
 @options.changes
 @options.settings
@@ -70,7 +70,7 @@ def verdicts(table: str | None, preset: str, changes: Changes, settings: str, ou
 
 
 @click.command()
-@click.argument("table")
+@options.table
 @click.argument("row")
 @click.argument("pair")
 @options.preset
@@ -87,12 +87,16 @@ def explain(table: str, row: str, pair: str, preset: str, changes: Changes, sett
 
 
 @click.command()
-@click.argument("table", required=False)
+@click.argument("table", required=False, shell_complete=completion.tables)
 @options.preset
 @options.changes
 @options.settings
 @click.option(
-    "--level", type=click.Choice(["cell", "epoch"]), default="cell", show_default=True, help="A line for what."
+    "--level",
+    type=click.Choice(["cell", "epoch", "cost", "verdict"]),
+    default="cell",
+    show_default=True,
+    help="A line for what.",
 )
 @click.option("--format", "form", type=click.Choice(["csv", "json", "parquet"]), default="csv", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
@@ -100,7 +104,7 @@ def explain(table: str, row: str, pair: str, preset: str, changes: Changes, sett
 def data(
     table: str | None, preset: str, changes: Changes, settings: str, output: Path, out: Path, **asked: Any
 ) -> None:
-    """The cells of TABLE, or of every table in the store, as data: every value in a typed column."""
+    """TABLE, or every table in the store, as data: every value in a typed column."""
     from ..report import records
 
     stem = options.stem_in(output, table, preset, changes, settings) if table else ""
@@ -109,7 +113,7 @@ def data(
 
 
 @click.command()
-@click.argument("tables", nargs=-1, metavar="[TABLE...]")
+@click.argument("tables", nargs=-1, metavar="[TABLE...]", shell_complete=completion.tables)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the pages, empty or with a site."
 )

@@ -30,7 +30,7 @@ class Reproduce(click.Command):
 
 
 @click.command("run", cls=Reproduce, hidden=True)
-@click.argument("table")
+@options.table
 @options.preset
 @options.methods
 @options.pairs
@@ -90,7 +90,7 @@ def run(
 
 
 @click.command()
-@click.argument("table")
+@options.table
 @options.preset
 @options.changes
 @options.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 def stop_signals(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
     """Inside, the first Ctrl-C (or SIGTERM) asks the loop to stop after the step; the second ends at once.
 
+    Only the main thread hears signals; in another one nothing asks.
+
     Args:
         numbers: other signals than these two.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     stopping = False
 
     def ask(number: int, frame: Any) -> None:

@@ -16,7 +16,7 @@ from ..report.collect import render, without_result
 from ..store import manifest
 from ..store.cell import Cell
 from ..store.runs import FINAL, Facts, Store
-from ..store.selection import Selection, selected
+from ..store.selection import selected
 from ..tasks import get_task
 from ..teachers.verification import Accuracies, check_teachers, known_accuracies
 from ..teachers.zoo import Zoo
@@ -51,6 +51,16 @@ class Options:
 
 
 def reproduce(request: Request, workspace: Workspace, options: Options = Options()) -> Outcome:
+    """As :func:`run`, of a plan that is made here.
+
+    Raises:
+        UserError: bad input, missing data, a teacher that is not what its entry says.
+        Interrupted: the user asked to stop; the same call goes on from there.
+    """
+    return run(make(request, workspace, stated=options.dry_run), workspace, options)
+
+
+def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
     """Run what a table needs and is not in the store, and write the table; the outcome's text is it as Markdown.
 
     Raises:
@@ -58,7 +68,6 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         Interrupted: the user asked to stop; the same call goes on from there.
     """
     store, say = Store(workspace.output), workspace.say
-    plan = make(request, workspace, stated=options.dry_run)
     cells = options.shard.of(plan.training, plan.every_cell())
     watched = options.similarity or plan.table.similarity
     facts = store.facts(cell.key for cell in cells)
@@ -67,20 +76,15 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
         speed = cards.speed(options.device_speed, plan.protocol.precision) if options.device_speed else None
         print_plan(plan, todo, workspace, options.crew, speed)
     if options.dry_run:
-        _described(plan, {}, workspace)  # what the table could not show is said now
+        described(plan, {}, workspace)  # what the table could not show is said now
         return Outcome()
     store.check_writable()  # fails now rather than after hours
     if todo:
         options.crew.prepare()
     accuracies = _accuracies(plan, bool(todo), workspace, options)
-    shown = manifest.save(workspace.output, plan.stem, _described(plan, accuracies, workspace), say)
-    asked = Selection(tuple(row.id for row in plan.rows), tuple(pair.id for pair in plan.pairs), plan.seeds)
-    if todo:
-        saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
-        say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
-        for task in plan.tasks:
-            for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
-                train(stages, protocol.on_task(task), workspace, options.crew, bool(watched), options.trackers)
+    shown = manifest.save(workspace.output, plan.stem, described(plan, accuracies, workspace), say)
+    asked = plan.selection
+    _train(plan, cells, todo, workspace, options)
     written = render(workspace.output, plan.stem, say, asked, options.page)
     not_measured = 0
     if options.costs:
@@ -102,6 +106,32 @@ def reproduce(request: Request, workspace: Workspace, options: Options = Options
     missing = without_result([facts[cell.key].status["state"] for cell in cells])
     without_cost = f"{counted(not_measured, 'row')} without a cost" if not_measured else ""
     return Outcome(written.text, "; ".join(filter(None, (missing, without_cost))))
+
+
+def compute(plan: Plan, workspace: Workspace, options: Options) -> manifest.Manifest:
+    """Run what a plan needs and is not in the store, and write no table; returns what the table would show.
+
+    Raises:
+        UserError, Interrupted: as :func:`run`.
+    """
+    store, cells = Store(workspace.output), plan.every_cell()
+    todo = _todo(plan, cells, store.facts(cell.key for cell in cells), store, curves=False)
+    store.check_writable()
+    shown = described(plan, _accuracies(plan, bool(todo), workspace, options), workspace)
+    _train(plan, cells, todo, workspace, options)
+    return shown
+
+
+def _train(plan: Plan, cells: Sequence[Cell], todo: Sequence[Cell], workspace: Workspace, options: Options) -> None:
+    """Train those of a plan's cells that are to be trained."""
+    if not todo:
+        return
+    store, watched = Store(workspace.output), options.similarity or plan.table.similarity
+    saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
+    workspace.say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
+    for task in plan.tasks:
+        for protocol, stages in plan.stages([cell for cell in todo if cell.task == task]):
+            train(stages, protocol.on_task(task), workspace, options.crew, bool(watched), options.trackers)
 
 
 def _todo(plan: Plan, cells: Sequence[Cell], facts: Mapping[str, Facts], store: Store, curves: bool) -> list[Cell]:
@@ -131,7 +161,7 @@ def _accuracies(plan: Plan, anew: bool, workspace: Workspace, options: Options) 
     return check_teachers(refs, plan.protocol, workspace, engines.measured_by(workspace), options.any_teacher)
 
 
-def _described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> manifest.Manifest:
+def described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> manifest.Manifest:
     """The plan as a manifest."""
     return describe(plan, Zoo(workspace.checkpoints), accuracies, environment.machine(workspace.device))
 

@@ -15,6 +15,7 @@ from ..tasks import get_task
 from ..teachers.cells import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training import precision
+from ..training.failures import Interrupted
 from .execution import schedule
 from .execution.crew import ALONE, Crew
 from .execution.jobs import Job, divided
@@ -40,6 +41,10 @@ def train(
         crew: how many jobs run at a time.
         similarity: whether students are compared with their teacher after every epoch.
         trackers: who else follows each cell.
+
+    Raises:
+        Interrupted: the user asked to stop.
+        Exception: what an essential tracker raised; the cells have stopped as by a request.
     """
     task, store = get_task(protocol.task), Store(workspace.output)
     cells = [cell for stage in stages for cell in stage]
@@ -47,11 +52,21 @@ def train(
     with (
         Reporter(len(cells), protocol, task.samples(workspace.data_root), task.metric, saved) as report,
         Tracking(report, trackers, workspace.output) as watcher,
-        stop_signals() as stopping,
+        stop_signals() as asked,
     ):
+
+        def stopping() -> bool:
+            return asked() or watcher.error is not None
+
         pool = crew.pool(workspace, watcher, stopping, most=len(cells))
         jobs = [Job(part, protocol, similarity) for stage in stages for part in divided(stage, pool.slots)]
-        schedule.run(jobs, pool, watcher, store, stopping)
+        try:
+            schedule.run(jobs, pool, watcher, store, stopping)
+        except Interrupted:
+            if not watcher.error:
+                raise
+    if watcher.error:
+        raise watcher.error
 
 
 def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Outcome:

@@ -19,11 +19,14 @@ class Tracking:
         watcher: the one that it stands before.
         kinds: the trackers' classes, of which each cell gets its own.
         output: the folder in which each kind has one of its name.
+
+    ``error`` is what an essential tracker raised, which ends the run.
     """
 
     def __init__(self, watcher: Watcher, kinds: Sequence[type[Tracker]], output: Path) -> None:
         self._watcher, self._output = watcher, output
         self._kinds = list(kinds)
+        self.error: BaseException | None = None
         self._open: dict[str, tuple[Watched, dict[type[Tracker], Tracker]]] = {}
 
     def __enter__(self) -> Tracking:
@@ -67,7 +70,10 @@ class Tracking:
                 yield
         except (Exception, SystemExit) as error:  # of a library of others, or of what a user wrote
             self._kinds.remove(kind)
-            self.say(f"tracker {kind.name} fails ({type(error).__name__}: {error}); training goes on without it")
+            if kind.essential:
+                self.error = error
+            else:
+                self.say(f"tracker {kind.name} fails ({type(error).__name__}: {error}); training goes on without it")
 
     def say(self, line: str) -> None:
         self._watcher.say(line)

@@ -1,4 +1,4 @@
-"""A store as data: one record per cell, or per cell and epoch, every value in a column of its own.
+"""A store as data: one record per cell, epoch, cost or verdict, every value in a column of its own.
 
 Imports neither torch nor, before a frame is asked for, pandas.
 """
@@ -8,55 +8,74 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
 from ..common.files import canonical, csv_text, write_bytes
-from ..store import manifest
-from ..store.manifest import PlannedColumn, PlannedRow
+from ..common.places import folders
+from ..store import documents, manifest
+from ..store.manifest import Manifest, PlannedColumn, PlannedRow
 from ..store.runs import Facts, Store
 from ..store.selection import ALL, Selection, selected
+from . import verdicts
+from .collect import Cost, collect
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Level = Literal["cell", "epoch"]
+Level = Literal["cell", "epoch", "cost", "verdict"]
 Format = Literal["csv", "json", "parquet"]
 
 Record = dict[str, Any]
 
 TYPES = {
-    "seed": "Int64", "epoch": "Int64", "epochs": "Int64", "taught": "boolean", "published_settings": "boolean",
-    **dict.fromkeys(("last", "best", "value", "teacher_accuracy", "lr", "seconds"), "Float64"),
+    **dict.fromkeys(
+        ("seed", "epoch", "epochs", "n", "planned", "batch_size", "steps", "peak_memory_bytes", "reserved_memory_bytes",
+         "extra_train_params", "extra_inference_params"),
+        "Int64",
+    ),
+    **dict.fromkeys(("taught", "published_settings", "first_phases"), "boolean"),
+    **dict.fromkeys(
+        ("last", "best", "value", "teacher_accuracy", "lr", "seconds", "images_per_second", "inputs_per_second",
+         "ours", "std", "published", "published_std", "gap"),
+        "Float64",
+    ),
 }  # fmt: skip
-"""Types of columns as pandas calls them; metrics and losses are Float64, all others are text."""
+"""Types of columns as pandas calls them; metrics and losses are Float64, others text, what has parts as JSON."""
 
 
 def load(
-    results: Path | str = "results", table: str = "", level: Level = "cell", say: Callable[[str], None] = say
+    results: Path | str | None = None, table: str = "", level: Level = "cell", say: Callable[[str], None] = say
 ) -> pd.DataFrame:
     """A store as a tidy DataFrame with typed columns.
 
     Args:
-        results: the store's folder.
+        results: the store's folder; by default the command line's (``KDBENCH_OUTPUT``, or ``results``).
         table: the folder of one table in it, such as ``table2-demo``; by default all tables. A cell that two tables
             show is there twice.
         level: ``cell``: one line per row, pair and seed, with ``last`` and ``best`` of the column's metric;
             ``epoch``: one line per epoch of each, with ``value``, all metrics (``metric.NAME``) and all losses
-            (``loss.NAME``).
+            (``loss.NAME``); ``cost``: one line per row and pair whose cost was measured, with inputs per second,
+            seconds and bytes; ``verdict``: one line per published value, with ours, the gap and the verdict
+            (:data:`benchmarks.report.verdicts.RULE`).
         say: called with a line for each run that is damaged, and so has no epochs.
 
     Raises:
         UserError: there is no such table.
     """
+    folder = Path(results) if results is not None else folders()["output"]
+    return frame([record for stem in stems(folder, table) for record in of_table(folder, stem, level, ALL, say)])
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Records as a DataFrame; a column for each of their names, typed by :data:`TYPES`."""
     import pandas as pd
 
-    folder = Path(results)
-    records = [record for stem in stems(folder, table) for record in of_table(folder, stem, level, ALL, say)]
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: pd.array([record.get(name) for record in records], dtype=_type(name)) for name in names}
     return pd.DataFrame(columns)
@@ -79,8 +98,25 @@ def stems(results: Path, table: str = "") -> list[str]:
 def of_table(
     results: Path, stem: str, level: Level, wanted: Selection = ALL, say: Callable[[str], None] = say
 ) -> Iterator[Record]:
-    """The records of one table, in the order of its rows, columns, seeds and epochs."""
-    shown, store = selected(manifest.existing(results, stem), wanted), Store(results)
+    """The records of one table, in the order of its rows, columns, seeds and epochs.
+
+    Raises:
+        UserError: there is no such table, or not what is wanted of it.
+    """
+    return of_manifest(selected(manifest.existing(results, stem), wanted), stem, Store(results), level, say)
+
+
+def of_manifest(
+    shown: Manifest, stem: str, store: Store, level: Level, say: Callable[[str], None] = say
+) -> Iterator[Record]:
+    """The records of what a manifest shows; ``stem``: what they call the table."""
+    if level == "cost":
+        yield from _costs(shown, stem, store, say)
+        return
+    if level == "verdict":
+        judged = verdicts.verdicts(collect(shown, store, say))
+        yield from ({**asdict(one), "table": stem} for one in judged)
+        return
     rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
     order = {key: i for i, key in enumerate([*rows, *columns])}
     cells = sorted(shown.cells, key=lambda cell: (order[cell.row], order[cell.column], cell.seed))
@@ -96,6 +132,26 @@ def of_table(
             "settings": canonical(cell.settings), "taught": cell.taught,
             "published_settings": cell.published_settings, **_outcome(facts[cell.key], column.metric), "key": cell.key,
         }  # fmt: skip
+
+
+def _costs(shown: Manifest, stem: str, store: Store, say: Callable[[str], None]) -> Iterator[Record]:
+    rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
+    for planned in shown.costs:
+        try:
+            measured = documents.read(store.cost(planned.key), Cost)
+        except Damaged as error:
+            say(str(error))
+            continue
+        if measured:
+            place = {"table": stem, "row": planned.row, "pair": planned.column}
+            figures = {
+                name: canonical(value) if isinstance(value, list | tuple | dict) else value
+                for name, value in asdict(measured["cost"]).items()
+            }
+            facts = measured["environment"]
+            yield place | _described(rows[planned.row], columns[planned.column]) | figures | {
+                "date": facts["date"], "commit": facts["commit"], "machine": facts["machine"], "key": planned.key,
+            }  # fmt: skip
 
 
 def _described(row: PlannedRow, column: PlannedColumn) -> Record:
@@ -160,14 +216,14 @@ def write(file: Path, form: Format, results: Path, wanted: tuple[str, Level]) ->
     """
     table, level = wanted
     if form == "parquet":
-        frame = load(results, table, level)
+        loaded = load(results, table, level)
         content = io.BytesIO()
         try:
-            frame.to_parquet(content)
+            loaded.to_parquet(content)
         except ImportError:
             raise UserError("--format parquet needs pyarrow (pip install pyarrow); csv and json do not") from None
         write_bytes(file, content.getvalue())
-        return len(frame)
+        return len(loaded)
     records = [record for stem in stems(results, table) for record in of_table(results, stem, level)]
     text = as_csv(records) if form == "csv" else as_json(records)
     write_bytes(file, text.encode())

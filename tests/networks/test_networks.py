@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks import networks
+from benchmarks import networks, timm_models
 from benchmarks.networks import NetworkView, build_network, fold_batch_norms
 from kd_methods.contract import FIELDS, Outputs
 from kd_methods.errors import UserError
@@ -360,6 +360,7 @@ def test_a_gradient_reaches_every_parameter(name: str):
 
 @each_name
 def test_timm_knows_the_plain_architecture(name: str):
+    assert f"kd_{name}".replace(".", "_") in timm_models.names()
     model = timm.create_model("kd_" + name.replace(".", "_"), num_classes=100)
     own = build_network(name, 100).module
     assert type(model) is type(own) and not isinstance(model, NetworkView)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,9 @@ from helpers.manifests import FACTS, PAIR, finish, paper
 import benchmarks
 from benchmarks.common.files import write_json
 from benchmarks.report import records
+from benchmarks.report.model import CostEntry
 from benchmarks.store import manifest
+from benchmarks.store.manifest import PlannedCost
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 
@@ -51,6 +54,25 @@ def test_a_line_for_each_epoch(store: Path) -> None:
     assert list(frame["value"]) == [60.0, 70.5] and list(frame["epoch"]) == [1, 2]
     assert frame["loss.task"].dtype == "Float64" and pd.isna(frame["loss.task"][1]) and frame["loss.kd"][1] == 0.5
     assert list(frame["metric.top1"]) == [60.0, 70.5] and set(frame["row"]) == {"kd"}
+
+
+def test_a_line_for_each_cost_and_each_verdict(store: Path) -> None:
+    shown = manifest.existing(store, "table1-paper")
+    cost = {"row": "kd", "column": PAIR, "key": "c" * 64}
+    manifest.save(store, "table1-paper", shown.model_copy(update={"costs": (PlannedCost.model_validate(cost),)}))
+    figures = CostEntry(100.0, 2**20, "CUDA allocated", 0, 0, 64, "cuda", 3, memory_split={"weights": 5})
+    write_json(Store(store).cost("c" * 64), {"label": "kd", "cost": asdict(figures), "environment": FACTS})
+    (line,) = benchmarks.load(store, level="cost").to_dict("records")
+    assert (line["row"], line["pair"], line["images_per_second"], line["peak_memory_bytes"]) == (
+        "kd",
+        PAIR,
+        100.0,
+        2**20,
+    )
+    assert json.loads(line["memory_split"]) == {"weights": 5} and line["machine"] == FACTS["machine"]
+    judged = benchmarks.load(store, "table1-paper", level="verdict")
+    assert judged["gap"].dtype == "Float64" and judged["n"].dtype == "Int64"
+    assert list(judged["verdict"]) == list(benchmarks.verdicts(store)["verdict"])
 
 
 def test_files_say_the_same_as_the_frame(store: Path) -> None:

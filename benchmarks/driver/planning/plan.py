@@ -20,6 +20,7 @@ from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load
 from ...store.cell import Cell, TeacherRef
 from ...store.cells import Distillation, make_cell, student_cell
 from ...store.manifest import flat
+from ...store.selection import Selection
 from ...tasks import Task, get_task
 from ...tasks.stated import Stated, at_hand
 from ...teachers.cells import teacher_cell
@@ -105,6 +106,11 @@ class Plan:
     def teacher_of(self, pair: Pair) -> TeacherRef:
         """The teacher of a column."""
         return self.teachers[pair.teacher, self.protocol_of(pair).task]
+
+    @property
+    def selection(self) -> Selection:
+        """The part of the table that was asked for."""
+        return Selection(tuple(row.id for row in self.rows), tuple(pair.id for pair in self.pairs), self.seeds)
 
     @property
     def stem(self) -> str:

@@ -19,9 +19,12 @@ class Tracker:
     Args:
         cell: what is trained; a run that goes on has the same key, and only its new epochs are passed on.
         folder: for what the tracker writes, shared by all cells; it need not exist yet.
+
+    ``essential``: what it raises is no trouble of its own, but ends the run, with all saved, and is raised there.
     """
 
     name: ClassVar[str]
+    essential: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         raise NotImplementedError
