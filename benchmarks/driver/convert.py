@@ -113,6 +113,8 @@ def loaded(cell: Cell, module: nn.Module, weights: Mapping[str, Tensor]) -> nn.M
 def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
     import timm
 
+    from ..networks.libraries import timm_entry  # noqa: F401  # enters the suite's networks
+
     library, _, rest = cell.student.rpartition(":")
     name = rest if library == "timm" else f"kd_{cell.student}".replace(".", "_")
     if library not in ("", "timm") or not timm.is_model(name) or modality_of(cell.student) != "images":
