@@ -41,8 +41,8 @@ def tables(context: click.Context, parameter: click.Parameter, incomplete: str) 
     """Tables that ship with the suite; a file of one's own is completed by the shell."""
     from ..config.table_spec import table_names
 
-    found = _starting(incomplete, table_names())
-    return found or [CompletionItem(incomplete, type="file")]
+    tables_named = _starting(incomplete, table_names())
+    return tables_named or [CompletionItem(incomplete, type="file")]
 
 
 def presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -23,5 +23,5 @@ ROOT = Path() if INSTALLED else PACKAGE.parent
 def folders() -> dict[str, Path]:
     """The default folders of data, teachers and results by the names of their options."""
     variables = {"data_root": "KDBENCH_DATA", "checkpoints": "KDBENCH_CHECKPOINTS", "output": "KDBENCH_OUTPUT"}
-    own = {"data_root": ROOT / "data", "checkpoints": ROOT / "checkpoints", "output": ROOT / "results"}
-    return {name: Path(os.environ.get(variables[name]) or folder) for name, folder in own.items()}
+    usual = {"data_root": ROOT / "data", "checkpoints": ROOT / "checkpoints", "output": ROOT / "results"}
+    return {name: Path(os.environ.get(variables[name]) or folder) for name, folder in usual.items()}

@@ -189,8 +189,8 @@ def run_cell(
             columns = ", ".join(column.id for column in plan.pairs)
             raise UserError(f"pair '{pair}' of {table} has several columns; name one of them: {columns}")
         shown = compute(plan, place, _options(how, progress))
-    (found,) = records.of_manifest(shown, plan.stem, Store(place.output), "cell", place.say)
-    return found
+    (record,) = records.of_manifest(shown, plan.stem, Store(place.output), "cell", place.say)
+    return record
 
 
 def _check(given: Mapping[str, Any], known: type) -> None:

@@ -57,7 +57,7 @@ def cited(rows: Iterable[tuple[str, str]], tasks: Iterable[str], networks: Itera
 
 def of_manifest(shown: Manifest) -> Cited:
     """The papers of a table as it is in a store."""
-    found = cited(
+    papers = cited(
         [(row.method, row.optimizer) for row in shown.rows],
         [column.task for column in shown.columns],
         [name for column in shown.columns for name in (column.teacher_network, column.student)]
@@ -65,7 +65,7 @@ def of_manifest(shown: Manifest) -> Cited:
     )
     name, optimizer = str(shown.protocol.get("name", "")), str(shown.protocol.get("optimizer", {}).get("name", ""))
     recipe = _keys([name], _papers().recipes) + _keys([optimizer], _papers().optimizers)
-    return replace(found, methods=tuple(dict.fromkeys((*found.methods, *recipe))))
+    return replace(papers, methods=tuple(dict.fromkeys((*papers.methods, *recipe))))
 
 
 def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:
