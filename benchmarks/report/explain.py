@@ -82,7 +82,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Asked:
+class FolderOptions:
     """The words of the command line that made a table's folder: its preset and what they changed of the protocol."""
 
     table: str
@@ -129,7 +129,7 @@ def explain(
 
 
 def of_place(
-    place: Manifest, stem: str, store: Store, words: Asked | None, say: Callable[[str], None] = say
+    place: Manifest, stem: str, store: Store, words: FolderOptions | None, say: Callable[[str], None] = say
 ) -> Explanation:
     """As :func:`explain`.
 
@@ -174,7 +174,7 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     return {**of_method, **identity.get("versions", {})}
 
 
-def asked(shown: Manifest, stem: str, table: str = "") -> Asked | None:
+def asked(shown: Manifest, stem: str, table: str = "") -> FolderOptions | None:
     """By which words a folder was made; None where the table's file is not known, or has changed."""
     if not (table or shown.name in table_names()):
         return None
@@ -195,11 +195,11 @@ def asked(shown: Manifest, stem: str, table: str = "") -> Asked | None:
             continue
         for uniform in (False, True):
             if stem_of(spec.name, preset, usual, changed, uniform) == stem:
-                return Asked(table, spec, preset, changes, uniform)
+                return FolderOptions(table, spec, preset, changes, uniform)
     return None
 
 
-def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, words: Asked | None) -> Iterator[Value]:
+def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, words: FolderOptions | None) -> Iterator[Value]:
     """The values of the protocol that are not every protocol's, and the learning rate."""
     recorded = identity.get("protocol", shown.protocol)
     name = recorded.get("name", "")
@@ -229,13 +229,13 @@ def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, wor
         yield Value("lr", rate, source)
 
 
-def _row_of(words: Asked | None, row: PlannedRow) -> Any:
+def _row_of(words: FolderOptions | None, row: PlannedRow) -> Any:
     """The row as the table's file has it; None where it is the command line's."""
     rows = (words.spec.preset(words.preset).methods or ()) if words else ()
     return next((other for other in rows if other.id == (row.base or row.key)), None)
 
 
-def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Asked | None) -> Iterator[Value]:
+def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: FolderOptions | None) -> Iterator[Value]:
     """The method's settings; of what gives a value the one that counts is the last that has it."""
     written = _row_of(words, row)
     layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
@@ -289,7 +289,7 @@ def _teacher(identity: Mapping[str, Any], column: PlannedColumn, store: Store) -
 
 
 def _seed(
-    cell: PlannedCell, store: Store, column: PlannedColumn, words: Asked | None, say: Callable[[str], None]
+    cell: PlannedCell, store: Store, column: PlannedColumn, words: FolderOptions | None, say: Callable[[str], None]
 ) -> Seed:
     run, metric = store.run(cell.key), column.metric
     status = run.status

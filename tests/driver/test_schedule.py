@@ -15,7 +15,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.execution import schedule
 from benchmarks.driver.execution.crew import Crew
 from benchmarks.driver.execution.jobs import Finished, Job, Shard, divided
-from benchmarks.driver.execution.relay import Event, Said
+from benchmarks.driver.execution.relay import CellEvent, Said
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted
@@ -71,7 +71,7 @@ class FakePool:
             if outcome == Finished():
                 for one in job.cells:
                     self.store.run(one).set_status("done", last={}, best={})
-                    found.append((job, Event(one.key, "done", (9, 0), 1, 3, None)))
+                    found.append((job, CellEvent(one.key, "done", (9, 0), 1, 3, None)))
             found.append((job, outcome))
         self.running = []
         return found

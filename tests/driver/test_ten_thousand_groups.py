@@ -21,7 +21,7 @@ from benchmarks.common.processes import Ended
 from benchmarks.common.workspace import Workspace
 from benchmarks.driver.execution import schedule
 from benchmarks.driver.execution.jobs import Finished, Job, divided
-from benchmarks.driver.execution.relay import Event
+from benchmarks.driver.execution.relay import CellEvent
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.store.cell import Cell
 from benchmarks.store.runs import Store
@@ -77,7 +77,7 @@ class Places:
         self._held -= {cell.key for cell in job.cells}
         dead = ends < len(job.cells)
         self.lost += dead
-        events = [(job, Event(cell.key, "done", (9, 0), 1, 0, None)) for cell in job.cells[:ends]]
+        events = [(job, CellEvent(cell.key, "done", (9, 0), 1, 0, None)) for cell in job.cells[:ends]]
         return [*events, (job, Ended("killed by SIGKILL") if dead else Finished())]
 
     def _train(self, cell: Cell) -> None:

@@ -22,7 +22,7 @@ EVERY = 0.5
 """Seconds between two messages about the steps of a cell."""
 
 
-class Event(NamedTuple):
+class CellEvent(NamedTuple):
     """An event of a cell in training (see :data:`benchmarks.training.loop.Report`), without the cell.
 
     ``steps`` were made since the last message about the cell; ``record`` is that of the epoch, where one ended.
@@ -62,7 +62,7 @@ class Sender:
                 return
         self._sent[key] = now
         record = student_run.records[-1] if student_run.records and event in ("epoch", "done") else None
-        self._send(Event(key, event, student_run.position, student_run.first_epoch, self._steps.pop(key, 0), record))
+        self._send(CellEvent(key, event, student_run.position, student_run.first_epoch, self._steps.pop(key, 0), record))
 
     def say(self, line: str) -> None:
         self._send(Said(line))
@@ -89,19 +89,19 @@ class Receiver:
         self._watcher, self._store = watcher, store
         self._followed: dict[str, Followed] = {}
 
-    def __call__(self, job: Job, message: Event | Said | LeftOut) -> None:
+    def __call__(self, job: Job, message: CellEvent | Said | LeftOut) -> None:
         match message:
             case Said(line):
                 self._watcher.say(line)
             case LeftOut():
                 self._watcher.left_out()
-            case Event(key):
+            case CellEvent(key):
                 if key not in self._followed:
                     cell = next(cell for cell in job.cells if cell.key == key)
                     self._followed[key] = Followed(cell, self._store.run(cell))
                 self._pass_on(self._followed[key], message)
 
-    def _pass_on(self, followed: Followed, event: Event) -> None:
+    def _pass_on(self, followed: Followed, event: CellEvent) -> None:
         followed.first_epoch = event.first_epoch
         if event.kind == "step":  # the first one of a cell is about one step: progress learns there where it begins
             followed.position = event.position
