@@ -199,7 +199,9 @@ def asked(shown: Manifest, stem: str, table: str = "") -> FolderOptions | None:
     return None
 
 
-def _protocol(identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, words: FolderOptions | None) -> Iterator[Value]:
+def _protocol(
+    identity: Mapping[str, Any], shown: Manifest, row: PlannedRow, words: FolderOptions | None
+) -> Iterator[Value]:
     """The values of the protocol that are not every protocol's, and the learning rate."""
     recorded = identity.get("protocol", shown.protocol)
     name = recorded.get("name", "")

@@ -62,7 +62,9 @@ class Sender:
                 return
         self._sent[key] = now
         record = student_run.records[-1] if student_run.records and event in ("epoch", "done") else None
-        self._send(CellEvent(key, event, student_run.position, student_run.first_epoch, self._steps.pop(key, 0), record))
+        self._send(
+            CellEvent(key, event, student_run.position, student_run.first_epoch, self._steps.pop(key, 0), record)
+        )
 
     def say(self, line: str) -> None:
         self._send(Said(line))
