@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_mmdetection_s_own_script_measures_the_run_s_ap(trained: tuple[Path, Pat
     (code,) = [line for line in text.splitlines() if "runpy" in line]
     code = code.partition('"')[2].partition('"')[0]
     command = [sys.executable, "-c", code, str(script), str(folder / "config.py"), str(folder / "weights.pth")]
-    done = subprocess.run([*command, "--work-dir", str(tmp_path)], capture_output=True, text=True, cwd=run.parents[2])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command += ["--work-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=run.parents[2], env=environment)
     last = json.loads((run / "status.json").read_text())["last"]
     assert f"coco/bbox_mAP_50: {last['AP50'] / 100:.4f}" in done.stdout + done.stderr, done.stderr[-2000:]
