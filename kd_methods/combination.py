@@ -93,6 +93,7 @@ def _card(cards: Sequence[Card]) -> Card:
         recipe=next((card.recipe for card in cards if card.recipe), ""),
         modality=next((card.modality for card in cards if card.modality != "any"), "any"),
         classes=max(card.classes for card in cards),
+        batch="global" if any(card.batch == "global" for card in cards) else "local",
         waits="; ".join(card.waits for card in cards if card.waits),
         by_sample=all(card.by_sample for card in cards),
     )
@@ -136,6 +137,9 @@ def _base() -> type[Method]:
 
         def _join_needs(self) -> None:
             self.needs = _joined(part.needs for part in self.parts)  # type: ignore[misc]
+
+        def gathers(self) -> bool:
+            return any(part.gathers() for part in self.parts)  # type: ignore[operator]
 
         def remarks(self) -> Sequence[str]:
             return [remark for part in self.parts for remark in part.remarks()]  # type: ignore[operator]

@@ -78,7 +78,7 @@ accumulate = click.option(
     "--accumulate", type=click.IntRange(min=1), help="Process each batch in N parts, where it does not fit."
 )
 processes = click.option(
-    "--processes", type=click.IntRange(min=1), help="Detection: share each batch among N processes, one GPU each."
+    "--processes", type=click.IntRange(min=1), help="Share each batch among N processes, with a GPU each."
 )
 _workers = click.option(
     "--workers", type=click.IntRange(min=1), envvar="KDBENCH_WORKERS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -52,6 +52,25 @@ class Stream:
         finally:
             self.state = _read(self.device)
             _write(self.device, outer)
+
+    def of_process(self, rank: int, *place: object) -> AbstractContextManager[None]:
+        """Inside :meth:`active`, where each of a cell's processes draws for itself."""
+        return nullcontext()
+
+
+class SharedStream(Stream):
+    """The stream of a cell that several processes train.
+
+    It begins anew at every place: so all of them draw the same, whatever one of them has drawn elsewhere.
+    """
+
+    @contextmanager
+    def active(self, *place: object) -> Iterator[None]:
+        with seeded(self.device, self.seed, "stream", *place):
+            yield
+
+    def of_process(self, rank: int, *place: object) -> AbstractContextManager[None]:
+        return seeded(self.device, self.seed, "process", rank, *place)
 
 
 def seed_all(seed: int) -> None:

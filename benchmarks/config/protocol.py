@@ -72,7 +72,9 @@ class Protocol(Strict):
 
     ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
-    and losses that relate samples are those of a part. ``compile``: networks run compiled.
+    and losses that relate samples are those of a part. ``world_size``: so many processes, with a GPU each, share every
+    batch, and make the same update; batch statistics are each one's own, losses that relate samples those of the batch.
+    (Detection's stand under ``detection``.) ``compile``: networks run compiled.
 
     ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
     protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
@@ -124,6 +126,7 @@ class Protocol(Strict):
     holdout: int = Field(default=0, ge=0)
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(default=1, ge=1)
+    world_size: int = Field(default=1, ge=1)
     compile: bool = False
     detection: Detection | None = None
 
@@ -149,6 +152,14 @@ class Protocol(Strict):
             raise Misplaced(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size", "accumulate")
         if self.accumulate > 1 and self.optimizer.name == "dot":
             raise Misplaced("dot has two kinds of gradients, which are not accumulated", "optimizer")
+        if self.batch_size % (self.accumulate * self.world_size):
+            message = f"a batch of {self.batch_size} is not shared evenly by {self.world_size} processes"
+            raise Misplaced(message, "world_size")
+        if self.world_size > 1 and self.optimizer.name == "dot":
+            raise Misplaced("dot has two kinds of gradients, which processes do not sum", "world_size")
+        if self.world_size > 1 and self.crops:
+            message = "each process would decode all images; processes share batches of images that lie on the device"
+            raise Misplaced(message, "world_size")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
             raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
         if self.plan_dropped and not (self.schedule == "onecycle" and self.drop_last):
@@ -230,7 +241,11 @@ class Protocol(Strict):
     @property
     def processes(self) -> int:
         """How many processes share each batch."""
-        return self.detection.processes if self.detection else 1
+        return self.detection.processes if self.detection else self.world_size
+
+    def of_one_process(self) -> Protocol:
+        """What one of the processes that share a batch computes, alone."""
+        return self.model_copy(update={"batch_size": self.batch_size // self.world_size, "world_size": 1})
 
     @property
     def part_size(self) -> int:
@@ -246,6 +261,10 @@ class Protocol(Strict):
             return f"{self.precision}{compiled}"
         where, kind = ("on", "processes") if self.processes > 1 else ("in", "parts")
         size = f"batch statistics and relations are those of {self.part_size} samples"
+        if self.world_size > 1:
+            count, related = self.world_size, self.batch_size // self.accumulate
+            kind += f", in {self.accumulate} parts" if self.accumulate > 1 else ""
+            size = f"batch statistics are those of {self.part_size} samples, relations those of {related}"
         return f"{self.precision}, each batch {where} {count} {kind} ({size}){compiled}"
 
     @property
@@ -306,10 +325,9 @@ class Protocol(Strict):
         if accumulate and accumulate != self.accumulate:
             update["accumulate"] = accumulate
             deviations.append(f"each batch in {accumulate} parts, whose gradients are summed")
-        if processes and not self.detection:
-            raise UserError("--processes is for detection")
-        if processes and self.detection and processes != self.processes:
-            update["detection"] = {**self.detection.model_dump(), "processes": processes}
+        if processes and processes != self.processes:
+            of_detection = self.detection and {**self.detection.model_dump(), "processes": processes}
+            update |= {"detection": of_detection} if of_detection else {"world_size": processes}
             deviations.append(f"each batch on {processes} processes, whose gradients are averaged")
         if holdout:
             update["holdout"] = holdout

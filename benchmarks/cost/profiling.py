@@ -279,7 +279,7 @@ def _figures(
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     plugins.load_again(workspace.plugin_files, cell.plugins)
-    chosen = choose(str(workspace.device))
+    chosen, protocol = choose(str(workspace.device)), protocol.of_one_process()
     data = get_task(protocol.task).open(workspace.data_root, protocol, chosen)
     with peak_memory(chosen) as memory:
         bench = Bench([cell], protocol, data, Store(workspace.output).prepared)

@@ -58,7 +58,7 @@ def train(
         def stopping() -> bool:
             return asked() or watcher.error is not None
 
-        pool = crew.pool(workspace, watcher, stopping, most=len(cells))
+        pool = crew.pool(workspace, watcher, stopping, len(cells), protocol.processes)
         jobs = [Job(part, protocol, similarity) for stage in stages for part in divided(stage, pool.slots)]
         try:
             schedule.run(jobs, pool, watcher, store, stopping)

@@ -187,7 +187,7 @@ def asked(shown: Manifest, stem: str, table: str = "") -> FolderOptions | None:
             for name in ("epochs", "holdout", "precision", "accumulate")
             if (value := shown.protocol.get(name, Protocol.model_fields[name].default)) != getattr(usual, name)
         }
-        processes = (shown.protocol.get("detection") or {}).get("processes", 1)
+        processes = (shown.protocol.get("detection") or {}).get("processes", shown.protocol.get("world_size", 1))
         changes |= {"processes": processes} if processes != usual.processes else {}
         try:
             changed = usual.changed(**changes)

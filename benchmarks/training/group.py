@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_methods.contract import Network
+from kd_methods.errors import UserError
 
 from ..config.protocol import Protocol
 from ..tasks import TaskData
+from .replica import ALONE, Replica
 from .shared_teacher import SharedTeacher
 from .teacher_pass import StoredTeacherPass
 
@@ -23,6 +25,10 @@ class Group:
     teacher       the frozen teacher, for the cells that have one
     teacher_pass  what methods are prepared from; without one they keep their stand-ins
     observe       measures each student after every epoch; what it returns is recorded
+    replica       this process among those that train the group together
+
+    Raises:
+        UserError: they are not as many as the protocol shares each batch among.
     """
 
     protocol: Protocol
@@ -30,3 +36,12 @@ class Group:
     teacher: SharedTeacher | None = None
     teacher_pass: StoredTeacherPass | None = None
     observe: Callable[[Network], dict[str, Any]] | None = None
+    replica: Replica = ALONE
+
+    def __post_init__(self) -> None:
+        wanted = self.protocol.world_size
+        if wanted != self.replica.count:
+            raise UserError(
+                f"a cell of which {wanted} processes share the batches cannot be trained by {self.replica.count};"
+                f" --processes {wanted} goes on with it, another number is another cell"
+            )

@@ -88,7 +88,7 @@ def train(
             due = [
                 student_run for student_run in here if student_run in active and student_run.position <= (epoch, step)
             ]
-            for part in parts(len(batch), protocol.accumulate):
+            for part in parts(len(batch), protocol.accumulate, group.replica):
                 inputs, teacher_outputs = shared(batch, part, teacher, due)
                 for student_run in due:
                     if student_run in active:
@@ -98,8 +98,9 @@ def train(
                                 student_run.check_finite()
             for student_run in due:
                 if student_run in active:
+                    student_run.position = (epoch, step + 1)  # also past a batch too small to be shared
                     report(student_run, "step")
-            stop = stopping()
+            stop = group.replica.agreed(stopping())
             for student_run in list(active) if stop else due:
                 if student_run in active and (stop or time.monotonic() - student_run.saved_at > save_seconds):
                     with guarded(student_run, active, report):

@@ -16,7 +16,7 @@ from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase
 from kd_methods.errors import Damaged, UserError
 
 from ..common.environment import out_of_memory
-from ..common.seeding import Stream, seeded
+from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import LogitsOnly, NetworkView, count, macs
@@ -27,6 +27,7 @@ from .answered import answered
 from .assembly import Assembly, begin
 from .averages import Averages
 from .failures import Diverged
+from .gathering import gathered, running_statistics
 from .group import Group
 from .isolation import Loans, apart, lend
 from .precision import autocast, scaler, set_tf32
@@ -51,7 +52,8 @@ class StudentRun:
         self.cell, self.protocol, self.data, self.run = cell, cell.under(group.protocol), group.data, run
         self.observe = group.observe
         protocol, device, info = self.protocol, self.data.device, self.data.info
-        self.stream, self.loans = Stream(cell.seed, device), Loans()
+        self.replica, self.loans = group.replica, Loans()
+        self.stream = Stream(cell.seed, device) if self.replica.count == 1 else SharedStream(cell.seed, device)
         set_tf32(protocol, device)
         shared = group.teacher if cell.teacher else None
         teacher = self.loans.network("the teacher", shared.network) if shared else None
@@ -66,6 +68,7 @@ class StudentRun:
             self.student.compiles = protocol.compile  # type: ignore[assignment]
             if group.teacher_pass and teacher:
                 self.method.prepare(replace(group.teacher_pass, network=teacher, lent_labels=info.labels))
+            self.gathers = self.replica.count > 1 and self.method.gathers()
             phases = self.method.phases()
             for needs in (self.method.needs, *(phase.needs for phase in phases)):
                 self._check_needs(teacher, needs)
@@ -82,6 +85,8 @@ class StudentRun:
         evaluated = (self.deployed, self.student, *((self.method,) if self.method.probe_fields() else ()))
         taught_by = (teacher, teacher.fold_batch_norms()) if teacher else ()  # whose end may be a part of the student
         self.averages = Averages(evaluated, protocol.ema, taught_by)
+        if self.replica.count > 1 and not isinstance(self.optimizer, optimizers.SummedTerms):
+            raise UserError(f"optimizer {protocol.optimizer.name}: its gradients are not summed over processes")
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)
         self.phase: Phase | None = None
@@ -119,6 +124,7 @@ class StudentRun:
             LookupError: a unit that the network does not have, a mistake in the method.
         """
         name, size = self.cell.method, min(self.protocol.batch_size, self.data.info.num_samples)
+        size //= 1 if self.gathers else self.replica.count
         if size < needs.min_batch or (needs.max_batch and size > needs.max_batch):
             limit = f"at least {needs.min_batch}" if size < needs.min_batch else f"at most {needs.max_batch}"
             raise UserError(f"method '{name}' needs batches of {limit} samples, the protocol has {size}")
@@ -169,20 +175,35 @@ class StudentRun:
         """
         started = time.perf_counter()
         self._set_lr(*position)
+        part = replace(part, gathered=self.gathers)
         if (part.least or len(batch.labels)) >= self.needs.min_batch:
             lent, lent_teacher, loans = lend(batch, teacher, self.needs)
             with apart(self.cell.method, loans), self.stream.active(*position, part.index):
                 with autocast(self.protocol, self.data.device):
-                    losses = self.losses(self.forward(lent), lent_teacher, lent, progress)
+                    with self.stream.of_process(self.replica.rank, *position, part.index):
+                        outputs = self.forward(lent)
+                    if part.gathered:
+                        outputs, lent_teacher, lent = gathered(outputs, lent_teacher, lent, part)
+                    losses = self.losses(outputs, lent_teacher, lent, progress)
                 self.optimizer.backward_and_step(losses, part)
-                if part.last and not self.phase:
+                self._add(losses, part)
+            if part.last:
+                self.replica.mean_(running_statistics(self.student, self.method))
+                if not self.phase:
                     self.averages.update()
-                for name, term in losses.terms().items():
-                    self.sums[name] = self.sums.get(name, 0) + term.detach().double()
             self.counted += 1
         if part.last:
             self.position = (position[0], position[1] + 1)
         self.seconds += time.perf_counter() - started
+
+    def _add(self, losses: Losses, part: optimizers.Part) -> None:
+        """Count the terms of a part, those of all processes."""
+        terms = {name: term.detach().double() for name, term in losses.terms().items()}
+        if self.replica.count > 1:
+            terms = {name: term * part.among for name, term in terms.items()}
+            self.replica.sum_(terms.values())
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term
 
     def forward(self, batch: Batch) -> Outputs:
         """The student's pass over every view that the losses read; none in a phase without the student."""
@@ -212,7 +233,7 @@ class StudentRun:
         """Evaluate (in the training proper), record, save. Returns the epoch's record."""
         self.check_finite()
         with self._apart("evaluation", epoch), self.averages.in_place():
-            evaluated = {"": {}} if self.phase else self.evaluate()
+            evaluated = self.evaluate() if self.replica.first and not self.phase else {"": {}}
             similarity = {"similarity": self._observed()} if self.observe and not self.phase else {}
         self.records.append(
             {

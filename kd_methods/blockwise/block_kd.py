@@ -103,6 +103,9 @@ class BlockKD(Method[Settings]):
             prefixes = self.student.layout.prefix_tokens, layout.prefix_tokens
             self.connectors[str(i)] = connector(student_shapes[i - 1], teacher_shapes[i - 1], rectify, kind, prefixes)
 
+    def gathers(self) -> bool:
+        return self.settings.teacher_bn == "batch"
+
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
         ramp = progress.ramp(config.warmup)

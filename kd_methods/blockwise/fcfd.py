@@ -84,6 +84,7 @@ class FCFD(Method[Settings]):
             "networks with different numbers of blocks are matched from the last block backwards (our choice)",
             "the authors train with Nesterov momentum, the recipe here is without",
         ),
+        batch="global",
     )
     needs = Needs(student=("blocks",), teacher=("blocks", "logits"), min_batch=2)
 

@@ -240,6 +240,26 @@ class Outputs:
         second = self._second.rows(chosen) if self._second else None
         return Outputs(part(self._logits), {unit: part(x) for unit, x in self._features.items()}, self._layout, second)
 
+    def each(self, through: Callable[[Tensor], Tensor]) -> Outputs:
+        """These outputs of other samples: what ``through`` makes of every tensor, in every view.
+
+        How an encoder's layers were called is not known for them.
+        """
+        known: dict[int, Tensor] = {}  # units may have one tensor in common
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tokens):
+                return Tokens(changed(value.hidden), changed(value.inputs))
+            if isinstance(value, tuple):
+                return tuple(map(changed, value))
+            if id(value) not in known:
+                known[id(value)] = through(value)
+            return known[id(value)]
+
+        logits = None if self._logits is None else changed(self._logits)
+        features = {unit: changed(value) for unit, value in self._features.items()}
+        return Outputs(logits, features, self._layout, self._second and self._second.each(through))
+
     def with_second(self, second: Outputs) -> Outputs:
         """These outputs, with those of the second view beside them."""
         return Outputs(self._logits, self._features, self._layout, second)

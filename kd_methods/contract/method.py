@@ -143,6 +143,10 @@ class Method(nn.Module, Generic[S]):
         """Whether :meth:`prepare` computes something, without which the losses are those of stand-ins."""
         return type(self).prepare is not Method.prepare
 
+    def gathers(self) -> bool:
+        """Whether the losses want all samples of a batch that processes share; the card's ``batch``, or by settings."""
+        return self.card.batch == "global"
+
     def remarks(self) -> Sequence[str]:
         """What a reader of a table has to know of how the method was built for this pair and this data."""
         return ()

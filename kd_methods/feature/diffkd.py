@@ -46,6 +46,7 @@ class DiffKD(Method[Settings]):
             "the diffusion model runs in full precision within the steps, whatever the networks compute in",
         ),
         our_choice=("latent",),
+        batch="global",
     )
     needs = Needs(student=("last_map",), teacher=("last_map", "logits"), min_batch=2)
 

@@ -150,6 +150,9 @@ class FeatureOnly(Method[Settings]):
     def deployed(self, student: Network) -> nn.Module:
         return student.module
 
+    def gathers(self) -> bool:
+        return self.settings.distance == "gram"
+
     def prepares(self) -> bool:
         return self.settings.layers is None and self.settings.selection != "stages"
 

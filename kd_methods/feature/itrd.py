@@ -36,6 +36,7 @@ class ITRD(Method[Settings]):
             "constant dimensions and zero vectors, NaN in the authors' code, count as uncorrelated",
             "the correlation divides the unbiased covariance by B, as there, so that it cannot reach 1",
         ),
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

@@ -41,6 +41,7 @@ class MGD(Method[Settings]):
             "the default weight is ImageNet's, and the sum grows with the map; the authors' CIFAR-100 configuration"
             " (cls_KD, ResNet34 to ResNet18) has 1.2e-3",
         ),
+        batch="global",
     )
     needs = Needs(student=("last_map",), teacher=("last_map",))
 

@@ -24,7 +24,7 @@ def expected_negative(scale: Tensor, shift: Tensor) -> Tensor:
     below = torch.special.ndtr(-ratio)
     density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
     mean = shift.detach().double() - deviation * density / below.clamp_min(1e-3)
-    return torch.where(below > 1e-3, mean, -3 * deviation).float()
+    return torch.where(below > 1e-3, mean, -3 * deviation).to(scale.dtype)
 
 
 class Settings(MethodSettings):
@@ -55,6 +55,7 @@ class OFD(Method[Settings]):
             "networks with different numbers of stages are matched from the last stage backwards, and maps of different"
             " sizes are average-pooled to the smaller one (mdistiller: the teacher's to the student's size)",
         ),
+        batch="global",
     )
     needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
 
@@ -82,7 +83,7 @@ class OFD(Method[Settings]):
 
 
 def _mean_negative(x: Tensor) -> Tensor:
-    negative = x.float().clamp_max(0)
+    negative = x.to(torch.promote_types(x.dtype, torch.float32)).clamp_max(0)
     return negative.sum((0, 2, 3)) / (negative < 0).sum((0, 2, 3)).clamp_min(1)
 
 
@@ -92,7 +93,8 @@ def norms_before(network: Network, x: Tensor) -> list[nn.BatchNorm2d | None]:
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
     hooks = [m.register_forward_hook(lambda m, _, out: nodes.update({out.grad_fn: m})) for m in norms]
     with torch.enable_grad():
-        outputs = network(x.detach().float().requires_grad_(), fields=("preacts",)).preacts
+        images = x.detach().to(norms[0].weight.dtype if norms else torch.float32).requires_grad_()
+        outputs = network(images, fields=("preacts",)).preacts
     for hook in hooks:
         hook.remove()
     before: list[nn.BatchNorm2d | None] = []

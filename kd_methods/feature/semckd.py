@@ -77,6 +77,7 @@ class SemCKD(Method[Settings]):
             "queries and keys read a Gram row as wide as the batch, so the loss depends on the order of the samples",
             "smaller batches are padded with zeros to the setting batch_size (the authors leave them out)",
         ),
+        batch="global",
     )
     needs = Needs(student=("stages",), teacher=("stages", "logits"), min_batch=2)
 

@@ -43,6 +43,7 @@ class SRD(Method[Settings]):
             "nothing is published for CIFAR-100: the values are ImageNet's",
         ),
         our_choice=("weight", "kd", "temperature"),
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled", "logits"), min_batch=2)
 

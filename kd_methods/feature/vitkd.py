@@ -42,6 +42,7 @@ class ViTKD(Method[Settings]):
         optimum="where the mapped student patches equal the teacher's; the generation has its own",
         divergences=("the paper's main rows have NKD's term (gamma 1, T 1) beside it: vitkd+nkd",),
         recipe="imagenet-ofa",
+        batch="global",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

@@ -346,11 +346,11 @@ def _right_singular(x: Tensor, n: int) -> Tensor:
     From an eigendecomposition of the (W, W) Gram matrix, differentiated by first-order perturbation theory, in which
     pairs of vectors with equal values are left alone.
     """
-    x = x.flatten(1, 2).double()
+    kind, x = x.dtype, x.flatten(1, 2).double()
     gram = x.transpose(1, 2) @ x
     values, vectors = torch.linalg.eigh(gram.detach())
     gap = values.unsqueeze(1) - values.unsqueeze(2)
     distinct = gap.abs() > 1e-9 * values[:, -1:, None]
     change = vectors.transpose(1, 2) @ (gram - gram.detach()) @ vectors
     vectors = vectors + vectors @ (change * distinct / gap.masked_fill(~distinct, 1.0))
-    return vectors.flip(2)[..., :n].float()
+    return vectors.flip(2)[..., :n].to(kind)

@@ -38,6 +38,7 @@ class DIST(Method[Settings]):
             "correlations over the batch are those within one device's batch",
         ),
         modality="any",
+        batch="global",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

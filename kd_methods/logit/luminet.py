@@ -38,6 +38,7 @@ class LumiNet(Method[Settings]):
         ),
         our_choice=("ce", "alpha", "temperature"),
         modality="any",
+        batch="global",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

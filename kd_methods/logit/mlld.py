@@ -44,6 +44,7 @@ class MLLD(Method[Settings]):
             "with @ls the KD terms alone see standardised logits, as in the code released with logit standardisation",
         ),
         recipe="cifar100-mlld",
+        batch="global",
     )
     needs = Needs(teacher=("logits",), views=2)
     raw_terms = ("class", "batch")

@@ -37,6 +37,7 @@ class CC(Method[Settings]):
         ),
         modality="any",
         classes=1,
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 
@@ -79,6 +80,7 @@ class CCPaper(Method[CCPaperSettings]):
             "the relations are those within one device's batch",
         ),
         our_choice=("beta",),
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

@@ -50,6 +50,7 @@ class CRD(Method[Settings]):
             "computed in logarithms, without the reference code's 1e-7 in the denominators",
         ),
         modality="any",
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), data=("num_samples", "labels", "indices"))
 

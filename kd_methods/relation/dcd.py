@@ -41,6 +41,7 @@ class DCD(Method[Settings]):
             "the contrast is within one device's batch",
         ),
         modality="any",
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

@@ -31,6 +31,7 @@ class PKT(Method[Settings]):
         ),
         modality="any",
         classes=1,
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",))
 

@@ -30,6 +30,7 @@ class RKD(Method[Settings]):
         divergences=("the relations are those within one device's batch",),
         modality="any",
         classes=1,
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled",), min_batch=2)
 

@@ -44,6 +44,7 @@ class SKD(Method[Settings]):
             " list; they train with learning rate 0.1 and teachers of their own",
         ),
         modality="any",
+        batch="global",
     )
     needs = Needs(teacher=("logits",), min_batch=2)
 

@@ -26,6 +26,7 @@ class SP(Method[Settings]):
         formula="L = CE(z_s, y) + beta * ||G_s - G_t||_F^2 / B^2, G = row-normalised A A^T of the last stage",
         source="RepDistiller scripts/run_cifar_distill.sh (-b 3000), distiller_zoo/SP.py; mdistiller engine/cfg.py",
         divergences=("the relations are those within one device's batch",),
+        batch="global",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 

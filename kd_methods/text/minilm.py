@@ -44,6 +44,7 @@ class MiniLM(Method[Settings]):
         modality="text",
         classes=1,
         waits="means over the tokens that are no padding: how many there are is a shape",
+        batch="global",
     )
     needs = Needs(student=FIELDS, teacher=FIELDS)
 

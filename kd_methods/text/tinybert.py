@@ -52,6 +52,7 @@ class TinyBERT(Method[Settings]):
         modality="text",
         classes=1,
         waits="means over the tokens that are no padding: how many there are is a shape",
+        batch="global",
     )
     needs = Needs(teacher=("logits",))
     phase_needs = Needs(student=FIELDS, teacher=FIELDS)

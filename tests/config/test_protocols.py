@@ -145,7 +145,9 @@ def test_what_does_not_fit_together_is_said() -> None:
         load_protocol("coco-1x").changed(accumulate=2)
     with pytest.raises(UserError, match="8 is not shared evenly by 3 processes"):
         load_protocol("coco-1x").changed(processes=3)
-    with pytest.raises(UserError, match="--processes is for detection"):
+    with pytest.raises(UserError, match="64 is not shared evenly by 3 processes"):
+        load_protocol("cifar100-crd240").changed(processes=3)
+    with pytest.raises(UserError, match="each process would decode all images"):
         load_protocol("imagenet-100").changed(processes=2)
     shared = load_protocol("coco-1x").changed(precision="bf16", processes=4)
     assert (
@@ -159,6 +161,8 @@ def test_what_does_not_fit_together_is_said() -> None:
     two_rates = load_protocol("imagenet-100").with_optimizer({"name": "dot", "delta": 0.09})
     with pytest.raises(UserError, match="dot"):
         two_rates.changed(accumulate=4)
+    with pytest.raises(UserError, match="which processes do not sum"):
+        load_protocol("cifar100-crd240").with_optimizer({"name": "dot", "delta": 0.09}).changed(processes=2)
 
 
 def test_what_a_recipe_has_beyond_the_usual_is_in_its_lines_and_its_identity() -> None:
@@ -212,3 +216,12 @@ def test_the_strong_recipes_have_their_sources_values() -> None:
     matching = load_protocol("imagenet-function-matching")
     assert matching.optimizer.weight_decay == pytest.approx(3e-4 / matching.optimizer.lr)
     assert matching.epochs == 1200 and matching.warmup * 1200 * (1281167 // 4096) == pytest.approx(5000, rel=0.01)
+
+
+def test_processes_that_share_a_batch_are_said_and_make_other_cells() -> None:
+    usual = load_protocol("cifar100-crd240")
+    shared = usual.changed(processes=4)
+    said = "fp32, each batch on 4 processes (batch statistics are those of 16 samples, relations those of 64)"
+    assert said in shared.lines()[-1] and stem("t", "paper", usual, shared) == "t-paper-processes4"
+    assert shared.identity() == {**usual.identity(), "world_size": 4}
+    assert usual.changed(processes=1) is usual and shared.of_one_process().batch_size == 16

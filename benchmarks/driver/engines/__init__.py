@@ -24,9 +24,10 @@ def register_engine(engine: Engine) -> None:
     ENGINES.register(engine)
 
 
-def of(task: Task) -> Engine:
-    """The engine of a task's cells: the last one that reads what its networks read."""
-    return [engine for engine in ENGINES.mapping().values() if task.modality in engine.reads][-1]
+def of(task: Task, processes: int = 1) -> Engine:
+    """The engine of a task's cells, each of so many processes: the last one that reads what its networks read."""
+    reading = [engine for engine in ENGINES.mapping().values() if task.modality in engine.reads]
+    return [engine for engine in reading if (engine.divides if processes > 1 else engine.alone)][-1]
 
 
 def measured_by(workspace: Workspace) -> Measure:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell
+from ...store.runs import Run
 from ...teachers.zoo import Teacher
 from ...training.loop import Watched
 
@@ -41,6 +42,9 @@ class Engine:
     cost      the figures of :class:`report.CostEntry`, measured with what is kept in the workspace's store
     counted   whether a plan can count the operations of its cells without running the engine
     forms     as what else its students can be written (:data:`benchmarks.driver.convert.FORMS`)
+    alone     whether it trains cells that are one process's
+    divides   whether it trains those whose batches several processes share
+    assist    (cell, context, run): trains a cell beside the process that does so by ``train``, where both share batches
     """
 
     name: str
@@ -50,3 +54,6 @@ class Engine:
     cost: Callable[[Cell, Protocol, Workspace], dict[str, Any]]
     counted: bool = True
     forms: Mapping[str, Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None]] = field(default_factory=dict)
+    alone: bool = True
+    divides: bool = False
+    assist: Callable[[Cell, Any, Run], None] | None = None

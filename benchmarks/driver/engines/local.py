@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,11 +25,12 @@ from ...config.protocol import Protocol
 from ...cost.profiling import measure
 from ...networks import NetworkView
 from ...store.cell import Cell, TeacherRef, grouped
-from ...store.runs import OTHER_BITS, Store
+from ...store.runs import OTHER_BITS, Run, Store
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
 from ...training.group import Group
 from ...training.loop import train
+from ...training.replica import ALONE, Replica
 from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
 from ...training.teacher_pass import StoredTeacherPass, identity
@@ -47,6 +49,7 @@ class Context:
     stopping      whether to end after the next step
     similarity    whether students are compared with their teacher after every epoch
     save_seconds  from one checkpoint to the next
+    replica       this process among those that share the cells' batches
     """
 
     workspace: Workspace
@@ -57,6 +60,7 @@ class Context:
     stopping: Callable[[], bool] = lambda: False
     similarity: bool = False
     save_seconds: float = 600.0
+    replica: Replica = ALONE
 
     @property
     def store(self) -> Store:
@@ -156,6 +160,7 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
         group = _group(cells[0], context)
         student_runs = [student_run for cell in cells if (student_run := _student_run(cell, group, context))]
         if student_runs:
+            context.replica.meet()
             train(student_runs, group, context.watcher, context.stopping, context.save_seconds)
     except Exception as error:
         if not environment.out_of_memory(error):
@@ -167,12 +172,21 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
 def _group(cell: Cell, context: Context) -> Group:
     """What the cells of a cell's group have in common."""
     if cell.teacher is None:
-        return Group(context.protocol, context.data)
+        return Group(context.protocol, context.data, replica=context.replica)
     network, normalisation = context.teacher(cell.teacher), (cell.teacher.mean, cell.teacher.std)
     teacher_pass = context.teacher_pass(cell, network)
     observe = BlockSimilarity(network, normalisation, context.data) if context.similarity else None
     teacher = SharedTeacher(network, normalisation, context.protocol)
-    return Group(context.protocol, context.data, teacher, teacher_pass, observe)
+    return Group(context.protocol, context.data, teacher, teacher_pass, observe, context.replica)
+
+
+def assist(cell: Cell, context: Context, run: Run) -> None:
+    """Train a cell beside the process that holds it, once that has prepared what the method needs of the teacher."""
+    group = _group(cell, context)
+    context.replica.meet()
+    student_run = StudentRun(cell, group, run, load_weights(context.weights_of(cell.start)) if cell.start else None)
+    student_run.restore()
+    train([student_run], group, context.watcher, context.stopping, math.inf)
 
 
 def _student_run(cell: Cell, group: Group, context: Context) -> StudentRun | None:
@@ -218,4 +232,4 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     return Zoo(workspace.checkpoints).measure(entry, protocol, workspace.data_root, workspace.device)
 
 
-ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure),)
+ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure, assist=assist),)

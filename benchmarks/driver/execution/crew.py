@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kd_methods.errors import UserError
+
 from ...common.workspace import Workspace
 from .cluster import Cluster
 from .jobs import Here, Watcher
@@ -32,16 +34,18 @@ class Crew:
     per_gpu: int = 1
     cluster: str | None = None
 
-    def places(self, device: torch.device, most: int) -> list[torch.device]:
+    def places(self, device: torch.device, most: int, processes: int = 1) -> list[torch.device]:
         """The devices of jobs on this machine; ``cuda`` without a number stands for all GPUs.
 
         Args:
             device: the one that was asked for.
             most: how many jobs there can be.
+            processes: how many a job has, with a GPU each: the place's and those after it.
         """
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-        one = [torch.device("cuda", index) for index in range(gpus)] if gpus and device.index is None else [device]
-        usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES)
+        first = range(0, max(gpus - processes, 0) + 1, processes)
+        one = [torch.device("cuda", index) for index in first] if gpus and device.index is None else [device]
+        usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES) // processes
         count = max(1, min(self.workers or usual, most))
         return [one[index % len(one)] for index in range(count)]
 
@@ -50,13 +54,21 @@ class Crew:
         if self.workers != 1 and self.cluster is None:
             warm_up()
 
-    def pool(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], most: int) -> Pool:
-        """Where jobs run, of which there can be ``most``."""
+    def pool(
+        self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], most: int, processes: int = 1
+    ) -> Pool:
+        """Where jobs run, of which there can be ``most``, of so many ``processes`` each.
+
+        Raises:
+            UserError: a cluster that is not there, or whose tasks would have several processes.
+        """
         if self.cluster is not None:
+            if processes > 1:
+                raise UserError("--executor ray gives a cell one process; leave --processes out, or the executor")
             pool = Cluster(self.cluster, workspace, self.per_gpu, torch.get_num_threads(), self.workers)
             watcher.say(f"a Ray cluster with room for {pool.slots} at a time")
             return pool
-        places = self.places(workspace.device, most)
+        places = self.places(workspace.device, most, processes)
         if len(places) == 1:
             return Here(workspace, watcher, stopping)
         watcher.say(f"{len(places)} workers on {', '.join(dict.fromkeys(map(str, places)))}")

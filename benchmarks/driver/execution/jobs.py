@@ -105,7 +105,7 @@ def run(job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[],
         return zoo.path(zoo.get(ref.entry))
 
     context = Context(workspace, job.protocol, data, weights, watcher, stopping, similarity=job.similarity)
-    engines.of(task).train(job.cells, context)
+    engines.of(task, job.protocol.processes).train(job.cells, context)
 
 
 class Here:

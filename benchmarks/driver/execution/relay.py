@@ -122,11 +122,11 @@ def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: 
         plugins.load_again(workspace.plugin_files, {name: file for c in job.cells for name, file in c.plugins.items()})
         run(job, workspace, Sender(send), stopping, opened(job, workspace))
     except (Exception, Interrupted) as raised:  # concerns more than a cell
-        error = _portable(raised)
+        error = portable(raised)
     send(Finished(error))
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """An error that can be raised in another process, with its traceback as a note."""
     note = "".join(traceback.format_exception(error))
     try:

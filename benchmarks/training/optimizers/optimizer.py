@@ -14,15 +14,22 @@ from kd_methods.contract import Losses
 
 from ...config.recipe import Optimizer
 from ...tasks import TaskBatch
+from ..replica import ALONE, Replica
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of ``count`` parts of a batch of ``size`` samples, about equally many in each."""
+    """One of the parts of a batch of ``size`` samples, about equally many in each.
+
+    A process has ``count`` of them, one after another; its ``replica`` says how many processes there are. Where they
+    have ``gathered`` their outputs, the losses of each are those of the samples that all of them have at a time.
+    """
 
     index: int = 0
     count: int = 1
     size: int = 0
+    replica: Replica = ALONE
+    gathered: bool = False
 
     @property
     def first(self) -> bool:
@@ -33,32 +40,57 @@ class Part:
         return self.index == self.count - 1
 
     @property
+    def whole(self) -> bool:
+        """Whether it is the only one."""
+        return self.count == self.replica.count == 1
+
+    @property
+    def every(self) -> list[slice]:
+        """Which samples of the batch each process has at a time."""
+        total = self.count * self.replica.count
+        numbers = [rank * self.count + self.index for rank in range(self.replica.count)]
+        return [slice(self.size * i // total, self.size * (i + 1) // total) for i in numbers]
+
+    @property
     def rows(self) -> slice:
         """Which samples of the batch these are."""
-        return slice(self.size * self.index // self.count, self.size * (self.index + 1) // self.count)
+        return self.every[self.replica.rank]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many samples each process has at a time."""
+        return [rows.stop - rows.start for rows in self.every]
 
     @property
     def share(self) -> float:
-        """Of the batch's samples."""
-        return (self.rows.stop - self.rows.start) / self.size
+        """Of the batch's samples, by which this process's losses count."""
+        return self.among * sum(self.lengths) / self.size
+
+    @property
+    def among(self) -> float:
+        """The same of those that all processes have at a time."""
+        return 1 / self.replica.count if self.gathered else self.lengths[self.replica.rank] / sum(self.lengths)
 
     @property
     def least(self) -> int:
         """Samples in the smallest part."""
-        return self.size // self.count
+        return self.size // (self.count if self.gathered else self.count * self.replica.count)
 
     def of(self, batch: TaskBatch) -> TaskBatch:
         """The samples of this part, of the only part the batch itself."""
-        return batch if self.count == 1 else batch.part(self.rows)
+        return batch if self.whole else batch.part(self.rows)
 
 
 WHOLE = Part()
 
 
-def parts(size: int, count: int) -> Iterator[Part]:
-    """``count`` parts of a batch; never more than it has samples."""
-    count = min(count, size)
-    return (Part(i, count, size) for i in range(count))
+def parts(size: int, count: int, replica: Replica = ALONE) -> Iterator[Part]:
+    """The parts of a batch that a process has, ``count`` of them, and never more than there are samples for.
+
+    None where a batch has fewer samples than there are processes: such a last one is left out.
+    """
+    count = min(count, size // replica.count)
+    return (Part(i, count, size, replica) for i in range(count))
 
 
 class TrainingOptimizer(Interface):
@@ -158,10 +190,11 @@ class SummedTerms:
         optimizer: Any = self
         if part.first:
             optimizer.zero_grad(set_to_none=True)
-        total = losses.total() if part.count == 1 else losses.total() * part.share
+        total = losses.total() if part.whole else losses.total() * part.share
         self.scaler.scale(total).backward()
         if not part.last:
             return
+        part.replica.sum_(p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
         if self.clip:

@@ -1,0 +1,53 @@
+"""Cells whose batches two processes share: from the command line, killed, stopped and resumed to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from test_end_to_end import UserFolder
+from test_workers import children, until
+
+CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost", "--workers", "1", "--processes", "2")
+METHODS = "[student, kd, rkd, crd, letkd1, block_kd]"
+"""Means over samples, relations, banks, what is prepared, block-wise."""
+
+
+def folder(path: Path, epochs: int = 1, methods: str = METHODS) -> UserFolder:
+    made = UserFolder(path)
+    made.protocol.write_text(made.protocol.read_text().replace("epochs: 1", f"epochs: {epochs}"))
+    made.table.write_text(made.table.read_text().replace("[student, kd, block_kd]", methods))
+    return made
+
+
+def students(made: UserFolder) -> dict[str, str]:
+    files = (made.output / "runs").glob("*/student.pt")
+    return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_resumed_the_bits_are_the_same(tmp_path: Path) -> None:
+    undisturbed, disturbed = folder(tmp_path / "one", 3, "[kd, crd]"), folder(tmp_path / "two", 3, "[kd, crd]")
+    assert undisturbed.run(*CHOSEN)[0] == 0
+
+    process = disturbed.start(str(disturbed.table), "--preset", "demo", *disturbed.places, *CHOSEN)
+
+    def training() -> bool:
+        return len(children(process)) == 2 and any(x["state"] == "running" and x["epoch"] for x in disturbed.statuses())
+
+    for which in (1, 0):  # one beside the first, then the first
+        until(training, process)
+        os.kill(children(process)[which], signal.SIGKILL)
+        until(lambda: not training(), process)
+    until(training, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err.count("a process was lost (killed by SIGKILL)") == 2, err
+    assert "Traceback" not in err
+
+    code, _, err = disturbed.run(*CHOSEN)
+    assert code == 0, err
+    assert students(undisturbed) == students(disturbed) and len(students(disturbed)) == 3

@@ -1,0 +1,115 @@
+"""Processes that share a batch: their first step's gradients, sums and banks are those of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.shared_steps import work
+from helpers.training_bench import ALL, FOR_TRANSFORMERS, PROTOCOL, Case, TrainingBench, tiny_data
+from torch import Tensor
+
+import kd_methods
+from benchmarks.common.processes import Child, Ended, received
+from benchmarks.training.optimizers import parts
+from benchmarks.training.replica import Replica
+from kd_methods.errors import UserError
+
+GATHERED: list[Case] = [
+    *(("feature_only", {"distance": "gram"}), ("ofd", {"teacher_bn": "batch"})),
+    *(("fcfd", {"teacher_bn": "eval"}), ("crd+kd", {}), ("kd@ls", {})),
+]
+TEXTS: list[Case] = [
+    (name, {})
+    for name in kd_methods.available()
+    if kd_methods.card(name).modality in ("text", "any") and name not in FOR_TRANSFORMERS
+]
+
+
+def answers(cases: list[Case], count: int, folder: Path, text: bool) -> dict[str, list[dict[str, Tensor]]]:
+    """What the first of ``count`` processes tells."""
+    rendezvous = folder / f"rendezvous-{count}"
+    children = [Child(work, cases, (rank, count, rendezvous), text) for rank in range(count)]
+    found: dict[str, Any] = {}
+    try:
+        left = list(children)
+        while left:
+            for child, message in received(left, None):
+                if isinstance(message, Ended):
+                    assert not child.process.exitcode, message.how
+                    left.remove(child)
+                else:
+                    found[message[0]] = [{k: torch.from_numpy(v) for k, v in part.items()} for part in message[1:]]
+    finally:
+        for child in children:
+            child.end()
+    return found
+
+
+def check(cases: list[Case], folder: Path, text: bool = False) -> None:
+    one, two = answers(cases, 1, folder, text), answers(cases, 2, folder, text)
+    assert one.keys() == two.keys() and len(one) >= len(cases)
+    apart = {label: distance(one[label], two[label]) for label in one}
+    assert not {label: value for label, value in apart.items() if not value <= 1e-9}
+
+
+def distance(left: Sequence[dict[str, Tensor]], right: Sequence[dict[str, Tensor]]) -> float:
+    """The largest difference of gradients, or of what was kept, relative to each tensor's largest value.
+
+    Where that is nothing but rounding (of what stands before a normalisation), relative to a millionth of the others'.
+    """
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        sizes = {key: float(value.abs().max()) if value.numel() else 0.0 for key, value in a.items()}
+        least = 1e-6 * max(sizes.values(), default=0.0)
+        for key, value in a.items():
+            if value.numel():
+                worst = max(worst, float((value - b[key]).abs().max()) / max(sizes[key], least, 1e-300))
+    return worst
+
+
+FEW: list[Case] = [
+    *(("kd", {}), ("fitnet.paper", {}), ("crd", {}), ("mgd", {}), ("rkd", {}), ("mlld", {})),
+    ("block_kd", {"sample_stones": 2}),
+]
+"""Means over samples, a first phase, banks, draws of each sample, relations, two views, draws of the whole batch."""
+
+
+def test_one_method_of_each_kind(tmp_path: Path) -> None:
+    check(FEW, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_method_for_images(tmp_path: Path) -> None:
+    check([*ALL, *GATHERED], tmp_path)
+
+
+@pytest.mark.slow
+def test_every_method_for_texts(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra [text] is not installed")
+    check(TEXTS, tmp_path, text=True)
+
+
+def test_differences_are_found() -> None:
+    assert distance([{"a": torch.ones(2)}], [{"a": torch.tensor([1.0, 1.01])}]) > 1e-3
+    rounded = [{"a": torch.ones(2), "b": torch.tensor(value)} for value in (1e-17, -1e-17)]
+    assert distance(rounded[:1], rounded[1:]) < 1e-9
+
+
+def test_a_cell_of_two_processes_is_not_trained_by_one(tmp_path: Path) -> None:
+    shared = PROTOCOL.model_copy(update={"world_size": 2})
+    bench = TrainingBench(tmp_path, tiny_data(protocol=shared), shared)
+    with pytest.raises(UserError, match="2 processes share the batches cannot be trained by 1") as error:
+        bench.run(bench.cells([("kd", {})]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_too_small_to_be_shared_is_left_out() -> None:
+    assert list(parts(1, 1, Replica(0, 2))) == []
+    sizes = [[part.lengths for part in parts(7, 2, Replica(rank, 2))] for rank in range(2)]
+    assert sizes == [[[1, 2], [2, 2]]] * 2
+    assert sum(part.share for rank in range(2) for part in parts(7, 2, Replica(rank, 2))) == pytest.approx(1)
