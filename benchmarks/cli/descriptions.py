@@ -174,6 +174,7 @@ def _section(name: str) -> list[str]:
     lines += [f"- Family: {card.family}"] if card.modality in ("text", "detection") else []
     lines += [f"- Optimum: {card.optimum or 'no distillation terms'}", f"- Reads {reads(cls)}"]
     lines += [f"- Depends on the order of the samples: {card.order}"] if card.order else []
+    lines += ["- Sees all of a batch that processes share"] if card.batch == "global" else []
     lines += [f"- Waits for the device in every step: {card.waits}"] if card.waits else []
     lines += [f"- Labels: {hard_labels(card)}"] if card.hard_labels else []
     if values := [

@@ -72,9 +72,8 @@ class Protocol(Strict):
 
     ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
-    and losses that relate samples are those of a part. ``world_size``: so many processes, with a GPU each, share every
-    batch, and make the same update; batch statistics are each one's own, losses that relate samples those of the batch.
-    (Detection's stand under ``detection``.) ``compile``: networks run compiled.
+    and losses that relate samples are those of a part. ``world_size``: so many processes share every batch and make the
+    same update, each with batch statistics of its own. ``compile``: networks run compiled.
 
     ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
     protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
@@ -150,16 +149,13 @@ class Protocol(Strict):
             raise Misplaced(message, "milestones", self.milestones.index(late[0]))
         if self.batch_size % self.accumulate:
             raise Misplaced(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size", "accumulate")
-        if self.accumulate > 1 and self.optimizer.name == "dot":
+        if self.accumulate * self.world_size > 1 and self.optimizer.name == "dot":
             raise Misplaced("dot has two kinds of gradients, which are not accumulated", "optimizer")
         if self.batch_size % (self.accumulate * self.world_size):
             message = f"a batch of {self.batch_size} is not shared evenly by {self.world_size} processes"
             raise Misplaced(message, "world_size")
-        if self.world_size > 1 and self.optimizer.name == "dot":
-            raise Misplaced("dot has two kinds of gradients, which processes do not sum", "world_size")
-        if self.world_size > 1 and self.crops:
-            message = "each process would decode all images; processes share batches of images that lie on the device"
-            raise Misplaced(message, "world_size")
+        if self.world_size > 1 and (self.crops or self.teacher_answers):
+            raise Misplaced("processes share what lies on the device, without crops or teacher_answers", "world_size")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
             raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
         if self.plan_dropped and not (self.schedule == "onecycle" and self.drop_last):
@@ -256,16 +252,15 @@ class Protocol(Strict):
     def computed_in(self) -> str:
         """Precision, accumulation and compilation in words."""
         compiled = ", compiled" if self.compile else ""
-        count = self.accumulate * self.processes
-        if count == 1:
+        if self.accumulate * self.processes == 1:
             return f"{self.precision}{compiled}"
-        where, kind = ("on", "processes") if self.processes > 1 else ("in", "parts")
+        on = f" on {self.processes} processes" if self.processes > 1 else ""
+        divided = on + (f" in {self.accumulate} parts" if self.accumulate > 1 else "")
         size = f"batch statistics and relations are those of {self.part_size} samples"
         if self.world_size > 1:
-            count, related = self.world_size, self.batch_size // self.accumulate
-            kind += f", in {self.accumulate} parts" if self.accumulate > 1 else ""
+            related = self.batch_size // self.accumulate
             size = f"batch statistics are those of {self.part_size} samples, relations those of {related}"
-        return f"{self.precision}, each batch {where} {count} {kind} ({size}){compiled}"
+        return f"{self.precision}, each batch{divided} ({size}){compiled}"
 
     @property
     def views(self) -> int:

@@ -211,4 +211,6 @@ def _mmdet(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: W
     write(cell, weights, folder, workspace)
 
 
-ENGINES = (Engine("detection", ("detection",), run, accuracy, cost, counted=False, forms={"mmdet": _mmdet}, divides=True),)
+ENGINES = (
+    Engine("detection", ("detection",), run, accuracy, cost, counted=False, forms={"mmdet": _mmdet}, divides=True),
+)

@@ -19,8 +19,8 @@ def gathered(
     Of a batch in several parts, those that all processes have at a time.
     """
 
-    def of_all(own: Tensor) -> Tensor:
-        return part.replica.gathered(own, part.lengths)
+    def of_all(mine: Tensor) -> Tensor:
+        return part.replica.gathered(mine, part.lengths)
 
     tensors = {name: of_all(value) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     whole = replace(batch, **tensors, whole=part.count == 1)  # type: ignore[arg-type]

@@ -74,12 +74,12 @@ class Replica:
             for tensor in tensors:
                 tensor.detach().div_(self.count)
 
-    def gathered(self, own: Tensor, lengths: Sequence[int]) -> Tensor:
+    def gathered(self, local: Tensor, lengths: Sequence[int]) -> Tensor:
         """The samples of all processes, of which each has ``lengths``; the gradient goes to each one's own.
 
         What follows is the same in all processes, and its gradient is counted as often as there are processes.
         """
-        return _Gathered.apply(own, self, list(lengths))  # type: ignore[no-any-return, no-untyped-call]
+        return _Gathered.apply(local, self, list(lengths))  # type: ignore[no-any-return, no-untyped-call]
 
     @_together
     def agreed(self, answer: bool) -> bool:
@@ -102,14 +102,14 @@ ALONE = Replica()
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, replica: Replica, lengths: list[int]) -> Tensor:
+    def forward(ctx: Any, local: Tensor, replica: Replica, lengths: list[int]) -> Tensor:
         start = sum(lengths[: replica.rank])
-        ctx.rows, ctx.count = slice(start, start + len(own)), replica.count
-        kind = torch.uint8 if own.dtype == torch.bool else own.dtype
-        whole = own.new_zeros(sum(lengths), *own.shape[1:], dtype=kind)
-        whole[ctx.rows] = own
+        ctx.rows, ctx.count = slice(start, start + len(local)), replica.count
+        kind = torch.uint8 if local.dtype == torch.bool else local.dtype
+        whole = local.new_zeros(sum(lengths), *local.shape[1:], dtype=kind)
+        whole[ctx.rows] = local
         replica.sum_([whole])
-        return whole.to(own.dtype)
+        return whole.to(local.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

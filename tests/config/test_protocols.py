@@ -147,7 +147,7 @@ def test_what_does_not_fit_together_is_said() -> None:
         load_protocol("coco-1x").changed(processes=3)
     with pytest.raises(UserError, match="64 is not shared evenly by 3 processes"):
         load_protocol("cifar100-crd240").changed(processes=3)
-    with pytest.raises(UserError, match="each process would decode all images"):
+    with pytest.raises(UserError, match="share what lies on the device"):
         load_protocol("imagenet-100").changed(processes=2)
     shared = load_protocol("coco-1x").changed(precision="bf16", processes=4)
     assert (
@@ -161,7 +161,7 @@ def test_what_does_not_fit_together_is_said() -> None:
     two_rates = load_protocol("imagenet-100").with_optimizer({"name": "dot", "delta": 0.09})
     with pytest.raises(UserError, match="dot"):
         two_rates.changed(accumulate=4)
-    with pytest.raises(UserError, match="which processes do not sum"):
+    with pytest.raises(UserError, match="which are not accumulated"):
         load_protocol("cifar100-crd240").with_optimizer({"name": "dot", "delta": 0.09}).changed(processes=2)
 
 

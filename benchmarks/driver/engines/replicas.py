@@ -64,7 +64,7 @@ class Share:
         return self.job.protocol
 
 
-class Failed(NamedTuple):
+class BesideFailed(NamedTuple):
     """What ended a process that trains beside the first one."""
 
     message: str
@@ -121,7 +121,7 @@ def _once(cell: Cell, context: Context) -> str:
                             if error:
                                 raise error
                             return ""
-                        case Failed(text):
+                        case BesideFailed(text):
                             failure, until = f"process {children[child]}: {text}", time.monotonic() + GRACE
                         case Ended(how):
                             del running[child]
@@ -175,10 +175,10 @@ def _work(send: Callable[[Any], None], share: Share) -> None:
                     beside = Beside(context.store.run(share.cell))
                     assist(share.cell, context, beside)
                     if beside.state == "failed":
-                        send(Failed(beside.status["message"]))
+                        send(BesideFailed(beside.status["message"]))
         except (Exception, Interrupted, PartnerLost) as raised:
             if share.rank and isinstance(raised, Exception):
-                send(Failed(line(raised)))
+                send(BesideFailed(line(raised)))
             error = portable(raised)
     send(Finished(error))
 
