@@ -51,3 +51,11 @@ def test_killed_stopped_and_resumed_the_bits_are_the_same(tmp_path: Path) -> Non
     code, _, err = disturbed.run(*CHOSEN)
     assert code == 0, err
     assert students(undisturbed) == students(disturbed) and len(students(disturbed)) == 3
+
+
+@pytest.mark.slow
+def test_twenty_steps_of_each_kind_of_method(tmp_path: Path) -> None:
+    table = folder(tmp_path, 4)
+    code, out, err = table.run(*CHOSEN)
+    assert code == 0, err
+    assert len(students(table)) == 7 and "each batch on 2 processes" in out
