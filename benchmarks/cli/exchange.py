@@ -45,8 +45,8 @@ def export_runs(
         raise UserError(f"export {' '.join(what)} {file}: the last word names the archive, and ends in .zip")
     tables, runs = [], []
     for word in what:
-        if word in [*manifest.stems(output), *table_names()] or word.endswith((".yaml", ".yml")):
-            tables.append(options.stem_in(output, word, preset, changes, settings))
+        if word in [*manifest.table_folders(output), *table_names()] or word.endswith((".yaml", ".yml")):
+            tables.append(options.table_folder_in(output, word, preset, changes, settings))
         else:
             runs.append(word)
     exported = exchange.export(output, file, tables, runs, students)
@@ -115,8 +115,12 @@ def convert(
     from ..driver import convert as converting
 
     if table:
-        stem = options.stem_in(place.output, table, preset, changes, settings)
-        end(converting.convert_all(stem, form, folder or place.output / "converted" / form / stem, place))
+        table_folder = options.table_folder_in(place.output, table, preset, changes, settings)
+        end(
+            converting.convert_all(
+                table_folder, form, folder or place.output / "converted" / form / table_folder, place
+            )
+        )
     elif run:
         target = folder or place.output / "converted" / form / run
         click.echo(f"{target}: {', '.join(converting.convert(run, form, target, place))}")

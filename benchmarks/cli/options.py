@@ -195,21 +195,21 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     return device(data_root(checkpoints(output(plugin(with_workspace)))))
 
 
-def stem_of(table: str, preset: str, changes: Changes, settings: str) -> str:
+def table_folder(table: str, preset: str, changes: Changes, settings: str) -> str:
     """The folder of a table in the store, by the options that make it another one."""
     from ..config.protocol import load_protocol
-    from ..config.table_spec import load_table, stem
+    from ..config.table_spec import load_table, table_folder_of
 
     spec = load_table(table)
     usual = load_protocol(spec.preset(preset).protocol)
-    return stem(spec.name, preset, usual, usual.changed(**changes), settings == "uniform")
+    return table_folder_of(spec.name, preset, usual, usual.changed(**changes), settings == "uniform")
 
 
-def stem_in(output: Path, table: str, preset: str, changes: Changes, settings: str) -> str:
-    """As :func:`stem_of`; ``table`` may also be the name of a folder of tables/ in the output."""
+def table_folder_in(output: Path, table: str, preset: str, changes: Changes, settings: str) -> str:
+    """As :func:`table_folder`; ``table`` may also be the name of a folder of tables/ in the output."""
     from ..store import manifest
 
-    return table if table in manifest.stems(output) else stem_of(table, preset, changes, settings)
+    return table if table in manifest.table_folders(output) else table_folder(table, preset, changes, settings)
 
 
 def words(option: str, text: str | None) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def cite(table: str, preset: str, changes: Changes, settings: str, output: Path)
     from ..report import citations
     from ..store import manifest
 
-    if shown := manifest.load(output, options.stem_in(output, table, preset, changes, settings)):
+    if shown := manifest.load(output, options.table_folder_in(output, table, preset, changes, settings)):
         entries = citations.of_manifest(shown)
     else:
         chosen = load_table(table).preset(preset)
@@ -54,19 +54,20 @@ def verdicts(table: str | None, preset: str, changes: Changes, settings: str, ou
     from ..report import verdicts as judging
     from ..store import manifest
 
-    stems = [options.stem_in(output, table, preset, changes, settings)] if table else manifest.stems(output)
+    one = [options.table_folder_in(output, table, preset, changes, settings)] if table else []
+    table_folders = one or manifest.table_folders(output)
     every: list[judging.Verdict] = []
-    for stem in stems:
-        verdicts_of_table = judging.of_table(output, stem)
+    for table_folder in table_folders:
+        verdicts_of_table = judging.of_table(output, table_folder)
         every += verdicts_of_table
         if not verdicts_of_table:
-            click.echo(f"{stem}: no published value stands beside what was run")
+            click.echo(f"{table_folder}: no published value stands beside what was run")
             continue
-        click.echo(f"{stem}\n{judging.text(verdicts_of_table)}\n")
-        for file in judging.write(verdicts_of_table, output, stem):
+        click.echo(f"{table_folder}\n{judging.text(verdicts_of_table)}\n")
+        for file in judging.write(verdicts_of_table, output, table_folder):
             click.echo(file)
     if not table:
-        click.echo(f"{counted(len(stems), 'table')}: {judging.summary(every)}")
+        click.echo(f"{counted(len(table_folders), 'table')}: {judging.summary(every)}")
 
 
 @click.command()
@@ -81,9 +82,9 @@ def explain(table: str, row: str, pair: str, preset: str, changes: Changes, sett
     """Where the number of ROW on PAIR in TABLE comes from: settings, teacher, runs, and the command for each again."""
     from ..report import explain as explaining
 
-    stem = options.stem_in(output, table, preset, changes, settings)
+    table_folder = options.table_folder_in(output, table, preset, changes, settings)
     file = table if table.endswith((".yaml", ".yml")) else ""
-    click.echo(explaining.text(explaining.explain(output, stem, row, pair, file)))
+    click.echo(explaining.text(explaining.explain(output, table_folder, row, pair, file)))
 
 
 @click.command()
@@ -107,8 +108,8 @@ def data(
     """TABLE, or every table in the store, as data: every value in a typed column."""
     from ..report import records
 
-    stem = options.stem_in(output, table, preset, changes, settings) if table else ""
-    count = records.write(out, asked["form"], output, (stem, asked["level"]))
+    table_folder = options.table_folder_in(output, table, preset, changes, settings) if table else ""
+    count = records.write(out, asked["form"], output, (table_folder, asked["level"]))
     click.echo(f"{out}: {counted(count, 'line')}")
 
 
@@ -129,9 +130,9 @@ def site(tables: Sequence[str], out: Path, preset: str, changes: Changes, settin
     from ..report.site import pages
     from ..store import manifest
 
-    asked = {options.stem_in(output, table, preset, changes, settings): table for table in tables}
-    files = {stem: table if table.endswith((".yaml", ".yml")) else "" for stem, table in asked.items()}
-    shown = files or dict.fromkeys(manifest.stems(output), "")
+    asked = {options.table_folder_in(output, table, preset, changes, settings): table for table in tables}
+    files = {name: table if table.endswith((".yaml", ".yml")) else "" for name, table in asked.items()}
+    shown = files or dict.fromkeys(manifest.table_folders(output), "")
     if not shown:
         raise UserError(f"{output} has no table; run one first, or name the store with --output")
     written = pages.write(output, shown, out)

@@ -124,10 +124,10 @@ def render(
     chosen = options.chosen(asked)
     wanted = Selection(chosen["methods"], chosen["pairs"], chosen["seeds"])
     if source:
-        name = options.stem_of(table, preset, changes, settings)
+        name = options.table_folder(table, preset, changes, settings)
         written = render_archive(archive(source, name), name, output, wanted=wanted, page=page)
     else:
-        name = options.stem_in(output, table, preset, changes, settings)
+        name = options.table_folder_in(output, table, preset, changes, settings)
         written = from_store(output, name, wanted=wanted, page=page)
     end(Outcome("\n".join([written.text, *map(str, written.files)]), written.missing))
 

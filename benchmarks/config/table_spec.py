@@ -381,7 +381,7 @@ def absent_methods() -> dict[str, dict[str, str]]:
     return read_yaml(PUBLISHED / "absent.yaml")
 
 
-def stem(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: bool = False) -> str:
+def table_folder_of(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: bool = False) -> str:
     """Name of the folder of a table: runs of another length, split or choice of settings are other tables."""
     length = f"-epochs{protocol.epochs}" if protocol.epochs != usual.epochs else ""
     split = f"-holdout{protocol.holdout}" if protocol.holdout != usual.holdout else ""

@@ -120,7 +120,7 @@ def plan_table(table: str, **asked: Unpack[Asked]) -> pd.DataFrame:
     place = _workspace(asked)
     plan = make(_request(table, asked), place, stated=True)
     shown = described(plan, {}, place)
-    return records.frame(list(records.of_manifest(shown, plan.stem, Store(place.output), "cell", place.say)))
+    return records.frame(list(records.of_manifest(shown, plan.table_folder, Store(place.output), "cell", place.say)))
 
 
 def run_table(
@@ -146,7 +146,7 @@ def run_table(
     with _turn(asked):
         plan = make(_request(table, asked), place)
         run(plan, place, _options(asked, progress, costs))
-    return records.frame(list(records.of_table(place.output, plan.stem, "cell", plan.selection, place.say)))
+    return records.frame(list(records.of_table(place.output, plan.table_folder, "cell", plan.selection, place.say)))
 
 
 def run_cell(
@@ -189,7 +189,7 @@ def run_cell(
             columns = ", ".join(column.id for column in plan.pairs)
             raise UserError(f"pair '{pair}' of {table} has several columns; name one of them: {columns}")
         shown = compute(plan, place, _options(how, progress))
-    (record,) = records.of_manifest(shown, plan.stem, Store(place.output), "cell", place.say)
+    (record,) = records.of_manifest(shown, plan.table_folder, Store(place.output), "cell", place.say)
     return record
 
 

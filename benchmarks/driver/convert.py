@@ -58,11 +58,11 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
     return sorted(path.name for path in folder.iterdir())
 
 
-def convert_all(stem: str, form: str, folder: Path, workspace: Workspace) -> Outcome:
+def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace) -> Outcome:
     """As :func:`convert`, for every finished run of a table, each into a folder by its row, pair and seed.
 
     Args:
-        stem: the table's folder in the store.
+        table_folder: its name in the store.
         form, folder, workspace: as there.
 
     Returns:
@@ -71,7 +71,7 @@ def convert_all(stem: str, form: str, folder: Path, workspace: Workspace) -> Out
     Raises:
         UserError: nothing was ever planned under that name.
     """
-    shown, store = manifest.existing(workspace.output, stem), Store(workspace.output)
+    shown, store = manifest.existing(workspace.output, table_folder), Store(workspace.output)
     runs = {name: key for name, key in names.of_table(shown).items() if not name.startswith(names.TEACHER)}
     states = {key: facts.status["state"] for key, facts in store.facts(runs.values()).items()}
     done = {name: key for name, key in runs.items() if states[key] == "done"}

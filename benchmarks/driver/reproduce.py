@@ -82,18 +82,20 @@ def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
     if todo:
         options.crew.prepare()
     accuracies = _accuracies(plan, bool(todo), workspace, options)
-    shown = manifest.save(workspace.output, plan.stem, described(plan, accuracies, workspace), say)
+    shown = manifest.save(workspace.output, plan.table_folder, described(plan, accuracies, workspace), say)
     asked = plan.selection
     _train(plan, cells, todo, workspace, options)
-    written = render(workspace.output, plan.stem, say, asked, options.page)
+    written = render(workspace.output, plan.table_folder, say, asked, options.page)
     not_measured = 0
     if options.costs:
         shown_cells = {cell.key for cell in plan.cells.values()}
         rows = [cell for cell in cells if cell.key in shown_cells]
         not_measured = measure_missing(rows, workspace, lambda cell: _cost(cell, plan, workspace))
-        written = render(workspace.output, plan.stem, lambda line: None, asked, options.page)  # as it was said above
+        written = render(
+            workspace.output, plan.table_folder, lambda line: None, asked, options.page
+        )  # as it was said above
     if watched:
-        folder = manifest.path(workspace.output, plan.stem).parent
+        folder = manifest.path(workspace.output, plan.table_folder).parent
         for file in similarity.write(selected(shown, asked), store, folder, say):
             say(str(file))
     if todo:

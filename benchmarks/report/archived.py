@@ -19,8 +19,8 @@ SHIPPED = "reproduced"
 """By this name, and in this folder of tables/, the archives that ship with the suite are known."""
 
 
-def archive(source: str, stem: str) -> Path:
-    """The archive of a table: a file, or STEM.zip in a folder, or among what ships with the suite.
+def archive(source: str, table_folder: str) -> Path:
+    """The archive of a table: a file, or TABLE_FOLDER.zip in a folder, or among what ships with the suite.
 
     Raises:
         UserError: there is none.
@@ -28,29 +28,29 @@ def archive(source: str, stem: str) -> Path:
     place = TABLES / SHIPPED if source == SHIPPED else Path(source)
     if not place.is_dir():
         return place
-    if not (file := place / f"{stem}.zip").is_file():
+    if not (file := place / f"{table_folder}.zip").is_file():
         known = ", ".join(sorted(path.stem for path in place.glob("*.zip"))) or "none"
-        raise UserError(f"--from {source} has no archive of table {stem} (there: {known})")
+        raise UserError(f"--from {source} has no archive of table {table_folder} (there: {known})")
     return file
 
 
 def render_archive(
     file: Path,
-    stem: str,
+    table_folder: str,
     output: Path,
     say: Callable[[str], None] = say,
     wanted: Selection = ALL,
     page: Page = PAPER,
 ) -> Written:
-    """Write a table of an archive into ``reproduced/STEM`` of an output folder; its store is left alone.
+    """Write a table of an archive into ``reproduced/TABLE_FOLDER`` of an output folder; its store is left alone.
 
     Raises:
         Damaged: the archive is not what was written.
         UserError: it has no such table.
     """
     with exchange.opened(file) as folder:
-        written = render(folder, stem, say, wanted, page)
-        unpacked, target = manifest.path(folder, stem).parent, output / SHIPPED / stem
+        written = render(folder, table_folder, say, wanted, page)
+        unpacked, target = manifest.path(folder, table_folder).parent, output / SHIPPED / table_folder
         copies = [target / made.relative_to(unpacked) for made in written.files]
         for made, copy in zip(written.files, copies, strict=True):
             write_bytes(copy, read_bytes(made))

@@ -49,7 +49,7 @@ class Written(NamedTuple):
 
 def render(
     output: Path,
-    stem: str,
+    table_folder: str,
     say: Callable[[str], None] = say,
     wanted: Selection = ALL,
     page: Page = PAPER,
@@ -58,7 +58,7 @@ def render(
 
     Args:
         output: the store's folder.
-        stem: the table's folder in it.
+        table_folder: its name in it.
         say: called with a line for each run that is damaged, and so missing, and for what else is left out.
         wanted: the rows, columns and seeds to show; by default all that the store has.
         page: what is shown beside the means, or instead of the deviation between seeds.
@@ -66,14 +66,14 @@ def render(
     Raises:
         UserError: nothing was ever planned under that name, nothing of what is wanted, or not the row to highlight.
     """
-    whole = existing(output, stem)
+    whole = existing(output, table_folder)
     manifest = selected(whole, wanted)
     if omitted := left_out(whole, manifest):
         say(omitted)
     store = Store(output)
     table = collect(manifest, store, say)
     table = replace(table, intervals=page.intervals, average_rank=page.average_rank)
-    folder = path(output, stem).parent
+    folder = path(output, table_folder).parent
     known_rows = [row.key for row in table.rows]
     if page.highlight and page.highlight not in known_rows:
         raise UserError(f"--highlight {page.highlight}: the table has no such row; it has {', '.join(known_rows)}")
@@ -86,7 +86,7 @@ def render(
         files += report.draw(table, _curves(manifest, store, say), cost, folder)
     if cost:
         files += report.write_cost(cost, folder, f"{manifest.name}-cost")
-    write_text(folder / f"{manifest.name}-runs.csv", run_names.as_csv(whole, stem, store))
+    write_text(folder / f"{manifest.name}-runs.csv", run_names.as_csv(whole, table_folder, store))
     rows_by_key = {row.key: row for row in table.rows}
     states: dict[str, str] = {}
     for cell in manifest.cells:  # one may stand in several columns

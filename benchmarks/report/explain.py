@@ -14,8 +14,7 @@ from kd_methods.errors import Damaged, UserError
 from ..common.console import say
 from ..common.places import PROGRAM
 from ..config.protocol import Changes, Protocol, load_protocol
-from ..config.table_spec import TableSpec, load_table, pair_entry, table_names
-from ..config.table_spec import stem as stem_of
+from ..config.table_spec import TableSpec, load_table, pair_entry, table_folder_of, table_names
 from ..store import documents, manifest
 from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow, flat
 from ..store.runs import Run, Store
@@ -67,7 +66,7 @@ class Seed:
 class Explanation:
     """Everything that a place of a table rests on."""
 
-    stem: str
+    table_folder: str
     title: str
     pair: str
     metric: str
@@ -103,13 +102,13 @@ class FolderOptions:
 
 
 def explain(
-    output: Path, stem: str, row: str, pair: str, table: str = "", say: Callable[[str], None] = say
+    output: Path, table_folder: str, row: str, pair: str, table: str = "", say: Callable[[str], None] = say
 ) -> Explanation:
     """What the number in a place of a table comes from.
 
     Args:
         output: the store's folder.
-        stem: the table's folder in it.
+        table_folder: its name in it.
         row: the row's key.
         pair: the column's key.
         table: the table's name or YAML file, where it is not one that ships with the suite.
@@ -118,24 +117,24 @@ def explain(
     Raises:
         UserError: no such table, row or column, or nothing in that place.
     """
-    shown = manifest.existing(output, stem)
+    shown = manifest.existing(output, table_folder)
     place = selected(shown, Selection((row,), (pair,))).model_copy(update={"quoted": {}})
     if len(place.columns) > 1:
         names = ", ".join(column.key for column in place.columns)
-        raise UserError(f"{pair} has several columns in {stem}; name one of {names}")
+        raise UserError(f"{pair} has several columns in {table_folder}; name one of {names}")
     if not place.cells:
-        raise UserError(f"table {stem} has nothing for row {row} on {pair}; run it first")
-    return of_place(place, stem, Store(output), asked(shown, stem, table), say)
+        raise UserError(f"table {table_folder} has nothing for row {row} on {pair}; run it first")
+    return of_place(place, table_folder, Store(output), asked(shown, table_folder, table), say)
 
 
 def of_place(
-    place: Manifest, stem: str, store: Store, words: FolderOptions | None, say: Callable[[str], None] = say
+    place: Manifest, table_folder: str, store: Store, words: FolderOptions | None, say: Callable[[str], None] = say
 ) -> Explanation:
     """As :func:`explain`.
 
     Args:
         place: the manifest of the table with one row, one column, and the cells of that place alone.
-        stem: the table's folder in the store.
+        table_folder: its name in the store.
         store: where the runs are.
         words: by which the folder was made, see :func:`asked`.
         say: called with a line for each run that is damaged.
@@ -144,7 +143,7 @@ def of_place(
     cells = sorted(place.cells, key=lambda cell: cell.seed)
     identity = _identity(store, cells)
     return Explanation(
-        stem=stem,
+        table_folder=table_folder,
         title=planned.title,
         pair=column.key,
         metric=column.metric,
@@ -174,7 +173,7 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     return {**of_method, **identity.get("versions", {})}
 
 
-def asked(shown: Manifest, stem: str, table: str = "") -> FolderOptions | None:
+def asked(shown: Manifest, table_folder: str, table: str = "") -> FolderOptions | None:
     """By which words a folder was made; None where the table's file is not known, or has changed."""
     if not (table or shown.name in table_names()):
         return None
@@ -194,7 +193,7 @@ def asked(shown: Manifest, stem: str, table: str = "") -> FolderOptions | None:
         except UserError:
             continue
         for uniform in (False, True):
-            if stem_of(spec.name, preset, usual, changed, uniform) == stem:
+            if table_folder_of(spec.name, preset, usual, changed, uniform) == table_folder:
                 return FolderOptions(table, spec, preset, changes, uniform)
     return None
 
@@ -340,7 +339,7 @@ def sparkline(curve: Sequence[float]) -> str:
 def text(explanation: Explanation) -> str:
     """An explanation in words."""
     lines = [
-        f"{explanation.title} on {explanation.pair}, {explanation.metric} (table {explanation.stem})",
+        f"{explanation.title} on {explanation.pair}, {explanation.metric} (table {explanation.table_folder})",
         *explanation.outcome,
     ]
     if explanation.deviations:

@@ -69,7 +69,9 @@ def load(
         UserError: there is no such table.
     """
     folder = Path(results) if results is not None else folders()["output"]
-    return frame([record for stem in stems(folder, table) for record in of_table(folder, stem, level, ALL, say)])
+    return frame(
+        [record for name in table_folders(folder, table) for record in of_table(folder, name, level, ALL, say)]
+    )
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -81,7 +83,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def stems(results: Path, table: str = "") -> list[str]:
+def table_folders(results: Path, table: str = "") -> list[str]:
     """The tables of a store, or one of them.
 
     Raises:
@@ -90,41 +92,43 @@ def stems(results: Path, table: str = "") -> list[str]:
     if table:
         manifest.existing(results, table)
         return [table]
-    if written := manifest.stems(results):
+    if written := manifest.table_folders(results):
         return written
     raise UserError(f"no table in {results}; run one first, or name another folder")
 
 
 def of_table(
-    results: Path, stem: str, level: Level, wanted: Selection = ALL, say: Callable[[str], None] = say
+    results: Path, table_folder: str, level: Level, wanted: Selection = ALL, say: Callable[[str], None] = say
 ) -> Iterator[Record]:
     """The records of one table, in the order of its rows, columns, seeds and epochs.
 
     Raises:
         UserError: there is no such table, or not what is wanted of it.
     """
-    return of_manifest(selected(manifest.existing(results, stem), wanted), stem, Store(results), level, say)
+    return of_manifest(
+        selected(manifest.existing(results, table_folder), wanted), table_folder, Store(results), level, say
+    )
 
 
 def of_manifest(
-    shown: Manifest, stem: str, store: Store, level: Level, say: Callable[[str], None] = say
+    shown: Manifest, table_folder: str, store: Store, level: Level, say: Callable[[str], None] = say
 ) -> Iterator[Record]:
-    """The records of what a manifest shows; ``stem``: what they call the table."""
+    """The records of what a manifest shows; ``table_folder``: what they call the table."""
     if level == "cost":
-        yield from _costs(shown, stem, store, say)
+        yield from _costs(shown, table_folder, store, say)
         return
     if level == "verdict":
         judged = verdicts.verdicts(collect(shown, store, say))
-        yield from ({**asdict(one), "table": stem} for one in judged)
+        yield from ({**asdict(one), "table": table_folder} for one in judged)
         return
     rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
     order = {key: i for i, key in enumerate([*rows, *columns])}
     cells = sorted(shown.cells, key=lambda cell: (order[cell.row], order[cell.column], cell.seed))
     facts = store.facts(cell.key for cell in cells)
-    whole = {"table": stem, "protocol": shown.recipe, "deviations": canonical(list(shown.deviations))}
+    whole = {"table": table_folder, "protocol": shown.recipe, "deviations": canonical(list(shown.deviations))}
     for cell in cells:
         row, column = rows[cell.row], columns[cell.column]
-        place = {"table": stem, "row": row.key, "pair": column.key, "metric": column.metric, "seed": cell.seed}
+        place = {"table": table_folder, "row": row.key, "pair": column.key, "metric": column.metric, "seed": cell.seed}
         if level == "epoch":
             yield from (place | {"key": cell.key} | _epoch(one, column.metric) for one in store.metrics(cell.key, say))
             continue
@@ -134,7 +138,7 @@ def of_manifest(
         }  # fmt: skip
 
 
-def _costs(shown: Manifest, stem: str, store: Store, say: Callable[[str], None]) -> Iterator[Record]:
+def _costs(shown: Manifest, table_folder: str, store: Store, say: Callable[[str], None]) -> Iterator[Record]:
     rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
     for planned in shown.costs:
         try:
@@ -143,7 +147,7 @@ def _costs(shown: Manifest, stem: str, store: Store, say: Callable[[str], None])
             say(str(error))
             continue
         if measured:
-            place = {"table": stem, "row": planned.row, "pair": planned.column}
+            place = {"table": table_folder, "row": planned.row, "pair": planned.column}
             figures = {
                 name: canonical(value) if isinstance(value, list | tuple | dict) else value
                 for name, value in asdict(measured["cost"]).items()
@@ -224,7 +228,7 @@ def write(file: Path, form: Format, results: Path, wanted: tuple[str, Level]) ->
             raise UserError("--format parquet needs pyarrow (pip install pyarrow); csv and json do not") from None
         write_bytes(file, content.getvalue())
         return len(loaded)
-    records = [record for stem in stems(results, table) for record in of_table(results, stem, level)]
+    records = [record for name in table_folders(results, table) for record in of_table(results, name, level)]
     text = as_csv(records) if form == "csv" else as_json(records)
     write_bytes(file, text.encode())
     return len(records)

@@ -8,12 +8,12 @@ from ..store.manifest import Manifest
 from ..store.runs import Store
 
 
-def as_csv(shown: Manifest, stem: str, store: Store) -> str:
+def as_csv(shown: Manifest, table_folder: str, store: Store) -> str:
     """CSV of a table's runs.
 
     Args:
         shown: the table, whole.
-        stem: its folder in the store.
+        table_folder: its name in the store.
         store: has the runs.
 
     Returns:
@@ -21,5 +21,7 @@ def as_csv(shown: Manifest, stem: str, store: Store) -> str:
     """
     runs = names.of_table(shown)
     facts = store.facts(runs.values())
-    lines = [[f"{stem}/{name}", store.run(key).path.name, facts[key].status["state"]] for name, key in runs.items()]
+    lines = [
+        [f"{table_folder}/{name}", store.run(key).path.name, facts[key].status["state"]] for name, key in runs.items()
+    ]
     return csv_text([["name", "folder", "state"], *lines])

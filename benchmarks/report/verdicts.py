@@ -109,18 +109,18 @@ def judged(summary: Summary, published: Published) -> tuple[Word, str]:
     return ("within spread" if gap <= 2 * std else "not reproduced"), why
 
 
-def of_table(output: Path, stem: str, say: Callable[[str], None] = say) -> tuple[Verdict, ...]:
+def of_table(output: Path, table_folder: str, say: Callable[[str], None] = say) -> tuple[Verdict, ...]:
     """The verdicts on a table of a store.
 
     Args:
         output: the store's folder.
-        stem: the table's folder in it.
+        table_folder: its name in it.
         say: called with a line for each run that is damaged.
 
     Raises:
         UserError: nothing was ever planned under that name.
     """
-    return verdicts(collect(manifest.existing(output, stem), Store(output), say))
+    return verdicts(collect(manifest.existing(output, table_folder), Store(output), say))
 
 
 def summary(judged: Sequence[Verdict]) -> str:
@@ -176,9 +176,9 @@ def _field(value: object) -> object:
     return "" if value is None else f"{value + 0.0:.4f}" if isinstance(value, float) else value
 
 
-def write(judged: Sequence[Verdict], output: Path, stem: str) -> list[Path]:
+def write(judged: Sequence[Verdict], output: Path, table_folder: str) -> list[Path]:
     """Write TABLE-verdicts.md and .csv beside a table of a store, and return their paths."""
-    shown, folder = manifest.existing(output, stem), manifest.path(output, stem).parent
+    shown, folder = manifest.existing(output, table_folder), manifest.path(output, table_folder).parent
     texts = {".md": as_markdown(judged, shown.title), ".csv": as_csv(judged)}
     files = {folder / f"{shown.name}-verdicts{suffix}": content for suffix, content in texts.items()}
     for file, content in files.items():
@@ -186,7 +186,7 @@ def write(judged: Sequence[Verdict], output: Path, stem: str) -> list[Path]:
     return list(files)
 
 
-def frame(output: Path | str, stem: str = "") -> pandas.DataFrame:
+def frame(output: Path | str, table: str = "") -> pandas.DataFrame:
     """The verdicts on one table of a store, or on all of them, as a DataFrame with a row for each published value.
 
     Raises:
@@ -195,6 +195,6 @@ def frame(output: Path | str, stem: str = "") -> pandas.DataFrame:
     import pandas
 
     root = Path(output)
-    stems = [stem] if stem else manifest.stems(root)
-    rows = [{"stem": name, **asdict(one)} for name in stems for one in of_table(root, name)]
-    return pandas.DataFrame(rows, columns=["stem", *(field.name for field in fields(Verdict))])
+    table_folders = [table] if table else manifest.table_folders(root)
+    rows = [{"table": name, **asdict(one)} for name in table_folders for one in of_table(root, name)]
+    return pandas.DataFrame(rows, columns=["table", *(field.name for field in fields(Verdict))])

@@ -86,10 +86,10 @@ def export(
     """
     store, members = Store(output), dict[str, Path]()
     keys = [_named(output, start).run.key for start in runs]
-    for stem in tables:
-        shown = manifest.existing(output, stem)
+    for table_folder in tables:
+        shown = manifest.existing(output, table_folder)
         keys += _keys(shown)
-        members[f"tables/{stem}/plan.json"] = manifest.path(output, stem)
+        members[f"tables/{table_folder}/plan.json"] = manifest.path(output, table_folder)
         costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
         members |= {name: path for name, path in costs.items() if path.is_file()}
     states = {key: state for key, (state, _) in store.facts(keys).items()}
@@ -136,8 +136,8 @@ def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
         try:
             for run in _runs(folder):
                 checked(run)
-            for stem in manifest.stems(folder):
-                _check_manifest(manifest.existing(folder, stem), stem)
+            for table_folder in manifest.table_folders(folder):
+                _check_manifest(manifest.existing(folder, table_folder), table_folder)
             for path in (folder / "costs").glob("*.json"):
                 documents.read(path, dict[str, Any])
         except Damaged as error:
@@ -173,7 +173,7 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
     for path in sorted((source / "costs").glob("*.json")):
         if not store.cost(path.stem).exists():
             write_bytes(store.cost(path.stem), read_bytes(path))
-    tables = tuple(stem for stem in manifest.stems(source) if _join(source, output, stem, say))
+    tables = tuple(name for name in manifest.table_folders(source) if _join(source, output, name, say))
     return Merged(tuple(added), same, students, tuple(conflicts), tuple(busy), tables)
 
 
@@ -293,26 +293,26 @@ def _take_student(run: Run, other: Run, ours: dict[str, Any]) -> bool:
     return True
 
 
-def _join(source: Path, output: Path, stem: str, say: Say) -> bool:
+def _join(source: Path, output: Path, table_folder: str, say: Say) -> bool:
     """Let a table of ``output`` show what that of ``source`` shows besides; whether it shows more now."""
-    theirs = manifest.existing(source, stem)
-    before, joined = manifest.adopt(output, stem, theirs)
+    theirs = manifest.existing(source, table_folder)
+    before, joined = manifest.adopt(output, table_folder, theirs)
     there = {cell.key for cell in joined.cells}
     if lost := len({cell.key for cell in theirs.cells} - there):
         say(
-            f"table {stem} stays as it is in {counted(lost, 'cell')}: they are under another protocol, teacher or "
-            f"setting, or of other data; the runs are in the store"
+            f"table {table_folder} stays as it is in {counted(lost, 'cell')}: they are under another protocol, teacher "
+            f"or setting, or of other data; the runs are in the store"
         )
     return before != joined
 
 
-def _check_manifest(shown: Manifest, stem: str) -> None:
+def _check_manifest(shown: Manifest, table_folder: str) -> None:
     """Raise Damaged where what becomes the name of a file is none."""
     keys = [*_keys(shown), *(cost.key for cost in shown.costs)]
     names = [shown.name, *([shown.published] if shown.published else [])]
     if odd := [key for key in keys if not _KEY.fullmatch(key)] + [name for name in names if not _NAME.fullmatch(name)]:
-        raise Damaged(f"tables/{stem}/plan.json names {odd[0][:80]!r}")
+        raise Damaged(f"tables/{table_folder}/plan.json names {odd[0][:80]!r}")
     if odd := [c.key for c in shown.columns if ".." in c.key or c.key.startswith("/") or not c.key.isprintable()]:
-        raise Damaged(f"tables/{stem}/plan.json has a column {odd[0][:80]!r}")
-    if not stem.startswith(shown.name):
-        raise Damaged(f"tables/{stem}/plan.json is of table {shown.name}")
+        raise Damaged(f"tables/{table_folder}/plan.json has a column {odd[0][:80]!r}")
+    if not table_folder.startswith(shown.name):
+        raise Damaged(f"tables/{table_folder}/plan.json is of table {shown.name}")

@@ -304,63 +304,63 @@ def _joined(
     return tuple(sorted(by_key.values(), key=position))
 
 
-def path(output: Path, stem: str) -> Path:
+def path(output: Path, table_folder: str) -> Path:
     """Where a table's manifest lies."""
-    return output / "tables" / stem / "plan.json"
+    return output / "tables" / table_folder / "plan.json"
 
 
-def load(output: Path, stem: str) -> Manifest | None:
+def load(output: Path, table_folder: str) -> Manifest | None:
     """A table's manifest, or None where nothing was ever planned under that name.
 
     Raises:
         Damaged: it is not what was written; file and place are named.
     """
     remedy = "move it away and run the table again; of what was run before, it shows the rows that are run then"
-    return documents.read(path(output, stem), Annotated[Manifest, BeforeValidator(_upgraded)], remedy)
+    return documents.read(path(output, table_folder), Annotated[Manifest, BeforeValidator(_upgraded)], remedy)
 
 
-def save(output: Path, stem: str, new: Manifest, say: Callable[[str], None] = lambda line: None) -> Manifest:
+def save(output: Path, table_folder: str, new: Manifest, say: Callable[[str], None] = lambda line: None) -> Manifest:
     """Merge a plan into the table's manifest and write it; of several processes none loses another's rows.
 
     ``say`` gets a line for what the table shows elsewhere or no longer.
     """
-    with locked(path(output, stem).parent):
-        shown, lines = merge(load(output, stem), new)
-        documents.write(path(output, stem), shown.model_dump(mode="json"))
+    with locked(path(output, table_folder).parent):
+        shown, lines = merge(load(output, table_folder), new)
+        documents.write(path(output, table_folder), shown.model_dump(mode="json"))
     for line in lines:
         say(line)
     return shown
 
 
-def existing(output: Path, stem: str) -> Manifest:
+def existing(output: Path, table_folder: str) -> Manifest:
     """A table's manifest.
 
     Raises:
         UserError: nothing was ever planned under that name.
         Damaged: it is not what was written.
     """
-    if loaded := load(output, stem):
+    if loaded := load(output, table_folder):
         return loaded
-    known = ", ".join(stems(output)) or "none"
-    raise UserError(f"no table '{stem}' in {output} (there: {known}); run it first")
+    known = ", ".join(table_folders(output)) or "none"
+    raise UserError(f"no table '{table_folder}' in {output} (there: {known}); run it first")
 
 
-def stems(output: Path) -> list[str]:
+def table_folders(output: Path) -> list[str]:
     """The folders of the tables of a store."""
     return sorted(path.parent.name for path in (output / "tables").glob("*/plan.json"))
 
 
-def adopt(output: Path, stem: str, theirs: Manifest) -> tuple[Manifest | None, Manifest]:
+def adopt(output: Path, table_folder: str, theirs: Manifest) -> tuple[Manifest | None, Manifest]:
     """Let a table show what it shows elsewhere, as far as that goes together; what is here stays.
 
     Returns:
         What it showed before, and what it shows now.
     """
-    with locked(path(output, stem).parent):
-        ours = load(output, stem)
+    with locked(path(output, table_folder).parent):
+        ours = load(output, table_folder)
         joined = merge(theirs, ours).manifest if ours else theirs
         if joined != ours:
-            documents.write(path(output, stem), joined.model_dump(mode="json"))
+            documents.write(path(output, table_folder), joined.model_dump(mode="json"))
     return ours, joined
 
 

@@ -29,5 +29,7 @@ def _name(form: str, *parts: str) -> str:
 
 def key_of(output: Path, name: str) -> str:
     """The key of the run with a name, TABLE/ROW/PAIR/sSEED; empty where there is none."""
-    stem, _, in_table = name.partition("/")
-    return of_table(manifest.existing(output, stem)).get(in_table, "") if stem in manifest.stems(output) else ""
+    table_folder, _, in_table = name.partition("/")
+    if table_folder not in manifest.table_folders(output):
+        return ""
+    return of_table(manifest.existing(output, table_folder)).get(in_table, "")

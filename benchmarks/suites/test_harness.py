@@ -77,7 +77,7 @@ def large_store(tmp_path_factory: pytest.TempPathFactory, rows: int) -> Path:
             run.set_metrics([{"epoch": epoch, "metrics": top1, "losses": {"task": 1.0}} for epoch in range(1, 31)])
             run.write("student.pt", b"")
             run.set_status("done", epoch=30, epochs=30, last=top1, best=top1, remarks=[])
-        manifest.save(workspace.output, plan.stem, describe(plan, Zoo(workspace.checkpoints), {}, "a machine"))
+        manifest.save(workspace.output, plan.table_folder, describe(plan, Zoo(workspace.checkpoints), {}, "a machine"))
     return folder
 
 

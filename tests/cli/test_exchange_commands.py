@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from benchmarks.cli.main import cli
 from benchmarks.common.files import sha256_file
 from kd_methods.errors import UserError
-from tests.helpers.stores import STEM, cell, finish, table
+from tests.helpers.stores import TABLE_FOLDER, cell, finish, table
 
 
 def call(*words: str | Path) -> Result:
@@ -19,21 +19,21 @@ def call(*words: str | Path) -> Result:
 
 def test_a_table_is_packed_and_taken(tmp_path: Path) -> None:
     theirs, ours, file = table(tmp_path / "theirs", "student", "kd"), tmp_path / "ours", tmp_path / "runs.zip"
-    done = call("export", STEM, file, "--output", theirs)
+    done = call("export", TABLE_FOLDER, file, "--output", theirs)
     assert done.exit_code == 0 and done.output == f"{file}: 5 runs\nsha256 {sha256_file(file)}\n"
-    done = call("export", STEM, cell("kd", 0).key[:8], file, "--students", "--output", theirs)
+    done = call("export", TABLE_FOLDER, cell("kd", 0).key[:8], file, "--students", "--output", theirs)
     assert "5 runs, 5 with their network\n" in done.output
     finish(ours, cell("kd", 0), 60.0)
     done = call("import", file, "--output", ours)
     assert done.exit_code == 1 and f"{file}: 4 runs taken, 0 in the store\n" in done.output
-    assert f"tables that show more: {STEM}\n" in done.output
+    assert f"tables that show more: {TABLE_FOLDER}\n" in done.output
     assert "not complete: 1 run with another result here, which stays: kd/resnet14-resnet8/s0" in done.output
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("export", STEM, "runs"), "the last word names the archive"),
+        (("export", TABLE_FOLDER, "runs"), "the last word names the archive"),
         (("export", "tabel1", "runs.zip"), "no run 'tabel1' in"),
         (("export", "table1", "runs.zip"), "no table 'table1-paper' in"),
         (("export", "table1", "--preset", "short", "--epochs", "5", "runs.zip"), "no table 'table1-short-epochs5' in"),

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.config.protocol import Protocol, load_protocol, protocol_names, steps_per_epoch
 from benchmarks.config.schedules.onecycle import one_cycle
-from benchmarks.config.table_spec import stem
+from benchmarks.config.table_spec import table_folder_of
 from kd_methods.errors import UserError
 
 
@@ -72,9 +72,10 @@ def test_holdout_is_a_deviation_and_shortens_the_epoch() -> None:
     split = load_protocol("cifar100-crd240").changed(holdout=5000)
     assert split.holdout == 5000 and "5000 held-out" in split.deviations[0]
     assert steps_per_epoch(50_000, split) == 704
-    assert stem("t", "paper", load_protocol("cifar100-crd240"), split) == "t-paper-holdout5000"
+    assert table_folder_of("t", "paper", load_protocol("cifar100-crd240"), split) == "t-paper-holdout5000"
     assert (
-        stem("t", "paper", load_protocol("cifar100-crd240"), split.changed(epochs=3)) == "t-paper-epochs3-holdout5000"
+        table_folder_of("t", "paper", load_protocol("cifar100-crd240"), split.changed(epochs=3))
+        == "t-paper-epochs3-holdout5000"
     )
 
 
@@ -153,7 +154,7 @@ def test_what_does_not_fit_together_is_said() -> None:
     assert (
         "bf16, each batch on 4 processes (batch statistics and relations are those of 2 samples)" in shared.lines()[2]
     )
-    assert stem("t", "paper", load_protocol("coco-1x"), shared) == "t-paper-bf16-processes4"
+    assert table_folder_of("t", "paper", load_protocol("coco-1x"), shared) == "t-paper-bf16-processes4"
     changed = load_protocol("imagenet-100").changed(precision="bf16", accumulate=4)
     assert "bf16, each batch in 4 parts" in changed.lines()[-1]
     assert changed.identity() != load_protocol("imagenet-100").identity()
@@ -222,6 +223,6 @@ def test_processes_that_share_a_batch_are_said_and_make_other_cells() -> None:
     usual = load_protocol("cifar100-crd240")
     shared = usual.changed(processes=4)
     said = "fp32, each batch on 4 processes (batch statistics are those of 16 samples, relations those of 64)"
-    assert said in shared.lines()[-1] and stem("t", "paper", usual, shared) == "t-paper-processes4"
+    assert said in shared.lines()[-1] and table_folder_of("t", "paper", usual, shared) == "t-paper-processes4"
     assert shared.identity() == {**usual.identity(), "world_size": 4}
     assert usual.changed(processes=1) is usual and shared.of_one_process().batch_size == 16

@@ -40,14 +40,14 @@ def test_a_table_is_planned_run_and_loaded(place: Path) -> None:
     trained = {event.cell.key for event in heard}
     assert len(trained) == 3 and set(cells["key"]) < trained, "the teacher's, too"
     assert [event.state for event in heard if event.cell.key == cells["key"][1]] == ["running", "done"]
-    (stem,) = manifest.stems(place / "output")
-    assert cells.equals(benchmarks.load(table=stem)) and benchmarks.plan_table("table2", **asked).equals(cells)
-    epochs = benchmarks.load(table=stem, level="epoch")
+    (table_folder,) = manifest.table_folders(place / "output")
+    assert cells.equals(benchmarks.load(table=table_folder)) and benchmarks.plan_table("table2", **asked).equals(cells)
+    epochs = benchmarks.load(table=table_folder, level="epoch")
     assert list(epochs["value"]) == list(cells["last"])
     heard.clear()
     assert benchmarks.run_table("table2", progress=heard.append, **asked).equals(cells) and not heard
-    names = pd.read_csv(place / "output" / "tables" / stem / "table2-runs.csv")
-    assert list(names["name"]) == [f"{stem}/{row}/{PAIR}/s0" for row in ("teacher", "student", "kd")]
+    names = pd.read_csv(place / "output" / "tables" / table_folder / "table2-runs.csv")
+    assert list(names["name"]) == [f"{table_folder}/{row}/{PAIR}/s0" for row in ("teacher", "student", "kd")]
     assert all((place / "output" / "runs" / folder / "metrics.json").is_file() for folder in names["folder"])
 
 
@@ -75,7 +75,7 @@ def test_a_callback_stops_a_cell_which_goes_on_later(place: Path) -> None:
     thread.join()
     assert [(event.state, event.epoch) for event in heard] == [("running", 2), ("done", 0)]
     assert answers[0]["state"] == "done" and json.loads(answers[0]["settings"])["temperature"] == 3.0
-    assert not manifest.stems(place / "output"), "a cell writes no table"
+    assert not manifest.table_folders(place / "output"), "a cell writes no table"
 
 
 def test_mistakes_are_said(place: Path) -> None:

@@ -20,7 +20,7 @@ from kd_methods import registry
 
 def test_holdout_makes_other_cells(table: str, zoo: Zoo) -> None:
     whole, split = plan(table, zoo), plan(table, zoo, holdout=200)
-    assert split.protocol.holdout == 200 and split.stem == "mine-paper-holdout200"
+    assert split.protocol.holdout == 200 and split.table_folder == "mine-paper-holdout200"
     assert not set(keys(whole).values()) & set(keys(split).values())
     assert keys(plan(table, zoo, holdout=0)) == keys(whole)
 

@@ -28,7 +28,7 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 from tests.helpers.manifests import FACTS
-from tests.helpers.stores import STEM, shown
+from tests.helpers.stores import TABLE_FOLDER, shown
 
 TEACHER = TeacherRef("resnet14", (0.5,) * 3, (0.25,) * 3, weights="f" * 64)
 
@@ -116,20 +116,22 @@ def test_every_finished_run_of_a_table_is_written_under_its_name(tmp_path: Path)
     module = build_network("resnet8", 10, (3, 8, 8)).module
     cells = [finished(tmp_path, "digits-demo", "resnet8", method, module) for method in ("student", "kd")]
     cells.append(finished(tmp_path, "digits-demo", "resnet8", "simkd", torch.nn.Linear(2, 2)))
-    manifest.save(tmp_path, STEM, shown(*cells, replace(cells[1], seed=1)))
-    call = CliRunner().invoke(cli, ["convert", "--all", STEM, "--to", "timm", "--output", str(tmp_path)])
-    assert call.exit_code == 1 and f"converted/timm/{STEM}: 2 networks of 4 cells" in call.output
+    manifest.save(tmp_path, TABLE_FOLDER, shown(*cells, replace(cells[1], seed=1)))
+    call = CliRunner().invoke(cli, ["convert", "--all", TABLE_FOLDER, "--to", "timm", "--output", str(tmp_path)])
+    assert call.exit_code == 1 and f"converted/timm/{TABLE_FOLDER}: 2 networks of 4 cells" in call.output
     assert "simkd/a-b/s0: method 'simkd' deploys more" in call.output
     assert "not complete: 1 not for --to timm: simkd/a-b/s0; 1 cell without a result" in call.output
-    folder = tmp_path / "converted" / "timm" / STEM
+    folder = tmp_path / "converted" / "timm" / TABLE_FOLDER
     assert {path.parent.relative_to(folder).as_posix() for path in folder.rglob("config.json")} == {
         "student/a-b/s0", "kd/a-b/s0"
     }  # fmt: skip
     model = timm.create_model(f"local-dir:{folder / 'kd/a-b/s0'}", pretrained=True)
     assert model.state_dict().keys() == module.state_dict().keys()
-    call = CliRunner().invoke(cli, ["convert", f"{STEM}/kd/a-b/s0", "--to", "safetensors", "--output", str(tmp_path)])
+    call = CliRunner().invoke(
+        cli, ["convert", f"{TABLE_FOLDER}/kd/a-b/s0", "--to", "safetensors", "--output", str(tmp_path)]
+    )
     assert call.exit_code == 0 and "README.md, model.safetensors" in call.output
-    for words in (["x", "--all", STEM], []):
+    for words in (["x", "--all", TABLE_FOLDER], []):
         call = CliRunner().invoke(cli, ["convert", *words, "--to", "timm", "--output", str(tmp_path)])
         assert "convert takes a RUN, or --all TABLE" in str(call.exception)
 

@@ -135,8 +135,8 @@ class UserFolder:
     def run(self, *arguments: str) -> tuple[int, str, str]:
         return self.call(str(self.table), "--preset", "demo", *self.places, *arguments)
 
-    def files(self, stem: str = "tiny-demo") -> dict[str, bytes]:
-        folder = self.output / "tables" / stem
+    def files(self, table_folder: str = "tiny-demo") -> dict[str, bytes]:
+        folder = self.output / "tables" / table_folder
         return {file.name: file.read_bytes() for file in folder.glob("tiny*")}
 
     def runs(self) -> dict[str, tuple[int, bytes]]:

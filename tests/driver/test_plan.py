@@ -27,7 +27,7 @@ def test_a_plan_has_every_cell_of_the_table(table: str, zoo: Zoo) -> None:
     made = plan(table, zoo)
     pairs = ["resnet14-resnet8", "wrn_16_1-resnet8", "wrn_16_1-wrn_16_1"]
     assert set(made.cells) == {(r, p, s) for r in ("student", "kd", "dkd", "kd-2") for p in pairs for s in (0, 1)}
-    assert made.stem == "mine-paper"
+    assert made.table_folder == "mine-paper"
     assert len(set(keys(made).values())) == 4 + 3 * 3 * 2, "2 students x 2 seeds, and 3 taught rows x 3 pairs x 2 seeds"
 
 
@@ -119,7 +119,7 @@ def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None
 def test_a_request_chooses_rows_columns_and_seeds(table: str, zoo: Zoo) -> None:
     made = plan(table, zoo, methods=("at", "kd", "kd"), pairs=("vgg8-resnet8",), seeds=(7, 7, 8), epochs=3)
     assert set(made.cells) == {(r, "vgg8-resnet8", s) for r in ("kd", "at") for s in (7, 8)}
-    assert made.stem == "mine-paper-epochs3" and made.protocol.epochs == 3
+    assert made.table_folder == "mine-paper-epochs3" and made.protocol.epochs == 3
     assert {cell.student for cell in made.training} == {"vgg8"}
 
 
@@ -198,7 +198,7 @@ def test_uniform_settings_leave_out_what_is_published_for_a_pair(tmp_path: Path,
     published, uniform = (plan(str(tmp_path / "mine.yaml"), zoo, uniform=choice) for choice in (False, True))
     assert published.cells[place].settings["beta"] == 2.0 and uniform.cells[place].settings["beta"] == 8.0
     assert keys(published)["dkd", "wrn_16_1-resnet8", 0] == keys(uniform)["dkd", "wrn_16_1-resnet8", 0]
-    assert (published.stem, uniform.stem) == ("mine-paper", "mine-paper-uniform")
+    assert (published.table_folder, uniform.table_folder) == ("mine-paper", "mine-paper-uniform")
 
 
 def test_a_combination_takes_the_published_settings_of_its_parts() -> None:

@@ -11,7 +11,7 @@ from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.manifest import Manifest
 from benchmarks.store.runs import Store
 
-STEM = "mine-paper"
+TABLE_FOLDER = "mine-paper"
 FACTS = {"date": "2026-01-02", "commit": "abcdef123456", "machine": "another machine", "versions": {"torch": "2.9"}}
 TEACHER = Cell("digits", "d", {"name": "p", "version": 1}, 0.1, "resnet14", "student", 1, {}, 0)
 
@@ -58,5 +58,5 @@ def table(output: Path, *methods: str, value: float = 70.0) -> Path:
     cells = [cell(method, seed) for method in methods for seed in (0, 1)]
     for one in (TEACHER, *cells):
         finish(output, one, value + one.seed)
-    manifest.save(output, STEM, shown(*cells))
+    manifest.save(output, TABLE_FOLDER, shown(*cells))
     return output

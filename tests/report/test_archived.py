@@ -15,7 +15,7 @@ from benchmarks.report.archived import archive, render_archive
 from benchmarks.store import exchange
 from benchmarks.store.selection import Selection
 from kd_methods.errors import UserError
-from tests.helpers.stores import STEM, table
+from tests.helpers.stores import TABLE_FOLDER, table
 
 SHIPPED = sorted((TABLES / "reproduced").glob("*.zip"))
 FIGURES = ("row", "pair", "n", "mean_last", "std_last", "mean_best", "std_best")
@@ -39,13 +39,15 @@ def test_what_ships_gives_the_page_beside_it(file: Path, tmp_path: Path) -> None
 
 def test_an_archive_is_rendered_beside_the_store(tmp_path: Path) -> None:
     store, output = table(tmp_path / "store", "student", "kd"), tmp_path / "output"
-    exchange.export(store, tmp_path / f"{STEM}.zip", [STEM])
-    files, text, _ = render_archive(archive(str(tmp_path), STEM), STEM, output, pytest.fail)
-    assert {file.parent for file in files} == {output / "reproduced" / STEM} and "KD" in text
+    exchange.export(store, tmp_path / f"{TABLE_FOLDER}.zip", [TABLE_FOLDER])
+    files, text, _ = render_archive(archive(str(tmp_path), TABLE_FOLDER), TABLE_FOLDER, output, pytest.fail)
+    assert {file.parent for file in files} == {output / "reproduced" / TABLE_FOLDER} and "KD" in text
     assert {path.name for path in output.iterdir()} == {"reproduced"}
-    _, part, _ = render_archive(tmp_path / f"{STEM}.zip", STEM, output, lambda line: None, Selection(rows=("student",)))
+    _, part, _ = render_archive(
+        tmp_path / f"{TABLE_FOLDER}.zip", TABLE_FOLDER, output, lambda line: None, Selection(rows=("student",))
+    )
     assert "STUDENT" in part and "KD" not in part
-    with pytest.raises(UserError, match=f"no archive of table other .there: {STEM}."):
+    with pytest.raises(UserError, match=f"no archive of table other .there: {TABLE_FOLDER}."):
         archive(str(tmp_path), "other")
 
 

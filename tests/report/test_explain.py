@@ -48,7 +48,7 @@ def stored(lab: Lab, **request: Any) -> tuple[Path, Plan]:
     """A store with the runs of a plan, as training leaves them."""
     output = lab.folder / "results"
     plan = make(Request(table=str(lab.table), **request), lab.workspace)
-    manifest.save(output, plan.stem, describe(plan, lab.zoo, {}, "a machine"))
+    manifest.save(output, plan.table_folder, describe(plan, lab.zoo, {}, "a machine"))
     store = Store(output)
     for cell in (*plan.training, *plan.cells.values()):
         with store.run(cell).lock():
@@ -62,7 +62,7 @@ def stored(lab: Lab, **request: Any) -> tuple[Path, Plan]:
 
 def explained(lab: Lab, row: str, pair: str = PAIR, **request: Any) -> tuple[Explanation, Plan]:
     output, plan = stored(lab, **request)
-    return explain(output, plan.stem, row, pair, str(lab.table), pytest.fail), plan
+    return explain(output, plan.table_folder, row, pair, str(lab.table), pytest.fail), plan
 
 
 def planned_again(lab: Lab, command: str, monkeypatch: pytest.MonkeyPatch) -> Plan:
@@ -147,7 +147,7 @@ def test_teacher_runs_and_files_are_told(lab: Lab) -> None:
         assert part in printed, part
     seed.student.unlink()
     assert "its file is not in this store" in text(
-        explain(lab.folder / "results", plan.stem, "kd", PAIR, str(lab.table))
+        explain(lab.folder / "results", plan.table_folder, "kd", PAIR, str(lab.table))
     )
     assert "none: it learns alone" in text(explained(lab, "student")[0])
 
@@ -156,11 +156,14 @@ def test_what_is_not_there_is_named(lab: Lab) -> None:
     output, plan = stored(lab, pairs=(PAIR,))
     for row, pair, words in (("kdd", PAIR, "did you mean kd"), ("kd", "resnet14-resnet9", f"did you mean {PAIR}")):
         with pytest.raises(UserError, match=words):
-            explain(output, plan.stem, row, pair, str(lab.table))
-    without = explain(output, plan.stem, "kd", PAIR)
+            explain(output, plan.table_folder, row, pair, str(lab.table))
+    without = explain(output, plan.table_folder, "kd", PAIR)
     assert not without.seeds[0].command and "give its file" in text(without), "the suite has no such table"
     done = CliRunner().invoke(cli, ["explain", str(lab.table), "kd", PAIR, "--output", str(output)])
-    assert done.exit_code == 0 and done.output == text(explain(output, plan.stem, "kd", PAIR, str(lab.table))) + "\n"
+    assert (
+        done.exit_code == 0
+        and done.output == text(explain(output, plan.table_folder, "kd", PAIR, str(lab.table))) + "\n"
+    )
 
 
 def test_a_curve_in_one_line() -> None:

@@ -76,7 +76,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stores.finish(output, one, 70.0 + one.seed)
     text = stores.shown(*cells).model_dump_json().replace('"KD"', f'"{HOSTILE}"')
     text = text.replace('"row":"kd"', f'"row":"{ODD}"').replace('"key":"kd"', f'"key":"{ODD}"')
-    manifest.save(output, stores.STEM, Manifest.model_validate_json(text))
+    manifest.save(output, stores.TABLE_FOLDER, Manifest.model_validate_json(text))
     shown = manifests.paper()
     manifests.finish(output, shown, {"student": (69.0, 69.2), "kd": (70.7, 71.0)})
     manifest.save(output, TABLE1, shown)
@@ -85,7 +85,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(store: Path) -> dict[str, bytes]:
-    return site.pages(store, {stores.STEM: "", TABLE1: ""}, pytest.fail)
+    return site.pages(store, {stores.TABLE_FOLDER: "", TABLE1: ""}, pytest.fail)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def test_every_number_is_a_link_to_its_runs(read: dict[str, Read]) -> None:
 
 
 def test_a_rows_page_says_what_explain_says(store: Path, read: dict[str, Read]) -> None:
-    found = explain.explain(store, stores.STEM, "dkd", "a-b", "", pytest.fail)
-    page = " ".join(read[f"tables/{stores.STEM}/dkd.html"].text.split())
+    found = explain.explain(store, stores.TABLE_FOLDER, "dkd", "a-b", "", pytest.fail)
+    page = " ".join(read[f"tables/{stores.TABLE_FOLDER}/dkd.html"].text.split())
     values = [*found.settings, *found.protocol]
     assert len(found.seeds) == 2 and values
     for seed in found.seeds:
@@ -149,8 +149,8 @@ def test_verdicts_and_citations(read: dict[str, Read]) -> None:
 def test_names_stay_text(read: dict[str, Read]) -> None:
     for name, page in read.items():
         assert page.tags["script"] == 2 and page.tags["b"] == 0, name
-    assert HOSTILE in read[f"tables/{stores.STEM}/index.html"].text
-    assert f"tables/{stores.STEM}/kd-t=2-b.html" in read
+    assert HOSTILE in read[f"tables/{stores.TABLE_FOLDER}/index.html"].text
+    assert f"tables/{stores.TABLE_FOLDER}/kd-t=2-b.html" in read
 
 
 def test_the_same_store_gives_the_same_bytes(store: Path, pages: dict[str, bytes], tmp_path: Path) -> None:
@@ -160,7 +160,9 @@ def test_the_same_store_gives_the_same_bytes(store: Path, pages: dict[str, bytes
     written = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert written == pages
     done = CliRunner().invoke(cli, ["site", TABLE1, "--output", str(store), "--out", str(out)])
-    assert done.exit_code == 0 and not list(out.glob(f"tables/{stores.STEM}/*.html")), "what is left out is gone"
+    assert done.exit_code == 0 and not list(out.glob(f"tables/{stores.TABLE_FOLDER}/*.html")), (
+        "what is left out is gone"
+    )
     assert (out / "tables" / TABLE1 / "kd.html").read_bytes() == pages[f"tables/{TABLE1}/kd.html"]
 
 
@@ -203,7 +205,7 @@ def test_drawings() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 def test_in_a_browser_by_keyboard(store: Path, tmp_path: Path) -> None:
-    site.write(store, {stores.STEM: "", TABLE1: ""}, tmp_path / "site")
+    site.write(store, {stores.TABLE_FOLDER: "", TABLE1: ""}, tmp_path / "site")
     rows = "[...document.querySelectorAll('table.sortable')[0].tBodies[0].rows].map(r => r.cells[0].innerText)"
     with browser(tmp_path / "profile") as page:
         page("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=False)
@@ -228,5 +230,5 @@ def test_in_a_browser_by_keyboard(store: Path, tmp_path: Path) -> None:
         light = page.value(ground)
         page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         assert light == "rgb(255, 255, 255)" != page.value(ground)
-        page.open(tmp_path / "site" / "tables" / stores.STEM / "index.html")
+        page.open(tmp_path / "site" / "tables" / stores.TABLE_FOLDER / "index.html")
         assert {address.partition(":")[0] for address in page.requests} <= {"file", "data"}

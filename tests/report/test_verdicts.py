@@ -18,7 +18,7 @@ from benchmarks.report.verdicts import RULE, as_csv, frame, judged, of_table, te
 from benchmarks.store import manifest
 from tests.helpers.manifests import PAIR, edited, finish, paper
 
-STEM = "table1-paper"
+TABLE_FOLDER = "table1-paper"
 
 
 def entry(*last: float, lost: str = "") -> TableEntry:
@@ -74,12 +74,12 @@ def store(tmp_path: Path) -> Path:
     cells = [cell.model_copy(update={"seed": 2, "key": f"{cell.row}-2-{'0' * 20}"[:20]}) for cell in old.cells[::2]]
     shown = old.model_copy(update={"cells": (*old.cells, *(cell for cell in cells if cell.row != "kd"))})
     finish(tmp_path, shown, {"student": (68.86, 69.5), "kd": (70.5, 70.7), "dkd": (60.0, 61.0)})
-    manifest.save(tmp_path, STEM, shown)
+    manifest.save(tmp_path, TABLE_FOLDER, shown)
     return tmp_path
 
 
 def test_a_table_of_a_store_is_judged(store: Path) -> None:
-    found = {one.row: one for one in of_table(store, STEM, pytest.fail)}
+    found = {one.row: one for one in of_table(store, TABLE_FOLDER, pytest.fail)}
     assert {row: one.words for row, one in found.items()} == {
         "student": "reproduced", "kd": "preliminary, n = 2", "dkd": "not reproduced"
     }  # fmt: skip
@@ -92,8 +92,8 @@ def test_a_table_of_a_store_is_judged(store: Path) -> None:
 
 
 def test_other_teachers_make_no_verdict(store: Path) -> None:
-    manifest.save(store, STEM, edited(manifest.existing(store, STEM), off=True, accuracy=70.0))
-    found = {one.row: one for one in of_table(store, STEM, pytest.fail)}
+    manifest.save(store, TABLE_FOLDER, edited(manifest.existing(store, TABLE_FOLDER), off=True, accuracy=70.0))
+    found = {one.row: one for one in of_table(store, TABLE_FOLDER, pytest.fail)}
     assert found["dkd"].verdict == "not comparable" and found["dkd"].gap is None
     assert found["student"].verdict == "reproduced", "it has no teacher"
 
@@ -101,10 +101,14 @@ def test_other_teachers_make_no_verdict(store: Path) -> None:
 def test_files_frame_and_command_agree(store: Path) -> None:
     call = CliRunner().invoke(cli, ["verdicts", "--output", str(store)])
     assert call.exit_code == 0 and "1 table: 1 of 3 published cells reproduced" in call.output
-    folder = manifest.path(store, STEM).parent
+    folder = manifest.path(store, TABLE_FOLDER).parent
     lines = list(csv.DictReader(io.StringIO((folder / "table1-verdicts.csv").read_text())))
-    table = frame(store, STEM)
-    assert [line["verdict"] for line in lines] == list(table.verdict) == [one.verdict for one in of_table(store, STEM)]
+    table = frame(store, TABLE_FOLDER)
+    assert (
+        [line["verdict"] for line in lines]
+        == list(table.verdict)
+        == [one.verdict for one in of_table(store, TABLE_FOLDER)]
+    )
     assert [float(line["gap"]) for line in lines] == pytest.approx(list(table.gap)), "figures are numbers"
     assert list(frame(store).columns) == list(table.columns) and table.gap.dtype == float
     page = (folder / "table1-verdicts.md").read_text()

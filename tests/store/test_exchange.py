@@ -19,7 +19,7 @@ from benchmarks.store.cell import Cell
 from benchmarks.store.exchange import export, import_, merge
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
-from tests.helpers.stores import STEM, TEACHER, cell, finish, shown, table
+from tests.helpers.stores import TABLE_FOLDER, TEACHER, cell, finish, shown, table
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +41,17 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def packed(store: Path, **options: Any) -> Path:
     file = store.parent / "runs.zip"
-    export(store, file, [STEM], **options)
+    export(store, file, [TABLE_FOLDER], **options)
     return file
 
 
 def test_a_table_goes_into_an_empty_store_and_looks_the_same(theirs: Path, tmp_path: Path) -> None:
     file, ours = packed(theirs), tmp_path / "ours"
     found = import_(file, ours)
-    assert len(found.added) == 5 and not found.missing and found.tables == (STEM,)
+    assert len(found.added) == 5 and not found.missing and found.tables == (TABLE_FOLDER,)
     kept = {name: content for name, content in files(theirs).items() if not name.endswith("student.pt")}
     assert files(ours) == kept, "results come as they were written, with the machine that computed them"
-    assert render(ours, STEM, pytest.fail)[1] == render(theirs, STEM, pytest.fail)[1]
+    assert render(ours, TABLE_FOLDER, pytest.fail)[1] == render(theirs, TABLE_FOLDER, pytest.fail)[1]
 
 
 def test_the_same_runs_give_the_same_bytes(theirs: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_same_runs_give_the_same_bytes(theirs: Path, tmp_path: Path) -> None
     copy = tmp_path / "elsewhere" / "store"
     shutil.copytree(theirs, copy)
     assert sha256_file(packed(copy)) == first
-    assert export(copy, tmp_path / "b.zip", [STEM]).sha256 == first
+    assert export(copy, tmp_path / "b.zip", [TABLE_FOLDER]).sha256 == first
 
 
 def test_importing_twice_changes_nothing(theirs: Path, tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_run_that_another_process_computes_is_left_to_it(theirs: Path, tmp_pat
 def test_tables_are_joined_and_ours_stays(theirs: Path, tmp_path: Path) -> None:
     ours = table(tmp_path / "ours", "student", "dkd")
     import_(packed(theirs), ours)
-    joined = manifest.existing(ours, STEM)
+    joined = manifest.existing(ours, TABLE_FOLDER)
     assert [row.key for row in joined.rows] == ["student", "kd", "dkd"] and len(joined.cells) == 6
     other = tmp_path / "other"
-    manifest.save(other, STEM, shown(cell("kd", 0), protocol={"epochs": 9}))
+    manifest.save(other, TABLE_FOLDER, shown(cell("kd", 0), protocol={"epochs": 9}))
     said = list[str]()
     assert not import_(packed(theirs), other, said.append).tables
     assert any("stays as it is in 3 cells" in line for line in said)
@@ -131,7 +131,7 @@ def test_stores_are_merged_without_an_archive(theirs: Path, tmp_path: Path) -> N
 def test_only_what_has_ended_and_is_whole_is_packed(theirs: Path, tmp_path: Path) -> None:
     Store(theirs).run(cell("kd", 1)).set_status("failed", message="of its own")
     (Store(theirs).run(cell("kd", 0)) / "environment.json").write_text("[]")
-    found = export(theirs, tmp_path / "runs.zip", [STEM])
+    found = export(theirs, tmp_path / "runs.zip", [TABLE_FOLDER])
     assert (found.runs, found.students, found.left_out) == (3, 0, 2)
 
 
@@ -233,7 +233,7 @@ def test_a_manifest_that_names_what_is_no_name_is_refused(theirs: Path, tmp_path
         old = shown(cell("student", 0)).model_dump(mode="json")
         for name, value in changes.items():
             old[name] = [{**old[name][0], **value[0]}] if isinstance(value, list) else value
-        content[f"tables/{STEM}/plan.json"] = json.dumps(old).encode()
+        content[f"tables/{TABLE_FOLDER}/plan.json"] = json.dumps(old).encode()
 
     assert "plan.json" in refused(repacked(packed(theirs), change), tmp_path / "ours")
 
@@ -303,7 +303,7 @@ def test_damaged_files_are_refused(theirs: Path, tmp_path: Path) -> None:
 
 def test_a_result_keeps_its_provenance(theirs: Path, tmp_path: Path) -> None:
     finish(theirs, cell("dkd", 0), 71.0, machine="a far machine")
-    manifest.save(theirs, STEM, shown(cell("dkd", 0)))
+    manifest.save(theirs, TABLE_FOLDER, shown(cell("dkd", 0)))
     ours = table(tmp_path / "ours", "student", "kd")
     import_(packed(theirs), ours)
     assert Store(ours).run(cell("dkd", 0)).environments[0]["machine"] == "a far machine"

@@ -16,7 +16,7 @@ from ...common.yaml_files import merged, read_value
 from ...config.changed_rows import ChangedRow, base_and_changes, changed_id, changed_title
 from ...config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ...config.published import literature
-from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, stem
+from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, table_folder_of
 from ...store.cell import Cell, TeacherRef
 from ...store.cells import Distillation, make_cell, student_cell
 from ...store.manifest import flat
@@ -113,10 +113,10 @@ class Plan:
         return Selection(tuple(row.id for row in self.rows), tuple(pair.id for pair in self.pairs), self.seeds)
 
     @property
-    def stem(self) -> str:
+    def table_folder(self) -> str:
         """Folder of this plan's table."""
         usual = load_protocol(self.table.preset(self.preset).protocol)
-        return stem(self.table.name, self.preset, usual, self.protocol, self.uniform)
+        return table_folder_of(self.table.name, self.preset, usual, self.protocol, self.uniform)
 
 
 def make(request: Request, workspace: Workspace, stated: bool = False) -> Plan:

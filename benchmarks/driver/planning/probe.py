@@ -46,8 +46,8 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
                 reason = "; ".join([*reasons, *other]) if value else ""
                 lines.append((row, pair, str(seed), unit, accuracy, value, source, reason))
     if len(lines) == 1:
-        raise UserError(f"no cell of {plan.stem} is finished in {output}; run the table first")
-    file = output / "tables" / plan.stem / f"{plan.table.name}-probe.csv"
+        raise UserError(f"no cell of {plan.table_folder} is finished in {output}; run the table first")
+    file = output / "tables" / plan.table_folder / f"{plan.table.name}-probe.csv"
     text = csv_text(lines)
     write_text(file, text)
     facts = store.facts(cell.key for cell in plan.cells.values())

@@ -37,8 +37,8 @@ MARK = '<meta name="generator" content="kd-benchmark">'
 class _Shown:
     """A table of the store as its pages need it; the explanations by (row, column)."""
 
-    stem: str
-    folder: str
+    table_folder: str
+    pages_folder: str
     planned: Manifest
     table: Table
     cost: CostTable | None
@@ -93,8 +93,8 @@ def pages(output: Path, tables: Mapping[str, str], say: Callable[[str], None] = 
     def page(template: str, **content: Any) -> bytes:
         return environment.get_template(template).render(**content).encode()
 
-    folders = slugs(tables)
-    shown = [_shown(output, stem, folders[stem], table, say) for stem, table in tables.items()]
+    pages_folders = slugs(tables)
+    shown = [_shown(output, name, pages_folders[name], table, say) for name, table in tables.items()]
     files = {"index.html": page("index.html", root="", tables=shown, summary=verdicts.summary)}
     for one in shown:
         files |= _pages_of(one, page)
@@ -109,19 +109,22 @@ def _only(ending: str) -> str:
     return name
 
 
-def _shown(output: Path, stem: str, folder: str, table: str, say: Callable[[str], None]) -> _Shown:
-    planned, store = manifest.existing(output, stem), Store(output)
+def _shown(output: Path, table_folder: str, pages_folder: str, table: str, say: Callable[[str], None]) -> _Shown:
+    planned, store = manifest.existing(output, table_folder), Store(output)
     collected = collect(planned, store, say)
-    words = explain.asked(planned, stem, table)
+    words = explain.asked(planned, table_folder, table)
+    places = {  # the table's own collection has said already what is damaged
+        (place.rows[0].key, place.columns[0].key): explain.of_place(place, table_folder, store, words, _silent)
+        for place in _places(planned)
+    }
     return _Shown(
-        stem,
-        folder,
+        table_folder,
+        pages_folder,
         planned,
         collected,
         collect_cost(planned, store, collected, say),
         verdicts.verdicts(collected),
-        # The table's own collection has said already what is damaged.
-        {(p.rows[0].key, p.columns[0].key): explain.of_place(p, stem, store, words, _silent) for p in _places(planned)},
+        places,
         slugs([row.key for row in planned.rows], taken=("index",)),
         slugs([column.key for column in planned.columns]),
     )
@@ -153,7 +156,7 @@ def _pages_of(one: _Shown, page: Callable[..., bytes]) -> dict[str, bytes]:
     body, foot = accuracy_rows(one.table, layout, links)
     costs = cost_table.layout(one.cost) if one.cost else None
     files = {
-        f"tables/{one.folder}/index.html": page(
+        f"tables/{one.pages_folder}/index.html": page(
             "table.html", root="../../", shown=one, layout=layout, body=body, foot=foot, links=links,
             rule=verdicts.RULE, summary=verdicts.summary(one.judged), costs=costs, drawings=_drawings(one),
             cost_heads=_cost_heads(costs.heads) if costs else (),
@@ -163,7 +166,7 @@ def _pages_of(one: _Shown, page: Callable[..., bytes]) -> dict[str, bytes]:
     for row in one.table.rows:
         by_column = {column: explanation for (key, column), explanation in one.places.items() if key == row.key}
         planned = next(other for other in one.planned.rows if other.key == row.key)
-        files[f"tables/{one.folder}/{one.row_pages[row.key]}.html"] = page(
+        files[f"tables/{one.pages_folder}/{one.row_pages[row.key]}.html"] = page(
             "row.html", root="../../", shown=one, row=row, method=planned.method, places=by_column,
             papers=_papers(row.cites), curves={key: _small_curves(place) for key, place in by_column.items()},
         )  # fmt: skip
@@ -183,7 +186,7 @@ def _drawings(one: _Shown) -> dict[str, str]:
             for row in one.table.rows
             if (place := one.places.get((row.key, column.key)))
         ]
-        salt = f"{one.stem} {column.key}"
+        salt = f"{one.table_folder} {column.key}"
         if drawing := site_curves.drawing(methods, column.metric, salt, one.table.higher_is_better):
             by_column[column.key] = drawing
     return by_column
@@ -213,7 +216,7 @@ def _methods(shown: list[_Shown]) -> list[_Method]:
     for one in shown:
         names = {row.key: row.method for row in one.planned.rows}
         for row in one.table.rows:
-            place = (one.stem, f"tables/{one.folder}/{one.row_pages[row.key]}.html")
+            place = (one.table_folder, f"tables/{one.pages_folder}/{one.row_pages[row.key]}.html")
             key = names[row.key], row.title
             method = methods.setdefault(key, _Method(PageRow(row.title, row.family), key[0], _papers(row.cites), ()))
             methods[key] = replace(method, tables=(*method.tables, place))
