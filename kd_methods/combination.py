@@ -1,14 +1,14 @@
 """Two or more methods at once, by name: ``crd+kd`` trains with the terms of both.
 
 The first method gives the task loss and may change the network; what follows adds its distillation terms. A class of
-its own is made from the classes of the parts, so that a combination is built, listed and stored like a method. Settings
-are those of the parts, each under its name. Importing this module does not import torch.
+its own is made from their classes, so that a combination is built, listed and stored like a method. Settings are those
+of the methods, each under its name. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UserError
 
@@ -32,38 +32,40 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def combined(*parts: type[Method]) -> type[Method]:
-    """The class that trains with the terms of all ``parts``; the same one every time.
+def combined(*methods: type[Method]) -> type[Method]:
+    """The class that trains with the terms of all ``methods``; the same one every time.
 
     Raises:
-        UserError: a part is there twice, has no distillation terms, or would change the network after the first.
+        UserError: a method is there twice, has no distillation terms, or would change the network after the first.
     """
     from pydantic import create_model
 
     from .contract import Method, MethodSettings
 
-    names = [part.card.name for part in parts]
+    names = [method.card.name for method in methods]
     title = "+".join(names)
-    for i, part in enumerate(parts):
+    for i, method in enumerate(methods):
         if names.count(names[i]) > 1:
             raise UserError(f"'{title}' is not possible: it has '{names[i]}' twice")
-        if not part.card.distills:
+        if not method.card.distills:
             raise UserError(f"'{title}' is not possible: '{names[i]}' has no distillation terms to combine")
-        if i and (part.adapt is not Method.adapt or part.deployed is not Method.deployed):
+        if i and (method.adapt is not Method.adapt or method.deployed is not Method.deployed):
             raise UserError(f"'{title}' is not possible: '{names[i]}' changes the network and has to come first")
-    fields: dict[str, Any] = {name: (part.Settings, part.Settings()) for name, part in zip(names, parts, strict=True)}
-    phase_needs = [part.phase_needs for part in parts if part.phase_needs]
-    members: dict[str, Any] = {
-        "card": _card([part.card for part in parts]),
-        "needs": _joined(part.needs for part in parts),
-        "phase_needs": _joined(phase_needs) if phase_needs else None,
-        "needs_teacher": any(part.needs_teacher for part in parts),
-        "Settings": create_model("Settings", __base__=MethodSettings, **fields),
-        "parts_of": parts,
-        "__doc__": f"{' and '.join(part.card.title for part in parts)} at once; the task loss is {names[0]}'s.",
-        "__module__": parts[0].__module__,
+    fields: dict[str, Any] = {
+        name: (method.Settings, method.Settings()) for name, method in zip(names, methods, strict=True)
     }
-    return type("_".join(part.__name__ for part in parts), (_base(),), members)
+    phase_needs = [method.phase_needs for method in methods if method.phase_needs]
+    members: dict[str, Any] = {
+        "card": _card([method.card for method in methods]),
+        "needs": _joined(method.needs for method in methods),
+        "phase_needs": _joined(phase_needs) if phase_needs else None,
+        "needs_teacher": any(method.needs_teacher for method in methods),
+        "Settings": create_model("Settings", __base__=MethodSettings, **fields),
+        "combines": methods,
+        "__doc__": f"{' and '.join(method.card.title for method in methods)} at once; the task loss is {names[0]}'s.",
+        "__module__": methods[0].__module__,
+    }
+    return type("_".join(method.__name__ for method in methods), (_base(),), members)
 
 
 def _joined(needs: Iterable[Needs]) -> Needs:
@@ -107,67 +109,72 @@ def _base() -> type[Method]:
     from .contract import Method
 
     class Combination(Method):
-        """See the module; ``parts_of`` are the classes of the parts."""
+        """See the module; ``combines`` are the classes of its methods."""
 
-        parts_of: tuple[type[Method], ...]
+        combines: tuple[type[Method], ...]
 
         def setup(self) -> None:
             student, teacher = self._networks
-            first = self._part(self.parts_of[0], student, teacher)
+            first = self._built(self.combines[0], student, teacher)
             # The others are built for the network as the first method changes it, and see its outputs. They may read
             # its shapes, so what the first one inserts has to be where the student is.
             changed = first.to(next(student.parameters()).device).adapt(student)
             self._adapted = (changed,)
-            self.parts = nn.ModuleList([first, *(self._part(part, changed, teacher) for part in self.parts_of[1:])])
+            others = [self._built(kind, changed, teacher) for kind in self.combines[1:]]
+            self.parts = nn.ModuleList([first, *others])  # the name is in the keys of checkpoints
             self._join_needs()
 
-        def _part(self, part: type[Method], student: Network, teacher: Network | None) -> Method:
-            return part(student, teacher, self.info, getattr(self.settings, part.card.name))
+        def _built(self, kind: type[Method], student: Network, teacher: Network | None) -> Method:
+            return kind(student, teacher, self.info, getattr(self.settings, kind.card.name))
+
+        @property
+        def _methods(self) -> Sequence[Method]:
+            return cast("Sequence[Method]", self.parts)
 
         def adapt(self, student: Network) -> Network:
             return self._adapted[0]
 
         def prepares(self) -> bool:
-            return any(part.prepares() for part in self.parts)  # type: ignore[operator]
+            return any(method.prepares() for method in self._methods)
 
         def prepare(self, teacher_pass: TeacherPass) -> None:
-            for part in self.parts:
-                part.prepare(teacher_pass)  # type: ignore[operator]
+            for method in self._methods:
+                method.prepare(teacher_pass)
             self._join_needs()
 
         def _join_needs(self) -> None:
-            self.needs = _joined(part.needs for part in self.parts)  # type: ignore[misc]
+            self.needs = _joined(method.needs for method in self._methods)  # type: ignore[misc]
 
         def gathers(self) -> bool:
-            return any(part.gathers() for part in self.parts)  # type: ignore[operator]
+            return any(method.gathers() for method in self._methods)
 
         def remarks(self) -> Sequence[str]:
-            return [remark for part in self.parts for remark in part.remarks()]  # type: ignore[operator]
+            return [remark for method in self._methods for remark in method.remarks()]
 
         def phases(self) -> Sequence[Phase]:
-            return [phase for part in self.parts for phase in part.phases()]  # type: ignore[operator]
+            return [phase for method in self._methods for phase in method.phases()]
 
         def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-            losses = [part.losses(student, teacher, batch, progress) for part in self.parts]  # type: ignore[operator]
+            losses = [method.losses(student, teacher, batch, progress) for method in self._methods]
             task: dict[str, Tensor] = dict(losses[0].task)
             distill: dict[str, Tensor] = {}
-            for part, terms in zip(self.parts_of, losses, strict=True):
-                further = {f"{part.card.name}.{key}": term for key, term in terms.task.items() if key != "task"}
-                task |= further if part is not self.parts_of[0] else {}
-                distill |= {f"{part.card.name}.{key}": term for key, term in terms.distill.items()}
+            for kind, terms in zip(self.combines, losses, strict=True):
+                further = {f"{kind.card.name}.{key}": term for key, term in terms.task.items() if key != "task"}
+                task |= further if kind is not self.combines[0] else {}
+                distill |= {f"{kind.card.name}.{key}": term for key, term in terms.distill.items()}
             return Terms(task, distill)
 
         def probes(self, student: Outputs) -> Mapping[str, Tensor]:
             return {
                 f"{kind.card.name}.{name}": logits
-                for kind, part in zip(self.parts_of, self.parts, strict=True)
-                for name, logits in part.probes(student).items()  # type: ignore[operator]
+                for kind, method in zip(self.combines, self._methods, strict=True)
+                for name, logits in method.probes(student).items()
             }
 
         def probe_fields(self) -> Sequence[str]:
-            return list(dict.fromkeys(field for part in self.parts for field in part.probe_fields()))  # type: ignore[operator]
+            return list(dict.fromkeys(field for method in self._methods for field in method.probe_fields()))
 
         def deployed(self, student: Network) -> nn.Module:
-            return self.parts[0].deployed(student)  # type: ignore[operator]
+            return self._methods[0].deployed(student)
 
     return Combination

@@ -122,9 +122,9 @@ def modifiers() -> dict[str, Modifier]:
     return MODIFIERS
 
 
-def parts(name: str) -> tuple[str, ...]:
+def plain_methods(name: str) -> tuple[str, ...]:
     """The plain methods that a name is made of: ``crd`` and ``kd`` for ``crd+kd@ls``."""
-    return tuple(part.partition("@")[0] for part in name.split("+"))
+    return tuple(method.partition("@")[0] for method in name.split("+"))
 
 
 def exists(name: str) -> bool:
@@ -142,7 +142,7 @@ def get(name: str) -> type[Method]:
         UserError: no such method (the message names the nearest ones), or a modifier or combination that does not fit.
     """
     if "+" in name:
-        return combined(*(get(part) for part in name.split("+")))  # type: ignore[arg-type]  # classes are hashable
+        return combined(*(get(method) for method in name.split("+")))  # type: ignore[arg-type]  # classes are hashable
     if "@" in name:
         if not exists(name):
             known = available()
@@ -175,10 +175,10 @@ def settings(name: str, values: dict[str, Any] | None = None) -> Any:
         if key not in cls.Settings.model_fields:
             raise unknown(f"setting of method '{name}'", key, cls.Settings.model_fields)
     if "+" in name:
-        for part, part_values in values.items():
-            if not isinstance(part_values, dict):
-                raise UserError(f"setting {name}.{part}={part_values!r}: name a setting of the part, as in {part}.KEY")
-        return cls.Settings(**{part: settings(part, part_values) for part, part_values in values.items()})
+        for method, changes in values.items():
+            if not isinstance(changes, dict):
+                raise UserError(f"setting {name}.{method}={changes!r}: name a setting of {method}, as in {method}.KEY")
+        return cls.Settings(**{method: settings(method, changes) for method, changes in values.items()})
     try:
         return cls.Settings(**values)
     except ValidationError as error:

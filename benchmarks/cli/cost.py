@@ -18,7 +18,7 @@ from . import options
 @options.output
 @options.plugin
 def profile_of(method: str, pair: str, batch_size: int, device: str, output: Path, plugins: Sequence[Path]) -> None:
-    """A training step of METHOD on PAIR (teacher-student): its parts, memory over it, operators, a Chrome trace."""
+    """A training step of METHOD on PAIR (teacher-student): its sections, memory over it, operators, a Chrome trace."""
     from ..common.plugins import load
     from ..cost import profile as profile_cell
     from ..cost.setup import Suite

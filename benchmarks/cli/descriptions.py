@@ -100,9 +100,9 @@ def reads(cls: type[Method]) -> str:
 
 def settings(cls: type[Method], prefix: str = "") -> Iterator[tuple[str, str, str, bool]]:
     """Name, default, description of each setting, and whether the default is our own choice."""
-    for part in getattr(cls, "parts_of", ()):
-        yield from settings(part, f"{part.card.name}.")
-    if not hasattr(cls, "parts_of"):
+    for combined in getattr(cls, "combines", ()):
+        yield from settings(combined, f"{combined.card.name}.")
+    if not hasattr(cls, "combines"):
         for key, field in cls.Settings.model_fields.items():
             yield f"{prefix}{key}", repr(field.default), field.description or "", key in cls.card.our_choice
 

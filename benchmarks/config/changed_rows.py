@@ -17,7 +17,7 @@ SYMBOLS = {
 
 
 class ChangedRow(Row):
-    """A row of a table with some settings changed: ``changes`` of the row ``base``, flat, as ``part.key`` in parts."""
+    """A row of a table with some settings changed: ``changes`` of the row ``base``, flat (``method.key``)."""
 
     base: str
     changes: dict[str, Any]
@@ -40,8 +40,8 @@ def base_and_changes(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _symbol(key: str) -> str:
-    part, dot, name = key.rpartition(".")
-    return f"{part}{dot}{SYMBOLS.get(name, name)}"
+    prefix, dot, name = key.rpartition(".")
+    return f"{prefix}{dot}{SYMBOLS.get(name, name)}"
 
 
 def _text(value: Any) -> str:

@@ -347,11 +347,11 @@ class PairSettings(Strict):
 def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
     """What is published for a method on a pair, where it differs from the method's defaults.
 
-    A combination has its own published settings above those of its parts.
+    A combination has its own published settings above those of its methods.
     """
     published: dict[str, Any] = {}
     if "+" in method:
-        published = {part: values for part in method.split("+") if (values := pair_settings(part, pair, recipe))}
+        published = {one: values for one in method.split("+") if (values := pair_settings(one, pair, recipe))}
     entry = pair_entry(method, pair, recipe)
     return merged(published, entry.values) if entry else published
 

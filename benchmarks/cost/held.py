@@ -51,8 +51,8 @@ def split(peak: int | None, student_run: StudentRun, teacher: SharedTeacher | No
     """
     if peak is None:
         return None
-    parts = {name: size(tensors) for name, tensors in of_cell(student_run).items()} | {
+    sizes = {name: size(tensors) for name, tensors in of_cell(student_run).items()} | {
         "teacher": size(of_teacher(teacher))
     }
-    parts["activations"] = max(0, peak - sum(parts.values()))
-    return {name: parts[name] for name in HELD}
+    sizes["activations"] = max(0, peak - sum(sizes.values()))
+    return {name: sizes[name] for name in HELD}

@@ -1,4 +1,4 @@
-"""The profile of one method on one pair: a training step by parts, memory over it, its operators, a Chrome trace."""
+"""The profile of one method on one pair: a training step by sections, memory over it, its operators, a Chrome trace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..common.files import read_json, write_text
-from ..report.model import PARTS
+from ..report.model import SECTIONS
 from .profiling import Bench
 from .setup import Suite
 
@@ -38,7 +38,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
     text_file = folder / f"{stem}.txt"
     total = sum(split.values())
     lines = [f"{method} on {pair}, batch {suite.protocol.batch_size}, {suite.machine['machine']}"]
-    lines += [f"  {part:10s} {1e3 * split[part]:9.2f} ms  {split[part] / total:5.0%}" for part in PARTS]
+    lines += [f"  {section:10s} {1e3 * split[section]:9.2f} ms  {split[section] / total:5.0%}" for section in SECTIONS]
     lines += [f"  {'step':10s} {1e3 * total:9.2f} ms  {suite.protocol.batch_size / total:.0f} images/s"]
     if timeline:
         lines.append(
@@ -50,11 +50,11 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
 
 
 def _traced(bench: Bench, trace: Path) -> str:
-    """Write the trace of one step, its parts marked; returns the table of the operators that take most time."""
+    """Write the trace of one step, its sections marked; returns the table of the operators that take most time."""
     cuda = bench.data.device.type == "cuda"
     with profiler(bench.data.device, profile_memory=True) as profiled:
-        for part, run in bench.parts():
-            with record_function(MARK + part):
+        for section, run in bench.sections():
+            with record_function(MARK + section):
                 run()
         if cuda:
             torch.cuda.synchronize(bench.data.device)
@@ -74,7 +74,7 @@ def profiler(device: torch.device, **options: Any) -> profile:
 
 
 def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float]]:
-    """(milliseconds, bytes of live tensors) over a step, and where its parts begin, out of a Chrome trace.
+    """(milliseconds, bytes of live tensors) over a step, and where its sections begin, out of a Chrome trace.
 
     The profiler counts from its own start, so what lived before the step is not in it.
     """
@@ -90,23 +90,23 @@ def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float
     for at, size in points:
         live += size
         timeline.append(((at - begin) / 1e3, live))
-    return timeline, {part: (at - begin) / 1e3 for part, at in starts.items()}
+    return timeline, {section: (at - begin) / 1e3 for section, at in starts.items()}
 
 
 def draw(split: dict[str, float], timeline: Timeline, starts: dict[str, float], stem: Path) -> list[Path]:
-    """Milliseconds by part, and live memory over the step, as PDF and PNG."""
+    """Milliseconds by section, and live memory over the step, as PDF and PNG."""
     from ..report.figures.drawing import COLOURS, figure, write
 
-    fig, (parts, memory) = figure(panels=2, height=1.6)
-    parts.barh(PARTS, [1e3 * split[part] for part in PARTS], color=COLOURS[1])
-    parts.invert_yaxis()
-    parts.set_xlabel("ms, each part awaited")
+    fig, (sections, memory) = figure(panels=2, height=1.6)
+    sections.barh(SECTIONS, [1e3 * split[section] for section in SECTIONS], color=COLOURS[1])
+    sections.invert_yaxis()
+    sections.set_xlabel("ms, each section awaited")
     memory.step([at for at, _ in timeline], [value / 2**20 for _, value in timeline], where="post", color=COLOURS[1])
     after = [*list(starts.values())[1:], max([at for at, _ in timeline], default=0.0)]
-    for i, ((part, at), end) in enumerate(zip(starts.items(), after, strict=True)):
+    for i, ((section, at), end) in enumerate(zip(starts.items(), after, strict=True)):
         memory.axvspan(at, end, color="0.9" if i % 2 else "1.0", zorder=0)
         level = 1.02 + 0.09 * (i % 2)
-        memory.text((at + end) / 2, level, part, fontsize=5.5, ha="center", transform=memory.get_xaxis_transform())
+        memory.text((at + end) / 2, level, section, fontsize=5.5, ha="center", transform=memory.get_xaxis_transform())
     memory.set_xlabel("ms, under the profiler")
     memory.set_ylabel("MiB of tensors")
     return write(fig, stem)

@@ -26,7 +26,7 @@ from ..common.files import digest
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..networks import NetworkView, count
-from ..report.model import PARTS
+from ..report.model import SECTIONS
 from ..store.cell import Cell
 from ..store.runs import Run, Store
 from ..tasks import TaskBatch, TaskData, get_task
@@ -120,14 +120,14 @@ class Bench:
         )
 
     def split(self, timed: int) -> dict[str, float]:
-        """Median seconds of each of ``PARTS``, every one awaited on the device before the next begins."""
-        times: dict[str, list[float]] = {part: [] for part in PARTS}
+        """Median seconds of each of ``SECTIONS``, every one awaited on the device before the next begins."""
+        times: dict[str, list[float]] = {section: [] for section in SECTIONS}
         for _ in range(timed):
-            for part, run in self.parts():
-                times[part] += seconds_of_each(run, self.data.device, 0, 1)
-        return {part: statistics.median(values) for part, values in times.items()}
+            for section, run in self.sections():
+                times[section] += seconds_of_each(run, self.data.device, 0, 1)
+        return {section: statistics.median(values) for section, values in times.items()}
 
-    def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
+    def sections(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """One training step of the first cell in pieces, in order, each to be run before the next is asked for.
 
         Where gradients are accumulated it is a step on one part of the batch.
@@ -288,10 +288,10 @@ def _figures(
     batches = endless(data, protocol.batch_size)  # other ones than those of the steps, which are loaded ahead
     loading = median_seconds(lambda: next(batches).student(), chosen, *steps)
     by_part: dict[str, int | None] = {}
-    for part, run in bench.parts():
+    for section, run in bench.sections():
         with peak_memory(chosen, memory["idle"]) as within:
             run()
-        by_part[part] = within["bytes"]
+        by_part[section] = within["bytes"]
     student_run = bench.student_run
     plain = count(data.build(cell.student).module.parameters())
     deployed = count(student_run.deployed.parameters())

@@ -69,10 +69,10 @@ def of_manifest(shown: Manifest) -> Cited:
 
 
 def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:
-    """The keys to cite at a row: of its method with modifiers and parts, and of its own optimiser (name or words)."""
+    """The keys to cite at a row: of its method or methods, their modifiers, its own optimiser (name or words)."""
     keys: list[str] = []
-    for part in method.split("+"):
-        base, *suffixes = part.split("@")
+    for combined in method.split("+"):
+        base, *suffixes = combined.split("@")
         keys += [_method_paper(base), *(registry.modifiers()[suffix].paper for suffix in suffixes)]
     keys += _keys([optimizer], _papers().optimizers)
     return tuple(key for key in dict.fromkeys(keys) if key)

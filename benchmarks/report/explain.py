@@ -241,10 +241,10 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
     written = _row_of(words, row)
     layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
     if not (words and words.uniform):
-        for part in dict.fromkeys((*_parts(row.method), row.method)):
-            if entry := pair_entry(part, cell.column, shown.recipe):
+        for method in dict.fromkeys((*_combined(row.method), row.method)):
+            if entry := pair_entry(method, cell.column, shown.recipe):
                 kind = "our choice" if entry.our_choice else "published"
-                prefix = "" if part == row.method else f"{part}."
+                prefix = "" if method == row.method else f"{method}."
                 values = {f"{prefix}{key}": value for key, value in flat(entry.values).items()}
                 layers.append((f"{kind} for this pair: {entry.source}", values))
     if written:
@@ -260,8 +260,8 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
         yield Value(key, value, source)
 
 
-def _parts(method: str) -> tuple[str, ...]:
-    """The parts of a combination, which have settings of their own."""
+def _combined(method: str) -> tuple[str, ...]:
+    """The methods of a combination, which have settings of their own."""
     return tuple(method.split("+")) if "+" in method else ()
 
 
@@ -368,10 +368,10 @@ def _seed_lines(seed: Seed) -> Iterator[str]:
     figures = "" if seed.last is None else f": last {seed.last:.2f}, best {seed.best:.2f}"
     yield f"seed {seed.seed}: {seed.state}{figures}" + (f": {seed.message}" if seed.message else "")
     yield f"  run      {seed.folder} (key {seed.key})"
-    for part in seed.environments:
-        where = f"{part['machine']}, {part.get('device', 'device not recorded')}, torch {part['versions']['torch']}"
-        begin = f"from epoch {part['from_epoch']}" if "from_epoch" in part else "all of it"
-        yield f"  computed {part['date']}, commit {part['commit']}, {where}, {begin}"
+    for env in seed.environments:
+        where = f"{env['machine']}, {env.get('device', 'device not recorded')}, torch {env['versions']['torch']}"
+        begin = f"from epoch {env['from_epoch']}" if "from_epoch" in env else "all of it"
+        yield f"  computed {env['date']}, commit {env['commit']}, {where}, {begin}"
     if seed.curve:
         epochs = range(1, len(seed.curve) + 1)
         best = max(epochs, key=lambda epoch: seed.curve[epoch - 1])

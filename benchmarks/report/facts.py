@@ -13,8 +13,8 @@ class Noted(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
 
-class Parts(Noted):
-    """What each part of a step takes."""
+class Sections(Noted):
+    """What each section of a step takes."""
 
     data: float | None
     teacher: float | None
@@ -37,7 +37,7 @@ class Machine(Noted):
 class StepMemory(Noted):
     bytes: float | None
     kind: str
-    by_part: Parts
+    by_part: Sections
 
 
 class TrainingStep(Noted):

@@ -13,7 +13,7 @@ STUDENT = "student"
 """Key of the row of plainly trained students: a reference, not a competitor."""
 
 
-PARTS = ("data", "teacher", "student", "method", "backward", "optimiser")
+SECTIONS = ("data", "teacher", "student", "method", "backward", "optimiser")
 """What a training step is made of: fetching the batch, two forward passes, the losses, their gradients, the update."""
 
 HELD = ("weights", "gradients", "optimiser", "teacher", "activations")

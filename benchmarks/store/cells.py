@@ -60,7 +60,7 @@ def make_cell(
     uses = {
         *versions,
         *(f"network source:{networks.source_of(name)}" for name in used),
-        *(f"method:{part}" for part in registry.parts(method)),
+        *(f"method:{name}" for name in registry.plain_methods(method)),
         f"optimizer:{protocol.optimizer.name}",
         f"schedule:{protocol.schedule}",
     }

@@ -197,7 +197,7 @@ def test_settings_of_a_combination(table: str, zoo: Zoo) -> None:
     for text, words in {
         "crd+kd.dkd.beta=2": "unknown setting of method 'crd.kd' 'dkd.beta'",
         "crd+kd.kd.temprature=2": "did you mean temperature",
-        "crd+kd.kd=2": "name a setting of the part",
+        "crd+kd.kd=2": "name a setting of kd, as in kd.KEY",
         "crd+kd=2": "write METHOD.key=value",
     }.items():
         with pytest.raises(UserError, match=words):

@@ -174,4 +174,4 @@ def test_settings_of_a_combination_are_checked_part_by_part():
         part, _, key = values.partition(".")
         with pytest.raises(UserError, match=message):
             kd_methods.settings("crd+kd", {part: {key: 1.0}})
-    assert registry.get("crd+kd") is registry.get("crd+kd") and registry.parts("crd+kd@ls") == ("crd", "kd")
+    assert registry.get("crd+kd") is registry.get("crd+kd") and registry.plain_methods("crd+kd@ls") == ("crd", "kd")

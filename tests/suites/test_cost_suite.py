@@ -17,7 +17,7 @@ from benchmarks.cost import profile as profile_cell
 from benchmarks.cost.profiling import Bench
 from benchmarks.report.layouts import cost_suite as suite
 from benchmarks.report.layouts import loop_table
-from benchmarks.report.model import PARTS
+from benchmarks.report.model import SECTIONS
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
@@ -44,10 +44,10 @@ def test_every_figure_is_there_and_adds_up(costs: Path):
     assert list(methods) == ["student", "kd", "simkd", "mlld"]
     for name, found in methods.items():
         facts = found.facts
-        assert set(facts["split"]) == set(PARTS) and all(value >= 0 for value in facts["split"].values())
+        assert set(facts["split"]) == set(SECTIONS) and all(value >= 0 for value in facts["split"].values())
         assert len(facts["turns"]) == 2 and min(min(turn) for turn in facts["turns"]) > 0
         assert facts["own_operations"] > 0 and bool(facts["teacher_operations"]) == (name != "student")
-        assert set(facts["memory"]["by_part"]) == set(PARTS) and facts["machine"]["versions"]["torch"]
+        assert set(facts["memory"]["by_part"]) == set(SECTIONS) and facts["machine"]["versions"]["torch"]
         assert set(found.inference) == {1, 256}
     student, simkd, mlld = methods["student"], methods["simkd"], methods["mlld"]
     assert student.facts["extra_train_params"] == student.facts["extra_inference_params"] == 0
@@ -129,7 +129,7 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
             if whole:
                 bench.step()
             else:
-                for _, run in bench.parts():
+                for _, run in bench.sections():
                     run()
         found.append(bench.student_run.student.state_dict())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
@@ -139,13 +139,13 @@ def test_profile_of_a_cell(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     command = ["profile", "kd", "resnet14-resnet8", "--batch-size", "8", "--output", str(tmp_path)]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.exception
-    assert all(f"  {part}" in result.output for part in PARTS) and "images/s" in result.output
+    assert all(f"  {section}" in result.output for section in SECTIONS) and "images/s" in result.output
     assert "aten::" in result.output, "the operators"
     assert "ERROR" not in capfd.readouterr().err, "of the profiler's library: no GPU on a CPU"
     folder = tmp_path / "profiles"
     trace = folder / "kd-resnet14-resnet8.trace.json"
     timeline, starts = profile_cell.memory_timeline(trace, "cpu")
-    assert list(starts) == list(PARTS) and list(starts.values()) == sorted(starts.values())
+    assert list(starts) == list(SECTIONS) and list(starts.values()) == sorted(starts.values())
     assert max(live for _, live in timeline) > 8 * 16 * 32 * 32 * 4, "one activation of the batch at least"
     assert (folder / "kd-resnet14-resnet8.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "kd-resnet14-resnet8.txt").read_text().startswith("kd on resnet14-resnet8, batch 8")
@@ -189,7 +189,7 @@ def test_ratio_and_throughput_have_one_estimator():
 
 
 def test_the_multiple_is_the_median_of_turns_and_its_spread_is_shown():
-    facts = {"method": "dkd", "title": "DKD", "split": dict.fromkeys(PARTS, 1.0)}
+    facts = {"method": "dkd", "title": "DKD", "split": dict.fromkeys(SECTIONS, 1.0)}
     measured = suite.MeasuredMethod(facts, [(1.0, 2.0), (1.2, 2.0), (1.6, 2.0)], {})
     assert (measured.ratio, measured.spread) == (0.6, pytest.approx(0.15))
     assert suite.reference_seconds({"dkd": measured}) == 1.2

@@ -185,10 +185,10 @@ def _our_choice(row: Row, plan: Plan) -> list[str]:
         cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
         chosen = [*registry.card(cell.method).our_choice, *(flat(row.settings_on(pair.id)) if row.our_choice else ())]
-        for part in dict.fromkeys((cell.method, *cell.method.split("+"))):
-            entry = None if plan.uniform else pair_entry(part, pair.id, plan.protocol.recipe)
+        for method in dict.fromkeys((cell.method, *cell.method.split("+"))):
+            entry = None if plan.uniform else pair_entry(method, pair.id, plan.protocol.recipe)
             if entry and entry.our_choice:
-                prefix = "" if part == cell.method else f"{part}."
+                prefix = "" if method == cell.method else f"{method}."
                 chosen += [f"{prefix}{key}" for key in flat(entry.values)]
         for key in dict.fromkeys(chosen):
             columns.setdefault(f"{key} {settings[key]}", []).append(pair.id)

@@ -349,9 +349,9 @@ def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str,
             raise unknown("method in --set", path.rpartition(".")[0], (row.id for row in rows))
         key = path.removeprefix(f"{row.id}.")
         read = read_value(value, f"--set {path}")
-        # A combination's settings lie under the names of its parts: crd+kd.kd.temperature=2.
-        parts = [part for part in row.method.split("+") if "+" in row.method and key.startswith(f"{part}.")]
-        part = max(parts, key=len, default=None)
-        change = {part: {key.removeprefix(f"{part}."): read}} if part else {key: read}
+        # A combination's settings lie under the names of its methods: crd+kd.kd.temperature=2.
+        methods = row.method.split("+") if "+" in row.method else []
+        method = max((name for name in methods if key.startswith(f"{name}.")), key=len, default=None)
+        change = {method: {key.removeprefix(f"{method}."): read}} if method else {key: read}
         overrides[row.id] = merged(overrides.get(row.id, {}), change)
     return overrides

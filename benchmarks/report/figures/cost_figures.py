@@ -1,4 +1,4 @@
-"""Figures of what methods cost on a pair: parts of a step, memory within them, accuracy against cost."""
+"""Figures of what methods cost on a pair: sections of a step, memory within them, accuracy against cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..layouts.cost_table import MIB
-from ..model import PARTS
+from ..model import SECTIONS
 from .drawing import COLOURS, DOT, above, beside, figure, filled, look, named, pareto
 
 NAMED = 6
@@ -16,7 +16,7 @@ NAMED = 6
 
 @dataclass(frozen=True)
 class MethodCost:
-    """A method's title, seconds of a step and the shares of its parts, and bytes at its peak within each part."""
+    """A method's title, seconds of a step and the shares of its sections, and bytes at its peak within each."""
 
     title: str
     seconds: float
@@ -27,14 +27,14 @@ class MethodCost:
 Costs = Mapping[str, MethodCost]
 
 
-def parts(costs: Costs) -> Any:
-    """Milliseconds of a step, by part; a bar is as long as the step that the table gives."""
+def sections(costs: Costs) -> Any:
+    """Milliseconds of a step, by section; a bar is as long as the step that the table gives."""
     fig, (axes,) = figure(height=0.9 + 0.115 * len(costs))
     left = [0.0] * len(costs)
     titles = [cost.title for cost in costs.values()]
-    for i, part in enumerate(PARTS):
-        values = [1e3 * cost.seconds * cost.shares[part] for cost in costs.values()]
-        axes.barh(titles, values, left=left, label=part, **filled(i))
+    for i, section in enumerate(SECTIONS):
+        values = [1e3 * cost.seconds * cost.shares[section] for cost in costs.values()]
+        axes.barh(titles, values, left=left, label=section, **filled(i))
         left = [a + b for a, b in zip(left, values, strict=True)]
     axes.invert_yaxis()
     axes.margins(y=0.01)
@@ -46,20 +46,20 @@ def parts(costs: Costs) -> Any:
 
 
 def memory(costs: Costs, kind: str) -> Any:
-    """The peak within each part, the methods that need most by name; parts are categories and are not joined."""
+    """The peak within each section, the methods that need most by name; sections are categories and are not joined."""
     known = {name: cost for name, cost in costs.items() if None not in cost.memory.values()}
     highest = sorted(known, key=lambda name: max(v for v in known[name].memory.values() if v is not None))[-NAMED:]
     fig, (axes,) = figure(height=2.3)
     shown = [name for name in known if name in ("student", "kd", *highest)]
     for name, cost in known.items():
-        values = [(cost.memory[part] or 0.0) / MIB for part in PARTS]
+        values = [(cost.memory[section] or 0.0) / MIB for section in SECTIONS]
         if name not in shown:
-            axes.plot(range(len(PARTS)), values, "_", color="0.75", markersize=8, zorder=1)
+            axes.plot(range(len(SECTIONS)), values, "_", color="0.75", markersize=8, zorder=1)
             continue
         i = shown.index(name)
         offset = 0.6 * (i / max(1, len(shown) - 1) - 0.5)
-        axes.plot([x + offset for x in range(len(PARTS))], values, label=cost.title, **look(i) | {"linestyle": ""})
-    axes.set_xticks(range(len(PARTS)), PARTS, rotation=35, ha="right")
+        axes.plot([x + offset for x in range(len(SECTIONS))], values, label=cost.title, **look(i) | {"linestyle": ""})
+    axes.set_xticks(range(len(SECTIONS)), SECTIONS, rotation=35, ha="right")
     axes.set_ylabel(f"peak, MiB ({kind})", fontsize=6)
     beside(axes)
     return fig

@@ -16,7 +16,7 @@ from ...common.files import read_csv, read_json, shaped
 from ...common.network_names import network_title
 from .. import write_layout
 from ..facts import KINDS, BenchmarkEntry, BenchmarkFile
-from ..model import PARTS
+from ..model import SECTIONS
 from ..table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 from . import loop_table as loop
 from .cost_table import MIB, count
@@ -52,9 +52,9 @@ class MeasuredMethod:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The parts of a step, which add up to 1."""
-        parts = self.facts["split"]
-        return {part: parts[part] / sum(parts.values()) for part in PARTS}
+        """The sections of a step, which add up to 1."""
+        seconds = self.facts["split"]
+        return {section: seconds[section] / sum(seconds.values()) for section in SECTIONS}
 
 
 Pairs = dict[str, dict[str, MeasuredMethod]]
@@ -150,7 +150,7 @@ def _figures(methods: Mapping[str, MeasuredMethod], stem: Path, means: Mapping[s
         for name, m in methods.items()
     }
     kind = next(iter(methods.values())).facts["memory"]["kind"]
-    drawn = {"split": cost_figures.parts(costs), "memory": cost_figures.memory(costs, kind)}
+    drawn = {"split": cost_figures.sections(costs), "memory": cost_figures.memory(costs, kind)}
     if means:
         points = {costs[name].title: (1e3 * costs[name].seconds, mean) for name, mean in means.items()}
         drawn["accuracy"] = cost_figures.accuracy(points, "ms of a training step", "last-epoch mean")
@@ -160,7 +160,7 @@ def _figures(methods: Mapping[str, MeasuredMethod], stem: Path, means: Mapping[s
 HEADS = (
     ("Training", "images/s"),
     ("", f"{TIMES} KD"),
-    *((part.capitalize(), "%") for part in PARTS),
+    *((section.capitalize(), "%") for section in SECTIONS),
     ("Peak", "MiB"),
     ("Params", "training"),
     ("", "deployed"),
@@ -193,7 +193,7 @@ def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
         ),
         (
             "Data to optimiser",
-            "shares of a step whose parts were awaited one by one, rounded so that they add up to 100.",
+            "shares of a step whose sections were awaited one by one, rounded so that they add up to 100.",
         ),
         ("Params", f"beside the student's {count(facts['student_params'])}, in training and in what is deployed."),
         ("GFLOP per step", "convolutions and matrix products, forward and backward, the teacher's pass included."),
@@ -232,7 +232,7 @@ def _cells(measured: MeasuredMethod, kd: float) -> tuple[PrintedCell, ...]:
     return (
         PrintedCell(f"{facts['batch_size'] / kd * measured.ratio:.0f}"),
         PrintedCell(f"{measured.ratio:.2f}", "" if spread is None else f"{spread:.2f}"),
-        *(PrintedCell(str(shares[part])) for part in PARTS),
+        *(PrintedCell(str(shares[section])) for section in SECTIONS),
         _figure(None if peak is None else peak / MIB, "{:.0f}"),
         PrintedCell(count(facts["extra_train_params"])),
         PrintedCell(count(facts["extra_inference_params"])),
