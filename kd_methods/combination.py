@@ -121,7 +121,8 @@ def _base() -> type[Method]:
             changed = first.to(next(student.parameters()).device).adapt(student)
             self._adapted = (changed,)
             others = [self._built(kind, changed, teacher) for kind in self.combines[1:]]
-            self.parts = nn.ModuleList([first, *others])  # the name is in the keys of checkpoints
+            # Checkpoints have this name in their keys.
+            self.parts = nn.ModuleList([first, *others])
             self._join_needs()
 
         def _built(self, kind: type[Method], student: Network, teacher: Network | None) -> Method:

@@ -31,7 +31,7 @@ def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
 
 
 def probed(network: NetworkView, plain: NetworkView) -> list[str]:
-    """The output of the last stage's first block, and those of the parts inserted right behind it."""
+    """The output of the last stage's first block, and those of the modules inserted right behind it."""
     entry = network.layout.entry
     after = network.units[network.units.index(entry) + 1 :]
     behind = list(
@@ -50,8 +50,8 @@ def accuracy(network: NetworkView, unit: str, data: TaskData) -> float:
 
 def _features(network: NetworkView, unit: str, data: TaskData, test: bool) -> tuple[Tensor, Tensor]:
     features, labels = [], []
-    for part in torch.arange(data.test_samples if test else data.info.num_samples).split(BATCH):
-        batch = data.clean(part, test).student()
+    for indices in torch.arange(data.test_samples if test else data.info.num_samples).split(BATCH):
+        batch = data.clean(indices, test).student()
         with torch.no_grad():
             x = network(batch.inputs, at=(unit,), fields=())[unit]
         features.append((x.mean((2, 3)) if x.dim() == 4 else x.mean(1) if x.dim() == 3 else x).cpu())

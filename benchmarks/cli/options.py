@@ -218,8 +218,8 @@ def words(option: str, text: str | None) -> tuple[str, ...]:
     Raises:
         UserError: the option is given and names nothing.
     """
-    parts = re.split(r",(?![^\[]*\])", text or "")  # a setting's value may be a list
-    chosen_words = tuple(word.strip() for word in parts if word.strip())
+    texts = re.split(r",(?![^\[]*\])", text or "")  # a setting's value may be a list
+    chosen_words = tuple(word.strip() for word in texts if word.strip())
     if text is not None and not chosen_words:
         raise UserError(f"{option} '{text}' names nothing; leave it out for what is usual")
     return chosen_words

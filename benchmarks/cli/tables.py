@@ -73,7 +73,7 @@ def run(
 
     # What can be wrong in the YAML is said before torch is imported.
     load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
-    part, followers = options.shard(shard), options.tracker_classes(trackers)
+    chosen_shard, followers = options.shard(shard), options.tracker_classes(trackers)
     if device_speed and not dry_run:
         raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
     place, hands = workspace(), crew()
@@ -85,7 +85,9 @@ def run(
         table=asked["table"], preset=asked["preset"], changes=asked["changes"], uniform=asked["settings"] == "uniform",
         overrides=tuple(asked["overrides"]), **options.chosen(asked),
     )  # fmt: skip
-    how = Options(dry_run, device_speed, any_teacher, not no_cost, similarity, hands, Shard(*part), page, followers)
+    how = Options(
+        dry_run, device_speed, any_teacher, not no_cost, similarity, hands, Shard(*chosen_shard), page, followers
+    )
     end(reproduce(request, place, how))
 
 

@@ -140,7 +140,7 @@ class Protocol(Strict):
             raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
-    def _parts(self) -> Protocol:
+    def _consistent(self) -> Protocol:
         if len(self.mean) != len(self.std):
             raise Misplaced("mean and std belong together, one does not stand alone", "std" if self.mean else "mean")
         length = self.recipe_epochs or self.epochs
@@ -200,8 +200,8 @@ class Protocol(Strict):
         left_out = {*elsewhere, "title", "source", "deviations", "recipe"}
         values = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
         values["optimizer"].pop("lr")
-        for part in ("crops", "detection"):
-            values.get(part, {}).pop("workers", None)
+        for name in ("crops", "detection"):
+            values.get(name, {}).pop("workers", None)
         return values
 
     def on_task(self, task: str) -> Protocol:

@@ -258,10 +258,10 @@ def labels(tasks: Sequence[TaskColumn]) -> list[str]:
 
 
 def short_name(task: str, among: Iterable[str]) -> str:
-    """The last part of a task's name or folder; where others have the same, as many parts as tell them apart."""
-    parts, *others = (name.rpartition(":")[2].rstrip("/").split("/") for name in (task, *(set(among) - {task})))
-    count = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
-    return "/".join(parts[-count:])
+    """The last word of a task's name or folder; where others have the same, as many words as tell them apart."""
+    words, *others = (name.rpartition(":")[2].rstrip("/").split("/") for name in (task, *(set(among) - {task})))
+    count = next((n for n in range(1, len(words)) if all(other[-n:] != words[-n:] for other in others)), len(words))
+    return "/".join(words[-count:])
 
 
 def _read_pairs(value: Any) -> Any:

@@ -60,7 +60,7 @@ def last_checkpoint(folder: Path, key: str, model: nn.Module) -> Path | None:
     return None
 
 
-_PARTS = {"state_dict", "optimizer", "param_schedulers", "message_hub", "meta", "kd"}
+_ENTRIES = {"state_dict", "optimizer", "param_schedulers", "message_hub", "meta", "kd"}
 """What the Runner and :class:`benchmarks.detection.records.Records` go on from."""
 
 
@@ -75,7 +75,7 @@ def _check(path: Path, key: str, model: nn.Module) -> None:
         if out_of_memory(error):
             raise
         raise Damaged(f"{path} is no whole checkpoint ({type(error).__name__})") from None
-    if not isinstance(state, dict) or _PARTS - state.keys():
+    if not isinstance(state, dict) or _ENTRIES - state.keys():
         raise Damaged(f"{path} was written by another version of the code")
     if state["kd"].get("cell", key) != key:
         raise Damaged(f"{path} is another cell's")

@@ -274,9 +274,9 @@ def _checked(file: Path) -> _File:
 
 def _field(*location: str | int) -> str:
     """A place in a file in words, to stand before what is wrong there."""
-    # What follows the third part tells of the attempts to read the field.
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[:3]]
-    return f"{''.join(parts)[1:]}: " if parts else ""
+    # What follows the third key tells of the attempts to read the field.
+    keys = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in location[:3]]
+    return f"{''.join(keys)[1:]}: " if keys else ""
 
 
 def _order(key: Id) -> tuple[bool, int, str]:

@@ -88,8 +88,8 @@ RECIPES = {
     "faster_rcnn_mobilenetv2": Recipe(_FASTER, _MOBILE),
     **{f"retinanet_r{depth}": Recipe(_RETINA, _resnet(depth)) for depth in (18, 50, 101)},
     **{f"gfl_r{depth}": Recipe(_GFL, _resnet(depth)) for depth in (18, 50, 101)},
-    **{f"faster_rcnn_small_r18x{part}": Recipe(_FASTER, _small(64 // part)) for part in (2, 4)},
-    **{f"gfl_small_r18x{part}": Recipe(_GFL, _small_dense(64 // part)) for part in (2, 4)},
+    **{f"faster_rcnn_small_r18x{divisor}": Recipe(_FASTER, _small(64 // divisor)) for divisor in (2, 4)},
+    **{f"gfl_small_r18x{divisor}": Recipe(_GFL, _small_dense(64 // divisor)) for divisor in (2, 4)},
 }
 """Detectors of the field's pairs. The small ones are for demonstrations: their pyramids have 32 channels, and their
 backbones a half (x2) or a quarter (x4) of the usual width."""

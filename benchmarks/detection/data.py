@@ -64,7 +64,7 @@ class From(BatchSampler):
 
     def __init__(self, draws: Draws, size: int, rank: int = 0, count: int = 1) -> None:
         self.sampler: Any = draws
-        self.part = slice(rank, None, count)
+        self.rows = slice(rank, None, count)
         self.batch_size, self.drop_last, self.start = size, True, 0
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class From(BatchSampler):
     def __iter__(self) -> Iterator[Any]:
         # A new one each time, for it keeps what it has drawn and not yet given.
         batches = AspectRatioBatchSampler(self.sampler, self.batch_size)
-        return (batch[self.part] for batch in islice(batches, self.start, None))
+        return (batch[self.rows] for batch in islice(batches, self.start, None))
 
 
 def ground_truth(split: DetectionSplit, classes: tuple[str, ...]) -> COCO:

@@ -138,9 +138,9 @@ class Detector(Network):
         self.two_stage = roi_head is not None
         head: Any = getattr(roi_head, "bbox_head", None)
         self.region_head = head
-        for part in (module.neck, getattr(module, "rpn_head", None), dense, head):
-            if isinstance(part, nn.Module):
-                part.register_forward_hook(_in_fp32)
+        for child in (module.neck, getattr(module, "rpn_head", None), dense, head):
+            if isinstance(child, nn.Module):
+                child.register_forward_hook(_in_fp32)
         if self.two_stage and (head is None or isinstance(head, nn.ModuleList)):
             raise UserError(f"detector {name} has not just one region head; use Faster R-CNN or a one-stage detector")
         assigner = getattr(dense, "assigner", None)
@@ -306,8 +306,8 @@ class Detector(Network):
             weights = functional.valuable_region(corners[inside], counts, objects, candidates=assigner.topk)
             valuable.append(corners.new_zeros(len(flags)).masked_scatter(inside, weights))
             near.append(inside.masked_scatter(inside, functional.near_region(corners[inside], objects)))
-        by_level = [torch.stack(parts).split(sizes, 1) for parts in (valuable, near)]
-        return AnchorRelations(*(torch.cat([x.flatten() for x in parts]) for parts in by_level))
+        by_level = [torch.stack(of_images).split(sizes, 1) for of_images in (valuable, near)]
+        return AnchorRelations(*(torch.cat([level.flatten() for level in levels]) for levels in by_level))
 
     def forward(self, x: Tensor, at: Iterable[str] = (), fields: Iterable[str] = FIELDS) -> Outputs:
         raise NotImplementedError("a detector learns from images with objects; see training_pass and teacher_pass")
@@ -334,8 +334,8 @@ class Detector(Network):
                 outputs.append(x)
         return tuple(outputs)
 
-    def insert(self, unit: str, name: str, part: nn.Module) -> Network:
-        raise UserError("parts cannot be inserted into detectors")
+    def insert(self, unit: str, name: str, module: nn.Module) -> Network:
+        raise UserError("modules cannot be inserted into detectors")
 
     def fold_batch_norms(self) -> Detector:
         return self

@@ -74,7 +74,7 @@ def _one(cell: Cell, context: Context) -> bool:
             ended = True
 
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [job] if context.protocol.processes == 1 else _parts(job, Path(folder, "rendezvous"))
+        jobs = [job] if context.protocol.processes == 1 else _of_processes(job, Path(folder, "rendezvous"))
         last = _in_processes("work", jobs, receive, context.stopping)
     if last[0] == "held":
         return False
@@ -94,7 +94,7 @@ def _one(cell: Cell, context: Context) -> bool:
     return True
 
 
-def _parts(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
+def _of_processes(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
     """The job once for each process that has a part of its batches: a GPU each, or a part of the threads."""
     count = job.protocol.processes
     if job.device == "cpu":

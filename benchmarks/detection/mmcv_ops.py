@@ -141,9 +141,9 @@ def roi_align_backward(
     """Gradient of :func:`roi_align_forward` into ``grad_input``."""
     grad, boxes = grad_output, rois.to(grad_output.dtype)
     if grad.dtype in (torch.float16, torch.bfloat16):
-        grad, boxes = grad.float(), rois.float()  # sums of many small parts
-    parts = (spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned)
-    grad_input.copy_(torch.ops.torchvision._roi_align_backward(grad, boxes, *parts))
+        grad, boxes = grad.float(), rois.float()  # sums of many small terms
+    geometry = (spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned)
+    grad_input.copy_(torch.ops.torchvision._roi_align_backward(grad, boxes, *geometry))
 
 
 def sigmoid_focal_loss_forward(

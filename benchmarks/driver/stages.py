@@ -59,7 +59,7 @@ def train(
             return asked() or watcher.error is not None
 
         pool = crew.pool(workspace, watcher, stopping, len(cells), protocol.processes)
-        jobs = [Job(part, protocol, similarity) for stage in stages for part in divided(stage, pool.slots)]
+        jobs = [Job(group, protocol, similarity) for stage in stages for group in divided(stage, pool.slots)]
         try:
             schedule.run(jobs, pool, watcher, store, stopping)
         except Interrupted:

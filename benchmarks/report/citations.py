@@ -134,7 +134,7 @@ def paper(key: str) -> Paper:
     names = re.split(r"\s+and\s+", _field(text, "author"))
     first = names[0].partition(",")[0] + (" et al." if len(names) > 1 else "")
     venue = _field(text, "booktitle") or _field(text, "journal")
-    words = ", ".join(part for part in (first, _field(text, "title"), venue, _field(text, "year")) if part)
+    words = ", ".join(word for word in (first, _field(text, "title"), venue, _field(text, "year")) if word)
     arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
     number = _field(text, "eprint") or (arxiv[1] if arxiv else "")
     link = f"https://arxiv.org/abs/{number}" if number else _field(text, "url")
@@ -180,11 +180,11 @@ def bibtex(cited: Cited) -> str:
         f"  note   = {{Version {facts['version']}, {facts['license']} licence}}",
         "}",
     ])  # fmt: skip
-    parts = []
+    blocks = []
     listed: set[str] = set()
     for name, keys in (("methods", cited.methods), ("data sets", cited.tasks), ("networks", cited.networks)):
         new = [key for key in keys if key not in listed]
         listed |= set(new)
         if new:
-            parts.append("\n\n".join([f"% {name}", *map(entry, new)]))
-    return "\n\n".join([*parts, f"% this suite\n\n{software}"])
+            blocks.append("\n\n".join([f"% {name}", *map(entry, new)]))
+    return "\n\n".join([*blocks, f"% this suite\n\n{software}"])

@@ -162,8 +162,8 @@ def as_markdown(judged: Sequence[Verdict], title: str) -> str:
         titles.setdefault(one.source, {})[one.title] = None
     notes = [f"- Rule: {markdown.escape(RULE)}"]
     notes += [f"- {markdown.escape(source)}: {markdown.escape(', '.join(names))}." for source, names in titles.items()]
-    parts = [f"## {markdown.escape(title)}: published values reproduced", f"**{summary(judged)}.**"]
-    return "\n\n".join([*parts, "\n".join(f"| {' | '.join(cells)} |" for cells in lines), "\n".join(notes)]) + "\n"
+    blocks = [f"## {markdown.escape(title)}: published values reproduced", f"**{summary(judged)}.**"]
+    return "\n\n".join([*blocks, "\n".join(f"| {' | '.join(cells)} |" for cells in lines), "\n".join(notes)]) + "\n"
 
 
 def as_csv(judged: Sequence[Verdict]) -> str:

@@ -42,19 +42,19 @@ def stamp(folder: Path, names: Sequence[str]) -> str:
 
     That is where a file cannot be looked at, or has changed so lately that another change might not show.
     """
-    parts, latest = [], 0
+    stamps, latest = [], 0
     start = f"{folder}{os.sep}"
     for name in names:
         try:
             stat = os.stat(start + name)  # noqa: PTH116 (of 30,000 files)
         except (FileNotFoundError, NotADirectoryError):
-            parts.append("-")
+            stamps.append("-")
             continue
         except OSError:
             return ""
-        parts.append(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+        stamps.append(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
         latest = max(latest, stat.st_mtime_ns, stat.st_ctime_ns)
-    return ";".join(parts) if time.time_ns() - latest > SETTLED else ""
+    return ";".join(stamps) if time.time_ns() - latest > SETTLED else ""
 
 
 class Index:

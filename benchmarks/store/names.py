@@ -23,8 +23,8 @@ def of_table(shown: Manifest) -> dict[str, str]:
     return keys
 
 
-def _name(form: str, *parts: str) -> str:
-    return form.format(*(re.sub(r"[^\w.+=@:,-]", "_", part) for part in parts))
+def _name(form: str, *words: str) -> str:
+    return form.format(*(re.sub(r"[^\w.+=@:,-]", "_", word) for word in words))
 
 
 def key_of(output: Path, name: str) -> str:

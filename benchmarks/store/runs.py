@@ -209,7 +209,7 @@ class Run:
         Returns:
             What of it changes the bits against what computed the run before, in words; empty where nothing does.
         """
-        earlier = [part for part in self.environments if _begin(part) < (epoch, step)]
+        earlier = [known for known in self.environments if _begin(known) < (epoch, step)]
         now: Any = {**facts, "date": today(), "from_epoch": epoch, "from_step": step}
         write_json(self / "environment.json", [*earlier, now])
         return _change(earlier[-1], now) if earlier else ""
@@ -280,8 +280,8 @@ class Run:
         say(f"{reason}; kept as {', '.join(names_aside)}" if names_aside else reason)
 
 
-def _begin(part: documents.Environment) -> tuple[int, int]:
-    return part.get("from_epoch", 1), part.get("from_step", 0)
+def _begin(known: documents.Environment) -> tuple[int, int]:
+    return known.get("from_epoch", 1), known.get("from_step", 0)
 
 
 def _change(before: documents.Environment, now: documents.Environment) -> str:

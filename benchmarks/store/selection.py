@@ -57,12 +57,12 @@ def selected(shown: Manifest, wanted: Selection) -> Manifest:
     )
 
 
-def left_out(shown: Manifest, part: Manifest) -> str:
+def left_out(shown: Manifest, chosen: Manifest) -> str:
     """What of a table a part of it does not have, in one line; empty where that is nothing."""
-    rows, columns = {row.key for row in part.rows}, {column.key for column in part.columns}
+    rows, columns = {row.key for row in chosen.rows}, {column.key for column in chosen.columns}
     titles = [row.title for row in shown.rows if row.key not in rows]
     pairs = [column.key for column in shown.columns if column.key not in columns]
-    seeds = sorted({cell.seed for cell in shown.cells} - {cell.seed for cell in part.cells})
+    seeds = sorted({cell.seed for cell in shown.cells} - {cell.seed for cell in chosen.cells})
     counts = [
         f"{counted(len(names), what)} ({', '.join([*names[:NAMED], *(['…'] if len(names) > NAMED else [])])})"
         for what, names in (("row", titles), ("pair", pairs), ("seed", [str(seed) for seed in seeds]))

@@ -33,14 +33,14 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
 
     dataset: Any = getattr(torchvision.datasets, data_set)
     try:
-        parts = [dataset(str(place or root), train=train, download=place is None) for train in (True, False)]
+        splits = [dataset(str(place or root), train=train, download=place is None) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         if place:
             raise UserError(
                 f"{place / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
             ) from None
         raise _missing(data_set, root, f"cannot be downloaded ({type(error).__name__})") from None
-    train, test = (Split(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
+    train, test = (Split(torch.from_numpy(split.data), torch.tensor(split.targets)) for split in splits)
     return train, test
 
 

@@ -59,7 +59,7 @@ def load(root: Path, download: bool) -> dict[str, Texts]:
         label_of.setdefault(text, label)
     items = list(label_of.items())
     splits = {"train": items[:TRAIN], "test": items[TRAIN:]}
-    return {name: Texts([t for t, _ in part], (), [y for _, y in part]) for name, part in splits.items()}
+    return {name: Texts([t for t, _ in texts], (), [y for _, y in texts]) for name, texts in splits.items()}
 
 
 def score(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

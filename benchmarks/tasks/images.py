@@ -79,8 +79,8 @@ class ImageTask:
         if root not in self._cache:
             train, test = self.load(root, download)
             content = hashlib.sha256()
-            for part in (train.images, train.labels, test.images, test.labels):
-                content.update(part.numpy().tobytes())
+            for tensor in (train.images, train.labels, test.images, test.labels):
+                content.update(tensor.numpy().tobytes())
             self._cache[root] = (train, test, content.hexdigest())
         return self._cache[root]
 
@@ -267,8 +267,8 @@ class ImageData(Images):
 
     def __init__(self, train: Split, test: Split, num_classes: int, protocol: Protocol, device: torch.device) -> None:
         if protocol.holdout:
-            parts = held_out(len(train.labels), protocol.holdout)
-            train, test = (Split(train.images[part], train.labels[part]) for part in parts)
+            chosen = held_out(len(train.labels), protocol.holdout)
+            train, test = (Split(train.images[indices], train.labels[indices]) for indices in chosen)
         if protocol.label_noise:
             train = Split(train.images, noisy(train.labels, protocol.label_noise, num_classes))
         height, width, channels = train.images.shape[1:]
@@ -298,8 +298,8 @@ class ImageData(Images):
 
     def augmented(self, seed: int, size: int) -> Iterator[ImageBatch]:
         """All training images in their order, augmented as in no epoch."""
-        for part, chosen in enumerate(torch.arange(self.info.num_samples).split(size)):
-            images, indices = self._cropped(chosen, generator(seed, "augmented", part)), chosen.to(self.device)
+        for number, chosen in enumerate(torch.arange(self.info.num_samples).split(size)):
+            images, indices = self._cropped(chosen, generator(seed, "augmented", number)), chosen.to(self.device)
             yield ImageBatch(images, self.train.labels[indices], indices, self.seen)
 
     def _augmented(self, seed: int, epoch: int, step: int, chosen: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Files:
     paths: tuple[str, ...]
     labels: Tensor
 
-    def part(self, indices: Tensor) -> Files:
+    def subset(self, indices: Tensor) -> Files:
         """Those at some positions."""
         return Files(self.root, tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
 
@@ -205,7 +205,7 @@ class StreamedImages(Images):
         self, train: Files, test: Files, num_classes: int, protocol: Protocol, crops: Crops, device: torch.device
     ) -> None:
         if protocol.holdout:
-            train, test = (train.part(part) for part in held_out(len(train.labels), protocol.holdout))
+            train, test = (train.subset(indices) for indices in held_out(len(train.labels), protocol.holdout))
         labels = train.labels
         if protocol.label_noise:
             labels = noisy(labels, protocol.label_noise, num_classes)
@@ -236,23 +236,23 @@ class StreamedImages(Images):
         return self._in_order(indices.split(size), lambda number: None)
 
     def augmented(self, seed: int, size: int) -> Iterator[ImageBatch]:
-        parts = torch.arange(self.info.num_samples).split(size)
-        return self._in_order(parts, lambda number: derive(seed, "augmented", number))
+        batches = torch.arange(self.info.num_samples).split(size)
+        return self._in_order(batches, lambda number: derive(seed, "augmented", number))
 
-    def _in_order(self, parts: Sequence[Tensor], seed_of: Callable[[int], int | None]) -> Iterator[ImageBatch]:
+    def _in_order(self, batches: Sequence[Tensor], seed_of: Callable[[int], int | None]) -> Iterator[ImageBatch]:
         """Training images by position, in batches; each batch is augmented by its seed, where it has one."""
 
         def wanted(number: int) -> list[ImageRequest]:
             seed = seed_of(number)
-            return [ImageRequest(index, seed=seed, place=place) for place, index in enumerate(parts[number].tolist())]
+            return [ImageRequest(index, seed=seed, place=place) for place, index in enumerate(batches[number].tolist())]
 
-        for part, (images, labels) in zip(parts, self._fetched(len(parts), wanted), strict=True):
-            yield ImageBatch(images, labels, part.to(self.device), self.seen)
+        for indices, (images, labels) in zip(batches, self._fetched(len(batches), wanted), strict=True):
+            yield ImageBatch(images, labels, indices.to(self.device), self.seen)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = torch.arange(self.test_samples).split(EVAL_BATCH)
+        batches = torch.arange(self.test_samples).split(EVAL_BATCH)
         return self._fetched(
-            len(parts), lambda number: [ImageRequest(index, test=True) for index in parts[number].tolist()]
+            len(batches), lambda number: [ImageRequest(index, test=True) for index in batches[number].tolist()]
         )
 
     def _fetched(self, count: int, wanted: Callable[[int], list[ImageRequest]]) -> Iterator[tuple[Tensor, Tensor]]:

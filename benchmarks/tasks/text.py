@@ -62,9 +62,9 @@ class Encoded:
         return self.starts.diff()
 
     def to(self, device: torch.device) -> Encoded:
-        return Encoded(*(part.to(device) for part in (self.ids, self.segments, self.starts, self.labels)))
+        return Encoded(*(tensor.to(device) for tensor in (self.ids, self.segments, self.starts, self.labels)))
 
-    def part(self, indices: Tensor) -> Encoded:
+    def subset(self, indices: Tensor) -> Encoded:
         """The texts at some positions."""
         spans = [torch.arange(int(self.starts[i]), int(self.starts[i + 1])) for i in indices]
         tokens = torch.cat(spans)
@@ -215,7 +215,7 @@ class TextData:
         train, tests = splits["train"], {name: split for name, split in splits.items() if name != "train"}
         if protocol.holdout:
             trained_on, held = held_out(len(train.labels), protocol.holdout)
-            train, tests = train.part(trained_on), {"test": train.part(held)}
+            train, tests = train.subset(trained_on), {"test": train.subset(held)}
         self.task, self.protocol, self.device, self.tokenizer = task, protocol, device, tokenizer
         self.train, self.tests = train.to(device), {name: split.to(device) for name, split in tests.items()}
         self.info = DataInfo(len(train.labels), task.num_classes, train.labels)
@@ -282,8 +282,8 @@ class TextData:
                         answers = logits[:, 0] if self.info.regression else logits.argmax(1)
                         answers_of.setdefault(name, []).append(answers)
             references = split.labels[order].cpu().numpy()
-            for name, parts in answers_of.items():
-                scores = self.task.score(torch.cat(parts).float().cpu().numpy(), references)
+            for name, answers_by_batch in answers_of.items():
+                scores = self.task.score(torch.cat(answers_by_batch).float().cpu().numpy(), references)
                 metrics.setdefault(name, {}).update({f"{key}{suffix}": value for key, value in scores.items()})
         return metrics
 

@@ -48,10 +48,10 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     with ThreadPoolExecutor() as pool:
         return tuple(  # type: ignore[return-value]
             Split(
-                torch.from_numpy(np.stack(list(pool.map(_read, (path for path, _ in part))))),
-                torch.tensor([label for _, label in part]),
+                torch.from_numpy(np.stack(list(pool.map(_read, (path for path, _ in files))))),
+                torch.tensor([label for _, label in files]),
             )
-            for part in (train, test)
+            for files in (train, test)
         )
 
 

@@ -307,8 +307,8 @@ def saved_encoder(
             report(f"{folder} numbers its classes; taken as {task.name} does: {meaning}; --labels is for another order")
         classifier = text.Cut(model).classifier
         with torch.no_grad():
-            for part in classifier.parameters():
-                part.copy_(part[order].clone())
+            for parameter in classifier.parameters():
+                parameter.copy_(parameter[order].clone())
     return dict(model.state_dict())
 
 

@@ -24,6 +24,6 @@ def answered(
     chosen = batch.answered.nonzero()[:, 0]
     if not len(chosen):
         return Losses(whole.task, {name: 0 * term for name, term in whole.distill.items()})
-    part = losses(student.rows(chosen), teacher.rows(chosen), batch.rows(chosen), progress)
+    of_chosen = losses(student.rows(chosen), teacher.rows(chosen), batch.rows(chosen), progress)
     share = len(chosen) / len(batch.labels)
-    return Losses(whole.task, {name: share * term for name, term in part.distill.items()})
+    return Losses(whole.task, {name: share * term for name, term in of_chosen.distill.items()})

@@ -29,7 +29,7 @@ def gathered(
 
 def running_statistics(*modules: nn.Module) -> list[Tensor]:
     """The running means and variances of the batch-norms that follow the batches."""
-    parts = dict.fromkeys(part for module in modules for part in module.modules())
-    norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    every = dict.fromkeys(child for module in modules for child in module.modules())
+    norms = [norm for norm in every if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]
     pairs = [(norm.running_mean, norm.running_var) for norm in norms]
     return [statistic for pair in pairs for statistic in pair if statistic is not None]

@@ -91,8 +91,8 @@ class Loans:
         original.fold_batch_norms()
         original.shapes("pooled")  # so that every copy knows its shapes
         memo: dict[int, Any] = {}
-        for part in (original, original.fold_batch_norms()):
-            for key, tensor in (*part.named_parameters(), *part.named_buffers()):
+        for net in (original, original.fold_batch_norms()):
+            for key, tensor in (*net.named_parameters(), *net.named_buffers()):
                 if id(tensor) not in memo:
                     lent = copied(tensor)
                     if not _never_written(lent):  # it is next time, from memory of torch's own

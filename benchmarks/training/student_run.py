@@ -288,10 +288,10 @@ class StudentRun:
     def save(self) -> None:
         """Write everything that training needs to go on to the same bits."""
         with self._apart("save"):
-            parts = {"student": self.student.state_dict(), "method": self.method.state_dict()}
+            networks = {"student": self.student.state_dict(), "method": self.method.state_dict()}
         state = {
             "cell": self.cell.key,
-            **parts,
+            **networks,
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state,
             "scaler": self.scaler.state_dict(),
@@ -326,7 +326,7 @@ class StudentRun:
             self.averages.load(state["averages"] if self.protocol.ema else ())
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state.get("scaler", {}))
-            self.stream.state = [part.cpu() for part in state["stream"]]
+            self.stream.state = [generator.cpu() for generator in state["stream"]]
             self.position = (state["position"][0], state["position"][1])
             self.records, self.seconds, self.counted = state["records"], float(state["seconds"]), int(state["counted"])
             self.sums = {name: torch.as_tensor(total) for name, total in state["sums"].items()}

@@ -96,8 +96,8 @@ def quality(
         return dict(zip(names, _measure(teacher_pass, units, classes, samples, per_class), strict=True))
 
     measured = teacher_pass.stored("layer quality 3", settings, compute)
-    parts = {name: measured[name].cpu() for name in names}
-    return Quality(tuple(units), per_class=int(parts.pop("per_class")), **parts)
+    values = {name: measured[name].cpu() for name in names}
+    return Quality(tuple(units), per_class=int(values.pop("per_class")), **values)
 
 
 def _measure(
@@ -111,11 +111,11 @@ def _measure(
 
     results: dict[str, tuple[float, ...]] = {}
     for unit, features in _features(teacher_pass, units, torch.cat(few)):
-        results[unit] = distances(features, [len(part) for part in few], len(teacher_pass.labels))
+        results[unit] = distances(features, [len(images) for images in few], len(teacher_pass.labels))
     spectra: dict[str, list[Tensor]] = {unit: [] for unit in units}
-    for label, part in enumerate(many, 1):
+    for label, images in enumerate(many, 1):
         teacher_pass.progress(f"spectra, class {label} of {len(many)}")
-        for unit, features in _features(teacher_pass, units, part):
+        for unit, features in _features(teacher_pass, units, images):
             spectra[unit].append(spectrum(features).cpu())
     entropy = torch.tensor([spectral_entropy(spectra[unit]) for unit in units], dtype=torch.float64)
     size = torch.tensor(sum(map(len, many)) / len(many)).round()
@@ -133,12 +133,12 @@ def _features(teacher_pass: TeacherPass, units: Sequence[str], indices: Tensor) 
         while waiting and (not now or held + sizes[waiting[0]] <= MEMORY):
             held += sizes[waiting[0]]
             now.append(waiting.pop(0))
-        parts: dict[str, list[Tensor]] = {unit: [] for unit in now}
+        batches: dict[str, list[Tensor]] = {unit: [] for unit in now}
         for outputs, _ in teacher_pass.outputs(now, indices):
             for unit in now:
-                parts[unit].append(outputs[unit].flatten(1).float())
+                batches[unit].append(outputs[unit].flatten(1).float())
         for unit in now:
-            yield unit, torch.cat(parts.pop(unit))
+            yield unit, torch.cat(batches.pop(unit))
 
 
 def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple[float, float, float, float]:
@@ -153,8 +153,8 @@ def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple
     norms = products.diagonal().clamp_min(1e-24).sqrt()
     cosines = (products / norms / norms[:, None]).abs()
     member = torch.zeros(len(features), len(counts), device=features.device)
-    parts = list(zip(torch.tensor([0, *counts[:-1]]).cumsum(0).tolist(), counts, strict=True))
-    for label, (start, count) in enumerate(parts):
+    spans = list(zip(torch.tensor([0, *counts[:-1]]).cumsum(0).tolist(), counts, strict=True))
+    for label, (start, count) in enumerate(spans):
         member[start : start + count, label] = 1 / count
     means = member.t() @ cosines @ member
     size = torch.tensor(counts).to(means)
@@ -162,14 +162,14 @@ def distances(features: Tensor, counts: Sequence[int], population: int) -> tuple
     within = torch.where(size > 1, (means.diagonal() - selves) * size / (size - 1), means.diagonal()).mean()
     added = means.diagonal().mean() - within
     between = (means.sum() - means.diagonal().sum()) / (len(counts) * (len(counts) - 1))
-    least = torch.stack([cosines[a : a + n, a : a + n].min() for a, n in parts]).mean()
+    least = torch.stack([cosines[a : a + n, a : a + n].min() for a, n in spans]).mean()
 
     squares = norms.pow(2)
     apart = squares + squares[:, None] - 2 * products
-    for start, count in parts:
+    for start, count in spans:
         apart[start : start + count, start : start + count] = torch.inf
-    nearest = torch.stack([apart[a : a + n].min().clamp_min(0).sqrt() for a, n in parts]).mean()
-    length = torch.stack([norms[a : a + n].mean() for a, n in parts]).mean()
+    nearest = torch.stack([apart[a : a + n].min().clamp_min(0).sqrt() for a, n in spans]).mean()
+    length = torch.stack([norms[a : a + n].mean() for a, n in spans]).mean()
     expansion = 2 * nearest / length * (population / math.pi) ** (1 / min(features.shape))
     return float(within - between), float(added), float(least), float(expansion)
 

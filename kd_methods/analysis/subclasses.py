@@ -125,12 +125,12 @@ def centres(
         if not len(images):
             means_of_classes.append(torch.full((per, basis[0].shape[1]), FAR))
             continue
-        parts = [project(features, *basis).cpu() for features, _ in stream(teacher_pass, unit, factor, images)]
-        if sum(map(len, parts)) < per:
-            raise UserError(f"class {label} has {sum(map(len, parts))} locations, too few for {per} sub-classes")
+        projected = [project(features, *basis).cpu() for features, _ in stream(teacher_pass, unit, factor, images)]
+        if sum(map(len, projected)) < per:
+            raise UserError(f"class {label} has {sum(map(len, projected))} locations, too few for {per} sub-classes")
         # Several threads would add up in the order in which they finish: other bits every time.
         with threadpool_limits(1):
-            means = KMeans(per, n_init=1, max_iter=ITERATIONS, random_state=0).fit(torch.cat(parts).numpy())
+            means = KMeans(per, n_init=1, max_iter=ITERATIONS, random_state=0).fit(torch.cat(projected).numpy())
         means_of_classes.append(torch.from_numpy(means.cluster_centers_).float())
     return torch.stack(means_of_classes)
 

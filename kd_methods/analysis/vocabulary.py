@@ -73,9 +73,9 @@ def lloyd(batches: Iterable[Tensor], centres: Tensor) -> Tensor:
     sizes = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
     squares = centres.pow(2).sum(1)
     for features in batches:
-        for part in features.split(CHUNK):
-            nearest = torch.addmm(squares, part, centres.t(), alpha=-2).argmin(1)
-            sums.index_add_(0, nearest, part.double())
+        for chunk in features.split(CHUNK):
+            nearest = torch.addmm(squares, chunk, centres.t(), alpha=-2).argmin(1)
+            sums.index_add_(0, nearest, chunk.double())
             sizes += nearest.bincount(minlength=len(centres))
     moved = torch.where(sizes[:, None] > 0, (sums / sizes.clamp_min(1)[:, None]).to(centres), centres)
     empty = torch.nonzero(sizes == 0).flatten()

@@ -125,9 +125,9 @@ class FCFD(Method[Settings]):
                 continue
             with self.teacher.batch_statistics() if by_batch else nullcontext():
                 feature = bridged[k]
-                for part in range(k + 1, n):
-                    feature = tail.resume(self.teacher_blocks[part - 1], feature, until=self.teacher_blocks[part])
-                    reached[part].append(feature)
+                for block in range(k + 1, n):
+                    feature = tail.resume(self.teacher_blocks[block - 1], feature, until=self.teacher_blocks[block])
+                    reached[block].append(feature)
                 mixed.append(tail.resume(self.teacher_blocks[-1], feature))
         of_student, *of_paths = (
             functional.kd(z, teacher.logits, temperature=config.temperature) for z in (student.logits, *mixed)

@@ -77,8 +77,8 @@ class DenseHeads(NamedTuple):
 def joined(features: Sequence[Tensor | Tokens]) -> Any:
     """Features of one kind, one after another along the batch."""
     if isinstance(features[0], Tokens):
-        parts = [torch.cat([getattr(feature, name) for feature in features]) for name in ("hidden", "inputs")]
-        return Tokens(*parts)
+        states = [torch.cat([getattr(feature, name) for feature in features]) for name in ("hidden", "inputs")]
+        return Tokens(*states)
     return torch.cat(list(features))  # type: ignore[arg-type]
 
 
@@ -234,11 +234,13 @@ class Outputs:
     def rows(self, chosen: Tensor) -> Outputs:
         """Those of some samples, by their positions (M,) in the batch."""
 
-        def part(value: Any) -> Any:
+        def of_chosen(value: Any) -> Any:
             return tree_map_only(Tensor, lambda tensor: tensor[chosen], value)
 
         second = self._second.rows(chosen) if self._second else None
-        return Outputs(part(self._logits), {unit: part(x) for unit, x in self._features.items()}, self._layout, second)
+        return Outputs(
+            of_chosen(self._logits), {unit: of_chosen(x) for unit, x in self._features.items()}, self._layout, second
+        )
 
     def each(self, through: Callable[[Tensor], Tensor]) -> Outputs:
         """These outputs of other samples: what ``through`` makes of every tensor, in every view.

@@ -31,12 +31,12 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def insert(self, unit: str, name: str, part: nn.Module) -> Network:
-        """The network with ``part`` added after ``unit`` as a unit of its own called ``name``."""
+    def insert(self, unit: str, name: str, module: nn.Module) -> Network:
+        """The network with ``module`` added after ``unit`` as a unit of its own called ``name``."""
         raise NotImplementedError
 
-    def with_teacher_tail(self, unit: str, name: str, part: nn.Module, teacher: Network, entry: str) -> Network:
-        """This network up to ``unit``, ``part`` as a unit called ``name``, and the teacher's units after ``entry``.
+    def with_teacher_tail(self, unit: str, name: str, module: nn.Module, teacher: Network, entry: str) -> Network:
+        """This network up to ``unit``, ``module`` as a unit called ``name``, and the teacher's units after ``entry``.
 
         One network, trained and deployed without what does not run in it. It has copies of both networks; the teacher's
         tail stays frozen and in evaluation mode.

@@ -97,8 +97,8 @@ class BackboneBlockKD(Method[Settings]):
     def stones(self, student: Outputs) -> list[Heads | DenseHeads]:
         """What the teacher's heads say of every active stone, at the regions or places of the student."""
         layout = self.student.layout
-        parts = zip(self.connectors, layout.trunk, strict=False)
-        connected = [connect(student[unit]) for connect, unit in parts]
+        pairs = zip(self.connectors, layout.trunk, strict=False)
+        connected = [connect(student[unit]) for connect, unit in pairs]
         units, regions = self.teacher.layout.trunk, student["pyramid"].regions
         return [self.teacher.resume(units[i - 1], Pyramid(tuple(connected[:i]), regions)) for i in self.active]
 

@@ -182,10 +182,10 @@ class LetKD1(Method[Settings]):
                 self.words.copy_(words)
                 self.sharpness = self._mean_largest_target(teacher_pass, site)
             elif site.weight:
-                parts = subclasses.find(
+                of_classes = subclasses.find(
                     teacher_pass, site.teacher_unit, site.factor, self.classes, config.subclasses, self.dimensions
                 )
-                for name, value in vars(parts).items():
+                for name, value in vars(of_classes).items():
                     getattr(self, name).copy_(value)
 
     def _mean_largest_target(self, teacher_pass: TeacherPass, site: LayerSite) -> float:

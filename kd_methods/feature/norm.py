@@ -74,8 +74,8 @@ class NORM(Method[Settings]):
         self.width, wide = shapes[0][0], shapes[1][0] * self.settings.copies
         self.expand = Expand(nn.Conv2d(self.width, wide, 1, bias=False), nn.BatchNorm2d(wide))
         self.project = Project(self.width, nn.Conv2d(wide, self.width, 1, bias=False), nn.BatchNorm2d(self.width))
-        for part in (self.expand, self.project):
-            nn.init.kaiming_normal_(next(part.parameters()), mode="fan_out", nonlinearity="relu")
+        for layer in (self.expand, self.project):
+            nn.init.kaiming_normal_(next(layer.parameters()), mode="fan_out", nonlinearity="relu")
 
     def adapt(self, student: Network) -> Network:
         student = student.insert(student.layout.last_map, "norm_expand", self.expand)

@@ -25,8 +25,8 @@ class ABF(nn.Module):
         self.reduce = nn.Sequential(nn.Conv2d(c_in, c_mid, 1, bias=False), nn.BatchNorm2d(c_mid))
         self.view = nn.Sequential(nn.Conv2d(c_mid, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out))
         self.attention = nn.Sequential(nn.Conv2d(2 * c_mid, 2, 1), nn.Sigmoid()) if fuse else None
-        for part in (self.reduce, self.view):
-            nn.init.kaiming_uniform_(next(part.parameters()), a=1)
+        for layer in (self.reduce, self.view):
+            nn.init.kaiming_uniform_(next(layer.parameters()), a=1)
 
     def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, C_s, H_s, W_s) and the residual of the deeper stage to (B, C_t, H_t, W_t) and the next residual."""

@@ -297,23 +297,23 @@ def ickd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 @full_precision
 def appearance_consistency(student_maps: Sequence[Sequence[Tensor]], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of every map of a part from the teacher's there, summed over maps and parts.
+    """Mean squared difference of every map of a block from the teacher's there, summed over maps and blocks.
 
-    Those of the last part are compared a second time after a ReLU and global average pooling.
+    Those of the last block are compared a second time after a ReLU and global average pooling.
 
     Args:
-        student_maps: for every part of the network any number of (B, C, H, W) that stand for the teacher's map there.
-        teacher_maps: one (B, C, H, W) a part.
+        student_maps: for every block of the network any number of (B, C, H, W) that stand for the teacher's map there.
+        teacher_maps: one (B, C, H, W) a block.
 
     Source: Liu et al. 2023 (FCFD), the appearance term of LiuDongyang6/FCFD ``classification/models/meta.py``
     @2aefb7b.
     """
     terms = []
-    for part, (maps, t) in enumerate(zip(student_maps, teacher_maps, strict=True), 1):
+    for block, (maps, t) in enumerate(zip(student_maps, teacher_maps, strict=True), 1):
         t = t.detach()
         for g in maps:
             terms.append(F.mse_loss(g, t))
-            if part == len(teacher_maps):
+            if block == len(teacher_maps):
                 terms.append(F.mse_loss(F.relu(g).mean((2, 3)), F.relu(t).mean((2, 3))))
     return torch.stack(terms).sum()
 

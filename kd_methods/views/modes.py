@@ -10,10 +10,10 @@ from torch import nn
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, a module may change between training and evaluation; afterwards each of its parts is as it was."""
-    modes = [(part, part.training) for part in module.modules()]
+    """Inside, a module may change between training and evaluation; afterwards each of its modules is as it was."""
+    modes = [(child, child.training) for child in module.modules()]
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for child, training in modes:
+            child.training = training

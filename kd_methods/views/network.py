@@ -30,7 +30,7 @@ class NetworkView(Network):
         module: the plain architecture; calling it gives logits, its state dict has its own library's keys.
         chain: gives the chain of ``module`` or of a copy of it.
         input_shape: shape of one input, (C, H, W) or (3, L), from which feature shapes are known without data.
-        inserted: parts added by :meth:`insert`, as (unit, name, part).
+        inserted: modules added by :meth:`insert`, as (unit, name, module).
 
     ``compiles``: forward passes (not those that are resumed) run compiled by torch.
     """
@@ -44,15 +44,16 @@ class NetworkView(Network):
     ) -> None:
         super().__init__()
         self.module = module
-        self.parts = nn.ModuleDict({name: part for _, name, part in inserted})
+        # Checkpoints have this name in their keys.
+        self.parts = nn.ModuleDict({name: added for _, name, added in inserted})
         self.input_shape = tuple(input_shape)
         self._chain_of = chain
         self._inserted = inserted
         plain = chain(module)
         units, layout = list(plain.units), plain.layout
-        for unit, name, part in inserted:
+        for unit, name, added in inserted:
             position = [known for known, _ in units].index(unit)
-            units.insert(position + 1, (name, part))
+            units.insert(position + 1, (name, added))
             if layout.last_map == unit:
                 layout = replace(layout, last_map=name)
         self.layout = layout
@@ -118,19 +119,19 @@ class NetworkView(Network):
             feature = run(feature)
         return feature
 
-    def insert(self, unit: str, name: str, part: nn.Module) -> NetworkView:
+    def insert(self, unit: str, name: str, module: nn.Module) -> NetworkView:
         self._index(unit)
         if name in self._position:
             raise UserError(f"the network has a unit called '{name}' already")
-        return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, part)))
+        return NetworkView(self.module, self._chain_of, self.input_shape, (*self._inserted, (unit, name, module)))
 
-    def with_teacher_tail(self, unit: str, name: str, part: nn.Module, teacher: Network, entry: str) -> NetworkView:
+    def with_teacher_tail(self, unit: str, name: str, module: nn.Module, teacher: Network, entry: str) -> NetworkView:
         assert isinstance(teacher, NetworkView)
         if self._inserted or teacher._inserted:
-            raise ValueError("a network takes its teacher's tail before parts are inserted")
+            raise ValueError("a network takes its teacher's tail before modules are inserted")
         self._index(unit)
         teacher._index(entry)
-        joint = WithTeacherTail(self._only(until=unit), unit, name, part, teacher._only(after=entry), entry)
+        joint = WithTeacherTail(self._only(until=unit), unit, name, module, teacher._only(after=entry), entry)
         return NetworkView(joint, methodcaller("chain"), self.input_shape)
 
     def used(self, after: str = "", until: str = "") -> set[str]:
@@ -173,8 +174,8 @@ class NetworkView(Network):
         return frozen and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
 
     def _fold(self) -> NetworkView:
-        parts = tuple((unit, name, fold_batch_norms(part)) for unit, name, part in self._inserted)
-        folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, parts)
+        inserted = tuple((unit, name, fold_batch_norms(module)) for unit, name, module in self._inserted)
+        folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, inserted)
         folded.compiles = self.compiles
         return folded.requires_grad_(False).eval()
 
@@ -227,17 +228,18 @@ def _keep(features: dict[str, Any], name: str, module: nn.Module, inputs: Any, o
 
 
 def _shape(x: Any) -> tuple[Any, ...]:
-    """Without the batch dimension; of a tuple the shapes of its parts."""
+    """Without the batch dimension; of a tuple the shapes of its members."""
     if isinstance(x, Tokens):
         return tuple(x.hidden.shape[1:])
     return tuple(map(_shape, x)) if isinstance(x, tuple) else tuple(x.shape[1:])
 
 
-PARTS = "parts."
+INSERTED = "parts."
+"""Before the keys of inserted modules in files."""
 
 
 class LogitsOnly(nn.Module):
-    """A network with inserted parts, called like any plain architecture."""
+    """A network with inserted modules, called like any plain architecture."""
 
     def __init__(self, network: NetworkView) -> None:
         super().__init__()
@@ -247,13 +249,13 @@ class LogitsOnly(nn.Module):
         return self.network(x, fields=()).logits
 
     def state_dict(self, *args, **kwargs) -> Mapping[str, Tensor]:  # type: ignore[no-untyped-def, override]
-        """Keys of the plain architecture and of the parts, without the wrappers' own prefixes."""
+        """Keys of the plain architecture and of the inserted modules, without the wrappers' own prefixes."""
         state = {**self.network.module.state_dict()}
-        state.update({f"{PARTS}{key}": value for key, value in self.network.parts.state_dict().items()})
+        state.update({f"{INSERTED}{key}": value for key, value in self.network.parts.state_dict().items()})
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], *args, **kwargs) -> None:  # type: ignore[no-untyped-def, override]
         """What :meth:`state_dict` gave, strictly."""
-        parts = {key.removeprefix(PARTS): value for key, value in state.items() if key.startswith(PARTS)}
-        self.network.parts.load_state_dict(parts)
-        self.network.module.load_state_dict({k: v for k, v in state.items() if not k.startswith(PARTS)})
+        inserted = {key.removeprefix(INSERTED): value for key, value in state.items() if key.startswith(INSERTED)}
+        self.network.parts.load_state_dict(inserted)
+        self.network.module.load_state_dict({k: v for k, v in state.items() if not k.startswith(INSERTED)})

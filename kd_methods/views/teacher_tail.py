@@ -1,4 +1,4 @@
-"""A student that ends in its teacher: trunk, a part that is trained, and the teacher's frozen tail."""
+"""A student that ends in its teacher: trunk, a module that is trained, and the teacher's frozen tail."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ TEACHER_TAIL = "tail."
 
 
 class WithTeacherTail(Architecture):
-    """The units of ``trunk`` up to ``unit``, a part, and the teacher's units after ``entry``, which are not trained."""
+    """The units of ``trunk`` up to ``unit``, a module, and the teacher's frozen units after ``entry``.
+
+    The module is called ``part`` in the keys of checkpoints.
+    """
 
     def __init__(
-        self, trunk: NetworkView, unit: str, name: str, part: nn.Module, tail: NetworkView, entry: str
+        self, trunk: NetworkView, unit: str, name: str, module: nn.Module, tail: NetworkView, entry: str
     ) -> None:
         super().__init__()
-        self.trunk, self.part, self.tail = trunk.module, part, tail.module.requires_grad_(False).eval()
+        self.trunk, self.part, self.tail = trunk.module, module, tail.module.requires_grad_(False).eval()
         self._chains = trunk._chain_of, tail._chain_of
         self._names = unit, name, entry
 

@@ -32,12 +32,12 @@ from .tracing import (
     classifier_name,
     is_composite,
     is_row,
-    part_shapes,
     path_of,
     prefix_tokens,
     run_unit,
     traced_modes,
-    traced_parts,
+    traced_units,
+    unit_shapes,
 )
 
 STAGES = 4
@@ -107,20 +107,20 @@ def images_that_run(module: nn.Module, shape: tuple[int, ...], name: str, otherw
 def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     """The units of a network, and which of them carry what.
 
-    Parts before the first block are the stem; a unit of the trunk ends with a block, or with an activation where there
-    are no blocks; behind the last stage, what does nothing and what completes a convolution joins the unit before.
+    What runs before the first block is the stem; a unit of the trunk ends with a block, or with an activation where
+    there are no blocks; behind the last stage, what does nothing or completes a convolution joins the unit before.
     """
-    parts = traced_parts(module, name)
-    calls = [called_modules(module, part) for part in parts]
-    shapes = part_shapes(module, parts, x)
-    first = _first_block(module, parts, calls)
-    ends = _stage_ends(module, parts, calls, shapes, first)
+    traced = traced_units(module, name)
+    calls = [called_modules(module, unit) for unit in traced]
+    shapes = unit_shapes(module, traced, x)
+    first = _first_block(module, traced, calls)
+    ends = _stage_ends(module, traced, calls, shapes, first)
     if not ends:
         raise UserError(f"the blocks of network '{name}' cannot be found")
     groups: list[list[int]] = [list(range(first)), []]
-    for i in range(first, len(parts)):
+    for i in range(first, len(traced)):
         in_trunk = i <= ends[-1]
-        joins = _does_nothing(calls[i]) or (len(groups[-1]) and _completes(parts[i], calls[i], calls[i - 1]))
+        joins = _does_nothing(calls[i]) or (len(groups[-1]) and _completes(traced[i], calls[i], calls[i - 1]))
         if not in_trunk and not joins:
             groups.append([])
         groups[-1].append(i)
@@ -134,8 +134,8 @@ def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     for group in filter(None, groups):
         last = group[-1]
         named = min((i for i in group if i in ends), default=last if last <= ends[-1] else group[0])
-        label = "stem" if last < first else parts[named].name
-        unit = replace(functools.reduce(Unit.then, (parts[i] for i in group)), name=label)
+        label = "stem" if last < first else traced[named].name
+        unit = replace(functools.reduce(Unit.then, (traced[i] for i in group)), name=label)
         inner = _inner(module, unit)
         if len(unit.nodes[0]) == 1 and inner and _relu(module, inner[-1]) and set(group) & set(ends):
             before, unit = _split(unit, inner)
@@ -145,7 +145,7 @@ def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
             rectified.add(label)
         units.append(unit)
         shape_of[label] = shape_of[preact_of.get(label, label)] = shapes[last]
-    stages = [next(u.name for u in units if u.name == parts[i].name) for i in ends]
+    stages = [next(u.name for u in units if u.name == traced[i].name) for i in ends]
     classifies = classifier_name(module) in called_modules(module, units[-1]).values()
     if len(shape_of[units[-2].name]) != 1 or not classifies:
         raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
@@ -192,8 +192,8 @@ def _layout(
     )
 
 
-def _first_block(module: nn.Module, parts: list[Unit], calls: list[dict[nn.Module, str]]) -> int:
-    """The first part that is a block of a row, or of a stage that timm names, or a layer of a long row; else part 0."""
+def _first_block(module: nn.Module, traced: list[Unit], calls: list[dict[nn.Module, str]]) -> int:
+    """The first that is a block of a row, or of a stage that timm names, or a layer of a long row; else 0."""
 
     def rows(child: nn.Module, name: str) -> bool:
         parent = name.rpartition(".")[0]
@@ -210,7 +210,7 @@ def _first_block(module: nn.Module, parts: list[Unit], calls: list[dict[nn.Modul
 
 
 def _ends_unit(module: nn.Module, called: Mapping[nn.Module, str]) -> bool:
-    """Whether a part ends with a block of a row, or with an activation."""
+    """Whether a traced unit ends with a block of a row, or with an activation."""
 
     def in_sequence(name: str) -> bool:
         parent = module.get_submodule(name.rpartition(".")[0])
@@ -228,9 +228,9 @@ def _does_nothing(called: Mapping[nn.Module, str]) -> bool:
     return bool(called) and all(isinstance(child, nn.Identity | nn.Dropout) for child in called)
 
 
-def _completes(part: Unit, called: Mapping[nn.Module, str], before: Mapping[nn.Module, str]) -> bool:
-    """Whether a part is the normalisation or the activation of the convolution, or linear map, before it."""
-    if len(part.nodes[0]) != len(called):
+def _completes(unit: Unit, called: Mapping[nn.Module, str], before: Mapping[nn.Module, str]) -> bool:
+    """Whether a traced unit is the normalisation or the activation of the convolution, or linear map, before it."""
+    if len(unit.nodes[0]) != len(called):
         return False
     normalises = all(_activates(child) or _normalises(child) for child in called)
     return normalises and any(isinstance(child, nn.Conv2d | nn.Linear) or _normalises(child) for child in before)
@@ -242,19 +242,19 @@ def _normalises(child: nn.Module) -> bool:
 
 def _stage_ends(
     module: nn.Module,
-    parts: list[Unit],
+    traced: list[Unit],
     calls: list[dict[nn.Module, str]],
     shapes: list[tuple[int, ...]],
     first: int,
 ) -> list[int]:
-    """Parts that end a stage: timm's own feature information, else the last block of each resolution."""
+    """Traced units that end a stage: timm's own feature information, else the last block of each resolution."""
     ends = []
     for info in getattr(module, "feature_info", None) or ():
         stage = info["module"]
-        inside = [i for i in range(first, len(parts)) if f"{parts[i].name}.".startswith(f"{stage}.")]
+        inside = [i for i in range(first, len(traced)) if f"{traced[i].name}.".startswith(f"{stage}.")]
         ends += inside[-1:]
     if not ends:
-        blocks = [i for i in range(first, len(parts)) if _ends_unit(module, calls[i]) and len(shapes[i]) > 1]
+        blocks = [i for i in range(first, len(traced)) if _ends_unit(module, calls[i]) and len(shapes[i]) > 1]
         sizes = [_size(shapes[i]) for i in blocks]
         alike = len(set(sizes)) == 1
         later = [*sizes[1:], ()]

@@ -171,7 +171,7 @@ def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, .
     return segments
 
 
-def traced_parts(module: nn.Module, name: str) -> list[Unit]:
+def traced_units(module: nn.Module, name: str) -> list[Unit]:
     """The pass between each two places where only one value goes on."""
     classifier = classifier_name(module)
 
@@ -183,30 +183,30 @@ def traced_parts(module: nn.Module, name: str) -> list[Unit]:
         modes = [_segments(nodes) for nodes in traced_modes(module, through)]
     except Exception as error:  # tracing runs foreign code, any error only means: not traceable
         raise UserError(f"network '{name}' cannot be cut into units ({str(error).splitlines()[0]})") from None
-    if [part[0] for part in modes[0]] != [part[0] for part in modes[1]]:
+    if [segment[0] for segment in modes[0]] != [segment[0] for segment in modes[1]]:
         raise UserError(f"network '{name}' runs other layers in training than in evaluation; it cannot be cut")
     return [
         Unit(label, (a, b), (evaluated, trained)) for (label, a, evaluated), (_, b, trained) in zip(*modes, strict=True)
     ]
 
 
-def part_shapes(module: nn.Module, parts: list[Unit], x: Tensor) -> list[tuple[int, ...]]:
-    """Shape of each part's output without the batch; parts that swap dimensions or write are marked as such."""
+def unit_shapes(module: nn.Module, units: list[Unit], x: Tensor) -> list[tuple[int, ...]]:
+    """Shape of each unit's output without the batch; units that swap dimensions or write are marked as such."""
     swaps = str(getattr(module, "output_fmt", "")).endswith("NHWC")
     shapes = []
     with modes_kept(module), torch.no_grad():
         module.eval()
-        for i, part in enumerate(parts):
+        for i, unit in enumerate(units):
             version = x._version
-            out = run_unit(module, part, x)
+            out = run_unit(module, unit, x)
             swapped = (i > 0 and swaps and x.dim() == 4, swaps and out.dim() == 4)
-            parts[i] = replace(part, swapped=swapped, writes=x._version != version)
+            units[i] = replace(unit, swapped=swapped, writes=x._version != version)
             shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if swapped[1] else out.shape[1:]))
             x = out
     return shapes
 
 
-def called_modules(module: nn.Module, part: Unit) -> dict[nn.Module, str]:
-    """The modules that a part calls, and their names."""
-    names = [path_of(node) for node in part.nodes[0] if node.op == "call_module"]
+def called_modules(module: nn.Module, unit: Unit) -> dict[nn.Module, str]:
+    """The modules that a unit calls, and their names."""
+    names = [path_of(node) for node in unit.nodes[0] if node.op == "call_module"]
     return {module.get_submodule(name): name for name in names}

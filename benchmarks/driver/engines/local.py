@@ -150,8 +150,8 @@ def _train(cells: Sequence[Cell], context: Context) -> None:
         context.watcher.say(f"{cells[0].label}  FAILED: {message}")
         return
     middle = len(cells) // 2
-    for part in (cells[:middle], cells[middle:]):
-        _train(part, context)
+    for half in (cells[:middle], cells[middle:]):
+        _train(half, context)
 
 
 def _shortage(cells: Sequence[Cell], context: Context) -> str:

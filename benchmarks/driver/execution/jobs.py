@@ -142,15 +142,15 @@ def divided(cells: Sequence[Cell], slots: int) -> list[tuple[Cell, ...]]:
     """
     groups = grouped(cells)
     largest = max(map(len, groups), default=1)
-    ways = ([part for group in groups for part in _even(group, size)] for size in range(largest, 0, -1))
-    # Of the ways that take the same time the one with the largest parts.
-    return min(ways, key=lambda parts: span([len(part) + bool(part[0].teacher) for part in parts], slots))
+    ways = ([job for group in groups for job in _even(group, size)] for size in range(largest, 0, -1))
+    # Of the ways that take the same time the one with the largest jobs.
+    return min(ways, key=lambda jobs: span([len(job) + bool(job[0].teacher) for job in jobs], slots))
 
 
 def _even(group: Sequence[Cell], largest: int) -> list[tuple[Cell, ...]]:
-    """A group in as few parts as can be, none larger than ``largest``, of nearly one size."""
+    """A group in as few jobs as can be, none larger than ``largest``, of nearly one size."""
     count = -(-len(group) // largest)
-    ends = [len(group) * part // count for part in range(count + 1)]
+    ends = [len(group) * job // count for job in range(count + 1)]
     return [tuple(group[start:end]) for start, end in itertools.pairwise(ends)]
 
 

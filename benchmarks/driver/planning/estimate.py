@@ -49,7 +49,7 @@ class Estimate:
     """
 
     def __init__(self, plan: Plan, todo: Mapping[str, float], workspace: Workspace, speed: Speed | None = None) -> None:
-        self._parts: dict[str, _OnOneTask] = {}
+        self._by_cell: dict[str, _OnOneTask] = {}
         self._stages: list[list[Cell]] = []
         cells = plan.every_cell()
         for task in plan.tasks:
@@ -58,24 +58,24 @@ class Estimate:
                 continue
             for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
                 on_task = [cell for stage in stages for cell in stage]
-                part = _OnOneTask(source, on_task, protocol.on_task(task), todo, workspace, speed)
-                self._parts |= dict.fromkeys((cell.key for cell in on_task), part)
+                estimated = _OnOneTask(source, on_task, protocol.on_task(task), todo, workspace, speed)
+                self._by_cell |= dict.fromkeys((cell.key for cell in on_task), estimated)
                 self._stages += [[cell for cell in stage if cell.key in todo] for stage in stages]
 
     def operations(self, cell: Cell) -> float | None:
         """Floating-point operations of a cell's training; None where they are not counted."""
-        part = self._parts.get(cell.key)
-        return part.operations(cell) if part else None
+        estimated = self._by_cell.get(cell.key)
+        return estimated.operations(cell) if estimated else None
 
     def seconds(self, workers: int = 1) -> float | None:
         """Until all cells that are left are trained, on so many devices; None where nothing is known of them.
 
         Teachers end before students begin, each part of a group is trained where a place is free first.
         """
-        if not self._parts and any(self._stages):
+        if not self._by_cell and any(self._stages):
             return None
-        jobs = [divided(stage, workers) for stage in self._stages]
-        return sum(span([self._parts[part[0].key].seconds(part) for part in parts], workers) for parts in jobs)
+        stages = [divided(stage, workers) for stage in self._stages]
+        return sum(span([self._by_cell[job[0].key].seconds(job) for job in stage], workers) for stage in stages)
 
 
 class _OnOneTask:
@@ -168,5 +168,5 @@ def _epochs(bench: Bench, scale: float) -> Work:
         phase = id(bench.student_run.phase)
         if phase not in counted:
             counted[phase] = bench.operations()
-        total = [sum(parts) for parts in zip(total, counted[phase], strict=True)]
+        total = [sum(operations) for operations in zip(total, counted[phase], strict=True)]
     return Work(total[0] * scale, total[1] * scale, (teacher + student) * scale)

@@ -303,9 +303,9 @@ def _pairs(wanted: Sequence[str], known: Sequence[Pair], tasks: tuple[TaskColumn
 
 def _free_pair(name: str, known: Sequence[Pair]) -> Pair:
     """``teacher-student`` of any two networks; a dash may be part of a name."""
-    parts = name.split("-")
-    for i in range(1, len(parts)):
-        teacher, student = "-".join(parts[:i]), "-".join(parts[i:])
+    words = name.split("-")
+    for i in range(1, len(words)):
+        teacher, student = "-".join(words[:i]), "-".join(words[i:])
         try:
             networks.check(teacher)
             networks.check(student)

@@ -89,7 +89,7 @@ def _built(
     module = entry.build(num_classes or CLASSES)
     if not isinstance(module, ImageClassifier):
         return module
-    for kind in {type(part) for part in module.modules() if getattr(part, "fx_leaf", False)}:
+    for kind in {type(child) for child in module.modules() if getattr(child, "fx_leaf", False)}:
         register_notrace_module(kind)
     module.num_classes = num_classes or CLASSES
     if not num_classes or global_pool != "avg":

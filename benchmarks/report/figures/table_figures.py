@@ -30,9 +30,9 @@ def _figures(table: Table, curves: Curves, cost: CostTable | None) -> Iterator[t
     for column in table.columns:
         rows = [row for row in table.rows if any(key[:2] == (row.key, column.key) for key in curves)]
         for start in range(0, len(rows), LINES):
-            part = f"-{start // LINES + 1}" if len(rows) > LINES else ""
+            page = f"-{start // LINES + 1}" if len(rows) > LINES else ""
             titles = {row.key: row.title for row in rows[start : start + LINES]}
-            yield f"curves-{column.key}{part}", _curves(table, curves, column, titles)
+            yield f"curves-{column.key}{page}", _curves(table, curves, column, titles)
         if cost and (points := _against_cost(table, cost, column)):
             yield f"cost-{column.key}", accuracy(points, f"training, {unit(cost)}", table.metric, cheaper=-1)
         if cost and any(row.entries.get(column.key) for row in cost.rows):
@@ -79,12 +79,12 @@ def _memory(cost: CostTable, column: Column) -> Any:
     entries = {row.title: entry for row in cost.rows if (entry := row.entries.get(column.key))}
     fig, (axes,) = figure(height=0.9 + 0.13 * len(entries))
     left = [0.0] * len(entries)
-    parts = HELD if all(entry.memory_split for entry in entries.values()) else ("peak",)
-    for i, part in enumerate(parts):
+    held = HELD if all(entry.memory_split for entry in entries.values()) else ("peak",)
+    for i, word in enumerate(held):
         values = [
-            (entry.memory_split or {}).get(part, entry.peak_memory_bytes or 0) / MIB for entry in entries.values()
+            (entry.memory_split or {}).get(word, entry.peak_memory_bytes or 0) / MIB for entry in entries.values()
         ]
-        axes.barh(list(entries), values, left=left, label=part, **filled(i))
+        axes.barh(list(entries), values, left=left, label=word, **filled(i))
         left = [a + b for a, b in zip(left, values, strict=True)]
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

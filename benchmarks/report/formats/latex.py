@@ -47,7 +47,7 @@ _HEAD = 15
 _SHORT_CAPTION = 85
 """Characters of a caption that are two lines of a narrow column."""
 
-_NUMBER = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d+)(?:\.(?P<part>\d+))?")
+_NUMBER = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d+)(?:\.(?P<decimals>\d+))?")
 
 _FRAME = r"""% Compiles alone (pdflatex) and by \input; then the document needs
 %   \usepackage{@PACKAGES@}% siunitx in version 3
@@ -114,10 +114,10 @@ def body(layout: TableLayout) -> str:
     labels = _Labels.of(layout)
     head_lines = sum(max(len(pieces(text, _HEAD)) for text in texts) for _, texts in layout.heads)
     columns = [_Column.of([line.cells[i] for line in _rows(layout)]) for i in range(layout.width)]
-    parts = _column_blocks(layout, columns, labels.width)
+    spans = _column_blocks(layout, columns, labels.width)
     floats: list[list[str]] = [[]]
     used = 0.0
-    for start, end in parts:
+    for start, end in spans:
         for chunk in _chunks(_shown(layout.blocks, start, end), LINES - head_lines - 2 * _RULE, labels):
             lines: float = head_lines + sum(labels.lines(line) for block in chunk for line in block)
             lines += _RULE * (len(chunk) + 2)
@@ -126,8 +126,8 @@ def body(layout: TableLayout) -> str:
                 used = 0.0
             floats[-1].append(_tabular(layout, chunk, columns, (start, end), labels))
             used += lines
-    width = max(_width_of(columns, layout.heads, part, labels.width) for part in parts)
-    caption = "".join(part.text for part in layout.caption)
+    width = max(_width_of(columns, layout.heads, span, labels.width) for span in spans)
+    caption = "".join(sentence.text for sentence in layout.caption)
     narrow = width <= NARROW and len(layout.title + caption) <= _SHORT_CAPTION and len(floats) == 1
     environment = "table" if narrow else "table*"
     many = [r"\ifnum\maxdeadcycles<1000 \maxdeadcycles=1000 \fi"] if len(floats) > MANY else []
@@ -142,10 +142,11 @@ def _float(layout: TableLayout, environment: str, tabulars: Sequence[str], numbe
     name = label(layout.name)
     if number == 0:
         sentences = [
-            rf"\textbf{{{flowing(part.text)}}}" if part.strong else flowing(part.text) for part in layout.caption
+            rf"\textbf{{{flowing(sentence.text)}}}" if sentence.strong else flowing(sentence.text)
+            for sentence in layout.caption
         ]
         title = f"{flowing(layout.title.rstrip('.'))}." if layout.title else ""
-        caption = rf"\caption{{{' '.join(part for part in [title, *sentences] if part)}}}" + f"\n\\label{{tab:{name}}}"
+        caption = rf"\caption{{{' '.join(text for text in [title, *sentences] if text)}}}" + f"\n\\label{{tab:{name}}}"
     else:
         caption = rf"{{\small Table~\ref{{tab:{name}}}, continued.\par}}\vspace{{4pt}}"
     notes = "" if number else _notes(layout.notes)
@@ -200,16 +201,16 @@ class _Column:
             return cls("r" if valued else "c", across, False)
         numbers = [match for match in matches if match]
         whole = max(len(match["whole"]) for match in numbers)
-        part = max(len(match["part"] or "") for match in numbers)
+        decimals = max(len(match["decimals"] or "") for match in numbers)
         sign = "+" if any(match["sign"] for match in numbers) else ""
         stds = [cell.std for cell in valued if cell.std]
         digits = max((len(std.replace(".", "")) for std in stds), default=0)
         uncertainty = f"({digits})" if digits else ""
         room = f",table-space-text-post={{{post}\\,}}" if post else ""
-        point = "." if part else ""
-        across = width(sign + "0" * (whole + part) + point) + _post_width(post)
+        point = "." if decimals else ""
+        across = width(sign + "0" * (whole + decimals) + point) + _post_width(post)
         across += width("±  " + "0" * digits + point) if digits else 0.0
-        return cls(f"S[table-format={sign}{whole}.{part}{uncertainty}{room}]", max(across, words), True)
+        return cls(f"S[table-format={sign}{whole}.{decimals}{uncertainty}{room}]", max(across, words), True)
 
 
 @dataclass(frozen=True)
@@ -298,9 +299,9 @@ def _spans(texts: Sequence[str], block: tuple[int, int]) -> list[tuple[int, int,
 
 
 def _chunks(blocks: Sequence[tuple[Line, ...]], limit: float, labels: _Labels) -> list[list[tuple[Line, ...]]]:
-    """The blocks in parts of at most ``limit`` lines.
+    """The blocks in chunks of at most ``limit`` lines.
 
-    A block that fits a part of its own is only cut where the part before it would stay half empty; a heading stands
+    A block that fits a chunk of its own is only cut where the chunk before it would stay half empty; a heading stands
     with its first row.
     """
     chunks: list[list[tuple[Line, ...]]] = [[]]

@@ -51,13 +51,13 @@ def marks(text: str) -> str:
 def pieces(text: str, limit: int) -> list[str]:
     """A text in at most four lines of about ``limit`` characters, broken at blanks, after signs, or where it must."""
     words = re.split(r"(?<=\s)", cut(text, 4 * limit - 4))
-    parts = [part for word in words for part in _BREAK.split(word) if part]
+    unbreakable = [piece for word in words for piece in _BREAK.split(word) if piece]
     lines: list[str] = []
-    for part in (whole[i : i + limit] for whole in parts for i in range(0, len(whole), limit)):
-        if lines and len(lines[-1].strip()) + len(part.strip()) <= limit:
-            lines[-1] += part
+    for piece in (whole[i : i + limit] for whole in unbreakable for i in range(0, len(whole), limit)):
+        if lines and len(lines[-1].strip()) + len(piece.strip()) <= limit:
+            lines[-1] += piece
         else:
-            lines.append(part)
+            lines.append(piece)
     return [line.strip() for line in lines] or [""]
 
 
@@ -95,4 +95,4 @@ def _escaped(char: str) -> str:
 def _pieces(word: str) -> list[str]:
     if len(word) <= _PIECE:
         return [word]
-    return [part[i : i + _PIECE] for part in _BREAK.split(word) for i in range(0, len(part), _PIECE)]
+    return [piece[i : i + _PIECE] for piece in _BREAK.split(word) for i in range(0, len(piece), _PIECE)]

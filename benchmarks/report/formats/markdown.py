@@ -13,14 +13,14 @@ def escape(text: str) -> str:
 
 
 def render(layout: TableLayout) -> str:
-    sentences = [f"**{escape(part.text)}**" if part.strong else escape(part.text) for part in layout.caption]
+    sentences = [f"**{escape(one.text)}**" if one.strong else escape(one.text) for one in layout.caption]
     pairs = ["<br>".join(map(escape, texts)) for texts in zip(*(texts for _, texts in layout.heads), strict=True)]
     labels = "<br>".join(label for label, _ in layout.heads if label)
     grid = [_row([labels, *pairs]), _row(["---", *["---:"] * len(pairs)])]
     grid += [_line(line, len(pairs)) for block in layout.blocks for line in block]
     notes = [f"- {f'{escape(label)}: ' if label else ''}{escape(text)}" for label, text in layout.notes]
-    parts = [f"## {escape(layout.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    blocks = [f"## {escape(layout.title)}", " ".join(sentences), "\n".join(grid), "\n".join(notes)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _row(cells: list[str]) -> str:

@@ -22,16 +22,16 @@ def bibliography(table: Table) -> str:
 def body(table: Table, full: TableLayout) -> str:
     """Everything that the full table says in words, and the published values with the gaps to them."""
     name = label(table.name)
-    parts = [
+    lines = [
         rf"\subsection*{{{flowing(cut(table.title, TITLE))}: how it was made}}\label{{app:{name}}}",
         r"\begingroup\small\raggedright\setlength{\parindent}{0pt}\setlength{\parskip}{2pt plus 1pt}",
         *([] if len(table.title) <= TITLE else [rf"{flowing(table.title)}\par"]),
-        *(rf"{flowing(part.text)}\par" for part in full.caption),
+        *(rf"{flowing(sentence.text)}\par" for sentence in full.caption),
         *(rf"{_name(note)}{flowing(text)}\par" for note, text in full.notes),
         r"\endgroup",
     ]
     values = _published(full)
-    return "\n".join([*parts, floats(values)] if values.blocks else parts)
+    return "\n".join([*lines, floats(values)] if values.blocks else lines)
 
 
 def _name(note: str) -> str:

@@ -1,4 +1,4 @@
-"""A cost table: throughput, memory with its parts, and parameters of each row, pair by pair."""
+"""A cost table: throughput, memory with what makes it up, and parameters of each row, pair by pair."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def layout(cost: CostTable) -> TableLayout:
     blocks = tuple(_pair(cost, column, split) for column in cost.columns)
     against = reference(cost)
     heads = [("Training", unit(cost)), ("", f"{TIMES} {against.title}" if against else BLANK), ("Peak", "MiB")]
-    heads += [("of it, MiB" if i == 0 else "", part) for i, part in enumerate(HELD)] if split else []
+    heads += [("of it, MiB" if i == 0 else "", kind) for i, kind in enumerate(HELD)] if split else []
     heads += [("Extra parameters", "training"), ("", "deployed")]
     return TableLayout(
         name=f"{cost.name}-cost",
@@ -141,8 +141,8 @@ def _rates(rate: Rate | None) -> tuple[PrintedCell, ...]:
 
 
 def _memory(entry: CostEntry, split: bool) -> tuple[PrintedCell, ...]:
-    parts = [entry.peak_memory_bytes, *((entry.memory_split or {}).get(part) for part in HELD if split)]
-    return tuple(PrintedCell(word=MISSING) if value is None else PrintedCell(_mebibytes(value)) for value in parts)
+    sizes = [entry.peak_memory_bytes, *((entry.memory_split or {}).get(kind) for kind in HELD if split)]
+    return tuple(PrintedCell(word=MISSING) if value is None else PrintedCell(_mebibytes(value)) for value in sizes)
 
 
 def _mebibytes(value: float) -> str:

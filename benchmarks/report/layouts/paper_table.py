@@ -96,7 +96,7 @@ class _Printer:
         heads = []
         for i, (label, texts) in enumerate(lines):
             beside = [""] if self.published else []
-            of_pairs = [part for text in texts for part in (text or BLANK, *beside)]
+            of_pairs = [word for text in texts for word in (text or BLANK, *beside)]
             further = self._further("first" if i == 0 else "last" if i == len(lines) - 1 else "")
             heads.append((label, (*(of_pairs or ["ours", "publ."] * len(columns)), *further)))
         return tuple(heads)

@@ -229,7 +229,7 @@ def _papers(keys: tuple[str, ...]) -> tuple[citations.Paper, ...]:
 
 def _bibtex(shown: list[_Shown]) -> str:
     """What all tables rest on."""
-    parts = [citations.of_manifest(one.planned) for one in shown]
-    every = {name: tuple(dict.fromkeys(key for part in parts for key in getattr(part, name)))
+    cited = [citations.of_manifest(one.planned) for one in shown]
+    every = {name: tuple(dict.fromkeys(key for one in cited for key in getattr(one, name)))
              for name in ("methods", "tasks", "networks")}  # fmt: skip
     return citations.bibtex(citations.Cited(**every))
