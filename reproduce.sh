@@ -31,7 +31,7 @@ state=$venv/.kdbench        # what the set-up remembers: NAME.sha256 (installed 
 # --- Python and uv ---------------------------------------------------------------------------------------------------
 
 # Prints version and path, and says whether it is new enough; in words that Python 2 knows too, so that it can be named.
-probe='
+version_check='
 import sys
 print("%d.%d.%d" % sys.version_info[:3])
 print(sys.executable)
@@ -43,12 +43,12 @@ sys.exit(sys.version_info < (3, 11))
 find_python() {
     local candidate answer seen=
     if [[ -n ${KDBENCH_PYTHON:-} ]]; then
-        if answer=$("$KDBENCH_PYTHON" -c "$probe" 2>/dev/null); then host_python=${answer#*$'\n'}; return; fi
+        if answer=$("$KDBENCH_PYTHON" -c "$version_check" 2>/dev/null); then host_python=${answer#*$'\n'}; return; fi
         [[ -n $answer ]] || die "KDBENCH_PYTHON=$KDBENCH_PYTHON does not run; it must name a Python 3.11 or newer"
         die "KDBENCH_PYTHON=$KDBENCH_PYTHON is Python ${answer%%$'\n'*}; 3.11 or newer is needed"
     fi
     for candidate in "$@" python3 python3.13 python3.12 python3.11; do
-        if answer=$("$candidate" -c "$probe" 2>/dev/null); then host_python=${answer#*$'\n'}; return; fi
+        if answer=$("$candidate" -c "$version_check" 2>/dev/null); then host_python=${answer#*$'\n'}; return; fi
         seen=${seen:-${answer%%$'\n'*}}
     done
     # uv may have Pythons of its own that are not on PATH.
@@ -58,7 +58,7 @@ find_python() {
 
 has_uv() { command -v uv >/dev/null 2>&1; }
 
-venv_usable() { [[ -x $python ]] && "$python" -c "$probe" >/dev/null 2>&1; }
+venv_usable() { [[ -x $python ]] && "$python" -c "$version_check" >/dev/null 2>&1; }
 
 # --- The set-up ------------------------------------------------------------------------------------------------------
 

@@ -165,15 +165,15 @@ def _base() -> type[Method]:
                 distill |= {f"{kind.card.name}.{key}": term for key, term in terms.distill.items()}
             return Terms(task, distill)
 
-        def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+        def auxiliary_logits(self, student: Outputs) -> Mapping[str, Tensor]:
             return {
                 f"{kind.card.name}.{name}": logits
                 for kind, method in zip(self.combines, self._methods, strict=True)
-                for name, logits in method.probes(student).items()
+                for name, logits in method.auxiliary_logits(student).items()
             }
 
-        def probe_fields(self) -> Sequence[str]:
-            return list(dict.fromkeys(field for method in self._methods for field in method.probe_fields()))
+        def auxiliary_fields(self) -> Sequence[str]:
+            return list(dict.fromkeys(field for method in self._methods for field in method.auxiliary_fields()))
 
         def deployed(self, student: Network) -> nn.Module:
             return self._methods[0].deployed(student)

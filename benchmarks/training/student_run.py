@@ -81,8 +81,8 @@ class StudentRun:
             self.scaler,
             self._backbone() if protocol.optimizer.backbone != 1 else (),
         )
-        # Of probes' logits the method's own parts are evaluated, too.
-        evaluated = (self.deployed, self.student, *((self.method,) if self.method.probe_fields() else ()))
+        # For auxiliary logits the method's own modules are evaluated, too.
+        evaluated = (self.deployed, self.student, *((self.method,) if self.method.auxiliary_fields() else ()))
         taught_by = (teacher, teacher.fold_batch_norms()) if teacher else ()  # whose end may be a part of the student
         self.averages = Averages(evaluated, protocol.ema, taught_by)
         if self.replica.count > 1 and not isinstance(self.optimizer, optimizers.SummedTerms):
@@ -265,7 +265,7 @@ class StudentRun:
             return {}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Test metrics of the deployed network under the name "" and of the method's probes under theirs."""
+        """Test metrics of the deployed network under the name "" and of the method's auxiliary logits under theirs."""
         self.student.eval()
         self.method.eval()
         self.deployed.eval()
@@ -273,7 +273,7 @@ class StudentRun:
             return self.data.evaluate(self._predict())
 
     def _predict(self) -> Callable[[Tensor], Mapping[str, Tensor]]:
-        fields = self.method.probe_fields()
+        fields = self.method.auxiliary_fields()
         if not fields:
             return lambda x: {"": self.deployed(x)}
 
@@ -281,7 +281,7 @@ class StudentRun:
             outputs = self.student(x, fields=fields)
             deployed = self.deployed.network if isinstance(self.deployed, LogitsOnly) else self.deployed
             plain = deployed in (self.student, self.student.module)
-            return {"": outputs.logits if plain else self.deployed(x), **self.method.probes(outputs)}
+            return {"": outputs.logits if plain else self.deployed(x), **self.method.auxiliary_logits(outputs)}
 
         return predict
 

@@ -40,7 +40,7 @@ class Settings(MethodSettings):
     stone_epochs: float = Field(30.0, gt=0, description="epochs between two stones that come in one by one")
     teacher_bn: Literal["eval", "batch"] = Field(
         "eval",
-        description="statistics in the tails while training: running ones or the batch's; probes use running",
+        description="statistics in the tails while training: running ones or the batch's; to evaluate, running ones",
     )
     warmup: float = Field(0.0, ge=0, description="epochs over which the terms of warmup_on grow linearly")
     warmup_on: Literal["gamma", "beta_gamma"] = Field("gamma", description="terms that warm up")
@@ -147,12 +147,12 @@ class BlockKD(Method[Settings]):
             at = unit
         return list(tail.resume(at, joint).chunk(len(entries)))
 
-    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+    def auxiliary_logits(self, student: Outputs) -> Mapping[str, Tensor]:
         if not self.active:
             return {}
         return {f"stone_{i}": z for i, z in zip(self.active, self.stones(student, self.active), strict=True)}
 
-    def probe_fields(self) -> tuple[str, ...]:
+    def auxiliary_fields(self) -> tuple[str, ...]:
         return ("blocks",) if self.active else ()
 
     def _active(self, n: int) -> list[int]:

@@ -159,12 +159,12 @@ class Method(nn.Module, Generic[S]):
         """The terms to minimise for one batch. ``teacher`` is detached and holds what ``needs`` lists."""
         raise NotImplementedError
 
-    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+    def auxiliary_logits(self, student: Outputs) -> Mapping[str, Tensor]:
         """Further logits (B, K) by name, evaluated on the test set every epoch."""
         return {}
 
-    def probe_fields(self) -> Sequence[str]:
-        """Fields of the student's outputs that :meth:`probes` reads."""
+    def auxiliary_fields(self) -> Sequence[str]:
+        """Fields of the student's outputs that :meth:`auxiliary_logits` reads."""
         return ()
 
     def deployed(self, student: Network) -> nn.Module:

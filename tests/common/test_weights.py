@@ -148,11 +148,11 @@ def test_the_digest_is_that_of_the_tensors(weights: State) -> None:
     assert weights_digest({k + "x" if k == key else k: v for k, v in weights.items()}) != digest
 
 
-@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_truncated_file_is_one_clear_line(tmp_path: Path, weights: State, part: float, zipped: bool) -> None:
+def test_a_truncated_file_is_one_clear_line(tmp_path: Path, weights: State, share: float, zipped: bool) -> None:
     path = saved(tmp_path / "file.pth", weights, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert str(path) in refusal(lambda: load_weights(path)) and "truncated" in refusal(lambda: load_weights(path))
 
 

@@ -157,7 +157,7 @@ def test_published_settings_belong_to_their_recipe_and_method() -> None:
 def test_published_settings_exist_in_the_registry() -> None:
     matrices = [m for table in map(load_table, table_names()) for m in (table, *table.presets.values())]
     pairs = [pair for matrix in matrices for pair in matrix.pairs or () if pair.id != f"{pair.teacher}-{pair.student}"]
-    named_pairs = {part for pair in pairs for part in pair.id.split("-")}
+    named_pairs = {name for pair in pairs for name in pair.id.split("-")}
     for method, entries in all_pair_settings().items():
         assert registry.exists(method)
         named = [(entry.recipe, pair) for entry in entries for pair in entry.pairs or ("all",)]

@@ -297,8 +297,8 @@ KEY, MODEL = "k" * 64, torch.nn.Linear(100, 1)
 def checkpoint(path: Path, value: float = 0.0, **changes: Any) -> Path:
     """A Runner's, as far as it is looked at, whose weights are ``value``."""
     weights = {name: torch.full_like(tensor, value) for name, tensor in MODEL.state_dict().items()}
-    parts = dict.fromkeys(("optimizer", "param_schedulers", "message_hub", "meta"), 0)
-    torch.save({"state_dict": weights, **parts, "kd": {"cell": KEY}} | changes, path)
+    entries = dict.fromkeys(("optimizer", "param_schedulers", "message_hub", "meta"), 0)
+    torch.save({"state_dict": weights, **entries, "kd": {"cell": KEY}} | changes, path)
     return path
 
 
@@ -400,5 +400,7 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
         history.append({key: float(value) for key, value in found.items()})
     # GFL weighs boxes by class scores, which begin near zero: its own loss rises at first.
     start = 10 if name == "ld" else 0
-    first, last = (sum(record["loss"] for record in part) / 10 for part in (history[start : start + 10], history[-10:]))
+    first, last = (
+        sum(record["loss"] for record in records) / 10 for records in (history[start : start + 10], history[-10:])
+    )
     assert last < first, (first, last)

@@ -199,9 +199,9 @@ def test_a_line_is_passed_on(store: Store) -> None:
 def test_groups_are_divided_as_far_as_it_saves_time(groups: list[int], slots: int, sizes: list[int]) -> None:
     teacher = cell("student", seed=99)
     cells = [cell(f"m{member}", seed, teacher) for seed, members in enumerate(groups) for member in range(members)]
-    parts = divided(cells, slots)
-    assert [len(part) for part in parts] == sizes
-    assert [one for part in parts for one in part] == cells
+    jobs = divided(cells, slots)
+    assert [len(job) for job in jobs] == sizes
+    assert [one for job in jobs for one in job] == cells
 
 
 def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +222,13 @@ def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shards_are_the_plan_each_with_the_teachers_it_needs() -> None:
     first, second = cell("student", seed=98), cell("student", seed=99)
     cells = [cell(m, seed, teacher) for seed in range(3) for teacher in (first, second) for m in ("kd", "dkd")]
-    parts = [Shard(index, 4).of([first, second], [first, second, *cells]) for index in (1, 2, 3, 4)]
-    students = [one.key for part in parts for one in part if one.teacher]
+    shards = [Shard(index, 4).of([first, second], [first, second, *cells]) for index in (1, 2, 3, 4)]
+    students = [one.key for shard in shards for one in shard if one.teacher]
     assert sorted(students) == sorted(one.key for one in cells), "each once"
-    assert [len(part) for part in parts] == [5, 5, 3, 3], "two groups, or one, with their teacher before them"
-    for part in parts:
+    assert [len(shard) for shard in shards] == [5, 5, 3, 3], "two groups, or one, with their teacher before them"
+    for shard in shards:
         known = set[str]()
-        for one in part:
+        for one in shard:
             assert not one.teacher or one.teacher.cell in known
             known.add(one.key)
     assert Shard().of([first, second], [first, second, *cells]) == [first, second, *cells]

@@ -120,7 +120,7 @@ def simulate(tmp_path: Path, groups: int, slots: int) -> dict[str, float]:
     cells = plan.every_cell()
     clock.append(time.process_time())
     ((protocol, stages),) = plan.stages(cells)
-    jobs = [Job(part, protocol) for stage in stages for part in divided(stage, slots)]
+    jobs = [Job(group, protocol) for stage in stages for group in divided(stage, slots)]
     clock.append(time.process_time())
     store, watcher = Store(where.output), Quiet()
     places = Places(store, slots, random.Random(0))

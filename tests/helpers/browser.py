@@ -51,9 +51,9 @@ class BrowserPage:
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._reading], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, "the browser does not answer"
-            part = os.read(self._reading, 1 << 16)
-            assert part, "the browser has ended"
-            self._rest += part
+            chunk = os.read(self._reading, 1 << 16)
+            assert chunk, "the browser has ended"
+            self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\0")
         message = json.loads(line)
         self._events.append(message.get("method", ""))

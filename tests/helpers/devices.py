@@ -106,12 +106,12 @@ class FakeGPU(TorchDispatchMode):
         return setup
 
     def _move(self, module: nn.Module) -> None:
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
+        for child in module.modules():
+            for name, parameter in child._parameters.items():
                 if parameter is not None and not isinstance(parameter, FakeTensor):
-                    part._parameters[name] = nn.Parameter(self.tensor(parameter.detach()), parameter.requires_grad)
-            for name, buffer in part._buffers.items():
-                part._buffers[name] = buffer if buffer is None else self.tensor(buffer)
+                    child._parameters[name] = nn.Parameter(self.tensor(parameter.detach()), parameter.requires_grad)
+            for name, buffer in child._buffers.items():
+                child._buffers[name] = buffer if buffer is None else self.tensor(buffer)
 
 
 def _name(func: Any) -> str:
@@ -119,10 +119,10 @@ def _name(func: Any) -> str:
 
 
 def _networks(method: Method) -> Iterator[Network]:
-    """The networks that a method and its parts know, teachers also as they are folded."""
-    for part in method.modules():
-        if isinstance(part, Method):
-            student, teacher = part._networks
+    """The networks that a method, or each that it combines, knows, teachers also as they are folded."""
+    for child in method.modules():
+        if isinstance(child, Method):
+            student, teacher = child._networks
             yield student
             if teacher is not None:
                 yield from (teacher, teacher.fold_batch_norms())

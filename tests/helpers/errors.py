@@ -10,10 +10,10 @@ import pytest
 from kd_methods.errors import UserError
 
 
-def one_line(call: Callable[[], Any], *parts: str) -> None:
-    """Assert that the call is refused in one line with these parts."""
+def one_line(call: Callable[[], Any], *texts: str) -> None:
+    """Assert that the call is refused in one line with these texts in it."""
     with pytest.raises(UserError) as error:
         call()
     assert "\n" not in str(error.value)
-    for part in parts:
-        assert part in str(error.value)
+    for text in texts:
+        assert text in str(error.value)

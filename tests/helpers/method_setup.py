@@ -187,7 +187,7 @@ class Setup:
         self.batch = make_batch(size, text=self.text)
         self.progress = Progress(1.0, 240)
 
-    def parts(self) -> Iterator[tuple[str, Needs, Step, bool]]:
+    def all_phases(self) -> Iterator[tuple[str, Needs, Step, bool]]:
         """The first phases and the training proper: prefix of their terms, needs, losses, whether the student runs."""
         for phase in self.method.phases():
             yield f"{phase.name}/", phase.needs, phase.losses, phase.student
@@ -210,7 +210,7 @@ class Setup:
     def step(self) -> Losses:
         """The terms of one batch, those of first phases under the phase's name."""
         found = Losses()
-        for prefix, needs, losses, runs in self.parts():
+        for prefix, needs, losses, runs in self.all_phases():
             student, teacher = self.outputs(needs)
             terms = losses(student if runs else NO_OUTPUTS, teacher, self.batch, self.progress)
             found.task |= {f"{prefix}{key}": term for key, term in terms.task.items()}

@@ -41,7 +41,7 @@ def work(send: Callable[[Any], None], cases: list[Case], place: tuple[int, int, 
             for phase, *found in _steps(name, values, _group(pair[0], protocol, data, replica), pair):
                 if replica.first:
                     # As arrays: a tensor would be shared with a process that may be gone when it is looked at.
-                    arrays = [{key: value.numpy() for key, value in part.items()} for part in found]
+                    arrays = [{key: value.numpy() for key, value in tensors.items()} for tensors in found]
                     send((f"{name}{values or ''}/{phase}", *arrays))
 
 
@@ -79,9 +79,9 @@ def _steps(
     for epoch in sorted({student_run.first_epoch, 1}):
         student_run.start_epoch(epoch)
         student_run.student.eval()
-        for part in student_run.method.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.Dropout):
-                part.eval()
+        for child in student_run.method.modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.Dropout):
+                child.eval()
         for piece in parts(len(batch), 1, group.replica):
             inputs, outputs = shared(batch, piece, group.teacher, [student_run])
             progress = protocol_progress(group.protocol, epoch)

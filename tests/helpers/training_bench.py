@@ -66,8 +66,8 @@ ALL: list[Case] = [
 
 def tiny_data(samples: int = SAMPLES, protocol: Protocol = PROTOCOL) -> ImageData:
     train, test = digits.load(Path(), False)
-    pieces = (Split(part.images[:count], part.labels[:count]) for part, count in ((train, samples), (test, 100)))
-    return ImageData(*pieces, 10, protocol, CPU)
+    splits = (Split(split.images[:count], split.labels[:count]) for split, count in ((train, samples), (test, 100)))
+    return ImageData(*splits, 10, protocol, CPU)
 
 
 @functools.cache

@@ -62,14 +62,14 @@ def test_one_sweep_equals_separate_passes(pair: tuple[str, str], chosen: tuple[i
     student, _ = setup.outputs()
     n = len(setup.method.units)
     blocks = student.blocks[-n:]
-    probes = setup.method.probes(student)
+    auxiliary_logits = setup.method.auxiliary_logits(student)
     expected_stones = range(1, n + 1) if chosen is None else sorted(i if i > 0 else n + 1 + i for i in chosen)
-    assert list(probes) == [f"stone_{i}" for i in expected_stones]
+    assert list(auxiliary_logits) == [f"stone_{i}" for i in expected_stones]
     for i in expected_stones:
         feature = setup.method.connectors[str(i)](blocks[i - 1])
         for tail, tolerance in ((setup.teacher.fold_batch_norms(), 2e-6), (setup.teacher, 1e-5)):
             alone = tail.resume(setup.teacher.layout.blocks[-n:][i - 1], feature)
-            assert (probes[f"stone_{i}"] - alone).norm() <= tolerance * alone.norm()
+            assert (auxiliary_logits[f"stone_{i}"] - alone).norm() <= tolerance * alone.norm()
 
 
 def test_without_stones_it_is_kd():
@@ -97,7 +97,7 @@ def test_the_loss_by_definition(distance: str):
     student, teacher = setup.outputs()
     found = setup.method.losses(student, teacher, setup.batch, setup.progress)
     y, s, t = setup.batch.labels, student.logits, teacher.logits
-    stones = list(setup.method.probes(student).values())
+    stones = list(setup.method.auxiliary_logits(student).values())
     ensemble = sum(stones) / 3
 
     def d(a: Tensor, b: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_the_last_stone_is_the_whole_backbone(name: str):
     missed = {name for name, gradient in zip(names, gradients, strict=False) if gradient is None}
     backbone = student.used(until=student.layout.last_map)
     norms = {
-        f"{key}.{kind}" for key, part in student.module.named_modules() if "Norm" in type(part).__name__
+        f"{key}.{kind}" for key, child in student.module.named_modules() if "Norm" in type(child).__name__
         for kind in ("weight", "bias")
     }  # fmt: skip
     assert not (backbone & missed) - norms
@@ -219,12 +219,12 @@ def test_stones_that_come_in_one_by_one(schedule: str, arrived: list[list[int]])
     for epoch, stones in zip((1, 30, 31, 61), arrived, strict=True):
         assert setup.method._arrived(Progress(epoch, 240)) == stones
         alone = Setup("block_kd", {"active_stones": tuple(stones)})
-        for parts in (setup, alone):
+        for one in (setup, alone):
             torch.manual_seed(3)
-            for parameter in parts.method.parameters():
+            for parameter in one.method.parameters():
                 torch.nn.init.constant_(parameter, 0.05)
         found, expected = (
-            parts.method.losses(student, teacher, setup.batch, Progress(epoch, 240)).total() for parts in (setup, alone)
+            one.method.losses(student, teacher, setup.batch, Progress(epoch, 240)).total() for one in (setup, alone)
         )
         assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 

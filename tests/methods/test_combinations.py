@@ -104,7 +104,7 @@ def test_a_combination_needs_what_its_parts_need():
     assert set(needs.student) == {"blocks", "pooled"} and "logits" in needs.teacher and needs.views == 2
     assert set(setup.losses().task) == {"task", "stones_task"}
     assert set(Setup("crd+block_kd").losses().task) == {"task", "block_kd.stones_task"}
-    assert list(setup.method.probes(setup.outputs()[0])) == [f"block_kd.stone_{i}" for i in (1, 2, 3)]
+    assert list(setup.method.auxiliary_logits(setup.outputs()[0])) == [f"block_kd.stone_{i}" for i in (1, 2, 3)]
     assert [phase.name for phase in Setup("ab+ft").method.phases()] == ["boundaries", "paraphraser"]
 
 
@@ -171,7 +171,7 @@ def test_settings_of_a_combination_are_checked_part_by_part():
         "kd.temprature": "did you mean temperature",
         "dkd": "unknown setting of method 'crd.kd' 'dkd'",
     }.items():
-        part, _, key = values.partition(".")
+        method, _, key = values.partition(".")
         with pytest.raises(UserError, match=message):
-            kd_methods.settings("crd+kd", {part: {key: 1.0}})
+            kd_methods.settings("crd+kd", {method: {key: 1.0}})
     assert registry.get("crd+kd") is registry.get("crd+kd") and registry.plain_methods("crd+kd@ls") == ("crd", "kd")

@@ -111,9 +111,9 @@ def share(name: str, term: str, record: dict[str, Any]) -> float:
     """The share of its weight that a distillation term has in an epoch, where that changes."""
     if term == "task" or record["phase"]:
         return 1.0
-    part = term.partition(".")[0] if "+" in name else name
+    method = term.partition(".")[0] if "+" in name else name
     if name == "fitnet.paper":
         return 1 - 0.75 * record["epoch"] / 8
-    fields = registry.get(part).Settings.model_fields
+    fields = registry.get(method).Settings.model_fields
     progress = protocol_progress(load_protocol("digits-demo"), record["epoch"])
     return progress.ramp(fields["warmup"].default) if "warmup" in fields else 1.0

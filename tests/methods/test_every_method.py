@@ -274,7 +274,7 @@ def test_order_within_the_batch_does_not_matter(name: str, values: dict):
 def test_needs_are_honest(name: str, values: dict):
     """With nothing but what it declares, a method computes the same bits."""
     setup = Setup(name, values)
-    for _, needs, losses, runs in setup.parts():
+    for _, needs, losses, runs in setup.all_phases():
         full, full_teacher = setup.outputs(needs, everything=True)
         state = copy.deepcopy(setup.method.state_dict())
         torch.manual_seed(11)
@@ -304,7 +304,7 @@ def test_terms_vanish_with_their_weights(name: str, values: dict):
 def scaled(name: str, factor: float, values: dict[str, Any]) -> dict[str, Any]:
     """A method's weights, its settings that may be zero, times ``factor``."""
     if "+" in name:
-        return {part: scaled(part, factor, {}) for part in name.split("+")}
+        return {method: scaled(method, factor, {}) for method in name.split("+")}
     fields = registry.get(name).Settings.model_fields
     weights = [key for key, field in fields.items() if isinstance(field.default, float) and allows_zero(name, key)]
     others = (
@@ -341,8 +341,8 @@ def allows_zero(name: str, key: str) -> bool:
 def test_odd_last_batches(name: str, values: dict, size: int | str):
     least = registry.get(name).needs.min_batch
     setup = Setup(name, values, size=least if size == "least" else 3)
-    if size == "least" and any(needs.min_batch > least for _, needs, _, _ in setup.parts()):
-        setup.batch = make_batch(text=setup.text, size=max(needs.min_batch for _, needs, _, _ in setup.parts()))
+    if size == "least" and any(needs.min_batch > least for _, needs, _, _ in setup.all_phases()):
+        setup.batch = make_batch(text=setup.text, size=max(needs.min_batch for _, needs, _, _ in setup.all_phases()))
     losses = setup.losses()
     losses.total().backward()
     assert losses.total().isfinite()
@@ -357,7 +357,7 @@ def changed_logits(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outp
 @each_case
 def test_low_precision_and_extreme_logits(name: str, values: dict):
     setup = Setup(name, values)
-    for _, needs, step, runs in setup.parts():
+    for _, needs, step, runs in setup.all_phases():
         clear(setup.student)
         clear(setup.method)
         with torch.autocast("cpu", torch.bfloat16):
@@ -385,7 +385,7 @@ def test_no_gradient_where_student_and_teacher_agree(name: str, values: dict):
     both = TEXT_PAIR[0] if text else "resnet8"
     teacher = network(both, "teacher")
     method = kd_methods.build(name, network(both, "student"), teacher, INFO, **values)
-    assert not list(method.parameters()), "with trained parts identity is not an optimum; the card must say so"
+    assert not list(method.parameters()), "with trained modules identity is not an optimum; the card must say so"
     batch = make_batch(text=text)
     with torch.no_grad():
         target = teacher(batch.inputs).with_second(teacher(batch.second))

@@ -249,7 +249,7 @@ def test_quality_is_its_definition(width: int):
     features = torch.randn(18, width) + torch.cat([torch.randn(width).expand(n, -1) for n in counts])
     *expected, entropies = by_definition(features, counts, 600)
     assert analysis.distances(features, counts, 600) == pytest.approx(tuple(expected), rel=1e-4)
-    found = [analysis.spectrum(part) for part in features.split(counts)]
+    found = [analysis.spectrum(rows) for rows in features.split(counts)]
     assert analysis.spectral_entropy(found) == pytest.approx(sum(entropies) / 3, rel=1e-5), "nothing is cut"
 
 
@@ -257,7 +257,7 @@ def test_spectra_are_cut_as_the_public_code_cuts_them():
     """At the sum, not the mean, over classes of what 95 % of the variance need: felt where classes are simple."""
     torch.manual_seed(0)
     classes = [torch.randn(40, 60) @ torch.diag(0.3 ** torch.arange(60.0)) for _ in range(3)]
-    spectra = torch.stack([analysis.spectrum(part) for part in classes])
+    spectra = torch.stack([analysis.spectrum(rows) for rows in classes])
     total = 0
     for shares in spectra:
         count = 0
@@ -272,15 +272,15 @@ def test_spectra_are_cut_as_the_public_code_cuts_them():
 
 
 def test_values_and_choice():
-    parts = [torch.tensor(x, dtype=torch.float64) for x in ([0.1, 0.5, 0.3, 0.5], [0.2] * 4, [2.0, 1, 3, 1], [1.0] * 4)]
+    terms = [torch.tensor(x, dtype=torch.float64) for x in ([0.1, 0.5, 0.3, 0.5], [0.2] * 4, [2.0, 1, 3, 1], [1.0] * 4)]
     selves = torch.tensor([0.45, 0.0, 0.0, 0.0], dtype=torch.float64)
-    found = analysis.Quality(("a", "b", "c", "d"), parts[0], selves, *parts[1:], per_class=100)
-    information = 0.8 * parts[2] / math.log(5)
+    found = analysis.Quality(("a", "b", "c", "d"), terms[0], selves, *terms[1:], per_class=100)
+    information = 0.8 * terms[2] / math.log(5)
     assert torch.allclose(found.values("I"), information)
-    assert torch.allclose(found.values("I", "lnN"), 0.8 * parts[2] / math.log(100))
-    assert torch.allclose(found.values("Q"), parts[0] + selves + information.sqrt())
-    assert torch.equal(found.values("S"), parts[0] + selves)
-    assert torch.equal(found.values("S", self_pairs=False), parts[0])
+    assert torch.allclose(found.values("I", "lnN"), 0.8 * terms[2] / math.log(100))
+    assert torch.allclose(found.values("Q"), terms[0] + selves + information.sqrt())
+    assert torch.equal(found.values("S"), terms[0] + selves)
+    assert torch.equal(found.values("S", self_pairs=False), terms[0])
     assert found.best(2, "I") == ("a", "c") and found.best(2, "S", self_pairs=False) == ("b", "d")
     assert found.best(1, "S", self_pairs=False) == ("d",), "of equal layers the deeper"
     assert found.best(1, "S") == ("a",) and found.best(1, "Q") == ("a",)

@@ -218,8 +218,8 @@ def teacher_pass(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> S
 
 @pytest.fixture(scope="module")
 def features(teacher_pass: StoredTeacherPass) -> tuple[Tensor, Tensor]:
-    parts = list(locations.stream(teacher_pass, UNIT))
-    return torch.cat([part for part, _ in parts]), torch.cat([labels for _, labels in parts])
+    streamed = list(locations.stream(teacher_pass, UNIT))
+    return torch.cat([features for features, _ in streamed]), torch.cat([labels for _, labels in streamed])
 
 
 def test_every_location_is_a_sample_of_its_image(
@@ -230,7 +230,7 @@ def test_every_location_is_a_sample_of_its_image(
     outputs, _ = next(iter(teacher_pass.outputs((UNIT,), torch.tensor([5, 3]))))
     first = outputs[UNIT][1].permute(1, 2, 0).reshape(-1, 64)
     assert torch.allclose(first, rows[3 * 16 : 4 * 16], atol=1e-5)
-    pooled = torch.cat([part for part, _ in locations.stream(teacher_pass, UNIT, 2)])
+    pooled = torch.cat([features for features, _ in locations.stream(teacher_pass, UNIT, 2)])
     assert torch.allclose(pooled[:4].mean(0), rows[:16].mean(0), atol=1e-5)
 
 

@@ -74,7 +74,7 @@ def inputs() -> dict[str, Tensor]:
 GOLDENS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "goldens" / "closed_form.json").read_text())
 READINGS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
-    "probe": lambda x: (x.flatten() * (0.37 * torch.arange(x.numel()).double() + 0.1).cos()).sum(),
+    "weighted sum": lambda x: (x.flatten() * (0.37 * torch.arange(x.numel()).double() + 0.1).cos()).sum(),
     "mse": lambda x: F.mse_loss(x, inputs()["Ft"]),
 }
 

@@ -22,9 +22,9 @@ def frozen(setup: Setup) -> Setup:
     setup = copy.deepcopy(setup)
     networks = [network for network in setup.method._networks if network is not None]
     for module in dict.fromkeys([setup.method, setup.student, setup.plain, *networks]):
-        for part in module.double().modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        for child in module.double().modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                child.eval()
     if not setup.text:
         assert setup.batch.second is not None
         setup.batch = replace(setup.batch, inputs=setup.batch.inputs.double(), second=setup.batch.second.double())
@@ -35,7 +35,7 @@ def terms(setup: Setup, rows: Tensor | None = None) -> dict[str, Tensor]:
     """The terms of the batch, or of some of its samples, with the same draws."""
     found = {}
     setup = copy.deepcopy(setup)
-    for prefix, needs, losses, runs in setup.parts():
+    for prefix, needs, losses, runs in setup.all_phases():
         student, teacher = setup.outputs(needs)
         student, batch = student if runs else NO_OUTPUTS, setup.batch
         if rows is not None:

@@ -34,9 +34,9 @@ class Given(TeacherPass):
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
         self.passes += 1
         chosen = torch.arange(len(self.labels)) if indices is None else indices
-        for part in chosen.split(3):
-            kept = {unit: self.units[unit][part] for unit in units}
-            yield Outputs(self.units["logits"][part], kept, None), self.labels[part]  # type: ignore[arg-type]
+        for indices in chosen.split(3):
+            kept = {unit: self.units[unit][indices] for unit in units}
+            yield Outputs(self.units["logits"][indices], kept, None), self.labels[indices]  # type: ignore[arg-type]
 
     def stored(self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> Any:
         return compute()
@@ -282,9 +282,9 @@ def test_fcfd_by_definition(teacher_bn: str):
     ]
     kd = [functional.kd(z, logits, temperature=4.0) for z in paths]
     pairs = [(bridged[0], 0), (bridged[1], 1), (second, 1), (bridged[2], 2), (third, 2), (third_from_second, 2)]
-    distances = sum(F.mse_loss(g, targets[part]) for g, part in pairs)
+    distances = sum(F.mse_loss(g, targets[block]) for g, block in pairs)
     distances += sum(
-        F.mse_loss(g.relu().mean((2, 3)), targets[2].relu().mean((2, 3))) for g, part in pairs if part == 2
+        F.mse_loss(g.relu().mean((2, 3)), targets[2].relu().mean((2, 3))) for g, block in pairs if block == 2
     )
     assert found["mixed"].item() == pytest.approx(0.3 * sum(kd).item(), rel=1e-4)
     assert found["appearance"].item() == pytest.approx(0.5 * distances.item(), rel=1e-4)
@@ -329,10 +329,10 @@ def test_anc_trains_student_and_discriminator_against_each_other():
     batch = Batch(x, torch.arange(4), torch.arange(4), F.cross_entropy)
     term = method.losses(*outputs, batch, Progress(1, 240)).distill["adversarial"]
     own, theirs = (method.discriminator(f) for f in (method.map(outputs[0].pooled), outputs[1].pooled))
-    parts = [-F.logsigmoid(own).mean(), -F.logsigmoid(theirs).mean(), -F.logsigmoid(-own).mean()]
-    torch.testing.assert_close(term, 2 * parts[0] + parts[1] + parts[2])
+    terms = [-F.logsigmoid(own).mean(), -F.logsigmoid(theirs).mean(), -F.logsigmoid(-own).mean()]
+    torch.testing.assert_close(term, 2 * terms[0] + terms[1] + terms[2])
     judge, first = next(iter(method.discriminator.parameters())), next(iter(student.parameters()))
     found = torch.autograd.grad(term, [judge, first], retain_graph=True)
-    torch.testing.assert_close(found[0], torch.autograd.grad(sum(parts), judge, retain_graph=True)[0])
-    torch.testing.assert_close(found[1], torch.autograd.grad(parts[0], first)[0])
+    torch.testing.assert_close(found[0], torch.autograd.grad(sum(terms), judge, retain_graph=True)[0])
+    torch.testing.assert_close(found[1], torch.autograd.grad(terms[0], first)[0])
     assert functional.told_apart(torch.full((3, 1), 1e4), False).item() == pytest.approx(1e4)

@@ -43,8 +43,8 @@ def test_text_losses_by_hand_and_padding_counts_for_nothing():
     pairs = [(b, i, j) for b, n in ((0, 3), (1, 2)) for i in range(n) for j in range(n)]
 
     def score(a: Tensor, b: Tensor, head: int) -> float:
-        part = slice(2 * head, 2 * head + 2)
-        return (a[part] @ b[part]).item() / 2**0.5
+        columns = slice(2 * head, 2 * head + 2)
+        return (a[columns] @ b[columns]).item() / 2**0.5
 
     squares = [(score(s[b, i], t[b, j], h) - score(q[b, i], k[b, j], h)) ** 2 for b, i, j in pairs for h in (0, 1)]
     found = functional.attention_scores((s, t), (q, k), mask, heads=2)

@@ -47,7 +47,7 @@ def test_a_view_is_the_module_itself() -> None:
 
 
 def test_a_network_of_layers_alone_is_cut_behind_its_activations() -> None:
-    trunk = [part for c in (3, 8) for part in (nn.Conv2d(c, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())]
+    trunk = [layer for c in (3, 8) for layer in (nn.Conv2d(c, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())]
     module = nn.Sequential(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
     network, x = view(module, (3, 16, 16)), torch.randn(2, 3, 16, 16)
     outputs = network(x, at=network.units)

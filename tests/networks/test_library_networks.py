@@ -65,8 +65,8 @@ def test_training_through_the_chain_is_the_librarys(name: str) -> None:
     view, x = build_network(name, 7, (3, FAMILIES[name], FAMILIES[name])), pixels(name, 4)
     plain = build_network(name, 7, (3, FAMILIES[name], FAMILIES[name]))
     plain.module.load_state_dict(view.module.state_dict())
-    for part in (view, plain):
-        part.train()
+    for network in (view, plain):
+        network.train()
     torch.manual_seed(3)
     view(x).logits.square().mean().backward()
     torch.manual_seed(3)
@@ -83,9 +83,9 @@ def test_a_part_can_be_inserted_behind_any_unit(name: str) -> None:
     for unit in view.units[:-1]:
         shape = view.shape(unit)
         seen: list[tuple[int, ...]] = []
-        part = nn.Identity()
-        part.register_forward_hook(lambda module, given, out, seen=seen: seen.append(tuple(out.shape[1:])))
-        assert torch.equal(view.insert(unit, "own", part)(x).logits, logits) and seen[-1] == shape, unit
+        module = nn.Identity()
+        module.register_forward_hook(lambda module, given, out, seen=seen: seen.append(tuple(out.shape[1:])))
+        assert torch.equal(view.insert(unit, "own", module)(x).logits, logits) and seen[-1] == shape, unit
 
 
 def test_maps_are_channels_first_and_tokens_are_maps_of_their_patches() -> None:

@@ -234,7 +234,7 @@ def test_folded(name: str):
 
 
 class Scale(nn.Module):
-    """A part with a parameter that fits anywhere."""
+    """A module with a parameter that fits anywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,7 +335,7 @@ def test_insert(name: str):
         assert again.layout.last_map == ("more" if at_last else view.layout.last_map)
     with pytest.raises(UserError, match=view.layout.stages[0]):
         view.insert(view.units[0], view.layout.stages[0], nn.Identity())
-    assert torch.equal(view(x).logits, outputs.logits), "the network without the part has changed"
+    assert torch.equal(view(x).logits, outputs.logits), "the network without the module has changed"
 
 
 @pytest.mark.parametrize("side", [16, 32, 64])

@@ -43,10 +43,10 @@ def test_an_archive_is_rendered_beside_the_store(tmp_path: Path) -> None:
     files, text, _ = render_archive(archive(str(tmp_path), TABLE_FOLDER), TABLE_FOLDER, output, pytest.fail)
     assert {file.parent for file in files} == {output / "reproduced" / TABLE_FOLDER} and "KD" in text
     assert {path.name for path in output.iterdir()} == {"reproduced"}
-    _, part, _ = render_archive(
+    _, chosen, _ = render_archive(
         tmp_path / f"{TABLE_FOLDER}.zip", TABLE_FOLDER, output, lambda line: None, Selection(rows=("student",))
     )
-    assert "STUDENT" in part and "KD" not in part
+    assert "STUDENT" in chosen and "KD" not in chosen
     with pytest.raises(UserError, match=f"no archive of table other .there: {TABLE_FOLDER}."):
         archive(str(tmp_path), "other")
 

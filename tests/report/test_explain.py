@@ -139,12 +139,12 @@ def test_teacher_runs_and_files_are_told(lab: Lab) -> None:
     seed = found.seeds[0]
     assert (seed.state, seed.last, len(seed.curve)) == ("done", 70.0, 30) and seed.here
     teacher = plan.training[0]
-    for part in (
+    for words in (
         f"trained here: run {teacher.key[:16]} (top1 70.00)", f"key {seed.key}", f"sha256 {seed.sha256}",
         "computed 2026-01-02, commit abcdef123456, a machine, cpu, torch 2.9, from epoch 1",
         "epoch 1 41.00, epoch 30 70.00, best 70.00 in epoch 30", f"again    {seed.command}", "method:kd version",
     ):  # fmt: skip
-        assert part in printed, part
+        assert words in printed, words
     seed.student.unlink()
     assert "its file is not in this store" in text(
         explain(lab.folder / "results", plan.table_folder, "kd", PAIR, str(lab.table))

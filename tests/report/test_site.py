@@ -97,15 +97,15 @@ def inner(read: dict[str, Read]) -> Iterator[tuple[str, str, str]]:
     """Page, file and mark of every link that is not a citation's."""
     for name, page in read.items():
         for tag, link in page.links:
-            parts = urlsplit(link)
-            if parts.scheme == "data" or (tag == "a" and link.startswith("https://arxiv.org/abs/")):
+            url = urlsplit(link)
+            if url.scheme == "data" or (tag == "a" and link.startswith("https://arxiv.org/abs/")):
                 continue
-            assert not parts.scheme and not parts.netloc, (name, tag, link)
-            target = PurePosixPath(name).parent / unquote(parts.path) if parts.path else PurePosixPath(name)
+            assert not url.scheme and not url.netloc, (name, tag, link)
+            target = PurePosixPath(name).parent / unquote(url.path) if url.path else PurePosixPath(name)
             folders: list[str] = []
-            for part in target.parts:
-                folders = folders[:-1] if part == ".." else [*folders, part]
-            yield name, "/".join(folders), unquote(parts.fragment)
+            for step in target.parts:
+                folders = folders[:-1] if step == ".." else [*folders, step]
+            yield name, "/".join(folders), unquote(url.fragment)
 
 
 def test_every_link_leads_to_a_page_and_a_mark_of_it(pages: dict[str, bytes], read: dict[str, Read]) -> None:
@@ -134,7 +134,7 @@ def test_a_rows_page_says_what_explain_says(store: Path, read: dict[str, Read]) 
     values = [*found.settings, *found.protocol]
     assert len(found.seeds) == 2 and values
     for seed in found.seeds:
-        assert all(part in page for part in (seed.key, seed.sha256, f"runs/{seed.folder.name}", "abcdef123456"))
+        assert all(word in page for word in (seed.key, seed.sha256, f"runs/{seed.folder.name}", "abcdef123456"))
     assert all(value.name in page and value.source in page for value in values)
     assert all(line in page for line in (*found.teacher, found.data)) and str(store) not in page
 

@@ -37,16 +37,16 @@ def test_the_first_plan_is_taken_as_it_is(lab: Lab) -> None:
 
 
 def test_a_run_of_some_rows_keeps_the_others(lab: Lab) -> None:
-    whole, part = lab.manifest(), lab.manifest(methods=("dkd",))
-    merged = merge(whole, part)
+    whole, chosen = lab.manifest(), lab.manifest(methods=("dkd",))
+    merged = merge(whole, chosen)
     assert places(merged) == places(whole)
     assert names(merged, "rows") == ["student", "kd", "dkd"], "in the table's own order"
     assert {(c.row, c.column) for c in merged.costs} == {(c.row, c.column) for c in whole.costs}
 
 
 def test_a_run_of_some_columns_keeps_the_others(lab: Lab) -> None:
-    whole, part = lab.manifest(), lab.manifest(pairs=("wrn_16_1-resnet8",))
-    merged = merge(whole, part)
+    whole, chosen = lab.manifest(), lab.manifest(pairs=("wrn_16_1-resnet8",))
+    merged = merge(whole, chosen)
     assert places(merged) == places(whole)
     assert names(merged, "columns") == ["resnet14-resnet8", "wrn_16_1-resnet8"]
 
@@ -185,7 +185,7 @@ from pathlib import Path
 from benchmarks.store import manifest
 
 merge = manifest.merge
-manifest.merge = lambda *parts: (time.sleep(0.3), merge(*parts))[1]  # so that they would meet
+manifest.merge = lambda *manifests: (time.sleep(0.3), merge(*manifests))[1]  # so that they would meet
 new = manifest.Manifest.model_validate_json(sys.stdin.readline())
 print("ready", flush=True)
 sys.stdin.readline()
@@ -196,7 +196,7 @@ manifest.save(Path(sys.argv[1]), "table1-paper", new)
 def test_processes_that_save_at_the_same_time_keep_all_rows(tmp_path: Path) -> None:
     whole = paper()
     rows = [row.key for row in whole.rows]
-    parts = [
+    manifests = [
         whole.model_copy(
             update={
                 "rows": tuple(planned for planned in whole.rows if planned.key == row),
@@ -211,11 +211,11 @@ def test_processes_that_save_at_the_same_time_keep_all_rows(tmp_path: Path) -> N
             [sys.executable, "-c", SAVE, str(tmp_path)], cwd=REPO, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for _ in parts
+        for _ in manifests
     ]  # fmt: skip
-    for process, part in zip(started, parts, strict=True):
+    for process, chosen in zip(started, manifests, strict=True):
         assert process.stdin and process.stdout
-        process.stdin.write(part.model_dump_json() + "\n")
+        process.stdin.write(chosen.model_dump_json() + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == "ready\n"
     for process in started:

@@ -15,12 +15,12 @@ from kd_methods.errors import UserError
 
 def test_rows_columns_and_seeds_are_chosen_and_ordered(tmp_path: Path) -> None:
     shown = Lab(tmp_path).manifest()
-    part = selected(shown, Selection(("dkd", "student"), ("wrn_16_1-resnet8", "resnet14-resnet8"), (1,)))
-    assert names(part, "rows") == ["dkd", "student"]
-    assert names(part, "columns") == ["wrn_16_1-resnet8", "resnet14-resnet8"]
-    assert places(part) == {(r, c, 1) for r in names(part, "rows") for c in names(part, "columns")}
-    assert {cost.row for cost in part.costs} == {"dkd", "student"}
-    assert left_out(shown, part) == (
+    chosen = selected(shown, Selection(("dkd", "student"), ("wrn_16_1-resnet8", "resnet14-resnet8"), (1,)))
+    assert names(chosen, "rows") == ["dkd", "student"]
+    assert names(chosen, "columns") == ["wrn_16_1-resnet8", "resnet14-resnet8"]
+    assert places(chosen) == {(r, c, 1) for r in names(chosen, "rows") for c in names(chosen, "columns")}
+    assert {cost.row for cost in chosen.costs} == {"dkd", "student"}
+    assert left_out(shown, chosen) == (
         "left out, as not asked for: 1 row (KD), 1 seed (0); `render` shows all that the store has"
     )
     assert selected(shown, ALL) == shown and left_out(shown, shown) == ""
@@ -57,8 +57,10 @@ def test_a_table_of_a_part_and_of_all_again(tmp_path: Path) -> None:
     files, whole, _ = render(tmp_path, "table1-paper", said.append)
     before = [file.read_bytes() for file in files]
     assert not said
-    _, part, _ = render(tmp_path, "table1-paper", said.append, Selection(("dkd", "kd"), (), (0,)))
-    assert part.index("| DKD |") < part.index("| KD |") and "Student" not in part.split("|\n\n")[0].split("---:")[1]
-    assert "72.00" in part and "72.10" in whole
+    _, chosen, _ = render(tmp_path, "table1-paper", said.append, Selection(("dkd", "kd"), (), (0,)))
+    assert (
+        chosen.index("| DKD |") < chosen.index("| KD |") and "Student" not in chosen.split("|\n\n")[0].split("---:")[1]
+    )
+    assert "72.00" in chosen and "72.10" in whole
     assert said == ["left out, as not asked for: 1 row (Student), 1 seed (1); `render` shows all that the store has"]
     assert [file.read_bytes() for file in render(tmp_path, "table1-paper")[0]] == before

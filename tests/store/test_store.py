@@ -378,7 +378,7 @@ def test_what_changes_the_bits_of_a_run_is_told_and_kept(tmp_path: Path):
         "from epoch 3 on"
     )
     assert run.changes == [change]
-    assert [(part["from_epoch"], part["from_step"]) for part in run.environments] == [(1, 0), (1, 7), (3, 4)]
+    assert [(known["from_epoch"], known["from_step"]) for known in run.environments] == [(1, 0), (1, 7), (3, 4)]
     # Killed before it saved anything: what it computed is gone, and its record with it.
     assert run.add_environment(facts(threads=2, limits=[]), 3, 4) == "" and run.changes == []
 

@@ -50,8 +50,8 @@ def test_a_folder_of_images(tmp_path: Path, second: str):
 
 def test_a_folder_is_known_by_its_content_wherever_it_lies(tmp_path: Path):
     for place in ("here", "there/now"):
-        for part in ("train", "test"):
-            write_images(tmp_path / place / part, {"a": 1, "b": 1}, lambda position: (position, 0, 0))
+        for split in ("train", "test"):
+            write_images(tmp_path / place / split, {"a": 1, "b": 1}, lambda position: (position, 0, 0))
     here, there = folder_task(tmp_path / "here"), folder_task(tmp_path / "there" / "now")
     assert get_task(here.name) is here and get_task(f"folder:{tmp_path}/there/../here/") is here
     assert here.fingerprint(tmp_path, protocol()) == there.fingerprint(tmp_path, protocol())
@@ -74,7 +74,7 @@ def test_what_a_folder_may_lack(tmp_path: Path):
 
 
 def test_a_damaged_image_is_named(tmp_path: Path):
-    for part in ("train", "test"):
-        write_images(tmp_path / part, {"a": 2}, lambda position: (0, 0, 0))
+    for split in ("train", "test"):
+        write_images(tmp_path / split, {"a": 2}, lambda position: (0, 0, 0))
     (tmp_path / "train" / "a" / "1.png").write_bytes(b"no image")
     one_line(lambda: folder_task(tmp_path).samples(tmp_path), "1.png")

@@ -119,7 +119,7 @@ def test_mnli_has_two_test_sets(tmp_path: Path):
             f"index\tsentence1\tsentence2\tlabel1\tgold_label\n0\tA\tB\tneutral\t{label}\n"
         )
     splits = glue.load("mnli", tmp_path, False)
-    assert {name: list(part.labels) for name, part in splits.items()} == {"train": [1], "test": [0], "test_mm": [2]}
+    assert {name: list(texts.labels) for name, texts in splits.items()} == {"train": [1], "test": [0], "test_mm": [2]}
 
 
 def test_without_data_or_vocabulary_the_next_step_is_named(tmp_path: Path):
@@ -178,7 +178,7 @@ def test_real_glue_trains(real_data: Path, tmp_path: Path):
     for name, counts in (("cola", (8551, 1043)), ("sst2", (67349, 872)), ("mrpc", (3668, 408)), ("stsb", (5749, 1500))):
         task = get_task(f"glue/{name}")
         assert task.deviations(real_data) == ()
-        assert tuple(len(part.labels) for part in task.read(real_data).values()) == counts
+        assert tuple(len(texts.labels) for texts in task.read(real_data).values()) == counts
     pair = "bert_l4_h64-bert_l2_h64"
     arguments = [
         "table5",

@@ -84,7 +84,7 @@ def test_timms_augmentations_run_at_any_strength(tmp_path: Path, policy: str) ->
 def test_evaluation_sees_the_middle_of_each_image(tmp_path: Path) -> None:
     data = opened(write_images(tmp_path))
     (found, labels), *more = list(data.tested())
-    assert sum(len(part) for _, part in more) + len(labels) == data.test_samples == 6
+    assert sum(len(labels_of_batch) for _, labels_of_batch in more) + len(labels) == data.test_samples == 6
     with Image.open(data.images.splits[1].root / data.images.splits[1].paths[3]) as file:
         wanted = TF.center_crop(TF.resize(file.convert("RGB"), 36), 32)
     assert torch.equal(found[3], torch.from_numpy(np.array(wanted)))

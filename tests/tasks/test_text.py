@@ -20,7 +20,7 @@ def test_batches_hold_every_text_once_and_of_similar_length():
     assert all(torch.equal(a.student().inputs, b) for a, b in zip(batches[3:], later, strict=True))
     assert not torch.equal(seen, torch.cat([batch.student().indices for batch in data.batches(0, 2)]))
     padded = sum(batch.student().inputs[:, 1].numel() for batch in batches)
-    shuffled = sum(data.train.padded(part, 0)[:, 1].numel() for part in torch.randperm(150).split(16))
+    shuffled = sum(data.train.padded(indices, 0)[:, 1].numel() for indices in torch.randperm(150).split(16))
     assert padded < shuffled
     for batch in batches:
         sentence = SMALL_TASK.read(Path())["train"].first[int(batch.student().indices[0])]

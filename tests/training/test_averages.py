@@ -17,7 +17,7 @@ from benchmarks.training.failures import Interrupted
 from benchmarks.training.student_run import StudentRun
 
 CASES: list[Case] = [*FEW, ("kd", {}), ("simkd", {}), ("crd", {}), ("ab", {})]
-"""FEW have probes and random numbers; the others a deployed end of the teacher's, a memory, a first phase."""
+"""FEW have auxiliary logits and random numbers; the others a deployed end of the teacher's, a memory, a first phase."""
 
 
 def mixed_bench(folder: Path) -> TrainingBench:

@@ -114,11 +114,11 @@ class _Wrong(Method):
                 raise self.short()
         return Losses(task={"task": batch.loss(student.logits)})
 
-    def probe_fields(self) -> tuple[str, ...]:
+    def auxiliary_fields(self) -> tuple[str, ...]:
         return ("last_map",)
 
-    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
-        self._at("probes")
+    def auxiliary_logits(self, student: Outputs) -> Mapping[str, Tensor]:
+        self._at("auxiliary_logits")
         return {}
 
     def remarks(self) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def test_one_place_says_whose_an_error_is():
     assert failure and failure.message == "SystemExit: 0" and "SystemExit" in failure.trace
 
 
-@pytest.mark.parametrize("moment", ["init", "train", "losses", "probes", "save", "remarks"])
+@pytest.mark.parametrize("moment", ["init", "train", "losses", "auxiliary_logits", "save", "remarks"])
 def test_whatever_a_method_raises_is_its_cell_s_failure(
     bench: TrainingBench, alone: Callable[[Any], Result], moment: str
 ):

@@ -42,7 +42,7 @@ SAMPLES, STEPS = 100, 2
 BEFORE = ("init", "adapt", "prepare", "phases", "deployed")
 """Moments in which a method's code runs before training."""
 
-MOMENTS = (*BEFORE, "losses", "probes", "remarks")
+MOMENTS = (*BEFORE, "losses", "auxiliary_logits", "remarks")
 COMPANIONS: list[Case] = [("kd", {}), ("block_kd", {"sample_stones": 1})]
 """The second one runs the teacher itself and draws random numbers."""
 
@@ -180,11 +180,11 @@ class _Culprit(Method):
         self._at("losses", batch=batch, outputs=teacher)
         return result
 
-    def probe_fields(self) -> Sequence[str]:
+    def auxiliary_fields(self) -> Sequence[str]:
         return ("last_map",)
 
-    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
-        self._at("probes")
+    def auxiliary_logits(self, student: Outputs) -> Mapping[str, Tensor]:
+        self._at("auxiliary_logits")
         return {}
 
     def remarks(self) -> Sequence[str]:
@@ -202,10 +202,10 @@ class _Chance(Method):
         weight = random.random() + float(np.random.randn())
         return Losses(task={"task": weight * batch.loss(student.logits)})
 
-    def probe_fields(self) -> Sequence[str]:
+    def auxiliary_fields(self) -> Sequence[str]:
         return ("last_map",)
 
-    def probes(self, student: Outputs) -> Mapping[str, Tensor]:
+    def auxiliary_logits(self, student: Outputs) -> Mapping[str, Tensor]:
         noise = torch.rand_like(student.logits) + random.random() + float(np.random.rand())
         return {"noise": student.logits * noise}
 
@@ -242,7 +242,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable
 def ways(moment: str) -> dict[str, str]:
     """What can be done at a moment, and how it is named."""
     found = TEACHER | PROCESS
-    if moment == "probes":  # evaluation puts it back by itself
+    if moment == "auxiliary_logits":  # evaluation puts it back by itself
         del found["grad mode"]
     found |= {"prepare": TEACHER_PASS, "losses": BATCH}.get(moment, {})
     return {way: text for way, (_, text) in found.items()}

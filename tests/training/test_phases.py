@@ -104,8 +104,8 @@ def test_a_phase_moves_only_what_its_losses_reach(bench: TrainingBench, data: Im
 
 
 def state(student_run: StudentRun) -> dict[str, Tensor]:
-    parts = {"student": student_run.student, "method": student_run.method}
-    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    networks = {"student": student_run.student, "method": student_run.method}
+    return {f"{name}.{key}": value for name, network in networks.items() for key, value in network.state_dict().items()}
 
 
 def test_the_optimiser_starts_anew_after_a_phase(bench: TrainingBench):

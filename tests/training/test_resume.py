@@ -129,16 +129,18 @@ def spoil(what: str, content: bytes) -> bytes:
     return to_bytes({**state, what: "not this"})
 
 
-PARTS = {"student", "method", "optimizer", "stream", "scaler", "position", "records", "sums", "counted", "seconds"}
+ENTRIES = {"student", "method", "optimizer", "stream", "scaler", "position", "records", "sums", "counted", "seconds"}
 """Of a checkpoint; without fp16 nothing is in the scaler's, and nothing is read of it."""
 
 
-@pytest.mark.parametrize("what", ["half", "bit", "list", "another cell's", "other epochs", *sorted(PARTS - {"scaler"})])
+@pytest.mark.parametrize(
+    "what", ["half", "bit", "list", "another cell's", "other epochs", *sorted(ENTRIES - {"scaler"})]
+)
 def test_a_checkpoint_that_cannot_be_used_is_kept_aside_and_its_cell_starts_again(
     bench: TrainingBench, alone: Callable[[Cell], Result], what: str
 ):
     cell, path = stopped(bench)
-    assert set(torch.load(path, weights_only=True)) == {*PARTS, "cell"}
+    assert set(torch.load(path, weights_only=True)) == {*ENTRIES, "cell"}
     content = spoil(what, path.read_bytes())
     path.write_bytes(content)
     (path.parent / "checkpoint.pt.unreadable-1").write_bytes(b"an earlier one")

@@ -42,7 +42,9 @@ def answers(cases: list[Case], count: int, folder: Path, text: bool) -> dict[str
                     assert not child.process.exitcode, message.how
                     left.remove(child)
                 else:
-                    found[message[0]] = [{k: torch.from_numpy(v) for k, v in part.items()} for part in message[1:]]
+                    found[message[0]] = [
+                        {k: torch.from_numpy(v) for k, v in tensors.items()} for tensors in message[1:]
+                    ]
     finally:
         for child in children:
             child.end()
