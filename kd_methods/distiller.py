@@ -41,13 +41,13 @@ class Distiller(nn.Module):
     >>> optimizer = torch.optim.SGD(kd.parameters(), 0.05)
     >>> kd(images, labels, progress=epoch / epochs).total().backward()
 
-    Parameters, state dict, device and mode are those of what is trained: the student and the method's own parts. The
+    Parameters, state dict, device and mode are those of what is trained: the student and the method's own modules. The
     teacher moves along, but is no part of them. What the method put into the student is there under the student's keys.
 
     Args:
         name: a method, as ``kd_methods.available()`` has them, modified (``kd@ls``) or combined (``crd+kd``) too.
         student: maps images (B, C, H, W) to logits (B, K), or a Network (:func:`kd_methods.view`); it is trained as it
-            is, not a copy. Some methods change its classifier or add parts; :meth:`deployed` has what is left.
+            is, not a copy. Some methods change its classifier or add modules; :meth:`deployed` has what is left.
         teacher: as the student; it is frozen, put into evaluation mode and moved to the student's device. None for
             methods without a teacher.
         num_classes: K; 1 for a regression.
@@ -130,8 +130,8 @@ class Distiller(nn.Module):
     def prepare(self, loader: Iterable[Any]) -> None:
         """Compute what the method's losses need of the teacher and the training set; at once where that is nothing.
 
-        To be called before the optimiser is made, since a method's parts may depend on it, and again after the training
-        goes on in another process: what is computed is no part of the state dict.
+        To be called before the optimiser is made, since a method's modules may depend on it, and again after the
+        training goes on in another process: what is computed is no part of the state dict.
 
         Args:
             loader: a ``DataLoader`` over the training set; its images in their order and without augmentation are what

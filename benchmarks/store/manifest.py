@@ -374,7 +374,7 @@ def _upgraded(raw: Any) -> Any:
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with those of a combination's parts as ``part.key``."""
+    """Settings with those of a combination's methods as ``method.key``."""
     flattened: dict[str, Any] = {}
     for key, value in settings.items():
         inner = flat(value) if isinstance(value, dict) else None

@@ -85,7 +85,7 @@ class Memory:
     peak         most that was alive at once
     teacher      its weights, and the copy of them with folded batch-norms
     outputs      the teacher's outputs that the methods read
-    cells        weights, gradients, optimiser state and method parts of all cells
+    cells        weights, gradients, optimiser state and method modules of all cells
     step         what the largest cell's own step makes: its activations and losses, and the batch
     """
 

@@ -23,7 +23,7 @@ class Assembly:
         student: the network to train, as it is built.
         teacher: the frozen teacher, or None.
         info: of the training set.
-        device: where the method's parts and what it adds to the student go.
+        device: where the method's modules and what it adds to the student go.
         memory_format: of the method's convolutions.
 
     Raises:

@@ -26,7 +26,7 @@ def check(protocol: Protocol, device: torch.device) -> None:
 
 
 def autocast(protocol: Protocol, device: torch.device) -> AbstractContextManager[object]:
-    """Context in which networks and the learned parts of methods run."""
+    """Context in which networks and the learned modules of methods run."""
     set_tf32(protocol, device)
     if protocol.precision not in _TYPES:
         return nullcontext()

@@ -67,7 +67,7 @@ S = TypeVar("S", bound=MethodSettings)
 class Method(nn.Module, Generic[S]):
     """Base class of all methods: ``class KD(Method[Settings])``, with the settings' class between the brackets.
 
-    A method defines :meth:`losses`, and :meth:`setup` where it has parts of its own. Their parameters are trained,
+    A method defines :meth:`losses`, and :meth:`setup` where it has modules of its own. Their parameters are trained,
     saved and restored with the student's.
 
     ``needs`` may be refined per instance. ``raw_terms`` names distillation terms that a modifier of the logits leaves
@@ -119,7 +119,7 @@ class Method(nn.Module, Generic[S]):
         return teacher
 
     def setup(self) -> None:
-        """Build the method's trainable parts from the shapes of ``self.student`` and ``self.teacher``.
+        """Build the method's trainable modules from the shapes of ``self.student`` and ``self.teacher``.
 
         Called once, with ``self.settings`` and ``self.info`` at hand. Parts draw their weights in the order in which
         they are built.

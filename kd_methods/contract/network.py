@@ -66,7 +66,7 @@ class Network(nn.Module):
                 norm.training, norm.track_running_stats = training, tracking
 
     def plain(self) -> nn.Module:
-        """A module that maps inputs to logits: ``module``, or with inserted parts a wrapper that runs them too."""
+        """A module that maps inputs to logits: ``module``, or with inserted modules a wrapper that runs them too."""
         raise NotImplementedError
 
     def shape(self, unit: str) -> tuple[int, ...]:

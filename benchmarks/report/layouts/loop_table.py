@@ -57,8 +57,8 @@ def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, A
         ),
         (
             "Bound",
-            "the teacher with its kept outputs, weights, gradients, optimiser state and method parts of all cells, and "
-            "the activations of one student.",
+            "the teacher with its kept outputs, weights, gradients, optimiser state and method modules of all cells, "
+            "and the activations of one student.",
         ),
         *((_label(facts), f"a step's time: {_operators(facts['operators'])}.") for facts in loops),
         ("Machine", f"{machine['machine']}, torch {machine['versions']['torch']}, commit {machine['commit']}."),
