@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
+from benchmarks.config.table_spec import load_table
 from benchmarks.driver.execution.crew import Crew
 from benchmarks.driver.planning.cards import SHARE, speed
 from benchmarks.driver.planning.estimate import Estimate
@@ -121,3 +122,20 @@ def test_speeds_that_are_none(text: str, message: str) -> None:
 def test_a_speed_by_a_card_follows_the_precision() -> None:
     assert speed("A100", "tf32").operations == pytest.approx(SHARE * 156e12)
     assert speed("2.5", "fp32").operations == 2.5e12
+
+
+@pytest.mark.parametrize("table", ["feature-only-claims", "letkd-claims"])
+def test_claims_in_prose_are_tables_that_can_be_planned(tmp_path: Path, table: str) -> None:
+    """Each says where the claim stands; the rows that it is about get cells, in a fifth of the epochs where asked."""
+    spec = load_table(table)
+    for name in spec.presets.keys() - {"fine-tuned"}:  # which needs weights of ImageNet
+        plan = make(Request(table, name), workspace(tmp_path, []), stated=True)
+        assert len(plan.cells) == len(plan.rows) * len(plan.pairs) * len(plan.seeds)
+        assert name == "demo" or all(note.startswith("tests a claim in prose (") for note in plan.notes), name
+    if table == "feature-only-claims":
+        full, fifth = (load_protocol(spec.presets[name].protocol) for name in ("paper", "fifth"))
+        assert (fifth.epochs, fifth.recipe) == (
+            full.epochs / 5,
+            full.recipe,
+        ) and "10 epochs instead of 50" in fifth.deviations
+        assert fifth.teachers_from == full.name, "the teacher is the same one"
