@@ -47,6 +47,7 @@ class ANC(Method[Settings]):
             " teacher's (a regularisation against too strong a discriminator) has weight 1",
         ),
         our_choice=("logits", "adversarial", "widths", "dropout"),
+        batch="global",
     )
     needs = Needs(student=("pooled",), teacher=("pooled", "logits"))
 

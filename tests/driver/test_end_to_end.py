@@ -94,6 +94,7 @@ SUFFIXES = {
     "tiny-cost.tex",
     "tiny-cost.md",
     "tiny-cost.csv",
+    "tiny-runs.csv",
 }
 
 

@@ -16,7 +16,7 @@ from helpers.image_files import recipe, write_images
 from helpers.watchers import ForwardingWatcher
 
 import kd_methods
-from benchmarks.common.weights import to_bytes
+from benchmarks.common.weights import to_bytes, weights_digest
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
 from benchmarks.driver.engines import local
@@ -44,7 +44,8 @@ class StreamedBench:
         self.events: list[str] = []
 
     def cells(self, *methods: str) -> list[Cell]:
-        teacher = TeacherRef("timm:test_resnet", (0.5,) * 3, (0.25,) * 3, weights="of this test")
+        digest = weights_digest(torch.load(self.file, weights_only=True))
+        teacher = TeacherRef("timm:test_resnet", (0.5,) * 3, (0.25,) * 3, weights=digest)
         taught = {name: kd_methods.registry.get(name).needs_teacher for name in methods}
         return [
             make_cell(self.protocol, "files", "timm:test_vit", Distillation(name, teacher if taught[name] else None))

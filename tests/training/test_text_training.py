@@ -12,6 +12,7 @@ from helpers.text import CPU, PROTOCOL, SMALL_TASK, model, open_task, transforme
 from helpers.watchers import ForwardingWatcher
 from torch import Tensor
 
+from benchmarks.common.weights import weights_digest
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Optimizer
@@ -46,7 +47,8 @@ class Trained:
         self.store = Store(folder)
 
     def cells(self, *methods: str) -> list[Cell]:
-        ref = TeacherRef(self.names["teacher"], (), (), weights="w")
+        digest = weights_digest(torch.load(self.file, weights_only=True))
+        ref = TeacherRef(self.names["teacher"], (), (), weights=digest)
         return [
             make_cell(PROTOCOL, "d", self.names["student"], Distillation(m, ref if m != "student" else None))
             for m in methods
