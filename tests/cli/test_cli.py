@@ -436,9 +436,9 @@ def test_show_method_names_the_published_settings(call: Call) -> None:
 
 def test_show_method_counts_what_it_adds_on_a_pair(call: Call) -> None:
     """SimKD's projector at factor 2 on 64 channels: 1x1, 3x3, 1x1 convolutions and three batch-norms, all deployed."""
-    own = 64 * 32 + 32 * 32 * 9 + 32 * 64 + 2 * (32 + 32 + 64)
+    parameters = 64 * 32 + 32 * 32 * 9 + 32 * 64 + 2 * (32 + 32 + 64)
     _, out, _ = call("show", "method", "simkd", "--pair", "resnet56-resnet20")
-    assert f"{own:+,} in training, {own:+,} at inference" in out
+    assert f"{parameters:+,} in training, {parameters:+,} at inference" in out
     _, out, _ = call("show", "method", "crd+kd", "--pair", "resnet56-resnet20")
     assert "+16,640 in training, +0 at inference" in out and "tian2020crd" in out and "hinton2015kd" in out
     _, out, _ = call("show", "method", "kd", "--pair", "resnet56-resnet20")

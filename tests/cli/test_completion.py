@@ -18,8 +18,8 @@ REPO = Path(__file__).parents[2]
 
 def completed(*words: str) -> list[str]:
     *before, incomplete = words
-    found = ShellComplete(cli, {}, "kdbench", VARIABLE).get_completions(before, incomplete)
-    return [item.value for item in found]
+    completions = ShellComplete(cli, {}, "kdbench", VARIABLE).get_completions(before, incomplete)
+    return [item.value for item in completions]
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def completed(*words: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_words_are_completed(words: tuple[str, ...], answers: list[str]) -> None:
-    found = completed(*words)
-    assert set(answers) <= set(found) and all(word.startswith(words[-1]) for word in found)
+    values = completed(*words)
+    assert set(answers) <= set(values) and all(word.startswith(words[-1]) for word in values)
 
 
 def test_what_stands_before_the_comma_is_not_offered_again() -> None:

@@ -198,9 +198,9 @@ def test_files_that_do_not_exist(name: str, tmp_path: Path) -> None:
     with pytest.raises(NoFile):
         read_text(tmp_path / name)
     for load in (load_table, load_protocol):
-        for own in (str(tmp_path / f"{name}.yaml"), name, name * 1000):
+        for file in (str(tmp_path / f"{name}.yaml"), name, name * 1000):
             with pytest.raises(UserError):
-                load(own)
+                load(file)
 
 
 def test_values_on_the_command_line() -> None:

@@ -89,11 +89,11 @@ FORMS: dict[str, Callable[[State], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_fields_checkpoint_files_are_read(tmp_path: Path, weights: State, form: str) -> None:
-    found = taken(saved(tmp_path / "file.pth", FORMS[form](weights)))
-    assert list(found.weights) == list(weights)
-    assert all(torch.equal(found.weights[key], weights[key]) for key in weights)
-    assert weights_digest(found.weights) == weights_digest(weights)
-    assert not found.others
+    read_weights = taken(saved(tmp_path / "file.pth", FORMS[form](weights)))
+    assert list(read_weights.weights) == list(weights)
+    assert all(torch.equal(read_weights.weights[key], weights[key]) for key in weights)
+    assert weights_digest(read_weights.weights) == weights_digest(weights)
+    assert not read_weights.others
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -119,8 +119,10 @@ def test_which_of_several_weights_are_taken_is_said(tmp_path: Path, weights: Sta
         outer, _, inner = ema.partition(".")
         content = {outer: {inner: average} if inner else under("module.", average), raw: weights, "epoch": 1}
         path = saved(tmp_path / "file.pth", content)
-        found = taken(path)
-        assert (found.name, found.others) == (raw, (ema,)) and torch.equal(found.weights["fc.bias"], weights["fc.bias"])
+        read_weights = taken(path)
+        assert (read_weights.name, read_weights.others) == (raw, (ema,)) and torch.equal(
+            read_weights.weights["fc.bias"], weights["fc.bias"]
+        )
         other = taken(path, ema)
         assert (other.name, other.others) == (ema, (raw,)) and torch.equal(other.weights["fc.bias"], average["fc.bias"])
         assert f"did you mean {ema}" in refusal(lambda path=path, ema=ema: taken(path, f"{ema}x"))
@@ -128,8 +130,8 @@ def test_which_of_several_weights_are_taken_is_said(tmp_path: Path, weights: Sta
     module.load_state_dict(weights)
     swa = AveragedModel(module).state_dict()
     assert "n_averaged" in swa
-    found = taken(saved(tmp_path / "swa.pth", swa))
-    assert weights_digest(found.weights) == weights_digest(weights)
+    read_weights = taken(saved(tmp_path / "swa.pth", swa))
+    assert weights_digest(read_weights.weights) == weights_digest(weights)
 
 
 def test_what_lies_first_but_does_not_fit_is_not_taken(tmp_path: Path, weights: State) -> None:
@@ -292,13 +294,15 @@ def is_read_or_refused(path: Path) -> None:
     """It is ordinary tensors that fit, or one line; and it does not take long."""
     start = time.perf_counter()
     try:
-        found = take(path, lambda _: TwoLayers())
+        read_weights = take(path, lambda _: TwoLayers())
     except UserError as error:
         assert str(path) in str(error) and str(error).isprintable() and len(str(error)) < 600
     else:
-        own = TwoLayers().state_dict()
-        assert {key: value.shape for key, value in found.weights.items()} == {k: v.shape for k, v in own.items()}
-        assert all(value.isfinite().all() for value in found.weights.values())
+        wanted = TwoLayers().state_dict()
+        assert {key: value.shape for key, value in read_weights.weights.items()} == {
+            k: v.shape for k, v in wanted.items()
+        }
+        assert all(value.isfinite().all() for value in read_weights.weights.values())
     assert time.perf_counter() - start < 5
 
 
@@ -399,8 +403,10 @@ def test_no_bit_of_a_file_changes_unseen(tmp_path: Path, bit: int) -> None:
         changed[place] ^= 1 << bit
         path.write_bytes(changed)
         try:
-            found = read(path)
-            assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state), place
+            read_state = read(path)
+            assert read_state.keys() == state.keys() and all(
+                torch.equal(read_state[key], state[key]) for key in state
+            ), place
             seen["as written"] += 1
         except Damaged as error:
             assert str(path) in str(error) and "\n" not in str(error)

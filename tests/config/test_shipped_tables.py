@@ -204,8 +204,8 @@ def test_published_values_are_well_formed() -> None:
 @pytest.mark.parametrize("pair", [*SAME_FAMILY, *CROSS_FAMILY])
 def test_published_values_cover_the_tables(pair: str) -> None:
     source = "HobbitLong/RepDistiller"
-    found = {line["method"] for line in published() if line["pair"] == pair and source in line["source"]}
-    assert {"teacher", "student", "kd", "fitnet", "at", "sp", "pkt", "rkd"} <= found
+    covered = {line["method"] for line in published() if line["pair"] == pair and source in line["source"]}
+    assert {"teacher", "student", "kd", "fitnet", "at", "sp", "pkt", "rkd"} <= covered
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_published_values_cover_the_tables(pair: str) -> None:
 def test_published_values_are_those_of_the_sources(method: str, pair: str, source: str, value: float) -> None:
     """Figures of specs/published_numbers.md, sections 1.1 and 1.2."""
     place = (method, pair)
-    found = [
+    values = [
         line for line in published() if (line["method"], line["pair"]) == place and f"/{source} " in line["source"]
     ]
-    assert [float(line["value"]) for line in found] == [value]
-    assert (found[0]["protocol"], found[0]["teacher"]) == ("cifar100-crd240", "crd")
+    assert [float(line["value"]) for line in values] == [value]
+    assert (values[0]["protocol"], values[0]["teacher"]) == ("cifar100-crd240", "crd")
 
 
 def test_every_published_value_stands_in_some_table() -> None:

@@ -30,8 +30,8 @@ def test_costs_are_measured_once_unless_damaged(tmp_path: Path, spoilt: str) -> 
     measured: list[Cell] = []
     workspace = Workspace(torch.device("cpu"), output=tmp_path, say=said.append)
 
-    def measure(own: Cell) -> dict[str, Any]:
-        measured.append(own)
+    def measure(cell: Cell) -> dict[str, Any]:
+        measured.append(cell)
         return FIGURES
 
     cells = [cell(0), cell(1), cell(2)]

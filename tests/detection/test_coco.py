@@ -65,12 +65,12 @@ def in_folders(content: dict[str, Any], draw: random.Random) -> None:
         image["file_name"] = f"{draw.choice(('train2017/images', 'somewhere', '/mnt/data', '.'))}/{image['file_name']}"
 
 
-def equal(found: DetectionFiles, plain: DetectionFiles) -> bool:
-    pairs = ((found.train, plain.train), (found.val, plain.val))
+def equal(files: DetectionFiles, plain: DetectionFiles) -> bool:
+    pairs = ((files.train, plain.train), (files.val, plain.val))
     arrays = ("sizes", "image", "labels", "boxes", "areas", "crowd", "ignored")
     same = all([Path(p).name for p in a.paths] == [Path(p).name for p in b.paths] for a, b in pairs)
     same &= all(np.array_equal(getattr(a, name), getattr(b, name)) for a, b in pairs for name in arrays)
-    return same and found.classes == plain.classes
+    return same and files.classes == plain.classes
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -109,13 +109,13 @@ def scored(files: Any, labels: np.ndarray | None = None) -> dict[str, float]:
     metric, val = average_precision(files, Path("unused")), files.val
     corners = torch.from_numpy(np.concatenate([val.boxes[:, :2], val.boxes[:, :2] + val.boxes[:, 2:]], 1))
     for image, (width, height) in enumerate(val.sizes):
-        own = torch.from_numpy((val.image == image) & ~val.crowd)
-        found = {
-            "bboxes": corners[own],
-            "scores": torch.ones(int(own.sum())),
-            "labels": torch.from_numpy(val.labels if labels is None else labels)[own],
+        of_image = torch.from_numpy((val.image == image) & ~val.crowd)
+        arrays = {
+            "bboxes": corners[of_image],
+            "scores": torch.ones(int(of_image.sum())),
+            "labels": torch.from_numpy(val.labels if labels is None else labels)[of_image],
         }
-        metric.process({}, [{"img_id": image + 1, "ori_shape": (height, width), "pred_instances": found}])
+        metric.process({}, [{"img_id": image + 1, "ori_shape": (height, width), "pred_instances": arrays}])
     return metric.evaluate(len(val.sizes))
 
 
@@ -138,8 +138,8 @@ def test_mmdetection_has_the_suites_labels(shapes: Path, tmp_path: Path):
     from benchmarks.detection.data import DetectionDataset
 
     read = DetectionDataset(turned.val, turned.classes, test_mode=True)
-    found = [(i, one["bbox_label"]) for i in range(len(read)) for one in read.get_data_info(i)["instances"]]
-    assert found == list(zip(plain.val.image.tolist(), plain.val.labels.tolist(), strict=True))
+    labels = [(i, one["bbox_label"]) for i in range(len(read)) for one in read.get_data_info(i)["instances"]]
+    assert labels == list(zip(plain.val.image.tolist(), plain.val.labels.tolist(), strict=True))
 
 
 @pytest.mark.real_data

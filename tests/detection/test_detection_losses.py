@@ -16,8 +16,8 @@ needs_mmdetection()
 
 
 def test_object_masks_weigh_by_the_smallest_object():
-    own = torch.tensor([[0.0, 0, 15, 15], [8, 8, 31, 31]]), torch.zeros(0, 4)
-    foreground, background = functional.object_masks(own, (32, 32), (8, 8))
+    objects = torch.tensor([[0.0, 0, 15, 15], [8, 8, 31, 31]]), torch.zeros(0, 4)
+    foreground, background = functional.object_masks(objects, (32, 32), (8, 8))
     expected = torch.zeros(8, 8)
     expected[2:8, 2:8] = 1 / 49  # from 2 to ceil(7.75), both counted
     expected[0:5, 0:5] = torch.maximum(expected[0:5, 0:5], torch.tensor(1 / 25))
@@ -123,9 +123,9 @@ def test_valuable_region_by_loops():
             distance = overlap(anchor, corners, 0) - float(apart)
             if 0.25 * threshold <= distance < threshold:
                 expected[i] = max(float(expected[i]), overlap(anchor, corners, 0))
-    found = functional.valuable_region(anchors, counts, objects)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert 0 < int((found > 0).sum()) < 55
+    region = functional.valuable_region(anchors, counts, objects)
+    torch.testing.assert_close(region, expected, atol=1e-5, rtol=1e-5)
+    assert 0 < int((region > 0).sum()) < 55
     assert not functional.valuable_region(anchors, counts, objects[:0]).any()
     near = functional.near_region(anchors, objects)
     best = [max(overlap(a, corners, 0) for a in anchors) for corners in objects]

@@ -44,12 +44,12 @@ def _own_forkserver():
 
 
 def students(root: Path) -> dict[str, dict[str, Tensor]]:
-    found = {}
+    paths = {}
     for path in sorted((root / "runs").iterdir()):
         label = json.loads((path / "cell.json").read_text())["label"]
         if (path / "student.pt").is_file():
-            found[label] = load_weights(path / "student.pt")
-    return found
+            paths[label] = load_weights(path / "student.pt")
+    return paths
 
 
 def same(a: dict[str, dict[str, Tensor]], b: dict[str, dict[str, Tensor]]) -> bool:
@@ -146,8 +146,8 @@ def test_a_stop_before_the_first_step_is_no_failure(shapes: Path, tmp_path: Path
 def test_two_processes_share_each_batch_and_average_their_gradients(shapes: Path, tmp_path: Path, table: str):
     from benchmarks.detection import runner as detection
 
-    own = job_of(tmp_path, shapes, processes=2).detection
-    one = own.model_copy(update={"iterations": 1, "workers": 0, "warmup": 0})
+    of_detection = job_of(tmp_path, shapes, processes=2).detection
+    one = of_detection.model_copy(update={"iterations": 1, "workers": 0, "warmup": 0})
     job = job_of(tmp_path, shapes, {"detection": one, "epochs": 1, "milestones": ()})
     protocol = job.protocol
     store = train(job, tmp_path / "out")
@@ -216,9 +216,9 @@ def test_the_optimizer_is_the_protocols(shapes: Path, tmp_path: Path, table: str
     job.path.mkdir()
     runner, _ = detection.set_up(job, None, job.path)
     (group,) = runner.build_optim_wrapper(runner.optim_wrapper).optimizer.param_groups
-    own = job.protocol.optimizer
+    recipe = job.protocol.optimizer
     assert {name: group[name] for name in ("momentum", "weight_decay", "nesterov", "lr")} == {
-        "momentum": 0.9, "weight_decay": own.weight_decay, "nesterov": False, "lr": own.lr,
+        "momentum": 0.9, "weight_decay": recipe.weight_decay, "nesterov": False, "lr": recipe.lr,
     }  # fmt: skip
 
 
@@ -396,8 +396,8 @@ def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path:
     runner.model.train()
     for step in range(50):
         seed_all(step)
-        found = runner.model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
-        history.append({key: float(value) for key, value in found.items()})
+        losses = runner.model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
+        history.append({key: float(value) for key, value in losses.items()})
     # GFL weighs boxes by class scores, which begin near zero: its own loss rises at first.
     start = 10 if name == "ld" else 0
     first, last = (

@@ -31,8 +31,8 @@ def test_a_step_of_every_method(pair: Any, name: str):
     given = batch(student)
     student.zero_grad(), student.train()
     student_pass = student.training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
-    kept = teacher.teacher_pass(given["inputs"], student_pass, logits=True)
-    losses = method.losses(student_pass.outputs, kept, student_pass.batch, Progress(30, 240))
+    teacher_outputs = teacher.teacher_pass(given["inputs"], student_pass, logits=True)
+    losses = method.losses(student_pass.outputs, teacher_outputs, student_pass.batch, Progress(30, 240))
     terms = losses.terms()
     assert all(torch.isfinite(term) and term.ndim == 0 for term in terms.values())
     assert losses.distill and all(float(term.detach()) != 0 for term in terms.values())
@@ -118,11 +118,14 @@ def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     given = batch(student)
     student.zero_grad(), student.train()
     student_pass = student.training_pass(given["inputs"], given["data_samples"], ("dense", "anchor_relations"))
-    dense, kept = student_pass.outputs["dense"], teacher.teacher_pass(given["inputs"], student_pass, logits=False)
+    dense, teacher_outputs = (
+        student_pass.outputs["dense"],
+        teacher.teacher_pass(given["inputs"], student_pass, logits=False),
+    )
     assert dense.edges.shape == (len(dense.level), 4, 17) and dense.classes.shape == (len(dense.level), 3)
     assert dense.positive.any() and not (dense.positive & (student_pass.outputs["anchor_relations"].valuable > 0)).all()
     losses = kd_methods.build(name, student, teacher, DataInfo(64, 4)).losses(
-        student_pass.outputs, kept, student_pass.batch, Progress(1, 1)
+        student_pass.outputs, teacher_outputs, student_pass.batch, Progress(1, 1)
     )
     assert all(torch.isfinite(term) and float(term.detach()) > 0 for term in losses.terms().values())
     losses.total().backward()
@@ -156,11 +159,11 @@ def test_places_lie_as_the_features_do(dense_pair: Any):
 def test_inheriting_takes_neck_and_heads(pair: Any):
     student, teacher = networks.build_network(STUDENT, 3), pair[1]
     networks.init_from(student, teacher, "heads")
-    own, theirs = student.module.state_dict(), teacher.module.state_dict()
-    heads = [key for key in own if key.startswith(("rpn_head", "roi_head", "neck.fpn"))]
-    assert heads and all(torch.equal(own[key], theirs[key]) for key in heads)
+    ours, theirs = student.module.state_dict(), teacher.module.state_dict()
+    heads = [key for key in ours if key.startswith(("rpn_head", "roi_head", "neck.fpn"))]
+    assert heads and all(torch.equal(ours[key], theirs[key]) for key in heads)
     lateral = "neck.lateral_convs.0.conv.weight"
-    assert own[lateral].shape != theirs[lateral].shape  # the backbone's widths differ there
+    assert ours[lateral].shape != theirs[lateral].shape  # the backbone's widths differ there
     with pytest.raises(UserError, match="detectors from heads"):
         networks.init_from(student, teacher, "first")
 
@@ -203,8 +206,8 @@ def test_a_detector_goes_on_from_the_maps_of_its_backbone(name: str):
         pyramid = Pyramid(detector._read(detector.module.extract_feat(images)), regions)
         expected = detector.resume("pyramid", pyramid)
         for i, unit in enumerate(trunk, 1):
-            found = detector.resume(unit, Pyramid(tuple(maps[:i]), regions))
-            torch.testing.assert_close(found, expected)
+            heads = detector.resume(unit, Pyramid(tuple(maps[:i]), regions))
+            torch.testing.assert_close(heads, expected)
     with pytest.raises(UserError, match="resumed to its end"):
         detector.resume("c9", pyramid)
 
@@ -224,8 +227,8 @@ def test_stones_replace_a_detectors_backbone_stage_by_stage(pair: Any):
         torch.testing.assert_close(stone.logits, outputs.logits, rtol=1e-3, atol=1e-3)
     losses = method.losses(outputs, outputs, passed.batch, Progress(1, 12))
     assert all(abs(float(term.detach())) < 1e-4 for term in losses.distill.values())
-    own = sum(value for key, value in passed.terms.items() if key in ("loss_cls", "loss_bbox"))
-    torch.testing.assert_close(losses.task["stones_task"], 1.875 * own, rtol=1e-3, atol=1e-3)
+    task_loss = sum(value for key, value in passed.terms.items() if key in ("loss_cls", "loss_bbox"))
+    torch.testing.assert_close(losses.task["stones_task"], 1.875 * task_loss, rtol=1e-3, atol=1e-3)
     few = kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4), active_stones=(1, -1))
     assert few.active == [1, 4] and len(few.connectors) == 4
     with pytest.raises(UserError, match="some of 1 to 4"):
@@ -240,13 +243,14 @@ def test_a_step_of_block_kd_on_one_stage_detectors(name: str):
     method = kd_methods.build("block_kd.dense", student, teacher, DataInfo(64, 4)).train()
     given, before = batch(student), {key: value.clone() for key, value in teacher.module.state_dict().items()}
     passed = student.training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
-    kept = teacher.teacher_pass(given["inputs"], passed, logits=False)
-    losses = method.losses(passed.outputs, kept, passed.batch, Progress(1, 12))
+    teacher_outputs = teacher.teacher_pass(given["inputs"], passed, logits=False)
+    losses = method.losses(passed.outputs, teacher_outputs, passed.batch, Progress(1, 12))
     torch.testing.assert_close(passed.batch.loss(passed.outputs["heads"]), losses.task["task"], rtol=1e-4, atol=1e-4)
-    own, theirs = (
-        torch.cat([x.permute(0, 2, 3, 1).reshape(-1, 3) for x in o["heads"].scores]) for o in (passed.outputs, kept)
+    ours, theirs = (
+        torch.cat([x.permute(0, 2, 3, 1).reshape(-1, 3) for x in o["heads"].scores])
+        for o in (passed.outputs, teacher_outputs)
     )
-    p, q = own.sigmoid(), theirs.sigmoid()
+    p, q = ours.sigmoid(), theirs.sigmoid()
     entropy = F.binary_cross_entropy(p, q, reduction="none") * (p - q).abs()
     torch.testing.assert_close(losses.distill["kd"], entropy.sum() / q.amax(1).sum().clamp(min=1), rtol=1e-3, atol=1e-5)
     losses.total().backward()

@@ -44,11 +44,11 @@ def test_the_detector_opens_with_its_weights_and_classes(trained: tuple[Path, Pa
     run, folder = trained
     model = init_detector(str(folder / "config.py"), str(folder / "weights.pth"), device="cpu")
     weights = load_weights(run / "student.pt")
-    own = model.state_dict()
-    assert own.keys() == weights.keys() and all(torch.equal(own[key], value) for key, value in weights.items())
+    ours = model.state_dict()
+    assert ours.keys() == weights.keys() and all(torch.equal(ours[key], value) for key, value in weights.items())
     assert list(model.dataset_meta["classes"]) == ["disc", "square", "triangle"]
-    found = inference_detector(model, str(next((shapes / "kd-shapes" / "val2017").glob("*.png"))))
-    assert found.pred_instances.bboxes.shape[1] == 4
+    predicted = inference_detector(model, str(next((shapes / "kd-shapes" / "val2017").glob("*.png"))))
+    assert predicted.pred_instances.bboxes.shape[1] == 4
 
 
 def test_mmengine_s_runner_measures_the_run_s_ap(trained: tuple[Path, Path], tmp_path: Path) -> None:

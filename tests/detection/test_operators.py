@@ -35,13 +35,13 @@ def boxes(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("offset", [0, 1])
 def test_nms_keeps_what_no_better_box_covers(ops: Any, offset: int):
     corners, scores = boxes(60)
-    kept: list[int] = []
+    wanted: list[int] = []
     for i in scores.argsort(descending=True).tolist():
-        if all(overlap(corners[i], corners[j], offset) <= 0.4 for j in kept):
-            kept.append(i)
-    found, places = ops.nms(corners, scores, 0.4, offset=offset)
-    assert places.tolist() == kept and len(kept) < 60
-    assert torch.equal(found, torch.cat([corners, scores[:, None]], 1)[kept])
+        if all(overlap(corners[i], corners[j], offset) <= 0.4 for j in wanted):
+            wanted.append(i)
+    left, places = ops.nms(corners, scores, 0.4, offset=offset)
+    assert places.tolist() == wanted and len(wanted) < 60
+    assert torch.equal(left, torch.cat([corners, scores[:, None]], 1)[wanted])
 
 
 @pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
@@ -57,9 +57,9 @@ def test_soft_nms_lowers_scores_by_overlap(ops: Any, method: str):
             left[i] *= factors.get(method, 0.0 if iou >= 0.3 else 1.0)
             if left[i] < 0.05:
                 del left[i]
-    found, places = ops.soft_nms(corners, scores, 0.3, 0.5, 0.05, method)
+    left, places = ops.soft_nms(corners, scores, 0.3, 0.5, 0.05, method)
     assert places.tolist() == [i for i, _ in expected]
-    torch.testing.assert_close(found[:, 4], torch.tensor([s for _, s in expected]))
+    torch.testing.assert_close(left[:, 4], torch.tensor([s for _, s in expected]))
 
 
 def sampled(x: Tensor, roi: Tensor, scale: float, size: int, ratio: int) -> Tensor:
@@ -97,13 +97,13 @@ def test_roi_align_and_its_gradient(ops: Any, dtype: torch.dtype, tolerance: flo
     corners, _ = boxes(5, 2)
     regions = torch.cat([torch.tensor([0.0, 1, 1, 0, 1])[:, None], corners], 1)
     ours, plain = x.clone().requires_grad_(), x.clone().float().requires_grad_()
-    found = ops.roi_align(ours, regions.to(dtype), 3, 0.25, 2, "avg", True)
+    pooled = ops.roi_align(ours, regions.to(dtype), 3, 0.25, 2, "avg", True)
     expected = torch.stack([sampled(plain[int(r[0])], r[1:], 0.25, 3, 2) for r in regions.to(dtype).float()])
     weights = torch.randn_like(expected)
-    found.backward(weights.to(dtype))
+    pooled.backward(weights.to(dtype))
     expected.backward(weights)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled.float(), expected, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(ours.grad.float(), plain.grad, atol=3 * tolerance, rtol=3 * tolerance)
 
 
@@ -120,10 +120,10 @@ def test_focal_loss_and_its_gradient(ops: Any, dtype: torch.dtype, tolerance: fl
     expected = torch.where(hot, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log())
     if weight is not None:
         expected = expected * torch.cat([weight.double(), torch.ones(1).double()])[target][:, None]
-    found = ops.sigmoid_focal_loss(ours, target, 2.0, 0.25, weight, "sum")
-    found.backward()
+    loss = ops.sigmoid_focal_loss(ours, target, 2.0, 0.25, weight, "sum")
+    loss.backward()
     expected.sum().backward()
-    torch.testing.assert_close(found.double(), expected.sum(), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(loss.double(), expected.sum(), atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(ours.grad.double(), plain.grad, atol=tolerance, rtol=tolerance)
 
 

@@ -137,5 +137,5 @@ def test_every_finished_run_of_a_table_is_written_under_its_name(tmp_path: Path)
 
 
 def test_the_command_offers_every_form() -> None:
-    own = {form for engine in engines.ENGINES.mapping().values() for form in engine.forms}
-    assert set(exchange.FORMS) == {*FORMS, *own} and "mmdet" in own
+    forms = {form for engine in engines.ENGINES.mapping().values() for form in engine.forms}
+    assert set(exchange.FORMS) == {*FORMS, *forms} and "mmdet" in forms

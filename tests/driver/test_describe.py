@@ -59,7 +59,7 @@ def test_settings_that_nobody_published_are_marked(lab: Lab) -> None:
 
 
 def test_settings_of_a_row_that_are_ours_are_marked(lab: Lab) -> None:
-    own = "{id: mine, method: sp+kd, settings: {kd: {temperature: 2}}, our_choice: true}]"
-    lab.table.write_text(TABLE.replace("dkd]", own))
+    table_rows = "{id: mine, method: sp+kd, settings: {kd: {temperature: 2}}, our_choice: true}]"
+    lab.table.write_text(TABLE.replace("dkd]", table_rows))
     rows = {row.key: row.our_choice for row in lab.manifest(methods=("mine", "kd")).rows}
     assert rows == {"mine": ("kd.temperature 2.0",), "kd": ()}

@@ -142,8 +142,8 @@ class UserFolder:
 
     def runs(self) -> dict[str, tuple[int, bytes]]:
         """Every file of the store's runs with the time it was written."""
-        found = (path for path in (self.output / "runs").rglob("*") if path.is_file())
-        return {str(path.relative_to(self.output)): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+        files = (path for path in (self.output / "runs").rglob("*") if path.is_file())
+        return {str(path.relative_to(self.output)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     def statuses(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in (self.output / "runs").glob("*/status.json")]
@@ -254,8 +254,8 @@ def test_a_run_that_is_missing_from_the_store_is_shown_as_missing_and_made_up_fo
 def test_teachers_are_trained_under_their_own_protocol(tmp_path: Path) -> None:
     """Students on wrong labels, of which the teacher's data has none; the caption says how the teacher was trained."""
     bench = UserFolder(tmp_path / "noisy")
-    own = PROTOCOL.replace("one-epoch", "noisy") + "label_noise: 0.5\nteachers_from: one epoch.yaml\n"
-    (bench.folder / "noisy.yaml").write_text(own)
+    noisy = PROTOCOL.replace("one-epoch", "noisy") + "label_noise: 0.5\nteachers_from: one epoch.yaml\n"
+    (bench.folder / "noisy.yaml").write_text(noisy)
     bench.table.write_text(TABLE.format(protocol="noisy.yaml"))
     chosen = ["--methods", "kd", "--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost"]
     code, out, err = bench.run("--dry-run", *chosen)

@@ -53,8 +53,8 @@ def test_one_teacher_cell_serves_all_seeds(table: str, zoo: Zoo) -> None:
     teachers = {made.cells["kd", "resnet14-resnet8", seed].teacher for seed in (3, 4)}
     assert len(teachers) == 1
     (ref,) = teachers
-    own = student_cell("resnet14", made.protocol, made.data["digits"], {})
-    assert ref and (ref.cell, ref.weights) == (own.key, "") and own.seed == 0
+    as_student = student_cell("resnet14", made.protocol, made.data["digits"], {})
+    assert ref and (ref.cell, ref.weights) == (as_student.key, "") and as_student.seed == 0
     assert (ref.mean, ref.std) == (made.protocol.mean, made.protocol.std)
 
 
@@ -98,17 +98,17 @@ def test_a_cell_is_trained_with_its_rows_optimiser_and_its_own_rate(table: str, 
     protocol = made.protocol.model_copy(update={"lr_by_student": {"resnet8": 0.01}, "lr_alone": 0.02})
     for row, name in (("kd", "sgd"), ("dot", "dot")):
         cell = replace(made.cells[row, "resnet14-resnet8", 0], lr=0.03)
-        own = cell.under(protocol)
-        assert (own.optimizer.name, own.optimizer.lr, own.lr("resnet8"), own.lr("resnet8", False)) == (
+        placed = cell.under(protocol)
+        assert (placed.optimizer.name, placed.optimizer.lr, placed.lr("resnet8"), placed.lr("resnet8", False)) == (
             name,
             *[0.03] * 3,
         )
         shared = {"optimizer", "lr_by_student", "lr_alone"}
-        assert own.model_dump(exclude=shared) == protocol.model_dump(exclude=shared)
+        assert placed.model_dump(exclude=shared) == protocol.model_dump(exclude=shared)
         cell = replace(cell, method="student", settings={}, teacher=None)
         group = Group(protocol, digits.TASKS[0].open(zoo.folder, protocol, CPU))
         student_run = StudentRun(cell, group, Run(zoo.folder / row))
-        assert student_run.protocol == own and student_run.optimizer.param_groups[0]["lr"] == 0.03
+        assert student_run.protocol == placed and student_run.optimizer.param_groups[0]["lr"] == 0.03
 
 
 def test_without_taught_rows_no_teacher_is_trained(table: str, zoo: Zoo) -> None:
@@ -203,8 +203,8 @@ def test_uniform_settings_leave_out_what_is_published_for_a_pair(tmp_path: Path,
 
 def test_a_combination_takes_the_published_settings_of_its_parts() -> None:
     assert pair_settings("crd+kd", "resnet56-resnet20", "cifar100-crd240") == {"kd": {"kd": 1.0}}
-    found = pair_settings("reviewkd+dkd", "resnet56-resnet20", "cifar100-crd240")
-    assert found == {"reviewkd": {"beta": 0.6}, "dkd": {"beta": 2.0}}
+    published = pair_settings("reviewkd+dkd", "resnet56-resnet20", "cifar100-crd240")
+    assert published == {"reviewkd": {"beta": 0.6}, "dkd": {"beta": 2.0}}
     assert pair_settings("crd+kd", "resnet56-resnet20", "digits-demo") == {}
 
 
@@ -213,12 +213,12 @@ def test_an_estimate_counts_first_phases(table: str, zoo: Zoo) -> None:
     pair = "resnet14-resnet8"
     made = plan(table, zoo, methods=("student", "kd", "ab"), pairs=(pair,), seeds=(0,))
     where = Workspace(torch.device("cpu"), zoo.folder)
-    found = Estimate(made, {cell.key: 1.0 for cell in made.cells.values()}, where)
-    student, kd, ab = (found.operations(made.cells[row, pair, 0]) for row in ("student", "kd", "ab"))
+    estimate = Estimate(made, {cell.key: 1.0 for cell in made.cells.values()}, where)
+    student, kd, ab = (estimate.operations(made.cells[row, pair, 0]) for row in ("student", "kd", "ab"))
     assert student and kd and ab
     teacher = kd - student
     assert ab == pytest.approx(9 / 8 * student + teacher / 8, rel=0.01)
-    assert found.seconds()
+    assert estimate.seconds()
     only = Estimate(made, {made.cells["kd", pair, 0].key: 1.0}, where)
     assert only.operations(made.cells["kd", pair, 0]) == kd
     assert only.operations(made.cells["ab", pair, 0]) is None, "what is stored is not counted again"

@@ -29,14 +29,14 @@ def test_what_is_saved_is_not_counted_again() -> None:
     saved = {Path("saved"): 2, Path("in an epoch"): 1}
     report = Reporter(4, PROTOCOL, 10 * STEPS, "top1", saved)
     assert report.total == 4 * 4 * STEPS - 3 * STEPS
-    for own in (
+    for case in (
         student_run("new", 1, 1),
         student_run("saved", 3, 1),
         student_run("in an epoch", 2, 8),
         student_run("phases", -1, 1, -1),
     ):
-        report(own, "step")
-        report(own, "step")
+        report(case, "step")
+        report(case, "step")
     assert report.steps == 8
     assert report.total == (4 + 2 + 4 + 6) * STEPS - (1 * STEPS + 7)
 

@@ -20,8 +20,8 @@ from kd_methods.errors import UserError
 
 
 def test_a_protocol_for_teachers_is_none_for_students(table: str, zoo: Zoo) -> None:
-    own = Path(table).parent / "started.yaml"
-    own.write_text("extends: digits-demo\nname: started\nversion: 1\nstart: imagenet\n")
+    file = Path(table).parent / "started.yaml"
+    file.write_text("extends: digits-demo\nname: started\nversion: 1\nstart: imagenet\n")
     Path(table).write_text(TABLE.replace("protocol: digits-demo", "protocol: started.yaml"))
     with pytest.raises(UserError, match="started is one for teachers"):
         plan(table, zoo)
@@ -37,12 +37,12 @@ def test_a_rate_for_an_unknown_student_is_refused(table: str, zoo: Zoo) -> None:
 
 
 def test_a_crop_that_can_miss_the_image_is_refused(table: str, zoo: Zoo) -> None:
-    own = Path(table).parent / "p.yaml"
+    file = Path(table).parent / "p.yaml"
     Path(table).write_text(TABLE.replace("digits-demo", "p.yaml"))
-    own.write_text("extends: digits-demo\nname: p\nversion: 1\ncrop_padding: 16\n")
+    file.write_text("extends: digits-demo\nname: p\nversion: 1\ncrop_padding: 16\n")
     with pytest.raises(UserError, match=r"crop_padding 16 leaves nothing, images of task digits have 16 pixels"):
         plan(table, zoo)
-    own.write_text("extends: digits-demo\nname: p\nversion: 1\ncrop_padding: 15\n")
+    file.write_text("extends: digits-demo\nname: p\nversion: 1\ncrop_padding: 15\n")
     assert plan(table, zoo).protocol.crop_padding == 15
 
 

@@ -64,17 +64,17 @@ class FakePool:
         self.most = max(self.most, len(self.running))
 
     def messages(self, seconds: float) -> list[tuple[Job, Any]]:
-        found: list[tuple[Job, Any]] = []
+        received: list[tuple[Job, Any]] = []
         for job in self.running:
             outcome = self.outcome(len(self.started), job)
             self.started.append(job)
             if outcome == Finished():
                 for one in job.cells:
                     self.store.run(one).set_status("done", last={}, best={})
-                    found.append((job, CellEvent(one.key, "done", (9, 0), 1, 3, None)))
-            found.append((job, outcome))
+                    received.append((job, CellEvent(one.key, "done", (9, 0), 1, 3, None)))
+            received.append((job, outcome))
         self.running = []
-        return found
+        return received
 
     def stop(self) -> None:
         self.stopped = True

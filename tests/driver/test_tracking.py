@@ -110,9 +110,9 @@ def test_names_of_numbers_and_settings() -> None:
     assert scalars(record(1)) == {
         "lr": 0.1, "metrics/top1": 51.0, "losses/task": 0.1, "losses/kd": 0.5, "seconds": 2,
     }  # fmt: skip
-    found = settings(CELL)
-    assert (found["method/name"], found["method/settings/temperature"], found["seed"]) == ("kd", 4.0, 0)
-    assert found["method/settings/layers"] == "[1, 2]" and "teacher" not in found
+    logged = settings(CELL)
+    assert (logged["method/name"], logged["method/settings/temperature"], logged["seed"]) == ("kd", 4.0, 0)
+    assert logged["method/settings/layers"] == "[1, 2]" and "teacher" not in logged
 
 
 def test_what_cannot_be_used_is_said_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def cells(lab: Lab) -> dict[str, Cell]:
 @pytest.fixture(scope="module")
 def students(cells: dict[str, Cell], lab: Lab) -> dict[str, Measured]:
     """Weights of a network that was not trained, and what it measures, by the code that training has."""
-    found = {}
+    paths = {}
     for name, cell in cells.items():
         data = get_task("digits").open(lab.folder, protocol_of(cell), torch.device("cpu"))
         torch.manual_seed(1)
@@ -49,8 +49,8 @@ def students(cells: dict[str, Cell], lab: Lab) -> dict[str, Measured]:
         deployed = method.deployed(method.adapt(student)).eval()
         with torch.no_grad():
             figures = data.evaluate(lambda x, deployed=deployed: {"": deployed(x)})[""]
-        found[name] = (dict(deployed.state_dict()), figures)
-    return found
+        paths[name] = (dict(deployed.state_dict()), figures)
+    return paths
 
 
 def finish(output: Path, cell: Cell, measured: Measured, add: float = 0.0) -> None:
@@ -81,7 +81,7 @@ def test_claims_that_hold_and_claims_that_do_not(
     assert outcome.text == "2 of 2 students evaluated here: 1 equal, 0 within 0.1, 1 off"
     assert outcome.missing == "1 off by more than 0.1: simkd/resnet14-resnet8/s0"
     exchange.export(tmp_path, file, runs=keys)
-    assert all("not in the archive" in found.reason for found in verify(file, lab.workspace))
+    assert all("not in the archive" in claim.reason for claim in verify(file, lab.workspace))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_what_cannot_be_evaluated_here_says_why(
     lab: Lab, cells: dict[str, Cell], students: dict[str, Measured], tmp_path: Path, changes: Any, words: str
 ) -> None:
     finish(tmp_path, replace(cells["student"], **changes), students["student"])
-    (found,) = verify(tmp_path, replace(lab.workspace, say=lambda line: None))
-    assert words in found.reason and not found.holds and "cannot be evaluated here" in found.line()
+    (claim,) = verify(tmp_path, replace(lab.workspace, say=lambda line: None))
+    assert words in claim.reason and not claim.holds and "cannot be evaluated here" in claim.line()
 
 
 def test_a_protocol_is_known_from_a_cell(cells: dict[str, Cell]) -> None:

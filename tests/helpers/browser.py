@@ -69,17 +69,17 @@ class BrowserPage:
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript gives."""
-        found = self("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def after(self, expression: str, wanted: Any) -> Any:
         """What an expression gives once it is what is wanted, or after some seconds."""
         for _ in range(50):
-            if (found := self.value(expression)) == wanted:
+            if (value := self.value(expression)) == wanted:
                 break
             self("Runtime.evaluate", expression="new Promise(done => setTimeout(done, 100))", awaitPromise=True)
-        return found
+        return value
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):

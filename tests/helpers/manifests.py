@@ -64,15 +64,15 @@ class Lab:
 
 
 def places(shown: Manifest) -> set[tuple[str, str, int]]:
-    found = [(cell.row, cell.column, cell.seed) for cell in shown.cells]
-    assert len(found) == len(set(found)), "a place is shown twice"
-    return set(found)
+    shown_places = [(cell.row, cell.column, cell.seed) for cell in shown.cells]
+    assert len(shown_places) == len(set(shown_places)), "a place is shown twice"
+    return set(shown_places)
 
 
 def note(shown: Manifest, row: str) -> str:
     """What the table says of a row's settings."""
     table = collect(shown, Store(Path("nowhere")))
-    return next(found.settings_note for found in table.rows if found.key == row)
+    return next(line.settings_note for line in table.rows if line.key == row)
 
 
 def names(shown: Manifest, what: str) -> list[str]:

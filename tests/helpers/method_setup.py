@@ -209,20 +209,22 @@ class Setup:
 
     def step(self) -> Losses:
         """The terms of one batch, those of first phases under the phase's name."""
-        found = Losses()
+        summed = Losses()
         for prefix, needs, losses, runs in self.all_phases():
             student, teacher = self.outputs(needs)
             terms = losses(student if runs else NO_OUTPUTS, teacher, self.batch, self.progress)
-            found.task |= {f"{prefix}{key}": term for key, term in terms.task.items()}
-            found.distill |= {f"{prefix}{key}": term for key, term in terms.distill.items()}
-        return found
+            summed.task |= {f"{prefix}{key}": term for key, term in terms.task.items()}
+            summed.distill |= {f"{prefix}{key}": term for key, term in terms.distill.items()}
+        return summed
 
     def losses(self) -> Losses:
         """As :meth:`step`, but repeatable: draws start alike and what the method keeps is put back."""
-        kept = [(m, {k: b if b is None else b.clone() for k, b in m._buffers.items()}) for m in self.method.modules()]
+        buffers_before = [
+            (m, {k: b if b is None else b.clone() for k, b in m._buffers.items()}) for m in self.method.modules()
+        ]
         torch.manual_seed(11)
         losses = self.step()
-        for module, buffers in kept:
+        for module, buffers in buffers_before:
             module._buffers.update(buffers)  # not in place: the backward pass may need what is there
         return losses
 

@@ -38,10 +38,10 @@ def work(send: Callable[[Any], None], cases: list[Case], place: tuple[int, int, 
     with joined(rank, count, rendezvous, torch.device("cpu")) if count > 1 else nullcontext(ALONE) as replica:
         pair, protocol, data = _texts(count) if text else _images(count)
         for name, values in cases:
-            for phase, *found in _steps(name, values, _group(pair[0], protocol, data, replica), pair):
+            for phase, *states in _steps(name, values, _group(pair[0], protocol, data, replica), pair):
                 if replica.first:
                     # As arrays: a tensor would be shared with a process that may be gone when it is looked at.
-                    arrays = [{key: value.numpy() for key, value in tensors.items()} for tensors in found]
+                    arrays = [{key: value.numpy() for key, value in tensors.items()} for tensors in states]
                     send((f"{name}{values or ''}/{phase}", *arrays))
 
 
@@ -88,6 +88,6 @@ def _steps(
             student_run.step(inputs, outputs, (epoch, 0), progress, piece)
         named = {**dict(student_run.student.named_parameters()), **dict(student_run.method.named_parameters())}
         gradients = {key: value.grad.clone() for key, value in named.items() if value.grad is not None}
-        kept = {key: value.clone() for key, value in student_run.method.state_dict().items()}
+        before = {key: value.clone() for key, value in student_run.method.state_dict().items()}
         sums = {f"sum of {key}": value.clone() for key, value in student_run.sums.items()}
-        yield ("first" if epoch < 1 else "proper"), gradients, {**kept, **sums}
+        yield ("first" if epoch < 1 else "proper"), gradients, {**before, **sums}

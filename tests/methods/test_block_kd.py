@@ -46,12 +46,12 @@ def test_what_stones_cost(pair: tuple[str, str]):
     method = kd_methods.build("block_kd", student, teacher, DataInfo(50_000, 100))
     assert sum(p.numel() for p in method.parameters()) == COSTS[pair][0]
     image = torch.zeros(1, 3, 32, 32)
-    found = [macs(teacher.plain(), image), macs(student.plain(), image)]
+    operations = [macs(teacher.plain(), image), macs(student.plain(), image)]
     for unit in method.units:
         with FlopCounterMode(display=False) as counter:
             teacher.resume(unit, torch.zeros(1, *teacher.shape(unit)))
-        found.append(counter.get_total_flops() // 2)
-    assert [value / 1e6 for value in found] == pytest.approx(COSTS[pair][1:], abs=0.07)
+        operations.append(counter.get_total_flops() // 2)
+    assert [value / 1e6 for value in operations] == pytest.approx(COSTS[pair][1:], abs=0.07)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=">".join)
@@ -95,7 +95,7 @@ def test_the_loss_by_definition(distance: str):
     setup = Setup("block_kd", settings)
     setup.method.eval()
     student, teacher = setup.outputs()
-    found = setup.method.losses(student, teacher, setup.batch, setup.progress)
+    losses = setup.method.losses(student, teacher, setup.batch, setup.progress)
     y, s, t = setup.batch.labels, student.logits, teacher.logits
     stones = list(setup.method.auxiliary_logits(student).values())
     ensemble = sum(stones) / 3
@@ -105,16 +105,16 @@ def test_the_loss_by_definition(distance: str):
             return functional.dkd(a, b, y, alpha=1.0, beta=8.0, temperature=4.0)
         return functional.kd(a, b, temperature=4.0)
 
-    def with_stones(own: Tensor, of: list[Tensor]) -> Tensor:
-        return own + of[0] / 4 + of[1] / 2 + of[2]
+    def with_stones(term: Tensor, of: list[Tensor]) -> Tensor:
+        return term + of[0] / 4 + of[1] / 2 + of[2]
 
     expected = (
         0.7 * with_stones(F.cross_entropy(s, y), [F.cross_entropy(z, y) for z in stones])
         + 1.3 * with_stones(d(s, t), [d(z, t) for z in stones])
         + 0.4 * with_stones(d(s, ensemble), [d(z, ensemble) for z in stones])
     )
-    assert found.total().item() == pytest.approx(expected.item(), rel=1e-5)
-    assert set(found.task) == {"task", "stones_task"}
+    assert losses.total().item() == pytest.approx(expected.item(), rel=1e-5)
+    assert set(losses.task) == {"task", "stones_task"}
 
 
 def test_the_ensemble_is_detached():
@@ -185,13 +185,13 @@ def test_batch_statistics_in_the_tails():
     setup = Setup("block_kd", {"teacher_bn": "batch"})
     setup.method.eval()
     student, _ = setup.outputs()
-    found = setup.method.stones(student, [1, 2, 3], batch_statistics=True)
+    stones = setup.method.stones(student, [1, 2, 3], batch_statistics=True)
     training = copy.deepcopy(setup.teacher).train()
-    for i, z in enumerate(found, 1):
+    for i, z in enumerate(stones, 1):
         feature = setup.method.connectors[str(i)](student.blocks[i - 1])
         expected = training.resume(setup.teacher.layout.blocks[i - 1], feature)
         assert torch.allclose(z, expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(found[0], setup.method.stones(student, [1])[0], rtol=1e-2)
+    assert not torch.allclose(stones[0], setup.method.stones(student, [1])[0], rtol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +223,10 @@ def test_stones_that_come_in_one_by_one(schedule: str, arrived: list[list[int]])
             torch.manual_seed(3)
             for parameter in one.method.parameters():
                 torch.nn.init.constant_(parameter, 0.05)
-        found, expected = (
+        totals, expected = (
             one.method.losses(student, teacher, setup.batch, Progress(epoch, 240)).total() for one in (setup, alone)
         )
-        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert totals.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_stones_task_loss_has_a_factor_of_its_own():

@@ -80,11 +80,11 @@ def test_mlld_by_definition():
         "class": sum(c * functional.class_correlation(*weak, temperature=t) for t in (4, 3, 5, 2, 6)),
         "batch": sum(m * functional.batch_correlation(*weak, temperature=t) for t in (4, 3, 5, 2, 6)),
     }
-    found = setup.method.losses(student, teacher, setup.batch, setup.progress)
+    losses = setup.method.losses(student, teacher, setup.batch, setup.progress)
     for name, value in expected.items():
-        assert found.distill[name].item() == pytest.approx(0.7 * value.item(), rel=1e-5)
+        assert losses.distill[name].item() == pytest.approx(0.7 * value.item(), rel=1e-5)
     both = sum(F.cross_entropy(view[0], setup.batch.labels) for view in (weak, strong))
-    assert found.task["task"].item() == pytest.approx(0.3 * both.item(), rel=1e-6)
+    assert losses.task["task"].item() == pytest.approx(0.3 * both.item(), rel=1e-6)
     assert m.item() == 0.5 and c.item() == 0.5
 
 

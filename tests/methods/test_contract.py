@@ -106,8 +106,8 @@ def test_settings_are_those_in_the_brackets(register: Callable[[Any], Any]) -> N
     class Without(Method):
         pass
 
-    found = [cls.Settings for cls in (Scaled, Variant, Nested, Without)]
-    assert found == [Settings, Narrower, Nested.Settings, MethodSettings]
+    classes = [cls.Settings for cls in (Scaled, Variant, Nested, Without)]
+    assert classes == [Settings, Narrower, Nested.Settings, MethodSettings]
     register(Scaled)
     assert kd_methods.settings("test_scaled", {"weight": 5}).weight == 5.0
     assert registry.get("test_scaled").Settings is Settings

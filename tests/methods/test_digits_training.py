@@ -93,12 +93,12 @@ def accuracy(runs: list[Run]) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains(runs: Callable[..., list[Run]], name: str) -> None:
-    own, plain = runs(name), runs("student", name)
-    assert [run.state for run in own] == ["done"] * len(SEEDS), own[0].status
-    print(f"{name}: {accuracy(own):.2f}, plain student {accuracy(plain):.2f}")
-    assert accuracy(own) >= accuracy(plain) - MARGIN
-    for phase in dict.fromkeys(record["phase"] for record in own[0].metrics):
-        records = [[record for record in run.metrics if record["phase"] == phase] for run in own]
+    trained, plain = runs(name), runs("student", name)
+    assert [run.state for run in trained] == ["done"] * len(SEEDS), trained[0].status
+    print(f"{name}: {accuracy(trained):.2f}, plain student {accuracy(plain):.2f}")
+    assert accuracy(trained) >= accuracy(plain) - MARGIN
+    for phase in dict.fromkeys(record["phase"] for record in trained[0].metrics):
+        records = [[record for record in run.metrics if record["phase"] == phase] for run in trained]
         if len(records[0]) > 1:
             for term in set(records[0][0]["losses"]) - AGAINST_OTHERS.get(name, set()):
                 first, last = (

@@ -164,8 +164,8 @@ def test_the_first_cell_is_the_whole_image(pair: tuple[str, str]):
     outputs = setup.outputs(Needs(student=("last_map",), teacher=("last_map", "logits")))
     cells = setup.method.cells(*outputs)
     assert [z.shape for z in cells] == [(6, 21, CLASSES)] * 2
-    for z, own in zip(cells, outputs, strict=True):
-        assert torch.allclose(z[:, 0], own.logits, rtol=1e-4, atol=1e-5)
+    for z, output in zip(cells, outputs, strict=True):
+        assert torch.allclose(z[:, 0], output.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_cells_need_the_whole_map_and_a_classifier_that_runs_on_parts():
@@ -186,16 +186,16 @@ def test_what_reads_vectors_or_maps_works_with_a_transformer():
 
 def leaves(value: Tensor) -> set[int]:
     """Ids of the leaf tensors that a backward pass from ``value`` would reach."""
-    found, seen, waiting = set(), set(), [value.grad_fn]
+    leaf_tensors, seen, waiting = set(), set(), [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            leaf_tensors.add(id(node.variable))
         waiting += [parent for parent, _ in node.next_functions]
-    return found
+    return leaf_tensors
 
 
 @each_case
@@ -219,7 +219,7 @@ def test_distillation_reaches_the_student(name: str, values: dict):
 def test_a_step_leaves_the_teacher_alone(name: str, values: dict):
     setup = Setup(name, values)
     before = {key: value.clone() for key, value in setup.teacher.state_dict().items()}
-    own = copy.deepcopy(setup.method.state_dict())
+    method_before = copy.deepcopy(setup.method.state_dict())
     student = {key: value.clone() for key, value in setup.student.state_dict().items()}
     optimizer = torch.optim.SGD(dict.fromkeys([*setup.student.parameters(), *setup.method.parameters()]), lr=1e-4)
     clear(setup.student)
@@ -228,7 +228,7 @@ def test_a_step_leaves_the_teacher_alone(name: str, values: dict):
     after = setup.teacher.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert not setup.teacher.training
-    assert not any(key.startswith(("teacher", "student")) for key in own)
+    assert not any(key.startswith(("teacher", "student")) for key in method_before)
     setup.student.load_state_dict(student)  # the cached network serves other tests
 
 
@@ -241,10 +241,10 @@ def test_state_dict_round_trip(name: str, values: dict):
     state = copy.deepcopy(setup.method.state_dict())
     expected = setup.losses().terms()
     torch.manual_seed(99)
-    student, own = copy.deepcopy(setup.plain), copy.deepcopy(setup.plain.module.state_dict())
+    student, weights = copy.deepcopy(setup.plain), copy.deepcopy(setup.plain.module.state_dict())
     fresh = kd_methods.build(name, student, setup.teacher, INFO, **values).train()
     setup.method, setup.student = fresh, fresh.adapt(student).train()
-    student.module.load_state_dict(own)
+    student.module.load_state_dict(weights)
     changed = setup.losses().terms()
     if state and any(parameter.requires_grad for parameter in fresh.parameters()):
         assert any(not torch.equal(changed[key], value) for key, value in expected.items())
@@ -284,8 +284,8 @@ def test_needs_are_honest(name: str, values: dict):
             few_teacher = few_teacher.with_other_logits(torch.full_like(few_teacher.logits, torch.nan))
         setup.method.load_state_dict(state)
         torch.manual_seed(11)
-        found = losses(few if runs else NO_OUTPUTS, few_teacher, setup.batch, setup.progress).terms()
-        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        terms = losses(few if runs else NO_OUTPUTS, few_teacher, setup.batch, setup.progress).terms()
+        assert all(torch.equal(terms[key], value) for key, value in expected.items())
 
 
 @each_case
@@ -368,10 +368,10 @@ def test_low_precision_and_extreme_logits(name: str, values: dict):
             far = changed_logits(student, lambda z, by=signs[0]: z + by.to(z.dtype))
             far_teacher = changed_logits(teacher, lambda z, by=signs[1]: by.to(z.dtype))
             extreme = step(far if runs else NO_OUTPUTS, far_teacher, setup.batch, setup.progress)
-        for found in (losses, extreme):
-            assert all(term.isfinite() for term in found.terms().values())
-            assert all(term.dtype == torch.float32 for term in found.distill.values())
-            found.total().backward(retain_graph=True)
+        for computed in (losses, extreme):
+            assert all(term.isfinite() for term in computed.terms().values())
+            assert all(term.dtype == torch.float32 for term in computed.distill.values())
+            computed.total().backward(retain_graph=True)
         parameters = [*setup.student.parameters(), *setup.method.parameters()]
         assert all(p.grad.isfinite().all() for p in parameters if p.grad is not None)
 
@@ -397,8 +397,10 @@ def test_no_gradient_where_student_and_teacher_agree(name: str, values: dict):
                 return x._replace(hidden=changed(x.hidden))
             return (x * (1 + noise * torch.randn_like(x))).requires_grad_()
 
-        kept = {u: changed(of[u]) for u in units}
-        return Outputs((of.logits * (1 + noise * torch.randn_like(of.logits))).requires_grad_(), kept, teacher.layout)
+        features = {u: changed(of[u]) for u in units}
+        return Outputs(
+            (of.logits * (1 + noise * torch.randn_like(of.logits))).requires_grad_(), features, teacher.layout
+        )
 
     def distill(noise: float) -> tuple[float, float]:
         torch.manual_seed(5)

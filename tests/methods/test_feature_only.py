@@ -158,7 +158,7 @@ def test_feature_term_is_the_mean_over_layers():
     ours = student.eval()(x, at=method.needs.student_units, fields=())
     theirs = method.teacher(x, at=method.needs.teacher_units, fields=())
     batch = Batch(x, torch.arange(3), torch.arange(3), nn.functional.cross_entropy)
-    found = method.losses(ours, theirs, batch, Progress(1, 50)).distill["feature"]
+    term = method.losses(ours, theirs, batch, Progress(1, 50)).distill["feature"]
     total = torch.zeros(())
     for i, s_unit in enumerate(method.student_units):
         for j, t_unit in enumerate(method.teacher_units):
@@ -166,7 +166,7 @@ def test_feature_term_is_the_mean_over_layers():
             size = min(s.shape[-1], t.shape[-1])
             s, t = (nn.functional.adaptive_avg_pool2d(value, size) for value in (s, t))
             total = total + (method.projectors[f"{i}-{j}"](s) - t).pow(2).mean() / 4
-    assert torch.allclose(found, total / 4, rtol=1e-5)
+    assert torch.allclose(term, total / 4, rtol=1e-5)
 
 
 def test_legacy_switches_repeat_the_public_codes_mistakes():
@@ -220,23 +220,25 @@ def by_definition(
     labels = [label for label, n in enumerate(counts) for _ in range(n)]
     n, classes = len(f), range(len(counts))
     g = [[abs(float(f[a] @ f[b] / f[a].norm() / f[b].norm())) for b in range(n)] for a in range(n)]
-    own = {c: [i for i in range(n) if labels[i] == c] for c in classes}
+    members = {c: [i for i in range(n) if labels[i] == c] for c in classes}
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    whole = mean([mean([g[a][b] for a in own[c] for b in own[c]]) for c in classes])
-    within = mean([mean([g[a][b] for a in own[c] for b in own[c] if a != b]) for c in classes])
-    between = mean([mean([g[a][b] for a in own[c] for b in own[d]]) for c in classes for d in classes if c != d])
-    least = mean([min(g[a][b] for a in own[c] for b in own[c]) for c in classes])
-    apart = mean(
-        [min(float((f[a] - f[b]).norm()) for a in own[c] for b in range(n) if labels[b] != c) for c in classes]
+    whole = mean([mean([g[a][b] for a in members[c] for b in members[c]]) for c in classes])
+    within = mean([mean([g[a][b] for a in members[c] for b in members[c] if a != b]) for c in classes])
+    between = mean(
+        [mean([g[a][b] for a in members[c] for b in members[d]]) for c in classes for d in classes if c != d]
     )
-    length = mean([mean([float(f[a].norm()) for a in own[c]]) for c in classes])
+    least = mean([min(g[a][b] for a in members[c] for b in members[c]) for c in classes])
+    apart = mean(
+        [min(float((f[a] - f[b]).norm()) for a in members[c] for b in range(n) if labels[b] != c) for c in classes]
+    )
+    length = mean([mean([float(f[a].norm()) for a in members[c]]) for c in classes])
     expansion = 2 * apart / length * (population / math.pi) ** (1 / min(f.shape))
     entropies = []
     for c in classes:
-        shares = torch.linalg.svdvals(f[own[c]] - f[own[c]].mean(0)).pow(2)
+        shares = torch.linalg.svdvals(f[members[c]] - f[members[c]].mean(0)).pow(2)
         shares = shares / shares.sum()
         entropies.append(float(-(shares * shares.clamp_min(1e-300).log()).sum()))
     return within - between, whole - within, least, expansion, entropies
@@ -249,8 +251,8 @@ def test_quality_is_its_definition(width: int):
     features = torch.randn(18, width) + torch.cat([torch.randn(width).expand(n, -1) for n in counts])
     *expected, entropies = by_definition(features, counts, 600)
     assert analysis.distances(features, counts, 600) == pytest.approx(tuple(expected), rel=1e-4)
-    found = [analysis.spectrum(rows) for rows in features.split(counts)]
-    assert analysis.spectral_entropy(found) == pytest.approx(sum(entropies) / 3, rel=1e-5), "nothing is cut"
+    spectra = [analysis.spectrum(rows) for rows in features.split(counts)]
+    assert analysis.spectral_entropy(spectra) == pytest.approx(sum(entropies) / 3, rel=1e-5), "nothing is cut"
 
 
 def test_spectra_are_cut_as_the_public_code_cuts_them():
@@ -274,17 +276,17 @@ def test_spectra_are_cut_as_the_public_code_cuts_them():
 def test_values_and_choice():
     terms = [torch.tensor(x, dtype=torch.float64) for x in ([0.1, 0.5, 0.3, 0.5], [0.2] * 4, [2.0, 1, 3, 1], [1.0] * 4)]
     selves = torch.tensor([0.45, 0.0, 0.0, 0.0], dtype=torch.float64)
-    found = analysis.Quality(("a", "b", "c", "d"), terms[0], selves, *terms[1:], per_class=100)
+    quality = analysis.Quality(("a", "b", "c", "d"), terms[0], selves, *terms[1:], per_class=100)
     information = 0.8 * terms[2] / math.log(5)
-    assert torch.allclose(found.values("I"), information)
-    assert torch.allclose(found.values("I", "lnN"), 0.8 * terms[2] / math.log(100))
-    assert torch.allclose(found.values("Q"), terms[0] + selves + information.sqrt())
-    assert torch.equal(found.values("S"), terms[0] + selves)
-    assert torch.equal(found.values("S", self_pairs=False), terms[0])
-    assert found.best(2, "I") == ("a", "c") and found.best(2, "S", self_pairs=False) == ("b", "d")
-    assert found.best(1, "S", self_pairs=False) == ("d",), "of equal layers the deeper"
-    assert found.best(1, "S") == ("a",) and found.best(1, "Q") == ("a",)
-    assert found.best(1, "Q", self_pairs=False) == ("c",)
+    assert torch.allclose(quality.values("I"), information)
+    assert torch.allclose(quality.values("I", "lnN"), 0.8 * terms[2] / math.log(100))
+    assert torch.allclose(quality.values("Q"), terms[0] + selves + information.sqrt())
+    assert torch.equal(quality.values("S"), terms[0] + selves)
+    assert torch.equal(quality.values("S", self_pairs=False), terms[0])
+    assert quality.best(2, "I") == ("a", "c") and quality.best(2, "S", self_pairs=False) == ("b", "d")
+    assert quality.best(1, "S", self_pairs=False) == ("d",), "of equal layers the deeper"
+    assert quality.best(1, "S") == ("a",) and quality.best(1, "Q") == ("a",)
+    assert quality.best(1, "Q", self_pairs=False) == ("c",)
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +326,9 @@ def test_pairs_of_an_image_with_itself_change_the_layers_of_a_real_teacher(real_
     normalisation = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
     teacher_pass = StoredTeacherPass(network, normalisation, cifar, {"teacher": {"network": "x"}}, tmp_path, print)
     layers = network.layout.layers
-    found = analysis.quality(teacher_pass, layers[16:], 100, samples=1000, per_class=20)
-    assert [layers.index(unit) for unit in found.best(4)] == [19, 22, 23, 24]
-    assert [layers.index(unit) for unit in found.best(4, self_pairs=False)] == [22, 23, 24, 27]
+    quality = analysis.quality(teacher_pass, layers[16:], 100, samples=1000, per_class=20)
+    assert [layers.index(unit) for unit in quality.best(4)] == [19, 22, 23, 24]
+    assert [layers.index(unit) for unit in quality.best(4, self_pairs=False)] == [22, 23, 24, 27]
 
 
 def test_method_takes_the_layers_of_highest_quality(data: ImageData, tmp_path: Path):
@@ -336,19 +338,21 @@ def test_method_takes_the_layers_of_highest_quality(data: ImageData, tmp_path: P
         network, ((0.3,) * 3, (0.3,) * 3), data, {"teacher": {"network": "x"}}, tmp_path, print
     )
     small = {"samples": 200, "per_class": 40}
-    found = analysis.quality(teacher_pass, network.layout.layers, 10, **small)
+    quality = analysis.quality(teacher_pass, network.layout.layers, 10, **small)
     for selection in ("Q", "S", "sqrtIE"):
         method: Any = kd_methods.build(
             "feature_only", data.build("resnet8"), network, data.info, selection=selection, **small
         )
         method.prepare(teacher_pass)
-        assert method.teacher_units == found.best(3, selection)
+        assert method.teacher_units == quality.best(3, selection)
         shapes = [network.shape(unit) for unit in method.teacher_units]
         assert [projector[0].out_channels for projector in method.projectors.values()] == [s[0] for s in shapes]
         assert method.teacher_units[0] in method.remarks()[0]
-    kept: Any = kd_methods.build("feature_only", data.build("resnet8"), network, data.info, selection="stages")
-    kept.prepare(teacher_pass)
-    assert kept.teacher_units == network.layout.stages
+    method_of_stages: Any = kd_methods.build(
+        "feature_only", data.build("resnet8"), network, data.info, selection="stages"
+    )
+    method_of_stages.prepare(teacher_pass)
+    assert method_of_stages.teacher_units == network.layout.stages
 
 
 def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
@@ -477,8 +481,8 @@ def test_simkd_ends_with_all_that_follows_the_teachers_last_matched_layer(
 ):
     teacher, method, adapted, batch = _simkd_stages(pair, legacy=legacy)
     rest, again = TAILS[pair]
-    own = [unit.removeprefix("tail.") for unit in adapted.units if unit.startswith("tail.")]
-    assert own == ([*again, *rest] if legacy else rest)
+    of_tail = [unit.removeprefix("tail.") for unit in adapted.units if unit.startswith("tail.")]
+    assert of_tail == ([*again, *rest] if legacy else rest)
     ours, theirs = _seen(method, adapted, teacher, batch)
     end = ours["simkd_projector"]
     assert [s.shape for s in same_size(end, theirs[method.teacher_unit])] == [end.shape] * 2

@@ -30,9 +30,9 @@ def first_step(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_method_starts_and_steps_as_recorded(name: str) -> None:
     """Not bit by bit: other processors round otherwise. Another order of parameters gives entirely other sums."""
-    found, recorded = first_step(name), RECORDED[name]
-    assert found["names"] == recorded["names"]
-    assert found["sums"] == pytest.approx(recorded["sums"], rel=1e-4, abs=1e-4)
-    assert found["terms"].keys() == recorded["terms"].keys()
+    computed, recorded = first_step(name), RECORDED[name]
+    assert computed["names"] == recorded["names"]
+    assert computed["sums"] == pytest.approx(recorded["sums"], rel=1e-4, abs=1e-4)
+    assert computed["terms"].keys() == recorded["terms"].keys()
     for key, value in recorded["terms"].items():
-        assert found["terms"][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+        assert computed["terms"][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key

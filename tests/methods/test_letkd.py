@@ -69,8 +69,8 @@ def adapted(name: str, pair: tuple[str, str] = ("resnet56", "resnet20"), **value
 def test_size_of_what_is_added(pair: tuple[str, str], sizes: tuple[float, ...]):
     teacher, plain = (build_network(name, 100) for name in pair)
     students = [plain.plain(), *(m.deployed(s) for m, s in (adapted(name, pair) for name in ("letkd1", "letkd2")))]
-    found = [count(student.parameters()) / 1e6 for student in students]
-    assert [round(value, 3) for value in found] == pytest.approx(sizes[:3], abs=1.1e-3)
+    sizes_now = [count(student.parameters()) / 1e6 for student in students]
+    assert [round(value, 3) for value in sizes_now] == pytest.approx(sizes[:3], abs=1.1e-3)
     image = torch.zeros(1, 3, 32, 32)
     classifier = 100 * teacher.shape(teacher.layout.pooled)[0]
     arithmetic = [*(macs(student, image) for student in students), macs(teacher.plain(), image) - classifier]
@@ -172,9 +172,9 @@ def test_word_matching_is_the_divergence_of_its_definition():
     features, words = torch.randn(7, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)
     targets = torch.softmax(-5 * torch.cdist(features, words).pow(2), 1)
     wanted = torch.nn.functional.kl_div(scores.log_softmax(1), targets, reduction="batchmean")
-    found = functional.word_matching(scores, features, words, inverse_temperature=5.0)
-    assert torch.allclose(found, wanted)
-    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (found, wanted)]
+    computed = functional.word_matching(scores, features, words, inverse_temperature=5.0)
+    assert torch.allclose(computed, wanted)
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (computed, wanted)]
     assert torch.allclose(*gradients)
     assert torch.autograd.gradcheck(lambda a: functional.decision_matching(a, targets), (scores,))
 
@@ -246,15 +246,15 @@ def test_words_are_centres_without_empty_ones(teacher_pass: StoredTeacherPass, f
 def test_words_are_found_by_lloyds_iterations(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
     rows = features[0]
     start = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:40].sort().values]
-    found = vocabulary.vocabulary(teacher_pass, UNIT, 1, 40, 20)
+    ours = vocabulary.vocabulary(teacher_pass, UNIT, 1, 40, 20)
     with warnings.catch_warnings(action="ignore"):  # it has not converged
         theirs = KMeans(40, init=start.numpy(), n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(rows.numpy())
-    assert torch.allclose(found, torch.from_numpy(theirs.cluster_centers_), atol=1e-3)
+    assert torch.allclose(ours, torch.from_numpy(theirs.cluster_centers_), atol=1e-3)
     # What a single pass of mini-batches over so few locations leaves is not near enough.
     batches = MiniBatchKMeans(40, init="random", n_init=1, batch_size=16_384, random_state=0).partial_fit(rows.numpy())
     far, near = (
         torch.cdist(rows, centres).min(1).values.pow(2).mean()
-        for centres in (torch.from_numpy(batches.cluster_centers_), found)
+        for centres in (torch.from_numpy(batches.cluster_centers_), ours)
     )
     assert far > 1.1 * near
 
@@ -295,27 +295,27 @@ def test_discriminants_are_those_of_scikit_learn(teacher_pass: StoredTeacherPass
 
 
 def test_decisions_are_shares_of_locations(teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]):
-    found = subclasses.find(teacher_pass, UNIT, 1, 10, 4, 9)
-    assert found.centres.shape == (10, 4, 9) and found.decisions.shape == (40, 40)
-    assert torch.allclose(found.decisions.sum(1), torch.ones(40), atol=1e-6)
-    points = subclasses.project(features[0], found.projection, found.mean)
-    own = subclasses.nearest_of_class(points, features[1], found.centres)
-    assert torch.equal(own // 4, features[1])
-    chosen = points[own == 7]
-    taken = torch.cdist(chosen, found.centres.flatten(0, 1)).argmin(1).bincount(minlength=40) / len(chosen)
-    assert torch.allclose(found.decisions[7], taken.float(), atol=1e-6)
+    of_classes = subclasses.find(teacher_pass, UNIT, 1, 10, 4, 9)
+    assert of_classes.centres.shape == (10, 4, 9) and of_classes.decisions.shape == (40, 40)
+    assert torch.allclose(of_classes.decisions.sum(1), torch.ones(40), atol=1e-6)
+    points = subclasses.project(features[0], of_classes.projection, of_classes.mean)
+    places = subclasses.nearest_of_class(points, features[1], of_classes.centres)
+    assert torch.equal(places // 4, features[1])
+    chosen = points[places == 7]
+    taken = torch.cdist(chosen, of_classes.centres.flatten(0, 1)).argmin(1).bincount(minlength=40) / len(chosen)
+    assert torch.allclose(of_classes.decisions[7], taken.float(), atol=1e-6)
 
 
 def test_one_subclass_gives_the_confusion_of_nearest_class_means(
     teacher_pass: StoredTeacherPass, features: tuple[Tensor, Tensor]
 ):
-    found = subclasses.find(teacher_pass, UNIT, 1, 10, 1, 9)
-    points = subclasses.project(features[0], found.projection, found.mean)
+    of_classes = subclasses.find(teacher_pass, UNIT, 1, 10, 1, 9)
+    points = subclasses.project(features[0], of_classes.projection, of_classes.mean)
     means = torch.stack([points[features[1] == c].mean(0) for c in range(10)])
-    assert torch.allclose(found.centres[:, 0].double(), means.double(), atol=1e-4)
+    assert torch.allclose(of_classes.centres[:, 0].double(), means.double(), atol=1e-4)
     taken = torch.cdist(points, means).argmin(1)
     confusion = torch.stack([taken[features[1] == c].bincount(minlength=10) for c in range(10)]).float()
-    assert torch.allclose(found.decisions, confusion / confusion.sum(1, keepdim=True), atol=1e-3)
+    assert torch.allclose(of_classes.decisions, confusion / confusion.sum(1, keepdim=True), atol=1e-3)
 
 
 def test_classes_without_images_and_missing_discriminants_change_nothing(teacher_pass: StoredTeacherPass):
@@ -381,10 +381,10 @@ def test_stopping_loses_only_what_was_being_computed(data: ImageData, tmp_path: 
 
     with pytest.raises(Interrupted):
         subclasses.find(teacher_pass_of(data, tmp_path, stopping=stopping), UNIT, 1, 10, 4, 9)
-    kept = {file.stat().st_mtime_ns for file in tmp_path.glob("*.pt")}
-    assert len(kept) == 1  # the discriminants
+    times = {file.stat().st_mtime_ns for file in tmp_path.glob("*.pt")}
+    assert len(times) == 1  # the discriminants
     whole = subclasses.find(teacher_pass_of(data, tmp_path), UNIT, 1, 10, 4, 9)
-    assert kept <= {file.stat().st_mtime_ns for file in tmp_path.glob("*.pt")}
+    assert times <= {file.stat().st_mtime_ns for file in tmp_path.glob("*.pt")}
     anew = subclasses.find(teacher_pass_of(data, tmp_path / "anew"), UNIT, 1, 10, 4, 9)
     assert all(torch.equal(*pair) for pair in zip(vars(whole).values(), vars(anew).values(), strict=True))
 
@@ -422,10 +422,13 @@ def test_the_classifier_starts_as_the_code_has_it(student: str):
     views = []
     for name in ("letkd1", "student"):
         torch.manual_seed(3)
-        own, teacher = build_network(student, 100), build_network("vgg8" if student == "vgg8" else "wrn_16_1", 100)
-        method = kd_methods.build(name, own, teacher if name == "letkd1" else None, CIFAR)
-        method.adapt(own)
-        views.append(own.module.state_dict())
+        student_network, teacher = (
+            build_network(student, 100),
+            build_network("vgg8" if student == "vgg8" else "wrn_16_1", 100),
+        )
+        method = kd_methods.build(name, student_network, teacher if name == "letkd1" else None, CIFAR)
+        method.adapt(student_network)
+        views.append(student_network.module.state_dict())
     other = {key for key in views[0] if not torch.equal(views[0][key], views[1][key])}
     weight = next(key for key in other if key.endswith("weight"))
     assert other <= {weight, weight.replace("weight", "bias")}
@@ -442,8 +445,8 @@ def test_teachers_of_the_recipe_are_crds():
         ("cifar100-letkd-noise20-short", "cifar100-short"),
         ("tiny-imagenet-letkd", "tiny-imagenet-letkd"),
     ):
-        own = load_protocol(name).for_teachers({})
-        assert own.name == wanted and own.epochs == load_protocol(name).epochs
+        for_teachers = load_protocol(name).for_teachers({})
+        assert for_teachers.name == wanted and for_teachers.epochs == load_protocol(name).epochs
 
 
 def test_a_student_with_larger_maps_is_refused():
@@ -462,9 +465,9 @@ def test_probe_reads_classes_off_both_sides_of_the_layer(tmp_path: Path):
     result = CliRunner().invoke(cli, ["probe", *chosen, *paths])
     assert result.exit_code == 0, result.exception
     lines = [line.split(",") for line in result.output.splitlines() if line.count(",") == 7][1:]
-    found = {(line[0], line[3]): float(line[4]) for line in lines}
-    assert set(found) == {("student", UNIT), ("letkd1", UNIT), ("letkd2", UNIT), ("letkd2", "letkd_intermediate")}
-    assert all(50 < value <= 100 for value in found.values()), found
+    accuracies = {(line[0], line[3]): float(line[4]) for line in lines}
+    assert set(accuracies) == {("student", UNIT), ("letkd1", UNIT), ("letkd2", UNIT), ("letkd2", "letkd_intermediate")}
+    assert all(50 < value <= 100 for value in accuracies.values()), accuracies
 
 
 def test_published_probes_stand_beside_ours(tmp_path: Path):

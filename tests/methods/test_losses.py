@@ -140,8 +140,8 @@ def test_dkd_by_definition(golden_inputs: dict[str, Tensor]):
         binary = p[y] * (p[y] / q[y]).log() + (1 - p[y]) * ((1 - p[y]) / (1 - q[y])).log()
         rest_p, rest_q = rest_p / rest_p.sum(), rest_q / rest_q.sum()
         expected += 16 * (0.5 * binary + 3 * (rest_p * (rest_p / rest_q).log()).sum()) / len(labels)
-    found = functional.dkd(s, t, labels, alpha=0.5, beta=3.0, temperature=4.0)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+    loss = functional.dkd(s, t, labels, alpha=0.5, beta=3.0, temperature=4.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_dkd_with_equal_mass_weights_is_kd(golden_inputs: dict[str, Tensor]):
@@ -269,8 +269,8 @@ def test_wsld_by_definition(golden_inputs: dict[str, Tensor]):
         weight = 1 - math.exp(-s[i].log_softmax(0)[y] / t[i].log_softmax(0)[y])
         soft = -((t[i] / 3).softmax(0) * (s[i] / 3).log_softmax(0)).sum()
         expected += 9 * weight * soft.item() / len(labels)
-    found = functional.wsld(s, t, labels, temperature=3.0, eps=0.0)
-    assert found.item() == pytest.approx(expected, rel=1e-10)
+    loss = functional.wsld(s, t, labels, temperature=3.0, eps=0.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_kernel_congruence_by_definition():
@@ -294,11 +294,11 @@ def test_bank_scores_by_definition():
     draws = torch.Generator().manual_seed(0)
     embedding, bank = torch.randn(3, 4, generator=draws).double(), torch.randn(9, 4, generator=draws).double()
     picks = torch.randint(0, 9, (3, 5), generator=draws)
-    found = functional.bank_scores(embedding, bank, picks, temperature=0.1)
+    scores = functional.bank_scores(embedding, bank, picks, temperature=0.1)
     for i in range(3):
         for j in range(5):
             expected = (embedding[i] / embedding[i].norm()) @ bank[picks[i, j]] / 0.1
-            assert found[i, j].item() == pytest.approx(expected.item(), rel=1e-12)
+            assert scores[i, j].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_attention_distance_by_definition():
@@ -308,8 +308,8 @@ def test_attention_distance_by_definition():
     for i in range(3):
         a, b = (x[i].abs().pow(2).sum(0).flatten() for x in (s, t))
         expected += (a / a.norm() - b / b.norm()).norm().item() / (2 * 10 * 3)
-    found = functional.attention_distance([s, s], [t, t])
-    assert found.item() == pytest.approx(2 * expected, rel=1e-12)
+    distance = functional.attention_distance([s, s], [t, t])
+    assert distance.item() == pytest.approx(2 * expected, rel=1e-12)
 
 
 def test_factor_direction_by_definition():
@@ -340,8 +340,8 @@ def test_gaussian_nll_by_definition():
 def test_the_terms_of_itrd_by_definition():
     s, t = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)).double()
     total = sum(abs(5 / 6 * torch.corrcoef(torch.stack([s[:, i], t[:, i]]))[0, 1].item() - 1) ** 3 for i in range(3))
-    found = functional.correlation_information(s, t, alpha=1.5)
-    assert found.item() == pytest.approx(math.log2(total), rel=1e-10)
+    terms = functional.correlation_information(s, t, alpha=1.5)
+    assert terms.item() == pytest.approx(math.log2(total), rel=1e-10)
     cosines = [torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2) for x in (s, t)]
-    own, joint = cosines[0] / 6, cosines[0] * cosines[1] / 6
-    assert torch.allclose(functional.mutual_information(s, t), (own**2).sum() - (joint**2).sum(), rtol=1e-10)
+    marginal, joint = cosines[0] / 6, cosines[0] * cosines[1] / 6
+    assert torch.allclose(functional.mutual_information(s, t), (marginal**2).sum() - (joint**2).sum(), rtol=1e-10)

@@ -53,10 +53,10 @@ def inputs() -> dict[str, Tensor]:
         "cost": 1 - torch.exp(-grid(6, 6, by=(1.0, -1.0)).abs() / 5),
     }
     for side in "st":
-        own = made[f"F{side}"]
-        made[f"f{side}"] = own.mean((2, 3))
-        made[f"U{side}"] = own[:, :, :2, :2].clone()
-        made[f"G{side}"] = own @ own
+        map_of_side = made[f"F{side}"]
+        made[f"f{side}"] = map_of_side.mean((2, 3))
+        made[f"U{side}"] = map_of_side[:, :, :2, :2].clone()
+        made[f"G{side}"] = map_of_side @ map_of_side
     made["cs"], made["cs2"] = made["zs"] / 2, made["zs2"] / 2
     for name, shift in (("Q", 0.0), ("K", 0.5), ("V", 1.0)):
         made[f"{name}s"] = grid(4, 3, 4, by=(0.3, 0.7, 0.11), shift=shift).sin()
@@ -257,16 +257,16 @@ def test_abkd_is_a_family_with_kl_in_it():
     log_q, log_p = s.log_softmax(1), t.log_softmax(1)
     forward, reverse = (log_p.exp() * (log_p - log_q)).sum(1).mean(), (log_q.exp() * (log_q - log_p)).sum(1).mean()
 
-    def found(alpha: float, beta: float) -> Tensor:
+    def loss(alpha: float, beta: float) -> Tensor:
         return functional.abkd(s, t, alpha=alpha, beta=beta, temperature=1.0)
 
-    assert torch.allclose(found(1.0, 0.0), forward) and torch.allclose(found(0.0, 1.0), reverse)
-    assert torch.allclose(found(0.0, 0.0), (log_q - log_p).square().sum(1).mean() / 2)
+    assert torch.allclose(loss(1.0, 0.0), forward) and torch.allclose(loss(0.0, 1.0), reverse)
+    assert torch.allclose(loss(0.0, 0.0), (log_q - log_p).square().sum(1).mean() / 2)
     for at, near in (((1.0, 0.0), (1.0, 1e-6)), ((0.0, 1.0), (1e-6, 1.0)), ((0.5, -0.5), (0.5, -0.5 + 1e-6))):
-        assert torch.allclose(found(*at), found(*near), rtol=1e-4), at
+        assert torch.allclose(loss(*at), loss(*near), rtol=1e-4), at
     p, q = log_p.exp(), log_q.exp()
-    assert torch.allclose(found(0.0, 0.5), 2 * (q**0.5 * (q**0.5 / p**0.5).log() - q**0.5 + p**0.5).sum(1).mean())
-    assert torch.allclose(found(0.5, 0.0), 2 * (p**0.5 * (p**0.5 / q**0.5).log() - p**0.5 + q**0.5).sum(1).mean())
+    assert torch.allclose(loss(0.0, 0.5), 2 * (q**0.5 * (q**0.5 / p**0.5).log() - q**0.5 + p**0.5).sum(1).mean())
+    assert torch.allclose(loss(0.5, 0.0), 2 * (p**0.5 * (p**0.5 / q**0.5).log() - p**0.5 + q**0.5).sum(1).mean())
 
 
 def test_rld_leaves_out_a_row_whose_label_the_teacher_likes_least():
@@ -285,13 +285,13 @@ def test_rld_by_definition():
     s, t, y = inputs()["zs"], inputs()["zt"], inputs()["y"]
     expected = 0.0
     for i, label in enumerate(y.tolist()):
-        best, own = (t[i] / 2).softmax(0).max(), (s[i] / 2).softmax(0)[label]
-        confidence = best * (best / own).log() + (1 - best) * ((1 - best) / (1 - own)).log()
-        kept = t[i] < t[i][label]
-        p, q = (t[i][kept] / 3).softmax(0), (s[i][kept] / 3).softmax(0)
+        best, of_label = (t[i] / 2).softmax(0).max(), (s[i] / 2).softmax(0)[label]
+        confidence = best * (best / of_label).log() + (1 - best) * ((1 - best) / (1 - of_label)).log()
+        below_label = t[i] < t[i][label]
+        p, q = (t[i][below_label] / 3).softmax(0), (s[i][below_label] / 3).softmax(0)
         expected += (0.5 * 4 * confidence + 7 * 9 * (p * (p / q).log()).sum()) / len(y)
-    found = functional.rld(s, t, y, alpha=0.5, beta=7.0, temperature=3.0, alpha_temperature=2.0)
-    assert torch.allclose(found, torch.as_tensor(expected))
+    loss = functional.rld(s, t, y, alpha=0.5, beta=7.0, temperature=3.0, alpha_temperature=2.0)
+    assert torch.allclose(loss, torch.as_tensor(expected))
 
 
 def test_what_weighs_the_cells_of_sdd():
@@ -334,18 +334,16 @@ def test_wkd_l_cuts_the_label_out():
     s, t, y, cost = (inputs()[name] for name in ("zs", "zt", "y", "cost"))
     expected = 0.0
     for i, label in enumerate(y.tolist()):
-        kept = [k for k in range(6) if k != label]
-        a, b, c = (s[i, kept] / 2).softmax(0), (t[i, kept] / 2).softmax(0), cost[kept][:, kept] + 1e-8
+        others = [k for k in range(6) if k != label]
+        a, b, c = (s[i, others] / 2).softmax(0), (t[i, others] / 2).softmax(0), cost[others][:, others] + 1e-8
         kernel, u = torch.exp(-c / 0.1), torch.full((5,), 0.2).double()
         for _ in range(3):
             v = b / (kernel.t() @ u + 1e-8)
             u = a / (kernel @ v + 1e-8)
         expected += (u[:, None] * kernel * v * c).sum() / len(y)
     settings: dict[str, Any] = {"temperature": 2.0, "regularization": 0.1, "iterations": 3}
-    found = functional.wkd_l(s, t, y, cost, gamma=5.0, **settings) - functional.wkd_l(
-        s, t, y, cost, gamma=0, **settings
-    )
-    assert torch.allclose(found, 5 * torch.as_tensor(expected))
+    term = functional.wkd_l(s, t, y, cost, gamma=5.0, **settings) - functional.wkd_l(s, t, y, cost, gamma=0, **settings)
+    assert torch.allclose(term, 5 * torch.as_tensor(expected))
 
 
 def test_wkd_f_needs_two_positions_a_cell():
@@ -393,11 +391,11 @@ def test_what_diffusion_adds_it_takes_away():
 
     assert torch.allclose(functional.ddim(noisy, oracle), latent)
     assert times == [400, 300, 200, 100, 0]
-    kept = functional.diffuse(
+    noise_free = functional.diffuse(
         torch.ones(5, 1).double(), torch.zeros(5, 1).double(), torch.tensor([0, 100, 200, 300, 400])
     )
     expected = [0.9999, 0.895142, 0.656347, 0.394011, 0.193572]
-    assert kept.square().flatten().tolist() == pytest.approx(expected, rel=2e-6)
+    assert noise_free.square().flatten().tolist() == pytest.approx(expected, rel=2e-6)
 
 
 def test_teachers_weights():
@@ -408,10 +406,10 @@ def test_teachers_weights():
     s = torch.tensor([[0.0, 1.0, 0.0]])
     terms = torch.stack([functional.kd(s, z, temperature=2.0) for z in (sure, unsure)])
     assert weight[0] > weight[1]
-    found = functional.ca_mkd(s, (sure, unsure), y, temperature=2.0)
-    assert torch.allclose(found, (weight * terms).sum() / 2)
+    loss = functional.ca_mkd(s, (sure, unsure), y, temperature=2.0)
+    assert torch.allclose(loss, (weight * terms).sum() / 2)
     swapped = functional.ca_mkd(s, (unsure, sure), y, temperature=2.0)
-    assert torch.allclose(found, swapped)
+    assert torch.allclose(loss, swapped)
     entropy = torch.stack([-(z.softmax(1) * z.log_softmax(1)).sum() for z in (sure, unsure)])
     assert torch.allclose(
         functional.ebkd(s, (sure, unsure), temperature=2.0), ((1 - entropy / entropy.sum()) * terms).sum() / 2

@@ -33,7 +33,7 @@ def frozen(setup: Setup) -> Setup:
 
 def terms(setup: Setup, rows: Tensor | None = None) -> dict[str, Tensor]:
     """The terms of the batch, or of some of its samples, with the same draws."""
-    found = {}
+    by_name = {}
     setup = copy.deepcopy(setup)
     for prefix, needs, losses, runs in setup.all_phases():
         student, teacher = setup.outputs(needs)
@@ -43,8 +43,8 @@ def terms(setup: Setup, rows: Tensor | None = None) -> dict[str, Tensor]:
             batch = batch.rows(rows)
         torch.manual_seed(11)
         every = losses(student, teacher, batch, setup.progress).terms()
-        found |= {f"{prefix}{name}": term.detach() for name, term in every.items()}
-    return found
+        by_name |= {f"{prefix}{name}": term.detach() for name, term in every.items()}
+    return by_name
 
 
 def apart(setup: Setup) -> list[str]:

@@ -35,8 +35,8 @@ class Given(TeacherPass):
         self.passes += 1
         chosen = torch.arange(len(self.labels)) if indices is None else indices
         for indices in chosen.split(3):
-            kept = {unit: self.units[unit][indices] for unit in units}
-            yield Outputs(self.units["logits"][indices], kept, None), self.labels[indices]  # type: ignore[arg-type]
+            features = {unit: self.units[unit][indices] for unit in units}
+            yield Outputs(self.units["logits"][indices], features, None), self.labels[indices]  # type: ignore[arg-type]
 
     def stored(self, what: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> Any:
         return compute()
@@ -54,7 +54,7 @@ def given() -> Given:
 def test_distances_between_classes(given: Given, unit: str | None, memory: int, monkeypatch: pytest.MonkeyPatch):
     """1 - linear CKA of the first three images of each class, in order; position by position on maps."""
     monkeypatch.setattr(distances, "IN_MEMORY", memory)
-    found = distances.class_distances(given, 5, unit)
+    computed = distances.class_distances(given, 5, unit)
     x = given.units[unit or "logits"].double()
     if unit:
         x = x.permute(0, 2, 3, 1)
@@ -66,7 +66,7 @@ def test_distances_between_classes(given: Given, unit: str | None, memory: int, 
                 pair = [x[given.labels == k][:3].flatten(0, -2) for k in (a, b)]
                 u, v = (features - features.mean(0) for features in pair)
                 expected = 1 - ((u.t() @ v).norm() ** 2 / ((u.t() @ u).norm() * (v.t() @ v).norm())).item()
-            assert found[a, b].item() == pytest.approx(expected, abs=1e-5)
+            assert computed[a, b].item() == pytest.approx(expected, abs=1e-5)
     assert given.passes == (2 if memory > 1 else 11), "one pass for a class's size; then each group once, and each pair"
 
 
@@ -127,21 +127,21 @@ def test_skds_masks_are_shares_and_its_port_has_none():
     p = t.logits.softmax(1)
     samples, classes = (float((x <= x.quantile(0.5)).sum()) / len(x) for x in (p.amax(1), p.sum(0)))
     kd, direction = functional.kd(s.logits, t.logits, temperature=4.0), functional.skd(s.logits, t.logits)
-    found = method.losses(s, t, batch, Progress(1, 240)).distill
+    computed = method.losses(s, t, batch, Progress(1, 240)).distill
     assert (samples, classes) == (0.5, 0.5)
-    assert found["kd"].item() == pytest.approx(0.7 * samples * kd.item(), rel=1e-6)
-    assert found["direction"].item() == pytest.approx(0.7 * classes * direction.item(), rel=1e-6)
+    assert computed["kd"].item() == pytest.approx(0.7 * samples * kd.item(), rel=1e-6)
+    assert computed["direction"].item() == pytest.approx(0.7 * classes * direction.item(), rel=1e-6)
     port, s, t, batch = of_logits("skd.port")
-    found = port.losses(s, t, batch, Progress(1, 240))
-    assert not found.task and found.distill["kd"].item() == pytest.approx(kd.item() / 16, rel=1e-6)
+    computed = port.losses(s, t, batch, Progress(1, 240))
+    assert not computed.task and computed.distill["kd"].item() == pytest.approx(kd.item() / 16, rel=1e-6)
     unscaled = functional.skd(s.logits, t.logits, by_classes=False)
-    assert found.distill["direction"].item() == pytest.approx(unscaled.item(), rel=1e-6)
+    assert computed.distill["direction"].item() == pytest.approx(unscaled.item(), rel=1e-6)
 
 
 def test_label_smoothing_is_torchs():
     method, s, t, batch = of_logits("label_smoothing", smoothing=0.2)
-    found = method.losses(s, t, batch, Progress(1, 240)).total()
-    assert torch.allclose(found, F.cross_entropy(s.logits, batch.labels, label_smoothing=0.2))
+    loss = method.losses(s, t, batch, Progress(1, 240)).total()
+    assert torch.allclose(loss, F.cross_entropy(s.logits, batch.labels, label_smoothing=0.2))
 
 
 def test_vkds_projection_stays_orthogonal():
@@ -185,13 +185,13 @@ def test_what_diffkd_trains_by_what():
     torch.manual_seed(0)
     place = Denoising(3, 8, 4, spatial=True)
     student, teacher = torch.randn(5, 3, 4, 4, requires_grad=True), torch.randn(5, 8, 4, 4)
-    refined, target, own = place(student, teacher, 5)
+    refined, target, loss = place(student, teacher, 5)
     assert not target.requires_grad and refined.shape == target.shape == (5, 4, 4, 4)
     of_encoder = list(place.encoder.parameters())
     matching = functional.hint(refined, target)
     assert all(g is None for g in torch.autograd.grad(matching, of_encoder, retain_graph=True, allow_unused=True))
     assert torch.autograd.grad(matching, student, retain_graph=True)[0].any()
-    for term in (matching, own):
+    for term in (matching, loss):
         times = torch.autograd.grad(term, place.predictor.times.weight, retain_graph=True)[0]
         assert times.any(1).sum() == 5, "the times of the five steps, or those of five images"
     only_place = Denoising(3, 8, None, spatial=False)
@@ -233,7 +233,7 @@ def test_batch_statistics_leave_everything_as_it_was():
     network, x = small("resnet8").eval(), torch.randn(6, 3, 16, 16)
     unit = network.layout.blocks[0]
     network.module.add_module("drop", torch.nn.Dropout(0.5).eval())
-    before, own = buffers(network), network(x).logits
+    before, logits = buffers(network), network(x).logits
     with network.batch_statistics():
         outputs = network(x, at=[unit])
         assert torch.equal(network.resume(unit, outputs[unit]), outputs.logits)
@@ -241,10 +241,10 @@ def test_batch_statistics_leave_everything_as_it_was():
     with pytest.raises(ZeroDivisionError), network.batch_statistics():
         1 / 0  # noqa: B018
     assert all(torch.equal(value, before[key]) for key, value in buffers(network).items())
-    assert not any(module.training for module in network.modules()) and torch.equal(network(x).logits, own)
+    assert not any(module.training for module in network.modules()) and torch.equal(network(x).logits, logits)
     as_in_training = copy.deepcopy(network).train()
     as_in_training.module.drop.eval()
-    assert torch.equal(as_in_training(x).logits, outputs.logits) and not torch.allclose(own, outputs.logits)
+    assert torch.equal(as_in_training(x).logits, outputs.logits) and not torch.allclose(logits, outputs.logits)
 
 
 def fcfd(**values: Any) -> tuple[Any, NetworkView, NetworkView, Batch]:
@@ -262,8 +262,8 @@ def test_fcfd_by_definition(teacher_bn: str):
     ours, theirs = student.layout.blocks, teacher.layout.blocks
     outputs = student(batch.inputs, fields=("blocks",))
     before = buffers(student), buffers(teacher)
-    kept = teacher.fold_batch_norms()(batch.inputs, fields=("blocks",))
-    found = method.losses(outputs, kept, batch, Progress(20, 240)).terms()
+    teacher_outputs = teacher.fold_batch_norms()(batch.inputs, fields=("blocks",))
+    terms = method.losses(outputs, teacher_outputs, batch, Progress(20, 240)).terms()
     for network, values in zip((student, teacher), before, strict=True):
         assert all(torch.equal(value, values[key]) for key, value in buffers(network).items())
 
@@ -286,9 +286,9 @@ def test_fcfd_by_definition(teacher_bn: str):
     distances += sum(
         F.mse_loss(g.relu().mean((2, 3)), targets[2].relu().mean((2, 3))) for g, block in pairs if block == 2
     )
-    assert found["mixed"].item() == pytest.approx(0.3 * sum(kd).item(), rel=1e-4)
-    assert found["appearance"].item() == pytest.approx(0.5 * distances.item(), rel=1e-4)
-    assert found["kd"].item() == pytest.approx(
+    assert terms["mixed"].item() == pytest.approx(0.3 * sum(kd).item(), rel=1e-4)
+    assert terms["appearance"].item() == pytest.approx(0.5 * distances.item(), rel=1e-4)
+    assert terms["kd"].item() == pytest.approx(
         2 * functional.kd(outputs.logits, logits, temperature=4.0).item(), rel=1e-4
     )
 
@@ -308,14 +308,14 @@ def test_what_fcfd_draws_from():
 
 def test_a_methods_own_pass_of_the_teacher_sees_the_teachers_inputs():
     images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
-    own, others = ((0.5,) * 3, (0.25,) * 3), ((0.4, 0.5, 0.6), (0.2,) * 3)
-    batch = ImageBatch(images, torch.arange(4), torch.arange(4), Seen(own, F.cross_entropy))
+    statistics, others = ((0.5,) * 3, (0.25,) * 3), ((0.4, 0.5, 0.6), (0.2,) * 3)
+    batch = ImageBatch(images, torch.arange(4), torch.arange(4), Seen(statistics, F.cross_entropy))
     network = small("resnet8").requires_grad_(False).eval()
-    for normalisation in (own, others):
+    for normalisation in (statistics, others):
         teacher = SharedTeacher(network, normalisation, load_protocol("digits-demo"))
         seen, _ = shared(batch, WHOLE, teacher, [])
         assert torch.equal(seen.teacher_inputs, batch.inputs(normalisation))
-        assert torch.equal(seen.inputs, batch.inputs(own))
+        assert torch.equal(seen.inputs, batch.inputs(statistics))
     seen, _ = shared(batch, WHOLE, None, [])
     assert seen.teacher_inputs is seen.inputs
 
@@ -328,11 +328,11 @@ def test_anc_trains_student_and_discriminator_against_each_other():
     outputs = student.train()(x, fields=needs.student), teacher(x, fields=needs.teacher[:1])
     batch = Batch(x, torch.arange(4), torch.arange(4), F.cross_entropy)
     term = method.losses(*outputs, batch, Progress(1, 240)).distill["adversarial"]
-    own, theirs = (method.discriminator(f) for f in (method.map(outputs[0].pooled), outputs[1].pooled))
-    terms = [-F.logsigmoid(own).mean(), -F.logsigmoid(theirs).mean(), -F.logsigmoid(-own).mean()]
+    of_student, theirs = (method.discriminator(f) for f in (method.map(outputs[0].pooled), outputs[1].pooled))
+    terms = [-F.logsigmoid(of_student).mean(), -F.logsigmoid(theirs).mean(), -F.logsigmoid(-of_student).mean()]
     torch.testing.assert_close(term, 2 * terms[0] + terms[1] + terms[2])
     judge, first = next(iter(method.discriminator.parameters())), next(iter(student.parameters()))
-    found = torch.autograd.grad(term, [judge, first], retain_graph=True)
-    torch.testing.assert_close(found[0], torch.autograd.grad(sum(terms), judge, retain_graph=True)[0])
-    torch.testing.assert_close(found[1], torch.autograd.grad(terms[0], first)[0])
+    gradients = torch.autograd.grad(term, [judge, first], retain_graph=True)
+    torch.testing.assert_close(gradients[0], torch.autograd.grad(sum(terms), judge, retain_graph=True)[0])
+    torch.testing.assert_close(gradients[1], torch.autograd.grad(terms[0], first)[0])
     assert functional.told_apart(torch.full((3, 1), 1e4), False).item() == pytest.approx(1e4)

@@ -47,8 +47,8 @@ def test_text_losses_by_hand_and_padding_counts_for_nothing():
         return (a[columns] @ b[columns]).item() / 2**0.5
 
     squares = [(score(s[b, i], t[b, j], h) - score(q[b, i], k[b, j], h)) ** 2 for b, i, j in pairs for h in (0, 1)]
-    found = functional.attention_scores((s, t), (q, k), mask, heads=2)
-    assert found.item() == pytest.approx(np.mean(squares), rel=1e-5)
+    term = functional.attention_scores((s, t), (q, k), mask, heads=2)
+    assert term.item() == pytest.approx(np.mean(squares), rel=1e-5)
     divergences = []
     for b, n in ((0, 3), (1, 2)):
         for i in range(n):
@@ -56,8 +56,8 @@ def test_text_losses_by_hand_and_padding_counts_for_nothing():
                 ours, theirs = (np.exp([score(x[b, i], y[b, j], h) for j in range(n)]) for x, y in ((s, t), (q, k)))
                 ours, theirs = ours / ours.sum(), theirs / theirs.sum()
                 divergences.append((theirs * np.log(theirs / ours)).sum())
-    found = functional.attention_relation((s, t), (q, k), mask, heads=2)
-    assert found.item() == pytest.approx(np.mean(divergences), rel=1e-4)
+    term = functional.attention_relation((s, t), (q, k), mask, heads=2)
+    assert term.item() == pytest.approx(np.mean(divergences), rel=1e-4)
     wild = torch.where(mask[:, :, None], s, 1e6)
     for loss in (
         lambda x: functional.hidden_states(x, t, mask),

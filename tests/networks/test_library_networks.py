@@ -48,15 +48,15 @@ def pixels(name: str, batch: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pass_that_is_resumed_behind_any_unit_is_the_networks_own(name: str) -> None:
     view, x = network(name), pixels(name)
-    kept = view(x, at=view.units)
-    assert torch.equal(kept.logits, view.module(x))
+    outputs = view(x, at=view.units)
+    assert torch.equal(outputs.logits, view.module(x))
     for unit in view.units:
-        assert torch.equal(view.resume(unit, kept[unit]), kept.logits), unit
+        assert torch.equal(view.resume(unit, outputs[unit]), outputs.logits), unit
     assert len(view.layout.stages) == 4 and len(view.layout.blocks) == 4
-    assert [unit for unit in view.layout.rectified if (kept[unit] < 0).any()] == []
+    assert [unit for unit in view.layout.rectified if (outputs[unit] < 0).any()] == []
     for before, stage in zip(view.layout.preacts, view.layout.stages, strict=True):
-        assert before == stage or torch.equal(kept[before].relu(), kept[stage])
-    torch.testing.assert_close(view.fold_batch_norms()(x).logits, kept.logits, rtol=1e-4, atol=1e-5)
+        assert before == stage or torch.equal(outputs[before].relu(), outputs[stage])
+    torch.testing.assert_close(view.fold_batch_norms()(x).logits, outputs.logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -93,9 +93,9 @@ def test_maps_are_channels_first_and_tokens_are_maps_of_their_patches() -> None:
     assert swin.shapes("stages") == ((96, 16, 16), (192, 8, 8), (384, 4, 4), (768, 2, 2))
     assert swin(pixels("timm:swin_tiny_patch4_window7_224")).stages[0].is_contiguous(memory_format=torch.channels_last)
     assert vit.layout.prefix_tokens == 1 and vit.shape(vit.layout.stages[0]) == (5, 64)
-    kept = vit(pixels("timm:test_vit"))
-    assert vit.shapes("stages")[0] == tuple(kept.stages[0].shape[1:]) == (64, 2, 2)
-    assert vit.shapes("blocks")[0] == tuple(kept.blocks[0].shape[1:]) == (5, 64)
+    outputs = vit(pixels("timm:test_vit"))
+    assert vit.shapes("stages")[0] == tuple(outputs.stages[0].shape[1:]) == (64, 2, 2)
+    assert vit.shapes("blocks")[0] == tuple(outputs.blocks[0].shape[1:]) == (5, 64)
 
 
 def test_tokens_to_a_map_and_back() -> None:
@@ -120,12 +120,12 @@ def test_a_teacher_with_a_size_and_a_normalisation_of_its_own() -> None:
     batch = next(iter(data.batches(0, 1)))
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     with torch.no_grad():
-        found = view(batch.inputs((mean, std))).logits
+        logits = view(batch.inputs((mean, std))).logits
         raw = batch.images.permute(0, 3, 1, 2).float() / 255
         raw = (raw - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
         resized = nn.functional.interpolate(raw, size=(48, 48), mode="bilinear", antialias=True)
-        torch.testing.assert_close(found, view.module(resized), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(view.plain()(raw), found, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, view.module(resized), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(view.plain()(raw), logits, rtol=1e-4, atol=1e-5)
     assert list(view.plain().state_dict()) == list(view.module.state_dict())
 
 
@@ -168,9 +168,9 @@ def test_a_compiled_network_computes_the_same() -> None:
     wanted = view.eval()(x, at=view.units)
     view.compiles = True
     for one in (view, copy.deepcopy(view)):
-        found = one(x, at=view.units)
+        compiled = one(x, at=view.units)
         for unit in view.units:
-            torch.testing.assert_close(found[unit], wanted[unit], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(compiled[unit], wanted[unit], rtol=1e-4, atol=1e-5)
         one.train()(x).logits.sum().backward()
         assert all(parameter.grad is not None for parameter in one.parameters())
         one.eval()

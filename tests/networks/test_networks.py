@@ -77,10 +77,10 @@ def equal_states(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
 
 
-def assert_close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
+def assert_close(tensor: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     """Relative to the largest value: deep random networks have large outputs."""
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= tolerance * float(wanted.abs().max()) + 1e-6
+    assert tensor.shape == wanted.shape
+    assert float((tensor - wanted).abs().max()) <= tolerance * float(wanted.abs().max()) + 1e-6
 
 
 def assert_golden(value: Tensor, golden: dict[str, Any], what: str) -> None:
@@ -219,10 +219,10 @@ def test_folded(name: str):
     assert folded is view.fold_batch_norms()
     assert folded.units == view.units and folded.layout == view.layout
     assert not folded.training and not any(p.requires_grad for p in folded.parameters())
-    kept = folded(x, at=view.units)
-    assert_close(kept.logits, outputs.logits)
+    of_folded = folded(x, at=view.units)
+    assert_close(of_folded.logits, outputs.logits)
     for unit in view.units:
-        assert_close(kept[unit], outputs[unit])
+        assert_close(of_folded[unit], outputs[unit])
     for unit in some(view.units):
         assert_close(folded.resume(unit, outputs[unit].clone()), outputs.logits)
     assert equal_states(before, state_of(view)) and [id(p) for p in view.parameters()] == parameters
@@ -247,7 +247,7 @@ class Scale(nn.Module):
 def _norms_after_convolutions(view: NetworkView, x: Tensor) -> list[str]:
     """Batch-norms whose input is the very tensor that a convolution of the same unit returned."""
     made: dict[int, tuple[int, Tensor]] = {}
-    found: list[str] = []
+    names: list[str] = []
     position = 0
 
     def after_conv(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -255,7 +255,7 @@ def _norms_after_convolutions(view: NetworkView, x: Tensor) -> list[str]:
 
     def before_norm(label: str, module: nn.Module, inputs: Any) -> None:
         if made.get(id(inputs[0]), (-1, None))[0] == position:
-            found.append(label)
+            names.append(label)
 
     feature = view(x, at=view.units[:1])[view.units[0]]
     hooks = []
@@ -268,7 +268,7 @@ def _norms_after_convolutions(view: NetworkView, x: Tensor) -> list[str]:
         feature = view.resume(unit, feature, until=following)
     for hook in hooks:
         hook.remove()
-    return found
+    return names
 
 
 def test_folding_an_untraceable_module_copies_it():
@@ -308,30 +308,30 @@ def test_insert(name: str):
     view, (_, x, outputs) = fresh(name), evaluated(name)
     for unit in (view.layout.last_map, view.layout.stages[0]):
         identity = view.insert(unit, "extra", nn.Identity())
-        kept = identity(x, at=("extra", unit))
-        assert torch.equal(kept.logits, outputs.logits) and torch.equal(kept["extra"], kept[unit])
+        inserted = identity(x, at=("extra", unit))
+        assert torch.equal(inserted.logits, outputs.logits) and torch.equal(inserted["extra"], inserted[unit])
         assert identity.units.index("extra") == view.units.index(unit) + 1
         assert view.units.count("extra") == 0
 
         scaling = Scale()
         scaled = view.insert(unit, "extra", scaling)
-        kept = scaled(x, at=("extra", unit))
-        assert_close(kept["extra"], 3 * outputs[unit], 1e-6)
-        assert not torch.equal(kept.logits, outputs.logits)
-        assert_close(scaled.plain()(x), kept.logits, 1e-6)
+        inserted = scaled(x, at=("extra", unit))
+        assert_close(inserted["extra"], 3 * outputs[unit], 1e-6)
+        assert not torch.equal(inserted.logits, outputs.logits)
+        assert_close(scaled.plain()(x), inserted.logits, 1e-6)
         assert any(p is scaling.weight for p in scaled.parameters())
         assert sum(p.numel() for p in scaled.parameters()) == sum(p.numel() for p in view.parameters()) + 1
         assert "parts.extra.weight" in scaled.plain().state_dict()
         assert set(view.module.state_dict()) < set(scaled.plain().state_dict())
         at_last = unit == view.layout.last_map
         assert scaled.layout.last_map == ("extra" if at_last else view.layout.last_map)
-        assert_pooled(name, kept, scaled.layout.last_map)
-        assert_close(scaled.fold_batch_norms()(x, fields=()).logits, kept.logits)
+        assert_pooled(name, inserted, scaled.layout.last_map)
+        assert_close(scaled.fold_batch_norms()(x, fields=()).logits, inserted.logits)
         assert scaled.shape("extra") == view.shape(unit)
         with pytest.raises(UserError, match="extra"):
             scaled.insert(view.layout.stages[0], "extra", nn.Identity())
         again = scaled.insert("extra", "more", nn.Identity())
-        assert torch.equal(again(x, fields=()).logits, kept.logits)
+        assert torch.equal(again(x, fields=()).logits, inserted.logits)
         assert again.layout.last_map == ("more" if at_last else view.layout.last_map)
     with pytest.raises(UserError, match=view.layout.stages[0]):
         view.insert(view.units[0], view.layout.stages[0], nn.Identity())
@@ -362,16 +362,17 @@ def test_a_gradient_reaches_every_parameter(name: str):
 def test_timm_knows_the_plain_architecture(name: str):
     assert f"kd_{name}".replace(".", "_") in timm_models.names()
     model = timm.create_model("kd_" + name.replace(".", "_"), num_classes=100)
-    own = build_network(name, 100).module
-    assert type(model) is type(own) and not isinstance(model, NetworkView)
-    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in own.state_dict().items()}
+    module = build_network(name, 100).module
+    assert type(model) is type(module) and not isinstance(model, NetworkView)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
     with torch.no_grad():
-        own.load_state_dict(model.state_dict())
+        module.load_state_dict(model.state_dict())
         x = torch.randn(2, 3, SIDE, SIDE)
         logits = model.eval()(x)
-        assert logits.shape == (2, 100) and torch.equal(logits, own.eval()(x))
+        assert logits.shape == (2, 100) and torch.equal(logits, module.eval()(x))
     assert (
-        timm.create_model("kd_" + name.replace(".", "_"), num_classes=3).state_dict().keys() == own.state_dict().keys()
+        timm.create_model("kd_" + name.replace(".", "_"), num_classes=3).state_dict().keys()
+        == module.state_dict().keys()
     )
 
 
@@ -484,13 +485,13 @@ def test_patches_and_positions_are_fitted_to_another_size():
     positions[0, 1:, 0], positions[0, 1:, 1] = rows, columns
     kernels = torch.randn(768, 3, 16, 16)
     networks.imagenet_start.begin(ours, {"encoder.pos_embedding": positions, "conv_proj.weight": kernels})
-    own = ours.state_dict()
-    assert torch.equal(own["vit.pos_embed"][0, 0], positions[0, 0])
-    grid = own["vit.pos_embed"][0, 1:].unflatten(0, (8, 8))
+    weights = ours.state_dict()
+    assert torch.equal(weights["vit.pos_embed"][0, 0], positions[0, 0])
+    grid = weights["vit.pos_embed"][0, 1:].unflatten(0, (8, 8))
     assert torch.allclose(grid[:, 0, 0], grid[:, 7, 0]) and torch.allclose(grid[0, :, 1], grid[7, :, 1])
     assert (grid[1:, 0, 0] > grid[:-1, 0, 0]).all() and (grid[0, 1:, 1] > grid[0, :-1, 1]).all()
     wanted = kernels.unflatten(3, (4, 4)).unflatten(2, (4, 4)).mean((3, 5))
-    assert torch.allclose(own["vit.patch_embed.proj.weight"], wanted, atol=1e-6)
+    assert torch.allclose(weights["vit.patch_embed.proj.weight"], wanted, atol=1e-6)
 
 
 def test_a_network_without_known_imagenet_weights_is_one_line():

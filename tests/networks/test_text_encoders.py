@@ -27,10 +27,10 @@ NO_PROJECTIONS = {"modernbert"}
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_chain_is_the_librarys_own_model(family: str):
-    own = text.check(model(family))
-    view = NetworkView(own, text.chain, (3, text.LENGTH)).eval()
+    plain = text.check(model(family))
+    view = NetworkView(plain, text.chain, (3, text.LENGTH)).eval()
     x = inputs()
-    expected = own(input_ids=x[:, 0], attention_mask=x[:, 1]).logits
+    expected = plain(input_ids=x[:, 0], attention_mask=x[:, 1]).logits
     outputs = view(x, at=view.units, fields=("queries", "keys", "values"))
     assert torch.allclose(outputs.logits, expected, atol=1e-6)
     for unit in view.units[:-1]:
@@ -56,13 +56,13 @@ def test_states_of_another_network_go_on_in_this_one():
 
 
 def test_the_chain_gives_the_same_gradients():
-    own = model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
-    view, x = NetworkView(own, text.chain, (3, text.LENGTH)), inputs()
+    plain = model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    view, x = NetworkView(plain, text.chain, (3, text.LENGTH)), inputs()
     grads = []
-    for run in (lambda: view(x).logits, lambda: own(input_ids=x[:, 0], attention_mask=x[:, 1]).logits):
-        own.zero_grad()
+    for run in (lambda: view(x).logits, lambda: plain(input_ids=x[:, 0], attention_mask=x[:, 1]).logits):
+        plain.zero_grad()
         run().square().sum().backward()
-        grads.append({name: p.grad.clone() for name, p in own.named_parameters() if p.grad is not None})
+        grads.append({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     assert all(torch.allclose(grads[0][name], grads[1][name], atol=1e-6) for name in grads[0])
 
@@ -89,10 +89,10 @@ def test_a_saved_model_is_a_network(folder: Path):
     assert torch.allclose(view(x).logits, saved(input_ids=x[:, 0], attention_mask=x[:, 1]).logits, atol=1e-5)
     state = saved.state_dict()
     assert view.plain().state_dict().keys() == state.keys()  # what is kept loads into plain transformers
-    for name, kept in (("first2", (0, 1)), ("last2", (2, 3)), ("spread2", (1, 3))):
+    for name, layers in (("first2", (0, 1)), ("last2", (2, 3)), ("spread2", (1, 3))):
         short = build_network(f"hf:{folder}[{name}]", 2)
         assert len(short.layout.blocks) == 2
-        for new, old in enumerate(kept):
+        for new, old in enumerate(layers):
             key = "bert.encoder.layer.{}.output.dense.weight"
             assert torch.equal(short.module.state_dict()[key.format(new)], state[key.format(old)])
     assert networks.weights_digest(f"hf:{folder}") == networks.weights_digest(f"hf:{folder}[first2]")
@@ -100,13 +100,13 @@ def test_a_saved_model_is_a_network(folder: Path):
         build_network(f"hf:{folder}[first5]", 2)
 
 
-@pytest.mark.parametrize(("which", "kept"), [("first", (0, 1)), ("last", (2, 3)), ("spread", (1, 3))])
-def test_a_student_starts_from_its_teacher(which: str, kept: tuple[int, int]):
+@pytest.mark.parametrize(("which", "layers"), [("first", (0, 1)), ("last", (2, 3)), ("spread", (1, 3))])
+def test_a_student_starts_from_its_teacher(which: str, layers: tuple[int, int]):
     teacher, student = (build_network(n, 3, vocabulary=90) for n in ("bert_l4_h64", "bert_l2_h64"))
     networks.init_from(student, teacher, which)
     ours, theirs = student.module.state_dict(), teacher.module.state_dict()
     assert torch.equal(ours["bert.embeddings.word_embeddings.weight"], theirs["bert.embeddings.word_embeddings.weight"])
-    for new, old in enumerate(kept):
+    for new, old in enumerate(layers):
         key = "bert.encoder.layer.{}.attention.self.query.weight"
         assert torch.equal(ours[key.format(new)], theirs[key.format(old)])
     with pytest.raises(UserError, match="one family and width"):

@@ -74,16 +74,16 @@ def test_features_head_and_classifier(name: str) -> None:
 def test_features_of_stages(name: str) -> None:
     model, x = timm.create_model(name, features_only=True).eval(), images(name)
     with torch.no_grad():
-        kept = model(x)
-    assert len(kept) == len(model.feature_info.channels()) >= 3
+        features = model(x)
+    assert len(features) == len(model.feature_info.channels()) >= 3
     for value, channels, reduction in zip(
-        kept, model.feature_info.channels(), model.feature_info.reduction(), strict=True
+        features, model.feature_info.channels(), model.feature_info.reduction(), strict=True
     ):
         assert value.shape == (2, channels, *2 * (math.ceil(x.shape[-1] / reduction),))
     plain = timm.create_model(name).eval()
     with torch.no_grad():
         last, every = plain.forward_intermediates(x)
-        assert torch.equal(last, plain.forward_features(x)) and len(every) == len(kept)
+        assert torch.equal(last, plain.forward_features(x)) and len(every) == len(features)
         (first,) = plain.forward_intermediates(x, [0], stop_early=True, intermediates_only=True)
         assert torch.equal(first, every[0])
 

@@ -39,8 +39,8 @@ def test_whatever_a_shipped_table_names_has_an_entry(name: str) -> None:
             task = pair.task or preset.task or protocol.task
             assert cited((), [task], ()).tasks or task in OWN, task
             for network in (pair.teacher, pair.student):
-                found = cited((), (), [network]).networks
-                assert found and set(found) <= set(bibliography()), network
+                networks = cited((), (), [network]).networks
+                assert networks and set(networks) <= set(bibliography()), network
 
 
 def test_every_paper_of_the_file_stands_for_something() -> None:
@@ -62,7 +62,7 @@ def test_bibtex_of_a_table_is_whole_and_has_nothing_twice() -> None:
 
 def test_the_suite_is_cited_as_its_own_file_says() -> None:
     facts = read_yaml(ROOT / "CITATION.cff")
-    own = bibtex(cited((), (), ())).split("% this suite")[1]
-    assert facts["title"] in own and str(facts["version"]) in own and facts["authors"][0]["name"] in own
+    entry = bibtex(cited((), (), ())).split("% this suite")[1]
+    assert facts["title"] in entry and str(facts["version"]) in entry and facts["authors"][0]["name"] in entry
     assert f'version = "{facts["version"]}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert not re.search(r"doi|http|year", own), "there is none to give"
+    assert not re.search(r"doi|http|year", entry), "there is none to give"

@@ -39,9 +39,9 @@ presets:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    found = Lab(tmp_path)
-    found.table.write_text(TABLE)
-    return found
+    made = Lab(tmp_path)
+    made.table.write_text(TABLE)
+    return made
 
 
 def stored(lab: Lab, **request: Any) -> tuple[Path, Plan]:
@@ -92,19 +92,19 @@ def planned_again(lab: Lab, command: str, monkeypatch: pytest.MonkeyPatch) -> Pl
 def test_the_command_plans_the_same_cells(
     lab: Lab, row: str, request_: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, plan = explained(lab, row, **request_)
-    assert [seed.key for seed in found.seeds] == [
+    explanation, plan = explained(lab, row, **request_)
+    assert [seed.key for seed in explanation.seeds] == [
         cell.key for place, cell in plan.cells.items() if place[:2] == (row, PAIR)
     ]
-    for seed in found.seeds:
+    for seed in explanation.seeds:
         again = planned_again(lab, seed.command, monkeypatch)
         assert [cell.key for cell in again.cells.values()] == [seed.key], seed.command
 
 
 def test_a_pair_that_the_table_does_not_have(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = explained(lab, "kd", "resnet20-resnet8", pairs=("resnet20-resnet8",))
-    again = planned_again(lab, found.seeds[1].command, monkeypatch)
-    assert [cell.key for cell in again.cells.values()] == [found.seeds[1].key]
+    explanation, _ = explained(lab, "kd", "resnet20-resnet8", pairs=("resnet20-resnet8",))
+    again = planned_again(lab, explanation.seeds[1].command, monkeypatch)
+    assert [cell.key for cell in again.cells.values()] == [explanation.seeds[1].key]
 
 
 def sources(values: tuple[Any, ...]) -> dict[str, str]:
@@ -112,31 +112,33 @@ def sources(values: tuple[Any, ...]) -> dict[str, str]:
 
 
 def test_every_value_has_its_source(lab: Lab) -> None:
-    found, _ = explained(lab, "kd-hot", changes={"epochs": 3})
-    own = sources(found.protocol)
-    assert own["epochs"] == "command line (--epochs)" and own["batch_size"] == own["lr"] == "protocol digits-demo"
-    assert own["optimizer.nesterov"] == "row kd-hot of the table"
-    assert own["optimizer.weight_decay"] == "protocol digits-demo"
-    settings = sources(found.settings)
+    explanation, _ = explained(lab, "kd-hot", changes={"epochs": 3})
+    by_key = sources(explanation.protocol)
+    assert (
+        by_key["epochs"] == "command line (--epochs)" and by_key["batch_size"] == by_key["lr"] == "protocol digits-demo"
+    )
+    assert by_key["optimizer.nesterov"] == "row kd-hot of the table"
+    assert by_key["optimizer.weight_decay"] == "protocol digits-demo"
+    settings = sources(explanation.settings)
     assert settings["temperature"] == "row kd-hot of the table" and settings["ce"] == "default of the method's card"
-    assert {value.name: value.value for value in found.settings}["temperature"] == 8.0
+    assert {value.name: value.value for value in explanation.settings}["temperature"] == 8.0
 
 
 def test_settings_of_the_command_line_and_of_pairs(lab: Lab) -> None:
-    found, _ = explained(lab, "crd+kd:kd.temperature=2", overrides=("crd+kd.kd.temperature=2",))
-    settings = sources(found.settings)
+    explanation, _ = explained(lab, "crd+kd:kd.temperature=2", overrides=("crd+kd.kd.temperature=2",))
+    settings = sources(explanation.settings)
     assert settings["kd.temperature"] == "command line (--set)" != settings["kd.ce"]
     lab.table.write_text(TABLE.replace("crd+kd", "simkd"))
-    found, _ = explained(lab, "simkd", methods=("simkd",))
-    assert sources(found.settings)["beta"].startswith("our choice for this pair: ")
-    found, _ = explained(lab, "simkd", methods=("simkd",), uniform=True)
-    assert sources(found.settings)["beta"].startswith("default of the method's card")
+    explanation, _ = explained(lab, "simkd", methods=("simkd",))
+    assert sources(explanation.settings)["beta"].startswith("our choice for this pair: ")
+    explanation, _ = explained(lab, "simkd", methods=("simkd",), uniform=True)
+    assert sources(explanation.settings)["beta"].startswith("default of the method's card")
 
 
 def test_teacher_runs_and_files_are_told(lab: Lab) -> None:
-    found, plan = explained(lab, "kd")
-    printed = text(found)
-    seed = found.seeds[0]
+    explanation, plan = explained(lab, "kd")
+    printed = text(explanation)
+    seed = explanation.seeds[0]
     assert (seed.state, seed.last, len(seed.curve)) == ("done", 70.0, 30) and seed.here
     teacher = plan.training[0]
     for words in (

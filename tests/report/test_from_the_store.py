@@ -230,12 +230,15 @@ SWAPPED = {("kd", 0), ("dkd", 1)}
 def test_swapped_folders_of_runs_are_noticed(tmp_path: Path, old: bool) -> None:
     """Also those of a time when only cell.json had the cell's key."""
     store, identities = Store(tmp_path), [{"place": [cell.row, cell.seed]} for cell in paper().cells]
-    cells = [cell.model_copy(update={"key": digest(own)}) for cell, own in zip(paper().cells, identities, strict=True)]
+    cells = [
+        cell.model_copy(update={"key": digest(identity)})
+        for cell, identity in zip(paper().cells, identities, strict=True)
+    ]
     shown = paper().model_copy(update={"cells": tuple(cells)})
     finish(tmp_path, shown, {"student": (69.0, 69.5), "kd": (70.5, 71.0), "dkd": (72.0, 72.5)})
-    for cell, own in zip(cells, identities, strict=True):
+    for cell, identity in zip(cells, identities, strict=True):
         run = store.run(cell.key)
-        write_json(run / "cell.json", {"key": cell.key, "label": "a label", "cell": own})
+        write_json(run / "cell.json", {"key": cell.key, "label": "a label", "cell": identity})
         if old:
             status = {key: value for key, value in run.status.items() if key not in ("key", "files")}
             write_json(run / "status.json", status)

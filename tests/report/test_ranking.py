@@ -51,9 +51,9 @@ def test_one_row_alone_has_no_best() -> None:
 def test_ties_are_marked() -> None:
     """As printed: 70.004 and 70.0 are one mean; below the second place nobody looks."""
     shown = table({"kd": (70.004,), "at": (70.0,), "sp": (69.0,), "rkd": (68.0,), "pkt": (68.0,)})
-    found = ranking(shown)
-    assert [found.ranks[row, "a-b"] for row in ("kd", "at", "sp", "rkd", "pkt")] == [1, 1, 2, 3, 3]
-    assert found.tied == {("kd", "a-b"), ("at", "a-b")}
+    ranked = ranking(shown)
+    assert [ranked.ranks[row, "a-b"] for row in ("kd", "at", "sp", "rkd", "pkt")] == [1, 1, 2, 3, 3]
+    assert ranked.tied == {("kd", "a-b"), ("at", "a-b")}
     text = report.render(shown)
     assert line(text[".md"], "AT") == "| AT | **70.00**<sup>=</sup> |" and "equal as printed" in text[".md"]
     assert r"\bfseries 70.00{$^{{=}}$}" in text[".tex"] and "<sup>" not in line(text[".md"], "RKD")
@@ -61,8 +61,8 @@ def test_ties_are_marked() -> None:
 
 def test_another_n_does_not_compete() -> None:
     shown = table({"kd": (70.0, 71.0, 72.0), "at": (69.0, 69.5, 70.0), "dkd": (90.0,)})
-    found = ranking(shown)
-    assert found.ranks == {("kd", "a-b"): 1, ("at", "a-b"): 2} and found.left_out == {("dkd", "a-b"): 1}
+    ranked = ranking(shown)
+    assert ranked.ranks == {("kd", "a-b"): 1, ("at", "a-b"): 2} and ranked.left_out == {("dkd", "a-b"): 1}
     text = report.render(shown)[".md"]
     assert line(text, "DKD") == "| DKD | 90.00 (n=1) |"
     assert "Not ranked, as n differs from the rest of the column: DKD, a–b (n=1)." in text  # noqa: RUF001
@@ -105,8 +105,10 @@ def test_the_truly_best_is_seldom_excluded() -> None:
 
 def test_what_cannot_be_told_from_the_best_is_marked() -> None:
     shown = table({"kd": (70.0, 71.0, 72.0), "at": (69.9, 70.9, 71.0), "sp": (60.0, 61.0, 62.1)})
-    found = ranking(shown)
-    assert found.undecided(("at", "a-b")) and not found.undecided(("sp", "a-b")) and not found.undecided(("kd", "a-b"))
+    ranked = ranking(shown)
+    assert (
+        ranked.undecided(("at", "a-b")) and not ranked.undecided(("sp", "a-b")) and not ranked.undecided(("kd", "a-b"))
+    )
     text = report.render(shown)
     assert "≈" in line(text[".md"], "AT") and "≈" not in line(text[".md"], "SP") + line(text[".md"], "KD")
     assert "paired t test" in text[".md"] and r"{\approx}" in text[".tex"]

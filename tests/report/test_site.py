@@ -109,12 +109,12 @@ def inner(read: dict[str, Read]) -> Iterator[tuple[str, str, str]]:
 
 
 def test_every_link_leads_to_a_page_and_a_mark_of_it(pages: dict[str, bytes], read: dict[str, Read]) -> None:
-    found = list(inner(read))
-    assert len(found) > 50
-    for name, file, mark in found:
+    links = list(inner(read))
+    assert len(links) > 50
+    for name, file, mark in links:
         assert file in pages, (name, file)
         assert not mark or mark in read[file].ids, (name, file, mark)
-    reached = {file for _, file, _ in found}
+    reached = {file for _, file, _ in links}
     assert reached | {"index.html"} >= set(read), "each page can be reached"
     for name, page in read.items():
         assert len(set(page.ids)) == len(page.ids), name
@@ -129,14 +129,14 @@ def test_every_number_is_a_link_to_its_runs(read: dict[str, Read]) -> None:
 
 
 def test_a_rows_page_says_what_explain_says(store: Path, read: dict[str, Read]) -> None:
-    found = explain.explain(store, stores.TABLE_FOLDER, "dkd", "a-b", "", pytest.fail)
+    explanation = explain.explain(store, stores.TABLE_FOLDER, "dkd", "a-b", "", pytest.fail)
     page = " ".join(read[f"tables/{stores.TABLE_FOLDER}/dkd.html"].text.split())
-    values = [*found.settings, *found.protocol]
-    assert len(found.seeds) == 2 and values
-    for seed in found.seeds:
+    values = [*explanation.settings, *explanation.protocol]
+    assert len(explanation.seeds) == 2 and values
+    for seed in explanation.seeds:
         assert all(word in page for word in (seed.key, seed.sha256, f"runs/{seed.folder.name}", "abcdef123456"))
     assert all(value.name in page and value.source in page for value in values)
-    assert all(line in page for line in (*found.teacher, found.data)) and str(store) not in page
+    assert all(line in page for line in (*explanation.teacher, explanation.data)) and str(store) not in page
 
 
 def test_verdicts_and_citations(read: dict[str, Read]) -> None:
@@ -174,8 +174,8 @@ def test_a_folder_with_other_things_is_left_alone(store: Path, tmp_path: Path) -
 
 
 def test_names_of_files_and_marks() -> None:
-    found = slugs(["kd", "KD", "crd+kd@ls", "kd:t=2", "kd t=2", "../..", "βé", "index"], taken=("index",))
-    assert list(found.values()) == ["kd", "KD-2", "crd+kd@ls", "kd-t=2", "kd-t=2-2", "x", "x-2", "index-2"]
+    names = slugs(["kd", "KD", "crd+kd@ls", "kd:t=2", "kd t=2", "../..", "βé", "index"], taken=("index",))
+    assert list(names.values()) == ["kd", "KD-2", "crd+kd@ls", "kd-t=2", "kd-t=2-2", "x", "x-2", "index-2"]
 
 
 def test_what_sorts_a_number() -> None:
@@ -192,11 +192,11 @@ def test_a_paper_in_a_line_of_words() -> None:
 
 def test_drawings() -> None:
     methods = [MethodCurves(f"m{i}", ((1.0, 2.0 + i), (1.5, 3.0 + i)), i == 0) for i in range(9)]
-    found = drawing(methods, "top1 $", "a")
-    assert found == drawing(methods, "top1 $", "a") != drawing(methods, "top1 $", "b")
-    named = [method.title for method in methods if f">{method.title}<" in found]
+    drawn = drawing(methods, "top1 $", "a")
+    assert drawn == drawing(methods, "top1 $", "a") != drawing(methods, "top1 $", "b")
+    named = [method.title for method in methods if f">{method.title}<" in drawn]
     assert named == ["m0", "m3", "m4", "m5", "m6", "m7", "m8"], "the reference and the six best"
-    assert "top1 $" in found and "http" not in found and "currentColor" in found
+    assert "top1 $" in drawn and "http" not in drawn and "currentColor" in drawn
     assert drawing([MethodCurves("one epoch", ((1.0,),))], "top1", "a") == ""
     assert line([1.0, 3.0, 2.0], (1.0, 3.0), (10, 4)) == "0.0,4.0 5.0,0.0 10.0,2.0"
     assert line([2.0], (2.0, 2.0), (10, 4)) == "0.0,4.0" and len(line([0.0] * 999, (0.0, 1.0), (9, 9)).split()) == 120

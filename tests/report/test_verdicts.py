@@ -79,23 +79,23 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_a_table_of_a_store_is_judged(store: Path) -> None:
-    found = {one.row: one for one in of_table(store, TABLE_FOLDER, pytest.fail)}
-    assert {row: one.words for row, one in found.items()} == {
+    by_row = {one.row: one for one in of_table(store, TABLE_FOLDER, pytest.fail)}
+    assert {row: one.words for row, one in by_row.items()} == {
         "student": "reproduced", "kd": "preliminary, n = 2", "dkd": "not reproduced"
     }  # fmt: skip
-    student, dkd = found["student"], found["dkd"]
+    student, dkd = by_row["student"], by_row["dkd"]
     assert (student.published, student.n, student.pair) == (69.06, 3, PAIR) and student.gap == pytest.approx(0.0)
     assert dkd.epoch_rule == "best" and dkd.ours == pytest.approx(61.2), "DKD's value was read at its best epoch"
-    printed = text(list(found.values()))
+    printed = text(list(by_row.values()))
     assert "1 of 3 published cells reproduced; 1 not reproduced, 1 preliminary." in printed and RULE in printed
     assert "69.06 ± 0.20 (n = 3)" in printed and "-10.77" in printed
 
 
 def test_other_teachers_make_no_verdict(store: Path) -> None:
     manifest.save(store, TABLE_FOLDER, edited(manifest.existing(store, TABLE_FOLDER), off=True, accuracy=70.0))
-    found = {one.row: one for one in of_table(store, TABLE_FOLDER, pytest.fail)}
-    assert found["dkd"].verdict == "not comparable" and found["dkd"].gap is None
-    assert found["student"].verdict == "reproduced", "it has no teacher"
+    by_row = {one.row: one for one in of_table(store, TABLE_FOLDER, pytest.fail)}
+    assert by_row["dkd"].verdict == "not comparable" and by_row["dkd"].gap is None
+    assert by_row["student"].verdict == "reproduced", "it has no teacher"
 
 
 def test_files_frame_and_command_agree(store: Path) -> None:

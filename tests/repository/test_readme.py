@@ -34,8 +34,8 @@ def test_the_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.Monke
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
     batch = Batch(images, labels, labels, torch.nn.functional.cross_entropy)
     with torch.no_grad():
-        kept = teacher(images, fields=())
-    losses = method.losses(student(images, fields=method.needs.student), kept, batch, Progress(1, 1))
+        teacher_outputs = teacher(images, fields=())
+    losses = method.losses(student(images, fields=method.needs.student), teacher_outputs, batch, Progress(1, 1))
     losses.total().backward()
     assert set(losses.terms()) == {"task", "mse"} and student.module.fc.weight.grad is not None
 
@@ -60,9 +60,9 @@ def test_the_readme_is_one_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str) -> None:
-    own = re.findall(r"(?<![\w/.])(?:kd_methods|benchmarks|tables|tests|requirements|docs)/[\w./*-]*", PAGES[page])
+    paths = re.findall(r"(?<![\w/.])(?:kd_methods|benchmarks|tables|tests|requirements|docs)/[\w./*-]*", PAGES[page])
     examples = re.findall(r"^# (\S+\.py)$", PAGES[page], re.M)  # what the reader is to write
-    for word in {word.rstrip("/.") for word in own if "TABLE" not in word} - set(examples):
+    for word in {word.rstrip("/.") for word in paths if "TABLE" not in word} - set(examples):
         assert list(REPO.glob(word)), word
     for target in re.findall(r"\]\(([\w./-]+?)(?:#[\w-]*)?\)", PAGES[page]):
         assert (REPO / page).parent.joinpath(target).exists(), target
@@ -70,10 +70,10 @@ def test_every_file_that_is_named_exists(page: str) -> None:
 
 def commands(text: str) -> list[list[str]]:
     """Every call of ./reproduce.sh, in a line of its own or within one, as words."""
-    found = []
+    lines_of_commands = []
     for call in re.findall(r"\./reproduce\.sh ((?:[^#`\n]|(?<=\w)#)*)", text):
-        found.append(re.sub(r"[\[\]|…]", " ", call).split())
-    return found
+        lines_of_commands.append(re.sub(r"[\[\]|…]", " ", call).split())
+    return lines_of_commands
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -64,8 +64,8 @@ class Tree:
         (self.repo / "benchmarks" / "__main__.py").write_text(ECHO.format(name="benchmarks"))
         (self.repo / "pytest.py").write_text(ECHO.format(name="pytest"))
         for tool in SCRIPT_TOOLS + STUB_TOOLS:
-            if found := shutil.which(tool):
-                (self.bin / tool).symlink_to(found)
+            if where := shutil.which(tool):
+                (self.bin / tool).symlink_to(where)
         self.executable("uv", FAKE_UV)
         self.env = {"PATH": str(self.bin), "UV_LOG": str(self.log), "KDBENCH_PYTHON": sys.executable}
 
@@ -127,10 +127,10 @@ def test_a_table_that_names_an_extra_has_it_installed(tree: Tree):
     first = tree.run("words", "--preset", "demo")
     assert first.stderr.splitlines()[0] == "words needs the extra [text]." and "requirements/text.txt" in first.stderr
     assert tree.run("render", "words").stderr == tree.run("plain").stderr == ""
-    own = tree.elsewhere / "own.yaml"
-    own.write_text("extra: text # mine\n")
+    yaml_file = tree.elsewhere / "own.yaml"
+    yaml_file.write_text("extra: text # mine\n")
     assert tree.run("own.yaml").stderr == ""
-    own.write_text("extra: nonsense\n")
+    yaml_file.write_text("extra: nonsense\n")
     assert "requirements/nonsense.txt is missing" in one_line_of_error(tree.run("own.yaml"))
 
 
@@ -377,10 +377,10 @@ def test_with_pip_for_real(tree: Tree):
 
 def pins(path: Path) -> dict[str, set[str]]:
     """Package → its pins with their markers."""
-    found: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = {}
     for name, pin in re.findall(r"^([\w.-]+)==(.+?) *\\$", path.read_text(), re.MULTILINE):
-        found.setdefault(name, set()).add(pin)
-    return found
+        versions.setdefault(name, set()).add(pin)
+    return versions
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "requirements").glob("*.txt")), ids=lambda path: path.name)

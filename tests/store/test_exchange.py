@@ -47,10 +47,10 @@ def packed(store: Path, **options: Any) -> Path:
 
 def test_a_table_goes_into_an_empty_store_and_looks_the_same(theirs: Path, tmp_path: Path) -> None:
     file, ours = packed(theirs), tmp_path / "ours"
-    found = import_(file, ours)
-    assert len(found.added) == 5 and not found.missing and found.tables == (TABLE_FOLDER,)
-    kept = {name: content for name, content in files(theirs).items() if not name.endswith("student.pt")}
-    assert files(ours) == kept, "results come as they were written, with the machine that computed them"
+    merged = import_(file, ours)
+    assert len(merged.added) == 5 and not merged.missing and merged.tables == (TABLE_FOLDER,)
+    content_by_name = {name: content for name, content in files(theirs).items() if not name.endswith("student.pt")}
+    assert files(ours) == content_by_name, "results come as they were written, with the machine that computed them"
     assert render(ours, TABLE_FOLDER, pytest.fail)[1] == render(theirs, TABLE_FOLDER, pytest.fail)[1]
 
 
@@ -83,9 +83,9 @@ def test_another_result_of_the_same_cell_is_named_and_not_taken(theirs: Path, tm
     ours = tmp_path / "ours"
     finish(ours, cell("kd", 0), 60.0)
     before = files(ours)
-    found = import_(packed(theirs), ours)
-    assert len(found.added) == 4 and len(found.conflicts) == 1
-    assert "kd/resnet14-resnet8/s0 (top1 60.00 here, top1 70.00 there)" in found.missing
+    merged = import_(packed(theirs), ours)
+    assert len(merged.added) == 4 and len(merged.conflicts) == 1
+    assert "kd/resnet14-resnet8/s0 (top1 60.00 here, top1 70.00 there)" in merged.missing
     assert {name: content for name, content in files(ours).items() if name in before} == before
 
 
@@ -102,8 +102,8 @@ def test_what_is_not_ended_here_is_taken_and_kept_beside_it(theirs: Path, tmp_pa
 def test_a_run_that_another_process_computes_is_left_to_it(theirs: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours"
     with Store(ours).run(cell("kd", 0)).lock():
-        found = import_(packed(theirs), ours)
-    assert found.busy == (cell("kd", 0).label,) and "being computed here" in found.missing
+        merged = import_(packed(theirs), ours)
+    assert merged.busy == (cell("kd", 0).label,) and "being computed here" in merged.missing
 
 
 def test_tables_are_joined_and_ours_stays(theirs: Path, tmp_path: Path) -> None:
@@ -131,13 +131,13 @@ def test_stores_are_merged_without_an_archive(theirs: Path, tmp_path: Path) -> N
 def test_only_what_has_ended_and_is_whole_is_packed(theirs: Path, tmp_path: Path) -> None:
     Store(theirs).run(cell("kd", 1)).set_status("failed", message="of its own")
     (Store(theirs).run(cell("kd", 0)) / "environment.json").write_text("[]")
-    found = export(theirs, tmp_path / "runs.zip", [TABLE_FOLDER])
-    assert (found.runs, found.students, found.left_out) == (3, 0, 2)
+    exported = export(theirs, tmp_path / "runs.zip", [TABLE_FOLDER])
+    assert (exported.runs, exported.students, exported.left_out) == (3, 0, 2)
 
 
 def test_single_runs_bring_their_teacher(theirs: Path, tmp_path: Path) -> None:
-    found = export(theirs, tmp_path / "runs.zip", runs=[cell("kd", 1).key[:6]])
-    assert found.runs == 2 and len(import_(tmp_path / "runs.zip", tmp_path / "ours").added) == 2
+    exported = export(theirs, tmp_path / "runs.zip", runs=[cell("kd", 1).key[:6]])
+    assert exported.runs == 2 and len(import_(tmp_path / "runs.zip", tmp_path / "ours").added) == 2
     for start, words in (("", "several begin so"), ("xyz", "none begins so")):
         with pytest.raises(UserError, match=words):
             export(theirs, tmp_path / "runs.zip", runs=[start])

@@ -91,18 +91,18 @@ def test_what_has_changed_is_read_again(store: Store, reads: list[Path]) -> None
     (store.run(KEYS[1]) / "status.json").unlink()
     shutil.rmtree(store.run(KEYS[2]).path)
     (store.run(KEYS[3]) / "environment.json").write_text("[")
-    found = store.facts(KEYS)
-    assert found == from_folders(store)
-    assert [found[key].status["state"] for key in KEYS[:4]] == ["done", "missing", "missing", "damaged"]
-    assert found[KEYS[0]].status["last"] == {"top1": 1.0}
+    facts = store.facts(KEYS)
+    assert facts == from_folders(store)
+    assert [facts[key].status["state"] for key in KEYS[:4]] == ["done", "missing", "missing", "damaged"]
+    assert facts[KEYS[0]].status["last"] == {"top1": 1.0}
 
 
 def test_a_change_that_keeps_size_and_time_is_seen(store: Store) -> None:
     status = store.run(KEYS[0]) / "status.json"
     store.facts(KEYS)
-    found = status.stat()
+    before = status.stat()
     status.write_text(status.read_text().replace("70.0", "80.0"))
-    os.utime(status, ns=(found.st_atime_ns, found.st_mtime_ns))
+    os.utime(status, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert store.facts(KEYS)[KEYS[0]].status["state"] == "damaged"
 
 

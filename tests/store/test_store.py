@@ -286,11 +286,11 @@ def test_no_bit_of_a_status_changes_unseen(tmp_path: Path):
     seen = Counter[str]()
     for place, bit in itertools.product(range(len(whole)), (0, 5)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-        found = run.facts()
-        if found.status["state"] != "damaged":  # a blank may be another blank, and a seal no seal
-            unsealed = {key: value for key, value in found.status.items() if key in facts.status}
-            assert unsealed == facts.status and found.environments == facts.environments, (place, bit)
-        seen[found.status["state"]] += 1
+        read_again = run.facts()
+        if read_again.status["state"] != "damaged":  # a blank may be another blank, and a seal no seal
+            unsealed = {key: value for key, value in read_again.status.items() if key in facts.status}
+            assert unsealed == facts.status and read_again.environments == facts.environments, (place, bit)
+        seen[read_again.status["state"]] += 1
     assert seen["damaged"] > 700, seen
 
 
@@ -470,10 +470,10 @@ def together(script: str, arguments: Sequence[Sequence[str | Path]]) -> None:
     """Run a script in several processes that begin at the same moment."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, own)], cwd=REPO, text=True,
+            [sys.executable, "-c", script, *map(str, words)], cwd=REPO, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for own in arguments
+        for words in arguments
     ]  # fmt: skip
     for process in started:
         assert process.stdout and process.stdout.readline() == "ready\n"

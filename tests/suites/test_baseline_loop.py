@@ -44,9 +44,9 @@ def loops(method: str) -> tuple[Bench, BaselineLoop]:
 def losses(bench: Bench, baseline: BaselineLoop, steps: int) -> Iterator[tuple[float, float]]:
     student_run = bench.student_run
     for _, batch in zip(range(steps), bench.data.batches(0, 1), strict=False):
-        inputs, kept = shared(batch, WHOLE, bench.teacher, [student_run])
+        inputs, teacher_outputs = shared(batch, WHOLE, bench.teacher, [student_run])
         before = sum(float(value) for value in student_run.sums.values())
-        student_run.step(inputs, kept, (1, 0), bench.progress)
+        student_run.step(inputs, teacher_outputs, (1, 0), bench.progress)
         ours = sum(float(value) for value in student_run.sums.values()) - before
         yield ours, baseline.step(inputs.inputs.contiguous(), inputs.labels, inputs.indices)
 
@@ -69,8 +69,8 @@ def test_the_baselines_pictures_are_crops_of_ours() -> None:
     suite = Suite("cpu", 16)
     pictures = Pictures(suite.data)
     image, label, index = pictures[7]
-    own = suite.data.clean(torch.tensor([7])).student()
-    assert (label, index) == (int(own.labels), 7) and image.shape == own.inputs[0].shape
+    clean = suite.data.clean(torch.tensor([7])).student()
+    assert (label, index) == (int(clean.labels), 7) and image.shape == clean.inputs[0].shape
     protocol = suite.protocol
     padded = TF.pad(Image.fromarray(pictures.images[7]), [protocol.crop_padding])
     possible = [
@@ -84,6 +84,6 @@ def test_the_baselines_pictures_are_crops_of_ours() -> None:
 
 
 def test_a_group_holds_the_activations_of_one_student() -> None:
-    found = limits.memory(Suite("cpu", 16).bench(PAIR, *METHODS))
-    assert 0.8 * found.bound < found.peak <= found.bound
-    assert found.step > found.outputs > 0 and found.teacher > 0
+    bounds = limits.memory(Suite("cpu", 16).bench(PAIR, *METHODS))
+    assert 0.8 * bounds.bound < bounds.peak <= bounds.bound
+    assert bounds.step > bounds.outputs > 0 and bounds.teacher > 0

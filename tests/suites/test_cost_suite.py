@@ -42,13 +42,13 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_figure_is_there_and_adds_up(costs: Path):
     methods = suite.read(costs).pairs["resnet14-resnet8"]
     assert list(methods) == ["student", "kd", "simkd", "mlld"]
-    for name, found in methods.items():
-        facts = found.facts
+    for name, measured in methods.items():
+        facts = measured.facts
         assert set(facts["split"]) == set(SECTIONS) and all(value >= 0 for value in facts["split"].values())
         assert len(facts["turns"]) == 2 and min(min(turn) for turn in facts["turns"]) > 0
         assert facts["own_operations"] > 0 and bool(facts["teacher_operations"]) == (name != "student")
         assert set(facts["memory"]["by_part"]) == set(SECTIONS) and facts["machine"]["versions"]["torch"]
-        assert set(found.inference) == {1, 256}
+        assert set(measured.inference) == {1, 256}
     student, simkd, mlld = methods["student"], methods["simkd"], methods["mlld"]
     assert student.facts["extra_train_params"] == student.facts["extra_inference_params"] == 0
     assert simkd.facts["extra_inference_params"] > 0 and simkd.inference[1]["macs"] > student.inference[1]["macs"]
@@ -57,8 +57,8 @@ def test_every_figure_is_there_and_adds_up(costs: Path):
 
 
 def test_the_loop_is_measured_beside_the_baseline(costs: Path):
-    found = suite.read(costs)
-    [loop], [memory] = found.loops, found.memories
+    facts = suite.read(costs)
+    [loop], [memory] = facts.loops, facts.memories
     assert loop["group"] == memory["group"] == ["student", "kd"] and len(loop["turns"]) == 2
     for name, (least, middle, greatest) in loop["ratios"].items():
         ratios = [turn["baseline"] / turn[name] for turn in loop["turns"]]
@@ -114,15 +114,15 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path):
     "file", sorted((ROOT / "benchmarks/suites/results").glob("*/*.json")), ids=lambda file: file.stem
 )
 def test_committed_measurements_can_be_shown(file: Path, tmp_path: Path):
-    found = suite.read(file)
-    assert found.pairs or found.loops
+    measured = suite.read(file)
+    assert measured.pairs or measured.loops
 
 
 def test_a_step_in_parts_is_the_step_of_the_loop():
     """The same weights after it, bit for bit."""
     protocol = load_protocol("digits-demo")
     data = get_task("digits").open(Path(), protocol, torch.device("cpu"))
-    found = []
+    losses = []
     for whole in (True, False):
         bench = Bench([make_cell(protocol, "", "resnet8", Distillation("student"))], protocol, data)
         for _ in range(2):
@@ -131,8 +131,8 @@ def test_a_step_in_parts_is_the_step_of_the_loop():
             else:
                 for _, run in bench.sections():
                     run()
-        found.append(bench.student_run.student.state_dict())
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+        losses.append(bench.student_run.student.state_dict())
+    assert all(torch.equal(losses[0][key], losses[1][key]) for key in losses[0])
 
 
 def test_profile_of_a_cell(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

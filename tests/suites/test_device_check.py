@@ -12,12 +12,12 @@ from benchmarks.suites.device_check import Finding, difference, findings
 def test_a_cpu_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_check, "BATCH", 8)
     monkeypatch.setattr(device_check, "_lower", lambda *_, **__: Finding("lower", "left out: it compiles"))
-    found = {finding.what: finding for finding in findings("cpu", ["kd", "crd", "minilm"])}
-    assert found["minilm"].text == "not checked: it is for text"
-    assert {"fp32", "kd", "crd", "determinism", "memory", "throughput"} <= set(found)
+    by_name = {finding.what: finding for finding in findings("cpu", ["kd", "crd", "minilm"])}
+    assert by_name["minilm"].text == "not checked: it is for text"
+    assert {"fp32", "kd", "crd", "determinism", "memory", "throughput"} <= set(by_name)
     for what in ("fp32", "kd", "crd", "determinism", "memory"):
-        assert not found[what].wrong, found[what]
-    assert "within 0e+00" in found["kd"].text
+        assert not by_name[what].wrong, by_name[what]
+    assert "within 0e+00" in by_name["kd"].text
 
 
 def test_a_device_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

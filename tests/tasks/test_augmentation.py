@@ -39,7 +39,7 @@ def test_one_crop_for_each_image_or_for_each_batch(one: bool):
 def test_augment_equals_the_slow_reference(padding: int, flip: bool):
     split, count = images_of(40), 64
     indices = torch.randint(0, 40, (count,), generator=torch.Generator().manual_seed(2))
-    found = augment(split.images, indices, torch.Generator().manual_seed(5), Augmentation(padding, flip))
+    augmented = augment(split.images, indices, torch.Generator().manual_seed(5), Augmentation(padding, flip))
     draws = torch.Generator().manual_seed(5)  # the same numbers again, in the documented order
     shifts = torch.zeros(2, count, dtype=torch.long)
     if padding:
@@ -47,12 +47,12 @@ def test_augment_equals_the_slow_reference(padding: int, flip: bool):
     mirrored = torch.zeros(count, dtype=torch.bool)
     if flip:
         mirrored = torch.rand(count, 1, generator=draws)[:, 0] < 0.5
-    assert found.dtype == torch.uint8 and found.shape == (count, 8, 8, 3)
+    assert augmented.dtype == torch.uint8 and augmented.shape == (count, 8, 8, 3)
     for i in range(count):
         wanted = slow_augment(
             split.images[indices[i]].numpy(), int(shifts[0, i]), int(shifts[1, i]), bool(mirrored[i]), padding
         )
-        assert np.array_equal(found[i].numpy(), wanted), i
+        assert np.array_equal(augmented[i].numpy(), wanted), i
 
 
 def test_augment_covers_every_crop_and_both_sides():
@@ -95,11 +95,11 @@ def test_normalise():
     split = images_of(6)
     mean, std = (0.3, 0.4, 0.5), (0.1, 0.2, 0.3)
     before = split.images.clone()
-    found = normalise(split.images, (mean, std))
+    normalised = normalise(split.images, (mean, std))
     wanted = (split.images.numpy().astype(np.float64) / 255 - np.array(mean)) / np.array(std)
-    assert found.dtype == torch.float32 and found.shape == (6, 3, 8, 8)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(found.numpy(), wanted.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+    assert normalised.dtype == torch.float32 and normalised.shape == (6, 3, 8, 8)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(normalised.numpy(), wanted.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
     assert torch.equal(split.images, before)
 
 
@@ -137,8 +137,8 @@ def test_operations_give_what_pillow_gives(operation: randaugment.Operation, low
     images = torch.cat([images_of(20, side=12).images, images_of(20, side=12, seed=1).images // 3 + 40])
     images[0], images[1, :, :6] = 77, 200  # one level; two levels in a half
     strengths = low + (high - low) * torch.rand(len(images), generator=torch.Generator().manual_seed(3))
-    found = operation(images.float(), strengths).clamp(0, 255).floor().int()
-    for image, strength, ours in zip(images, strengths.tolist(), found, strict=True):
+    changed = operation(images.float(), strengths).clamp(0, 255).floor().int()
+    for image, strength, ours in zip(images, strengths.tolist(), changed, strict=True):
         name = operation.__name__.removeprefix("_")
         theirs = torch.from_numpy(np.array(pillow(name, Image.fromarray(image.numpy()), strength))).int()
         off = (ours - theirs).abs() > 1
@@ -149,39 +149,39 @@ def test_operations_give_what_pillow_gives(operation: randaugment.Operation, low
 def test_the_cut_out_square():
     x = torch.full((3, 10, 10, 3), 50.0)
     side, centre = torch.tensor([0.4, 0.4, 0.0]), torch.tensor([[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]])
-    found = randaugment.cut_out(x, side, centre)
-    painted = (found == torch.tensor(randaugment.FILL, dtype=x.dtype)).all(3)
+    cut = randaugment.cut_out(x, side, centre)
+    painted = (cut == torch.tensor(randaugment.FILL, dtype=x.dtype)).all(3)
     inside = torch.zeros(3, 10, 10, dtype=torch.bool)
     inside[0, 3:8, 3:8] = True
     inside[1, :5, 8:] = True  # clipped at the corner; columns from x, rows from y; draws run from the far side
-    assert torch.equal(painted, inside) and torch.equal(found[~inside], x[~inside])
+    assert torch.equal(painted, inside) and torch.equal(cut[~inside], x[~inside])
 
 
 def test_randaugment_draws_every_operation():
     images = images_of(400, side=8).images
     before = images.clone()
-    found = randaugment.randaugment(images, torch.Generator().manual_seed(0))
-    assert found.dtype == torch.uint8 and found.shape == images.shape and torch.equal(images, before)
-    changed = (found != images).flatten(1).any(1).float().mean()
+    drawn = randaugment.randaugment(images, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.uint8 and drawn.shape == images.shape and torch.equal(images, before)
+    changed = (drawn != images).flatten(1).any(1).float().mean()
     assert changed > 0.9
 
 
 def test_reflected_crops_are_numpys():
     split = digits.load(Path(), False)[0]
     chosen = torch.arange(40)
-    found = augment(split.images, chosen, torch.Generator().manual_seed(3), Augmentation(4, False, "reflect"))
+    cropped = augment(split.images, chosen, torch.Generator().manual_seed(3), Augmentation(4, False, "reflect"))
     draws = torch.Generator().manual_seed(3)
     shift = torch.randint(-4, 5, (2, 40, 1), generator=draws).squeeze(2)
     for i, (down, right) in enumerate(shift.t().tolist()):
         image = np.pad(split.images[i].numpy(), ((4, 4), (4, 4), (0, 0)), mode="reflect")
-        assert np.array_equal(found[i].numpy(), image[4 + down : 20 + down, 4 + right : 20 + right])
+        assert np.array_equal(cropped[i].numpy(), image[4 + down : 20 + down, 4 + right : 20 + right])
 
 
 def test_label_noise_changes_its_share_of_labels_to_others_whatever_the_seed():
     labels = torch.arange(1000) % 10
-    found = noisy(labels, 0.4, 10)
-    assert (found != labels).sum() == 400 and torch.equal(found, noisy(labels, 0.4, 10))
-    assert found.min() >= 0 and found.max() < 10 and torch.equal(labels, torch.arange(1000) % 10)
+    changed = noisy(labels, 0.4, 10)
+    assert (changed != labels).sum() == 400 and torch.equal(changed, noisy(labels, 0.4, 10))
+    assert changed.min() >= 0 and changed.max() < 10 and torch.equal(labels, torch.arange(1000) % 10)
     train, test = digits.load(Path(), False)
     protocol = load_protocol("digits-noise-demo")
     data = ImageData(train, test, 10, protocol, torch.device("cpu"))

@@ -141,9 +141,9 @@ def test_metrics_are_the_official_ones(tmp_path: Path):
     assert glue.score("mrpc", answers, truth) == pytest.approx({"accuracy": 400 / 6, "f1": 200 / 3})
     assert glue.score("cola", answers, truth) == pytest.approx({"mcc": 100 / 3})
     values = np.array([1.0, 2.0, 4.5, 3.0]), np.array([0.5, 2.5, 5.0, 2.0])
-    found = glue.score("stsb", *values)
-    assert found["pearson"] == pytest.approx(100 * np.corrcoef(*values)[0, 1], abs=1e-3)
-    assert found["spearman"] == pytest.approx(100 * 0.8, abs=1e-3)
+    scores = glue.score("stsb", *values)
+    assert scores["pearson"] == pytest.approx(100 * np.corrcoef(*values)[0, 1], abs=1e-3)
+    assert scores["spearman"] == pytest.approx(100 * 0.8, abs=1e-3)
     assert glue.score("stsb", np.ones(4), values[1]) == {"pearson": 0.0, "spearman": 0.0}
     assert glue.score("mrpc", np.zeros(6), truth)["f1"] == 0
     loaded = evaluate.load(str(Path(kd_glue.__file__)), "sst2", cache_dir=str(tmp_path), keep_in_memory=True)

@@ -83,12 +83,12 @@ def test_timms_augmentations_run_at_any_strength(tmp_path: Path, policy: str) ->
 
 def test_evaluation_sees_the_middle_of_each_image(tmp_path: Path) -> None:
     data = opened(write_images(tmp_path))
-    (found, labels), *more = list(data.tested())
+    (images, labels), *more = list(data.tested())
     assert sum(len(labels_of_batch) for _, labels_of_batch in more) + len(labels) == data.test_samples == 6
     with Image.open(data.images.splits[1].root / data.images.splits[1].paths[3]) as file:
         wanted = TF.center_crop(TF.resize(file.convert("RGB"), 36), 32)
-    assert torch.equal(found[3], torch.from_numpy(np.array(wanted)))
-    assert torch.equal(data.clean(torch.tensor([3]), test=True).images[0], found[3])
+    assert torch.equal(images[3], torch.from_numpy(np.array(wanted)))
+    assert torch.equal(data.clean(torch.tensor([3]), test=True).images[0], images[3])
     assert [len(batch) for batch in data.cleaned(torch.arange(10), 4)] == [4, 4, 2]
 
 
@@ -167,5 +167,5 @@ def test_rotation_is_torchvisions(size: tuple[int, int]) -> None:
         y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
         y, x = images._turned(y, x, size, torch.tensor([angle]))
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        found = picture[y.clamp(0, height - 1), x.clamp(0, width - 1)][0] * inside[0, ..., None]
-        assert torch.equal(found, TF.rotate(picture.permute(2, 0, 1), angle).permute(1, 2, 0)), angle
+        sampled = picture[y.clamp(0, height - 1), x.clamp(0, width - 1)][0] * inside[0, ..., None]
+        assert torch.equal(sampled, TF.rotate(picture.permute(2, 0, 1), angle).permute(1, 2, 0)), angle

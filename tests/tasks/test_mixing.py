@@ -162,12 +162,12 @@ def test_binary_cross_entropy_of_single_images_is_timms():
 
 def test_repeats_show_each_image_as_often_and_augmented_anew():
     data = data_of(48, repeats=3, crop_padding=2)
-    found = list(data.batches(0, 1))
-    assert [len(batch) for batch in found] == [16, 16, 16], "an epoch is as long as before"
-    counts = torch.bincount(torch.cat([batch.indices for batch in found]), minlength=48)
+    batches = list(data.batches(0, 1))
+    assert [len(batch) for batch in batches] == [16, 16, 16], "an epoch is as long as before"
+    counts = torch.bincount(torch.cat([batch.indices for batch in batches]), minlength=48)
     assert sorted(counts.tolist()) == [0] * 32 + [3] * 16
-    first = found[0]
+    first = batches[0]
     copies = first.images[first.indices == first.indices[0]]
     assert len(copies) == 3 and len({image.sum().item() for image in copies}) > 1
     other = torch.cat([batch.indices for batch in data.batches(0, 2)])
-    assert set(other.tolist()) != set(torch.cat([batch.indices for batch in found]).tolist())
+    assert set(other.tolist()) != set(torch.cat([batch.indices for batch in batches]).tolist())

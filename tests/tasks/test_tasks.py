@@ -123,7 +123,7 @@ def test_evaluate_equals_a_plain_count(count: int):
         logits = x.flatten(1) @ weight
         return {"": logits, "negated": -logits}
 
-    found = data.evaluate(predict)
+    metrics = data.evaluate(predict)
     inputs = normalise(data.test.images, data.normalisation)
     assert torch.equal(torch.cat(seen), inputs)
     logits = (inputs.flatten(1) @ weight).double().numpy()
@@ -132,8 +132,8 @@ def test_evaluate_equals_a_plain_count(count: int):
         ranked = np.argsort(-sign * logits, axis=1)
         top1 = 100 * float(np.mean(ranked[:, 0] == labels))
         top5 = 100 * float(np.mean([labels[i] in ranked[i, :5] for i in range(count)]))
-        assert found[name] == pytest.approx({"top1": top1, "top5": top5}, abs=1e-4)
-    assert found[""]["top1"] < found[""]["top5"]
+        assert metrics[name] == pytest.approx({"top1": top1, "top5": top5}, abs=1e-4)
+    assert metrics[""]["top1"] < metrics[""]["top5"]
 
 
 def test_evaluate_takes_another_normalisation_and_no_gradients():

@@ -33,11 +33,11 @@ def test_batches_hold_every_text_once_and_of_similar_length():
 
 def test_tokens_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = open_task(SMALL_TASK)
-    kept = sorted((tmp_path / "cache").rglob("*.pt"))
-    assert len(kept) == 2
+    cached = sorted((tmp_path / "cache").rglob("*.pt"))
+    assert len(cached) == 2
     second = open_task(SMALL_TASK)
     assert torch.equal(first.train.ids, second.train.ids) and torch.equal(first.train.starts, second.train.starts)
-    kept[0].write_bytes(b"damaged")
+    cached[0].write_bytes(b"damaged")
     assert torch.equal(open_task(SMALL_TASK).train.ids, first.train.ids)
     open_task(SMALL_TASK, max_length=6)
     assert len(sorted((tmp_path / "cache").rglob("*.pt"))) == 4
@@ -49,7 +49,7 @@ def test_tokens_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_evaluation_is_in_the_texts_own_order():
     data = open_task(SMALL_TASK)
     network = data.build("bert_l2_h64").eval()
-    found = data.evaluate(lambda x: {"": network(x).logits})[""]["accuracy"]
+    accuracy = data.evaluate(lambda x: {"": network(x).logits})[""]["accuracy"]
     answers = [network(data.clean(torch.tensor([i]), test=True).student().inputs).logits.argmax() for i in range(150)]
     right = torch.stack(answers) == data.tests["test"].labels
-    assert found == pytest.approx(100 * right.double().mean().item())
+    assert accuracy == pytest.approx(100 * right.double().mean().item())

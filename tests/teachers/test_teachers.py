@@ -354,8 +354,8 @@ def test_known_weights_bring_their_entry(zoo: Zoo, real_data: Path, network: str
     file = real_data / "checkpoints" / f"cifar100_{network}.pth"
     added = zoo.add(entry, file)
     assert (added.expected, added.origin, (added.mean, added.std)) == (top1, "chenyaofo", CHENYAOFO)
-    kept = zoo.add(entry.model_copy(update={"expected": 50.0}), file, keep_normalisation=True)
-    assert (kept.expected, kept.mean, kept.origin) == (50.0, usual.mean, "chenyaofo")
+    as_given = zoo.add(entry.model_copy(update={"expected": 50.0}), file, keep_normalisation=True)
+    assert (as_given.expected, as_given.mean, as_given.origin) == (50.0, usual.mean, "chenyaofo")
 
 
 @pytest.mark.real_data

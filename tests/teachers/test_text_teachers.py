@@ -36,7 +36,7 @@ def test_teachers_from_a_folder_keep_their_labels_straight(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("own", "labels", "order"),
+    ("names", "labels", "order"),
     [
         (["neg", "pos"], "", [0, 1]),
         (["Positive ", "NEGATIVE"], "", [1, 0]),
@@ -57,9 +57,9 @@ def test_teachers_from_a_folder_keep_their_labels_straight(tmp_path: Path):
 )
 @torch.no_grad()
 def test_names_that_checkpoints_give_their_classes(
-    own: list[str], labels: str, order: list[int] | None, tmp_path: Path
+    names: list[str], labels: str, order: list[int] | None, tmp_path: Path
 ):
-    saved, said = model(id2label=dict(enumerate(own)), label2id={}, num_labels=2), []
+    saved, said = model(id2label=dict(enumerate(names)), label2id={}, num_labels=2), []
     saved.save_pretrained(tmp_path / "saved")
     given = tuple(filter(None, labels.split(",")))
     if order is None:
@@ -68,10 +68,10 @@ def test_names_that_checkpoints_give_their_classes(
         ):
             saved_encoder(tmp_path / "saved", get_task("glue/sst2"), given, said.append)
         return
-    found = saved_encoder(tmp_path / "saved", get_task("glue/sst2"), given, said.append)
-    assert torch.equal(found["classifier.weight"], saved.classifier.weight[order])
-    assert torch.equal(found["classifier.bias"], saved.classifier.bias[order])
-    assert bool(said) == (own[0][-1] in "01" and not labels)  # numbers may be another order's
+    encoder = saved_encoder(tmp_path / "saved", get_task("glue/sst2"), given, said.append)
+    assert torch.equal(encoder["classifier.weight"], saved.classifier.weight[order])
+    assert torch.equal(encoder["classifier.bias"], saved.classifier.bias[order])
+    assert bool(said) == (names[0][-1] in "01" and not labels)  # numbers may be another order's
 
 
 def test_classes_of_three_words_and_of_files(tmp_path: Path):

@@ -46,9 +46,9 @@ def test_the_teacher_looks_at_another_image_with_the_same_crop_and_the_student_a
     for batch, usual in zip(data.batches(3, 1), plain.batches(3, 1), strict=True):
         assert torch.equal(batch.images, usual.images) and usual.as_taught() is usual
         assert batch.student().answered is None and len(batch.part(slice(0, 5)).as_taught()) == 5
-        kept = others[batch.indices] == batch.indices
+        answered_here = others[batch.indices] == batch.indices
         same = (batch.as_taught().images == batch.images).flatten(1).all(1)
-        assert torch.equal(same, kept) and 0 < kept.sum() < len(kept)
+        assert torch.equal(same, answered_here) and 0 < answered_here.sum() < len(answered_here)
     clean = data.clean(torch.arange(20))
     assert torch.equal(clean.as_taught().images, data.train.images[others[:20]])
     assert data.clean(torch.arange(5), test=True).as_taught().images.equal(data.test.images[:5])
@@ -78,17 +78,19 @@ def test_terms_are_summed_over_the_answered_and_divided_by_all(name: str) -> Non
         rows = torch.tensor(chosen)
         return setup.method.losses(student.rows(rows), teacher.rows(rows), setup.batch.rows(rows), setup.progress)
 
-    found = answered(setup.method.losses, student, teacher, replace(setup.batch, answered=given), setup.progress)
-    for key, term in found.distill.items():
+    summed = answered(setup.method.losses, student, teacher, replace(setup.batch, answered=given), setup.progress)
+    for key, term in summed.distill.items():
         each = [losses([i]).distill[key] for i in range(6) if given[i]]
         torch.testing.assert_close(term, torch.stack(each).sum() / 6, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found.task["task"], losses(list(range(6))).task["task"])
-    (gradient,) = torch.autograd.grad(sum(found.distill.values()), student.logits, allow_unused=True, retain_graph=True)
+    torch.testing.assert_close(summed.task["task"], losses(list(range(6))).task["task"])
+    (gradient,) = torch.autograd.grad(
+        sum(summed.distill.values()), student.logits, allow_unused=True, retain_graph=True
+    )
     if gradient is not None:
         assert not gradient[~given].any() and gradient[given].any(1).all()
     silent = replace(setup.batch, answered=torch.zeros(6, dtype=torch.bool))
     none = answered(setup.method.losses, student, teacher, silent, setup.progress)
-    assert none.distill.keys() == found.distill.keys() and not any(term.any() for term in none.distill.values())
+    assert none.distill.keys() == summed.distill.keys() and not any(term.any() for term in none.distill.values())
 
 
 @pytest.mark.parametrize("shares", [{"wrong": 0.4}, {"missing": 0.5}, {"wrong": 0.3, "missing": 0.97}])

@@ -95,8 +95,8 @@ def test_killed_anywhere_and_resumed_with_averages_and_mixed_images(tmp_path: Pa
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert sum(line["event"] == "killed" for line in lines) >= 2
     for cell in cells:
-        found = Result(killed.store, cell)
-        assert found == Result(alone.store, cell) and found.checkpoint["averages"], cell.label
+        resumed = Result(killed.store, cell)
+        assert resumed == Result(alone.store, cell) and resumed.checkpoint["averages"], cell.label
 
 
 def test_a_group_with_mixed_images_ends_as_its_cells_alone_and_after_a_stop(tmp_path: Path):

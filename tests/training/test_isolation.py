@@ -99,8 +99,8 @@ class Halved(TorchFunctionMode):
     """Halves what comes out of every softmax."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        return found / 2 if "softmax" in function.__name__ else found
+        result = function(*args, **(kwargs or {}))
+        return result / 2 if "softmax" in function.__name__ else result
 
 
 PROCESS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -152,9 +152,9 @@ class _Culprit(Method):
         self.info = info
         self._at("init")
 
-    def _at(self, moment: str, **found: Any) -> None:
+    def _at(self, moment: str, **passed: Any) -> None:
         if moment == self.settings.moment:
-            WAYS[self.settings.way](SimpleNamespace(teacher=self.teacher, info=self.info, **found))
+            WAYS[self.settings.way](SimpleNamespace(teacher=self.teacher, info=self.info, **passed))
 
     def adapt(self, student: Network) -> Network:
         self._at("adapt")
@@ -241,11 +241,11 @@ def tried(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable
 
 def ways(moment: str) -> dict[str, str]:
     """What can be done at a moment, and how it is named."""
-    found = TEACHER | PROCESS
+    tried = TEACHER | PROCESS
     if moment == "auxiliary_logits":  # evaluation puts it back by itself
-        del found["grad mode"]
-    found |= {"prepare": TEACHER_PASS, "losses": BATCH}.get(moment, {})
-    return {way: text for way, (_, text) in found.items()}
+        del tried["grad mode"]
+    tried |= {"prepare": TEACHER_PASS, "losses": BATCH}.get(moment, {})
+    return {way: text for way, (_, text) in tried.items()}
 
 
 @pytest.mark.parametrize(("moment", "way"), [(moment, way) for moment in MOMENTS for way in ways(moment)])
@@ -313,19 +313,19 @@ def test_a_method_gets_what_it_needs_and_not_what_others_need(data: ImageData):
     teacher, usual = data.build("wrn_16_1").requires_grad_(False).eval(), (PROTOCOL.mean, PROTOCOL.std)
     batch = next(iter(data.batches(0, 1)))
     inputs = batch.student(2)
-    kept = teacher(batch.inputs(usual), fields=("stages", "pooled"))
-    kept = kept.with_second(teacher(batch.inputs(usual, view=2), fields=("stages", "pooled")))
-    own, lent, _ = isolation.lend(inputs, kept, Needs(teacher=("logits", "pooled")))
-    assert lent is not None and torch.equal(lent.pooled, kept.pooled) and own.second is None
+    outputs = teacher(batch.inputs(usual), fields=("stages", "pooled"))
+    outputs = outputs.with_second(teacher(batch.inputs(usual, view=2), fields=("stages", "pooled")))
+    student_batch, lent, _ = isolation.lend(inputs, outputs, Needs(teacher=("logits", "pooled")))
+    assert lent is not None and torch.equal(lent.pooled, outputs.pooled) and student_batch.second is None
     for read in (lambda: lent.stages, lambda: lent.second):
         with pytest.raises(LookupError):
             read()
-    assert isolation.lend(inputs, kept, Needs(student=("stages",)))[1] is None
-    own, lent, _ = isolation.lend(inputs, kept, Needs(teacher=("stages",), views=2))
+    assert isolation.lend(inputs, outputs, Needs(student=("stages",)))[1] is None
+    student_batch, lent, _ = isolation.lend(inputs, outputs, Needs(teacher=("stages",), views=2))
     with pytest.raises(LookupError, match="logits"):
         _ = lent.logits  # type: ignore[union-attr]
-    assert lent is not None and torch.equal(lent.second.stages[0], kept.second.stages[0])
-    assert own.second is not None and torch.equal(own.second, inputs.second)
+    assert lent is not None and torch.equal(lent.second.stages[0], outputs.second.stages[0])
+    assert student_batch.second is not None and torch.equal(student_batch.second, inputs.second)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "MobileNetV2", "ShuffleV1", "vgg8", "timm:vit_tiny_patch16_224"])
@@ -334,16 +334,16 @@ def test_a_lent_network_is_the_original_until_it_is_written_to(name: str):
     original = build_network(name, 10, shape).requires_grad_(False).eval()
     x = torch.randn(2, *shape)
     loans = isolation.Loans()
-    own = loans.network("the teacher", original)
+    lent = loans.network("the teacher", original)
     with torch.no_grad():
         wanted = original(x).logits, original.fold_batch_norms()(x).logits
-        assert torch.equal(own(x).logits, wanted[0]) and torch.equal(own.fold_batch_norms()(x).logits, wanted[1])
+        assert torch.equal(lent(x).logits, wanted[0]) and torch.equal(lent.fold_batch_norms()(x).logits, wanted[1])
         assert loans.changed() == []
-        for network in (own, own.fold_batch_norms()):
+        for network in (lent, lent.fold_batch_norms()):
             for parameter in network.parameters():
                 parameter.data.mul_(1.5)
-        assert not torch.equal(own(x).logits, wanted[0]) and not torch.equal(
-            own.fold_batch_norms()(x).logits, wanted[1]
+        assert not torch.equal(lent(x).logits, wanted[0]) and not torch.equal(
+            lent.fold_batch_norms()(x).logits, wanted[1]
         )
         assert torch.equal(original(x).logits, wanted[0]) and torch.equal(
             original.fold_batch_norms()(x).logits, wanted[1]
@@ -378,10 +378,10 @@ def test_memory_that_is_not_torch_s_own_is_copied(data: ImageData):
         parameter.data = torch.from_numpy(parameter.numpy().copy())
     for _ in range(2):
         loans = isolation.Loans()
-        own = loans.network("the teacher", original)
+        lent = loans.network("the teacher", original)
         assert loans.changed() == []
-    assert torch._C._is_cow_tensor(first(own)), "the second copy costs nothing"  # type: ignore[attr-defined]
-    first(own).data.zero_()
+    assert torch._C._is_cow_tensor(first(lent)), "the second copy costs nothing"  # type: ignore[attr-defined]
+    first(lent).data.zero_()
     assert first(original).any() and loans.changed() == ["the teacher's module.conv1.weight"]
 
 
@@ -402,11 +402,11 @@ def test_without_copies_on_write_loans_are_copies(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(isolation, "_lazy_clone", torch.clone)
     monkeypatch.setattr(isolation, "_never_written", lambda tensor: False)
     loans, original = isolation.Loans(), torch.tensor([1.0, float("nan")])
-    own = loans.tensor("a tensor", original)
+    lent = loans.tensor("a tensor", original)
     assert loans.changed() == []
     network = loans.network("the teacher", data.build("wrn_16_1").requires_grad_(False).eval())
     assert loans.changed() == []
     first(network).data[0] = 2
     assert loans.changed() == ["the teacher's module.conv1.weight"]
-    own.data[0] = 2
+    lent.data[0] = 2
     assert loans.changed()[0] == "a tensor" and original[0] == 1

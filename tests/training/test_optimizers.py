@@ -58,14 +58,14 @@ def test_dot_by_definition():
 def test_dot_without_distillation_is_sgd():
     torch.manual_seed(0)
     start = torch.randn(4)
-    found = []
+    weights = []
     for change in ({}, DOT):
         parameter = torch.nn.Parameter(start.clone())
         optimizer = optimizers.build([parameter], 0.1, Optimizer(lr=0.1, weight_decay=0.01, **change))
         for _ in range(4):
             optimizer.backward_and_step(Losses(task={"task": parameter.pow(4).sum()}))
-        found.append(parameter.detach())
-    assert torch.allclose(*found, rtol=1e-6)
+        weights.append(parameter.detach())
+    assert torch.allclose(*weights, rtol=1e-6)
 
 
 def test_dot_in_a_group_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], tmp_path: Path):

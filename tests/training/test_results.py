@@ -35,13 +35,13 @@ def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Trai
 
 
 def test_a_cell_of_the_store_may_be_the_teacher(bench: TrainingBench):
-    own = make_cell(PROTOCOL, "data", TEACHER, Distillation("student"))
-    ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=own.key)
+    student_cell = make_cell(PROTOCOL, "data", TEACHER, Distillation("student"))
+    ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=student_cell.key)
     taught = make_cell(PROTOCOL, "data", STUDENT, Distillation("kd", ref))
-    bench.run([own])
+    bench.run([student_cell])
     bench.run([taught])
     network = bench.context().teacher(ref)
-    assert identical(dict(network.module.state_dict()), torch.load(bench.store.run(own) / "student.pt"))
+    assert identical(dict(network.module.state_dict()), torch.load(bench.store.run(student_cell) / "student.pt"))
     (by_file,) = bench.cells([("kd", {})])
     bench.run([by_file])
     assert not identical(Result(bench.store, taught).weights, Result(bench.store, by_file).weights)

@@ -33,7 +33,7 @@ def answers(cases: list[Case], count: int, folder: Path, text: bool) -> dict[str
     """What the first of ``count`` processes tells."""
     rendezvous = folder / f"rendezvous-{count}"
     children = [Child(work, cases, (rank, count, rendezvous), text) for rank in range(count)]
-    found: dict[str, Any] = {}
+    by_rank: dict[str, Any] = {}
     try:
         left = list(children)
         while left:
@@ -42,13 +42,13 @@ def answers(cases: list[Case], count: int, folder: Path, text: bool) -> dict[str
                     assert not child.process.exitcode, message.how
                     left.remove(child)
                 else:
-                    found[message[0]] = [
+                    by_rank[message[0]] = [
                         {k: torch.from_numpy(v) for k, v in tensors.items()} for tensors in message[1:]
                     ]
     finally:
         for child in children:
             child.end()
-    return found
+    return by_rank
 
 
 def check(cases: list[Case], folder: Path, text: bool = False) -> None:

@@ -118,16 +118,16 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_to_the_same_bits(tmp_path:
 
 def test_parts_of_a_batch_have_the_gradients_of_the_whole(tmp_path: Path) -> None:
     """Without batch statistics (a transformer), up to rounding; a last batch of fewer images as well."""
-    found = []
+    gradients = []
     for accumulate in (1, 4):
         bench = StreamedBench(tmp_path, accumulate=accumulate, epochs=1)
         (cell,) = bench.cells("kd")
         bench.run([cell])
-        found.append(bench.weights(cell))
+        gradients.append(bench.weights(cell))
     start = bench.data.build("timm:test_vit").module.state_dict()
-    for key, value in found[0].items():
+    for key, value in gradients[0].items():
         moved = float((value - start[key]).abs().max())
-        torch.testing.assert_close(found[1][key], value, rtol=0, atol=1e-4 * moved + 1e-7, msg=key)
+        torch.testing.assert_close(gradients[1][key], value, rtol=0, atol=1e-4 * moved + 1e-7, msg=key)
 
 
 def test_each_precision_trains_nearly_the_same(tmp_path: Path) -> None:
@@ -144,6 +144,6 @@ def test_each_precision_trains_nearly_the_same(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    own = StreamedBench(Path(sys.argv[1]), workers=2, **json.loads(sys.argv[3]))
-    own.run(own.cells(*METHODS), kill_after=int(sys.argv[2]))
-    print(own.events.count("step"))
+    started = StreamedBench(Path(sys.argv[1]), workers=2, **json.loads(sys.argv[3]))
+    started.run(started.cells(*METHODS), kill_after=int(sys.argv[2]))
+    print(started.events.count("step"))

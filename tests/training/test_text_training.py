@@ -103,14 +103,14 @@ def test_alone_in_a_group_or_stopped_and_resumed_the_bits_are_the_same(tmp_path:
         single = Trained(tmp_path / f"alone-{cell.method}", tmp_path)
         torch.manual_seed(99)
         single.run([cell])
-        own = group.weights(cell)
+        weights = group.weights(cell)
         for other in (single, stopped):
-            assert all(torch.equal(own[key], value) for key, value in other.weights(cell).items()), cell.label
+            assert all(torch.equal(weights[key], value) for key, value in other.weights(cell).items()), cell.label
     start = build_network(group.names["student"], 3).module.state_dict()
-    assert not torch.equal(own["bert.pooler.dense.weight"], start["bert.pooler.dense.weight"])
+    assert not torch.equal(weights["bert.pooler.dense.weight"], start["bert.pooler.dense.weight"])
     assert all(torch.equal(value, before[key]) for key, value in torch.load(group.file, weights_only=True).items())
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", num_labels=3)
-    plain.load_state_dict(own)
+    plain.load_state_dict(weights)
 
 
 def test_a_student_of_its_teachers_layers_is_another_cell():
