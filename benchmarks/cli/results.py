@@ -118,24 +118,38 @@ def data(
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the pages, empty or with a site."
 )
+@click.option(
+    "--store", "stores", type=click.Path(path_type=Path, file_okay=False), multiple=True,
+    help="Output folder to show in place of --output; given more than once, their finished runs as one store.",
+)  # fmt: skip
 @options.preset
 @options.changes
 @options.settings
 @options.output
-def site(tables: Sequence[str], out: Path, preset: str, changes: Changes, settings: str, output: Path) -> None:
+def site(
+    tables: Sequence[str],
+    out: Path,
+    stores: Sequence[Path],
+    preset: str,
+    changes: Changes,
+    settings: str,
+    output: Path,
+) -> None:
     """Write static pages of TABLEs, or of every table in the store: sortable, each number a link to its runs.
 
     They work from a disk (open index.html) and ask for nothing from elsewhere.
     """
     from ..report.site import pages
-    from ..store import manifest
+    from ..store import exchange, manifest
 
-    asked = {options.table_folder_in(output, table, preset, changes, settings): table for table in tables}
-    files = {name: table if table.endswith((".yaml", ".yml")) else "" for name, table in asked.items()}
-    shown = files or dict.fromkeys(manifest.table_folders(output), "")
-    if not shown:
-        raise UserError(f"{output} has no table; run one first, or name the store with --output")
-    written = pages.write(output, shown, out)
+    with exchange.merged(stores or (output,)) as store:
+        asked = {options.table_folder_in(store, table, preset, changes, settings): table for table in tables}
+        files = {name: table if table.endswith((".yaml", ".yml")) else "" for name, table in asked.items()}
+        shown = files or dict.fromkeys(manifest.table_folders(store), "")
+        if not shown:
+            places = ", ".join(map(str, stores or (output,)))
+            raise UserError(f"{places} has no table; run one first, or name the store with --output or --store")
+        written = pages.write(store, shown, out)
     click.echo(f"{out / 'index.html'}: {counted(len(shown), 'table')}, {counted(len(written), 'file')}")
 
 

@@ -38,7 +38,7 @@ def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> d
     full, paper = accuracy_table.layout(table), paper_table.layout(table, page, cost)
     bibliography = appendix.bibliography(table)
     name = table.name if bibliography else ""
-    after = appendix.body(table, full)
+    after = appendix.body(table, full, paper)
     texts = {".tex": latex.render(paper, name), "-appendix.tex": latex.document(after)}
     if page.style == "full":
         texts = {".tex": latex.document(f"{latex.body(paper)}\n\n{after}", name, latex.packages(paper))}

@@ -261,13 +261,15 @@ def _remarks(columns_of: Mapping[str, Mapping[str, None]], columns: int) -> list
 
 
 def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
-    """What beside its title differs in a row from the method's defaults, by column where columns differ."""
+    """What beside title and our choices differs in a row from the method's defaults, by column where columns differ."""
     used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
     defaults = flat(row.defaults)
     changed: dict[str, list[str]] = defaultdict(list)
     for column, settings in sorted(used.items()):
         others = {key: value for key, value in settings.items() if key not in row.changes}
-        if differing := ", ".join(f"{k} {v}" for k, v in others.items() if v != defaults.get(k)):
+        chosen = _chosen(row, column)
+        texts = [f"{k} {v}" for k, v in others.items() if v != defaults.get(k)]
+        if differing := ", ".join(text for text in texts if text not in chosen):
             changed[differing].append(column)
     texts = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
     if [len(columns) for columns in changed.values()] == [len(used)]:
@@ -279,6 +281,18 @@ def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
     if init := row.init:
         texts = [_START[init], *texts]
     return texts
+
+
+def _chosen(row: PlannedRow, column: str) -> set[str]:
+    """The settings of our own choice in a column; where they are not those of all columns, these are in parentheses."""
+    chosen = set()
+    for text in row.our_choice:
+        setting, opened, columns = text.removesuffix(")").rpartition(" (")
+        if not (opened and text.endswith(")")):
+            chosen.add(text)
+        elif column in columns.split(", "):
+            chosen.add(setting)
+    return chosen
 
 
 _START = {"heads": "the student starts from its teacher's neck and heads"} | {

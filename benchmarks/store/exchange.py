@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +176,23 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
             write_bytes(store.cost(path.stem), read_bytes(path))
     tables = tuple(name for name in manifest.table_folders(source) if _join(source, output, name, say))
     return Merged(tuple(added), same, students, tuple(conflicts), tuple(busy), tables)
+
+
+@contextmanager
+def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
+    """Several stores as one, which is gone afterwards; a single one as it is. Of two results the earlier store's stays.
+
+    Raises:
+        UserError: one is no store.
+    """
+    if len(stores) == 1:
+        yield stores[0]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for store in stores:
+            if left := merge(store, Path(folder), say).missing:
+                say(f"{store}: {left}")
+        yield Path(folder)
 
 
 class EndedRun(NamedTuple):

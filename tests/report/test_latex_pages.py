@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -243,6 +244,17 @@ def test_what_a_paper_prints_is_short_and_said_once() -> None:
     assert "images/s" in tex and "MiB" in tex
     for hidden in ("momentum 0.9", "beta", "a4050ff553d6", "0123456789"):
         assert hidden not in tex and hidden in texts["-appendix.tex"] and hidden in texts[".md"], hidden
+
+
+@pytest.mark.parametrize("style", ["paper", "full"])
+def test_nothing_is_said_twice_in_a_file(style: Literal["paper", "full"]) -> None:
+    """No sentence of the appendix stands in the table before it, or twice."""
+    texts = report.render(fabricated(9, 3)[0], Page(style=style))
+    for name in {".tex", "-appendix.tex", ".md"} & texts.keys():
+        said = re.findall(r"[A-Z][^.\n&\[\]]{25,}\.", texts[name].partition(r"\kdbegin" + "\n")[2] or texts[name])
+        assert len(said) > 3 and [text for text in said if said.count(text) > 1] == [], name
+    appendix = texts.get("-appendix.tex", "")
+    assert "second best mean" not in appendix and "by the same epoch rule" in texts.get("-appendix.tex", texts[".tex"])
 
 
 def test_daggers_tell_their_reasons_apart() -> None:

@@ -217,6 +217,23 @@ def test_throughput_is_relative_to_that_of_kd() -> None:
     assert "536870912" in text[".csv"]
 
 
+def test_costs_as_data_have_what_is_printed() -> None:
+    """Spread and ratio of the throughput, and the memory of each part in a column of its own."""
+    cost = make_cost()
+    pair = cost.columns[0].key
+    split = {"weights": 1, "gradients": 2, "optimiser": 3, "teacher": 4, "activations": 5}
+    seconds = [64 / rate for rate in (1000, 1400, 1500, 1600, 2000)]
+    entry = replace(cost.rows[1].entries[pair], memory_split=split, step_seconds=seconds)
+    rows = (cost.rows[0], replace(cost.rows[1], entries={pair: entry}), cost.rows[2])
+    lines = {
+        line["row"]: line for line in csv.DictReader(io.StringIO(report.render_cost(replace(cost, rows=rows))[".csv"]))
+    }
+    assert [lines["kd"][f"{part}_bytes"] for part in split] == ["1", "2", "3", "4", "5"]
+    assert lines["student"]["ratio"] == "1.3333" and lines["student"]["ratio_to"] == "kd"
+    assert float(lines["kd"]["images_per_second_spread"]) == 300.0, "half the range of the middle half"
+    assert not lines["fitnet"]["ratio"] and not lines["fitnet"]["weights_bytes"]
+
+
 def test_cost_names_what_was_measured_otherwise() -> None:
     cost = make_cost()
     pair = cost.columns[0].key
@@ -228,7 +245,7 @@ def test_cost_names_what_was_measured_otherwise() -> None:
 def test_published_values_are_well_formed() -> None:
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 522
+    assert len(lines) == 542
     assert len({(line["method"], line["pair"], line["source"]) for line in lines}) == len(lines)
     assert all(0 < float(line["value"]) < 100 and line["source"] and line["protocol"] for line in lines)
     assert {line["epoch_rule"] for line in lines} == {"last", "best", "unknown"}

@@ -166,6 +166,24 @@ def test_the_same_store_gives_the_same_bytes(store: Path, pages: dict[str, bytes
     assert (out / "tables" / TABLE1 / "kd.html").read_bytes() == pages[f"tables/{TABLE1}/kd.html"]
 
 
+def test_several_stores_are_shown_as_one(tmp_path: Path) -> None:
+    """A table of which two stores have one row each has the pages of a store that has both."""
+    one, other, both = (tmp_path / name for name in ("one", "other", "both"))
+    stores.table(one, "kd")
+    stores.table(other, "dkd")
+    stores.table(both, "kd", "dkd")
+    out = tmp_path / "site"
+    done = CliRunner().invoke(cli, ["site", "--store", str(one), "--store", str(other), "--out", str(out)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    written = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert written == site.pages(both, {stores.TABLE_FOLDER: ""})
+    assert not (one / "site").exists() and {path.name for path in other.iterdir()} == {
+        path.name for path in one.iterdir()
+    }
+    failed = CliRunner().invoke(cli, ["site", "--store", str(one), "--store", str(tmp_path / "no"), "--out", str(out)])
+    assert isinstance(failed.exception, UserError) and "no" in str(failed.exception)
+
+
 def test_a_folder_with_other_things_is_left_alone(store: Path, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(UserError, match="name a folder for them"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...common.files import canonical, csv_text
-from ..model import Column, CostRow, CostTable, Published, Table, TableRow
+from ..layouts.cost_table import rate, reference
+from ..model import HELD, Column, CostRow, CostTable, Published, Table, TableRow
 from ..ranking import ranking
 from ..seed_statistics import finished, gap, half_width, summarise, teacher_gap
 
@@ -69,15 +70,23 @@ def _of(table: Table, column: Column) -> dict[str, object]:
 
 
 def render_cost(cost: CostTable) -> str:
+    """The figures of a cost table; spread and ratio as printed, memory in bytes with a column for each part."""
+    against = reference(cost)
     header = [
         "row", "title", "family", "pair", "teacher", "student", "images_per_second", "peak_memory_bytes", "memory_kind",
         "extra_train_params", "extra_inference_params", "batch_size", "device", "steps", "inputs_per_second",
+        "images_per_second_spread", "ratio", "ratio_to", *(f"{part}_bytes" for part in HELD), "first_phases",
     ]  # fmt: skip
     lines: list[dict[str, object]] = []
     for row in cost.rows:
         for column in cost.columns:
             entry = row.entries.get(column.key)
             figures = {key: value for key, value in vars(entry).items() if key in header} if entry else {}
+            if entry and (throughput := rate(entry, against.entries.get(column.key) if against else None)):
+                figures |= {"images_per_second_spread": throughput.spread, "ratio": throughput.ratio}
+                figures["ratio_to"] = against.key if against and throughput.ratio is not None else None
+            if entry:
+                figures |= {f"{part}_bytes": value for part, value in (entry.memory_split or {}).items()}
             lines.append(_place(row, column) | figures)
     return _write(header, lines)
 

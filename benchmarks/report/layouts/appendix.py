@@ -19,15 +19,15 @@ def bibliography(table: Table) -> str:
     return "\n\n".join(entries) + "\n" if entries else ""
 
 
-def body(table: Table, full: TableLayout) -> str:
-    """Everything that the full table says in words, and the published values with the gaps to them."""
+def body(table: Table, full: TableLayout, paper: TableLayout) -> str:
+    """What the full table says in words and the paper's table does not, and the published values with their gaps."""
     name = label(table.name)
     lines = [
         rf"\subsection*{{{flowing(cut(table.title, TITLE))}: how it was made}}\label{{app:{name}}}",
         r"\begingroup\small\raggedright\setlength{\parindent}{0pt}\setlength{\parskip}{2pt plus 1pt}",
         *([] if len(table.title) <= TITLE else [rf"{flowing(table.title)}\par"]),
         *(rf"{flowing(sentence.text)}\par" for sentence in full.caption),
-        *(rf"{_name(note)}{flowing(text)}\par" for note, text in full.notes),
+        *(rf"{_name(note)}{flowing(text)}\par" for note, text in full.notes if (note, text) not in paper.notes),
         r"\endgroup",
     ]
     values = _published(full)
@@ -57,10 +57,5 @@ def _published(full: TableLayout) -> TableLayout:
         caption=(),
         heads=full.heads,
         blocks=tuple(blocks),
-        notes=(
-            (
-                "",
-                "In parentheses ours less the published value, by the same epoch rule; marks as in the appendix.",
-            ),
-        ),
+        notes=(("", "Marks and parentheses as in the notes of the appendix."),),
     )
