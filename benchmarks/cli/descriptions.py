@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..config.protocol import load_protocol
+from ..config.protocol_words import lines as protocol_lines
 from ..config.table_spec import absent_methods, all_pair_settings, load_table
 from ..report.citations import entry as bibliography_entry
 from ..report.citations import row_papers
@@ -26,7 +27,7 @@ def table(name: str) -> str:
         lines.append(f"preset {preset_name}: {protocol.name}, seeds {', '.join(map(str, preset.seeds))}")
         if preset.pairs and preset.pairs != spec.pairs:
             lines.append("  columns " + ", ".join(pair.id for pair in preset.pairs))
-        lines += [f"  {line}" for line in (*protocol.lines(), *protocol.deviations)]
+        lines += [f"  {line}" for line in (*protocol_lines(protocol), *protocol.deviations)]
     if spec.published:
         lines.append(f"published values: tables/published/{spec.published}, first of {', '.join(spec.sources)}")
     return "\n".join(lines)
@@ -35,7 +36,7 @@ def table(name: str) -> str:
 def protocol(name: str) -> str:
     """A protocol's values and where they come from."""
     spec = load_protocol(name)
-    lines = [f"{spec.name} v{spec.version}: {spec.title}", *(f"  {line}" for line in spec.lines())]
+    lines = [f"{spec.name} v{spec.version}: {spec.title}", *(f"  {line}" for line in protocol_lines(spec))]
     lines += [f"  differs from the published recipe {spec.recipe}: {line}" for line in spec.deviations]
     return "\n".join([*lines, f"  source: {spec.source}"])
 

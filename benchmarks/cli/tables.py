@@ -68,12 +68,15 @@ def run(
     **asked: Any,
 ) -> None:
     """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
+    from ..common.processes import check_started_once
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table
 
     # What can be wrong in the YAML is said before torch is imported.
     load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
     chosen_shard, followers = options.shard(shard), options.tracker_classes(trackers)
+    if not shard:
+        check_started_once()
     if device_speed and not dry_run:
         raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
     place, hands = workspace(), crew()

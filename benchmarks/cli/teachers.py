@@ -107,6 +107,9 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
 @in_workspace
 def teachers_train(workspace: Callable[[], Workspace], network: str, protocol_name: str, epochs: int | None) -> None:
     """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""
+    from ..common.processes import check_started_once
+
+    check_started_once()
     place = workspace()
     from ..driver.planning.checks import checked_protocol
     from ..driver.stages import train_teacher

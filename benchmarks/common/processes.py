@@ -11,10 +11,22 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, cast
 
+from kd_methods.errors import UserError
+
 from .console import patient_streams
 
 Send = Callable[[Any], None]
 """Hands a message, anything that can be pickled, to the parent."""
+
+
+def check_started_once() -> None:
+    """Raise UserError where torchrun, or what sets its variables, has started a command as several processes."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1" and {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        raise UserError(
+            f"RANK and WORLD_SIZE, torchrun's variables, say that this is one of {count} processes: run the command "
+            f"once, without them, with --processes {count}; several machines share a table by --shard I/N"
+        )
 
 
 class Child:

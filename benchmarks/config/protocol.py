@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -40,6 +40,7 @@ class Changes(TypedDict, total=False):
     precision: str | None
     accumulate: int | None
     processes: int | None
+    sync_bn: bool | None
 
 
 _OF_DETECTION = {
@@ -73,7 +74,8 @@ class Protocol(Strict):
     ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
     and losses that relate samples are those of a part. ``world_size``: so many processes share every batch and make the
-    same update, each with batch statistics of its own. ``compile``: networks run compiled.
+    same update, each with batch statistics of its own, or with ``sync_bn`` all with those of the samples that they have
+    at a time. ``compile``: networks run compiled.
 
     ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
     protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
@@ -126,6 +128,7 @@ class Protocol(Strict):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(default=1, ge=1)
     world_size: int = Field(default=1, ge=1)
+    sync_bn: bool = False
     compile: bool = False
     detection: Detection | None = None
 
@@ -156,6 +159,8 @@ class Protocol(Strict):
             raise Misplaced(message, "world_size")
         if self.world_size > 1 and (self.crops or self.teacher_answers):
             raise Misplaced("processes share what lies on the device, without crops or teacher_answers", "world_size")
+        if self.sync_bn and not self.detection and (self.world_size == 1 or self.compile):
+            raise Misplaced("for several processes (world_size, --processes), without compile", "sync_bn")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
             raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
         if self.plan_dropped and not (self.schedule == "onecycle" and self.drop_last):
@@ -241,26 +246,13 @@ class Protocol(Strict):
 
     def of_one_process(self) -> Protocol:
         """What one of the processes that share a batch computes, alone."""
-        return self.model_copy(update={"batch_size": self.batch_size // self.world_size, "world_size": 1})
+        alone = {"batch_size": self.batch_size // self.world_size, "world_size": 1, "sync_bn": False}
+        return self.model_copy(update=alone)
 
     @property
     def part_size(self) -> int:
         """How many samples of a batch go through a network together."""
         return self.batch_size // (self.accumulate * self.processes)
-
-    @property
-    def computed_in(self) -> str:
-        """Precision, accumulation and compilation in words."""
-        compiled = ", compiled" if self.compile else ""
-        if self.accumulate * self.processes == 1:
-            return f"{self.precision}{compiled}"
-        on = f" on {self.processes} processes" if self.processes > 1 else ""
-        divided = on + (f" in {self.accumulate} parts" if self.accumulate > 1 else "")
-        size = f"batch statistics and relations are those of {self.part_size} samples"
-        if self.world_size > 1:
-            related = self.batch_size // self.accumulate
-            size = f"batch statistics are those of {self.part_size} samples, relations those of {related}"
-        return f"{self.precision}, each batch{divided} ({size}){compiled}"
 
     @property
     def views(self) -> int:
@@ -324,71 +316,15 @@ class Protocol(Strict):
             of_detection = self.detection and {**self.detection.model_dump(), "processes": processes}
             update |= {"detection": of_detection} if of_detection else {"world_size": processes}
             deviations.append(f"each batch on {processes} processes, whose gradients are averaged")
+        if changes.get("sync_bn") and not self.sync_bn:
+            update["sync_bn"] = True
+            deviations.append("batch statistics of all processes together")
         if holdout:
             update["holdout"] = holdout
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         if not update:
             return self
         return self._with({**update, "deviations": shortest(deviations)}, f"protocol {self.name}")
-
-    def lines(self, students: Collection[str] | None = None, with_task: bool = True) -> tuple[str, ...]:
-        """The protocol in words, printed under every table; learning rates of ``students`` only, where given.
-
-        Without the task, where columns say which they are on.
-        """
-        if self.detection:
-            return self._detection_lines(self.detection, with_task)
-        where = f" on {self.task}" if with_task else ""
-        after = sorted({math.ceil(milestone * self.epochs / self.recipe_epochs) for milestone in self.milestones})
-        decays = ", ".join(str(epoch) for epoch in after if epoch < self.epochs)
-        special = {n: lr for n, lr in self.lr_by_student.items() if students is None or n in students}
-        rates = f"lr {self.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
-        rates += f", {self.lr_alone:g} without a teacher" if self.lr_alone else ""
-        start = f"; networks begin with weights of {self.start}" if self.start else ""
-        fill = " (reflected)" if self.crop_fill == "reflect" else ""
-        crop = f"random crop with padding {self.crop_padding}{fill}" if self.crop_padding else "no crop"
-        crop += " (the same for a whole batch)" if self.one_crop_per_batch else ""
-        crop = self.crops.line() if self.crops else crop
-        turn = f", random rotation by up to {self.rotation:g} degrees" if self.rotation else ""
-        smooth = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
-        smooth += ", binary cross-entropy of every class as the task loss" if self.task_loss == "bce" else ""
-        mixed = f", {self.mixing.line()}" if self.mixing else ""
-        mixed += f", {self.repeats} augmentations of each image in a batch" if self.repeats > 1 else ""
-        average = f", evaluated weights are moving averages (decay {self.ema:g})" if self.ema else ""
-        noise = f", {self.label_noise:.0%} of the training labels exchanged" if self.label_noise else ""
-        noise += f", {self.teacher_answers.line()}" if self.teacher_answers else ""
-        last = ", last incomplete batch dropped" if self.drop_last else ""
-        second = f", second view by {self.second_view} for methods that want one" if self.second_view else ""
-        stored = ", teacher's logits computed once, on another augmentation" if self.stored_logits else ""
-        data = f"{crop}{turn}{', horizontal flip' if self.flip else ''}{second}{mixed}{noise}{smooth}{stored}"
-        if self.max_length:
-            data = f"at most {self.max_length} tokens, batches of texts of similar length"
-            data += f", tokenizer {self.tokenizer}" if self.tokenizer else ""
-        return (
-            f"{self.name} v{self.version}{where}: {counted(self.epochs, 'epoch')}, batch {self.batch_size}{last}",
-            f"{self.optimizer.line()}, {rates}"
-            + (f", times {self.decay:g} after epochs {decays}" if decays else "")
-            + SCHEDULES.get(self.schedule).line(self)
-            + average,
-            f"{data}, {self.computed_in}{start}",
-        )
-
-    def _detection_lines(self, detection: Detection, with_task: bool) -> tuple[str, ...]:
-        where = f" on {self.task}" if with_task else ""
-        total, after = self.epochs * detection.iterations, self.milestones_in(detection.iterations)
-        decays = f", times {self.decay:g} after {', '.join(map(str, after))} iterations" if after else ""
-        rise = f", linear warm-up over {detection.warmup} iterations" if detection.warmup else ""
-        low, high = min(detection.short_sides), max(detection.short_sides)
-        sides = f"{low}" if low == high else f"{low} to {high} ({len(detection.short_sides)} sizes)"
-        start = "backbones of students begin with weights of ImageNet"
-        start = start if detection.pretrained else "students begin with random weights"
-        return (
-            f"{self.name} v{self.version}{where}: {total} iterations, batch {self.batch_size}",
-            f"{self.optimizer.line()}, lr {self.optimizer.lr:g}{decays}{rise}",
-            f"short side {sides}, long side at most {detection.long_side}, "
-            f"short side {detection.test_side} in evaluation"
-            f"{', horizontal flip' if self.flip else ''}, {self.computed_in}; {start}",
-        )
 
 
 PROTOCOLS = Shelf("protocol", TABLES / "protocols", "**/*.yaml")

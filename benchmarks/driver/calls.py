@@ -19,7 +19,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ..common import environment, places, plugins
+from ..common import environment, places, plugins, processes
 from ..common.files import sha256_file
 from ..common.workspace import Workspace
 from ..config.changed_rows import changed_id
@@ -259,6 +259,7 @@ _one_at_a_time = threading.Lock()
 @contextmanager
 def _turn(how: How) -> Iterator[None]:
     """Inside, this call computes alone, with the threads that results are to have."""
+    processes.check_started_once()
     with _one_at_a_time:
         before = torch.get_num_threads()
         torch.set_num_threads(how.get("threads") or int(os.environ.get("OMP_NUM_THREADS", 1)))

@@ -94,11 +94,16 @@ class FolderOptions:
         """What computes a run again, in a store of its own."""
         words = [self.table, *(["--preset", self.preset] if self.preset != "paper" else [])]
         words += ["--methods", row, "--pairs", column.key, "--seeds", str(seed)]
-        words += [word for name, value in self.changes.items() for word in (f"--{name}", str(value))]
+        words += [word for name, value in self.changes.items() for word in _option(name, value)]
         words += ["--settings", "uniform"] if self.uniform else []
         words += ["--any-teacher"] if column.teacher.off else []
         words += ["--no-cost", "--output", "again"]
         return " ".join([PROGRAM, *map(shlex.quote, words)])
+
+
+def _option(name: str, value: object) -> list[str]:
+    """The words that change the protocol by that name."""
+    return [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
 
 
 def explain(
@@ -183,7 +188,7 @@ def asked(shown: Manifest, table_folder: str, table: str = "") -> FolderOptions 
         usual = load_protocol(spec.preset(preset).protocol)
         changes: Any = {
             name: value
-            for name in ("epochs", "holdout", "precision", "accumulate")
+            for name in ("epochs", "holdout", "precision", "accumulate", "sync_bn")
             if (value := shown.protocol.get(name, Protocol.model_fields[name].default)) != getattr(usual, name)
         }
         processes = (shown.protocol.get("detection") or {}).get("processes", shown.protocol.get("world_size", 1))
@@ -209,10 +214,11 @@ def _protocol(
     written = _row_of(words, row)
     for key, value in flat(recorded).items():
         place, _, field = key.partition(".")
+        changed = {"world_size": "processes"}.get(key, key.rpartition(".")[2])
         if place == "optimizer" and written and field in written.optimizer:
             source = f"row {written.id} of the table"
-        elif words and key.rpartition(".")[2] in words.changes:
-            source = f"command line (--{key.rpartition('.')[2]})"
+        elif words and changed in words.changes:
+            source = f"command line ({_option(changed, True)[0]})"
         elif usual is None or file.get(key) == value:
             source = f"protocol {name}"
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from .gathering import gathered, running_statistics
 from .group import Group
 from .isolation import Loans, apart, lend
 from .precision import autocast, scaler, set_tf32
+from .synchronised import synchronised
 
 
 class StudentRun:
@@ -180,11 +181,14 @@ class StudentRun:
             lent, lent_teacher, loans = lend(batch, teacher, self.needs)
             with apart(self.cell.method, loans), self.stream.active(*position, part.index):
                 with autocast(self.protocol, self.data.device):
-                    with self.stream.of_process(self.replica.rank, *position, part.index):
+                    together = synchronised(self.replica, self.protocol.sync_bn)
+                    with self.stream.of_process(self.replica.rank, *position, part.index), together:
                         outputs = self.forward(lent)
                     if part.gathered:
                         outputs, lent_teacher, lent = gathered(outputs, lent_teacher, lent, part)
-                    losses = self.losses(outputs, lent_teacher, lent, progress)
+                        together = nullcontext()  # every process has all samples
+                    with together:
+                        losses = self.losses(outputs, lent_teacher, lent, progress)
                 self.optimizer.backward_and_step(losses, part)
                 self._add(losses, part)
             if part.last:

@@ -187,11 +187,22 @@ def test_list_names_everything() -> None:
         ((*DEMO, "--holdout", "9" * 400), "the training set has 1437 samples"),
         ((*DEMO, "--precision", "fp16", "--dry-run"), "precision fp16 is for GPUs; on a CPU use bf16"),
         ((*DEMO, "--precision", "tf32", "--dry-run"), "precision tf32 is for GPUs; on a CPU use bf16"),
+        ((*DEMO, "--sync-bn", "--dry-run"), "sync_bn: for several processes (world_size, --processes)"),
         (("profile", "kd", "resnet14-resnet8", "--batch-size", "0"), "'--batch-size'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(call: Call, arguments: tuple[str, ...], words: str) -> None:
     assert words in refused(call, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [DEMO, ("teachers", "train", "resnet8")])
+def test_torchrun_is_refused(call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    """Each of its processes would train the whole table."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert "run the command once, without them, with --processes 4" in refused(call, *arguments)
+    if arguments == DEMO:  # on machines of a queue that sets such variables
+        assert "did you mean kd" in refused(call, *arguments, "--shard", "1/8", "--methods", "kdd")
 
 
 def test_arithmetic_that_no_protocol_says_is_refused(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.config.protocol import Protocol, load_protocol, protocol_names, steps_per_epoch
+from benchmarks.config.protocol_words import lines
 from benchmarks.config.schedules.onecycle import one_cycle
 from benchmarks.config.table_spec import table_folder_of
 from kd_methods.errors import UserError
@@ -48,7 +49,7 @@ def test_another_length_scales_the_milestones() -> None:
     assert rates == pytest.approx([0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5])
     assert (tenth.recipe_epoch(12), tenth.recipe_epochs, tenth.epochs) == (120, 240, 24)
     assert tenth.deviations == ("24 epochs instead of 240, milestones scaled",)
-    assert "24 epochs" in tenth.lines()[0] and "after epochs 15, 18, 21" in tenth.lines()[1]
+    assert "24 epochs" in lines(tenth)[0] and "after epochs 15, 18, 21" in lines(tenth)[1]
     assert paper.changed(epochs=240) is paper and paper.changed() is paper
     with pytest.raises(UserError, match="at least 1"):
         paper.changed(epochs=0)
@@ -151,12 +152,10 @@ def test_what_does_not_fit_together_is_said() -> None:
     with pytest.raises(UserError, match="share what lies on the device"):
         load_protocol("imagenet-100").changed(processes=2)
     shared = load_protocol("coco-1x").changed(precision="bf16", processes=4)
-    assert (
-        "bf16, each batch on 4 processes (batch statistics and relations are those of 2 samples)" in shared.lines()[2]
-    )
+    assert "bf16, each batch on 4 processes (batch statistics and relations are those of 2 samples)" in lines(shared)[2]
     assert table_folder_of("t", "paper", load_protocol("coco-1x"), shared) == "t-paper-bf16-processes4"
     changed = load_protocol("imagenet-100").changed(precision="bf16", accumulate=4)
-    assert "bf16, each batch in 4 parts" in changed.lines()[-1]
+    assert "bf16, each batch in 4 parts" in lines(changed)[-1]
     assert changed.identity() != load_protocol("imagenet-100").identity()
     assert changed.recipe == "imagenet-100" and "bf16 instead of fp32" in changed.deviations
     two_rates = load_protocol("imagenet-100").with_optimizer({"name": "dot", "delta": 0.09})
@@ -170,14 +169,14 @@ def test_what_a_recipe_has_beyond_the_usual_is_in_its_lines_and_its_identity() -
     usual = load_protocol("digits-demo")
     values = {"mixing": {"mixup": 0.8, "cutmix": 1.0}, "ema": 0.99, "repeats": 3, "task_loss": "bce"}
     strong = Protocol.model_validate({**usual.model_dump(), **values})
-    text = "\n".join(strong.lines())
+    text = "\n".join(lines(strong))
     for words in (
         "evaluated weights are moving averages (decay 0.99)",
         "mixup with shares from Beta(0.8, 0.8) or CutMix with shares from Beta(1, 1)",
         "3 augmentations of each image in a batch",
         "binary cross-entropy of every class as the task loss",
     ):
-        assert words in text and words not in "\n".join(usual.lines())
+        assert words in text and words not in "\n".join(lines(usual))
     assert set(strong.identity()) - set(usual.identity()) == set(values), "old cells keep their keys"
     for key, value in values.items():
         assert Protocol.model_validate({**usual.model_dump(), key: value}).identity() != usual.identity()
@@ -222,7 +221,21 @@ def test_the_strong_recipes_have_their_sources_values() -> None:
 def test_processes_that_share_a_batch_are_said_and_make_other_cells() -> None:
     usual = load_protocol("cifar100-crd240")
     shared = usual.changed(processes=4)
-    said = "fp32, each batch on 4 processes (batch statistics are those of 16 samples, relations those of 64)"
-    assert said in shared.lines()[-1] and table_folder_of("t", "paper", usual, shared) == "t-paper-processes4"
+    said = "each batch on 4 processes (batch statistics are each process's own, of 16 samples, relations those of 64)"
+    assert f"fp32, {said}" in lines(shared)[-1] and table_folder_of("t", "paper", usual, shared) == "t-paper-processes4"
     assert shared.identity() == {**usual.identity(), "world_size": 4}
     assert usual.changed(processes=1) is usual and shared.of_one_process().batch_size == 16
+
+
+def test_synchronised_batch_statistics_are_said_and_make_other_cells() -> None:
+    usual = load_protocol("cifar100-crd240")
+    shared = usual.changed(processes=4, sync_bn=True)
+    said = "each batch on 4 processes (batch statistics, synchronised, and relations are those of 64 samples)"
+    assert said in lines(shared)[-1] and table_folder_of("t", "paper", usual, shared) == "t-paper-processes4-syncbn"
+    assert shared.identity() == {**usual.changed(processes=4).identity(), "sync_bn": True}
+    assert "batch statistics of all processes together" in shared.deviations
+    assert not shared.of_one_process().sync_bn
+    with pytest.raises(UserError, match="sync_bn: for several processes"):
+        usual.changed(sync_bn=True)
+    with pytest.raises(UserError, match="not for detection: sync_bn"):
+        load_protocol("coco-1x").changed(processes=2, sync_bn=True)

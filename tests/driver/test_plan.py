@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from benchmarks import tasks
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings, table_names
-from benchmarks.driver.planning.estimate import Estimate
+from benchmarks.driver.planning.cards import speed
+from benchmarks.driver.planning.estimate import Estimate, at_once
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Run
 from benchmarks.tasks import digits
@@ -225,3 +227,25 @@ def test_an_estimate_counts_first_phases(table: str, zoo: Zoo) -> None:
     refused = plan(table, zoo, methods=("fsp",), pairs=("vgg8-resnet8",), seeds=(0,))
     cell = refused.cells["fsp", "vgg8-resnet8", 0]
     assert Estimate(refused, {cell.key: 1.0}, where).operations(cell) == 0
+
+
+def test_the_hours_of_cells_with_several_processes(table: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a part of the work and a device of its own; cells of a group share no pass of the teacher then."""
+
+    def seconds(*methods: str, processes: int) -> float:
+        chosen: dict[str, Any] = {"methods": methods, "pairs": ("resnet14-resnet8",), "seeds": (0,)}
+        made = plan(table, zoo, processes=processes, **chosen)
+        left = {cell.key: 1.0 for cell in made.cells.values()}
+        found = Estimate(made, left, Workspace(torch.device("cpu"), zoo.folder), speed("1", "fp32")).seconds()
+        assert found
+        return found
+
+    alone, kd, both = (seconds(*methods, processes=1) for methods in (("student",), ("kd",), ("kd", "dkd")))
+    assert seconds("student", processes=4) == pytest.approx(alone / 4)
+    assert both < 2 * kd and seconds("kd", "dkd", processes=4) == pytest.approx(2 * kd / 4, rel=0.01)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert [at_once(count, torch.device("cpu")) for count in (2, 4)] == [2, 2], "no more than there are cores"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert at_once(2, torch.device("cpu")) == 1, "each has one of the threads that one process has"
+    assert at_once(2, torch.device("cuda")) == 2

@@ -40,7 +40,7 @@ class Mine(Method):
 
 
 def plan(table: str, zoo: Zoo, **request: Any) -> Plan:
-    changes = {name: request.pop(name) for name in ("epochs", "holdout") if name in request}
+    changes = {name: request.pop(name) for name in ("epochs", "holdout", "processes") if name in request}
     workspace = Workspace(torch.device("cpu"), zoo.folder, zoo.folder, plugins=request.pop("plugins", {}))
     return make(Request(table=table, changes=changes, **request), workspace)  # type: ignore[arg-type]
 

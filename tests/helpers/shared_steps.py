@@ -1,4 +1,4 @@
-"""The first steps of cells in fp64 with frozen batch statistics, on one process or on several that share the batch."""
+"""The first steps of cells in fp64, on one process or on several that share the batch."""
 
 from __future__ import annotations
 
@@ -30,23 +30,29 @@ BATCH = 7
 """Odd, so that two processes have parts of different sizes."""
 
 
-def work(send: Callable[[Any], None], cases: list[Case], place: tuple[int, int, Path], text: bool = False) -> None:
-    """In a process: the first one tells of every case ``(label, gradients, buffers)`` after a step of each phase."""
+def work(
+    send: Callable[[Any], None], cases: list[Case], place: tuple[int, int, Path], text: bool = False, sync: bool = False
+) -> None:
+    """In a process: the first one tells of every case ``(label, gradients, buffers)`` after a step of each phase.
+
+    Batch statistics are frozen, or with ``sync`` those of all processes.
+    """
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     rank, count, rendezvous = place
     with joined(rank, count, rendezvous, torch.device("cpu")) if count > 1 else nullcontext(ALONE) as replica:
-        pair, protocol, data = _texts(count) if text else _images(count)
+        pair, protocol, data = _texts(count) if text else _images(count, sync)
         for name, values in cases:
-            for phase, *states in _steps(name, values, _group(pair[0], protocol, data, replica), pair):
+            for phase, *states in _steps(name, values, _group(pair[0], protocol, data, replica), pair, not sync):
                 if replica.first:
                     # As arrays: a tensor would be shared with a process that may be gone when it is looked at.
                     arrays = [{key: value.numpy() for key, value in tensors.items()} for tensors in states]
                     send((f"{name}{values or ''}/{phase}", *arrays))
 
 
-def _images(count: int) -> tuple[tuple[str, str], Protocol, TaskData]:
-    protocol = PROTOCOL.model_copy(update={"batch_size": BATCH, "world_size": count})
+def _images(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData]:
+    shared = {"world_size": count, "sync_bn": sync and count > 1}
+    protocol = PROTOCOL.model_copy(update={"batch_size": BATCH, **shared})
     return (TEACHER, STUDENT), protocol, tiny_data(40, protocol)
 
 
@@ -64,7 +70,7 @@ def _group(teacher: str, protocol: Protocol, data: TaskData, replica: Replica) -
 
 
 def _steps(
-    name: str, values: dict[str, Any], group: Group, pair: tuple[str, str]
+    name: str, values: dict[str, Any], group: Group, pair: tuple[str, str], frozen: bool
 ) -> Iterator[tuple[str, Gradients, Gradients]]:
     ref = TeacherRef(pair[0], group.protocol.mean, group.protocol.std, weights="none")
     taught = Distillation(name, ref if registry.get(name).needs_teacher else None, values)
@@ -78,9 +84,9 @@ def _steps(
         torch.set_default_dtype(torch.float64)
     for epoch in sorted({student_run.first_epoch, 1}):
         student_run.start_epoch(epoch)
-        student_run.student.eval()
-        for child in student_run.method.modules():
-            if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.Dropout):
+        student_run.student.train(not frozen)
+        for child in (*student_run.student.modules(), *student_run.method.modules()):
+            if isinstance(child, nn.Dropout) or (frozen and isinstance(child, nn.modules.batchnorm._BatchNorm)):
                 child.eval()
         for piece in parts(len(batch), 1, group.replica):
             inputs, outputs = shared(batch, piece, group.teacher, [student_run])
@@ -88,6 +94,7 @@ def _steps(
             student_run.step(inputs, outputs, (epoch, 0), progress, piece)
         named = {**dict(student_run.student.named_parameters()), **dict(student_run.method.named_parameters())}
         gradients = {key: value.grad.clone() for key, value in named.items() if value.grad is not None}
-        before = {key: value.clone() for key, value in student_run.method.state_dict().items()}
+        state = {**student_run.student.state_dict(prefix="student."), **student_run.method.state_dict()}
+        after = {key: value.clone() for key, value in state.items()}
         sums = {f"sum of {key}": value.clone() for key, value in student_run.sums.items()}
-        yield ("first" if epoch < 1 else "proper"), gradients, {**before, **sums}
+        yield ("first" if epoch < 1 else "proper"), gradients, {**after, **sums}

@@ -11,6 +11,7 @@ from helpers.images import CLASSES, CPU, images_of, protocol
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.config.protocol import load_protocol
+from benchmarks.config.protocol_words import lines
 from benchmarks.tasks import digits, randaugment
 from benchmarks.tasks.images import Augmentation, ImageData, Split, augment, noisy, normalise
 
@@ -187,4 +188,4 @@ def test_label_noise_changes_its_share_of_labels_to_others_whatever_the_seed():
     data = ImageData(train, test, 10, protocol, torch.device("cpu"))
     assert (data.info.labels != train.labels).sum() == round(0.4 * len(train.labels))
     assert torch.equal(data.test.labels, test.labels) and torch.equal(data.info.labels, data.train.labels)
-    assert "40% of the training labels exchanged" in " ".join(protocol.lines())
+    assert "40% of the training labels exchanged" in " ".join(lines(protocol))

@@ -13,6 +13,7 @@ from helpers.training_bench import CPU, PROTOCOL, Result, TrainingBench, tiny_da
 import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import Protocol, load_protocol
+from benchmarks.config.protocol_words import lines
 from benchmarks.config.recipe import Answers
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.tasks.answers import DrawnAnswers
@@ -133,10 +134,10 @@ def test_methods_that_relate_samples_are_refused_where_answers_are_missing(tmp_p
 
 
 def test_the_caption_says_it() -> None:
-    line = " ".join(load_protocol("cifar100-letkd-missing90").lines())
+    line = " ".join(lines(load_protocol("cifar100-letkd-missing90")))
     assert "for 90% of the images the teacher gives no answer (distillation terms are summed over the others" in line
     assert "for 20% of the images the teacher gives another one's answer" in " ".join(
-        load_protocol("cifar100-letkd-wrong20").lines()
+        lines(load_protocol("cifar100-letkd-wrong20"))
     )
     for changes in ({"max_length": 8}, {"second_view": "randaugment"}, {"stored_logits": True}):
         with pytest.raises(ValueError, match=r"for images that lie on the device|not beside stored_logits"):

@@ -15,6 +15,7 @@ from helpers.training_bench import EPOCHS, PROTOCOL, SAMPLES, STEPS, STUDENT, Re
 from torch import Tensor
 
 from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
+from benchmarks.config.protocol_words import lines
 from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell
@@ -218,4 +219,4 @@ def test_a_rate_that_falls_in_steps_may_rise_first():
     factors = [protocol.lr_at(1 + done // 50, done, total)[0] for done in range(total)]
     assert factors[0] == 0 and factors[75] == pytest.approx(0.5)
     assert factors[150:1500] == [1.0] * 1350 and factors[1500] == pytest.approx(0.1)
-    assert "after a linear warm-up over 3% of the steps" in protocol.lines()[1]
+    assert "after a linear warm-up over 3% of the steps" in lines(protocol)[1]

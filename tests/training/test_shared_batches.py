@@ -29,10 +29,10 @@ TEXTS: list[Case] = [
 ]
 
 
-def answers(cases: list[Case], count: int, folder: Path, text: bool) -> dict[str, list[dict[str, Tensor]]]:
+def answers(cases: list[Case], count: int, folder: Path, *how: bool) -> dict[str, list[dict[str, Tensor]]]:
     """What the first of ``count`` processes tells."""
     rendezvous = folder / f"rendezvous-{count}"
-    children = [Child(work, cases, (rank, count, rendezvous), text) for rank in range(count)]
+    children = [Child(work, cases, (rank, count, rendezvous), *how) for rank in range(count)]
     by_rank: dict[str, Any] = {}
     try:
         left = list(children)
@@ -51,23 +51,23 @@ def answers(cases: list[Case], count: int, folder: Path, text: bool) -> dict[str
     return by_rank
 
 
-def check(cases: list[Case], folder: Path, text: bool = False) -> None:
-    one, two = answers(cases, 1, folder, text), answers(cases, 2, folder, text)
-    assert one.keys() == two.keys() and len(one) >= len(cases)
-    apart = {label: distance(one[label], two[label]) for label in one}
+def check(cases: list[Case], folder: Path, text: bool = False, sync: bool = False, count: int = 2) -> None:
+    one, shared = answers(cases, 1, folder, text, sync), answers(cases, count, folder, text, sync)
+    assert one.keys() == shared.keys() and len(one) >= len(cases)
+    apart = {label: distance(one[label], shared[label]) for label in one}
     assert not {label: value for label, value in apart.items() if not value <= 1e-9}
 
 
 def distance(left: Sequence[dict[str, Tensor]], right: Sequence[dict[str, Tensor]]) -> float:
     """The largest difference of gradients, or of what was kept, relative to each tensor's largest value.
 
-    Where that is nothing but rounding (of what stands before a normalisation), relative to a millionth of the others'.
+    Where that is nothing but rounding (of what stands before a normalisation), relative to 1e-5 of the others'.
     """
     worst = 0.0
     for a, b in zip(left, right, strict=True):
         assert a.keys() == b.keys()
         sizes = {key: float(value.abs().max()) if value.numel() else 0.0 for key, value in a.items()}
-        least = 1e-6 * max(sizes.values(), default=0.0)
+        least = 1e-5 * max(sizes.values(), default=0.0)
         for key, value in a.items():
             if value.numel():
                 worst = max(worst, float((value - b[key]).abs().max()) / max(sizes[key], least, 1e-300))
@@ -88,6 +88,20 @@ def test_one_method_of_each_kind(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_method_for_images(tmp_path: Path) -> None:
     check([*ALL, *GATHERED], tmp_path)
+
+
+WITH_NORMS: list[Case] = [("student", {}), ("kd", {}), ("srrl", {}), ("reviewkd", {}), ("rkd", {})]
+"""Without a teacher and with one; batch norms of the method's own, of vectors and of maps; relations of all samples."""
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_synchronised_batch_statistics_are_those_of_one_process(tmp_path: Path, count: int) -> None:
+    check(WITH_NORMS, tmp_path, sync=True, count=count)
+
+
+@pytest.mark.slow
+def test_every_method_with_synchronised_batch_statistics(tmp_path: Path) -> None:
+    check([*ALL, *GATHERED], tmp_path, sync=True)
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from kd_methods.errors import UserError
 
@@ -95,6 +98,9 @@ class _OnOneTask:
         self._needed = {kind for key, kind in self._kinds.items() if key in todo}
         self._work: dict[str, Work] = {}
         self._rates: dict[tuple[str, str], float] = {}
+        self._at_once = (
+            1.0 if protocol.processes == 1 else at_once(protocol.processes, None if speed else workspace.device)
+        )
         self._steps = steps_per_epoch(source.samples(workspace.data_root), protocol)
         self._bench_of = functools.cache(self._make_bench)
 
@@ -106,13 +112,14 @@ class _OnOneTask:
         return work.teacher + work.student
 
     def seconds(self, cells: Sequence[Cell]) -> float:
-        """Of a group, or a part of one."""
+        """Of a group, or a part of one; of cells that several processes train, each with its own teacher's pass."""
         counted = [cell for cell in cells if self._counted(cell).epoch]
         if not counted:
             return 0.0
         counts = [(self._counted(cell), self._todo[cell.key]) for cell in counted]
-        work = max(c.teacher * left for c, left in counts) + sum(c.student * left for c, left in counts)
-        return self._rate(counted[0]) * work
+        passes = [c.teacher * left for c, left in counts]
+        shared = max(passes) if self._protocol.processes == 1 else sum(passes)
+        return self._rate(counted[0]) * (shared + sum(c.student * left for c, left in counts)) / self._at_once
 
     def _counted(self, cell: Cell) -> Work:
         kind, scale = self._kinds[cell.key], self._protocol.batch_size / SMALL_BATCH
@@ -147,10 +154,22 @@ class _OnOneTask:
         return lambda cell: Bench([cell], sized, data, teacher=teacher(cell.teacher.network) if cell.teacher else None)
 
 
+def at_once(processes: int, device: torch.device | None) -> float:
+    """How much faster processes that share a batch are than one, where what they tell each other costs nothing.
+
+    Each has a device of its own, or on a CPU its part of the threads, one at least; None is another machine's device.
+    """
+    if device is None or device.type != "cpu":
+        return float(processes)
+    threads = torch.get_num_threads()
+    return max(1.0, min(processes * max(1, threads // processes), os.cpu_count() or 1) / threads)
+
+
 def _sized(protocol: Protocol, batch_size: int) -> Protocol:
     """A protocol for few steps with another batch, in one part, on images that are decoded in this process."""
     crops = protocol.crops and protocol.crops.model_copy(update={"workers": 0})
-    return protocol.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
+    alone = protocol.of_one_process()
+    return alone.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
 
 
 def _kind(cell: Cell) -> str:

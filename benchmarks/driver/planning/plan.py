@@ -15,6 +15,7 @@ from ...common.workspace import Workspace
 from ...common.yaml_files import merged, read_value
 from ...config.changed_rows import ChangedRow, base_and_changes, changed_id, changed_title
 from ...config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
+from ...config.protocol_words import lines as protocol_lines
 from ...config.published import literature
 from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, table_folder_of
 from ...store.cell import Cell, TeacherRef
@@ -92,7 +93,7 @@ class Plan:
 
     def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
         """The protocol in words; the task only where the columns do not have their own."""
-        return self.protocol.lines(students, with_task=not any(pair.task for pair in self.pairs))
+        return protocol_lines(self.protocol, students, with_task=not any(pair.task for pair in self.pairs))
 
     def stages(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
         """``cells`` in the order in which they can be trained, those together that have one protocol."""

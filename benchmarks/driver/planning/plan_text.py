@@ -26,7 +26,7 @@ def print_plan(
     """Say what would be run: protocol, teachers, the operations of each cell, and the hours on the device.
 
     Each row is said once its operations are counted. With the ``speed`` of another device the hours are of as many of
-    them as there are workers, by default one.
+    them as there are workers, by default one; a worker has so many as there are processes that share a batch.
     """
     say = workspace.say
     say(f"{plan.table.name}: {plan.table.preset(plan.preset).title or plan.table.title}  (preset {plan.preset})")
@@ -65,12 +65,14 @@ def print_plan(
             state = f"{counted(len(cells), 'cell')}, {state if cells[0].data else 'store not compared'}"
             say(f"  {pair.id:26s} {row.id:16s} {state}{flops_of(cells[0], ' each')}")
     most = len(left)
-    workers = min(crew.workers or 1, max(most, 1)) if speed else len(crew.places(workspace.device, most))
+    each = plan.protocol.processes
+    workers = min(crew.workers or 1, max(most, 1)) if speed else len(crew.places(workspace.device, most, each))
     seconds = expected.seconds(workers)
     span = "their time is not estimated" if seconds is None else f"about {duration(seconds)}"
     where = (speed.words if speed else environment.machine(workspace.device)) + (
-        f" by {workers} workers" if workers > 1 else ""
+        f" by {counted(workers, 'worker')}" if workers * each > 1 else ""
     )
+    where += f" of {each} processes" if each > 1 else ""
     say(f"{counted(len(left), 'cell')} to run on {where}{begun_in(saved)}: {span}")
     if (seconds or 0) > DAY and "short" in plan.table.presets and plan.preset != "short":
         say(f"that is more than a day; a first look: {PROGRAM} {plan.source} --preset short")
