@@ -261,38 +261,28 @@ def _remarks(columns_of: Mapping[str, Mapping[str, None]], columns: int) -> list
 
 
 def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
-    """What beside title and our choices differs in a row from the method's defaults, by column where columns differ."""
+    """What beside its title and our choices differs in a row from the method's defaults, by column if columns differ."""
     used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
     defaults = flat(row.defaults)
+    settings = {
+        column: [f"{k} {v}" for k, v in values.items() if k not in row.changes and v != defaults.get(k)]
+        for column, values in sorted(used.items())
+    }
+    told = {text for text in row.our_choice if all(text in texts for texts in settings.values())}
     changed: dict[str, list[str]] = defaultdict(list)
-    for column, settings in sorted(used.items()):
-        others = {key: value for key, value in settings.items() if key not in row.changes}
-        chosen = _chosen(row, column)
-        texts = [f"{k} {v}" for k, v in others.items() if v != defaults.get(k)]
-        if differing := ", ".join(text for text in texts if text not in chosen):
+    for column, texts in settings.items():
+        if differing := ", ".join(text for text in texts if text not in told):
             changed[differing].append(column)
-    texts = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
+    notes = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
     if [len(columns) for columns in changed.values()] == [len(used)]:
-        texts = list(changed)
+        notes = list(changed)
     if optimizer := row.optimizer:
-        texts = [optimizer, *texts]
+        notes = [optimizer, *notes]
     if student := row.student:
-        texts = [f"the network trained is {student}", *texts]
+        notes = [f"the network trained is {student}", *notes]
     if init := row.init:
-        texts = [_START[init], *texts]
-    return texts
-
-
-def _chosen(row: PlannedRow, column: str) -> set[str]:
-    """The settings of our own choice in a column; where they are not those of all columns, these are in parentheses."""
-    chosen = set()
-    for text in row.our_choice:
-        setting, opened, columns = text.removesuffix(")").rpartition(" (")
-        if not (opened and text.endswith(")")):
-            chosen.add(text)
-        elif column in columns.split(", "):
-            chosen.add(setting)
-    return chosen
+        notes = [_START[init], *notes]
+    return notes
 
 
 _START = {"heads": "the student starts from its teacher's neck and heads"} | {

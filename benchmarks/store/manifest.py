@@ -171,11 +171,11 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
     table, is named, and stays in the store.
     """
     if not old:
-        return MergedManifest(new, ())
+        return MergedManifest(_ordered(new), ())
     if old.protocol != new.protocol:
         changed = [key for key in {**old.protocol, **new.protocol} if old.protocol.get(key) != new.protocol.get(key)]
         return MergedManifest(
-            new, (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),)
+            _ordered(new), (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),)
         )
     beside = _Beside(old, new)
     shown_before: dict[tuple[str, str, int], PlannedCell] = {}
@@ -204,13 +204,13 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
         update={
             "cells": cells,
             "costs": (*(cost for place, cost in costs.items() if place not in measured), *new.costs),
-            "rows": _joined(old_rows, new.rows, {row for row, _ in shown}, new.row_order),
-            "columns": _joined(old.columns, new.columns, {column for _, column in shown}, new.column_order),
+            "rows": _joined(old_rows, new.rows, {row for row, _ in shown}),
+            "columns": _joined(old.columns, new.columns, {column for _, column in shown}),
         }
     )
     names = dict.fromkeys((rows[key].title, row.title) for (key, _), row in moved.items())
     said = [f"{before} was run with other settings before: that is the row {now} now" for before, now in names]
-    return MergedManifest(both, (*said, *([_replaced(replaced)] if replaced else [])))
+    return MergedManifest(_ordered(both), (*said, *([_replaced(replaced)] if replaced else [])))
 
 
 class _Beside:
@@ -288,20 +288,37 @@ def _replaced(counts: Mapping[str, Mapping[str, int]]) -> str:
 Described = TypeVar("Described", bound=PlannedRow | PlannedColumn)
 
 
-def _joined(
-    old: Sequence[Described], new: Sequence[Described], shown: set[str], order: Sequence[str]
-) -> tuple[Described, ...]:
-    """Old and new rows or columns that still show something, in the table's order; the new description wins.
+def _joined(old: Sequence[Described], new: Sequence[Described], shown: set[str]) -> tuple[Described, ...]:
+    """Old and new rows or columns that still show something; the new description wins."""
+    return tuple({item.key: item for item in [*old, *new] if item.key in shown}.values())
 
-    A row with changed settings stands behind the one that it changes.
+
+def _ordered(shown: Manifest) -> Manifest:
+    """The same in the table's order, whatever was run first.
+
+    A row with changed settings stands behind the one that it changes; what is not of the table, by its key, behind all
+    that is.
     """
-    by_key = {item.key: item for item in [*old, *new] if item.key in shown}
-    place = {key: i for i, key in enumerate(dict.fromkeys([*order, *by_key]))}
+    rows = _in_order(shown.rows, shown.row_order)
+    columns = _in_order(shown.columns, shown.column_order)
+    row_places = {row.key: i for i, row in enumerate(rows)}
+    column_places = {column.key: i for i, column in enumerate(columns)}
+
+    def position(item: PlannedCell | PlannedCost) -> tuple[int, int]:
+        return row_places.get(item.row, len(rows)), column_places.get(item.column, len(columns))
+
+    cells = sorted(shown.cells, key=lambda cell: (*position(cell), cell.seed))
+    costs = sorted(shown.costs, key=position)
+    return shown.model_copy(update={"rows": rows, "columns": columns, "cells": tuple(cells), "costs": tuple(costs)})
+
+
+def _in_order(items: Sequence[Described], order: Sequence[str]) -> tuple[Described, ...]:
+    place = {key: i for i, key in enumerate(dict.fromkeys([*order, *sorted(item.key for item in items)]))}
 
     def position(item: Described) -> tuple[int, int]:
         return place.get(getattr(item, "base", ""), place[item.key]), place[item.key]
 
-    return tuple(sorted(by_key.values(), key=position))
+    return tuple(sorted(items, key=position))
 
 
 def path(output: Path, table_folder: str) -> Path:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import stores
 from helpers.manifests import FACTS, PAIR, by_row, edited, finish, paper, rendered
 
 from benchmarks.common.files import digest, write_json
+from benchmarks.report import Page
 from benchmarks.report.collect import render
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store
@@ -64,6 +66,23 @@ def test_the_order_in_which_runs_were_planned_does_not_show(tmp_path: Path) -> N
     finish(tmp_path, shown, {"student": (69.0, 69.3), "kd": (70.5, 71.0), "dkd": (71.0, 71.4)})
     first = rendered(tmp_path, shown)
     assert rendered(tmp_path, shown.model_copy(update={"cells": shown.cells[::-1]})) == first
+
+
+def test_files_do_not_depend_on_the_order_in_which_rows_were_run(tmp_path: Path) -> None:
+    """Rows of the table and rows of one's own, in three orders, each with its seeds in another order."""
+    methods, files = ["kd", "dkd", "zeta", "alpha+kd"], []
+    for number, order in enumerate((methods, methods[::-1], ["zeta", "kd", "alpha+kd", "dkd"])):
+        output = tmp_path / str(number)
+        stores.finish(output, stores.TEACHER, 70.0)
+        for i, method in enumerate(order):
+            cells = [stores.cell(method, seed) for seed in ((0, 1) if i % 2 else (1, 0))]
+            for cell in cells:
+                stores.finish(output, cell, 70.0 + methods.index(method) + cell.seed, f"machine {method}")
+            manifest.save(output, stores.TABLE_FOLDER, stores.shown(*cells))
+        render(output, stores.TABLE_FOLDER, page=Page(figures=True))
+        folder = output / "tables" / stores.TABLE_FOLDER
+        files.append({file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()})
+    assert len(files[0]) > 6 and files[0] == files[1] == files[2]
 
 
 def test_nothing_that_is_missing_is_hidden(tmp_path: Path) -> None:
