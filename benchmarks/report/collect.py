@@ -261,7 +261,7 @@ def _remarks(columns_of: Mapping[str, Mapping[str, None]], columns: int) -> list
 
 
 def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
-    """What beside its title and our choices differs in a row from the method's defaults, by column if columns differ."""
+    """What beside its title and our choices differs in a row from the method's defaults, by column if these differ."""
     used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
     defaults = flat(row.defaults)
     settings = {
