@@ -45,7 +45,8 @@ class Reproduce(click.Command):
 @click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
 @click.option(
     "--device-speed", metavar="TFLOPS|CARD", default="",
-    help="With --dry-run: the hours on --workers other devices (times --processes), by what each sustains, or by a card's name (a100, …).",
+    help="With --dry-run: the hours on --workers other devices (each so many as --processes says), "
+    "by what each sustains, or by a card's name (a100, …).",
 )  # fmt: skip
 @click.option("--no-cost", is_flag=True, help="Leave out the measurement of what each row costs.")
 @click.option("--similarity", is_flag=True, help="Plot over training how alike student's and teacher's blocks are.")
