@@ -228,7 +228,7 @@ def test_costs_as_data_have_what_is_printed() -> None:
     lines = {
         line["row"]: line for line in csv.DictReader(io.StringIO(report.render_cost(replace(cost, rows=rows))[".csv"]))
     }
-    assert [lines["kd"][f"{part}_bytes"] for part in split] == ["1", "2", "3", "4", "5"]
+    assert [lines["kd"][f"{held}_bytes"] for held in split] == ["1", "2", "3", "4", "5"]
     assert lines["student"]["ratio"] == "1.3333" and lines["student"]["ratio_to"] == "kd"
     assert float(lines["kd"]["images_per_second_spread"]) == 300.0, "half the range of the middle half"
     assert not lines["fitnet"]["ratio"] and not lines["fitnet"]["weights_bytes"]

@@ -70,12 +70,12 @@ def _of(table: Table, column: Column) -> dict[str, object]:
 
 
 def render_cost(cost: CostTable) -> str:
-    """The figures of a cost table; spread and ratio as printed, memory in bytes with a column for each part."""
+    """The figures of a cost table; spread and ratio as printed, memory in bytes, a column for each of :data:`HELD`."""
     against = reference(cost)
     header = [
         "row", "title", "family", "pair", "teacher", "student", "images_per_second", "peak_memory_bytes", "memory_kind",
         "extra_train_params", "extra_inference_params", "batch_size", "device", "steps", "inputs_per_second",
-        "images_per_second_spread", "ratio", "ratio_to", *(f"{part}_bytes" for part in HELD), "first_phases",
+        "images_per_second_spread", "ratio", "ratio_to", *(f"{held}_bytes" for held in HELD), "first_phases",
     ]  # fmt: skip
     lines: list[dict[str, object]] = []
     for row in cost.rows:
@@ -86,7 +86,7 @@ def render_cost(cost: CostTable) -> str:
                 figures |= {"images_per_second_spread": throughput.spread, "ratio": throughput.ratio}
                 figures["ratio_to"] = against.key if against and throughput.ratio is not None else None
             if entry:
-                figures |= {f"{part}_bytes": value for part, value in (entry.memory_split or {}).items()}
+                figures |= {f"{held}_bytes": value for held, value in (entry.memory_split or {}).items()}
             lines.append(_place(row, column) | figures)
     return _write(header, lines)
 
