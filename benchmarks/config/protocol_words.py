@@ -17,8 +17,8 @@ def lines(protocol: Protocol, students: Collection[str] | None = None, with_task
     Without the task, where columns say which they are on.
     """
     where = f" on {protocol.task}" if with_task else ""
-    own = protocol.detection
-    return _detection(protocol, own, where) if own else _training(protocol, students, where)
+    detection = protocol.detection
+    return _detection(protocol, detection, where) if detection else _training(protocol, students, where)
 
 
 def _training(protocol: Protocol, students: Collection[str] | None, where: str) -> tuple[str, ...]:
@@ -58,19 +58,19 @@ def _training(protocol: Protocol, students: Collection[str] | None, where: str) 
     )
 
 
-def _detection(protocol: Protocol, own: Detection, where: str) -> tuple[str, ...]:
+def _detection(protocol: Protocol, detection: Detection, where: str) -> tuple[str, ...]:
     p = protocol
-    total, after = p.epochs * own.iterations, p.milestones_in(own.iterations)
+    total, after = p.epochs * detection.iterations, p.milestones_in(detection.iterations)
     decays = f", times {p.decay:g} after {', '.join(map(str, after))} iterations" if after else ""
-    rise = f", linear warm-up over {own.warmup} iterations" if own.warmup else ""
-    low, high = min(own.short_sides), max(own.short_sides)
-    sides = f"{low}" if low == high else f"{low} to {high} ({len(own.short_sides)} sizes)"
+    rise = f", linear warm-up over {detection.warmup} iterations" if detection.warmup else ""
+    low, high = min(detection.short_sides), max(detection.short_sides)
+    sides = f"{low}" if low == high else f"{low} to {high} ({len(detection.short_sides)} sizes)"
     start = "backbones of students begin with weights of ImageNet"
-    start = start if own.pretrained else "students begin with random weights"
+    start = start if detection.pretrained else "students begin with random weights"
     return (
         f"{p.name} v{p.version}{where}: {total} iterations, batch {p.batch_size}",
         f"{p.optimizer.line()}, lr {p.optimizer.lr:g}{decays}{rise}",
-        f"short side {sides}, long side at most {own.long_side}, short side {own.test_side} in evaluation"
+        f"short side {sides}, long side at most {detection.long_side}, short side {detection.test_side} in evaluation"
         f"{', horizontal flip' if p.flip else ''}, {_computed_in(p)}; {start}",
     )
 

@@ -236,9 +236,9 @@ def test_the_hours_of_cells_with_several_processes(table: str, zoo: Zoo, monkeyp
         chosen: dict[str, Any] = {"methods": methods, "pairs": ("resnet14-resnet8",), "seeds": (0,)}
         made = plan(table, zoo, processes=processes, **chosen)
         left = {cell.key: 1.0 for cell in made.cells.values()}
-        found = Estimate(made, left, Workspace(torch.device("cpu"), zoo.folder), speed("1", "fp32")).seconds()
-        assert found
-        return found
+        estimated = Estimate(made, left, Workspace(torch.device("cpu"), zoo.folder), speed("1", "fp32")).seconds()
+        assert estimated
+        return estimated
 
     alone, kd, both = (seconds(*methods, processes=1) for methods in (("student",), ("kd",), ("kd", "dkd")))
     assert seconds("student", processes=4) == pytest.approx(alone / 4)
