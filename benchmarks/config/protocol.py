@@ -16,19 +16,7 @@ from ..common.files import complaint
 from ..common.places import TABLES
 from ..common.yaml_files import Misplaced, Shelf, load, merged
 from .deviations import shortest
-from .recipe import (
-    LARGEST,
-    LONGEST,
-    Answers,
-    Crops,
-    Detection,
-    Mean,
-    Mixing,
-    Optimizer,
-    Rate,
-    Std,
-    of_three_channels,
-)
+from .recipe import LARGEST, LONGEST, Answers, ByEpoch, Crops, Detection, Means, Mixing, Optimizer, Rate, Stds
 from .schedules import SCHEDULES
 
 
@@ -61,13 +49,15 @@ class Protocol(Strict):
     ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
     ``schedule``: the learning rate falls at the milestones, or rises and falls once (one cycle, which also moves the
     momentum), or falls from the start to zero, ``linear`` or by half a ``cosine``; but for one cycle it rises linearly
-    over the share ``warmup`` of all steps first. ``plan_dropped``: the one cycle is planned for the batches that are
-    dropped, too, one an epoch, and its end cut off. ``rotation`` turns each image by up to so many degrees.
+    over the share ``warmup`` of all steps first. ``cosine_by_epoch`` and ``steps_by_epoch`` move with epochs alone, as
+    ``by_epoch`` says. ``plan_dropped``: the one cycle is planned for the batches that are dropped, too, one an epoch,
+    and its end cut off. ``rotation`` turns each image by up to so many degrees.
     ``label_smoothing`` is that of the task's loss.
     ``mixing``: images of a batch are mixed in pairs, and methods see soft labels. ``repeats``: each image is in a batch
     so often, augmented anew each time, and an epoch, as long as before, sees that part of the images. ``task_loss`` is
     cross-entropy, or binary cross-entropy of every class (``bce``), mean over batch and classes.
 
+    ``drop_path``: the rate of stochastic depth with which timm builds students; by default each network's own.
     ``ema``: what is evaluated and saved are moving averages of the weights and of the running statistics, which after
     each update keep this share of themselves; 0 for the weights as they are trained. First phases are left out.
 
@@ -103,6 +93,7 @@ class Protocol(Strict):
     schedule: str = "steps"
     plan_dropped: bool = False
     warmup: float = Field(default=0.0, ge=0, lt=1)
+    by_epoch: ByEpoch | None = None
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     decay: float = Field(default=0.1, gt=0, le=1)
     crop_padding: int = Field(default=0, ge=0)
@@ -115,13 +106,14 @@ class Protocol(Strict):
     mixing: Mixing | None = None
     repeats: int = Field(default=1, ge=1, le=LARGEST)
     task_loss: Literal["ce", "bce"] = "ce"
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     teacher_answers: Answers | None = None
     stored_logits: bool = False
     second_view: Literal["", "randaugment"] = ""
-    mean: tuple[Mean, ...] = ()
-    std: tuple[Std, ...] = ()
+    mean: Means = ()
+    std: Stds = ()
     max_length: int = Field(default=0, ge=0)
     tokenizer: str = ""
     holdout: int = Field(default=0, ge=0)
@@ -131,8 +123,6 @@ class Protocol(Strict):
     sync_bn: bool = False
     compile: bool = False
     detection: Detection | None = None
-
-    _channels = field_validator("mean", "std")(of_three_channels)
 
     @field_validator("schedule")
     @classmethod
@@ -163,6 +153,8 @@ class Protocol(Strict):
             raise Misplaced("for several processes (world_size, --processes), without compile", "sync_bn")
         if self.schedule == "onecycle" and self.optimizer.name == "dot":
             raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
+        if bool(self.by_epoch) != SCHEDULES.get(self.schedule).by_epoch or (self.by_epoch and self.warmup):
+            raise Misplaced("by_epoch belongs to the schedules *_by_epoch, which have no other warmup", "by_epoch")
         if self.plan_dropped and not (self.schedule == "onecycle" and self.drop_last):
             raise Misplaced("for schedule onecycle with drop_last", "plan_dropped")
         if self.precision == "fp16" and self.optimizer.name == "dot":
@@ -175,7 +167,7 @@ class Protocol(Strict):
         if self.teacher_answers and (self.stored_logits or self.second_view):
             raise Misplaced("not beside stored_logits or second_view", "teacher_answers")
         if self.max_length:
-            for name in ("mixing", "repeats", "task_loss"):
+            for name in ("mixing", "repeats", "task_loss", "drop_path"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise Misplaced("for images, without max_length", name)
         if self.detection:

@@ -15,10 +15,6 @@ def _of_unit_scale(value: float) -> float:
     return value
 
 
-Mean = Annotated[float, Field(ge=0), AfterValidator(_of_unit_scale)]
-Std = Annotated[float, Field(gt=0), AfterValidator(_of_unit_scale)]
-"""Normalisation of a channel."""
-
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
@@ -31,7 +27,7 @@ LONGEST, LARGEST = 1_000_000, 2**20
 """Most epochs of a run and samples of a batch."""
 
 
-def of_three_channels(values: tuple[float, ...]) -> tuple[float, ...]:
+def _of_three_channels(values: tuple[float, ...]) -> tuple[float, ...]:
     """A normalisation as it is, if there is one.
 
     Raises:
@@ -42,13 +38,23 @@ def of_three_channels(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+Means = Annotated[
+    tuple[Annotated[float, Field(ge=0), AfterValidator(_of_unit_scale)], ...], AfterValidator(_of_three_channels)
+]
+Stds = Annotated[
+    tuple[Annotated[float, Field(gt=0), AfterValidator(_of_unit_scale)], ...], AfterValidator(_of_three_channels)
+]
+"""Normalisation by channel, of three channels or none."""
+
+
 class Optimizer(Strict):
     """Stochastic gradient descent; weight decay on every parameter, as the field's recipes for images have it.
 
-    ``decay_matrices_only`` leaves biases and normalisations out of the decay. ``clip`` is the largest norm of all
-    gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the last
-    map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms momentum +
-    delta.
+    ``decay_matrices_only`` leaves biases and normalisations out of the decay, ``exempt_named`` also what a network of
+    timm names for that (its ``no_weight_decay()``: class token, position embeddings). ``clip`` is the largest norm of
+    all gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the
+    last map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms
+    momentum + delta.
     ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient. ``lamb`` has the two
     betas, too, and scales the update of each decayed tensor by the tensor's norm over the update's. One that a plugin
     brings reads its further settings from ``options``.
@@ -63,6 +69,7 @@ class Optimizer(Strict):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip: float = Field(default=0.0, ge=0)
     decay_matrices_only: bool = False
+    exempt_named: bool = False
     backbone: float = Field(default=1.0, gt=0)
     options: dict[str, float] = Field(default={})
 
@@ -78,6 +85,8 @@ class Optimizer(Strict):
             raise ValueError(f"{self.name} has no nesterov")
         if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
             raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
+        if self.exempt_named and not self.decay_matrices_only:
+            raise ValueError("exempt_named goes beyond decay_matrices_only, and needs it")
         if self.options and self.name in ("sgd", "dot", *ADAPTIVE):
             raise ValueError(f"{self.name} has no options of its own; they are for optimisers that a plugin brings")
         return self
@@ -85,6 +94,7 @@ class Optimizer(Strict):
     def line(self) -> str:
         """In words, without the learning rate."""
         decay = f"weight decay {self.weight_decay:g}" + (" of matrices only" if self.decay_matrices_only else "")
+        decay += " but for those that timm exempts" if self.exempt_named else ""
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
         decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
         if self.name in ADAPTIVE:
@@ -148,6 +158,7 @@ class Crops(Strict):
     the middle cut out. ``random``: each image has either interpolation. ``auto_augment`` is as timm's
     ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
     saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
+    It takes the mean colour, or timm's ``noise``: each value is standard normal after the normalisation.
     """
 
     size: Pixels = 224
@@ -158,6 +169,7 @@ class Crops(Strict):
     color_jitter: float = Field(default=0.0, ge=0)
     auto_augment: str = ""
     erase: float = Field(default=0.0, ge=0, le=1)
+    erase_fill: Literal["mean", "noise"] = "mean"
     workers: Processes = 8
 
     @model_validator(mode="after")
@@ -168,6 +180,8 @@ class Crops(Strict):
             raise ValueError(f"in evaluation {self.size} pixels are cut out of {self.test_resize}: test_resize >= size")
         if self.interpolation == "random" and not self.test_interpolation:
             raise ValueError("evaluation is not at random: interpolation random needs a test_interpolation")
+        if self.erase_fill == "noise" and not self.erase:
+            raise ValueError("nothing is filled with noise where erase is 0")
         return self
 
     def line(self) -> str:
@@ -175,6 +189,7 @@ class Crops(Strict):
         more = f", colour jitter {self.color_jitter:g}" if self.color_jitter and not self.auto_augment else ""
         more += f", {self.auto_augment}" if self.auto_augment else ""
         more += f", random erasing {self.erase:g}" if self.erase else ""
+        more += " with noise" if self.erase_fill == "noise" else ""
         low, high = self.scale
         way = "bilinear or bicubic at random" if self.interpolation == "random" else self.interpolation
         tested = f" ({self.test_interpolation})" if self.test_interpolation else ""
@@ -182,6 +197,21 @@ class Crops(Strict):
             f"random resized crop {self.size} (area {low:g} to {high:g}, {way}){more}, "
             f"in evaluation short side {self.test_resize}{tested}, centre crop {self.size}"
         )
+
+
+class ByEpoch(Strict):
+    """A rate that moves from epoch to epoch, as timm's schedulers step it; epochs are the recipe's.
+
+    warmup  epochs over which the rate rises linearly
+    first   rate with which the warm-up begins (timm's ``warmup_lr``)
+    last    rate that half a cosine ends in (timm's ``min_lr``), one epoch after the last
+    late    epochs by which the schedule lags: the first rate stays so long
+    """
+
+    warmup: int = Field(default=0, ge=0, le=LONGEST)
+    first: float = Field(default=0.0, ge=0)
+    last: float = Field(default=0.0, ge=0)
+    late: int = Field(default=0, ge=0, le=LONGEST)
 
 
 class Mixing(Strict):

@@ -156,6 +156,7 @@ def build_network(
     num_classes: int = 100,
     input_shape: tuple[int, ...] = (3, 32, 32),
     vocabulary: int = VOCABULARY,
+    drop_path: float | None = None,
 ) -> Any:
     """The Network view of a freshly initialised architecture, or of a checkpoint with a new classifier.
 
@@ -166,10 +167,13 @@ def build_network(
         num_classes: size of the classifier.
         input_shape: (C, H, W) of one image; feature shapes derive from it.
         vocabulary: words that a text encoder without weights of its own can read.
+        drop_path: rate of stochastic depth of a network of images in training; None for the architecture's own.
 
     Raises:
         UserError: no such network (the message names the nearest ones), or one that cannot be had for these inputs.
     """
     source = _source(name)
     source.check(name)
+    if drop_path is not None:
+        return source.with_drop_path(name, num_classes, input_shape, vocabulary, drop_path)
     return source.build(name, num_classes, input_shape, vocabulary)

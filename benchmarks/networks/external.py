@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -59,12 +60,14 @@ def _known(library: str) -> frozenset[str]:
     return frozenset(torchvision.models.list_models(torchvision.models))
 
 
-_traced: dict[tuple[str, int, tuple[int, ...]], TracedChain] = {}
-"""By name, number of classes and size of the images: tracing takes a good part of a second."""
+_traced: dict[tuple[str, int, tuple[int, ...], float | None], TracedChain] = {}
+"""By name, number of classes, size of the images and stochastic depth: tracing takes a good part of a second."""
 
 
-def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn.Module, Callable[[nn.Module], Chain]]:
-    """A network without weights, and what makes its chain.
+def build(
+    name: str, num_classes: int, input_shape: tuple[int, ...], drop_path: float | None = None
+) -> tuple[nn.Module, Callable[[nn.Module], Chain]]:
+    """A network without weights, and what makes its chain; ``drop_path`` is for those of timm.
 
     Raises:
         UserError: it cannot be built for the size, or not be cut into units.
@@ -77,17 +80,26 @@ def build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn
 
         module = torchvision.models.get_model(parsed["name"], weights=None, num_classes=num_classes)
     else:
-        module = _timm(parsed["name"], num_classes, (input_shape[0], height, width))
+        module = _timm(parsed["name"], num_classes, (input_shape[0], height, width), drop_path)
     size = input_shape[0], height, width
-    if (name, num_classes, size) not in _traced:
+    if (name, num_classes, size, drop_path) not in _traced:
         images = images_that_run(module, size, name, f"{name.partition('@')[0]}@SIZE resizes them")
-        _traced[name, num_classes, size] = trace(module, images, name)
-    chain = _traced[name, num_classes, size].of
+        _traced[name, num_classes, size, drop_path] = trace(module, images, name)
+    chain = _traced[name, num_classes, size, drop_path].of
     return module, chain if size[1:] == tuple(input_shape[1:]) else partial(_resizing, chain, (height, width))
 
 
-def _timm(name: str, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
-    """timm's network; those with a fixed size of images are built for this one."""
+class _NoStochasticDepth(Exception):
+    """timm builds this network without."""
+
+
+def _timm(name: str, num_classes: int, input_size: tuple[int, int, int], drop_path: float | None) -> nn.Module:
+    """timm's network; those with a fixed size of images are built for this one.
+
+    Raises:
+        UserError: it cannot be built for the size.
+        _NoStochasticDepth: it takes no ``drop_path``.
+    """
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -95,9 +107,13 @@ def _timm(name: str, num_classes: int, input_size: tuple[int, int, int]) -> nn.M
     arguments: dict[str, Any] = {"num_classes": num_classes}
     if config and config.fixed_input_size and usual != input_size:
         arguments["img_size"] = input_size[1:]
+    if drop_path is not None:
+        arguments["drop_path_rate"] = drop_path
     try:
         return timm.create_model(name, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if "drop_path_rate" in str(error):
+            raise _NoStochasticDepth from None
         size = "x".join(map(str, input_size[1:]))
         raise UserError(
             f"timm:{name} cannot be built for images of {size} ({str(error).splitlines()[0]}); "
@@ -128,6 +144,18 @@ class External(NetworkSource):
 
     def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
         return NetworkView(*build(name, num_classes, input_shape), input_shape)
+
+    def with_drop_path(
+        self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int, rate: float
+    ) -> NetworkView:
+        if name.startswith("timm:"):
+            from timm.layers import DropPath
+
+            with suppress(_NoStochasticDepth):
+                view = NetworkView(*build(name, num_classes, input_shape, rate), input_shape)
+                if not rate or any(isinstance(module, DropPath) for module in view.modules()):
+                    return view
+        return super().with_drop_path(name, num_classes, input_shape, vocabulary, rate)
 
 
 SOURCES = (External(),)

@@ -47,6 +47,18 @@ class NetworkSource:
         """See :func:`benchmarks.networks.build_network`."""
         raise NotImplementedError
 
+    def with_drop_path(
+        self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int, rate: float
+    ) -> Any:
+        """A network that in training leaves out branches of its blocks at random (stochastic depth).
+
+        Raises:
+            UserError: it has no stochastic depth, and the rate is not 0.
+        """
+        if rate:
+            raise UserError(f"network '{name}' has no stochastic depth (drop_path), which networks of timm can have")
+        return self.build(name, num_classes, input_shape, vocabulary)
+
     def init_from(self, student: Network, teacher: Network, which: str) -> None:
         """Start a student from a teacher of the same source.
 

@@ -51,8 +51,12 @@ class TaskData(Interface):
     def answered(self) -> Tensor | None:
         """(N,) of which training samples there is an answer of the teacher; None for all."""
 
-    def build(self, network: str) -> NetworkView:
-        """A freshly initialised network for this task."""
+    def build(self, network: str, trained: bool = False) -> NetworkView:
+        """A freshly initialised network for this task; one that is to be ``trained`` has the protocol's ``drop_path``.
+
+        Raises:
+            UserError: it cannot be had for these inputs, or has no stochastic depth.
+        """
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[TaskBatch]:
         """The batches of an epoch from step ``start`` on; they depend on (seed, epoch, step) alone.

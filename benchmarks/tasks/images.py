@@ -120,7 +120,10 @@ class Seen:
 
 
 class ImageBatch:
-    """Augmented uint8 images (B, H, W, C) of one step; ``second`` draws their second view when it is asked for."""
+    """Augmented images (B, H, W, C) of one step; ``second`` draws their second view when it is asked for.
+
+    They are grey levels as uint8, or as int16 where images have noise, which is not within 0 to 255.
+    """
 
     def __init__(
         self,
@@ -215,9 +218,10 @@ class Images:
     def answered(self) -> Tensor | None:
         return self.answers.given if self.answers else None
 
-    def build(self, network: str) -> NetworkView:
+    def build(self, network: str, trained: bool = False) -> NetworkView:
         check_modality(network, self.protocol.task, "images")
-        view = build_network(network, self.info.num_classes, self.input_shape)
+        drop_path = self.protocol.drop_path if trained else None
+        view = build_network(network, self.info.num_classes, self.input_shape, drop_path=drop_path)
         return view.to(self.device).to(memory_format=torch.channels_last)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -324,7 +328,7 @@ def differing(name: str, official: tuple[int, ...], actual: tuple[int, ...]) -> 
 
 
 def normalise(images: Tensor, normalisation: Normalisation) -> Tensor:
-    """(B, H, W, C) uint8 to (B, C, H, W) of the default type, channels_last: (x / 255 - mean) / std."""
+    """(B, H, W, C) grey levels to (B, C, H, W) of the default type, channels_last: (x / 255 - mean) / std."""
     mean, std = (torch.tensor(values, device=images.device) for values in normalisation)
     return images.to(torch.get_default_dtype()).div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 

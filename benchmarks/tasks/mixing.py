@@ -24,10 +24,10 @@ class Mix:
     box: tuple[int, int, int, int] | None = None
 
     def images(self, images: Tensor) -> Tensor:
-        """(B, H, W, C) uint8 to the same: an average is rounded to whole grey levels."""
+        """(B, H, W, C) integers to the same: an average is rounded to whole grey levels."""
         others = images.flip(0)
         if self.box is None:
-            return (images * self.share + others * (1 - self.share)).round().to(torch.uint8)
+            return (images * self.share + others * (1 - self.share)).round().to(images.dtype)
         top, bottom, left, right = self.box
         mixed = images.clone()
         mixed[:, top:bottom, left:right] = others[:, top:bottom, left:right]

@@ -29,7 +29,7 @@ from ..common.seeding import derive, held_out
 from ..config.protocol import Protocol
 from ..config.recipe import Crops
 from .image_files import picture
-from .images import ImageBatch, Images, differing, noisy
+from .images import ImageBatch, Images, Normalisation, differing, noisy
 
 EVAL_BATCH = 128
 PREFETCH = 4
@@ -151,13 +151,13 @@ class Failed:
 
 
 class Decoded(Dataset[tuple[Tensor, int]]):
-    """Images as uint8 (H, W, C) with their labels, by :class:`ImageRequest`."""
+    """Images in grey levels (H, W, C) with their labels, by :class:`ImageRequest`."""
 
-    def __init__(self, train: Files, test: Files, flip: bool, crops: Crops, mean: Sequence[float]) -> None:
+    def __init__(self, train: Files, test: Files, flip: bool, crops: Crops, normalisation: Normalisation) -> None:
         self.splits = (train, test)
         from .transforms import augmented, clean
 
-        self.augmented, self.clean = augmented(crops, flip, mean), clean(crops)
+        self.augmented, self.clean = augmented(crops, flip, *normalisation), clean(crops)
 
     def __getitem__(self, request: ImageRequest) -> tuple[Tensor, int]:
         files = self.splits[request.test]
@@ -213,7 +213,7 @@ class StreamedImages(Images):
         shape = (3, crops.size, crops.size)
         super().__init__(labels, num_classes, len(test.labels), shape, protocol, device)
         self.workers = min(crops.workers, os.cpu_count() or 1)  # which changes nothing but the speed
-        self.images = Decoded(train, test, protocol.flip, crops, protocol.mean)
+        self.images = Decoded(train, test, protocol.flip, crops, self.normalisation)
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
         order = list(self.order(seed, epoch, start))

@@ -231,7 +231,7 @@ class TextData:
         inputs = split.padded(indices, self.padding)
         return TextBatch(Batch(inputs, split.labels[indices], indices, self.loss))
 
-    def build(self, network: str) -> NetworkView:
+    def build(self, network: str, trained: bool = False) -> NetworkView:
         check_modality(network, self.protocol.task, "text")
         view = build_network(network, self.info.num_classes, vocabulary=len(self.tokenizer))
         if source := pretrained_source(network):

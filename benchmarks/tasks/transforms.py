@@ -6,10 +6,12 @@ The libraries that do it are imported by those who call them: a plan that has no
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from kd_methods.errors import UserError
 
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 
-def augmented(crops: Crops, flip: bool, mean: Sequence[float]) -> v2.Transform:
-    """A picture to uint8 (C, H, W), at random; what is erased takes the mean colour, in [0, 1] by channel.
+def augmented(crops: Crops, flip: bool, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
+    """A picture to grey levels (C, H, W), at random.
+
+    They are uint8, and what is erased takes the mean colour, in [0, 1] by channel; or noise, with which they are int16.
 
     Raises:
         UserError: timm does not know this ``auto_augment``.
@@ -39,7 +43,9 @@ def augmented(crops: Crops, flip: bool, mean: Sequence[float]) -> v2.Transform:
     elif crops.color_jitter:
         steps.append(v2.ColorJitter(*(crops.color_jitter,) * 3))
     steps.append(v2.PILToTensor())
-    if crops.erase:  # to the mean colour, which is zero for the network
+    if crops.erase_fill == "noise":
+        steps.append(_erasing_with_noise(crops.erase, mean, std))
+    elif crops.erase:  # to the mean colour, which is zero for the network
         value = [round(255 * channel) for channel in mean]
         steps.append(v2.RandomErasing(crops.erase, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=value))
     return v2.Compose(steps)
@@ -52,6 +58,24 @@ def clean(crops: Crops) -> v2.Transform:
     way = InterpolationMode(crops.test_interpolation or crops.interpolation)
     resize = v2.Resize(crops.test_resize, interpolation=way, antialias=True)
     return v2.Compose([resize, v2.CenterCrop(crops.size), v2.PILToTensor()])
+
+
+def _erasing_with_noise(probability: float, mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """timm's random erasing in its mode ``pixel``, of uint8 (C, H, W) as the protocol normalises it, to int16.
+
+    Grey levels of noise are whole ones, as all are, and not cut off at black and white.
+    """
+    from timm.data.random_erasing import RandomErasing
+
+    erase = RandomErasing(probability, mode="pixel", device="cpu")
+    centre, scale = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (mean, std))
+
+    def erased(image: Tensor) -> Tensor:
+        normalised = (image - centre) / scale
+        erase(normalised)
+        return (normalised * scale + centre).round().to(torch.int16)
+
+    return erased
 
 
 def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:

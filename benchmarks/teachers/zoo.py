@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
@@ -22,7 +22,8 @@ from ..common.files import complaint, locked, read_json, sha256_file, write_byte
 from ..common.places import PROGRAM, PUBLISHED
 from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import read_yaml
-from ..config.protocol import Mean, Protocol, Std, of_three_channels
+from ..config.protocol import Protocol
+from ..config.recipe import Means, Stds
 from ..store.cell import TeacherRef
 from ..tasks import TaskData, get_task
 from ..tasks.text import TextTask, words
@@ -45,8 +46,8 @@ class Teacher(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     network: str
     task: str
-    mean: tuple[Mean, ...] = ()
-    std: tuple[Std, ...] = ()
+    mean: Means = ()
+    std: Stds = ()
     expected: float | None = None
     expected_source: str = ""
     origin: str = ""
@@ -54,8 +55,6 @@ class Teacher(BaseModel):
     member: str = ""
     sha256: str = ""
     weights: str = ""
-
-    _channels = field_validator("mean", "std")(of_three_channels)
 
 
 def make_entry(**values: Any) -> Teacher:

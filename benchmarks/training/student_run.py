@@ -30,6 +30,7 @@ from .failures import Diverged
 from .gathering import gathered, running_statistics
 from .group import Group
 from .isolation import Loans, apart, lend
+from .optimizers.exempt import exempt
 from .precision import autocast, scaler, set_tf32
 from .synchronised import synchronised
 
@@ -61,7 +62,7 @@ class StudentRun:
         if info.labels is not None:
             info = replace(info, labels=self.loans.tensor("the training set's labels", info.labels))
         with self._apart("student"):
-            student = self.data.build(cell.student)
+            student = self.data.build(cell.student, trained=True)
             begin(cell, student, teacher, weights)
         with self._apart("method"):
             assembly = Assembly(cell, student, teacher, info, device, torch.channels_last)
@@ -81,6 +82,7 @@ class StudentRun:
             protocol.optimizer,
             self.scaler,
             self._backbone() if protocol.optimizer.backbone != 1 else (),
+            exempt(self.student) if protocol.optimizer.exempt_named else (),
         )
         # For auxiliary logits the method's own modules are evaluated, too.
         evaluated = (self.deployed, self.student, *((self.method,) if self.method.auxiliary_fields() else ()))

@@ -189,6 +189,12 @@ def test_recipes_that_do_not_fit_are_said() -> None:
         (usual, {**mixing, "stored_logits": True}, "single images, and mixing makes others"),
         (usual, {"mixing": {}}, "above 0, or there is no mixing"),
         (usual, {"ema": 1.0}, "less than 1"),
+        (usual, {"by_epoch": {"warmup": 2}}, "by_epoch belongs to the schedules"),
+        (usual, {"schedule": "cosine_by_epoch"}, "by_epoch belongs to the schedules"),
+        (usual, {"schedule": "cosine_by_epoch", "by_epoch": {"last": 1e-6}, "warmup": 0.1}, "no other warmup"),
+        (usual, {"optimizer": {"lr": 0.1, "exempt_named": True}}, "goes beyond decay_matrices_only"),
+        (usual, {"crops": {"erase_fill": "noise"}}, "where erase is 0"),
+        (text, {"drop_path": 0.1}, "for images, without max_length"),
         (text, mixing, "for images, without max_length"),
         (text, {"task_loss": "bce"}, "for images, without max_length"),
         (load_protocol("coco-1x").model_dump(), {"ema": 0.9}, "not for detection: ema"),
@@ -208,6 +214,9 @@ def test_the_strong_recipes_have_their_sources_values() -> None:
     assert ofa.mixing == deit.mixing and ofa.mixing and (ofa.mixing.mixup, ofa.mixing.cutmix) == (0.8, 1.0)
     assert (ofa.ema, deit.ema, a2.ema) == (0.99996, 0.0, 0.0)
     assert (deit.optimizer.lr, deit.repeats, deit.optimizer.clip) == (5e-4 * 1024 / 512, 3, 0.0)
+    assert (ofa.drop_path, deit.drop_path, a2.drop_path) == (0.0, 0.1, 0.05)
+    assert (ofa.optimizer.exempt_named, deit.optimizer.exempt_named, a2.optimizer.exempt_named) == (False, True, True)
+    assert ofa.crops and deit.crops and ofa.crops.erase_fill == deit.crops.erase_fill == "noise"
     a1 = load_protocol("imagenet-vanilla-a1")
     assert [(p.epochs, p.optimizer.weight_decay, p.label_smoothing, p.mixing and p.mixing.mixup) for p in (a2, a1)] == [
         (300, 0.02, 0.0, 0.1),
@@ -216,6 +225,55 @@ def test_the_strong_recipes_have_their_sources_values() -> None:
     matching = load_protocol("imagenet-function-matching")
     assert matching.optimizer.weight_decay == pytest.approx(3e-4 / matching.optimizer.lr)
     assert matching.epochs == 1200 and matching.warmup * 1200 * (1281167 // 4096) == pytest.approx(5000, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["ofa", "ofa-cnn", "deit", "vanilla-a1", "vanilla-a2"])
+def test_rates_that_move_with_epochs_are_those_of_timms_schedulers(name: str) -> None:
+    """As the recipes' scripts step them: with the number of the next epoch; DeiT's with that of the last one."""
+    from timm.scheduler import CosineLRScheduler, StepLRScheduler
+
+    protocol = load_protocol(f"imagenet-{name}")
+    how, peak = protocol.by_epoch, protocol.optimizer.lr
+    assert how
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    rising = {"warmup_t": how.warmup, "warmup_lr_init": how.first}
+    theirs = (
+        StepLRScheduler(optimizer, decay_t=30, decay_rate=0.1, warmup_prefix=False, **rising)
+        if name == "ofa-cnn"
+        else CosineLRScheduler(optimizer, t_initial=protocol.epochs, lr_min=how.last, **rising)
+    )
+    for epoch in range(1, protocol.epochs + 1):
+        for done in (0, 7):  # constant within the epoch
+            assert peak * protocol.lr_at(epoch, done, 9)[0] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        theirs.step(epoch - 1 if name == "deit" else epoch)
+
+
+def test_a_shorter_run_passes_through_the_rates_of_the_recipes_epochs() -> None:
+    whole = load_protocol("imagenet-ofa")
+    tenth = whole.changed(epochs=30)
+    for epoch in (1, 2, 3, 17, 30):
+        assert tenth.lr_at(epoch)[0] == pytest.approx(whole.lr_at(1 + 10 * (epoch - 1))[0])
+    assert "warm-up over 20 epochs from 5e-07, set once an epoch" in lines(whole)[1]
+    assert "warm-up over 2 epochs" in lines(tenth)[1]
+    assert "set once an epoch, late by 1" in lines(load_protocol("imagenet-deit"))[1]
+
+
+def test_settings_of_the_strong_recipes_leave_others_keys_as_they_are() -> None:
+    usual = load_protocol("imagenet-100")
+    plain = usual.model_dump()
+    values = {"drop_path": 0.0, "optimizer": {**plain["optimizer"], "decay_matrices_only": True, "exempt_named": True}}
+    values["crops"] = {**plain["crops"], "erase": 0.25, "erase_fill": "noise"}
+    values |= {"schedule": "cosine_by_epoch", "by_epoch": {"warmup": 2}, "milestones": ()}
+    for key in ("drop_path", "by_epoch"):
+        assert key not in usual.identity()
+    assert "exempt_named" not in usual.identity()["optimizer"] and "erase_fill" not in usual.identity()["crops"]
+    changed = Protocol.model_validate({**plain, **values})
+    identity = changed.identity()
+    assert (identity["drop_path"], identity["by_epoch"]) == (0.0, {"warmup": 2})
+    assert (identity["optimizer"]["exempt_named"], identity["crops"]["erase_fill"]) == (True, "noise")
+    text = "\n".join(lines(changed))
+    for words in ("but for those that timm exempts", "random erasing 0.25 with noise", "stochastic depth 0"):
+        assert words in text and words not in "\n".join(lines(usual))
 
 
 def test_processes_that_share_a_batch_are_said_and_make_other_cells() -> None:

@@ -174,3 +174,34 @@ def test_a_compiled_network_computes_the_same() -> None:
         one.train()(x).logits.sum().backward()
         assert all(parameter.grad is not None for parameter in one.parameters())
         one.eval()
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_efficientnet"])
+def test_stochastic_depth_changes_a_network_of_timm_in_training_alone(name: str) -> None:
+    """Units, layout, initial weights and evaluation are those without; its rates are timm's."""
+    import timm
+
+    views: list[NetworkView] = []
+    for rate in (None, 0.3, 0.0):
+        torch.manual_seed(2)
+        views.append(build_network(name, 7, (3, FAMILIES[name], FAMILIES[name]), drop_path=rate))
+    usual, dropping, never = views
+    assert usual.layout == dropping.layout and usual.units == dropping.units
+    theirs = timm.create_model(name.removeprefix("timm:"), drop_path_rate=0.3)
+    assert depths(dropping) == depths(theirs) and max(depths(dropping)) > 0.2 and depths(never) == []
+    assert all(map(torch.equal, usual.parameters(), dropping.parameters()))
+    x = pixels(name)
+    logits = [view.eval()(x).logits for view in views]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
+def depths(module: nn.Module) -> list[float]:
+    return [part.drop_prob for part in module.modules() if type(part).__name__ == "DropPath"]
+
+
+@pytest.mark.parametrize("name", ["timm:densenet121", "torchvision:resnet18", "MobileNetV1"])
+def test_a_network_without_stochastic_depth_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' has no stochastic depth") as caught:
+        build_network(name, 7, (3, 64, 64), drop_path=0.1)
+    assert "\n" not in str(caught.value)
+    assert build_network(name, 7, (3, 64, 64), drop_path=0.0).units == build_network(name, 7, (3, 64, 64)).units

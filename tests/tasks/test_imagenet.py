@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from helpers.image_files import MEAN, WNIDS, opened, recipe, write_images
+from helpers.image_files import MEAN, STD, WNIDS, opened, recipe, write_images
 from PIL import Image
 
+from benchmarks.common.seeding import derive
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.recipe import Crops
+from benchmarks.config.recipe import Crops, Mixing
 from benchmarks.tasks import get_task, imagenet, images, streamed
+from benchmarks.tasks.mixing import draw
 from benchmarks.tasks.streamed import drawing
-from benchmarks.tasks.transforms import _auto_augment, _posterize
+from benchmarks.tasks.transforms import _auto_augment, _erasing_with_noise, _posterize
 from kd_methods.errors import UserError
+
+MIXUP = Mixing(mixup=0.8)
 
 
 def test_classes_have_their_official_numbers_and_a_part_is_named(tmp_path: Path) -> None:
@@ -41,6 +45,7 @@ def test_classes_have_their_official_numbers_and_a_part_is_named(tmp_path: Path)
     [
         {},
         {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5},
+        {"erase": 0.5, "erase_fill": "noise"},
         {"color_jitter": 0.4},
         {"interpolation": "random", "test_interpolation": "bicubic"},
     ],
@@ -61,7 +66,8 @@ def test_what_an_image_becomes_depends_on_its_place_alone(tmp_path: Path, augmen
         assert all(map(torch.equal, one, other))
     again = next(iter(alone.batches(0, 2)))
     assert not torch.equal(again.images, whole[0][0])
-    assert whole[0][0].dtype == torch.uint8 and whole[0][0].shape == (4, 32, 32, 3)
+    assert whole[0][0].dtype == (torch.int16 if "erase_fill" in augmented else torch.uint8)
+    assert whole[0][0].shape == (4, 32, 32, 3)
     in_order = [list(data.augmented(0, 5)) for data in (with_workers, alone)]
     assert torch.equal(torch.cat([batch.indices for batch in in_order[0]]), torch.arange(alone.info.num_samples))
     for ours, theirs in zip(*in_order, strict=True):
@@ -169,3 +175,43 @@ def test_rotation_is_torchvisions(size: tuple[int, int]) -> None:
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         sampled = picture[y.clamp(0, height - 1), x.clamp(0, width - 1)][0] * inside[0, ..., None]
         assert torch.equal(sampled, TF.rotate(picture.permute(2, 0, 1), angle).permute(1, 2, 0)), angle
+
+
+def test_erased_parts_are_timms_noise_in_what_networks_see(tmp_path: Path) -> None:
+    """As timm's transform erases the normalised image, up to whole grey levels; other pixels stay as they were."""
+    from timm.data.random_erasing import RandomErasing
+
+    root, crops = write_images(tmp_path), Crops(size=32, test_resize=36, workers=0, erase=1.0, erase_fill="noise")
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8))
+    erased = _erasing_with_noise(1.0, MEAN, STD)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    noise, shares = [], []
+    for seed in range(200):
+        with drawing(seed):
+            ours = erased(pixels)
+        with drawing(seed):
+            theirs = (pixels / 255 - mean) / std
+            RandomErasing(1.0, mode="pixel", device="cpu")(theirs)
+        assert ours.dtype == torch.int16
+        assert ((ours / 255 - mean) / std - theirs).abs().max() < 0.5001 / 255 / std.min()
+        changed = (theirs - (pixels / 255 - mean) / std).abs().amax(0) > 1e-5
+        assert torch.equal(ours[:, ~changed], pixels[:, ~changed].short())
+        noise.append(((ours / 255 - mean) / std)[:, changed].flatten())
+        shares.append(float(changed.float().mean()))
+    values = torch.cat(noise)
+    assert abs(float(values.mean())) < 0.01 and abs(float(values.std()) - 1) < 0.01
+    assert values.abs().max() > 3.5, "not cut off at black and white"
+    assert min(shares) > 0.02 * 0.8 and max(shares) < 1 / 3 * 1.1 and 0.14 < float(np.mean(shares)) < 0.21
+    with drawing(0):
+        assert torch.equal(_erasing_with_noise(0.0, MEAN, STD)(pixels), pixels.short())
+
+    data = opened(root, crops=crops)
+    batch, mixed = next(iter(data.batches(0, 1))), next(iter(opened(root, crops=crops, mixing=MIXUP).batches(0, 1)))
+    assert batch.images.dtype == mixed.images.dtype == torch.int16
+    assert int(batch.images.min()) < 0 and int(batch.images.max()) > 255
+    share = draw(MIXUP, (32, 32), derive(0, "mixing", 1, 0)).share
+    average = batch.images * share + batch.images.flip(0) * (1 - share)
+    assert (mixed.images - average).abs().max() <= 0.501, "erased first, then mixed"
+    seen, other = batch.student().inputs, batch.inputs(((0.5,) * 3, (0.25,) * 3))
+    torch.testing.assert_close(seen * std + mean, other * 0.25 + 0.5)  # the teacher sees the same image
+    assert data.clean(torch.arange(2)).images.dtype == torch.uint8

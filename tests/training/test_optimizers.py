@@ -18,11 +18,13 @@ from benchmarks.config.protocol import Protocol, load_protocol, steps_per_epoch
 from benchmarks.config.protocol_words import lines
 from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.engines import local
+from benchmarks.networks import build_network
 from benchmarks.store.cell import Cell
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training import optimizers
 from benchmarks.training.failures import Interrupted
+from benchmarks.training.optimizers.exempt import exempt
 from benchmarks.training.student_run import StudentRun
 from kd_methods.contract import Losses
 
@@ -214,9 +216,37 @@ def test_lamb_resumes_exactly(tmp_path: Path, data: ImageData):
 
 
 def test_a_rate_that_falls_in_steps_may_rise_first():
-    protocol = load_protocol("imagenet-ofa-cnn")
+    protocol = load_protocol("imagenet-100").model_copy(update={"warmup": 0.03})
     total = 100 * 50
     factors = [protocol.lr_at(1 + done // 50, done, total)[0] for done in range(total)]
     assert factors[0] == 0 and factors[75] == pytest.approx(0.5)
     assert factors[150:1500] == [1.0] * 1350 and factors[1500] == pytest.approx(0.1)
     assert "after a linear warm-up over 3% of the steps" in lines(protocol)[1]
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:swin_tiny_patch4_window7_224", "timm:test_resnet"])
+def test_what_does_not_decay_is_what_timm_leaves_out(name: str):
+    """Of the network: the groups that timm's create_optimizer_v2 makes; of a method's parts those that are vectors."""
+    from timm.optim import create_optimizer_v2
+
+    network, part = build_network(name, 10, (3, 64, 64)), torch.nn.Linear(3, 2)
+    config = Optimizer(name="adamw", lr=0.1, weight_decay=0.05, decay_matrices_only=True, exempt_named=True)
+    parameters = [*network.parameters(), *part.parameters()]
+    ours = optimizers.build(parameters, 0.1, config, undecayed=exempt(network))
+    theirs = create_optimizer_v2(network.module, "adamw", lr=0.1, weight_decay=0.05)
+
+    def decays(optimizer: Any) -> dict[int, float]:
+        return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+    assert decays(ours) == {**decays(theirs), id(part.weight): 0.05, id(part.bias): 0.0}
+    named = {id(p) for p in network.parameters() if p.dim() > 1 and not decays(ours)[id(p)]}
+    assert bool(named) == (name != "timm:test_resnet"), "class token and position embeddings, or tables of positions"
+
+
+def test_a_networks_exceptions_are_found_where_a_part_of_it_is_exchanged():
+    student, teacher = (build_network("timm:test_vit", 10, (3, 32, 32)) for _ in range(2))
+    unit = student.layout.stages[1]
+    joint = student.with_teacher_tail(unit, "own", torch.nn.Linear(64, 64), teacher, unit)
+    spared = {id(parameter) for parameter in exempt(joint)}
+    names = {name for name, parameter in joint.named_parameters() if id(parameter) in spared and parameter.dim() > 1}
+    assert len(names) >= 2 and all(name.endswith(("cls_token", "pos_embed")) for name in names)

@@ -17,8 +17,10 @@ class Schedule:
     name  as protocols call it
     at    (protocol, epoch from 1, steps done, all steps) to the factor on the rate, and the momentum where it moves
     line  what a caption says of it, beginning with a comma or a space
+    by_epoch  whether it reads the protocol's ``by_epoch``
     """
 
     name: str
     at: Callable[[Protocol, int, int, int], tuple[float, float | None]]
     line: Callable[[Protocol], str] = lambda protocol: ""
+    by_epoch: bool = False

@@ -44,10 +44,11 @@ def build(
     config: Optimizer,
     scaler: torch.amp.GradScaler | None = None,
     slow: Iterable[nn.Parameter] = (),
+    undecayed: Iterable[nn.Parameter] = (),
 ) -> TrainingOptimizer:
     """The optimiser that a protocol or a row names; ``scaler`` is for gradients in fp16.
 
-    Parameters that are ``slow`` have the backbone's rate.
+    Parameters that are ``slow`` have the backbone's rate, those that are ``undecayed`` no weight decay.
 
     Raises:
         UserError: no such optimiser, or one that cannot have scaled gradients.
@@ -57,4 +58,4 @@ def build(
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     if scaler.is_enabled() and not kind.scales:
         raise UserError(f"optimizer {kind.name}: its gradients are not scaled for fp16; use bf16")
-    return kind.build(OptimizerSetup(trained, lr, config, scaler, set(map(id, slow))))
+    return kind.build(OptimizerSetup(trained, lr, config, scaler, set(map(id, slow)), set(map(id, undecayed))))

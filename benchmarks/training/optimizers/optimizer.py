@@ -126,6 +126,7 @@ class OptimizerSetup:
     config      the settings of the protocol or the row
     scaler      of gradients in fp16; it may be off
     slow        ids of the parameters with the backbone's rate
+    undecayed   ids of parameters without weight decay, whatever their form
     """
 
     parameters: list[nn.Parameter]
@@ -133,12 +134,13 @@ class OptimizerSetup:
     config: Optimizer
     scaler: torch.amp.GradScaler
     slow: Collection[int] = ()
+    undecayed: Collection[int] = ()
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters with weight decay and those without, at the full rate and at the backbone's."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for parameter in self.parameters:
-            plain = self.config.decay_matrices_only and parameter.dim() < 2
+            plain = (self.config.decay_matrices_only and parameter.dim() < 2) or id(parameter) in self.undecayed
             groups.setdefault((id(parameter) in self.slow, plain), []).append(parameter)
         return [
             {
