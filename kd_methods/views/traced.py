@@ -110,6 +110,15 @@ def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     What runs before the first block is the stem; a unit of the trunk ends with a block, or with an activation where
     there are no blocks; behind the last stage, what does nothing or completes a convolution joins the unit before.
     """
+    counters = [(buffer, buffer.clone()) for buffer in module.buffers() if not buffer.is_floating_point()]
+    try:
+        return _traced(module, x, name)
+    finally:
+        for buffer, value in counters:  # it runs what counts the batches of timm's batch-norms
+            buffer.copy_(value)
+
+
+def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     traced = traced_units(module, name)
     calls = [called_modules(module, unit) for unit in traced]
     shapes = unit_shapes(module, traced, x)

@@ -205,3 +205,12 @@ def test_a_network_without_stochastic_depth_is_refused_in_one_line(name: str) ->
         build_network(name, 7, (3, 64, 64), drop_path=0.1)
     assert "\n" not in str(caught.value)
     assert build_network(name, 7, (3, 64, 64), drop_path=0.0).units == build_network(name, 7, (3, 64, 64)).units
+
+
+def test_the_first_of_its_name_in_a_process_is_as_the_others() -> None:
+    """Of each name one network is traced, which leaves nothing behind in it."""
+    built = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        built.append(build_network("timm:mobilenetv2_050", 7, (3, 32, 32)).module.state_dict())
+    assert all(torch.equal(value, built[1][name]) for name, value in built[0].items())
