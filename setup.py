@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = [name for name in find_packages(include=["benchmarks", "benchmarks.*"]) if not name.endswith(".suites")]
+ROOMS = find_packages(include=["benchmarks", "benchmarks.*"])
 KINDS = ("*.yaml", "*.csv", "*.bib", "*.md", "*.zip")
 DATA = {".".join(("kdbench", *path.parent.parts)): path.parent for kind in KINDS for path in Path("tables").rglob(kind)}
 

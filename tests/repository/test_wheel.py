@@ -15,6 +15,7 @@ REPO = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_installed_package_lists_and_runs(tmp_path: Path) -> None:
+    pytest.importorskip("pip", reason="an environment made by uv has no pip")
     source, site, user = tmp_path / "source", tmp_path / "site", tmp_path / "user"
     ignored = shutil.ignore_patterns("__pycache__", "results")
     for folder in ("benchmarks", "kd_methods", "tables"):
@@ -33,6 +34,7 @@ def test_the_installed_package_lists_and_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    assert "ok    kd" in kdbench("doctor", "--check", "--methods", "kd")
     assert "table2" in kdbench("list") and "cifar100-crd240" in kdbench("show", "protocol", "cifar100-crd240")
     words = ("--methods", "student", "--pairs", "vgg11-vgg8", "--seeds", "0", "--epochs", "1", "--no-cost")
     assert "Student (no KD)" in kdbench("table1", "--preset", "demo", *words)

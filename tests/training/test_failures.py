@@ -281,8 +281,8 @@ def test_what_is_raised_over_a_lack_of_memory_is_one(bench: TrainingBench, monke
 
     (cell,) = bench.cells([("kd", {})])
     context = bench.context()
-    monkeypatch.setattr(bench.data, "build", lambda name: build() if name == cell.student else build_as_usual(name))
-    build_as_usual = type(bench.data).build.__get__(bench.data)
+    usual = type(bench.data).build.__get__(bench.data)
+    monkeypatch.setattr(bench.data, "build", lambda name, **how: build() if name == cell.student else usual(name, **how))
     local.run([cell], context)
     status = bench.store.run(cell).status
     assert status["state"] == "failed" and status["message"].startswith("out of memory, alone in its group")
