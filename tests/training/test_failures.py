@@ -282,7 +282,9 @@ def test_what_is_raised_over_a_lack_of_memory_is_one(bench: TrainingBench, monke
     (cell,) = bench.cells([("kd", {})])
     context = bench.context()
     usual = type(bench.data).build.__get__(bench.data)
-    monkeypatch.setattr(bench.data, "build", lambda name, **how: build() if name == cell.student else usual(name, **how))
+    monkeypatch.setattr(
+        bench.data, "build", lambda name, **how: build() if name == cell.student else usual(name, **how)
+    )
     local.run([cell], context)
     status = bench.store.run(cell).status
     assert status["state"] == "failed" and status["message"].startswith("out of memory, alone in its group")
