@@ -68,6 +68,13 @@ def device(name: str) -> torch.device:
     return chosen
 
 
+def of_processes(first: torch.device, count: int) -> list[torch.device]:
+    """The devices of processes that share a cell's batches: a GPU each, from ``first`` on, or all the CPU."""
+    if first.type == "cpu":
+        return [first] * count
+    return [torch.device(first.type, (first.index or 0) + rank) for rank in range(count)]
+
+
 @functools.cache
 def _keep_memory() -> None:
     """Freed memory stays with this process, where the C library is glibc.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kd_methods.errors import DiskError, UserError
 
-from ..common import processes
+from ..common import environment, processes
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..driver.engines.engine import Engine
@@ -99,9 +99,8 @@ def _of_processes(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
     count = job.protocol.processes
     if job.device == "cpu":
         job = replace(job, threads=max(1, job.threads // count))
-        return [replace(job, rank=rank, rendezvous=rendezvous) for rank in range(count)]
-    first = torch.device(job.device).index or 0
-    return [replace(job, rank=rank, rendezvous=rendezvous, device=f"cuda:{first + rank}") for rank in range(count)]
+    devices = environment.of_processes(torch.device(job.device), count)
+    return [replace(job, rank=i, rendezvous=rendezvous, device=str(each)) for i, each in enumerate(devices)]
 
 
 def _in_processes(

@@ -86,7 +86,8 @@ class StudentRun:
         )
         # For auxiliary logits the method's own modules are evaluated, too.
         evaluated = (self.deployed, self.student, *((self.method,) if self.method.auxiliary_fields() else ()))
-        taught_by = (teacher, teacher.fold_batch_norms()) if teacher else ()  # whose end may be a part of the student
+        # The end of a teacher may be a part of the student; it is folded here only where it could be averaged.
+        taught_by = (teacher, teacher.fold_batch_norms()) if teacher and protocol.ema else ()
         self.averages = Averages(evaluated, protocol.ema, taught_by)
         if self.replica.count > 1 and not isinstance(self.optimizer, optimizers.SummedTerms):
             raise UserError(f"optimizer {protocol.optimizer.name}: its gradients are not summed over processes")

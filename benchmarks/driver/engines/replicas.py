@@ -17,7 +17,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ...common import plugins, processes
+from ...common import environment, plugins, processes
 from ...common.processes import Child, Ended
 from ...common.signals import stop_signals
 from ...common.workspace import Workspace
@@ -154,9 +154,7 @@ def _shares(cell: Cell, context: Context, rendezvous: Path) -> list[Share]:
     files = {ref: context.weights_of(ref) for ref in (cell.teacher, cell.start) if ref and not ref.cell}
     job, threads = Job((cell,), context.protocol, context.similarity), max(1, torch.get_num_threads() // count)
     share = Share(job, workspace, files, context.save_seconds, threads, rendezvous)
-    if workspace.device.type == "cpu":
-        return [replace(share, rank=rank) for rank in range(count)]
-    devices = (torch.device(workspace.device.type, (workspace.device.index or 0) + rank) for rank in range(count))
+    devices = environment.of_processes(workspace.device, count)
     return [replace(share, rank=i, workspace=replace(workspace, device=each)) for i, each in enumerate(devices)]
 
 
