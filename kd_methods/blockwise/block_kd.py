@@ -66,8 +66,9 @@ class BlockKD(Method[Settings]):
         hard_labels="whose logit is told apart where distance is dkd",
         divergences=(
             "no code is public; the connectors, the cuts into blocks, the weights and the temperature are our reading",
-            "weights 1 did best of three candidates on held-out training images, and those of KD (0.1, 0.9, 0.9) came"
-            " close (tables/reproduced/block-kd-weights-short-epochs2.md: two epochs, one seed)",
+            "the weights are undetermined: 1 did best of three candidates and those of KD (0.1, 0.9, 0.9) came close,"
+            " after two epochs with one seed and a teacher that had seen the held-out images"
+            " (tables/reproduced/block-kd-weights-short-epochs2.md)",
             "w_i also weights the stones' terms against the ensemble, and the ensemble is detached (our reading)",
             "networks with different numbers of blocks are matched from the last block backwards, encoders of equal"
             " layers at equal shares of their depth (our choice)",
