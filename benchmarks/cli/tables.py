@@ -69,7 +69,7 @@ def run(
     **asked: Any,
 ) -> None:
     """Run what TABLE needs and is not in the store, and write the table (a name or a YAML file)."""
-    from ..common.processes import check_started_once
+    from ..common.process.children import check_started_once
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table
 

@@ -107,7 +107,7 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
 @in_workspace
 def teachers_train(workspace: Callable[[], Workspace], network: str, protocol_name: str, epochs: int | None) -> None:
     """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""
-    from ..common.processes import check_started_once
+    from ..common.process.children import check_started_once
 
     check_started_once()
     place = workspace()

@@ -29,7 +29,7 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
     """
     if not paths:
         return {}
-    from .process_settings import settings_restored  # imports torch, as plugins do
+    from .process.settings import settings_restored  # imports torch, as plugins do
 
     registered: dict[str, str] = {}
     for path in paths:

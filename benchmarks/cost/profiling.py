@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
 
-from ..common import plugins, processes
+from ..common import plugins
 from ..common.environment import device as choose
 from ..common.environment import release_memory
 from ..common.files import digest
+from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..networks import NetworkView, count
@@ -257,17 +258,17 @@ def measure(
     Raises:
         UserError: the measurement failed; the message says how.
     """
-    processes.preload(__name__)
+    children.preload(__name__)
     threads = torch.get_num_threads()
-    answer = processes.Child(_measure, cell, protocol, workspace.portable(), threads, (warm_up, timed)).answer()
-    if isinstance(answer, processes.Ended):
+    answer = children.Child(_measure, cell, protocol, workspace.portable(), threads, (warm_up, timed)).answer()
+    if isinstance(answer, children.Ended):
         answer = f"the process {answer.how}"
     if isinstance(answer, str):
         raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
     return answer
 
 
-def _measure(send: processes.Send, *arguments: Any) -> None:
+def _measure(send: children.Send, *arguments: Any) -> None:
     try:
         send(_figures(*arguments))
     except Exception as error:  # of a method's own code, or no memory: said by the parent

@@ -9,7 +9,7 @@ from kd_methods.errors import UserError
 
 from ..common import environment
 from ..common.console import counted
-from ..common.signals import stop_signals
+from ..common.process.signals import stop_signals
 from ..common.workspace import Workspace
 from ..report.collect import Cost
 from ..store import documents

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kd_methods.errors import DiskError, UserError
 
-from ..common import environment, processes
+from ..common import environment
+from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..driver.engines.engine import Engine
@@ -28,8 +29,8 @@ from ..driver.execution.relay import Followed
 from ..store.cell import Cell
 from ..teachers.zoo import Teacher, Zoo
 from ..training.failures import Interrupted
-from .configurations import check_installed, prepare
-from .job import DetectionJob
+from .networks.configurations import check_installed, prepare
+from .training.job import DetectionJob
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -109,7 +110,7 @@ def _in_processes(
     receive: Callable[[Any], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, ...]:
-    """Call a function of :mod:`benchmarks.detection.process` in a fresh process for each of the jobs.
+    """Call a function of :mod:`benchmarks.detection.training.process` in a fresh process for each of the jobs.
 
     When the first one is at its end, or any of them fails, the others are ended too: they would wait for each other.
 
@@ -119,17 +120,17 @@ def _in_processes(
     if not torch.cuda.is_available():
         # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
         # that cannot use it.
-        processes.preload(f"{__package__}.process")
-    ranks: dict[processes.Child, int] = {}
+        children.preload(f"{__package__}.training.process")
+    ranks: dict[children.Child, int] = {}
     last: tuple[Any, ...] = ()
     stopped = False
     try:
         for job in jobs:
-            ranks[processes.Child(_call, what, job)] = job.rank
+            ranks[children.Child(_call, what, job)] = job.rank
         while True:
-            for child, message in processes.received(list(ranks), 0.2):
+            for child, message in children.received(list(ranks), 0.2):
                 rank = ranks[child]
-                if isinstance(message, processes.Ended):
+                if isinstance(message, children.Ended):
                     del ranks[child]
                     child.end()
                     if rank and not child.process.exitcode:
@@ -154,12 +155,12 @@ def _in_processes(
             child.end()
 
 
-def _call(send: processes.Send, what: str, job: DetectionJob) -> None:
+def _call(send: children.Send, what: str, job: DetectionJob) -> None:
     """In the process: only here mmdetection is imported."""
     if job.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
     prepare()
-    from . import process
+    from .training import process
 
     getattr(process, what)(send, job)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import coco, detectors, shapes
+from .networks import detectors
+from .tasks import coco, shapes
 
 SOURCES = detectors.SOURCES
 TASKS = (shapes.TASK, coco.TASK)

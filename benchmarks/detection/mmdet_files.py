@@ -19,8 +19,8 @@ from ..driver.convert import loaded
 from ..driver.verify import protocol_of
 from ..store.cell import Cell
 from ..tasks import get_task
-from .coco import DetectionFiles
-from .configurations import configuration_file, model_configuration, prepare, without_initial_weights
+from .networks.configurations import configuration_file, model_configuration, prepare, without_initial_weights
+from .tasks.coco import DetectionFiles
 
 CONFIGURATION, WEIGHTS, ANNOTATIONS = "config.py", "weights.pth", "annotations.json"
 
@@ -66,7 +66,7 @@ def _configuration(classes: tuple[str, ...], images: Path, scale: tuple[int, int
     """All of a configuration but the model: what images go through, how they are evaluated, and mmengine's defaults."""
     from mmengine.config import Config
 
-    from .data import evaluation_transforms
+    from .training.data import evaluation_transforms
 
     pipeline = [{"type": "LoadImageFromFile"}, *evaluation_transforms(scale)]
     dataset = {

@@ -19,8 +19,9 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ..common import environment, places, plugins, processes
+from ..common import environment, places, plugins
 from ..common.files import sha256_file
+from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.changed_rows import changed_id
 from ..config.protocol import Changes
@@ -259,7 +260,7 @@ _one_at_a_time = threading.Lock()
 @contextmanager
 def _turn(how: How) -> Iterator[None]:
     """Inside, this call computes alone, with the threads that results are to have."""
-    processes.check_started_once()
+    children.check_started_once()
     with _one_at_a_time:
         before = torch.get_num_threads()
         torch.set_num_threads(how.get("threads") or int(os.environ.get("OMP_NUM_THREADS", 1)))

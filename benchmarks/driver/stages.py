@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import networks
 from ..common.console import Outcome
-from ..common.signals import stop_signals
+from ..common.process.signals import stop_signals
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store.cell import Cell

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..common.process_settings import settings_restored
+from ..common.process.settings import settings_restored
 from ..training.loop import Watched
 from .execution.jobs import Watcher
 from .trackers import Tracker

@@ -1,4 +1,4 @@
-"""Tasks by name: data, augmentation and metric. Each file here with ``TASKS`` brings some."""
+"""Tasks by name: data, augmentation and metric. Each file of ``data_sets/`` with ``TASKS`` brings some."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .base import NoData, Task, TaskBatch, TaskData
 
 __all__ = ["NoData", "Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
 
-TASKS: Registry[Task] = Registry("task", __name__, "TASKS")
+TASKS: Registry[Task] = Registry("task", f"{__name__}.data_sets", "TASKS")
 
 
 def register_task(task: Task) -> None:
@@ -31,7 +31,7 @@ def get_task(name: str) -> Task:
         UserError: no such task.
     """
     if name.startswith("folder:"):
-        from . import folder
+        from .data_sets import folder
 
         return folder.task(name.removeprefix("folder:"))
     return TASKS.get(name)

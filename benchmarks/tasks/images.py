@@ -18,9 +18,9 @@ from ..common.seeding import derive, generator, held_out
 from ..config.protocol import Protocol, steps_per_epoch
 from ..networks import NetworkView, build_network, check_modality
 from .answers import Answered, DrawnAnswers
+from .augmentation.mixing import draw
+from .augmentation.randaugment import randaugment
 from .losses import LOSSES
-from .mixing import draw
-from .randaugment import randaugment
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) per channel, in units of images scaled to [0, 1]."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mixing import smoothed
+from .augmentation.mixing import smoothed
 
 
 def full(logits: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class Decoded(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, train: Files, test: Files, flip: bool, crops: Crops, normalisation: Normalisation) -> None:
         self.splits = (train, test)
-        from .transforms import augmented, clean
+        from .augmentation.transforms import augmented, clean
 
         self.augmented, self.clean = augmented(crops, flip, *normalisation), clean(crops)
 

@@ -11,7 +11,7 @@ from kd_methods.errors import UserError
 
 from ..config.protocol import Protocol
 from ..tasks import TaskData
-from .replica import ALONE, Replica
+from .replicas.replica import ALONE, Replica
 from .shared_teacher import SharedTeacher
 from .teacher_pass import StoredTeacherPass
 

@@ -6,7 +6,7 @@ it was:
 
 * Tensors are lent (:class:`Loans`): the borrower's copy shares memory with the original until somebody writes to one of
   them, in place, through ``.data``, an array of numpy or a raw pointer. What a method does to it reaches nobody else.
-* Settings of the process are put back (:mod:`benchmarks.common.process_settings`), random numbers are the cell's own.
+* Settings of the process are put back (:mod:`benchmarks.common.process.settings`), random numbers are the cell's own.
 
 What would have reached others is an error of that cell, also where it is alone: an :class:`Interference` that names the
 method and what it changed. A method that patches functions of torch or of this suite is beyond that.
@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_map_only
 
 from kd_methods.contract import Batch, Needs, Network, Outputs
 
-from ..common import process_settings
 from ..common.environment import out_of_memory
+from ..common.process import settings as process_settings
 from .failures import of_cell
 
 Net = TypeVar("Net", bound=Network)

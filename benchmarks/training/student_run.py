@@ -27,12 +27,12 @@ from .answered import answered
 from .assembly import Assembly, begin
 from .averages import Averages
 from .failures import Diverged
-from .gathering import gathered, running_statistics
 from .group import Group
 from .isolation import Loans, apart, lend
 from .optimizers.exempt import exempt
 from .precision import autocast, scaler, set_tf32
-from .synchronised import synchronised
+from .replicas.gathering import gathered, running_statistics
+from .replicas.synchronised import synchronised
 
 
 class StudentRun:

@@ -12,7 +12,7 @@ from helpers.detection import CPU, PROTOCOL, STUDENT, TABLE, TEACHER
 
 from benchmarks import networks
 from benchmarks.common.workspace import Workspace
-from benchmarks.detection import detectors
+from benchmarks.detection.networks import detectors
 from benchmarks.driver.planning.plan import Request
 from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.tasks import get_task

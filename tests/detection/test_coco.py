@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.detection.coco import DetectionFiles, DetectionTask
+from benchmarks.detection.tasks.coco import DetectionFiles, DetectionTask
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 

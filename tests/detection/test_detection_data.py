@@ -17,7 +17,7 @@ from helpers.detection import CPU, needs_mmdetection
 from benchmarks.common.places import ROOT
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings
-from benchmarks.detection import configurations
+from benchmarks.detection.networks import configurations
 from benchmarks.tasks import get_task
 from kd_methods import registry
 from kd_methods.errors import UserError
@@ -104,7 +104,7 @@ def test_every_detection_table_has_its_settings_and_titles():
 def scored(files: Any, labels: np.ndarray | None = None) -> dict[str, float]:
     """The average precisions of what finds all that the validation set has, under its labels or others."""
     configurations.prepare()
-    from benchmarks.detection.runner import average_precision
+    from benchmarks.detection.training.runner import average_precision
 
     metric, val = average_precision(files, Path("unused")), files.val
     corners = torch.from_numpy(np.concatenate([val.boxes[:, :2], val.boxes[:, :2] + val.boxes[:, 2:]], 1))
@@ -135,7 +135,7 @@ def test_mmdetection_has_the_suites_labels(shapes: Path, tmp_path: Path):
     assert scored(turned) == scored(plain) and set(scored(turned).values()) == {1.0, -1.0}
     assert scored(turned, wrong) == scored(plain, wrong) and scored(turned, wrong)["coco/bbox_mAP"] < 0.9
 
-    from benchmarks.detection.data import DetectionDataset
+    from benchmarks.detection.training.data import DetectionDataset
 
     read = DetectionDataset(turned.val, turned.classes, test_mode=True)
     labels = [(i, one["bbox_label"]) for i in range(len(read)) for one in read.get_data_info(i)["instances"]]

@@ -9,7 +9,7 @@ import torch
 from helpers.detection import needs_mmdetection, overlap
 from torch import Tensor
 
-from benchmarks.detection import configurations
+from benchmarks.detection.networks import configurations
 from kd_methods import functional
 
 needs_mmdetection()

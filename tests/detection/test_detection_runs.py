@@ -144,7 +144,7 @@ def test_a_stop_before_the_first_step_is_no_failure(shapes: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_two_processes_share_each_batch_and_average_their_gradients(shapes: Path, tmp_path: Path, table: str):
-    from benchmarks.detection import runner as detection
+    from benchmarks.detection.training import runner as detection
 
     of_detection = job_of(tmp_path, shapes, processes=2).detection
     one = of_detection.model_copy(update={"iterations": 1, "workers": 0, "warmup": 0})
@@ -210,7 +210,7 @@ def test_two_processes_go_on_after_one_of_them_is_killed(
 
 
 def test_the_optimizer_is_the_protocols(shapes: Path, tmp_path: Path, table: str):
-    from benchmarks.detection import runner as detection
+    from benchmarks.detection.training import runner as detection
 
     job = job_of(tmp_path, shapes)
     job.path.mkdir()
@@ -304,7 +304,7 @@ def checkpoint(path: Path, value: float = 0.0, **changes: Any) -> Path:
 
 def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What a kill cut off, or a flipped bit changed, is set aside; older ones go; what cannot be read now stays."""
-    from benchmarks.detection.checkpoints import last_checkpoint
+    from benchmarks.detection.training.checkpoints import last_checkpoint
 
     for number in (10, 20, 30, 100):
         checkpoint(tmp_path / f"iter_{number}.pth", number)
@@ -323,7 +323,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch
         with pytest.raises(DiskError, match=r"cannot read .*iter_100.pth: Permission denied"):
             last_checkpoint(tmp_path, KEY, MODEL)
     with monkeypatch.context() as patched:
-        patched.setattr("benchmarks.detection.checkpoints.check_archive", lambda *_: None)
+        patched.setattr("benchmarks.detection.training.checkpoints.check_archive", lambda *_: None)
         patched.setattr(torch, "load", lambda *_, **__: fail(MemoryError()))
         with pytest.raises(MemoryError):
             last_checkpoint(tmp_path, KEY, MODEL)
@@ -348,7 +348,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch
 )
 def test_a_checkpoint_of_something_else_is_set_aside(tmp_path: Path, changes: dict[str, Any]):
     """The Runner itself would go on with those of the weights that fit."""
-    from benchmarks.detection.checkpoints import last_checkpoint
+    from benchmarks.detection.training.checkpoints import last_checkpoint
 
     checkpoint(tmp_path / "iter_20.pth", **changes)
     whole = checkpoint(tmp_path / "iter_10.pth")
@@ -360,7 +360,7 @@ def test_a_checkpoint_of_something_else_is_set_aside(tmp_path: Path, changes: di
 def test_a_checkpoint_that_another_process_of_the_cell_sets_aside_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from benchmarks.detection import checkpoints
+    from benchmarks.detection.training import checkpoints
 
     whole, gone = checkpoint(tmp_path / "iter_10.pth"), checkpoint(tmp_path / "iter_20.pth")
     read = checkpoints.read_bytes
@@ -377,8 +377,8 @@ def test_a_checkpoint_that_another_process_of_the_cell_sets_aside_is_passed_over
 @pytest.mark.parametrize("name", [*TWO_STAGE, "student", *DENSE])
 def test_the_loss_falls_over_fifty_iterations(name: str, shapes: Path, tmp_path: Path):
     """Compared are the means of the first and the last ten steps."""
-    from benchmarks.detection import runner as detection
-    from benchmarks.detection.job import DetectionJob
+    from benchmarks.detection.training import runner as detection
+    from benchmarks.detection.training.job import DetectionJob
 
     protocol = load_protocol("shapes-demo")
     values = dict(pair_settings(name, "", protocol.recipe))

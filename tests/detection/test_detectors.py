@@ -15,7 +15,7 @@ from torch import nn
 import kd_methods
 from benchmarks import networks
 from benchmarks.common.weights import load_weights
-from benchmarks.detection import configurations
+from benchmarks.detection.networks import configurations
 from kd_methods.contract import DataInfo, Progress, Pyramid
 from kd_methods.errors import UserError
 

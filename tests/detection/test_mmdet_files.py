@@ -14,7 +14,7 @@ from helpers.detection import CPU, job_of, needs_mmdetection, train
 
 from benchmarks.common.weights import load_weights
 from benchmarks.common.workspace import Workspace
-from benchmarks.detection.coco import METRICS
+from benchmarks.detection.tasks.coco import METRICS
 from benchmarks.driver.convert import convert
 from kd_methods.errors import UserError
 
@@ -69,7 +69,7 @@ def test_mmengine_s_runner_measures_the_run_s_ap(trained: tuple[Path, Path], tmp
 
 def test_other_data_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
 
-    from benchmarks.detection import shapes
+    from benchmarks.detection.tasks import shapes
 
     run, _ = trained
     shapes.make(tmp_path / "kd-shapes")

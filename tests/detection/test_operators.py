@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers.detection import needs_mmdetection, overlap
 from torch import Tensor
 
-from benchmarks.detection import configurations
+from benchmarks.detection.networks import configurations
 
 needs_mmdetection()
 

@@ -12,7 +12,7 @@ from helpers.plans import METHOD, TABLE, entry, keys, plan, teacher_file
 from benchmarks import tasks
 from benchmarks.common import plugins
 from benchmarks.config.protocol import load_protocol
-from benchmarks.tasks import digits
+from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import Split
 from benchmarks.teachers.zoo import Zoo
 from kd_methods import registry

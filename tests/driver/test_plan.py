@@ -18,7 +18,7 @@ from benchmarks.driver.planning.cards import speed
 from benchmarks.driver.planning.estimate import Estimate, at_once
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Run
-from benchmarks.tasks import digits
+from benchmarks.tasks.data_sets import digits
 from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.group import Group
 from benchmarks.training.student_run import StudentRun

@@ -18,7 +18,7 @@ from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.reproduce import Options, reproduce
 from benchmarks.store.runs import Store
 from benchmarks.tasks import NoData, get_task
-from benchmarks.tasks.cifar import CIFAR100
+from benchmarks.tasks.data_sets.cifar import CIFAR100
 from benchmarks.tasks.stated import Stated, at_hand
 from kd_methods.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.common.processes import Ended
+from benchmarks.common.process.children import Ended
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.execution import schedule
 from benchmarks.driver.execution.crew import Crew

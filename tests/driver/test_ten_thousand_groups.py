@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks.common import environment
-from benchmarks.common.processes import Ended
+from benchmarks.common.process.children import Ended
 from benchmarks.common.workspace import Workspace
 from benchmarks.driver.execution import schedule
 from benchmarks.driver.execution.jobs import Finished, Job, divided

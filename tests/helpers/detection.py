@@ -14,8 +14,9 @@ from torch import Tensor
 import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.detection import configurations, detectors, engine
-from benchmarks.detection.job import DetectionJob
+from benchmarks.detection import engine
+from benchmarks.detection.networks import configurations, detectors
+from benchmarks.detection.training.job import DetectionJob
 from benchmarks.store.cells import student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task

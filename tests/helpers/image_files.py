@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.config.protocol import Protocol
 from benchmarks.config.recipe import Crops, Optimizer
-from benchmarks.tasks import imagenet
+from benchmarks.tasks.data_sets import imagenet
 from benchmarks.tasks.streamed import StreamedImages
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

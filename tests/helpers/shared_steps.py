@@ -20,7 +20,7 @@ from benchmarks.tasks import TaskData
 from benchmarks.training.group import Group
 from benchmarks.training.loop import protocol_progress, shared
 from benchmarks.training.optimizers import parts
-from benchmarks.training.replica import ALONE, Replica, joined
+from benchmarks.training.replicas.replica import ALONE, Replica, joined
 from benchmarks.training.shared_teacher import SharedTeacher
 from benchmarks.training.student_run import StudentRun
 from kd_methods import registry

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.config.protocol import load_protocol
-from benchmarks.tasks import grammar
+from benchmarks.tasks.data_sets import grammar
 from benchmarks.tasks.text import TextData, Texts, TextTask
 
 transformers = pytest.importorskip("transformers", reason="the extra [text] is not installed")

@@ -21,7 +21,7 @@ from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
-from benchmarks.tasks import digits
+from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training.group import Group
 from benchmarks.training.shared_teacher import SharedTeacher

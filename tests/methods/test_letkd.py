@@ -26,7 +26,8 @@ from benchmarks.driver.planning import probe
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.networks import NetworkView, build_network, count, macs
 from benchmarks.store.runs import Store
-from benchmarks.tasks import digits, get_task
+from benchmarks.tasks import get_task
+from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageData, Split
 from benchmarks.training.failures import Interrupted
 from benchmarks.training.group import Group

@@ -8,7 +8,7 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 MOST = 6
 ELSEWHERE = (
-    "benchmarks/cli/", "benchmarks/detection/mmcv_ops.py", "benchmarks/training/synchronised.py",
+    "benchmarks/cli/", "benchmarks/detection/networks/mmcv_ops.py", "benchmarks/training/replicas/synchronised.py",
     "kd_methods/functional/", "benchmarks/suites/test_",
 )  # fmt: skip
 """Whose parameters are others': options, fixtures, an operator's, a formula's."""

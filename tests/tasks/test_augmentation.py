@@ -12,7 +12,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.protocol_words import lines
-from benchmarks.tasks import digits, randaugment
+from benchmarks.tasks.augmentation import randaugment
+from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import Augmentation, ImageData, Split, augment, noisy, normalise
 
 

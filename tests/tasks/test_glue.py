@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from benchmarks.common.places import TABLES
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
-from benchmarks.tasks import get_task, glue
+from benchmarks.tasks import get_task
+from benchmarks.tasks.data_sets import glue
 from kd_methods.errors import UserError
 
 pytest.importorskip("transformers", reason="the extra [text] is not installed")

@@ -18,10 +18,11 @@ from PIL import Image
 from benchmarks.common.seeding import derive
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Crops, Mixing
-from benchmarks.tasks import get_task, imagenet, images, streamed
-from benchmarks.tasks.mixing import draw
+from benchmarks.tasks import get_task, images, streamed
+from benchmarks.tasks.augmentation.mixing import draw
+from benchmarks.tasks.augmentation.transforms import _auto_augment, _erasing_with_noise, _posterize
+from benchmarks.tasks.data_sets import imagenet
 from benchmarks.tasks.streamed import drawing
-from benchmarks.tasks.transforms import _auto_augment, _erasing_with_noise, _posterize
 from kd_methods.errors import UserError
 
 MIXUP = Mixing(mixup=0.8)

@@ -16,8 +16,8 @@ from timm.loss import BinaryCrossEntropy
 from benchmarks.common.seeding import generator
 from benchmarks.config.recipe import Mixing
 from benchmarks.networks import build_network
+from benchmarks.tasks.augmentation.mixing import Mix, draw
 from benchmarks.tasks.images import ImageBatch
-from benchmarks.tasks.mixing import Mix, draw
 from benchmarks.training.loop import shared
 from benchmarks.training.optimizers import parts
 from benchmarks.training.shared_teacher import SharedTeacher

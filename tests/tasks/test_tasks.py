@@ -17,7 +17,8 @@ from torch import Tensor
 from benchmarks import tasks
 from benchmarks.common.seeding import generator
 from benchmarks.config.protocol import load_protocol, steps_per_epoch
-from benchmarks.tasks import cifar, get_task, register_task, task_names
+from benchmarks.tasks import get_task, register_task, task_names
+from benchmarks.tasks.data_sets import cifar
 from benchmarks.tasks.images import ImageData, ImageTask, Split, normalise
 from kd_methods.errors import UserError
 

@@ -13,9 +13,9 @@ from helpers.training_bench import ALL, FOR_TRANSFORMERS, PROTOCOL, Case, Traini
 from torch import Tensor
 
 import kd_methods
-from benchmarks.common.processes import Child, Ended, received
+from benchmarks.common.process.children import Child, Ended, received
 from benchmarks.training.optimizers import parts
-from benchmarks.training.replica import Replica
+from benchmarks.training.replicas.replica import Replica
 from kd_methods.errors import UserError
 
 GATHERED: list[Case] = [

@@ -23,7 +23,7 @@ from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
-from benchmarks.tasks import imagenet
+from benchmarks.tasks.data_sets import imagenet
 
 
 class StreamedBench:

@@ -18,7 +18,7 @@ from kd_methods.errors import Damaged
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
 from ...common.files import set_aside
-from ...common.process_settings import settings_restored
+from ...common.process.settings import settings_restored
 from ...common.weights import frozen, load_weights
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -30,7 +30,7 @@ from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
 from ...training.group import Group
 from ...training.loop import train
-from ...training.replica import ALONE, Replica
+from ...training.replicas.replica import ALONE, Replica
 from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
 from ...training.teacher_pass import StoredTeacherPass, identity

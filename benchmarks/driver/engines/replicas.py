@@ -1,4 +1,4 @@
-"""Runs cells one after another, each on several processes that share its batches (:mod:`benchmarks.training.replica`).
+"""Runs cells one after another, each on several processes that share its batches (``training.replicas``).
 
 The first of them holds the cell and writes its run, as if it were alone; the others train beside it.
 """
@@ -17,16 +17,16 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ...common import environment, plugins, processes
-from ...common.processes import Child, Ended
-from ...common.signals import stop_signals
+from ...common import environment, plugins
+from ...common.process.children import Child, Ended, preload, received
+from ...common.process.signals import stop_signals
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef
 from ...store.runs import FINAL, Run
 from ...tasks import get_task
 from ...training.failures import Interrupted, line
-from ...training.replica import PartnerLost, Replica, joined
+from ...training.replicas.replica import PartnerLost, Replica, joined
 from .. import engines
 from ..execution.jobs import Finished, Job
 from ..execution.relay import Receiver, Sender, portable
@@ -81,7 +81,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
     present = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else count
     if count > present:
         raise UserError(f"{count} processes need a GPU each, and there are {present}: --processes {present}")
-    processes.preload(__name__)
+    preload(__name__)
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _ended(cell, context)])
 
 
@@ -113,7 +113,7 @@ def _once(cell: Cell, context: Context) -> str:
                 if context.stopping() and not asked:
                     asked = True
                     first.stop()  # the others do what the first one does
-                for child, message in processes.received(list(running), POLL):
+                for child, message in received(list(running), POLL):
                     match message:
                         case Finished(PartnerLost()):
                             pass  # of whom more will be heard

@@ -17,8 +17,8 @@ import torch
 from kd_methods.errors import UserError
 
 from ...common.places import PACKAGE
-from ...common.processes import Ended
-from ...common.signals import stop_signals
+from ...common.process.children import Ended
+from ...common.process.signals import stop_signals
 from ...common.workspace import Workspace
 from .jobs import Finished, Job
 from .relay import work

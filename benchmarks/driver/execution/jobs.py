@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kd_methods.errors import UserError
 
-from ...common.process_settings import settings_restored
+from ...common.process.settings import settings_restored
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef, grouped

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from typing import Protocol as Interface
 
-from ...common.processes import Ended
+from ...common.process.children import Ended
 from ...store.runs import FINAL, Store
 from ...training.failures import Interrupted
 from .jobs import Finished, Job, Watcher

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ...common import processes
-from ...common.signals import stop_signals
+from ...common.process import children
+from ...common.process.signals import stop_signals
 from ...common.workspace import Workspace
 from .jobs import Finished, Job
 from .relay import work
@@ -28,19 +28,19 @@ class Workers:
     def __init__(self, devices: list[torch.device], threads: int, workspace: Workspace) -> None:
         warm_up()
         self._free, self._threads, self._workspace = list(devices), threads, workspace.portable()
-        self._running: dict[processes.Child, tuple[Job, torch.device]] = {}
+        self._running: dict[children.Child, tuple[Job, torch.device]] = {}
         self.slots = len(devices)
 
     def start(self, job: Job) -> None:
         device = self._free.pop(0)
         workspace = replace(self._workspace, device=device)
-        self._running[processes.Child(_work, job, workspace, self._threads)] = job, device
+        self._running[children.Child(_work, job, workspace, self._threads)] = job, device
 
     def messages(self, seconds: float) -> list[tuple[Job, Any]]:
         messages = []
-        for child, message in processes.received(list(self._running), seconds):
+        for child, message in children.received(list(self._running), seconds):
             job, device = self._running[child]
-            if isinstance(message, Finished | processes.Ended):
+            if isinstance(message, Finished | children.Ended):
                 del self._running[child]
                 self._free.append(device)
                 child.process.join()
@@ -59,7 +59,7 @@ class Workers:
 
 def warm_up() -> None:
     """Let what workers are forked from import what they need, while this process goes on."""
-    processes.preload(f"{__package__}.relay", "sklearn.datasets")
+    children.preload(f"{__package__}.relay", "sklearn.datasets")
 
 
 def _work(send: Callable[[Any], None], job: Job, workspace: Workspace, threads: int) -> None:

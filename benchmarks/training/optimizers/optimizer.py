@@ -14,7 +14,7 @@ from kd_methods.contract import Losses
 
 from ...config.recipe import Optimizer
 from ...tasks import TaskBatch
-from ..replica import ALONE, Replica
+from ..replicas.replica import ALONE, Replica
 
 
 @dataclass(frozen=True)

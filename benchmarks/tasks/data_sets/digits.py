@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.seeding import generator
-from .images import ImageTask, Split
+from ...common.seeding import generator
+from ..images import ImageTask, Split
 
 TEST_IMAGES = 360
 SIZE = 16

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..common.seeding import generator
-from .images import ImageTask, Split
+from ...common.seeding import generator
+from ..images import ImageTask, Split
 
 TRAIN, TEST = 5_000, 500
 

@@ -13,13 +13,13 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..common import environment
-from ..common.processes import Send
-from ..common.seeding import derive, seed_all
-from ..store.runs import OTHER_BITS
-from ..training.failures import Diverged, Interrupted
-from ..training.loop import CHECK_EVERY
-from .coco import METRICS
+from ...common import environment
+from ...common.process.children import Send
+from ...common.seeding import derive, seed_all
+from ...store.runs import OTHER_BITS
+from ...training.failures import Diverged, Interrupted
+from ...training.loop import CHECK_EVERY
+from ..tasks.coco import METRICS
 from .job import DetectionJob
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from kd_methods.errors import UserError
 
-from ..common.files import read_text
-from .base import NoData
-from .text import Texts, TextTask
+from ...common.files import read_text
+from ..base import NoData
+from ..text import Texts, TextTask
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _hub(name: str, root: Path, download: bool) -> dict[str, Texts]:
 
 def score(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     """The task's official metrics in percent, by the ``evaluate`` module that ships with the suite."""
-    from .metrics.kd_glue import KDGlue
+    from ..metrics.kd_glue import KDGlue
 
     values = KDGlue(config_name=name, keep_in_memory=True).compute(predictions=predictions, references=references)
     assert values is not None

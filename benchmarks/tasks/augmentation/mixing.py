@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.recipe import Mixing
+from ...config.recipe import Mixing
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ..common.files import read_text
-from .base import NoData
-from .image_files import picture
-from .images import ImageTask, Split
+from ...common.files import read_text
+from ..base import NoData
+from ..image_files import picture
+from ..images import ImageTask, Split
 
 FOLDER = "tiny-imagenet-200"
 SIZE = 64

@@ -1,6 +1,6 @@
 """Batches of images with objects: what each is, is a function of the seed and of its place alone.
 
-Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
+Importing this module imports mmdetection; ``detection.networks.configurations.prepare`` has to be called before.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kd_methods.errors import UserError
 
-from ..common.seeding import derive, generator, seed_all
-from .coco import DetectionFiles, DetectionSplit
+from ...common.seeding import derive, generator, seed_all
+from ..tasks.coco import DetectionFiles, DetectionSplit
 from .job import DetectionJob
 
 

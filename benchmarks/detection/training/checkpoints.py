@@ -14,9 +14,9 @@ from torch import nn
 
 from kd_methods.errors import Damaged, DiskError
 
-from ..common.environment import out_of_memory
-from ..common.files import NoFile, check_archive, read_bytes, set_aside
-from ..common.weights import NUMPY
+from ...common.environment import out_of_memory
+from ...common.files import NoFile, check_archive, read_bytes, set_aside
+from ...common.weights import NUMPY
 
 
 def _statistic(owner: Any, name: str) -> Any:
@@ -61,7 +61,7 @@ def last_checkpoint(folder: Path, key: str, model: nn.Module) -> Path | None:
 
 
 _ENTRIES = {"state_dict", "optimizer", "param_schedulers", "message_hub", "meta", "kd"}
-"""What the Runner and :class:`benchmarks.detection.records.Records` go on from."""
+"""What the Runner and :class:`benchmarks.detection.training.records.Records` go on from."""
 
 
 def _check(path: Path, key: str, model: nn.Module) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from kd_methods.errors import UserError
 
-from .base import NoData
-from .images import ImageTask, Split
+from ..base import NoData
+from ..images import ImageTask, Split
 
 FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
 

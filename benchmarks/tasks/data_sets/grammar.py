@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .text import Texts, TextTask
+from ..text import Texts, TextTask
 
 NOUNS = ["film", "book", "meal", "room", "song", "plot", "music", "engine", "garden", "teacher", "answer", "story"]
 GOOD = ["good", "fine", "bright", "warm", "fresh", "lovely"]

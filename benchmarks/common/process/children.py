@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from kd_methods.errors import UserError
 
-from .console import patient_streams
+from ..console import patient_streams
 
 Send = Callable[[Any], None]
 """Hands a message, anything that can be pickled, to the parent."""

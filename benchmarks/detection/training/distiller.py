@@ -1,6 +1,6 @@
 """The adapter between a method and mmdetection: a detector that holds the student, its frozen teacher and the method.
 
-Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
+Importing this module imports mmdetection; ``detection.networks.configurations.prepare`` has to be called before.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from kd_methods.contract import NO_OUTPUTS, Method, Progress
 
-from ..training.assembly import Assembly
-from .detectors import Detector
+from ...training.assembly import Assembly
+from ..networks.detectors import Detector
 
 
 class Preprocessors(nn.Module):

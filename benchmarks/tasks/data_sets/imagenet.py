@@ -8,9 +8,9 @@ import torch
 
 from kd_methods.errors import UserError
 
-from .base import NoData
-from .image_files import class_folders, images_of
-from .streamed import Files, StreamTask
+from ..base import NoData
+from ..image_files import class_folders, images_of
+from ..streamed import Files, StreamTask
 
 ARCHIVES = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 SORT = (

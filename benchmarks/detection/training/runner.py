@@ -1,6 +1,6 @@
 """A cell of detection as mmengine's Runner trains, evaluates and resumes it.
 
-Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
+Importing this module imports mmdetection; ``detection.networks.configurations.prepare`` has to be called before.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import UserError
 
-from ..common import environment, plugins
-from ..common.processes import Send
-from ..common.seeding import derive, seed_all
-from ..common.weights import fit, load_weights
-from ..config.protocol import Protocol
-from ..config.recipe import Detection
-from ..tasks import get_task
-from ..training.assembly import Assembly, begin
-from ..training.failures import Refused
-from ..training.loop import protocol_progress
-from ..training.precision import autocast
+from ...common import environment, plugins
+from ...common.process.children import Send
+from ...common.seeding import derive, seed_all
+from ...common.weights import fit, load_weights
+from ...config.protocol import Protocol
+from ...config.recipe import Detection
+from ...tasks import get_task
+from ...training.assembly import Assembly, begin
+from ...training.failures import Refused
+from ...training.loop import protocol_progress
+from ...training.precision import autocast
+from ..networks import detectors
+from ..tasks.coco import DetectionFiles
 from . import data as detection_data
-from . import detectors
 from .checkpoints import last_checkpoint
-from .coco import DetectionFiles
 from .distiller import DetectorDistiller
 from .job import DetectionJob
 from .records import Records

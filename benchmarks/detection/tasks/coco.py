@@ -15,9 +15,9 @@ from pydantic import FailFast, Field, FiniteFloat, PositiveInt, TypeAdapter, Val
 
 from kd_methods.errors import UserError
 
-from ..common.files import complaint, digest, read_text, sha256_file
-from ..config.protocol import Protocol
-from ..tasks import NoData
+from ...common.files import complaint, digest, read_text, sha256_file
+from ...config.protocol import Protocol
+from ...tasks import NoData
 
 METRICS = {"mAP": "bbox_mAP", "AP50": "bbox_mAP_50", "AP75": "bbox_mAP_75"} | {
     f"AP{size}": f"bbox_mAP_{size}" for size in "sml"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_methods.contract import Batch, Outputs
 
-from .optimizers import Part
+from ..optimizers import Part
 
 
 def gathered(

@@ -16,7 +16,7 @@ from typing import Any
 
 from kd_methods.errors import UserError, unknown
 
-from ..common.files import locked
+from ...common.files import locked
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def configuration_file(name: str) -> Path:
 
 
 def model_configuration(name: str, num_classes: int, pretrained: bool) -> Any:
-    """What mmdetection builds a detector from, after :func:`prepare`; see :func:`benchmarks.detection.detectors.build`.
+    """What mmdetection builds a detector from, after :func:`prepare`; see :func:`.detectors.build`.
 
     Raises:
         UserError: no such detector.

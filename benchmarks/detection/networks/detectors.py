@@ -30,7 +30,7 @@ from kd_methods.contract import (
 from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
-from ..networks.source import NetworkSource
+from ...networks.source import NetworkSource
 from .configurations import RECIPES, check, is_detector, model_configuration, prepare
 
 NOMINAL = 128

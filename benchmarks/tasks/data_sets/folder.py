@@ -12,8 +12,8 @@ from PIL import Image
 
 from kd_methods.errors import UserError
 
-from .image_files import class_folders, images_of, picture
-from .images import ImageTask, Split
+from ..image_files import class_folders, images_of, picture
+from ..images import ImageTask, Split
 
 SIZE = 32
 

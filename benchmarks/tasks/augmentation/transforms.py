@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_methods.errors import UserError
 
-from ..config.recipe import Crops
+from ...config.recipe import Crops
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

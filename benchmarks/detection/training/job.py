@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.protocol import Protocol
-from ..config.recipe import Detection
-from ..store.cell import Cell
-from ..store.runs import Run
+from ...config.protocol import Protocol
+from ...config.recipe import Detection
+from ...store.cell import Cell
+from ...store.runs import Run
 
 
 @dataclass(frozen=True)

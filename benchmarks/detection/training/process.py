@@ -1,6 +1,6 @@
 """Functions that run in a process of a cell's own: train it, measure what its steps cost, evaluate a file.
 
-Importing this module imports mmdetection; :func:`benchmarks.detection.configurations.prepare` has to be called before.
+Importing this module imports mmdetection; ``detection.networks.configurations.prepare`` has to be called before.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mmengine.runner import Runner
 
 from kd_methods.errors import DiskError
 
-from ..common import environment
-from ..common.processes import Send
-from ..common.weights import fit, load_weights
-from ..cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
-from ..networks import count
-from ..tasks import get_task
-from ..training.failures import Failure, Interrupted, line, of_cell
-from ..training.student_run import finish, on_cpu
+from ...common import environment
+from ...common.process.children import Send
+from ...common.weights import fit, load_weights
+from ...cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
+from ...networks import count
+from ...tasks import get_task
+from ...training.failures import Failure, Interrupted, line, of_cell
+from ...training.student_run import finish, on_cpu
+from ..networks import detectors
+from ..tasks.coco import DetectionFiles
 from . import data as detection_data
-from . import detectors
 from .checkpoints import ALLOWED
-from .coco import DetectionFiles
 from .job import DetectionJob
 from .records import report
 from .runner import average_precision, set_up

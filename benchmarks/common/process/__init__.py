@@ -1,0 +1,1 @@
+"""This process: its settings, the signals that stop it, its children."""

@@ -1,0 +1,1 @@
+"""A cell as mmengine's Runner trains it, in a process of its own."""

@@ -1,0 +1,1 @@
+"""Processes that train one cell together, and what they exchange."""
