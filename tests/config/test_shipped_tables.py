@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks import networks
-from benchmarks.common.places import TABLES
+from benchmarks.common.places import PUBLISHED, TABLES
 from benchmarks.config.protocol import load_protocol, protocol_names
 from benchmarks.config.published import literature
 from benchmarks.config.table_spec import all_pair_settings, load_table, pair_settings, table_names
@@ -199,6 +199,17 @@ def test_published_values_are_well_formed() -> None:
             assert line["epoch_rule"] == "best"
     keys = [(line["method"], line["pair"], line["source"]) for line in lines]
     assert len(keys) == len(set(keys)), sorted({key for key in keys if keys.count(key) > 1})
+
+
+def test_a_quoted_value_has_the_epoch_rule_of_where_it_is_from() -> None:
+    rules = dict[tuple[str, str, float], set[str]]()
+    for line in published():
+        rules.setdefault((line["method"], line["pair"], float(line["value"])), set()).add(line["epoch_rule"])
+    both = {place for place, known in rules.items() if {"last", "best"} <= known}
+    assert not both
+    evidence = (PUBLISHED / "README.md").read_text()
+    for line in published():
+        assert line["source"].split(" ")[0] in evidence, f"{line['source']}: what settles its rule?"
 
 
 @pytest.mark.parametrize("pair", [*SAME_FAMILY, *CROSS_FAMILY])
