@@ -6,6 +6,7 @@ import csv
 import re
 
 import pytest
+from helpers.tables import methods_of_tables
 
 from benchmarks import networks
 from benchmarks.common.places import PUBLISHED, TABLES
@@ -91,6 +92,11 @@ def test_tables_find_methods_through_the_registry() -> None:
         if "." not in name:
             assert (name in rows) == (not card.recipe and card.modality in ("images", "any")), name
     assert {"mlld", "mlld.paper"} <= {row.method for row in load_table("mlld").methods}
+
+
+def test_every_method_is_a_row_of_some_table() -> None:
+    rows = {name for method in methods_of_tables() for name in registry.plain_methods(method)}
+    assert rows == set(registry.index())
 
 
 def test_a_variant_has_its_methods_recipe() -> None:

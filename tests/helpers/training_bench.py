@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.tables import methods_of_tables
 from helpers.watchers import ForwardingWatcher
 from torch import Tensor
 
@@ -51,17 +52,27 @@ MIXED = PROTOCOL.model_copy(
 Case = tuple[str, dict[str, Any]]
 FEW: list[Case] = [("student", {}), ("fitnet", {}), ("block_kd", {"sample_stones": 1})]
 """Without a teacher; with parameters of its own; with random numbers in its losses."""
-FOR_TRANSFORMERS = ("vitkd",)
-ALL: list[Case] = [
-    *(
+COMPOSED = sorted(methods_of_tables() - set(kd_methods.available()))
+"""Modified and combined methods that stand in a table."""
+FOR_TRANSFORMERS = tuple(
+    name for name in [*kd_methods.available(), *COMPOSED] if "vitkd" in registry.plain_methods(name)
+)
+
+
+def _for_images(names: Sequence[str]) -> list[Case]:
+    return [
         (name, {})
-        for name in kd_methods.available()
+        for name in names
         if kd_methods.card(name).modality in ("images", "any") and name not in FOR_TRANSFORMERS
-    ),
+    ]
+
+
+ALL = [
+    *_for_images(kd_methods.available()),
     ("block_kd", {"sample_stones": 2}),
     ("block_kd", {"teacher_bn": "batch"}),
-    ("crd+kd", {}),
 ]
+COMPOSED_FOR_IMAGES = _for_images(COMPOSED)
 
 
 def tiny_data(samples: int = SAMPLES, protocol: Protocol = PROTOCOL) -> ImageData:

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training_bench import ALL, EPOCHS, FEW, STEPS, Case, Result, TrainingBench, differing, identical
+from helpers.training_bench import (
+    ALL,
+    COMPOSED_FOR_IMAGES,
+    EPOCHS,
+    FEW,
+    STEPS,
+    Case,
+    Result,
+    TrainingBench,
+    differing,
+    identical,
+)
 from helpers.training_process import process
 from torch import Tensor
 
@@ -22,7 +33,11 @@ from benchmarks.training.student_run import StudentRun
 from kd_methods.contract import Batch
 
 
-@pytest.mark.parametrize("cases", [ALL[::2], pytest.param(ALL[1::2], marks=pytest.mark.slow)], ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "cases",
+    [ALL[::2], *(pytest.param(cases, marks=pytest.mark.slow) for cases in (ALL[1::2], COMPOSED_FOR_IMAGES))],
+    ids=["even", "odd", "composed"],
+)
 def test_a_cell_alone_is_the_cell_in_any_group_and_the_teacher_stays_as_it_was(
     bench: TrainingBench, alone: Callable[[Cell], Result], monkeypatch: pytest.MonkeyPatch, cases: Sequence[Case]
 ):

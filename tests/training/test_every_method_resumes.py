@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training_bench import ALL, CPU, FOR_TRANSFORMERS, MIXED, Case, Result, TrainingBench, tiny_data
+from helpers.training_bench import (
+    ALL,
+    COMPOSED,
+    COMPOSED_FOR_IMAGES,
+    CPU,
+    FOR_TRANSFORMERS,
+    MIXED,
+    Case,
+    Result,
+    TrainingBench,
+    tiny_data,
+)
 
 import kd_methods
 from benchmarks import tasks
@@ -18,7 +29,7 @@ from benchmarks.store.cell import Cell
 from benchmarks.tasks import get_task
 
 TEXT = [(name, {}) for name in kd_methods.available() if kd_methods.card(name).modality == "text"]
-CASES = [*ALL, *((name, {}) for name in FOR_TRANSFORMERS), *TEXT]
+CASES = [*ALL, *COMPOSED_FOR_IMAGES, *((name, {}) for name in FOR_TRANSFORMERS), *TEXT]
 SAMPLE = 9
 """By default every so many methods are tested, the others among the slow tests."""
 
@@ -113,8 +124,14 @@ def parameters(kind: str = "") -> list[Any]:
             marks=[pytest.mark.slow] if number % SAMPLE else [],
         )
         for number, case in enumerate(CASES)
-        if not kind or case in ALL
+        if not kind or case in [*ALL, *COMPOSED_FOR_IMAGES]
     ]
+
+
+def test_no_method_is_left_out() -> None:
+    """Those for detectors: tests/detection/test_detection_resumes.py."""
+    every = [*kd_methods.available(), *COMPOSED]
+    assert {name for name in every if kd_methods.card(name).modality != "detection"} == {name for name, _ in CASES}
 
 
 @pytest.mark.parametrize(("case", "kind"), parameters())
@@ -149,7 +166,8 @@ def test_in_a_group_every_cell_ends_as_alone(setting: Callable[[str], Setting], 
     """Of images that are not mixed: test_company.py."""
     where = setting(kind)
     group = where.bench(tmp_path)
-    cases = ALL if kind == "mixed" else [case for case in CASES if kind_of(case[0]) == kind] + [("kd", {}), ("rkd", {})]
+    of_kind = [case for case in CASES if kind_of(case[0]) == ("images" if kind == "mixed" else kind)]
+    cases = of_kind + ([] if kind == "mixed" else [("kd", {}), ("rkd", {})])
     cells = group.cells(cases)
     group.run(cells)
     for cell in cells:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.shared_steps import work
-from helpers.training_bench import ALL, FOR_TRANSFORMERS, PROTOCOL, Case, TrainingBench, tiny_data
+from helpers.training_bench import ALL, COMPOSED_FOR_IMAGES, FOR_TRANSFORMERS, PROTOCOL, Case, TrainingBench, tiny_data
 from torch import Tensor
 
 import kd_methods
@@ -20,7 +20,8 @@ from kd_methods.errors import UserError
 
 GATHERED: list[Case] = [
     *(("feature_only", {"distance": "gram"}), ("ofd", {"teacher_bn": "batch"})),
-    *(("fcfd", {"teacher_bn": "eval"}), ("crd+kd", {}), ("kd@ls", {})),
+    ("fcfd", {"teacher_bn": "eval"}),
+    *COMPOSED_FOR_IMAGES,
 ]
 TEXTS: list[Case] = [
     (name, {})
