@@ -20,7 +20,7 @@ resolution=highest versions=(3.14 3.13 3.12 3.11)
 for version in ${KDBENCH_PYTHON:-"${versions[@]}"}; do
     ! python=$(uv python find --no-python-downloads "$version" 2>/dev/null) || break
 done
-[[ $python ]] || { printf 'no Python %s at hand; name one with KDBENCH_PYTHON\n' "${versions[*]}" >&2; exit 2; }
+[[ $python ]] || { printf 'no Python %s at hand; name one with KDBENCH_PYTHON\n' "${KDBENCH_PYTHON:-${versions[*]}}" >&2; exit 2; }
 mkdir -p -- "$folder"
 uv pip compile -q --python "$python" --resolution "$resolution" "${extras[@]/#/--extra=}" --annotation-style line --no-header \
     pyproject.toml -o "$folder/$which.txt"

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem, shell_complete
+from click.shell_completion import CompletionItem, FishComplete, ZshComplete, add_completion_class, shell_complete
 
 from kd_methods.errors import UserError
 
@@ -20,13 +20,35 @@ VARIABLE = "_KDBENCH_COMPLETE"
 """In it a shell asks for completion: ``eval "$(_KDBENCH_COMPLETE=bash_source kdbench)"``, or zsh or fish."""
 
 
+NAME = PROGRAM.rpartition("/")[2]
+"""The program as the shells know it: by its file's name they find what completes it, however its path is typed."""
+
+
+@add_completion_class
+class Zsh(ZshComplete):
+    """Asks the program as it was typed, a path too; click's own script asks one that is on the shell's path."""
+
+    source_template = ZshComplete.source_template.replace(
+        "    (( ! $+commands[%(prog_name)s] )) && return 1\n", ""
+    ).replace("zsh_complete %(prog_name)s)", "zsh_complete ${words[1]})")
+
+
+@add_completion_class
+class Fish(FishComplete):
+    """Asks the program as it was typed; takes a list whole, which click's own script cuts at its first comma."""
+
+    source_template = FishComplete.source_template.replace(
+        "(commandline -t) %(prog_name)s)", "(commandline -t) (commandline -opc)[1])"
+    ).replace('string split ","', 'string split -m 1 ","')
+
+
 def answered(cli: click.Command) -> bool:
     """Answer a shell that asks for completion; whether one did."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return False
     with contextlib.suppress(UserError):  # of a word that is no table there is nothing to say
-        shell_complete(cli, {}, PROGRAM, VARIABLE, asked)
+        shell_complete(cli, {}, NAME, VARIABLE, asked)
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from helpers.method_setup import (
     pair_for,
     total_of,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import kd_methods
 from kd_methods import registry
@@ -137,9 +138,20 @@ def check_gradients(setup: Setup, values: dict) -> None:
                 assert parameter.grad is not None and parameter.grad.isfinite().all(), key
             else:
                 assert parameter.grad is None, f"{key} is declared frozen"
+    zero = {id(bias) for bias in cancelled(setup.method)}
     for key, parameter in setup.method.named_parameters():
-        assert not parameter.requires_grad or parameter.grad.abs().sum() > 0, key
+        assert not parameter.requires_grad or id(parameter) in zero or parameter.grad.abs().sum() > 0, key
     assert all(p.grad is None and not p.requires_grad for p in setup.teacher.parameters())
+
+
+def cancelled(method: nn.Module) -> list[Tensor]:
+    """Biases that a batch-norm takes away at once: what gradient they have is rounding, with torch 2.6 often none."""
+    chains = (list(chain) for chain in method.modules() if isinstance(chain, nn.Sequential))
+    followed = ((layer, after) for chain in chains for layer, after in pairwise(chain))
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return [
+        layer.bias for layer, after in followed if isinstance(after, norms) and getattr(layer, "bias", None) is not None
+    ]
 
 
 @pytest.mark.parametrize("pair", [("resnet8", "vit"), ("vit", "resnet8"), ("vit", "vit")], ids=">".join)
