@@ -8,8 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_end_to_end import UserFolder
-from test_workers import children, until
+from helpers.user_folder import UserFolder, children, until
 
 CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost", "--workers", "1", "--processes", "2")
 METHODS = "[student, kd, rkd, crd, letkd1, block_kd]"

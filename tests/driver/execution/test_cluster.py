@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_end_to_end import PROTOCOL, TABLE
+from helpers.user_folder import PROTOCOL, TABLE
 
 from benchmarks.common.workspace import Workspace
 from benchmarks.driver.execution.crew import ALONE, Crew

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_end_to_end import UserFolder
+from helpers.user_folder import UserFolder, children, until
 
 CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0,1", "--no-cost")
 
@@ -26,19 +24,6 @@ def longer(bench: UserFolder) -> UserFolder:
     """With epochs enough to do something while it runs."""
     bench.protocol.write_text(bench.protocol.read_text().replace("epochs: 1", "epochs: 6"))
     return bench
-
-
-def children(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the workers, which are children of the server that they are forked from."""
-    below = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    return [int(pid) for one in below for pid in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
-
-
-def until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
