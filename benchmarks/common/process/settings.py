@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.backends.opt_einsum  # which earlier versions import where it is used
 from torch import nn, overrides
 from torch.utils import _python_dispatch
 
