@@ -23,6 +23,15 @@ class ChangedRow(Row):
     changes: dict[str, Any]
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of a combination's methods as ``method.key``."""
+    flattened: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = flat(value) if isinstance(value, dict) else None
+        flattened |= {key: value} if inner is None else {f"{key}.{name}": x for name, x in inner.items()}
+    return flattened
+
+
 def changed_id(row: str, changes: Mapping[str, Any]) -> str:
     """``dkd:beta=3``, the same for the same settings, however they were written."""
     return ":".join([row, *(f"{key}={_text(value)}" for key, value in sorted(changes.items()))])

@@ -23,11 +23,10 @@ from ..common import environment, places, plugins
 from ..common.files import sha256_file
 from ..common.process import children
 from ..common.workspace import Workspace
-from ..config.changed_rows import changed_id
+from ..config.changed_rows import changed_id, flat
 from ..config.protocol import Changes
 from ..report import records
 from ..store.cell import Cell
-from ..store.manifest import flat
 from ..store.runs import Store
 from .execution.crew import Crew
 from .planning.plan import Request, make

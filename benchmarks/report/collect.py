@@ -19,11 +19,12 @@ from .. import report
 from ..common.console import counted, say
 from ..common.files import digest, write_text
 from ..common.network_names import network_title
+from ..config.changed_rows import flat
 from ..config.deviations import shortest
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
-from ..store.manifest import Manifest, PlannedColumn, PlannedRow, existing, flat, path
+from ..store.manifest import Manifest, OurChoice, PlannedColumn, PlannedRow, existing, path
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
 from . import run_names
@@ -147,7 +148,7 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
                 )
                 for column in manifest.columns
             },
-            our_choice=tuple(row.our_choice),
+            our_choice=tuple(map(_chosen, row.our_choice)),
             settings_note="; ".join(
                 [*_settings_note(row, manifest), *_remarks(remarks[row.key], len(entries.get(row.key, {})))]
             ),
@@ -260,18 +261,21 @@ def _remarks(columns_of: Mapping[str, Mapping[str, None]], columns: int) -> list
     return [text if len(keys) == columns else f"{text} ({', '.join(keys)})" for text, keys in columns_of.items()]
 
 
+def _chosen(choice: OurChoice) -> str:
+    text = f"{choice.key} {choice.value}"
+    return f"{text} ({', '.join(choice.columns)})" if choice.columns else text
+
+
 def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
     """What beside its title and our choices differs in a row from the method's defaults, by column if these differ."""
     used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
     defaults = flat(row.defaults)
-    settings = {
-        column: [f"{k} {v}" for k, v in values.items() if k not in row.changes and v != defaults.get(k)]
-        for column, values in sorted(used.items())
-    }
-    told = {text for text in row.our_choice if all(text in texts for texts in settings.values())}
+    chosen = {choice.key: choice.value for choice in row.our_choice if not choice.columns}
+    told = {key for key, value in chosen.items() if all(values.get(key) == value for values in used.values())}
     changed: dict[str, list[str]] = defaultdict(list)
-    for column, texts in settings.items():
-        if differing := ", ".join(text for text in texts if text not in told):
+    for column, values in sorted(used.items()):
+        others = [key for key in values if key not in row.changes and values[key] != defaults.get(key)]
+        if differing := ", ".join(f"{key} {values[key]}" for key in others if key not in told):
             changed[differing].append(column)
     notes = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
     if [len(columns) for columns in changed.values()] == [len(used)]:

@@ -13,10 +13,11 @@ from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
 from ..common.places import PROGRAM
+from ..config.changed_rows import flat
 from ..config.protocol import Changes, Protocol, load_protocol
 from ..config.table_spec import TableSpec, load_table, pair_entry, table_folder_of, table_names
 from ..store import documents, manifest
-from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow, flat
+from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow
 from ..store.runs import Run, Store
 from ..store.selection import Selection, selected
 from . import verdicts
@@ -261,7 +262,7 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
         known = next((values[key] for _, values in reversed(layers) if key in values), None)
         if json.loads(json.dumps(known)) != value:
             source = "as recorded: from a command line, or files of another version"
-        elif source == layers[0][0] and any(text.startswith(f"{key} ") for text in row.our_choice):
+        elif source == layers[0][0] and any(choice.key == key for choice in row.our_choice):
             source += ", our choice"
         yield Value(key, value, source)
 

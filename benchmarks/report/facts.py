@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+REFERENCE = "kd"
+"""The method beside whose step each other one is timed."""
 
 
 class Noted(BaseModel):
@@ -47,8 +50,8 @@ class TrainingStep(Noted):
     family: str
     batch_size: int
     split: dict[str, float]
-    times_reference: float | None = None
     turns: list[tuple[float, float]] = []
+    times_reference: float | None = None
     teacher_operations: float
     own_operations: float
     student_params: int
@@ -58,12 +61,20 @@ class TrainingStep(Noted):
     memory: StepMemory
     machine: Machine
 
+    @model_validator(mode="after")
+    def _timed_beside_the_reference(self) -> TrainingStep:
+        if not self.turns and self.times_reference is None and self.method != REFERENCE:
+            raise ValueError("it has no turns")
+        return self
+
 
 class Inference(Noted):
     pair: str
     method: str
     batch_size: int
     macs: float
+    seconds: float = 0.0
+    """The median, which pytest-benchmark itself has."""
 
 
 class Turn(Noted):
@@ -92,6 +103,7 @@ class Loop(Noted):
     operations: float
     share_of_fastest: tuple[float, float, float]
     operators: dict[str, float]
+    compiled: bool = False
     machine: Machine
 
 

@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..common.console import counted, say
 from ..common.files import csv_text, write_text
@@ -22,10 +23,17 @@ from .table_layout import signed
 if TYPE_CHECKING:
     import pandas
 
-Word = Literal["reproduced", "within spread", "not reproduced", "preliminary", "not comparable", "no result"]
-WORDS: tuple[Word, ...] = (
-    "reproduced", "within spread", "not reproduced", "preliminary", "not comparable", "no result",
-)  # fmt: skip
+
+class Judgement(StrEnum):
+    """What became of a published value, as it is printed."""
+
+    REPRODUCED = "reproduced"
+    WITHIN_SPREAD = "within spread"
+    NOT_REPRODUCED = "not reproduced"
+    PRELIMINARY = "preliminary"
+    NOT_COMPARABLE = "not comparable"
+    NO_RESULT = "no result"
+
 
 NEAR = 0.3
 """Points of the metric within which a mean of :data:`ENOUGH` seeds counts as the published value."""
@@ -57,14 +65,14 @@ class Verdict:
     published_std: float | None
     gap: float | None
     epoch_rule: str
-    verdict: Word
+    verdict: Judgement
     why: str
     source: str
 
     @property
     def words(self) -> str:
         """The verdict with what belongs to it."""
-        if self.verdict == "preliminary":
+        if self.verdict is Judgement.PRELIMINARY:
             return f"preliminary, n = {self.n}" + (f" ({self.why})" if self.why else "")
         return f"{self.verdict} ({self.why})" if self.why else self.verdict
 
@@ -80,33 +88,33 @@ def verdicts(table: Table) -> tuple[Verdict, ...]:
             published, summary = entry.published, summarise(entry)
             rule = published.epoch_rule if published.epoch_rule != "unknown" else table.epoch_rule
             ours = summary.mean(rule)
-            word, why = judged(summary, published)
-            gap = None if ours is None or word == "not comparable" else ours - published.value
+            judgement, why = judged(summary, published)
+            gap = None if ours is None or judgement is Judgement.NOT_COMPARABLE else ours - published.value
             place = table.name, row.key, row.title, column.key, column.metric
             measured = ours, summary.std(rule), summary.n, summary.planned
             literature = published.value, published.std, gap, published.epoch_rule
-            every.append(Verdict(*place, *measured, *literature, word, why, published.source))
+            every.append(Verdict(*place, *measured, *literature, judgement, why, published.source))
     return tuple(every)
 
 
-def judged(summary: Summary, published: Published) -> tuple[Word, str]:
+def judged(summary: Summary, published: Published) -> tuple[Judgement, str]:
     """The verdict on a cell's runs, and why where it does not follow from the figures."""
     if not published.comparable:
-        return "not comparable", published.reason
+        return Judgement.NOT_COMPARABLE, published.reason
     if published.epoch_rule == "unknown":
-        return "not comparable", "the published value's epoch rule is not known"
+        return Judgement.NOT_COMPARABLE, "the published value's epoch rule is not known"
     counts = {"diverged": summary.diverged, "failed": summary.failed, "missing": summary.missing}
     lost = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     mean, std = summary.mean(published.epoch_rule), summary.std(published.epoch_rule)
     if mean is None:
-        return "no result", "the method is not for this pair" if summary.refused and not lost else lost
+        return Judgement.NO_RESULT, "the method is not for this pair" if summary.refused and not lost else lost
     why = f"of {counted(summary.planned, 'seed')} {lost}" if lost else ""
     if summary.n < ENOUGH or std is None:
-        return "preliminary", why
+        return Judgement.PRELIMINARY, why
     gap = round(abs(mean - published.value), 6)  # 0.3 is no 0.30000000000000004
     if gap <= max(NEAR, 2 * std / math.sqrt(summary.n)):
-        return "reproduced", why
-    return ("within spread" if gap <= 2 * std else "not reproduced"), why
+        return Judgement.REPRODUCED, why
+    return (Judgement.WITHIN_SPREAD if gap <= 2 * std else Judgement.NOT_REPRODUCED), why
 
 
 def of_table(output: Path, table_folder: str, say: Callable[[str], None] = say) -> tuple[Verdict, ...]:
@@ -126,8 +134,8 @@ def of_table(output: Path, table_folder: str, say: Callable[[str], None] = say) 
 def summary(judged: Sequence[Verdict]) -> str:
     """How many of the published values were reproduced, in one line."""
     counts = Counter(one.verdict for one in judged)
-    others = ", ".join(f"{counts[word]} {word}" for word in WORDS[1:] if counts[word])
-    line = f"{counts['reproduced']} of {counted(len(judged), 'published cell')} reproduced"
+    others = ", ".join(f"{counts[one]} {one}" for one in Judgement if counts[one] and one is not Judgement.REPRODUCED)
+    line = f"{counts[Judgement.REPRODUCED]} of {counted(len(judged), 'published cell')} reproduced"
     return f"{line}; {others}" if others else line
 
 

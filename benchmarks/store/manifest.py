@@ -17,8 +17,9 @@ from kd_methods.errors import UserError
 from ..common.console import counted
 from ..common.files import locked
 from ..common.yaml_files import merged
-from ..config.changed_rows import changed_id, changed_title
+from ..config.changed_rows import changed_id, changed_title, flat
 from . import documents
+from .earlier_manifests import upgraded
 
 
 class Document(BaseModel):
@@ -67,6 +68,14 @@ class PlannedColumn(Document):
     teacher: PlannedTeacher
 
 
+class OurChoice(Document):
+    """A setting of a row that no source gives, flat, with its value; ``columns`` is empty where it is all of them."""
+
+    key: str
+    value: Any
+    columns: tuple[str, ...] = ()
+
+
 class PlannedRow(Document):
     """A method as a row.
 
@@ -82,7 +91,7 @@ class PlannedRow(Document):
     family: str
     published: str | None = None
     optimizer: str = ""
-    our_choice: tuple[str, ...] = ()
+    our_choice: tuple[OurChoice, ...] = ()
     student: str = ""
     init: str = ""
     defaults: dict[str, Any] = {}
@@ -333,7 +342,7 @@ def load(output: Path, table_folder: str) -> Manifest | None:
         Damaged: it is not what was written; file and place are named.
     """
     remedy = "move it away and run the table again; of what was run before, it shows the rows that are run then"
-    return documents.read(path(output, table_folder), Annotated[Manifest, BeforeValidator(_upgraded)], remedy)
+    return documents.read(path(output, table_folder), Annotated[Manifest, BeforeValidator(upgraded)], remedy)
 
 
 def save(output: Path, table_folder: str, new: Manifest, say: Callable[[str], None] = lambda line: None) -> Manifest:
@@ -379,21 +388,3 @@ def adopt(output: Path, table_folder: str, theirs: Manifest) -> tuple[Manifest |
         if joined != ours:
             documents.write(path(output, table_folder), joined.model_dump(mode="json"))
     return ours, joined
-
-
-def _upgraded(raw: Any) -> Any:
-    """The fields as they are now; before there were tables of several tasks, all columns shared theirs."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("columns"), list):
-        return raw
-    shared = {name: raw[name] for name in ("metric", "metric_title", "data") if name in raw}
-    columns = [{**shared, **column} if isinstance(column, dict) else column for column in raw["columns"]]
-    return {**raw, "efficiency": raw.get("efficiency") or None, "columns": columns}
-
-
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with those of a combination's methods as ``method.key``."""
-    flattened: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = flat(value) if isinstance(value, dict) else None
-        flattened |= {key: value} if inner is None else {f"{key}.{name}": x for name, x in inner.items()}
-    return flattened

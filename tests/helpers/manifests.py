@@ -17,7 +17,8 @@ from benchmarks.driver.planning.plan import Request, make
 from benchmarks.networks import build_network
 from benchmarks.report.collect import collect, render
 from benchmarks.store import manifest
-from benchmarks.store.manifest import Manifest, _upgraded
+from benchmarks.store.earlier_manifests import upgraded
+from benchmarks.store.manifest import Manifest
 from benchmarks.store.runs import Store
 from benchmarks.teachers.zoo import Teacher, Zoo
 
@@ -102,7 +103,7 @@ def paper(**changes: Any) -> Manifest:
         "row_order": ["student", "kd", "dkd"], "column_order": [PAIR, OTHER], "columns": columns, "rows": rows,
         "cells": cells, "costs": [],
     }  # fmt: skip
-    return Manifest.model_validate(_upgraded({**shown, **changes}))
+    return Manifest.model_validate(upgraded({**shown, **changes}))
 
 
 def edited(shown: Manifest, **columns_teacher: Any) -> Manifest:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from helpers.manifests import TABLE, Lab, names, note, paper, places, rendered
 
-from benchmarks.report.collect import render
+from benchmarks.common.files import write_json
+from benchmarks.report.collect import collect, render
 from benchmarks.store import manifest
 from benchmarks.store.manifest import Manifest
+from benchmarks.store.runs import Store
 from kd_methods.errors import Damaged
 
 REPO = Path(__file__).parents[2]
@@ -42,6 +44,25 @@ def test_a_run_of_some_rows_keeps_the_others(lab: Lab) -> None:
     assert places(merged) == places(whole)
     assert names(merged, "rows") == ["student", "kd", "dkd"], "in the table's own order"
     assert {(c.row, c.column) for c in merged.costs} == {(c.row, c.column) for c in whole.costs}
+
+
+def test_choices_that_were_lines_are_read_with_their_values(lab: Lab) -> None:
+    lab.table.write_text(TABLE.replace("dkd]", "{id: mine, method: anc, settings: {widths: [8, 16]}}]"))
+    shown = lab.manifest(methods=("mine", "kd")).model_dump(mode="json")
+    lines = ["widths [8, 16]", "gone 0.5", "lr 1 (wrn_16_1-resnet8)", "word a (b)"]
+    earlier = {**shown, "rows": [{**row, "our_choice": lines if row["key"] == "mine" else []} for row in shown["rows"]]}
+    write_json(manifest.path(lab.folder, "mine"), earlier)
+    (choices,) = (row.our_choice for row in manifest.existing(lab.folder, "mine").rows if row.key == "mine")
+    assert [(choice.key, choice.value, choice.columns) for choice in choices] == [
+        ("widths", [8, 16], ()),
+        ("gone", "0.5", ()),  # the cells do not have it any more
+        ("lr", "1", ("wrn_16_1-resnet8",)),
+        ("word", "a (b)", ()),
+    ]
+    (row,) = (
+        row for row in collect(manifest.existing(lab.folder, "mine"), Store(lab.folder)).rows if row.key == "mine"
+    )
+    assert list(row.our_choice) == lines and "widths" not in row.settings_note
 
 
 def test_a_run_of_some_columns_keeps_the_others(lab: Lab) -> None:

@@ -44,27 +44,27 @@ def test_every_figure_is_there_and_adds_up(costs: Path):
     assert list(methods) == ["student", "kd", "simkd", "mlld"]
     for name, measured in methods.items():
         facts = measured.facts
-        assert set(facts["split"]) == set(SECTIONS) and all(value >= 0 for value in facts["split"].values())
-        assert len(facts["turns"]) == 2 and min(min(turn) for turn in facts["turns"]) > 0
-        assert facts["own_operations"] > 0 and bool(facts["teacher_operations"]) == (name != "student")
-        assert set(facts["memory"]["by_part"]) == set(SECTIONS) and facts["machine"]["versions"]["torch"]
+        assert set(facts.split) == set(SECTIONS) and all(value >= 0 for value in facts.split.values())
+        assert len(facts.turns) == 2 and min(min(turn) for turn in facts.turns) > 0
+        assert facts.own_operations > 0 and bool(facts.teacher_operations) == (name != "student")
+        assert set(facts.memory.by_part.model_dump()) == set(SECTIONS) and facts.machine.versions.torch
         assert set(measured.inference) == {1, 256}
     student, simkd, mlld = methods["student"], methods["simkd"], methods["mlld"]
-    assert student.facts["extra_train_params"] == student.facts["extra_inference_params"] == 0
-    assert simkd.facts["extra_inference_params"] > 0 and simkd.inference[1]["macs"] > student.inference[1]["macs"]
-    assert mlld.facts["own_operations"] > 1.9 * methods["kd"].facts["own_operations"], "it sees two views of each image"
+    assert student.facts.extra_train_params == student.facts.extra_inference_params == 0
+    assert simkd.facts.extra_inference_params > 0 and simkd.inference[1].macs > student.inference[1].macs
+    assert mlld.facts.own_operations > 1.9 * methods["kd"].facts.own_operations, "it sees two views of each image"
     assert mlld.inference == student.inference, "the plain student is measured once"
 
 
 def test_the_loop_is_measured_beside_the_baseline(costs: Path):
     facts = suite.read(costs)
     [loop], [memory] = facts.loops, facts.memories
-    assert loop["group"] == memory["group"] == ["student", "kd"] and len(loop["turns"]) == 2
-    for name, (least, middle, greatest) in loop["ratios"].items():
-        ratios = [turn["baseline"] / turn[name] for turn in loop["turns"]]
+    assert loop.group == memory.group == ["student", "kd"] and len(loop.turns) == 2
+    for name, (least, middle, greatest) in loop.ratios.model_dump().items():
+        ratios = [turn.baseline / getattr(turn, name) for turn in loop.turns]
         assert (least, greatest) == (min(ratios), max(ratios)) and least <= middle <= greatest
-    assert loop["share_of_fastest"][0] > 0 and loop["operations"] > 0 and 0.5 < sum(loop["operators"].values()) <= 1
-    assert 0 < memory["bytes"]["peak"] <= memory["bytes"]["bound"]
+    assert loop.share_of_fastest[0] > 0 and loop.operations > 0 and 0.5 < sum(loop.operators.values()) <= 1
+    assert 0 < memory.bytes.peak <= memory.bytes.bound
     measured = json.loads(costs.read_text())
     assert not {"node", "load"} & measured["machine_info"].keys(), "what tells of a machine stays as it is"
     assert all(len(figure["extra_info"]["load"]) == 3 for figure in measured["benchmarks"])

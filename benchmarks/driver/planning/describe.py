@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from kd_methods import registry
 
 from ... import networks
-from ...common.files import digest
+from ...common.files import canonical, digest
 from ...common.yaml_files import merged
-from ...config.changed_rows import ChangedRow
+from ...config.changed_rows import ChangedRow, flat
 from ...config.protocol import load_protocol
 from ...config.table_spec import METRICS, Pair, Row, pair_entry, pair_settings
 from ...cost.profiling import cost_key
@@ -15,12 +17,12 @@ from ...store.cell import Cell, TeacherRef
 from ...store.manifest import (
     EfficiencyRows,
     Manifest,
+    OurChoice,
     PlannedCell,
     PlannedColumn,
     PlannedCost,
     PlannedRow,
     PlannedTeacher,
-    flat,
 )
 from ...teachers.verification import Accuracies, is_off
 from ...teachers.zoo import Zoo
@@ -178,9 +180,9 @@ def _unpublished_note(plan: Plan) -> list[str]:
     return [] if plan.table.published else ["no published values are known for this table"]
 
 
-def _our_choice(row: Row, plan: Plan) -> list[str]:
-    """The settings that no source gives, with their values; a column is named where it is not all of them."""
-    columns: dict[str, list[str]] = {}
+def _our_choice(row: Row, plan: Plan) -> list[OurChoice]:
+    """The settings that no source gives, with their values; columns are named where it is not all of them."""
+    columns: dict[tuple[str, str], list[str]] = {}
     for pair in plan.pairs:
         cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
@@ -191,6 +193,9 @@ def _our_choice(row: Row, plan: Plan) -> list[str]:
                 prefix = "" if method == cell.method else f"{method}."
                 chosen += [f"{prefix}{key}" for key in flat(entry.values)]
         for key in dict.fromkeys(chosen):
-            columns.setdefault(f"{key} {settings[key]}", []).append(pair.id)
+            columns.setdefault((key, canonical(settings[key])), []).append(pair.id)
     everywhere = len(plan.pairs)
-    return [text if len(ids) == everywhere else f"{text} ({', '.join(ids)})" for text, ids in columns.items()]
+    return [
+        OurChoice(key=key, value=json.loads(value), columns=tuple(ids) if len(ids) < everywhere else ())
+        for (key, value), ids in columns.items()
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,13 +14,11 @@ from kd_methods.errors import UserError
 from ...common.files import read_csv, read_json, shaped
 from ...common.network_names import network_title
 from .. import write_layout
-from ..facts import KINDS, BenchmarkEntry, BenchmarkFile
+from ..facts import KINDS, REFERENCE, BenchmarkFile, GroupMemory, Inference, Loop, Noted, Stats, TrainingStep
 from ..model import SECTIONS
 from ..table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 from . import loop_table as loop
 from .cost_table import MIB, count
-
-REFERENCE = "kd"
 
 
 @dataclass(frozen=True)
@@ -31,13 +28,13 @@ class MeasuredMethod:
     ``turns`` are seconds of a step of KD and of one of the method after it.
     """
 
-    facts: Mapping[str, Any]
+    facts: TrainingStep
     turns: Sequence[tuple[float, float]]
-    inference: Mapping[int, Mapping[str, Any]]
+    inference: Mapping[int, Inference]
 
     @property
     def title(self) -> str:
-        return "Student" if self.facts["method"] == "student" else self.facts["title"]
+        return "Student" if self.facts.method == "student" else self.facts.title
 
     @property
     def ratio(self) -> float:
@@ -53,12 +50,11 @@ class MeasuredMethod:
     @property
     def shares(self) -> dict[str, float]:
         """The sections of a step, which add up to 1."""
-        seconds = self.facts["split"]
+        seconds = self.facts.split
         return {section: seconds[section] / sum(seconds.values()) for section in SECTIONS}
 
 
 Pairs = dict[str, dict[str, MeasuredMethod]]
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ class Measurements:
     """What a file holds: methods by pair, and the facts of the loop and of groups' memory, in the order of the file."""
 
     pairs: Pairs
-    loops: Sequence[Facts]
-    memories: Sequence[Facts]
+    loops: Sequence[Loop]
+    memories: Sequence[GroupMemory]
 
 
 def read(path: Path) -> Measurements:
@@ -80,43 +76,40 @@ def read(path: Path) -> Measurements:
     content = read_json(path, BenchmarkFile, remedy)
     if content is None:
         raise UserError(f"there is no file {path}; {remedy}")
-    entries: list[BenchmarkEntry] = content.benchmarks
-    for i, entry in enumerate(entries):
+    noted: list[tuple[Noted, Stats]] = []
+    for i, entry in enumerate(content.benchmarks):
         if shape := KINDS.get(entry.extra_info.get("kind", "")):
-            shaped(entry.extra_info, shape, f"{path}: benchmarks.{i}.extra_info", remedy)
-    loops, memories = (
-        [entry.extra_info for entry in entries if entry.extra_info.get("kind") == kind]
-        for kind in ("loop", "group memory")
-    )
-    measurements = Measurements(_pairs(entries), loops, memories)
+            where = f"{path}: benchmarks.{i}.extra_info"
+            noted.append((shaped(entry.extra_info, shape, where, remedy), entry.stats))
+    loops = [facts for facts, _ in noted if isinstance(facts, Loop)]
+    memories = [facts for facts, _ in noted if isinstance(facts, GroupMemory)]
+    measurements = Measurements(_pairs(noted), loops, memories)
     if not measurements.pairs and not measurements.loops:
         raise UserError(f"{path} holds no training step; {remedy}")
     return measurements
 
 
-def _pairs(entries: list[BenchmarkEntry]) -> Pairs:
-    inference: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for entry in entries:
-        facts = entry.extra_info
-        if facts.get("kind") == "inference":
-            seconds = {"seconds": entry.stats.median}
-            inference.setdefault((facts["pair"], facts["method"]), {})[facts["batch_size"]] = facts | seconds
+def _pairs(noted: Sequence[tuple[Noted, Stats]]) -> Pairs:
+    inference: dict[tuple[str, str], dict[int, Inference]] = {}
+    for facts, stats in noted:
+        if isinstance(facts, Inference):
+            measured = facts.model_copy(update={"seconds": stats.median})
+            inference.setdefault((facts.pair, facts.method), {})[facts.batch_size] = measured
     pairs: Pairs = {}
-    for entry in entries:
-        facts = entry.extra_info
-        if facts.get("kind") == "training step":
-            pair, method = facts["pair"], facts["method"]
+    for facts, stats in noted:
+        if isinstance(facts, TrainingStep):
             # What deploys the plain student has no measurement of its own.
-            deployed = inference.get((pair, method)) or inference.get((pair, "student"), {})
-            pairs.setdefault(pair, {})[method] = MeasuredMethod(facts, _turns(facts, entry.stats.min), deployed)
+            deployed = inference.get((facts.pair, facts.method)) or inference.get((facts.pair, "student"), {})
+            turns = _turns(facts, stats.min)
+            pairs.setdefault(facts.pair, {})[facts.method] = MeasuredMethod(facts, turns, deployed)
     return pairs
 
 
-def _turns(facts: Facts, fastest: float) -> list[tuple[float, float]]:
+def _turns(facts: TrainingStep, fastest: float) -> list[tuple[float, float]]:
     """Seconds of KD's step and of the method's; files of earlier versions have the best of each alone."""
-    if turns := facts.get("turns"):
-        return [(kd, method) for kd, method in turns]
-    beside = 1.0 if facts["method"] == REFERENCE else facts["times_reference"]
+    if facts.turns:
+        return facts.turns
+    beside = 1.0 if facts.method == REFERENCE else facts.times_reference or 1.0
     return [(beside * fastest, fastest)]
 
 
@@ -146,10 +139,10 @@ def _figures(methods: Mapping[str, MeasuredMethod], stem: Path, means: Mapping[s
 
     kd = reference_seconds(methods)
     costs = {
-        name: cost_figures.MethodCost(m.title, kd / m.ratio, m.shares, m.facts["memory"]["by_part"])
+        name: cost_figures.MethodCost(m.title, kd / m.ratio, m.shares, m.facts.memory.by_part.model_dump())
         for name, m in methods.items()
     }
-    kind = next(iter(methods.values())).facts["memory"]["kind"]
+    kind = next(iter(methods.values())).facts.memory.kind
     drawn = {"split": cost_figures.sections(costs), "memory": cost_figures.memory(costs, kind)}
     if means:
         points = {costs[name].title: (1e3 * costs[name].seconds, mean) for name, mean in means.items()}
@@ -177,13 +170,13 @@ def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
     kd = reference_seconds(methods)
     family = ""
     for measured in methods.values():
-        if measured.facts["family"] != family:
-            family = measured.facts["family"]
+        if measured.facts.family != family:
+            family = measured.facts.family
             lines.append(Line("heading", family))
         lines.append(Line("row", measured.title, _cells(measured, kd)))
     first = next(iter(methods.values()))
-    facts, machine = first.facts, first.facts["machine"]
-    phased = [m.facts["title"] for m in methods.values() if m.facts["first_phases"]]
+    facts, machine = first.facts, first.facts.machine
+    phased = [m.facts.title for m in methods.values() if m.facts.first_phases]
     notes = [
         (
             f"{TIMES} KD",
@@ -195,11 +188,11 @@ def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
             "Data to optimiser",
             "shares of a step whose sections were awaited one by one, rounded so that they add up to 100.",
         ),
-        ("Params", f"beside the student's {count(facts['student_params'])}, in training and in what is deployed."),
+        ("Params", f"beside the student's {count(facts.student_params)}, in training and in what is deployed."),
         ("GFLOP per step", "convolutions and matrix products, forward and backward, the teacher's pass included."),
-        ("Memory", f"{facts['memory']['kind']}, in a process of its own."),
+        ("Memory", f"{facts.memory.kind}, in a process of its own."),
         *([("Without their first phases", ", ".join(phased) + ".")] if phased else []),
-        ("Machine", f"{machine['machine']}, torch {machine['versions']['torch']}, commit {machine['commit']}."),
+        ("Machine", f"{machine.machine}, torch {machine.versions.torch}, commit {machine.commit}."),
     ]
     teacher, _, student = pair.partition("-")
     return TableLayout(
@@ -207,7 +200,7 @@ def layout(pair: str, methods: Mapping[str, MeasuredMethod]) -> TableLayout:
         title=f"What a method costs: {network_title(teacher)} to {network_title(student)}",
         caption=(
             Sentence(
-                f"Training step of each method alone, batch {facts['batch_size']}, fp32, on images of "
+                f"Training step of each method alone, batch {facts.batch_size}, fp32, on images of "
                 "CIFAR-100's shape without content."
             ),
         ),
@@ -226,20 +219,20 @@ def percentages(shares: Mapping[str, float]) -> dict[str, int]:
 
 def _cells(measured: MeasuredMethod, kd: float) -> tuple[PrintedCell, ...]:
     facts, shares, spread = measured.facts, percentages(measured.shares), measured.spread
-    peak = facts["memory"]["bytes"]
+    peak = facts.memory.bytes
     small, large = measured.inference.get(1), measured.inference.get(256)
-    operations = (facts["teacher_operations"] + facts["own_operations"]) / 1e9
+    operations = (facts.teacher_operations + facts.own_operations) / 1e9
     return (
-        PrintedCell(f"{facts['batch_size'] / kd * measured.ratio:.0f}"),
+        PrintedCell(f"{facts.batch_size / kd * measured.ratio:.0f}"),
         PrintedCell(f"{measured.ratio:.2f}", "" if spread is None else f"{spread:.2f}"),
         *(PrintedCell(str(shares[section])) for section in SECTIONS),
         _figure(None if peak is None else peak / MIB, "{:.0f}"),
-        PrintedCell(count(facts["extra_train_params"])),
-        PrintedCell(count(facts["extra_inference_params"])),
+        PrintedCell(count(facts.extra_train_params)),
+        PrintedCell(count(facts.extra_inference_params)),
         PrintedCell(f"{operations:.1f}"),
-        _figure(1e3 * small["seconds"] if small else None, "{:.2f}"),
-        _figure(256 / large["seconds"] if large else None, "{:.0f}"),
-        _figure(small["macs"] / 1e6 if small else None, "{:.1f}"),
+        _figure(1e3 * small.seconds if small else None, "{:.2f}"),
+        _figure(256 / large.seconds if large else None, "{:.0f}"),
+        _figure(small.macs / 1e6 if small else None, "{:.1f}"),
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
 
+from ..facts import GroupMemory, Held, Loop
 from ..table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 from .cost_table import MIB
 
@@ -28,16 +28,16 @@ HEADS = (
 )
 
 
-def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, Any]]) -> TableLayout:
+def layout(loops: Sequence[Loop], memories: Sequence[GroupMemory]) -> TableLayout:
     """One line for each pair and precision.
 
     Args:
         loops: the facts that ``benchmarks/suites/test_loop.py`` noted of the loop, at least one.
         memories: and of groups' memory.
     """
-    held = {(facts["pair"], tuple(facts["group"])): facts["bytes"] for facts in memories}
-    first, machine = loops[0], loops[0]["machine"]
-    processes, method, group = first["loader_processes"], first["method"], first["group"]
+    held = {(facts.pair, tuple(facts.group)): facts.bytes for facts in memories}
+    first, machine = loops[0], loops[0].machine
+    processes, method, group = first.loader_processes, first.method, first.group
     notes = [
         (
             "Baseline",
@@ -60,8 +60,8 @@ def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, A
             "the teacher with its kept outputs, weights, gradients, optimiser state and method modules of all cells, "
             "and the activations of one student.",
         ),
-        *((_label(facts), f"a step's time: {_operators(facts['operators'])}.") for facts in loops),
-        ("Machine", f"{machine['machine']}, torch {machine['versions']['torch']}, commit {machine['commit']}."),
+        *((_label(facts), f"a step's time: {_operators(facts.operators)}.") for facts in loops),
+        ("Machine", f"{machine.machine}, torch {machine.versions.torch}, commit {machine.commit}."),
     ]
     lines = tuple(Line("row", _label(facts), _cells(facts, held)) for facts in loops)
     return TableLayout(
@@ -69,7 +69,7 @@ def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, A
         title="The training loop beside the field's usual one",
         caption=(
             Sentence(
-                f"Time of a training step of one cell on task {first['task']}, batch {first['batch_size']}; the three "
+                f"Time of a training step of one cell on task {first.task}, batch {first.batch_size}; the three "
                 "loops take turns."
             ),
         ),
@@ -79,9 +79,9 @@ def layout(loops: Sequence[Mapping[str, Any]], memories: Sequence[Mapping[str, A
     )
 
 
-def _label(facts: Mapping[str, Any]) -> str:
-    compiled = ", compiled" if facts.get("compiled") else ""
-    return f"{facts['pair']}, {facts['precision']}{compiled}"
+def _label(facts: Loop) -> str:
+    compiled = ", compiled" if facts.compiled else ""
+    return f"{facts.pair}, {facts.precision}{compiled}"
 
 
 def by_operator(shares: Mapping[str, float]) -> dict[str, float]:
@@ -98,24 +98,24 @@ def _operators(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name.removeprefix('aten::')} {100 * share:.0f} %" for name, share in named)
 
 
-def _cells(facts: Mapping[str, Any], held: Mapping[Any, Mapping[str, int]]) -> tuple[PrintedCell, ...]:
-    def milliseconds(name: str) -> PrintedCell:
-        return PrintedCell(f"{1e3 * median(turn[name] for turn in facts['turns']):.0f}")
+def _cells(facts: Loop, held: Mapping[tuple[str, tuple[str, ...]], Held]) -> tuple[PrintedCell, ...]:
+    def milliseconds(seconds: Iterable[float]) -> PrintedCell:
+        return PrintedCell(f"{1e3 * median(seconds):.0f}")
 
-    def times(name: str) -> PrintedCell:
-        least, middle, greatest = facts["ratios"][name]
+    def times(ratios: tuple[float, float, float]) -> PrintedCell:
+        least, middle, greatest = ratios
         return PrintedCell(f"{middle:.2f}", aside=f"{least:.2f} to {greatest:.2f}")
 
-    usual = facts["precision"] == "fp32" and not facts.get("compiled")  # memory is measured so
-    memory = held.get((facts["pair"], tuple(facts["group"]))) if usual else None
+    usual = facts.precision == "fp32" and not facts.compiled  # memory is measured so
+    memory = held.get((facts.pair, tuple(facts.group))) if usual else None
     return (
-        milliseconds("baseline"),
-        milliseconds("alone"),
-        times("alone"),
-        milliseconds("group"),
-        times("group"),
-        PrintedCell(f"{facts['operations'] / 1e9:.1f}"),
-        PrintedCell(f"{100 * facts['share_of_fastest'][1]:.0f}"),
-        PrintedCell(f"{memory['peak'] / MIB:.0f}") if memory else PrintedCell(word=MISSING),
-        PrintedCell(f"{100 * memory['peak'] / memory['bound']:.0f}") if memory else PrintedCell(word=MISSING),
+        milliseconds(turn.baseline for turn in facts.turns),
+        milliseconds(turn.alone for turn in facts.turns),
+        times(facts.ratios.alone),
+        milliseconds(turn.group for turn in facts.turns),
+        times(facts.ratios.group),
+        PrintedCell(f"{facts.operations / 1e9:.1f}"),
+        PrintedCell(f"{100 * facts.share_of_fastest[1]:.0f}"),
+        PrintedCell(f"{memory.peak / MIB:.0f}") if memory else PrintedCell(word=MISSING),
+        PrintedCell(f"{100 * memory.peak / memory.bound:.0f}") if memory else PrintedCell(word=MISSING),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.manifests import TABLE, Lab, note
 
 from benchmarks.report.collect import render
 from benchmarks.store import manifest
+from benchmarks.store.manifest import Manifest
 from benchmarks.store.runs import Store
 
 
@@ -50,16 +52,20 @@ def test_a_method_that_refuses_a_pair_shows_as_not_for_it(lab: Lab) -> None:
     assert text.count("n/a") == 3 and "is not for 'tests'" in text and "fail" not in text
 
 
+def chosen(shown: Manifest) -> dict[str, dict[str, Any]]:
+    """What the rows set that nobody published, in all columns."""
+    assert not [choice for row in shown.rows for choice in row.our_choice if choice.columns]
+    return {row.key: {choice.key: choice.value for choice in row.our_choice} for row in shown.rows}
+
+
 def test_settings_that_nobody_published_are_marked(lab: Lab) -> None:
     """Those of the demonstrations' recipes are data with a source, and the source is us."""
-    rows = {row.key: row.our_choice for row in lab.manifest(methods=("kd", "dkd", "sp+dkd", "at")).rows}
-    assert rows == {"kd": (), "dkd": ("beta 2.0",), "sp+dkd": ("dkd.beta 2.0",), "at": ("beta 250.0",)}
-    rows = {row.key: row.our_choice for row in lab.manifest(methods=("dkd",), uniform=True).rows}
-    assert rows == {"dkd": ()}
+    rows = chosen(lab.manifest(methods=("kd", "dkd", "sp+dkd", "at")))
+    assert rows == {"kd": {}, "dkd": {"beta": 2.0}, "sp+dkd": {"dkd.beta": 2.0}, "at": {"beta": 250.0}}
+    assert chosen(lab.manifest(methods=("dkd",), uniform=True)) == {"dkd": {}}
 
 
 def test_settings_of_a_row_that_are_ours_are_marked(lab: Lab) -> None:
     table_rows = "{id: mine, method: sp+kd, settings: {kd: {temperature: 2}}, our_choice: true}]"
     lab.table.write_text(TABLE.replace("dkd]", table_rows))
-    rows = {row.key: row.our_choice for row in lab.manifest(methods=("mine", "kd")).rows}
-    assert rows == {"mine": ("kd.temperature 2.0",), "kd": ()}
+    assert chosen(lab.manifest(methods=("mine", "kd"))) == {"mine": {"kd.temperature": 2.0}, "kd": {}}
