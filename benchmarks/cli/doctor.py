@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from kd_methods.errors import UserError
 from ..common import environment
 from ..common.places import INSTALLED, ROOT
 from ..config.protocol import load_protocol
-from ..config.table_spec import load_table, table_names
+from ..config.table_spec import Preset, load_table, table_names
 from ..store.runs import Store
 from ..tasks import get_task, task_names
 from ..teachers.zoo import Zoo
@@ -40,24 +40,43 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     except UserError as error:
         yield f"store      {error}"
     installed = {(distribution.name or "").lower() for distribution in metadata.distributions()}
+    lacking = set()
     for extra, packages in extras().items():
         missing = [package for package in packages if package.lower() not in installed]
+        lacking |= {extra} if missing else set()
         state = f"{', '.join(missing)} missing: pip install '.[{extra}]'" if missing else "installed"
         yield f"extra      {extra}: {state}"
-    tasks = {}
+    with_data = set()
     for name in task_names():
         try:
-            tasks[name] = get_task(name).samples(data_root, download=False)
-            yield f"data       {name}: {tasks[name]} training samples"
+            yield f"data       {name}: {get_task(name).samples(data_root, download=False)} training samples"
+            with_data.add(name)
         except UserError as error:
             yield f"data       {name}: {error}"
     zoo = Zoo(checkpoints)
     files = [name for name, entry in zoo.entries.items() if zoo.path(entry).is_file()]
     yield f"teachers   {checkpoints}: {', '.join(files) or 'none installed (trained as cells where needed)'}"
     for name in table_names():
-        table = load_table(name)
-        ready = [p for p in table.presets if load_protocol(table.presets[p].protocol).task in tasks]
-        yield f"table      {name}: presets that can run now: {', '.join(ready) or 'none'}"
+        yield f"table      {name}: presets that can run now: {', '.join(runnable(name, with_data, lacking)) or 'none'}"
+
+
+def runnable(name: str, with_data: Collection[str], lacking: Collection[str]) -> list[str]:
+    """The presets of a table whose columns' tasks all have data.
+
+    Args:
+        name: the table's.
+        with_data: tasks whose data are at hand.
+        lacking: extras that are not installed.
+    """
+    table = load_table(name)
+    ready = [] if table.extra in lacking else list(table.presets)
+    return [preset for preset in ready if tasks_of(table.preset(preset)) <= set(with_data)]
+
+
+def tasks_of(preset: Preset) -> set[str]:
+    """The tasks of a preset's columns; ``preset`` is complete, as :meth:`TableSpec.preset` gives it."""
+    usual = preset.task or load_protocol(preset.protocol).task
+    return {pair.task or usual for pair in preset.pairs or ()}
 
 
 def extras() -> dict[str, list[str]]:

@@ -26,99 +26,74 @@ from .source import NetworkSource
 SIZES = (8, 2048)
 """Least and largest height and width that images are resized to."""
 
-_NAME = re.compile(r"(?P<library>timm|torchvision):(?P<name>[^@]+)(@(?P<size>[1-9]\d*))?")
+_NAME = re.compile(r"(?P<library>[^:]+):(?P<model>[^@]+)(@(?P<size>[1-9]\d*))?")
 
 
-def is_external(name: str) -> bool:
-    """Whether a network is one of timm or torchvision."""
-    return _NAME.fullmatch(name) is not None
+class Library(NetworkSource):
+    """Classifiers of a library of the source's name, with random weights."""
+
+    modality = "images"
+
+    @functools.cached_property
+    def models(self) -> frozenset[str]:
+        """The library's names."""
+        raise NotImplementedError
+
+    def module(
+        self, model: str, num_classes: int, input_size: tuple[int, ...], drop_path: float | None = None
+    ) -> nn.Module:
+        """A network of the library's; ``drop_path`` where it has stochastic depth.
+
+        Raises:
+            UserError: it cannot be built for the size.
+        """
+        raise NotImplementedError
+
+    def has(self, name: str) -> bool:
+        parsed = _NAME.fullmatch(name)
+        return parsed is not None and parsed["library"] == self.name
+
+    def check(self, name: str) -> None:
+        model, size = _parsed(name)
+        least, largest = SIZES
+        if size and (len(size) > len(str(largest)) or not least <= int(size) <= largest):
+            raise UserError(f"network '{name[:80]}' resizes images to {size[:20]}; sizes are {least} to {largest}")
+        if model not in self.models:
+            raise unknown(f"network of {self.name}", model, self.models)
+
+    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
+        return self._view(name, num_classes, input_shape)
+
+    def _view(
+        self, name: str, num_classes: int, input_shape: tuple[int, ...], drop_path: float | None = None
+    ) -> NetworkView:
+        """A network without weights.
+
+        Raises:
+            UserError: it cannot be built for the size, or not be cut into units.
+        """
+        model, resized = _parsed(name)
+        height, width = (int(resized),) * 2 if resized else input_shape[1:]
+        size = input_shape[0], height, width
+        module = self.module(model, num_classes, size, drop_path)
+        if (name, num_classes, size, drop_path) not in _traced:
+            images = images_that_run(module, size, name, f"{name.partition('@')[0]}@SIZE resizes them")
+            _traced[name, num_classes, size, drop_path] = trace(module, images, name)
+        chain = _traced[name, num_classes, size, drop_path].of
+        if size[1:] != tuple(input_shape[1:]):
+            chain = partial(_resizing, chain, (height, width))
+        return NetworkView(module, chain, input_shape)
 
 
-def check(name: str) -> None:
-    """Raise UserError where the library has no network of that name, or the size is none of images."""
+def _parsed(name: str) -> tuple[str, str]:
+    """The library's name of a network, and the size that images are resized to, if any."""
     parsed = _NAME.fullmatch(name)
     assert parsed
-    least, largest = SIZES
-    size = parsed["size"]
-    if size and (len(size) > len(str(largest)) or not least <= int(size) <= largest):
-        raise UserError(f"network '{name[:80]}' resizes images to {size[:20]}; sizes are {least} to {largest}")
-    library, model = parsed["library"], parsed["name"]
-    if library == "timm" and "." in model and model.partition(".")[0] in _known(library):
-        raise UserError(f"'{name}' names weights; the network is timm:{model.partition('.')[0]}, see: teachers fetch")
-    if model not in _known(library):
-        raise unknown(f"network of {library}", model, _known(library))
-
-
-@functools.cache
-def _known(library: str) -> frozenset[str]:
-    if library == "timm":
-        import timm
-
-        return frozenset(name for name in timm.list_models() if not name.startswith("kd_"))
-    import torchvision.models
-
-    return frozenset(torchvision.models.list_models(torchvision.models))
+    return parsed["model"], parsed["size"] or ""
 
 
 _traced: dict[tuple[str, int, tuple[int, ...], float | None], TracedChain] = {}
 """By name, number of classes, size of the images and stochastic depth: tracing takes a good part of a second."""
-
-
-def build(
-    name: str, num_classes: int, input_shape: tuple[int, ...], drop_path: float | None = None
-) -> tuple[nn.Module, Callable[[nn.Module], Chain]]:
-    """A network without weights, and what makes its chain; ``drop_path`` is for those of timm.
-
-    Raises:
-        UserError: it cannot be built for the size, or not be cut into units.
-    """
-    parsed = _NAME.fullmatch(name)
-    assert parsed
-    height, width = (int(parsed["size"]),) * 2 if parsed["size"] else input_shape[1:]
-    if parsed["library"] == "torchvision":
-        import torchvision.models
-
-        module = torchvision.models.get_model(parsed["name"], weights=None, num_classes=num_classes)
-    else:
-        module = _timm(parsed["name"], num_classes, (input_shape[0], height, width), drop_path)
-    size = input_shape[0], height, width
-    if (name, num_classes, size, drop_path) not in _traced:
-        images = images_that_run(module, size, name, f"{name.partition('@')[0]}@SIZE resizes them")
-        _traced[name, num_classes, size, drop_path] = trace(module, images, name)
-    chain = _traced[name, num_classes, size, drop_path].of
-    return module, chain if size[1:] == tuple(input_shape[1:]) else partial(_resizing, chain, (height, width))
-
-
-class _NoStochasticDepth(Exception):
-    """timm builds this network without."""
-
-
-def _timm(name: str, num_classes: int, input_size: tuple[int, int, int], drop_path: float | None) -> nn.Module:
-    """timm's network; those with a fixed size of images are built for this one.
-
-    Raises:
-        UserError: it cannot be built for the size.
-        _NoStochasticDepth: it takes no ``drop_path``.
-    """
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    usual = tuple(config.input_size) if config else ()
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    if config and config.fixed_input_size and usual != input_size:
-        arguments["img_size"] = input_size[1:]
-    if drop_path is not None:
-        arguments["drop_path_rate"] = drop_path
-    try:
-        return timm.create_model(name, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        if "drop_path_rate" in str(error):
-            raise _NoStochasticDepth from None
-        size = "x".join(map(str, input_size[1:]))
-        raise UserError(
-            f"timm:{name} cannot be built for images of {size} ({str(error).splitlines()[0]}); "
-            f"timm:{name}@{usual[-1] if usual else 224} resizes them"
-        ) from None
 
 
 def _resizing(chain_of: Callable[[nn.Module], Chain], size: tuple[int, int], module: nn.Module) -> Chain:
@@ -131,31 +106,86 @@ def _resized(size: tuple[int, int], x: Tensor) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", antialias=True)
 
 
-class External(NetworkSource):
-    """Classifiers of timm and torchvision, with random weights."""
+class Torchvision(Library):
+    name = "torchvision"
 
-    name, modality = "external", "images"
+    @functools.cached_property
+    def models(self) -> frozenset[str]:
+        import torchvision.models
 
-    def has(self, name: str) -> bool:
-        return is_external(name)
+        return frozenset(torchvision.models.list_models(torchvision.models))
+
+    def module(
+        self, model: str, num_classes: int, input_size: tuple[int, ...], drop_path: float | None = None
+    ) -> nn.Module:
+        import torchvision.models
+
+        return torchvision.models.get_model(model, weights=None, num_classes=num_classes)
+
+
+class _NoStochasticDepth(Exception):
+    """timm builds this network without."""
+
+
+class Timm(Library):
+    name = "timm"
+
+    @functools.cached_property
+    def models(self) -> frozenset[str]:
+        import timm
+
+        return frozenset(name for name in timm.list_models() if not name.startswith("kd_"))
 
     def check(self, name: str) -> None:
-        check(name)
+        network, _, tag = _parsed(name)[0].partition(".")
+        if tag and network in self.models:
+            raise UserError(f"'{name}' names weights; the network is timm:{network}, see: teachers fetch")
+        super().check(name)
 
-    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> NetworkView:
-        return NetworkView(*build(name, num_classes, input_shape), input_shape)
+    def module(
+        self, model: str, num_classes: int, input_size: tuple[int, ...], drop_path: float | None = None
+    ) -> nn.Module:
+        """See :meth:`Library.module`; those with a fixed size of images are built for this one.
+
+        Raises:
+            UserError: it cannot be built for the size.
+            _NoStochasticDepth: it takes no ``drop_path``.
+        """
+        import timm
+
+        config = timm.get_pretrained_cfg(model)
+        usual = tuple(config.input_size) if config else ()
+        arguments: dict[str, Any] = {"num_classes": num_classes}
+        if config and config.fixed_input_size and usual != input_size:
+            arguments["img_size"] = input_size[1:]
+        if drop_path is not None:
+            arguments["drop_path_rate"] = drop_path
+        try:
+            return timm.create_model(model, **arguments)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            if "drop_path_rate" in str(error):
+                raise _NoStochasticDepth from None
+            size = "x".join(map(str, input_size[1:]))
+            raise UserError(
+                f"timm:{model} cannot be built for images of {size} ({str(error).splitlines()[0]}); "
+                f"timm:{model}@{usual[-1] if usual else 224} resizes them"
+            ) from None
 
     def with_drop_path(
         self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int, rate: float
     ) -> NetworkView:
-        if name.startswith("timm:"):
-            from timm.layers import DropPath
+        from timm.layers import DropPath
 
-            with suppress(_NoStochasticDepth):
-                view = NetworkView(*build(name, num_classes, input_shape, rate), input_shape)
-                if not rate or any(isinstance(module, DropPath) for module in view.modules()):
-                    return view
+        with suppress(_NoStochasticDepth):
+            view = self._view(name, num_classes, input_shape, rate)
+            if not rate or any(isinstance(module, DropPath) for module in view.modules()):
+                return view
         return super().with_drop_path(name, num_classes, input_shape, vocabulary, rate)
 
 
-SOURCES = (External(),)
+SOURCES = (Timm(), Torchvision())
+
+
+def is_external(name: str) -> bool:
+    """Whether a network is another library's."""
+    return any(source.has(name) for source in SOURCES)

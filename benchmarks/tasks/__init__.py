@@ -1,13 +1,20 @@
-"""Tasks by name: data, augmentation and metric. Each file of ``data_sets/`` with ``TASKS`` brings some."""
+"""Tasks by name: data, augmentation and metric.
+
+Each file of ``data_sets/`` with ``TASKS`` brings some, each with ``TASK_SOURCES`` all those of a form of name.
+"""
 
 from __future__ import annotations
 
 from ..common.registry import Registry
-from .base import NoData, Task, TaskBatch, TaskData
+from .base import NoData, Task, TaskBatch, TaskData, TaskSource
 
-__all__ = ["NoData", "Task", "TaskBatch", "TaskData", "get_task", "register_task", "task_names"]
+__all__ = [
+    "NoData", "Task", "TaskBatch", "TaskData", "TaskSource", "get_task", "register_task", "register_task_source",
+    "task_names",
+]  # fmt: skip
 
 TASKS: Registry[Task] = Registry("task", f"{__name__}.data_sets", "TASKS")
+TASK_SOURCES: Registry[TaskSource] = Registry("task source", TASKS.package, "TASK_SOURCES")
 
 
 def register_task(task: Task) -> None:
@@ -19,19 +26,27 @@ def register_task(task: Task) -> None:
     TASKS.register(task)
 
 
+def register_task_source(source: TaskSource) -> None:
+    """Make all tasks of a form of name available.
+
+    Raises:
+        UserError: another source already has that name.
+    """
+    TASK_SOURCES.register(source)
+
+
 def task_names() -> list[str]:
     """All registered tasks."""
     return list(TASKS.mapping())
 
 
 def get_task(name: str) -> Task:
-    """A task by name; ``folder:PATH`` is any folder of images, whose ``name`` has its absolute path.
+    """A task by name, or one of a source: ``folder:PATH`` is any folder of images, its ``name`` has the absolute path.
 
     Raises:
         UserError: no such task.
     """
-    if name.startswith("folder:"):
-        from .data_sets import folder
-
-        return folder.task(name.removeprefix("folder:"))
+    source, colon, rest = name.partition(":")
+    if colon and source in TASK_SOURCES.mapping():
+        return TASK_SOURCES.get(source).task(rest)
     return TASKS.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
@@ -16,6 +17,18 @@ from kd_methods.errors import UserError
 from ..config.protocol import Protocol
 from ..networks import NetworkView
 from .images import Normalisation
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Names of a form, ``SOURCE:REST``, each of which is a task.
+
+    name    of the source, what stands before the colon
+    task    the task of a REST; raises UserError where there is none
+    """
+
+    name: str
+    task: Callable[[str], Task]
 
 
 class NoData(UserError):

@@ -8,18 +8,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.command_line import Call, python, refused
 
 from benchmarks.cli import main as cli
 from benchmarks.common import environment
 from benchmarks.config.protocol import protocol_names
 from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.networks import build_network
-from benchmarks.tasks import task_names
 from kd_methods import registry
 
 REPO = Path(__file__).parents[2]
@@ -31,47 +30,7 @@ methods: [student, kd, dkd]
 presets:
   demo: {protocol: digits-demo, seeds: [0]}
 """
-Call = Callable[..., tuple[int, str, str]]
 DEMO = ("table2", "--preset", "demo")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Runs the command line in this process, away from the user's own folders; returns (exit code, stdout, stderr)."""
-    for name, folder in {"DATA": "data", "CHECKPOINTS": "checkpoints", "OUTPUT": "results"}.items():
-        monkeypatch.setenv(f"KDBENCH_{name}", str(tmp_path / folder))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there: a download fails at once
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["python -m benchmarks", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, out, err
-
-    return run
-
-
-def refused(call: Call, *arguments: str | Path) -> str:
-    """The one line with which a command is refused."""
-    code, out, err = call(*arguments)
-    assert (code, out) == (2, ""), (code, out, err)
-    assert err.startswith("error: ") and err.endswith("\n") and len(err.splitlines()) == 1, err
-    assert "Traceback" not in err
-    return err.strip()
-
-
-def python(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *options, "-m", "benchmarks", *arguments],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize(
@@ -454,31 +413,6 @@ def test_show_method_counts_what_it_adds_on_a_pair(call: Call) -> None:
     assert "+16,640 in training, +0 at inference" in out and "tian2020crd" in out and "hinton2015kd" in out
     _, out, _ = call("show", "method", "kd", "--pair", "resnet56-resnet20")
     assert "has 278,324 parameters; +0 in training, +0 at inference" in out
-
-
-def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:
-    code, out, _ = call("doctor", "--data-root", tmp_path / "none" / "at" / "all")
-    assert code == 0
-    for words in (
-        "versions   python",
-        f"torch {torch.__version__}"[:10],
-        "arithmetic ",
-        "fp32 in full",
-        "digits: 1437 training samples",
-        "no CIFAR100 below",
-        *(f"extra      {extra}: " for extra in ("text", "detection", "cluster", "track")),
-        *(f"data       {name}: " for name in task_names()),
-    ):
-        assert words in out
-    assert "writable, 0 runs" in out and "none installed" in out
-    assert "table      table2: presets that can run now: demo" in out
-    assert not list((tmp_path / "results").iterdir()), "it leaves nothing behind"
-
-
-def test_doctor_names_a_store_that_cannot_be_written(call: Call, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    code, out, _ = call("doctor", "--output", tmp_path / "file" / "below")
-    assert code == 0 and "store      cannot write" in out
 
 
 def test_teachers_list_names_the_shipped_entries(call: Call) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,61 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("mmdet", "mmengine", "mmcv", "pycocotools"))
 
 
-def is_detector(name: str) -> bool:
-    """Whether a name is that of a detector, by its form."""
-    return name in RECIPES or name.startswith("mmdet::") or name.endswith(".py")
+def _of_mmdet(name: str) -> Path:
+    """A file that mmdetection comes with, by its path or the last part of it."""
+    spec = importlib.util.find_spec("mmdet")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent / ".mim" / "configs"
+    wanted = name.removesuffix(".py")
+    path = folder / f"{wanted}.py"
+    if not path.is_file():
+        paths = list(folder.glob(f"**/{wanted}.py"))
+        if len(paths) != 1:
+            every = [str(file.relative_to(folder))[:-3] for file in folder.glob("*/*.py")]
+            raise unknown("configuration of mmdet", wanted, every)
+        path = paths[0]
+    return path
+
+
+def _of_user(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise unknown("detector", name, RECIPES)
+    return path
+
+
+@dataclass(frozen=True)
+class NameForm:
+    """A form of detectors' names.
+
+    has      whether a name has it
+    file     of the configuration of such a name; raises UserError where there is none
+    shipped  whether the file comes with mmdetection
+    """
+
+    has: Callable[[str], bool]
+    file: Callable[[str], Path]
+    shipped: bool
+
+
+_MMDET = "mmdet::"
+
+FORMS = (
+    NameForm(RECIPES.__contains__, lambda name: _of_mmdet(RECIPES[name].config), shipped=True),
+    NameForm(lambda name: name.startswith(_MMDET), lambda name: _of_mmdet(name.removeprefix(_MMDET)), shipped=True),
+    NameForm(lambda name: name.endswith(".py"), _of_user, shipped=False),
+)
+
+
+def form_of(name: str) -> NameForm | None:
+    """The form of a detector's name; None of other names."""
+    return next((form for form in FORMS if form.has(name)), None)
 
 
 def check(name: str) -> None:
     """Raise UserError where a detector of that name cannot be; without the extra only the form of the name is seen."""
-    if name not in RECIPES and (available() or name.endswith(".py")):
+    form = form_of(name)
+    if not form or not form.shipped or available():
         configuration_file(name)
 
 
@@ -148,23 +195,10 @@ def configuration_file(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if name.startswith("mmdet::"):
-        spec = importlib.util.find_spec("mmdet")
-        assert spec is not None and spec.origin is not None
-        folder = Path(spec.origin).parent / ".mim" / "configs"
-        wanted = name.removeprefix("mmdet::").removesuffix(".py")
-        path = folder / f"{wanted}.py"
-        if not path.is_file():
-            paths = list(folder.glob(f"**/{wanted}.py"))
-            if len(paths) != 1:
-                every = [str(file.relative_to(folder))[:-3] for file in folder.glob("*/*.py")]
-                raise unknown("configuration of mmdet", wanted, every)
-            path = paths[0]
-        return path
-    path = Path(name)
-    if not path.is_file():
+    form = form_of(name)
+    if not form:
         raise unknown("detector", name, RECIPES)
-    return path
+    return form.file(name)
 
 
 def model_configuration(name: str, num_classes: int, pretrained: bool) -> Any:
@@ -176,8 +210,7 @@ def model_configuration(name: str, num_classes: int, pretrained: bool) -> Any:
     from mmengine.config import Config, ConfigDict
 
     recipe = RECIPES.get(name)
-    path = configuration_file(f"mmdet::{recipe.config}" if recipe else name)
-    config = Config.fromfile(path).model
+    config = Config.fromfile(configuration_file(name)).model
     if recipe:
         config = ConfigDict(Config._merge_a_into_b(dict(recipe.changes), config))
     _set_classes(config, num_classes)

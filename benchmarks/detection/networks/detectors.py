@@ -31,7 +31,7 @@ from kd_methods.errors import UserError, unknown
 from kd_methods.views.modes import modes_kept
 
 from ...networks.source import NetworkSource
-from .configurations import RECIPES, check, is_detector, model_configuration, prepare
+from .configurations import RECIPES, check, form_of, model_configuration, prepare
 
 NOMINAL = 128
 """Side in pixels of the square image on which shapes are computed; a detector takes images of any size."""
@@ -381,7 +381,7 @@ class Detectors(NetworkSource):
         return list(RECIPES)
 
     def has(self, name: str) -> bool:
-        return is_detector(name)
+        return form_of(name) is not None
 
     def check(self, name: str) -> None:
         check(name)

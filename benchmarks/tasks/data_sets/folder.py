@@ -12,6 +12,7 @@ from PIL import Image
 
 from kd_methods.errors import UserError
 
+from ..base import TaskSource
 from ..image_files import class_folders, images_of, picture
 from ..images import ImageTask, Split
 
@@ -67,3 +68,6 @@ def task(path: str) -> ImageTask:
 def _task(folder: Path) -> ImageTask:
     classes = class_folders(_place(folder, "train"))
     return ImageTask(f"folder:{folder}", len(classes), partial(load, folder, SIZE))
+
+
+TASK_SOURCES = (TaskSource("folder", task),)
