@@ -180,12 +180,11 @@ set_up() {
         other=${stamp##*/}
         stamped "${other%.sha256}" || rm -f -- "$stamp"
     done
-    write_stamp core                                     # every lock contains core, and dev all of them
+    write_stamp core                                     # every lock contains core
     [[ $name == core ]] || write_stamp "$name"
     if [[ $name == dev ]]; then
-        for other in "$repo"/requirements/*.txt; do
-            other=${other##*/}
-            write_stamp "${other%.txt}"
+        for other in text detection; do                  # but not every extra: see its first lines
+            [[ ! -f $repo/requirements/$other.txt ]] || write_stamp "$other"
         done
     fi
     rm -f -- "$state/unfinished"
@@ -222,8 +221,9 @@ else
             done <"$table"
         done
     done
-    # Beside it: an executor that needs an extra of its own.
-    case " $* " in *' --executor ray '* | *' --executor=ray '*) beside=cluster ;; esac
+    # Beside it: an executor or a tracker that needs an extra of its own.
+    case " $* " in *' --executor ray '* | *' --executor=ray '*) beside+=' cluster' ;; esac
+    case " $* " in *' --track tensorboard '* | *' --track=tensorboard '*) beside+=' track' ;; esac
 fi
 
 if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then
@@ -231,7 +231,7 @@ if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then
     python=$host_python
 else
     ensure_lock "$lock"
-    [[ -z $beside ]] || ensure_lock "$beside"
+    for extra in $beside; do ensure_lock "$extra"; done
 fi
 
 # Threads of OpenMP that wait for each other spin, by default for so long that on a machine with other work a training

@@ -23,7 +23,7 @@ from ..common import environment
 from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
-from ..driver.engines.engine import Engine
+from ..driver.engines.engine import Engine, Evaluate
 from ..driver.engines.local import Context, until_free
 from ..driver.execution.relay import Followed
 from ..store.cell import Cell
@@ -177,13 +177,31 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     check_installed()
     data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
     cell = student_cell(entry.network, protocol, data, {})
-    where = workspace.data_root, str(workspace.device), torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        job = DetectionJob(cell, protocol, *where, (), Path(folder), Zoo(workspace.checkpoints).path(entry))
-        kind, answer = _in_processes("evaluate", [job], lambda message: None)
-    if kind != "value":
-        raise UserError(f"teacher '{entry.name}' could not be evaluated: {answer}")
-    return answer
+    try:
+        metrics = evaluator(workspace)(cell, protocol.changed(precision="fp32"), Zoo(workspace.checkpoints).path(entry))
+    except UserError as error:
+        raise UserError(f"teacher '{entry.name}' could not be evaluated: {error}") from None
+    return metrics[get_task(protocol.task).metric]
+
+
+def evaluator(workspace: Workspace) -> Evaluate:
+    """Evaluates detectors' files on the validation set, each in a process of its own.
+
+    Raises:
+        UserError: the extra [detection] is missing.
+    """
+    check_installed()
+    where = workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
+
+    def evaluate(cell: Cell, protocol: Protocol, file: Path) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            job = DetectionJob(cell, protocol, *where, Path(folder), file=file)
+            kind, answer = _in_processes("evaluate", [job], lambda message: None)
+        if kind != "metrics":
+            raise UserError(str(answer))
+        return answer
+
+    return evaluate
 
 
 def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]:
@@ -212,5 +230,8 @@ def _mmdet(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: W
 
 
 ENGINES = (
-    Engine("detection", ("detection",), run, accuracy, cost, counted=False, forms={"mmdet": _mmdet}, divides=True),
-)
+    Engine(
+        "detection", ("detection",), run, accuracy, cost, counted=False, forms={"mmdet": _mmdet}, divides=True,
+        evaluator=evaluator,
+    ),
+)  # fmt: skip

@@ -10,19 +10,17 @@ from typing import Any
 
 from kd_methods.errors import UserError
 
-from ..analysis.restored import restored
 from ..common.console import Outcome, counted
-from ..common.files import digest
-from ..common.weights import load_weights
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store import documents, exchange
 from ..store.cell import Cell
 from ..store.cells import Distillation, make_cell
 from ..store.exchange import STUDENT, EndedRun
-from ..tasks import TaskData, get_task
+from ..tasks import get_task
 from ..training import precision
 from .engines import of
+from .engines.engine import Evaluate
 
 TOLERANCE = 0.1
 """Points by which a metric may differ: another machine rounds otherwise, and an image or two change sides."""
@@ -68,10 +66,10 @@ def verify(source: Path, workspace: Workspace) -> tuple[Verified, ...]:
     """
     with _store(source) as folder:
         verified = []
-        opened: dict[str, TaskData] = {}
+        evaluators: dict[str, Evaluate] = {}
         for run in exchange.ended(folder, workspace.say):
             if run.status["state"] == "done":
-                verified.append(_verified(run, workspace, opened))
+                verified.append(_verified(run, workspace, evaluators))
                 workspace.say(verified[-1].line())
         return tuple(verified)
 
@@ -99,19 +97,19 @@ def _store(source: Path) -> Iterator[Path]:
         yield folder
 
 
-def _verified(ended: EndedRun, workspace: Workspace, opened: dict[str, TaskData]) -> Verified:
-    """``opened`` holds the data of protocols that came before."""
+def _verified(ended: EndedRun, workspace: Workspace, evaluators: dict[str, Evaluate]) -> Verified:
+    """``evaluators``: by their engines, those of runs that came before."""
     claimed: dict[str, float] = ended.status["last"]
     try:
         if not (ended.run / STUDENT).is_file():
             raise UserError("its network is not in the archive (export it with --students)")
         cell = Cell.of(documents.read(ended.run / "cell.json", documents.Identity)["cell"])
-        return Verified(ended.label, claimed, _measured(cell, ended.run / STUDENT, workspace, opened))
+        return Verified(ended.label, claimed, _measured(cell, ended.run / STUDENT, workspace, evaluators))
     except (UserError, RuntimeError, LookupError) as error:  # a network that is another one here fits in many ways not
         return Verified(ended.label, claimed, {}, " ".join(str(error).split())[:300])
 
 
-def _measured(cell: Cell, file: Path, workspace: Workspace, opened: dict[str, TaskData]) -> dict[str, float]:
+def _measured(cell: Cell, file: Path, workspace: Workspace, evaluators: dict[str, Evaluate]) -> dict[str, float]:
     """The metrics of a cell's deployed network.
 
     Raises:
@@ -120,22 +118,18 @@ def _measured(cell: Cell, file: Path, workspace: Workspace, opened: dict[str, Ta
     protocol = protocol_of(cell)
     precision.check(protocol, workspace.device)
     task = get_task(protocol.task)
-    if of(task).name != "local":
-        raise UserError(f"students of {task.modality} are evaluated in training alone")
-    place = digest([protocol.task, protocol.identity()])
-    if place not in opened:
-        opened.clear()  # one at a time: data may be large
-        opened[place] = task.open(workspace.data_root, protocol, workspace.device)
-    data = opened[place]
+    engine = of(task)
+    if engine.evaluator is None:
+        raise UserError(f"engine '{engine.name}' evaluates in training alone")
     fingerprint = task.fingerprint(workspace.data_root, protocol)
     distillation = Distillation(cell.method, cell.teacher, cell.settings, cell.init)
     here = make_cell(protocol, fingerprint, cell.student, distillation, cell.seed, workspace.plugins).identity()
     ours, theirs = ({k: v for k, v in both.items() if k != "start"} for both in (here, cell.identity()))
     if other := [_difference(name, theirs[name], ours.get(name)) for name in theirs if theirs[name] != ours.get(name)]:
         raise UserError(f"here it is another cell: {'; '.join(other)}")
-    deployed = restored(cell, data, load_weights(file)).deployed.eval()
-    with precision.autocast(protocol, workspace.device):
-        return data.evaluate(lambda x: {"": deployed(x)})[""]
+    if engine.name not in evaluators:
+        evaluators[engine.name] = engine.evaluator(workspace)
+    return evaluators[engine.name](cell, protocol, file)
 
 
 def protocol_of(cell: Cell) -> Protocol:

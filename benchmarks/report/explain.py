@@ -314,7 +314,7 @@ def _seed(
         key=cell.key,
         folder=run.path,
         state=status["state"],
-        message=status.get("message", ""),
+        message=_so_far(status) or status.get("message", ""),
         last=status["last"].get(metric) if done else None,
         best=status["best"].get(metric) if done else None,
         environments=tuple(environments),
@@ -324,6 +324,12 @@ def _seed(
         command=words.command(cell.row, column, cell.seed) if words else "",
         plugins=identity.get("cell", {}).get("plugins", {}),
     )
+
+
+def _so_far(status: dict[str, Any]) -> str:
+    """How far a run came that has not ended, where it says so."""
+    begun = status["state"] in ("running", "interrupted") and "epochs" in status
+    return f"{status['epoch']} of {status['epochs']} epochs" if begun else ""
 
 
 def _outcome(judged: Sequence[verdicts.Verdict]) -> Iterator[str]:

@@ -49,6 +49,10 @@ TYPES = {
 """Types of columns as pandas calls them; metrics and losses are Float64, others text, what has parts as JSON."""
 
 
+PARTS = ("memory_by_part", "memory_split")
+"""What of a cost has parts: a column for each, in bytes."""
+
+
 def load(
     results: Path | str | None = None, table: str = "", level: Level = "cell", say: Callable[[str], None] = say
 ) -> pd.DataFrame:
@@ -148,10 +152,12 @@ def _costs(shown: Manifest, table_folder: str, store: Store, say: Callable[[str]
             continue
         if measured:
             place = {"table": table_folder, "row": planned.row, "pair": planned.column}
-            figures = {
-                name: canonical(value) if isinstance(value, list | tuple | dict) else value
-                for name, value in asdict(measured["cost"]).items()
-            }
+            figures = dict[str, Any]()
+            for name, value in asdict(measured["cost"]).items():
+                if name in PARTS:
+                    figures |= {f"{name}.{part}": held for part, held in (value or {}).items()}
+                else:
+                    figures[name] = canonical(value) if isinstance(value, list | tuple) else value
             facts = measured["environment"]
             yield place | _described(rows[planned.row], columns[planned.column]) | figures | {
                 "date": facts["date"], "commit": facts["commit"], "machine": facts["machine"], "key": planned.key,
@@ -190,6 +196,8 @@ def _epoch(one: Record, metric: str) -> Record:
 
 
 def _type(name: str) -> str:
+    if name.startswith(tuple(f"{part}." for part in PARTS)):
+        return "Int64"
     return TYPES.get(name, "Float64" if name.startswith(("metric.", "loss.")) else "string")
 
 

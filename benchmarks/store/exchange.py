@@ -147,8 +147,10 @@ def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
         yield folder
 
 
-def merge(source: Path, output: Path, say: Say = say) -> Merged:
+def merge(source: Path, output: Path, say: Say = say, begun: list[Run] | None = None) -> Merged:
     """Take into a store what another one has and it has not: ended runs, costs, and what tables show.
+
+    ``begun`` gets the runs that have not ended; without it they are said not to be taken.
 
     Where both have a run with other results, the one of ``output`` stays, and the other is named and not kept. What
     tables show is joined; where that cannot be, theirs of ``output`` stay as well.
@@ -156,7 +158,7 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
     Raises:
         UserError: there is no store in ``source``, or ``output`` cannot be written.
     """
-    store, whole = Store(output), ended(source, say)
+    store, whole = Store(output), ended(source, say, begun)
     facts = store.facts(their.run.key for their in whole)
     added, same, students, conflicts, busy = list[str](), 0, 0, list[str](), list[str]()
     for their in whole:
@@ -182,6 +184,8 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
 def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
     """Several stores as one, which is gone afterwards; a single one as it is. Of two results the earlier store's stays.
 
+    Runs that have not ended are in it as far as they came, where none of the stores has their result.
+
     Raises:
         UserError: one is no store.
     """
@@ -189,9 +193,14 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
         yield stores[0]
         return
     with tempfile.TemporaryDirectory() as folder:
+        begun = list[Run]()
         for store in stores:
-            if left := merge(store, Path(folder), say).missing:
+            if left := merge(store, Path(folder), say, begun).missing:
                 say(f"{store}: {left}")
+        for their in begun:
+            run = Store(Path(folder)).run(their.key)
+            if not run.path.exists():
+                run.take(their, say)
         yield Path(folder)
 
 
@@ -203,11 +212,20 @@ class EndedRun(NamedTuple):
     status: dict[str, Any]
 
 
+class Unfinished(Damaged):
+    """The run has not ended."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
 def checked(run: Run) -> EndedRun:
     """A run that has ended, whose documents agree with each other and with its key.
 
     Raises:
-        Damaged: one is missing or is not what was written, the run has not ended, or claims what its epochs do not say.
+        Unfinished: it has not ended.
+        Damaged: a document is missing or is not what was written, or the run claims what its epochs do not say.
     """
     identity = documents.read(run / "cell.json", documents.Identity)
     if identity is None or identity["key"][:16] != run.path.name:
@@ -215,7 +233,7 @@ def checked(run: Run) -> EndedRun:
     run, label = Run(run.path, identity["key"]), identity["label"]
     status = run.status
     if status["state"] not in FINAL:
-        raise Damaged(f"{run.path} ({label}): {status.get('message', status['state'])}")
+        raise Unfinished(f"{run.path} ({label}): {status.get('message', status['state'])}", run)
     if status["state"] == "done":
         if (run / STUDENT).is_file() and (damage := run.damage(STUDENT)):
             raise Damaged(damage)
@@ -225,8 +243,10 @@ def checked(run: Run) -> EndedRun:
     return EndedRun(run, label, status)
 
 
-def ended(root: Path, say: Say) -> list[EndedRun]:
+def ended(root: Path, say: Say, begun: list[Run] | None = None) -> list[EndedRun]:
     """The runs of a store that have ended and are whole, by key; ``say`` gets a line for each of the others.
+
+    ``begun`` gets those that have not ended, and they are not said.
 
     Raises:
         UserError: there is no store.
@@ -236,7 +256,10 @@ def ended(root: Path, say: Say) -> list[EndedRun]:
         try:
             whole.append(checked(run))
         except Damaged as error:
-            say(f"not taken: {error}")
+            if isinstance(error, Unfinished) and begun is not None:
+                begun.append(error.run)
+            else:
+                say(f"not taken: {error}")
     return whole
 
 

@@ -21,18 +21,20 @@ from torch import Tensor
 from benchmarks import networks
 from benchmarks.common.files import write_json
 from benchmarks.common.seeding import seed_all
-from benchmarks.common.weights import load_weights
+from benchmarks.common.weights import load_weights, to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.detection import engine
-from benchmarks.store.cell import TeacherRef
+from benchmarks.driver.verify import protocol_of, verify
+from benchmarks.store import exchange
+from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from benchmarks.training.failures import Interrupted
 from kd_methods import registry
-from kd_methods.errors import DiskError
+from kd_methods.errors import DiskError, UserError
 
 needs_mmdetection()
 
@@ -57,6 +59,23 @@ def same(a: dict[str, dict[str, Tensor]], b: dict[str, dict[str, Tensor]]) -> bo
         a[label].keys() == b[label].keys() and all(torch.equal(a[label][k], b[label][k]) for k in a[label])
         for label in a
     )
+
+
+def test_detectors_of_an_archive_measure_here_what_they_claim(run: Any, shapes: Path, tmp_path: Path) -> None:
+    run("sent", methods=("student",))
+    sent = tmp_path / "sent"
+    exchange.export(sent, tmp_path / "sent.zip", tables=["tiny-paper"], students=True)
+    here = Workspace(CPU, shapes, tmp_path / "checkpoints", tmp_path / "here", say=lambda line: None)
+    verified = verify(tmp_path / "sent.zip", here)
+    assert [(one.reason, one.difference) for one in verified] == [("", 0.0)]
+    assert {"mAP", "AP50", "AP75"} <= set(verified[0].measured)
+    weights = next(sent.glob("runs/*/student.pt"))
+    broken = {name: torch.zeros_like(tensor) for name, tensor in load_weights(weights).items()}
+    (tmp_path / "zeros.pt").write_bytes(to_bytes(broken))
+    cell = Cell.of(json.loads((weights.parent / "cell.json").read_text())["cell"])
+    assert engine.evaluator(here)(cell, protocol_of(cell), tmp_path / "zeros.pt")["mAP"] == 0.0
+    with pytest.raises(UserError, match=r"student\.pt"):
+        engine.evaluator(here)(dataclasses.replace(cell, student=TEACHER), protocol_of(cell), weights)
 
 
 def test_a_matrix_to_its_table_and_again_after_kills(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers.watchers import ForwardingWatcher
 
 from benchmarks.cli import options
 from benchmarks.config.protocol import load_protocol
+from benchmarks.driver import tracking
 from benchmarks.driver.trackers import Tracker, scalars, settings, tensorboard
 from benchmarks.driver.trackers.tensorboard import TensorBoard
 from benchmarks.driver.tracking import Tracking
@@ -91,6 +93,52 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, cal
                 watcher(student_run(1, cell=other), event)
     assert lines == [f"tracker noting{call} fails ({type(error).__name__}: {error}); training goes on without it"]
     assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
+
+
+@pytest.mark.parametrize("call", ["begin", "epoch", "end"])
+def test_a_tracker_that_hangs_is_said_once_and_stops_nothing(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    calls: list[Any] = []
+    lines: list[str] = []
+    gate = threading.Event()
+
+    class Hanging(made([])):  # type: ignore[misc]
+        name = "hanging"
+
+        def _note(self, *now: Any) -> None:
+            if now[0] == call:
+                gate.wait()
+
+    with Tracking(ForwardingWatcher(say=lines.append), [Hanging, made(calls)], tmp_path) as watcher:
+        for seed in range(2):
+            for event in ("step", "epoch", "done"):
+                watcher(student_run(1, cell=replace(CELL, seed=seed)), event)
+    gate.set()
+    assert lines == ["tracker hanging is not back after 0 s; training goes on without it"]
+    assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
+
+
+def test_a_tracker_is_called_in_one_thread_and_an_essential_one_in_ours(tmp_path: Path) -> None:
+    threads = dict[str, set[int]]()
+    for essential in (False, True):
+        with Tracking(ForwardingWatcher(), [made_in(threads, essential)], tmp_path) as watcher:
+            for event in ("step", "epoch", "done"):
+                watcher(student_run(1), event)
+    assert len(threads["aside"]) == 1 and threads["aside"] != threads["here"] == {threading.get_ident()}
+
+
+def made_in(threads: dict[str, set[int]], is_essential: bool) -> type[Tracker]:
+    """A tracker that notes its threads."""
+
+    class Noting(made([])):  # type: ignore[misc]
+        name, essential = ("here", True) if is_essential else ("aside", False)
+
+        def _note(self, *now: Any) -> None:
+            threads.setdefault(self.name, set()).add(threading.get_ident())
+
+    return Noting
 
 
 def test_a_tracker_s_settings_of_the_process_are_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -19,8 +20,9 @@ from benchmarks.report.site.curves import MethodCurves, drawing, line
 from benchmarks.report.site.tables import Number, slugs
 from benchmarks.report.table_layout import PrintedCell
 from benchmarks.report.verdicts import RULE
-from benchmarks.store import manifest
+from benchmarks.store import exchange, manifest
 from benchmarks.store.manifest import Manifest
+from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 from tests.helpers import manifests, stores
 from tests.helpers.browser import CHROMIUM, browser
@@ -182,6 +184,25 @@ def test_several_stores_are_shown_as_one(tmp_path: Path) -> None:
     }
     failed = CliRunner().invoke(cli, ["site", "--store", str(one), "--store", str(tmp_path / "no"), "--out", str(out)])
     assert isinstance(failed.exception, UserError) and "no" in str(failed.exception)
+
+
+def test_what_no_store_has_finished_is_shown_as_unfinished(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    stores.table(one, "kd")
+    stores.table(other, "kd", "dkd")
+    begun = stores.cell("dkd", 0)
+    run = Store(other).run(begun)
+    shutil.rmtree(run.path)
+    with run.lock():
+        Store(other).create(begun)
+    run.set_metrics([{"epoch": 1, "metrics": {"top1": 50.0}}])
+    run.set_status("interrupted", epoch=1, epochs=8)
+    said = list[str]()
+    with exchange.merged((one, other), said.append) as folder:
+        written = site.pages(folder, {stores.TABLE_FOLDER: ""}, said.append)
+    assert not said
+    (page,) = (content.decode() for name, content in written.items() if name.endswith("/dkd.html"))
+    assert "<td>interrupted" in page and "1 of 8 epochs" in page
 
 
 def test_a_folder_with_other_things_is_left_alone(store: Path, tmp_path: Path) -> None:

@@ -134,6 +134,16 @@ def test_a_table_that_names_an_extra_has_it_installed(tree: Tree):
     assert "requirements/nonsense.txt is missing" in one_line_of_error(tree.run("own.yaml"))
 
 
+def test_a_tracker_and_a_cluster_have_their_extras_installed_even_after_the_tests(tree: Tree):
+    tree.lock("track", "# core and track")
+    tree.lock("cluster", "# core and cluster")
+    tree.run("test")
+    said = tree.run("table1", "--track", "tensorboard", "--executor=ray").stderr
+    assert "requirements/cluster.txt" in said and "requirements/track.txt" in said
+    assert tree.run("table1", "--track=tensorboard", "--executor", "ray").stderr == ""
+    assert tree.run("table1", "--track", "lines").stderr == ""
+
+
 def one_line_of_error(result: subprocess.CompletedProcess) -> str:
     """The last line of a refusal."""
     assert (result.returncode, result.stdout) == (2, ""), result

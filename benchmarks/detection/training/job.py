@@ -16,6 +16,7 @@ class DetectionJob:
     """What a process needs to know of its cell.
 
     teacher     the file with the teacher's weights
+    file        that of the detector itself, where it is to be evaluated
     rank        which of the processes it is that share the cell; the first one writes to the run
     rendezvous  the file by which they find each other
     """
@@ -30,6 +31,7 @@ class DetectionJob:
     teacher: Path | None = None
     rank: int = 0
     rendezvous: Path | None = None
+    file: Path | None = None
 
     @property
     def run(self) -> Run:

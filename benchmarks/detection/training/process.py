@@ -19,20 +19,21 @@ from mmengine.runner import Runner
 
 from kd_methods.errors import DiskError
 
-from ...common import environment
+from ...common import environment, plugins
 from ...common.process.children import Send
 from ...common.weights import fit, load_weights
 from ...cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ...networks import count
 from ...tasks import get_task
 from ...training.failures import Failure, Interrupted, line, of_cell
+from ...training.precision import autocast
 from ...training.student_run import finish, on_cpu
 from ..networks import detectors
 from ..tasks.coco import DetectionFiles
 from . import data as detection_data
 from .checkpoints import ALLOWED
 from .job import DetectionJob
-from .records import report
+from .records import percentages, report
 from .runner import average_precision, set_up
 
 
@@ -112,21 +113,23 @@ def _train(job: DetectionJob, send: Send, folder: Path) -> tuple[str, ...]:
 
 
 def evaluate(send: Send, job: DetectionJob) -> None:
-    """The AP of the file in place of a teacher, as ``(value, AP)`` to the parent."""
+    """The metrics of the detector in the job's file, as ``(metrics, {name: percent})`` to the parent."""
     try:
         torch.set_num_threads(job.threads)
+        plugins.load_again(job.plugin_files, job.cell.plugins)
+        device = environment.device(job.device)
         files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
         network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
-        assert job.teacher is not None
-        fit(load_weights(job.teacher), network.module, str(job.teacher))
-        model = network.module.to(environment.device(job.device)).eval()
+        assert job.file is not None
+        fit(load_weights(job.file), network.module, job.file.name)
+        model = network.module.to(device).eval()
         metric = average_precision(files, job.path)
         loader = detection_data.validation(files.val, files.classes, job)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(job.protocol, device):
             for batch in loader:
                 metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
         with redirect_stdout(io.StringIO()):
-            send(("value", 100 * metric.evaluate(len(loader))["coco/bbox_mAP"]))
+            send(("metrics", percentages(metric.evaluate(len(loader)))))
     except Exception as error:
         send(("error", line(error)))
 

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,15 +89,12 @@ class Records(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         assert metrics is not None
         epoch, state = runner.iter // self.job.detection.iterations, self.state
-        # Without a single detection mmdetection gives no figures at all.
-        fractions = {name: metrics.get(f"coco/{key}", 0.0) for name, key in METRICS.items()}
         self.records.append(
             {
                 "epoch": epoch,
                 "phase": "",
                 "lr": runner.optim_wrapper.get_lr()["lr"][0],
-                # COCO says -1 where there is no object of that size.
-                "metrics": {name: round(100 * value, 4) for name, value in fractions.items() if value >= 0},
+                "metrics": percentages(metrics),
                 "probes": {},
                 "losses": {name: float(total) / state["counted"] for name, total in state["sums"].items()},
                 "seconds": round(state["seconds"], 3),
@@ -114,6 +112,14 @@ class Records(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.state = checkpoint["kd"]
+
+
+def percentages(evaluated: Mapping[str, float]) -> dict[str, float]:
+    """A cell's metrics from what mmdetection's evaluation gives."""
+    # Without a single detection it gives no figures at all.
+    fractions = {name: evaluated.get(f"coco/{key}", 0.0) for name, key in METRICS.items()}
+    # COCO says -1 where there is no object of that size.
+    return {name: round(100 * value, 4) for name, value in fractions.items() if value >= 0}
 
 
 def _environment(job: DetectionJob) -> dict[str, Any]:

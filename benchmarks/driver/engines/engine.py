@@ -31,6 +31,10 @@ class Watcher(Interface):
         """A cell is not trained after all."""
 
 
+Evaluate = Callable[[Cell, Protocol, Path], dict[str, float]]
+"""The metrics of the last epoch that a cell's deployed network has, from its file, under the cell's protocol."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """How cells are trained, a teacher file is measured, and a training step's cost is taken.
@@ -45,6 +49,7 @@ class Engine:
     alone     whether it trains cells that are one process's
     divides   whether it trains those whose batches several processes share
     assist    (cell, context, run): trains a cell beside the process that does so by ``train``, where both share batches
+    evaluator what evaluates students' files here, one after another, on the workspace's data
     """
 
     name: str
@@ -57,3 +62,4 @@ class Engine:
     alone: bool = True
     divides: bool = False
     assist: Callable[[Cell, Any, Run], None] | None = None
+    evaluator: Callable[[Workspace], Evaluate] | None = None

@@ -15,9 +15,10 @@ import torch
 
 from kd_methods.errors import Damaged
 
+from ...analysis.restored import restored
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
-from ...common.files import set_aside
+from ...common.files import digest, set_aside
 from ...common.process.settings import settings_restored
 from ...common.weights import frozen, load_weights
 from ...common.workspace import Workspace
@@ -26,15 +27,17 @@ from ...cost.profiling import measure
 from ...networks import NetworkView
 from ...store.cell import Cell, TeacherRef, grouped
 from ...store.runs import OTHER_BITS, Run, Store
+from ...tasks import get_task
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Interrupted, line, of_cell
 from ...training.group import Group
 from ...training.loop import train
+from ...training.precision import autocast
 from ...training.replicas.replica import ALONE, Replica
 from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
 from ...training.teacher_pass import StoredTeacherPass, identity
-from .engine import Engine, Watcher
+from .engine import Engine, Evaluate, Watcher
 
 
 @dataclass(frozen=True)
@@ -232,4 +235,21 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     return Zoo(workspace.checkpoints).measure(entry, protocol, workspace.data_root, workspace.device)
 
 
-ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure, assist=assist),)
+def evaluator(workspace: Workspace) -> Evaluate:
+    """Evaluates students' files in this process; the data of the last protocol stay open."""
+    opened: dict[str, Any] = {}
+
+    def evaluate(cell: Cell, protocol: Protocol, file: Path) -> dict[str, float]:
+        place = digest([protocol.task, protocol.identity()])
+        if place not in opened:
+            opened.clear()  # one at a time: data may be large
+            opened[place] = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
+        data = opened[place]
+        deployed = restored(cell, data, load_weights(file)).deployed.eval()
+        with autocast(protocol, workspace.device):
+            return data.evaluate(lambda x: {"": deployed(x)})[""]
+
+    return evaluate
+
+
+ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure, assist=assist, evaluator=evaluator),)
