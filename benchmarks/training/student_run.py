@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
+from ..common.console import counted
 from ..common.environment import out_of_memory
 from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
@@ -386,5 +388,11 @@ def finish(
         epoch=records[-1]["epoch"],
         epochs=protocol.epochs,
         **figures(records),
-        remarks=[*remarks, *run.changes],
+        remarks=[*_first_phases(records), *remarks, *run.changes],
     )
+
+
+def _first_phases(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of a training is beside the epochs that all methods have."""
+    phases = Counter(record["phase"] for record in records if record.get("phase"))
+    return [f"also trained in a phase of its own before: {name}, {counted(n, 'epoch')}" for name, n in phases.items()]

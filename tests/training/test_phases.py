@@ -48,6 +48,9 @@ def test_stopped_in_a_first_phase_and_resumed(bench: TrainingBench, alone: Calla
     expected = {cells[0].label: 4, cells[1].label: 3, cells[2].label: 2, cells[3].label: 2}
     assert bench.steps() == {label: epochs * STEPS for label, epochs in expected.items()}
     assert differing(bench, cells, alone) == []
+    remarks = [bench.store.run(cell).status["remarks"] for cell in cells]
+    longer = "also trained in a phase of its own before: {}"
+    assert remarks == [[longer.format("boundaries, 2 epochs")], [longer.format("paraphraser, 1 epoch")], [], []]
 
 
 def test_killed_in_a_first_phase(bench: TrainingBench, alone: Callable[[Cell], Result]):
