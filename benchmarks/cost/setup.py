@@ -29,12 +29,20 @@ class Suite:
     Args:
         device: auto, cpu, cuda or cuda:N.
         batch_size: images per training step; 0 for the recipe's.
-        task: another one with images of 32x32, found below ``data_root``.
+        task: another one with images of 32x32, found below ``data_root``, or one that the ``recipe`` is for.
     """
 
-    def __init__(self, device: str = "auto", batch_size: int = 0, task: str = TASK, data_root: Path = Path()) -> None:
-        usual = load_protocol(RECIPE)
-        update = {"task": task, "batch_size": batch_size or usual.batch_size, "second_view": "randaugment"}
+    def __init__(
+        self,
+        device: str = "auto",
+        batch_size: int = 0,
+        task: str = TASK,
+        data_root: Path = Path(),
+        recipe: str = RECIPE,
+    ) -> None:
+        usual = load_protocol(recipe)
+        views = {"second_view": "randaugment"} if get_task(task).modality == "images" else {}
+        update = {"task": task, "batch_size": batch_size or usual.batch_size, **views}
         self.protocol = usual.model_copy(update=update)
         self.device = choose(device)
         check_precision(self.device)
@@ -65,7 +73,7 @@ class Suite:
             networks.check(network)
         needed = registry.get(method).needs_teacher
         ref = TeacherRef(teacher, self.protocol.mean, self.protocol.std, weights="none") if needed else None
-        values = pair_settings(method, pair, RECIPE)
+        values = pair_settings(method, pair, self.protocol.recipe)
         return make_cell(self.protocol, self.protocol.task, student, Distillation(method, ref, values))
 
     def bench(self, pair: str, *methods: str) -> Bench:

@@ -28,7 +28,7 @@ from ..driver.engines.local import Context, until_free
 from ..driver.execution.relay import Followed
 from ..store.cell import Cell
 from ..teachers.zoo import Teacher, Zoo
-from ..training.failures import Interrupted
+from ..training.failures import Interrupted, Refused
 from .networks.configurations import check_installed, prepare
 from .training.job import DetectionJob
 
@@ -212,14 +212,34 @@ def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]
     Raises:
         UserError: the measurement failed; the message says how.
     """
+    kind, answer = _asked("cost", cell, protocol, workspace)
+    if kind != "cost":
+        raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
+    figures: dict[str, Any] = answer
+    return figures
+
+
+def first_losses(cell: Cell, protocol: Protocol, workspace: Workspace) -> list[list[float]]:
+    """Of two steps with a teacher of random weights; and the same with other random numbers drawn in the steps.
+
+    Raises:
+        Refused: the method is not for the pair.
+        RuntimeError: whatever went wrong in the process.
+        UserError: the extra [detection] is missing.
+    """
+    kind, answer = _asked("losses", cell, protocol, workspace)
+    if kind != "losses":
+        raise Refused(answer) if kind == "refused" else RuntimeError(answer)
+    both: list[list[float]] = answer
+    return both
+
+
+def _asked(what: str, cell: Cell, protocol: Protocol, workspace: Workspace) -> tuple[Any, ...]:
+    """What a process of the cell's own answers, which trains it a little."""
     check_installed()
     where = workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
     with tempfile.TemporaryDirectory() as folder:
-        job = DetectionJob(cell, protocol, *where, Path(folder))
-        kind, answer = _in_processes("cost", [job], lambda message: None)
-    if kind != "cost":
-        raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
-    return answer
+        return _in_processes(what, [DetectionJob(cell, protocol, *where, Path(folder))], lambda message: None)
 
 
 def _mmdet(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:

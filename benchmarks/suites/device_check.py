@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from kd_methods import registry
 from kd_methods.errors import UserError
 
+from ..common.environment import device as choose
 from ..common.environment import overruled
 from ..common.seeding import seed_all
+from ..common.workspace import Workspace
+from ..config.protocol import load_protocol
 from ..cost.profiling import peak_memory, synchronise
 from ..cost.setup import Suite
+from ..detection.engine import first_losses
+from ..store.cell import TeacherRef
+from ..store.cells import Distillation, make_cell
+from ..tasks import get_task
 from ..training import precision
+from ..training.failures import Refused
 from .baseline_loop import BaselineLoop
 
 PAIR, BATCH = "resnet14-resnet8", 32
+TRANSFORMERS = "timm:test_vit-timm:test_vit"
+"""For methods that are for no other networks."""
+TEXTS = {"pair": "bert_l4_h64-bert_l2_h64", "task": "grammar", "recipe": "grammar-demo"}
+DETECTORS = ("faster_rcnn_small_r18x2", "faster_rcnn_small_r18x4"), ("gfl_small_r18x2", "gfl_small_r18x4")
+"""Teacher and student: of two stages, and of one for the methods that are for such."""
 STEPS = 2
 TOLERANCE = 1e-3
 """Relative difference of a loss in fp32 between two devices: kernels sum in different orders."""
@@ -52,17 +68,20 @@ def findings(device: str, methods: Sequence[str] = ()) -> Iterator[Finding]:
 
     Args:
         device: as ``--device`` has it; ``cpu`` is compared with itself.
-        methods: those that are trained; by default all that read images.
+        methods: those that are trained; by default all.
     """
     here, cpu = Suite(device, BATCH), Suite("cpu", BATCH)
+    texts = functools.cache(lambda where: Suite(where, BATCH, task=TEXTS["task"], recipe=TEXTS["recipe"]))
     overruling = ", ".join(overruled(here.device))
     yield Finding("fp32", overruling or "products in fp32 are in fp32", bool(overruling))
-    read = {name: registry.card(name).modality for name in methods or registry.available()}
-    chosen = [name for name, modality in read.items() if modality in ("images", "any")]
-    for name in (name for name in read if name not in chosen):
-        yield Finding(name, f"not checked: it is for {read[name]}", checked=False)
-    for method in chosen:
-        yield _guarded(method, partial(_method, method, here, cpu))
+    for method in methods or registry.available():
+        match registry.card(method).modality:
+            case "detection":
+                yield _guarded(method, partial(_detection, method, device))
+            case "text":
+                yield _guarded(method, partial(_text, method, texts, device))
+            case _:
+                yield _guarded(method, partial(_image, method, here, cpu))
     for name in ("bf16", "fp16", "tf32"):
         yield _guarded(name, partial(_lower, here, name, compiled=False))
     yield _guarded("compile", partial(_lower, here, "fp32", compiled=True))
@@ -80,10 +99,10 @@ def _guarded(what: str, check: Callable[[], Finding]) -> Finding:
         return Finding(what, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", wrong=True)
 
 
-def losses(suite: Suite, method: str, stream: int = 0) -> list[float]:
+def losses(suite: Suite, method: str, stream: int = 0, pair: str = PAIR) -> list[float]:
     """The loss of each of two steps; ``stream`` chooses the random numbers drawn in them, and nothing else."""
     seed_all(0)
-    bench = suite.bench(PAIR, method)
+    bench = suite.bench(pair, method)
     student_run, sums = bench.student_run, []
     if stream:
         student_run.stream.state = [_other(state, stream) for state in student_run.stream.state]
@@ -108,11 +127,48 @@ def difference(left: Sequence[float], right: Sequence[float]) -> float:
     return max(abs(a - b) / max(abs(a), abs(b), 1e-12) for a, b in zip(left, right, strict=True))
 
 
-def _method(method: str, here: Suite, cpu: Suite) -> Finding:
-    computed, expected = losses(here, method), losses(cpu, method)
+def _method(method: str, here: Suite, cpu: Suite, pair: str = PAIR) -> Finding:
+    computed, expected = losses(here, method, pair=pair), losses(cpu, method, pair=pair)
+    return _compared(method, computed, expected, lambda: losses(cpu, method, stream=1, pair=pair))
+
+
+def _image(method: str, here: Suite, cpu: Suite) -> Finding:
+    try:
+        return _method(method, here, cpu)
+    except UserError:
+        return _method(method, here, cpu, TRANSFORMERS)
+
+
+def _text(method: str, suite: Callable[[str], Suite], device: str) -> Finding:
+    return _method(method, suite(device), suite("cpu"), TEXTS["pair"])
+
+
+def _detection(method: str, device: str) -> Finding:
+    """On drawn shapes, in processes of their own."""
+    protocol = load_protocol("shapes-demo")
+    with tempfile.TemporaryDirectory() as folder:
+        data = get_task(protocol.task).fingerprint(Path(folder), protocol)
+        place = Workspace(torch.device("cpu"), Path(folder))
+        there = replace(place, device=choose(device))
+        for teacher, student in DETECTORS:
+            ref = TeacherRef(teacher, protocol.mean, protocol.std, weights="none")
+            cell = make_cell(protocol, data, student, Distillation(method, ref, {}))
+            try:
+                expected, other = first_losses(cell, protocol, place)
+            except Refused as error:
+                refusal = str(error)
+                continue
+            return _compared(method, first_losses(cell, protocol, there)[0], expected, partial(list, other))
+    raise UserError(refusal)
+
+
+def _compared(
+    method: str, computed: Sequence[float], expected: Sequence[float], otherwise: Callable[[], Sequence[float]]
+) -> Finding:
+    """Losses of a device against those of the CPU; ``otherwise`` are the CPU's with other random numbers."""
     if (apart := difference(computed, expected)) <= TOLERANCE:
         return Finding(method, f"losses as on the CPU, within {apart:.0e}")
-    drawn = difference(expected, losses(cpu, method, stream=1))
+    drawn = difference(expected, otherwise())
     if apart <= SPREAD * drawn:
         return Finding(method, f"losses within {apart:.0e} of the CPU's; its random numbers change them by {drawn:.0e}")
     return Finding(method, f"losses {_listed(computed)}, on the CPU {_listed(expected)}", wrong=True)

@@ -6,18 +6,42 @@ import pytest
 
 from benchmarks.suites import device_check
 from benchmarks.suites.device_check import Finding, difference, findings
+from kd_methods.errors import UserError
 
 
 @pytest.mark.slow
 def test_a_cpu_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_check, "BATCH", 8)
     monkeypatch.setattr(device_check, "_lower", lambda *_, **__: Finding("lower", "left out: it compiles"))
-    by_name = {finding.what: finding for finding in findings("cpu", ["kd", "crd", "minilm"])}
-    assert by_name["minilm"].text == "not checked: it is for text"
-    assert {"fp32", "kd", "crd", "determinism", "memory", "throughput"} <= set(by_name)
-    for what in ("fp32", "kd", "crd", "determinism", "memory"):
+    by_name = {finding.what: finding for finding in findings("cpu", ["kd", "crd", "vitkd"])}
+    assert {"fp32", "kd", "crd", "vitkd", "determinism", "memory", "throughput"} <= set(by_name)
+    for what in ("fp32", "kd", "crd", "vitkd", "determinism", "memory"):
         assert not by_name[what].wrong, by_name[what]
-    assert "within 0e+00" in by_name["kd"].text
+    assert "within 0e+00" in by_name["kd"].text and "within 0e+00" in by_name["vitkd"].text
+
+
+@pytest.mark.slow
+def test_texts_and_detection_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of detection a method for two stages, and one for one stage; whose samplers draw from the same numbers here."""
+    pytest.importorskip("transformers", reason="the extra [text] is not installed")
+    pytest.importorskip("mmdet", reason="the extra [detection] is not installed")
+    monkeypatch.setattr(device_check, "BATCH", 8)
+    for kind in ("_lower", "_determinism", "_memory", "_throughput"):
+        monkeypatch.setattr(device_check, kind, lambda *_, **__: Finding("other", "left out"))
+    names = ["minilm", "pkd_pearson", "ld"]
+    by_name = {finding.what: finding for finding in findings("cpu", names)}
+    assert [str(by_name[name]) for name in names] == [
+        f"ok    {name}: losses as on the CPU, within 0e+00" for name in names
+    ]
+
+
+def test_an_extra_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> list[list[float]]:
+        raise UserError("the extra [detection] is missing")
+
+    monkeypatch.setattr(device_check, "first_losses", missing)
+    finding = device_check._guarded("fgd", lambda: device_check._detection("fgd", "cpu"))
+    assert str(finding) == "?     fgd: not checked: the extra [detection] is missing"
 
 
 def test_a_device_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from kd_methods.errors import DiskError
 
 from ...common import environment, plugins
 from ...common.process.children import Send
+from ...common.seeding import seed_all
 from ...common.weights import fit, load_weights
 from ...cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
 from ...networks import count
 from ...tasks import get_task
-from ...training.failures import Failure, Interrupted, line, of_cell
+from ...training.failures import Failure, Interrupted, Refused, line, of_cell
 from ...training.precision import autocast
 from ...training.student_run import finish, on_cpu
 from ..networks import detectors
@@ -144,19 +146,44 @@ def cost(send: Send, job: DetectionJob) -> None:
         send(("error", line(error)))
 
 
+def losses(send: Send, job: DetectionJob) -> None:
+    """The losses of the first two steps, and those with other random numbers drawn in them, to the parent."""
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            both = [_losses(job, stream) for stream in (0, 1)]
+        send(("losses", both))
+    except Refused as error:
+        send(("refused", line(error)))
+    except Exception as error:
+        send(("error", line(error)))
+
+
+def _losses(job: DetectionJob, stream: int) -> list[float]:
+    _, step = _steps(job)
+    seed_all(stream)
+    return [float(step()["loss"]) for _ in range(2)]
+
+
+def _steps(job: DetectionJob) -> tuple[Any, Callable[[], dict[str, Any]]]:
+    """The cell's model, and what makes a training step of it and returns its losses."""
+    runner, hook = set_up(job, lambda message: None, job.path)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    model: Any = runner.model.train()
+    batches, numbers = iter(runner.train_dataloader), itertools.count()
+
+    def step() -> dict[str, Any]:
+        hook.before_train_iter(runner, next(numbers))
+        made: dict[str, Any] = model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
+        return made
+
+    return model, step
+
+
 def _figures(job: DetectionJob) -> dict[str, Any]:
     device = environment.device(job.device)
     with peak_memory(device) as memory:
-        runner, hook = set_up(job, lambda message: None, job.path)
-        runner._train_loop = runner.build_train_loop(runner._train_loop)
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        model: Any = runner.model.train()
-        batches, numbers = iter(runner.train_dataloader), itertools.count()
-
-        def step() -> None:
-            hook.before_train_iter(runner, next(numbers))
-            model.train_step(next(batches), optim_wrapper=runner.optim_wrapper)
-
+        model, step = _steps(job)
         seconds = median_seconds(step, device, WARM_UP, TIMED)
     images = job.protocol.part_size
     plain, trained = count(model.student.parameters()), count(model.parameters())
