@@ -77,8 +77,10 @@ class Cluster:
         return max(1, min(count, self._workers or count))
 
     def start(self, job: Job) -> None:
-        # A task is not retried by Ray: cells go on, and what goes on is not the whole job.
-        task = self._ray.remote(_task).options(num_cpus=self._threads, num_gpus=self._gpu, max_retries=0)
+        # A task is not retried by Ray: cells go on, and what goes on is not the whole job. It has a process of its own,
+        # into which plugins are loaded once.
+        remote = self._ray.remote(max_calls=1)(_task)
+        task = remote.options(num_cpus=self._threads, num_gpus=self._gpu, max_retries=0)
         number, self._count = self._count, self._count + 1
         ref = task.remote(self._messages, number, job, self._workspace, self._threads)
         self._jobs[ref], self._numbers[number] = job, ref
