@@ -12,11 +12,11 @@ from helpers.training_bench import PROTOCOL, STUDENT, TEACHER, Case, tiny_data
 from torch import Tensor, nn
 
 from benchmarks.common.seeding import SharedStream, seed_all
-from benchmarks.config.protocol import Protocol
+from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.cells import Distillation, make_cell
 from benchmarks.store.runs import Run
-from benchmarks.tasks import TaskData
+from benchmarks.tasks import TaskData, get_task
 from benchmarks.training.group import Group
 from benchmarks.training.loop import protocol_progress, shared
 from benchmarks.training.optimizers import parts
@@ -31,9 +31,15 @@ BATCH = 7
 
 
 def work(
-    send: Callable[[Any], None], cases: list[Case], place: tuple[int, int, Path], text: bool = False, sync: bool = False
+    send: Callable[[Any], None],
+    cases: list[Case],
+    place: tuple[int, int, Path],
+    kind: str = "images",
+    sync: bool = False,
 ) -> None:
     """In a process: the first one tells of every case ``(label, gradients, buffers)`` after a step of each phase.
+
+    Networks are those of a ``kind``: for images, vision transformers, or for texts.
 
     Batch statistics are frozen, or with ``sync`` those of all processes.
     """
@@ -41,7 +47,7 @@ def work(
     torch.set_default_dtype(torch.float64)
     rank, count, rendezvous = place
     with joined(rank, count, rendezvous, torch.device("cpu")) if count > 1 else nullcontext(ALONE) as replica:
-        pair, protocol, data = _texts(count) if text else _images(count, sync)
+        pair, protocol, data = _KINDS[kind](count, sync)
         for name, values in cases:
             for phase, *states in _steps(name, values, _group(pair[0], protocol, data, replica), pair, not sync):
                 if replica.first:
@@ -56,11 +62,22 @@ def _images(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData
     return (TEACHER, STUDENT), protocol, tiny_data(40, protocol)
 
 
-def _texts(count: int) -> tuple[tuple[str, str], Protocol, TaskData]:
+def _transformers(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData]:
+    changes = {"batch_size": BATCH, "holdout": 1397, "world_size": count}
+    protocol = load_protocol("digits32-demo").model_copy(update=changes)
+    data = get_task(protocol.task).open(Path(), protocol, torch.device("cpu"))
+    return ("timm:test_vit", "timm:test_vit"), protocol, data
+
+
+def _texts(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData]:
     from helpers import text
 
     protocol = text.PROTOCOL.model_copy(update={"task": "grammar", "batch_size": BATCH, "world_size": count})
     return ("bert_l4_h64", "bert_l2_h64"), protocol, text.SMALL_TASK.open(Path(), protocol, torch.device("cpu"))
+
+
+_KINDS = {"images": _images, "transformers": _transformers, "text": _texts}
+"""Teacher and student, their protocol on so many processes, and the data, by what the networks read."""
 
 
 def _group(teacher: str, protocol: Protocol, data: TaskData, replica: Replica) -> Group:

@@ -30,7 +30,7 @@ TEXTS: list[Case] = [
 ]
 
 
-def answers(cases: list[Case], count: int, folder: Path, *how: bool) -> dict[str, list[dict[str, Tensor]]]:
+def answers(cases: list[Case], count: int, folder: Path, *how: Any) -> dict[str, list[dict[str, Tensor]]]:
     """What the first of ``count`` processes tells."""
     rendezvous = folder / f"rendezvous-{count}"
     children = [Child(work, cases, (rank, count, rendezvous), *how) for rank in range(count)]
@@ -52,8 +52,8 @@ def answers(cases: list[Case], count: int, folder: Path, *how: bool) -> dict[str
     return by_rank
 
 
-def check(cases: list[Case], folder: Path, text: bool = False, sync: bool = False, count: int = 2) -> None:
-    one, shared = answers(cases, 1, folder, text, sync), answers(cases, count, folder, text, sync)
+def check(cases: list[Case], folder: Path, kind: str = "images", sync: bool = False, count: int = 2) -> None:
+    one, shared = answers(cases, 1, folder, kind, sync), answers(cases, count, folder, kind, sync)
     assert one.keys() == shared.keys() and len(one) >= len(cases)
     apart = {label: distance(one[label], shared[label]) for label in one}
     assert not {label: value for label, value in apart.items() if not value <= 1e-9}
@@ -108,7 +108,18 @@ def test_every_method_with_synchronised_batch_statistics(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_every_method_for_texts(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the extra [text] is not installed")
-    check(TEXTS, tmp_path, text=True)
+    check(TEXTS, tmp_path, "text")
+
+
+def test_every_method_for_vision_transformers(tmp_path: Path) -> None:
+    check([(name, {}) for name in FOR_TRANSFORMERS], tmp_path, "transformers")
+
+
+def test_no_method_is_left_out() -> None:
+    """Those for detectors: mmengine shares their batches by torch's DistributedDataParallel."""
+    checked = {name for name, _ in [*ALL, *GATHERED, *TEXTS]} | set(FOR_TRANSFORMERS)
+    every = {name for name in kd_methods.available() if kd_methods.card(name).modality != "detection"}
+    assert every <= checked
 
 
 def test_differences_are_found() -> None:
