@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_end_to_end import REPO, UserFolder
+from helpers.user_folder import REPO, UserFolder
 from test_workers import CHOSEN, students
 
 SCRIPT = """\
