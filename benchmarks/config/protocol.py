@@ -45,7 +45,7 @@ class Protocol(Strict):
     epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
     of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
     of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
-    ``teacher_answers`` are wrong, or missing, for a share of the images.
+    ``teacher_answers`` are wrong, noisy, or missing, for a share of the images.
     ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
     ``schedule``: the learning rate falls at the milestones, or rises and falls once (one cycle, which also moves the
     momentum), or falls from the start to zero, ``linear`` or by half a ``cosine``; but for one cycle it rises linearly

@@ -129,17 +129,24 @@ class Detection(Strict):
 class Answers(Strict):
     """What is wrong with what the teacher says of the training images; which images it is, is the same for every seed.
 
-    wrong    share of them about which it gives another training image's answer, logits and features alike
-    missing  share of them, drawn apart, about which it gives none: their part of every distillation term is zero
+    wrong      share of them about which it gives another training image's answer, logits and features alike
+    missing    share of them, drawn apart, about which it gives none: their part of every distillation term is zero
+    corrupted  share of them, drawn apart, to whose logits normal noise is added, the same in every epoch
+    noise      its standard deviation, over that of the image's own logits
     """
 
     wrong: float = Field(default=0.0, ge=0, le=1)
     missing: float = Field(default=0.0, ge=0, lt=1)
+    corrupted: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _changes_something(self) -> Answers:
-        if not (self.wrong or self.missing):
-            raise ValueError("wrong or missing is above 0; a teacher who answers rightly about all needs no setting")
+        if not (self.wrong or self.missing or self.corrupted):
+            message = "wrong, missing or corrupted is above 0; a teacher who answers rightly about all needs no setting"
+            raise ValueError(message)
+        if self.noise != 1 and not self.corrupted:
+            raise ValueError("noise is that of answers which are corrupted")
         return self
 
     def line(self) -> str:
@@ -147,7 +154,9 @@ class Answers(Strict):
         wrong = f"for {self.wrong:.0%} of the images the teacher gives another one's answer" if self.wrong else ""
         missing = f"for {self.missing:.0%} of the images the teacher gives no answer" if self.missing else ""
         zero = " (distillation terms are summed over the others and divided by all)" if self.missing else ""
-        return ", ".join(filter(None, (wrong, missing))) + zero
+        noise = f"normal noise is added to the teacher's logits, {self.noise:g} of their standard deviation"
+        corrupted = f"for {self.corrupted:.0%} of the images {noise}" if self.corrupted else ""
+        return ", ".join(filter(None, (wrong, corrupted, missing))) + zero
 
 
 class Crops(Strict):

@@ -11,7 +11,7 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor
 
-from kd_methods.contract import Batch, DataInfo
+from kd_methods.contract import Batch, DataInfo, Outputs
 from kd_methods.errors import UserError
 
 from ..config.protocol import Protocol
@@ -51,6 +51,9 @@ class TaskBatch(Interface):
 
     def as_taught(self) -> TaskBatch:
         """The batch that the teacher looks at: other images, where the protocol has wrong answers of its."""
+
+    def answer(self, outputs: Outputs) -> Outputs:
+        """What the teacher answers who computes ``outputs``: the same, but for noise where the protocol has some."""
 
 
 class TaskData(Interface):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_methods.contract import Batch, DataInfo
+from kd_methods.contract import Batch, DataInfo, Outputs
 from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator, held_out
@@ -171,6 +171,13 @@ class ImageBatch:
     def as_taught(self) -> ImageBatch:
         return self._taught
 
+    def answer(self, outputs: Outputs) -> Outputs:
+        noise = self._answers.noise if self._answers else None
+        if noise is None:
+            return outputs
+        spread = outputs.logits.std(1, keepdim=True)
+        return outputs.with_other_logits(outputs.logits + (spread * noise).to(outputs.logits.dtype))
+
     @cached_property
     def _taught(self) -> ImageBatch:
         if self._answers is None or self._answers.images is None:
@@ -212,7 +219,7 @@ class Images:
         self.seen = Seen.under(protocol)
         self.normalisation = self.seen.normalisation
         wanted = protocol.teacher_answers
-        self.answers = DrawnAnswers(len(labels), wanted, device) if wanted else None
+        self.answers = DrawnAnswers(len(labels), num_classes, wanted, device) if wanted else None
 
     @property
     def answered(self) -> Tensor | None:

@@ -47,11 +47,11 @@ class SharedTeacher:
         for each in reading:
             at.update(each.teacher_units)
             fields.update(name for name in each.teacher if name != "logits")
-        network, batch = self.network.fold_batch_norms(), batch.as_taught()
-        with torch.no_grad(), autocast(self.protocol, batch.inputs(self.normalisation).device):
-            outputs = network(batch.inputs(self.normalisation), at=at, fields=fields)
+        network, taught = self.network.fold_batch_norms(), batch.as_taught()
+        with torch.no_grad(), autocast(self.protocol, taught.inputs(self.normalisation).device):
+            outputs = batch.answer(network(taught.inputs(self.normalisation), at=at, fields=fields))
             if views(reading) > 1:
-                outputs = outputs.with_second(network(batch.inputs(self.normalisation, view=2), at=at, fields=fields))
+                outputs = outputs.with_second(network(taught.inputs(self.normalisation, view=2), at=at, fields=fields))
         return outputs if self.logits is None else outputs.with_other_logits(self.logits[batch.student().indices])
 
 

@@ -98,7 +98,7 @@ class StoredTeacherPass(TeacherPass):
                 self.progress(f"{done * BATCH / len(indices):.0%} of {len(indices)} images, {elapsed}")
             with torch.no_grad():
                 outputs = network(batch.as_taught().inputs(self.normalisation), at=units, fields=())
-            yield outputs, batch.student().labels
+            yield batch.answer(outputs), batch.student().labels
 
     def progress(self, text: str) -> None:
         if time.monotonic() - self.last_line[0] > EVERY:

@@ -1,4 +1,4 @@
-"""A teacher whose answers belong to other images, or are missing, for a share of the training images."""
+"""A teacher whose answers belong to other images, are noisy, or are missing, for a share of the training images."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ def under(**shares: float) -> Protocol:
 
 
 def test_which_images_it_is_depends_on_nothing_but_their_number() -> None:
-    drawn, again = (DrawnAnswers(1000, Answers(wrong=0.4, missing=0.25), CPU) for _ in range(2))
+    wanted = Answers(wrong=0.4, missing=0.25, corrupted=0.3, noise=2)
+    drawn, again = (DrawnAnswers(1000, 10, wanted, CPU) for _ in range(2))
     assert drawn.looked_at is not None and drawn.given is not None and again.given is not None
     assert (drawn.looked_at != torch.arange(1000)).sum() == 400, "nobody keeps its own"
     assert torch.equal(drawn.looked_at.sort().values, torch.arange(1000)), "each answer belongs to one image"
     assert (~drawn.given).sum() == 250 and torch.equal(drawn.given, again.given)
     exchanged = drawn.looked_at != torch.arange(1000)
     assert 60 < (exchanged & ~drawn.given).sum() < 140, "the two are drawn apart"
+    assert drawn.noise is not None and again.noise is not None and torch.equal(drawn.noise, again.noise)
+    noisy = drawn.noise.any(1)
+    assert noisy.sum() == 300 and drawn.noise[noisy].std().item() == pytest.approx(2, rel=0.05)
+    assert 80 < (exchanged & noisy).sum() < 160 and 40 < (noisy & ~drawn.given).sum() < 110
 
 
 def test_the_teacher_looks_at_another_image_with_the_same_crop_and_the_student_at_its_own() -> None:
@@ -68,6 +73,27 @@ def test_methods_get_the_teachers_answers_to_those_images(tmp_path: Path) -> Non
     assert torch.equal(outputs.logits, teacher.network.fold_batch_norms()(seen, fields=()).logits)
 
 
+def test_noise_is_on_the_logits_alone_the_same_whenever_an_image_comes(tmp_path: Path) -> None:
+    protocol = under(corrupted=0.5, noise=3.0)
+    bench = TrainingBench(tmp_path, tiny_data(protocol=protocol), protocol)
+    teacher, noise = bench.group().teacher, bench.data.answers and bench.data.answers.noise
+    assert teacher and noise is not None
+    folded = teacher.network.fold_batch_norms()
+    for epoch in (1, 2):
+        batch = next(iter(bench.data.batches(0, epoch)))
+        outputs = teacher.outputs(batch, [Needs(teacher=("logits", "stages"))])
+        seen = folded(batch.inputs(teacher.normalisation), fields=("stages",))
+        assert outputs and all(map(torch.equal, outputs.stages, seen.stages))
+        added = (outputs.logits - seen.logits) / seen.logits.std(1, keepdim=True)
+        torch.testing.assert_close(added, noise[batch.indices], rtol=1e-3, atol=1e-4)
+    (cell,) = bench.cells([("kd", {})])
+    assert cell.teacher
+    pass_ = bench.context().teacher_pass(cell, bench.context().teacher(cell.teacher))
+    logits = torch.cat([outputs.logits for outputs, _ in pass_.outputs(())])
+    plain = folded(bench.data.clean(torch.arange(200)).inputs(teacher.normalisation), fields=()).logits
+    torch.testing.assert_close(logits, plain + plain.std(1, keepdim=True) * noise)
+
+
 @pytest.mark.parametrize("name", [*BY_SAMPLE, "kd@ls", "letkd2+kd"])
 def test_terms_are_summed_over_the_answered_and_divided_by_all(name: str) -> None:
     """Of a method that says ``by_sample``: the part of each sample is what it gives alone."""
@@ -94,7 +120,9 @@ def test_terms_are_summed_over_the_answered_and_divided_by_all(name: str) -> Non
     assert none.distill.keys() == summed.distill.keys() and not any(term.any() for term in none.distill.values())
 
 
-@pytest.mark.parametrize("shares", [{"wrong": 0.4}, {"missing": 0.5}, {"wrong": 0.3, "missing": 0.97}])
+@pytest.mark.parametrize(
+    "shares", [{"wrong": 0.4, "corrupted": 0.6}, {"missing": 0.5}, {"wrong": 0.3, "missing": 0.97}]
+)
 def test_it_trains_to_the_same_bits_alone_and_in_company(tmp_path: Path, shares: dict[str, float]) -> None:
     protocol = under(**shares)
     data = tiny_data(protocol=protocol)
@@ -139,9 +167,13 @@ def test_the_caption_says_it() -> None:
     assert "for 20% of the images the teacher gives another one's answer" in " ".join(
         lines(load_protocol("cifar100-letkd-wrong20"))
     )
+    noisy = " ".join(lines(load_protocol("cifar100-letkd-corrupted20")))
+    assert "for 20% of the images normal noise is added to the teacher's logits, 1 of their standard deviation" in noisy
     for changes in ({"max_length": 8}, {"second_view": "randaugment"}, {"stored_logits": True}):
         with pytest.raises(ValueError, match=r"for images that lie on the device|not beside stored_logits"):
             Protocol.model_validate({**load_protocol("digits-wrong-demo").model_dump(), **changes})
     with pytest.raises(ValueError, match="above 0"):
         Answers()
+    with pytest.raises(ValueError, match="corrupted"):
+        Answers(wrong=0.2, noise=2.0)
     assert Needs().data == () and "teacher_answers" not in PROTOCOL.identity()
