@@ -116,20 +116,21 @@ def parameters(name: str, pair: str) -> str:
     """
     import torch
 
-    import kd_methods
     from kd_methods.contract import DataInfo
 
     from ..networks import build_network, count
+    from ..store.cells import Distillation
+    from ..training.assembly import Assembly
 
     teacher, _, student = pair.partition("-")
     labels = torch.arange(50_000) % 100
     views = build_network(student), build_network(teacher).requires_grad_(False).eval()
     plain = count(views[0].module.parameters())
-    built = kd_methods.build(name, *views, DataInfo(len(labels), 100, labels))
-    trained = built.adapt(views[0])
-    both = count([*trained.parameters(), *built.parameters()])
-    deployed = count(built.deployed(trained).parameters())
-    buffers = sum(buffer.numel() for buffer in built.state_dict().values()) - count(built.parameters())
+    assembly = Assembly(Distillation(name), *views, DataInfo(len(labels), 100, labels))
+    method = assembly.method
+    both = count([*assembly.student.parameters(), *method.parameters()])
+    deployed = count(assembly.deployed.parameters())
+    buffers = sum(buffer.numel() for buffer in method.state_dict().values()) - count(method.parameters())
     return (
         f"on {pair} (100 classes, 50,000 images): the student has {plain:,} parameters; {both - plain:+,} in training,"
         f" {deployed - plain:+,} at inference; {buffers:,} numbers kept besides (statistics, memory banks)"

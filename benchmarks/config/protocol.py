@@ -246,6 +246,12 @@ class Protocol(Strict):
         """How many samples of a batch go through a network together."""
         return self.batch_size // (self.accumulate * self.processes)
 
+    def steps_on(self, trained: int) -> int:
+        """Optimisation steps of one epoch on so many samples that are trained on."""
+        if self.detection:
+            return self.detection.iterations
+        return trained // self.batch_size if self.drop_last else math.ceil(trained / self.batch_size)
+
     @property
     def views(self) -> int:
         """How many views of each image a method can have."""
@@ -341,8 +347,5 @@ def load_protocol(name: str) -> Protocol:
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:
-    """Optimisation steps of one epoch."""
-    if protocol.detection:
-        return protocol.detection.iterations
-    trained = samples - protocol.holdout
-    return trained // protocol.batch_size if protocol.drop_last else math.ceil(trained / protocol.batch_size)
+    """Optimisation steps of one epoch on a training set of so many samples, of which some may be held out."""
+    return protocol.steps_on(samples - protocol.holdout)

@@ -66,6 +66,10 @@ class Cell:
     init: str = ""
     start: TeacherRef | None = None
 
+    def __post_init__(self) -> None:
+        if self.init and self.teacher is None:
+            raise ValueError(f"a cell without a teacher starts from none (init {self.init})")
+
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> Cell:
         """The cell with an identity; its task has no place of data, and its teacher no name."""

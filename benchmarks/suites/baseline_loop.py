@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import kd_methods
 from kd_methods.contract import NO_OUTPUTS, Batch
 
 from ..config.protocol import Protocol
@@ -25,6 +24,7 @@ from ..networks import NetworkView, build_network
 from ..store.cell import Cell
 from ..tasks.images import ImageData
 from ..tasks.losses import cross_entropy
+from ..training.assembly import Assembly
 from ..training.loop import protocol_progress
 
 
@@ -67,8 +67,8 @@ class BaselineLoop:
     ) -> None:
         self.device, self.teacher = data.device, teacher
         student = build_network(cell.student, data.info.num_classes, data.input_shape)
-        self.method = kd_methods.build(cell.method, student, teacher, data.info, **cell.settings).to(self.device)
-        self.student = self.method.adapt(student).to(self.device)
+        assembly = Assembly(cell, student, teacher, data.info, self.device)
+        self.method, self.student = assembly.method, assembly.student
         parameters = [*self.student.parameters(), *self.method.parameters()]
         settings = cell.under(protocol).optimizer
         assert settings.name == "sgd", "the baseline has no other"

@@ -15,7 +15,7 @@ from kd_methods.contract import Batch, DataInfo, Outputs
 from kd_methods.errors import UserError
 
 from ..common.seeding import derive, generator, held_out
-from ..config.protocol import Protocol, steps_per_epoch
+from ..config.protocol import Protocol
 from ..networks import NetworkView, build_network, check_modality
 from .answers import Answered, DrawnAnswers
 from .augmentation.mixing import draw
@@ -241,7 +241,7 @@ class Images:
         order = torch.randperm(self.info.num_samples, generator=generator(seed, "order", epoch))
         if self.protocol.repeats > 1:
             order = order.repeat_interleave(self.protocol.repeats)[: self.info.num_samples]
-        for step in range(start, steps_per_epoch(self.info.num_samples + self.protocol.holdout, self.protocol)):
+        for step in range(start, self.protocol.steps_on(self.info.num_samples)):
             yield step, order[step * size : (step + 1) * size]
 
     def batch(

@@ -22,7 +22,7 @@ from kd_methods.errors import DiskError, UserError
 from ..common.files import write_bytes
 from ..common.seeding import generator, held_out
 from ..common.weights import read, to_bytes
-from ..config.protocol import Protocol, steps_per_epoch
+from ..config.protocol import Protocol
 from ..networks import VOCABULARY, NetworkView, build_network, check_modality, pretrained_source
 from ..networks.text import vocabulary as vocabulary_of
 from .base import NoData
@@ -258,7 +258,7 @@ class TextData:
             cut += bucket[lengths[bucket].argsort(stable=True)].split(size)
         if self.protocol.drop_last:
             cut = [indices for indices in cut if len(indices) == size]
-        assert len(cut) == steps_per_epoch(count + self.protocol.holdout, self.protocol)
+        assert len(cut) == self.protocol.steps_on(count)
         for place in torch.randperm(len(cut), generator=draws)[start:].tolist():
             yield self._batch(self.train, cut[place].to(self.device))
 

@@ -13,13 +13,14 @@ from kd_methods.contract import DataInfo, Method, Network
 
 from ..networks import imagenet_start, init_from
 from ..store.cell import Cell
+from ..store.cells import Distillation
 
 
 class Assembly:
-    """Student and method of a cell, on one device.
+    """Student and method, on one device.
 
     Args:
-        cell: names the method and its settings.
+        chosen: the method and its settings.
         student: the network to train, as it is built.
         teacher: the frozen teacher, or None.
         info: of the training set.
@@ -32,14 +33,14 @@ class Assembly:
 
     def __init__(
         self,
-        cell: Cell,
+        chosen: Cell | Distillation,
         student: Network,
         teacher: Network | None,
         info: DataInfo,
         device: torch.device | str = "cpu",
         memory_format: torch.memory_format = torch.preserve_format,
     ) -> None:
-        self.method: Method = kd_methods.build(cell.method, student, teacher, info, **cell.settings)
+        self.method: Method = kd_methods.build(chosen.method, student, teacher, info, **chosen.settings)
         self.method.to(device).to(memory_format=memory_format)
         self.student = self.method.adapt(student).to(device)
 
@@ -55,8 +56,7 @@ def begin(cell: Cell, student: Network, teacher: Network | None, weights: Mappin
     Raises:
         UserError: the student cannot start from that teacher.
     """
-    if cell.init:
-        assert teacher is not None
+    if cell.init and teacher is not None:  # a cell that starts from its teacher has one
         init_from(student, teacher, cell.init)
     if weights:
         imagenet_start.begin(student.module, weights)

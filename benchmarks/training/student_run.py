@@ -20,7 +20,7 @@ from ..common.console import counted
 from ..common.environment import out_of_memory
 from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
-from ..config.protocol import Protocol, steps_per_epoch
+from ..config.protocol import Protocol
 from ..networks import LogitsOnly, NetworkView, count, macs
 from ..store.cell import Cell
 from ..store.runs import Run, figures
@@ -160,7 +160,7 @@ class StudentRun:
         if self.phase:
             self.optimizer.set_lr(self.phase.lr or self.protocol.optimizer.lr, None)
             return
-        steps = steps_per_epoch(self.data.info.num_samples + self.protocol.holdout, self.protocol)
+        steps = self.protocol.steps_on(self.data.info.num_samples)
         factor, momentum = self.protocol.lr_at(epoch, (epoch - 1) * steps + step, self.protocol.epochs * steps)
         self.optimizer.set_lr(self.protocol.optimizer.lr * factor, momentum)
 

@@ -17,6 +17,7 @@ from ..feature._connectors import ConnectorKind
 from ..registry import register
 from ..views.layers import evenly_spaced
 from ._connectors import connector
+from ._stones import active_stones
 
 
 class Settings(MethodSettings):
@@ -157,13 +158,7 @@ class BlockKD(Method[Settings]):
         return ("blocks",) if self.active else ()
 
     def _active(self, n: int) -> list[int]:
-        wanted = self.settings.active_stones
-        if wanted is None:
-            wanted = tuple(range(1, n + 1))
-        for i in wanted:
-            if i == 0 or abs(i) > n:
-                raise UserError(f"setting {self.card.name}.active_stones: no stone {i}; this pair has stones 1 to {n}")
-        active = sorted({i if i > 0 else n + 1 + i for i in wanted})
+        active = active_stones(self.card.name, self.settings.active_stones, n)
         count = self.settings.sample_stones
         if count is not None and count > len(active):
             raise UserError(f"setting {self.card.name}.sample_stones={count}: only {len(active)} stones are active")

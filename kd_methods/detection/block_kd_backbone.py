@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
+from ..blockwise._stones import active_stones
 from ..contract import (
     Batch,
     Card,
@@ -74,7 +75,7 @@ class BackboneBlockKD(Method[Settings]):
                 f"method '{self.card.name}' needs backbones whose stages have the same strides, here "
                 f"{len(student)} and {len(teacher)} stages"
             )
-        self.active = self._active(len(pairs))
+        self.active = active_stones(self.card.name, self.settings.active_stones, len(pairs), least=1)
         self.weights = [0.5 ** (len(pairs) - i) for i in range(1, len(pairs) + 1)]
         self.connectors = nn.ModuleList(
             nn.Sequential(
@@ -85,14 +86,6 @@ class BackboneBlockKD(Method[Settings]):
             for ((s, *_), (t, *_)), unit in zip(pairs[: max(self.active)], teacher, strict=False)
         )
         self.needs = replace(self.needs, student_units=(*self.needs.student_units, *student))
-
-    def _active(self, n: int) -> list[int]:
-        wanted = tuple(range(1, n + 1)) if self.settings.active_stones is None else self.settings.active_stones
-        if not wanted or any(i == 0 or abs(i) > n for i in wanted):
-            raise UserError(
-                f"setting {self.card.name}.active_stones={list(wanted)}: some of 1 to {n}, the stages of this backbone"
-            )
-        return sorted({i if i > 0 else n + 1 + i for i in wanted})
 
     def stones(self, student: Outputs) -> list[Heads | DenseHeads]:
         """What the teacher's heads say of every active stone, at the regions or places of the student."""

@@ -231,8 +231,9 @@ def test_stones_replace_a_detectors_backbone_stage_by_stage(pair: Any):
     torch.testing.assert_close(losses.task["stones_task"], 1.875 * task_loss, rtol=1e-3, atol=1e-3)
     few = kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4), active_stones=(1, -1))
     assert few.active == [1, 4] and len(few.connectors) == 4
-    with pytest.raises(UserError, match="some of 1 to 4"):
-        kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4), active_stones=(5,))
+    for stones, message in (((5,), "no stone 5; this pair has stones 1 to 4"), ((), "at least 1 of the stones 1 to 4")):
+        with pytest.raises(UserError, match=message):
+            kd_methods.build("block_kd.backbone", teacher, teacher, DataInfo(64, 4), active_stones=stones)
 
 
 @pytest.mark.parametrize("name", ["gfl_small_r18x{}", "retinanet_r18"])
