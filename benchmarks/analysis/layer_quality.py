@@ -21,10 +21,10 @@ from ..config.protocol import Protocol
 from ..report import write_layout
 from ..report.table_layout import Line, PrintedCell, Sentence, TableLayout
 from ..store.cell import TeacherRef
-from ..store.cells import student_cell
+from ..store.make_cell import student_cell
 from ..store.runs import Store
 from ..tasks import get_task
-from ..teachers.cells import teacher_cell
+from ..teachers.teacher_cell import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training.teacher_pass import StoredTeacherPass, identity
 

@@ -119,7 +119,7 @@ def parameters(name: str, pair: str) -> str:
     from kd_methods.contract import DataInfo
 
     from ..networks import build_network, count
-    from ..store.cells import Distillation
+    from ..store.make_cell import Distillation
     from ..training.assembly import Assembly
 
     teacher, _, student = pair.partition("-")

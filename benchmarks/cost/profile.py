@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..common.files import read_json, write_text
 from ..report.model import SECTIONS
-from .profiling import Bench
+from .measuring import Bench
 from .setup import Suite
 
 ROUNDS, WARM_UP = 5, 2

@@ -15,9 +15,9 @@ from ..config.protocol import load_protocol
 from ..config.table_spec import pair_settings
 from ..networks import NetworkView
 from ..store.cell import Cell, TeacherRef
-from ..store.cells import Distillation, make_cell
+from ..store.make_cell import Distillation, make_cell
 from ..tasks import get_task
-from .profiling import Bench
+from .measuring import Bench
 
 RECIPE = "cifar100-crd240"
 TASK = "synthetic"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import asdict
 
 from kd_methods.errors import UserError
 
@@ -12,14 +12,15 @@ from ..common.console import counted
 from ..common.process.signals import stop_signals
 from ..common.workspace import Workspace
 from ..report.collect import Cost
+from ..report.model import CostEntry
 from ..store import documents
 from ..store.cell import Cell
 from ..store.runs import Store, today
 from ..training.failures import Interrupted
-from .profiling import cost_key
+from .measuring import cost_key
 
 
-def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callable[[Cell], dict[str, Any]]) -> int:
+def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callable[[Cell], CostEntry]) -> int:
     """Measure the cells whose cost the store does not have; returns how many could not be.
 
     Args:
@@ -51,5 +52,5 @@ def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callab
                 failed += 1
                 continue
             facts = {**environment.describe(workspace.device), "date": today()}
-            documents.write(store.cost(key), {"label": cell.label, "cost": cost, "environment": facts})
+            documents.write(store.cost(key), {"label": cell.label, "cost": asdict(cost), "environment": facts})
     return failed

@@ -7,7 +7,6 @@ launcher ``pytorch``. Nothing of mmdetection is imported in this process.
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,17 +19,21 @@ from torch import Tensor
 from kd_methods.errors import DiskError, UserError
 
 from ..common import environment
-from ..common.process import children
+from ..common.events import CellEnded
+from ..common.process.children import Send, preload
+from ..common.process.together import Answer, Lost, together
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
-from ..driver.engines.engine import Engine, Evaluate
-from ..driver.engines.local import Context, until_free
-from ..driver.execution.relay import Followed
+from ..driver.engines import Context, Engine
+from ..driver.engines.engine import Evaluate
+from ..driver.engines.local import until_free
+from ..report.model import CostEntry
 from ..store.cell import Cell
+from ..store.runs import Run
 from ..teachers.zoo import Teacher, Zoo
-from ..training.failures import Interrupted, Refused
+from ..training.failures import Failure, Interrupted, Refused
 from .networks.configurations import check_installed, prepare
-from .training.job import DetectionJob
+from .training.job import DetectionJob, EvaluationJob
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -52,47 +55,33 @@ def _one(cell: Cell, context: Context) -> bool:
     run = context.store.run(cell)
     with run.lock() as mine:
         if mine:
-            context.store.create(cell, context.watcher.say)
+            context.store.create(cell, context.say)
     teacher = context.weights_of(cell.teacher) if cell.teacher else None
-    place = context.workspace
-    where = place.data_root, str(place.device), torch.get_num_threads(), place.plugin_files
-    job = DetectionJob(cell, context.protocol, *where, run.path, teacher)
-    watched = Followed(cell, run)
-    ended = False
-
-    def receive(message: tuple[Any, ...]) -> None:
-        nonlocal ended
-        kind, *facts = message
-        if kind == "step":
-            watched.position = (facts[0] + 1, facts[1])
-            context.watcher(watched, "step")
-        elif kind == "epoch":
-            watched.records.append(facts[0])
-            context.watcher(watched, "epoch")
-        elif kind == "say":
-            context.watcher.say(facts[0])
-        else:
-            ended = True
-
+    job = DetectionJob(cell, context.protocol, *_where(context.workspace), run.path, teacher)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [job] if context.protocol.processes == 1 else _of_processes(job, Path(folder, "rendezvous"))
-        last = _in_processes("work", jobs, receive, context.stopping)
-    if last[0] == "held":
-        return False
-    if last[0] == "interrupted":
-        raise Interrupted("stopped after a whole step; the same command goes on from here")
-    if last[0] == "disk":
-        raise DiskError(str(last[1]))
-    if not ended:  # the process was killed, or could not begin
-        run.set_status("failed", message=str(last[1]))
-    watched.records = run.metrics
-    state = run.state
-    if state == "refused":
-        context.watcher.say(f"{cell.label}  n/a: {run.status['message']}")
-        context.watcher.left_out()
-    else:
-        context.watcher(watched, state)
+        end = _in_processes("work", jobs, context.watcher, context.stopping)
+    match end:
+        case Answer("held"):
+            return False
+        case Answer("interrupted") | Lost(failed=False, stopped=True):
+            raise Interrupted("stopped after a whole step; the same command goes on from here")
+        case Answer(DiskError() as error):
+            raise error
+        case Lost():  # a process was killed, or could not begin
+            Failure("failed", end.words).mark(run)
+    _tell(cell, run, context)
     return True
+
+
+def _tell(cell: Cell, run: Run, context: Context) -> None:
+    """Tell how a cell has ended."""
+    status = run.status
+    if status["state"] == "done":
+        context.watcher(CellEnded(cell.key, cell.label, "done", last=status["last"]))
+        return
+    failure = Failure(status["state"], status["message"])
+    context.watcher(failure.left_out(cell) if failure.state == "refused" else failure.ended(cell))
 
 
 def _of_processes(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
@@ -107,56 +96,23 @@ def _of_processes(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
 def _in_processes(
     what: str,
     jobs: Sequence[DetectionJob],
-    receive: Callable[[Any], None],
+    receive: Callable[[Any], None] = lambda event: None,
     stopping: Callable[[], bool] = lambda: False,
-) -> tuple[Any, ...]:
-    """Call a function of :mod:`benchmarks.detection.training.process` in a fresh process for each of the jobs.
+) -> Answer | Lost:
+    """Call a function of ``detection.training.process`` in a fresh process for each of the jobs.
 
     When the first one is at its end, or any of them fails, the others are ended too: they would wait for each other.
-
-    Returns:
-        The first one's last message; ``("failed", why)`` where it could not send it.
     """
     if not torch.cuda.is_available():
         # mmdetection takes seconds to import. Where there is a GPU its import asks for it, and what is forked after
         # that cannot use it.
-        children.preload(f"{__package__}.training.process")
-    ranks: dict[children.Child, int] = {}
-    last: tuple[Any, ...] = ()
-    stopped = False
-    try:
-        for job in jobs:
-            ranks[children.Child(_call, what, job)] = job.rank
-        while True:
-            for child, message in children.received(list(ranks), 0.2):
-                rank = ranks[child]
-                if isinstance(message, children.Ended):
-                    del ranks[child]
-                    child.end()
-                    if rank and not child.process.exitcode:
-                        continue
-                    if last and last[0] not in ("step", "epoch", "say"):
-                        return last
-                    if stopped and child.process.exitcode == -signal.SIGTERM:  # asked before it could listen
-                        return ("interrupted",)
-                    name = f"process {rank}" if len(jobs) > 1 else "the process"
-                    return ("failed", f"{name} {message.how}")
-                if rank == 0:
-                    receive(message)
-                    last = message
-                else:  # only of failures
-                    return ("failed", f"process {rank}: {message}")
-            if stopping() and not stopped:
-                stopped = True
-                for child in ranks:
-                    child.stop()  # a request: the processes save after the step they are at
-    finally:
-        for child in ranks:
-            child.end()
+        preload(f"{__package__}.training.process")
+    return together(_call, [(what, job) for job in jobs], receive, stopping)
 
 
-def _call(send: children.Send, what: str, job: DetectionJob) -> None:
+def _call(send: Send, share: tuple[str, DetectionJob]) -> None:
     """In the process: only here mmdetection is imported."""
+    what, job = share
     if job.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # mmengine takes a GPU wherever it finds one
     prepare()
@@ -171,7 +127,7 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     Raises:
         UserError: the file does not fit, or the extra [detection] is missing.
     """
-    from ..store.cells import student_cell
+    from ..store.make_cell import student_cell
     from ..tasks import get_task
 
     check_installed()
@@ -191,31 +147,30 @@ def evaluator(workspace: Workspace) -> Evaluate:
         UserError: the extra [detection] is missing.
     """
     check_installed()
-    where = workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
 
     def evaluate(cell: Cell, protocol: Protocol, file: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
-            job = DetectionJob(cell, protocol, *where, Path(folder), file=file)
-            kind, answer = _in_processes("evaluate", [job], lambda message: None)
-        if kind != "metrics":
-            raise UserError(str(answer))
-        return answer
+            job = EvaluationJob(cell, protocol, *_where(workspace), Path(folder), file=file)
+            metrics: dict[str, float] = _asked("evaluate", job)
+            return metrics
 
     return evaluate
 
 
-def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> dict[str, Any]:
+def cost(cell: Cell, protocol: Protocol, workspace: Workspace) -> CostEntry:
     """The cost of a cell's training steps, with a teacher of random weights.
 
-    See :func:`benchmarks.cost.profiling.measure`.
+    See :func:`benchmarks.cost.measuring.measure`.
 
     Raises:
         UserError: the measurement failed; the message says how.
     """
-    kind, answer = _asked("cost", cell, protocol, workspace)
-    if kind != "cost":
-        raise UserError(f"the cost of {cell.label} could not be measured: {answer}")
-    figures: dict[str, Any] = answer
+    check_installed()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            figures: CostEntry = _asked("cost", DetectionJob(cell, protocol, *_where(workspace), Path(folder)))
+        except (UserError, Refused) as error:
+            raise UserError(f"the cost of {cell.label} could not be measured: {error}") from None
     return figures
 
 
@@ -227,19 +182,33 @@ def first_losses(cell: Cell, protocol: Protocol, workspace: Workspace) -> list[l
         RuntimeError: whatever went wrong in the process.
         UserError: the extra [detection] is missing.
     """
-    kind, answer = _asked("losses", cell, protocol, workspace)
-    if kind != "losses":
-        raise Refused(answer) if kind == "refused" else RuntimeError(answer)
-    both: list[list[float]] = answer
+    check_installed()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            both: list[list[float]] = _asked("losses", DetectionJob(cell, protocol, *_where(workspace), Path(folder)))
+        except UserError as error:
+            raise RuntimeError(str(error)) from None
     return both
 
 
-def _asked(what: str, cell: Cell, protocol: Protocol, workspace: Workspace) -> tuple[Any, ...]:
-    """What a process of the cell's own answers, which trains it a little."""
-    check_installed()
-    where = workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
-    with tempfile.TemporaryDirectory() as folder:
-        return _in_processes(what, [DetectionJob(cell, protocol, *where, Path(folder))], lambda message: None)
+def _where(workspace: Workspace) -> tuple[Path, str, int, tuple[Path, ...]]:
+    """Of a job what it shares with others."""
+    return workspace.data_root, str(workspace.device), torch.get_num_threads(), workspace.plugin_files
+
+
+def _asked(what: str, job: DetectionJob) -> Any:
+    """What a process of the job's own answers.
+
+    Raises:
+        Refused: the method is not for the pair.
+        UserError: what went wrong there.
+    """
+    end = _in_processes(what, [job])
+    if isinstance(end, Lost):
+        raise UserError(end.words)
+    if isinstance(end.content, Exception):
+        raise end.content
+    return end.content
 
 
 def _mmdet(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
@@ -251,7 +220,6 @@ def _mmdet(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: W
 
 ENGINES = (
     Engine(
-        "detection", ("detection",), run, accuracy, cost, counted=False, forms={"mmdet": _mmdet}, divides=True,
-        evaluator=evaluator,
+        "detection", ("detection",), run, accuracy, cost, forms={"mmdet": _mmdet}, divides=True, evaluator=evaluator
     ),
-)  # fmt: skip
+)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..common.console import say
+from ..common.events import CellEnded, EpochEnded, Event, LeftOut, Said, Stepped
 from ..common.units import duration
 from ..config.protocol import Protocol, steps_per_epoch
-from ..training.loop import Watched
 
 EVERY = 20.0
 """Seconds between plain lines about a group that is still training."""
@@ -34,7 +33,7 @@ class Reporter:
         protocol: their recipe.
         samples: size of the training set.
         metric: the task's, by which progress is shown.
-        saved: from how many epochs cells go on, by the folder of their run.
+        saved: from how many epochs cells go on, by their key.
     """
 
     def __init__(
@@ -43,13 +42,13 @@ class Reporter:
         protocol: Protocol,
         samples: int,
         metric: str,
-        saved: Mapping[Path, int] = MappingProxyType({}),
+        saved: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.protocol, self.metric = protocol, metric
         self.steps_per_epoch = steps_per_epoch(samples, protocol)
         self.saved = saved
         self.total = (cells * protocol.epochs - sum(saved.values())) * self.steps_per_epoch
-        self.met: set[Path] = set()  # runs of which it is known where they began
+        self.met: set[str] = set()  # cells of which it is known where they began
         self.cells, self.ended, self.steps = cells, 0, 0
         self.started = self.reported_at = time.monotonic()
         self.console = _Console(stderr=True)
@@ -76,15 +75,20 @@ class Reporter:
             with self._unharmed():
                 self.live.stop()
 
-    def __call__(self, student_run: Watched, event: str) -> None:
-        """See :data:`benchmarks.training.loop.Report`."""
+    def __call__(self, event: Event) -> None:
         with self._unharmed():
-            if event == "step":
-                self._step(student_run)
-            elif event == "epoch":
-                self._epoch(student_run)
-            else:
-                self._end(student_run, event)
+            match event:
+                case Stepped():
+                    self._step(event)
+                case EpochEnded():
+                    self._epoch(event)
+                case CellEnded():
+                    self._end(event)
+                case LeftOut(line):
+                    self._left_out()
+                    self.say(line)
+                case Said(line):
+                    self.say(line)
 
     @contextmanager
     def _unharmed(self) -> Iterator[None]:
@@ -107,51 +111,48 @@ class Reporter:
         left = max(self.total - self.steps, 0)
         return f"ETA {duration((time.monotonic() - self.started) / self.steps * left)}"
 
-    def _step(self, student_run: Watched) -> None:
-        self.steps += 1
-        if student_run.run.path not in self.met:
-            self.met.add(student_run.run.path)
-            self.total += self._unforeseen(student_run)
+    def _step(self, event: Stepped) -> None:
+        self.steps += event.steps
+        if event.key not in self.met:
+            self.met.add(event.key)
+            self.total += self._unforeseen(event)
         if self.live:
             self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
         elif time.monotonic() - self.reported_at > EVERY:
-            epoch, step = student_run.position
-            self.say(f"  {student_run.cell.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
+            epoch, step = event.position
+            self.say(f"  {event.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
 
-    def _unforeseen(self, student_run: Watched) -> int:
+    def _unforeseen(self, first: Stepped) -> int:
         """How many steps more a cell takes than was known before its first one: first phases, parts of epochs saved."""
-        (epoch, step), saved = student_run.position, self.saved.get(student_run.run.path, 0)
-        return (1 + saved - epoch) * self.steps_per_epoch - (step - 1)
+        (epoch, step), saved = first.position, self.saved.get(first.key, 0)
+        return (1 + saved - epoch) * self.steps_per_epoch - (step - first.steps)
 
-    def _epoch(self, student_run: Watched) -> None:
-        record = student_run.records[-1]
+    def _epoch(self, event: EpochEnded) -> None:
+        record, label = event.record, event.label
         losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
         figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
         facts = f"{figures}  {losses}"
         if self.live:
-            label = student_run.cell.label
             if label not in self.tasks:
                 self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
             self.live.update(self.tasks[label], completed=max(record["epoch"], 0), facts=facts)
         elif time.monotonic() - self.reported_at > EVERY:
-            self.say(f"  {student_run.cell.label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
+            self.say(f"  {label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 
-    def _end(self, student_run: Watched, state: str) -> None:
+    def _end(self, event: CellEnded) -> None:
         self.ended += 1
         place = f"[{self.ended}/{self.cells}]"
-        if state == "done":
-            last = student_run.records[-1]["metrics"][self.metric]
-            line = f"{place} {student_run.cell.label}  {self.metric} {last:.2f}  {self.eta}"
+        if event.state == "done":
+            line = f"{place} {event.label}  {self.metric} {event.last[self.metric]:.2f}  {self.eta}"
         else:
-            line = f"{place} {student_run.cell.label}  {state.upper()}: {student_run.run.status['message']}"
+            line = f"{place} {event.label}  {event.state.upper()}: {event.message}"
         if self.live:
-            if task := self.tasks.pop(student_run.cell.label, None):
+            if task := self.tasks.pop(event.label, None):
                 self.live.remove_task(task)
             self.live.update(self.overall, advance=1)
         self.say(line)
 
-    def left_out(self) -> None:
-        """A cell is not trained after all."""
+    def _left_out(self) -> None:
         self.cells -= 1
         self.total -= self.protocol.epochs * self.steps_per_epoch
         if self.live:

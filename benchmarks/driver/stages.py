@@ -12,11 +12,11 @@ from ..config.protocol import Protocol
 from ..store.cell import Cell
 from ..store.runs import Store
 from ..tasks import get_task
-from ..teachers.cells import teacher_cell
+from ..teachers.teacher_cell import teacher_cell
 from ..teachers.zoo import Zoo
 from ..training import precision
 from ..training.failures import Interrupted
-from .execution import schedule
+from .execution import scheduling
 from .execution.crew import ALONE, Crew
 from .execution.jobs import Job, divided
 from .progress import Reporter
@@ -48,10 +48,10 @@ def train(
     """
     task, store = get_task(protocol.task), Store(workspace.output)
     cells = [cell for stage in stages for cell in stage]
-    saved = {(run := store.run(cell)).path: run.saved_epochs for cell in cells}
+    saved = {cell.key: store.run(cell).saved_epochs for cell in cells}
     with (
         Reporter(len(cells), protocol, task.samples(workspace.data_root), task.metric, saved) as report,
-        Tracking(report, trackers, workspace.output) as watcher,
+        Tracking(report, trackers, cells, store) as watcher,
         stop_signals() as asked,
     ):
 
@@ -61,7 +61,7 @@ def train(
         pool = crew.pool(workspace, watcher, stopping, len(cells), protocol.processes)
         jobs = [Job(group, protocol, similarity) for stage in stages for group in divided(stage, pool.slots)]
         try:
-            schedule.run(jobs, pool, watcher, store, stopping)
+            scheduling.run(jobs, pool, watcher, store, stopping)
         except Interrupted:
             if not watcher.error:
                 raise

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from ..common.events import CellEnded, EpochEnded, Event, Said, Stepped, Watcher
 from ..common.process.settings import settings_restored
-from ..training.loop import Watched
-from .execution.jobs import Watcher
+from ..store.cell import Cell
+from ..store.runs import Store
 from .trackers import Tracker
 
 PATIENCE = 120.0
@@ -27,16 +27,18 @@ class Tracking:
     Args:
         watcher: the one that it stands before.
         kinds: the trackers' classes, of which each cell gets its own.
-        output: the folder in which each kind has one of its name.
+        cells: that may be trained.
+        store: of their runs, in whose folder each kind has one of its name.
 
     ``error`` is what an essential tracker raised, which ends the run.
     """
 
-    def __init__(self, watcher: Watcher, kinds: Sequence[type[Tracker]], output: Path) -> None:
-        self._watcher, self._output = watcher, output
+    def __init__(self, watcher: Watcher, kinds: Sequence[type[Tracker]], cells: Iterable[Cell], store: Store) -> None:
+        self._watcher, self._store = watcher, store
         self._kinds = list(kinds)
+        self._cells = {cell.key: cell for cell in cells}
         self.error: BaseException | None = None
-        self._open: dict[str, tuple[Watched, dict[type[Tracker], Tracker]]] = {}
+        self._open: dict[str, dict[type[Tracker], Tracker]] = {}
         self._threads = {kind: Thread(kind.name) for kind in kinds if not kind.essential}
 
     def __enter__(self) -> Tracking:
@@ -44,36 +46,36 @@ class Tracking:
 
     def __exit__(self, *_: object) -> None:
         """What has not ended by now was stopped, or its worker was lost: its run knows."""
-        for student_run, _trackers in list(self._open.values()):
-            self._end(student_run, student_run.run.state)
+        for key in list(self._open):
+            self._end(key, self._store.run(key).state)
         for thread in self._threads.values():
             thread.end()
 
-    def __call__(self, student_run: Watched, event: str) -> None:
-        """See :data:`benchmarks.training.loop.Report`."""
-        self._watcher(student_run, event)
-        key = student_run.cell.key
+    def __call__(self, event: Event) -> None:
+        self._watcher(event)
+        if not isinstance(event, Stepped | EpochEnded | CellEnded):
+            return
+        key = event.key
         if self._kinds and key not in self._open:
-            self._open[key] = student_run, {}
+            self._open[key] = {}
             for kind in list(self._kinds):
                 with self._unharmed(kind):
-                    self._open[key][1][kind] = self._call(kind, kind, student_run.cell, self._output / kind.name)
-        if event == "epoch":
+                    self._open[key][kind] = self._call(kind, kind, self._cells[key], self._store.root / kind.name)
+        if isinstance(event, EpochEnded):
             for kind, tracker in self._trackers(key):
                 with self._unharmed(kind):
-                    self._call(kind, tracker.epoch, student_run.records[-1])
-        elif event != "step":
-            self._end(student_run, event)
+                    self._call(kind, tracker.epoch, event.record)
+        elif isinstance(event, CellEnded):
+            self._end(key, event.state)
 
-    def _end(self, student_run: Watched, state: str) -> None:
-        for kind, tracker in self._trackers(student_run.cell.key):
+    def _end(self, key: str, state: str) -> None:
+        for kind, tracker in self._trackers(key):
             with self._unharmed(kind):
                 self._call(kind, tracker.end, state)
-        self._open.pop(student_run.cell.key, None)
+        self._open.pop(key, None)
 
     def _trackers(self, key: str) -> list[tuple[type[Tracker], Tracker]]:
-        _, trackers = self._open.get(key, (None, {}))
-        return [(kind, tracker) for kind, tracker in trackers.items() if kind in self._kinds]
+        return [(kind, tracker) for kind, tracker in self._open.get(key, {}).items() if kind in self._kinds]
 
     def _call(self, kind: type[Tracker], function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a tracker where it cannot stop a run: in its thread, whose answer is waited for."""
@@ -87,19 +89,15 @@ class Tracking:
                 yield
         except Late:
             self._kinds.remove(kind)
-            self.say(f"tracker {kind.name} is not back after {PATIENCE:.0f} s; training goes on without it")
+            line = f"tracker {kind.name} is not back after {PATIENCE:.0f} s; training goes on without it"
+            self._watcher(Said(line))
         except (Exception, SystemExit) as error:  # of a library of others, or of what a user wrote
             self._kinds.remove(kind)
             if kind.essential:
                 self.error = error
             else:
-                self.say(f"tracker {kind.name} fails ({type(error).__name__}: {error}); training goes on without it")
-
-    def say(self, line: str) -> None:
-        self._watcher.say(line)
-
-    def left_out(self) -> None:
-        self._watcher.left_out()
+                line = f"tracker {kind.name} fails ({type(error).__name__}: {error}); training goes on without it"
+                self._watcher(Said(line))
 
 
 class Late(BaseException):

@@ -15,8 +15,8 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store import documents, exchange
 from ..store.cell import Cell
-from ..store.cells import Distillation, make_cell
 from ..store.exchange import STUDENT, EndedRun
+from ..store.make_cell import Distillation, make_cell
 from ..tasks import get_task
 from ..training import precision
 from .engines import of

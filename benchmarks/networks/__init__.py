@@ -21,10 +21,10 @@ from kd_methods.views.modes import modes_kept
 
 from ..common.registry import Registry
 from . import imagenet_start
+from .architectures import register_network
 from .encoders import ENCODERS, VOCABULARY, pretrained_source
 from .image_classifier import ImageClassifier
 from .source import NetworkSource
-from .zoo import register_network
 
 __all__ = [
     "ENCODERS",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
+from ..common.events import EpochRecord
 from ..common.files import canonical, csv_text, write_bytes
 from ..common.places import folders
 from ..store import documents, manifest
@@ -187,12 +188,12 @@ def _outcome(facts: Facts, metric: str) -> Record:
     }  # fmt: skip
 
 
-def _epoch(one: Record, metric: str) -> Record:
+def _epoch(one: EpochRecord, metric: str) -> Record:
     """An epoch of a run; ``phase`` is empty in the training proper."""
-    values = {f"{kind}.{name}": value for kind, key in (("metric", "metrics"), ("loss", "losses"))
-              for name, value in one.get(key, {}).items()}  # fmt: skip
-    named = {"epoch": one["epoch"], "phase": one.get("phase", ""), "value": one["metrics"].get(metric)}
-    return named | {"lr": one.get("lr"), "seconds": one.get("seconds")} | values
+    kinds = {"metric": one["metrics"], "loss": one.get("losses", {})}
+    values = {f"{kind}.{name}": value for kind, named in kinds.items() for name, value in named.items()}
+    facts = {"epoch": one["epoch"], "phase": one.get("phase", ""), "value": one["metrics"].get(metric)}
+    return facts | {"lr": one.get("lr"), "seconds": one.get("seconds")} | values
 
 
 def _type(name: str) -> str:

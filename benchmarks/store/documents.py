@@ -49,21 +49,6 @@ Status = Annotated[_Status, AfterValidator(_complete)]
 """status.json. ``last``, ``best``: metrics of a run that is done; ``key``: its cell's; ``files``: their digests."""
 
 
-class Epoch(TypedDict, total=False):
-    """A record of metrics.json."""
-
-    __pydantic_config__ = OPEN  # type: ignore[misc]
-
-    epoch: Required[int]
-    phase: str
-    lr: float
-    metrics: Required[dict[str, float]]
-    probes: dict[str, dict[str, float]]
-    losses: dict[str, float]
-    similarity: dict[str, list[float]]
-    seconds: float
-
-
 class Versions(TypedDict, total=False):
     """Versions by package; None where a package takes no part."""
 

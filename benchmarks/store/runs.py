@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
+from ..common.events import EpochRecord
 from ..common.files import PARTIAL, NoFile, check_archive, read_bytes, set_aside, sha256_file, write_bytes, write_json
 from . import documents
 from .cell import Cell
@@ -41,7 +42,7 @@ _LOST_WITH: Mapping[str, Sequence[str]] = {
 
 _SHAPES: Mapping[str, Any] = {
     "environment.json": list[documents.Environment],
-    "metrics.json": list[documents.Epoch],
+    "metrics.json": list[EpochRecord],
 }
 
 _FILES = ("checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environment.json", "status.json", "cell.json")
@@ -53,7 +54,7 @@ RESULT = ("cell.json", "environment.json", "metrics.json", "student.pt", "status
 Say = Callable[[str], None]
 
 
-def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def figures(records: Sequence[EpochRecord]) -> dict[str, dict[str, float]]:
     """The metrics of the ``last`` of a run's epochs, and each at its ``best`` in the training proper."""
     last = records[-1]["metrics"]
     proper = [record["metrics"] for record in records if not record.get("phase")]
@@ -163,7 +164,7 @@ class Run:
         return ""
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[EpochRecord]:
         """The records of the epochs.
 
         Raises:
@@ -219,7 +220,7 @@ class Run:
         """What of the bits depend on changed while this run was computed, in words."""
         return [text for before, now in itertools.pairwise(self.environments) if (text := _change(before, now))]
 
-    def set_metrics(self, records: list[dict[str, Any]]) -> None:
+    def set_metrics(self, records: Sequence[EpochRecord]) -> None:
         write_json(self / "metrics.json", records)
 
     def write(self, name: str, content: bytes) -> None:
@@ -352,7 +353,7 @@ class Store:
             index.write(new)
         return facts
 
-    def metrics(self, key: str, say: Say) -> list[dict[str, Any]]:
+    def metrics(self, key: str, say: Say) -> list[EpochRecord]:
         """The records of a run's epochs; none where they are damaged, which is said."""
         try:
             return self.run(key).metrics

@@ -21,11 +21,11 @@ from ..common.environment import overruled
 from ..common.seeding import seed_all
 from ..common.workspace import Workspace
 from ..config.protocol import load_protocol
-from ..cost.profiling import peak_memory, synchronise
+from ..cost.measuring import peak_memory, synchronise
 from ..cost.setup import Suite
 from ..detection.engine import first_losses
 from ..store.cell import TeacherRef
-from ..store.cells import Distillation, make_cell
+from ..store.make_cell import Distillation, make_cell
 from ..tasks import get_task
 from ..training import precision
 from ..training.failures import Refused

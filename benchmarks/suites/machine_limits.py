@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..cost.held import of_cell, of_teacher, size
+from ..cost.measuring import Bench, endless, peak_memory, seconds_of_each, synchronise
 from ..cost.profile import memory_timeline, profiler
-from ..cost.profiling import Bench, endless, peak_memory, seconds_of_each, synchronise
 from ..networks import macs
 from ..report.layouts.loop_table import by_operator
 from ..training.loop import shared

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import environment
 from benchmarks.common.workspace import Workspace
-from benchmarks.cost.profiling import endless, synchronise
+from benchmarks.cost.measuring import endless, synchronise
 from benchmarks.cost.setup import Suite
 from benchmarks.driver.planning.describe import describe
 from benchmarks.driver.planning.plan import Request, make

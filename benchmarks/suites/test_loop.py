@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.cost.profiling import synchronise
+from benchmarks.cost.measuring import synchronise
 from benchmarks.cost.setup import Suite
 from benchmarks.suites import machine_limits as limits
 from benchmarks.suites.baseline_loop import BaselineLoop

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cost.profiling import WARM_UP, Bench, measure, synchronise
+from benchmarks.cost.measuring import WARM_UP, Bench, measure, synchronise
 from benchmarks.cost.setup import Suite
 from benchmarks.networks import count, macs
 from kd_methods import registry
@@ -83,7 +83,7 @@ def test_training_step(
     card = registry.card(method)
     size_of_student = count(suite.data.build(student_run.cell.student).module.parameters())
     cost = measure(student_run.cell, suite.protocol, Workspace(suite.device, Path(), output=Path()), warm_up=1, timed=1)
-    if not cost["extra_inference_params"]:
+    if not cost.extra_inference_params:
         plain.add((method, pair))
     benchmark.extra_info.update(
         kind="training step",
@@ -96,14 +96,14 @@ def test_training_step(
         teacher_operations=shared,
         own_operations=of_method,
         student_params=size_of_student,
-        extra_train_params=cost["extra_train_params"],
-        extra_inference_params=cost["extra_inference_params"],
-        first_phases=cost["first_phases"],
+        extra_train_params=cost.extra_train_params,
+        extra_inference_params=cost.extra_inference_params,
+        first_phases=cost.first_phases,
         memory={
-            "bytes": cost["peak_memory_bytes"],
-            "reserved": cost["reserved_memory_bytes"],
-            "kind": cost["memory_kind"],
-            "by_part": cost["memory_by_part"],
+            "bytes": cost.peak_memory_bytes,
+            "reserved": cost.reserved_memory_bytes,
+            "kind": cost.memory_kind,
+            "by_part": cost.memory_by_part,
         },
         machine=suite.machine,
     )

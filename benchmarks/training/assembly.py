@@ -13,7 +13,7 @@ from kd_methods.contract import DataInfo, Method, Network
 
 from ..networks import imagenet_start, init_from
 from ..store.cell import Cell
-from ..store.cells import Distillation
+from ..store.make_cell import Distillation
 
 
 class Assembly:

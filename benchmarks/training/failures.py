@@ -1,4 +1,4 @@
-"""What an error concerns: a cell, its group, its run or the process; and how a cell that failed is marked."""
+"""What an error concerns: a cell, its group, its run or the process; how a cell that failed is marked, and told of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import NamedTuple
 from kd_methods.errors import DiskError, UserError
 
 from ..common.environment import out_of_memory
+from ..common.events import CellEnded, LeftOut
+from ..store.cell import Cell
+from ..store.runs import Run
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,19 +32,38 @@ class Failure(NamedTuple):
     message: str
     trace: str = ""
 
-    def facts(self) -> dict[str, str]:
-        """For the run's status."""
-        return {"state": self.state, "message": self.message, **({"trace": self.trace} if self.trace else {})}
+    def mark(self, run: Run, **progress: int) -> None:
+        """Write it down as the end of a run."""
+        traced = {"trace": self.trace} if self.trace else {}
+        run.set_status(self.state, message=self.message, **traced, **progress)
+
+    def ended(self, cell: Cell) -> CellEnded:
+        """What is told of a cell that had begun."""
+        return CellEnded(cell.key, cell.label, self.state, self.message)
+
+    def left_out(self, cell: Cell) -> LeftOut:
+        """What is told of one that had not."""
+        kind = "n/a" if self.state == "refused" else self.state.upper()
+        return LeftOut(f"{cell.label}  {kind}: {self.message}")
 
 
-def of_cell(error: BaseException, building: bool = False) -> Failure | None:
+def marked(
+    run: Run, error: BaseException, *, building: bool = False, alone: bool = False, epoch: int | None = None
+) -> Failure | None:
+    """What an error makes of a cell, as :func:`of_cell`, written down as the end of its run."""
+    if failure := of_cell(error, building, alone):
+        failure.mark(run, **({} if epoch is None else {"epoch": epoch}))
+    return failure
+
+
+def of_cell(error: BaseException, building: bool = False, alone: bool = False) -> Failure | None:
     """What an error in a cell's own code makes of the cell, or None if it concerns more than that cell.
 
     More are concerned by a stop that the user asked for, by a full disk and by a lack of memory, and those have to be
     raised again. Everything else is the cell's, ``sys.exit`` in a method included; while a method is ``building``, a
-    UserError says that it is not for this pair.
+    UserError says that it is not for this pair. A cell that is ``alone`` in its process lacks memory by itself.
     """
-    if isinstance(error, KeyboardInterrupt | DiskError) or out_of_memory(error):
+    if isinstance(error, KeyboardInterrupt | DiskError) or (out_of_memory(error) and not alone):
         return None
     if isinstance(error, Diverged):
         return Failure("diverged", line(error))

@@ -13,16 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-from typing import Protocol as Interface
 
 from kd_methods.contract import Batch, Outputs, Progress
 
+from ..common.events import CellEnded, EpochEnded, Stepped, Watcher
 from ..config.protocol import Protocol
-from ..store.cell import Cell
-from ..store.runs import Run
 from ..tasks import TaskBatch
-from .failures import Interrupted, of_cell
+from .failures import Interrupted, marked
 from .group import Group
 from .optimizers import Part, parts
 from .shared_teacher import SharedTeacher, views
@@ -32,33 +29,10 @@ CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
 
 
-class Watched(Interface):
-    """A cell in training as progress reports see it."""
-
-    @property
-    def cell(self) -> Cell: ...
-
-    @property
-    def run(self) -> Run: ...
-
-    @property
-    def first_epoch(self) -> int: ...
-
-    @property
-    def position(self) -> tuple[int, int]: ...
-
-    @property
-    def records(self) -> list[dict[str, Any]]: ...
-
-
-Report = Callable[[Watched, str], None]
-"""Called with a cell in training and an event: "step", "epoch", "done", "diverged" or "failed"."""
-
-
 def train(
     student_runs: Sequence[StudentRun],
     group: Group,
-    report: Report,
+    watch: Watcher,
     stopping: Callable[[], bool] = lambda: False,
     save_seconds: float = 600.0,
 ) -> None:
@@ -82,7 +56,7 @@ def train(
         progress = protocol_progress(protocol, epoch)
         here = [student_run for student_run in active if student_run.position[0] == epoch]
         for student_run in here:
-            with guarded(student_run, active, report):
+            with guarded(student_run, active, watch):
                 student_run.start_epoch(epoch)
         for step, batch in enumerate(data.batches(seed, epoch, start), start):
             due = [
@@ -92,18 +66,18 @@ def train(
                 inputs, teacher_outputs = shared(batch, part, teacher, due)
                 for student_run in due:
                     if student_run in active:
-                        with guarded(student_run, active, report):
+                        with guarded(student_run, active, watch):
                             student_run.step(inputs, teacher_outputs, (epoch, step), progress, part)
                             if part.last and step % CHECK_EVERY == 0:
                                 student_run.check_finite()
             for student_run in due:
                 if student_run in active:
                     student_run.position = (epoch, step + 1)  # also past a batch too small to be shared
-                    report(student_run, "step")
+                    watch(Stepped(student_run.cell.key, student_run.cell.label, student_run.position))
             stop = group.replica.agreed(stopping())
             for student_run in list(active) if stop else due:
                 if student_run in active and (stop or time.monotonic() - student_run.saved_at > save_seconds):
-                    with guarded(student_run, active, report):
+                    with guarded(student_run, active, watch):
                         student_run.save()
             if stop:
                 for student_run in active:
@@ -113,18 +87,19 @@ def train(
                 raise Interrupted("stopped after a whole step; the same command goes on from here")
         for student_run in here:
             if student_run in active:
-                with guarded(student_run, active, report):
+                with guarded(student_run, active, watch):
                     student_run.end_epoch(epoch)
                 if student_run in active:
-                    report(student_run, "epoch")
+                    watch(EpochEnded(student_run.cell.key, student_run.cell.label, student_run.records[-1]))
         active = [student_run for student_run in active if student_run.position[0] <= protocol.epochs]
     for student_run in student_runs:
         if student_run.run.state == "running":
             active = [student_run]
-            with guarded(student_run, active, report):
+            with guarded(student_run, active, watch):
                 student_run.finish()
             if active:
-                report(student_run, "done")
+                last = student_run.records[-1]["metrics"]
+                watch(CellEnded(student_run.cell.key, student_run.cell.label, "done", last=last))
 
 
 def shared(
@@ -145,16 +120,15 @@ def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
 
 
 @contextmanager
-def guarded(student_run: StudentRun, active: list[StudentRun], report: Report) -> Iterator[None]:
-    """A student run whose code fails inside is marked, reported and dropped from ``active``; the others go on."""
+def guarded(student_run: StudentRun, active: list[StudentRun], watch: Watcher) -> Iterator[None]:
+    """A student run whose code fails inside is marked, told of and dropped from ``active``; the others go on."""
     try:
         yield
     except BaseException as error:
-        failure = of_cell(error)
+        failure = marked(student_run.run, error, epoch=max(student_run.position[0], 0))
         if failure is None:
             raise
-        student_run.run.set_status(**failure.facts(), epoch=max(student_run.position[0], 0))
         active.remove(student_run)
     else:
         return
-    report(student_run, failure.state)
+    watch(failure.ended(student_run.cell))

@@ -18,6 +18,7 @@ from kd_methods.errors import Damaged, UserError
 
 from ..common.console import counted
 from ..common.environment import out_of_memory
+from ..common.events import EpochRecord
 from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol
@@ -97,7 +98,7 @@ class StudentRun:
         self.first_epoch = 1 - len(self._phases)
         self.phase: Phase | None = None
         self.position = (self.first_epoch, 0)  # the epoch and step that come next
-        self.records: list[dict[str, Any]] = []
+        self.records: list[EpochRecord] = []
         self.seconds = 0.0
         self.sums: dict[str, Tensor] = {}
         self.counted = 0
@@ -238,24 +239,22 @@ class StudentRun:
             if not math.isfinite(float(total)):
                 raise Diverged(f"loss term '{name}' is {float(total)} in epoch {self.position[0]}")
 
-    def end_epoch(self, epoch: int) -> dict[str, Any]:
+    def end_epoch(self, epoch: int) -> EpochRecord:
         """Evaluate (in the training proper), record, save. Returns the epoch's record."""
         self.check_finite()
         with self._apart("evaluation", epoch), self.averages.in_place():
             evaluated = self.evaluate() if self.replica.first and not self.phase else {"": {}}
-            similarity = {"similarity": self._observed()} if self.observe and not self.phase else {}
-        self.records.append(
-            {
-                "epoch": epoch,
-                "phase": self.phase.name if self.phase else "",
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "metrics": evaluated.pop(""),
-                "probes": evaluated,
-                **similarity,
-                "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
-                "seconds": round(self.seconds, 3),
-            }
-        )
+            similarity = self._observed() if self.observe and not self.phase else None
+        record: EpochRecord = {
+            "epoch": epoch,
+            "phase": self.phase.name if self.phase else "",
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "metrics": evaluated.pop(""),
+            "probes": evaluated,
+            "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
+            "seconds": round(self.seconds, 3),
+        }
+        self.records.append(record if similarity is None else {**record, "similarity": similarity})
         self.seconds, self.sums, self.counted = 0.0, {}, 0
         self.position = (epoch + 1, 0)
         self.save()
@@ -378,7 +377,7 @@ def on_cpu(deployed: nn.Module) -> dict[str, Tensor]:
 
 
 def finish(
-    run: Run, weights: dict[str, Tensor], records: list[dict[str, Any]], protocol: Protocol, remarks: Sequence[str]
+    run: Run, weights: dict[str, Tensor], records: list[EpochRecord], protocol: Protocol, remarks: Sequence[str]
 ) -> None:
     """Write a deployed network's weights and its metrics, and mark the run done."""
     run.write("student.pt", to_bytes(weights))

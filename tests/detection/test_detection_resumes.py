@@ -19,7 +19,7 @@ from benchmarks import networks
 from benchmarks.common.weights import load_weights, to_bytes, weights_digest
 from benchmarks.detection import engine
 from benchmarks.store.cell import TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 
 needs_mmdetection()
 

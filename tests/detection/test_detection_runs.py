@@ -15,11 +15,13 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from helpers.detection import CPU, DENSE, STUDENT, TEACHER, TWO_STAGE, job_of, needs_mmdetection, train
-from helpers.watchers import ForwardingWatcher
+from helpers.watchers import CellEvent, ForwardingWatcher, kind
 from torch import Tensor
 
 from benchmarks import networks
+from benchmarks.common.events import Stepped
 from benchmarks.common.files import write_json
+from benchmarks.common.process.together import Answer, Lost
 from benchmarks.common.seeding import seed_all
 from benchmarks.common.weights import load_weights, to_bytes
 from benchmarks.common.workspace import Workspace
@@ -29,7 +31,7 @@ from benchmarks.detection import engine
 from benchmarks.driver.verify import protocol_of, verify
 from benchmarks.store import exchange
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from benchmarks.training.failures import Interrupted
@@ -96,18 +98,18 @@ def test_a_matrix_to_its_table_and_again_after_kills(
 
     hear, killed = engine._in_processes, set[str]()
 
-    def killing(what: str, jobs: Any, heard: Any, stopping: Any = lambda: False) -> Any:
+    def killing(what: str, jobs: Any, heard: Any = print, stopping: Any = lambda: False) -> Any:
         """The first process of a cell is killed in its second epoch."""
 
-        def listen(message: Any) -> None:
-            heard(message)
-            if message[0] == "step" and message[1:] == (1, 0) and jobs[0].cell.key not in killed:
+        def listen(event: Any) -> None:
+            heard(event)
+            if isinstance(event, Stepped) and event.position == (2, 1) and jobs[0].cell.key not in killed:
                 killed.add(jobs[0].cell.key)
                 for child in multiprocessing.active_children():
                     os.kill(child.pid, signal.SIGKILL)
 
         last = hear(what, jobs, listen, stopping)
-        return hear(what, jobs, heard, stopping) if last[0] == "failed" else last
+        return hear(what, jobs, heard, stopping) if isinstance(last, Lost) else last
 
     monkeypatch.setattr(engine, "_in_processes", killing)
     run("killed", methods=("block_kd.fpn",))
@@ -126,9 +128,9 @@ def test_a_cell_stops_on_request_and_goes_on(
     for name in ("whole", "stopped"):
         store, steps, events = Store(tmp_path / name), [0], []
 
-        def report(watched: Any, event: str, steps: list[int] = steps, events: list[str] = events) -> None:
-            steps[0] += event == "step"
-            events.append(event)
+        def report(event: CellEvent, steps: list[int] = steps, events: list[str] = events) -> None:
+            steps[0] += kind(event) == "step"
+            events.append(kind(event))
 
         def stopping(name: str = name, steps: list[int] = steps) -> bool:
             return name == "stopped" and 1 <= steps[0] < 4
@@ -291,7 +293,7 @@ def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(
     context = engine.Context(place, job.protocol, None, lambda ref: None, ForwardingWatcher())
     engine.run([cell], context)
     assert store.run(cell).status["state"] == "failed" and store.run(cell).status["message"] == "SystemExit: 0"
-    monkeypatch.setattr(engine, "_in_processes", lambda *_: ("disk", "nothing can be written"))
+    monkeypatch.setattr(engine, "_in_processes", lambda *_: Answer(DiskError("nothing can be written")))
     with pytest.raises(DiskError, match="nothing can be written"):
         engine.run([cell], context)
 
@@ -306,8 +308,8 @@ def test_a_diverging_cell_says_which_term(shapes: Path, tmp_path: Path, table: s
 def test_the_cost_of_a_step(shapes: Path, tmp_path: Path, table: str):
     job = job_of(tmp_path, shapes)
     figures = engine.cost(job.cell, job.protocol, Workspace(CPU, shapes))
-    assert figures["images_per_second"] > 0 and figures["extra_train_params"] == 0
-    assert figures["peak_memory_bytes"] > 10**7
+    assert figures.images_per_second > 0 and figures.extra_train_params == 0
+    assert figures.peak_memory_bytes > 10**7
 
 
 KEY, MODEL = "k" * 64, torch.nn.Linear(100, 1)

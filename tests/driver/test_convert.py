@@ -23,7 +23,7 @@ from benchmarks.driver.convert import FORMS, convert
 from benchmarks.networks import build_network
 from benchmarks.store import manifest
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError

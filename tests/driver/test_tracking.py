@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,25 +14,40 @@ import torch
 from helpers.watchers import ForwardingWatcher
 
 from benchmarks.cli import options
+from benchmarks.common.events import CellEnded, EpochEnded, EpochRecord, Event, Said, Stepped, Watcher
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver import tracking
 from benchmarks.driver.trackers import Tracker, scalars, settings, tensorboard
 from benchmarks.driver.trackers.tensorboard import TensorBoard
 from benchmarks.driver.tracking import Tracking
 from benchmarks.store.cell import Cell
+from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 
 PROTOCOL = load_protocol("digits-demo")
 CELL = Cell("digits", "data", PROTOCOL.identity(), 0.1, "resnet8", "kd", 1, {"temperature": 4.0, "layers": [1, 2]}, 0)
 
 
-def record(epoch: int) -> dict[str, Any]:
+def record(epoch: int) -> EpochRecord:
     losses, metrics = {"task": 1.0 / (epoch + 9), "kd": 0.5}, {} if epoch < 1 else {"top1": 50.0 + epoch}
     return {"epoch": epoch, "phase": "", "lr": 0.1, "metrics": metrics, "probes": {}, "losses": losses, "seconds": 2}
 
 
-def student_run(*epochs: int, state: str = "running", cell: Cell = CELL) -> Any:
-    return SimpleNamespace(cell=cell, run=SimpleNamespace(state=state), records=[record(epoch) for epoch in epochs])
+def step(cell: Cell = CELL) -> Stepped:
+    return Stepped(cell.key, cell.label, (1, 1))
+
+
+def epoch_ended(number: int, cell: Cell = CELL) -> EpochEnded:
+    return EpochEnded(cell.key, cell.label, record(number))
+
+
+def done(cell: Cell = CELL) -> CellEnded:
+    return CellEnded(cell.key, cell.label, "done")
+
+
+def tracking(
+    folder: Path, *kinds: type[Tracker], watcher: Watcher = lambda event: None, cells: Sequence[Cell] = (CELL,)
+) -> Tracking:
+    return Tracking(watcher, kinds, cells, Store(folder))
 
 
 def made(calls: list[Any], fails_in: str = "", error: BaseException | None = None) -> type[Tracker]:
@@ -61,21 +75,20 @@ def made(calls: list[Any], fails_in: str = "", error: BaseException | None = Non
 
 def test_a_tracker_is_told_of_each_cell_from_its_first_step_to_its_end(tmp_path: Path) -> None:
     calls: list[Any] = []
-    events: list[str] = []
-    with Tracking(ForwardingWatcher(lambda _, event: events.append(event)), [made(calls)], tmp_path) as watcher:
-        for member, event in (
-            (student_run(), "step"), (student_run(), "step"), (student_run(0), "epoch"), (student_run(0, 1), "epoch"),
-            (student_run(0, 1), "done"),
-        ):  # fmt: skip
-            watcher(member, event)
-    assert events == ["step", "step", "epoch", "epoch", "done"]
+    passed: list[Event] = []
+    events = [Said("a line"), step(), step(), epoch_ended(0), epoch_ended(1), done()]
+    with tracking(tmp_path, made(calls), watcher=passed.append) as watcher:
+        for event in events:
+            watcher(event)
+    assert passed == events
     assert calls == [("begin", CELL.label, "noting"), ("epoch", 0), ("epoch", 1), ("end", "done")]
 
 
 def test_what_is_stopped_is_ended_as_its_run_says(tmp_path: Path) -> None:
     calls: list[Any] = []
-    with pytest.raises(KeyboardInterrupt), Tracking(ForwardingWatcher(), [made(calls)], tmp_path) as watcher:
-        watcher(student_run(state="interrupted"), "step")
+    Store(tmp_path).run(CELL).set_status("interrupted")
+    with pytest.raises(KeyboardInterrupt), tracking(tmp_path, made(calls)) as watcher:
+        watcher(step())
         raise KeyboardInterrupt
     assert calls[-1] == ("end", "interrupted")
 
@@ -85,12 +98,11 @@ def test_what_is_stopped_is_ended_as_its_run_says(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, call: str, error: BaseException) -> None:
     calls: list[Any] = []
     lines: list[str] = []
-    kinds = [made([], call, error), made(calls)]
-    with Tracking(ForwardingWatcher(say=lines.append), kinds, tmp_path) as watcher:
-        for seed in range(2):
-            other = replace(CELL, seed=seed)
-            for event in ("step", "epoch", "done"):
-                watcher(student_run(1, cell=other), event)
+    kinds, cells = (made([], call, error), made(calls)), [replace(CELL, seed=seed) for seed in range(2)]
+    with tracking(tmp_path, *kinds, watcher=ForwardingWatcher(say=lines.append), cells=cells) as watcher:
+        for cell in cells:
+            for event in (step(cell), epoch_ended(1, cell), done(cell)):
+                watcher(event)
     assert lines == [f"tracker noting{call} fails ({type(error).__name__}: {error}); training goes on without it"]
     assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
 
@@ -99,7 +111,7 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, cal
 def test_a_tracker_that_hangs_is_said_once_and_stops_nothing(
     tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr("benchmarks.driver.tracking.PATIENCE", 0.2)
     calls: list[Any] = []
     lines: list[str] = []
     gate = threading.Event()
@@ -111,10 +123,11 @@ def test_a_tracker_that_hangs_is_said_once_and_stops_nothing(
             if now[0] == call:
                 gate.wait()
 
-    with Tracking(ForwardingWatcher(say=lines.append), [Hanging, made(calls)], tmp_path) as watcher:
-        for seed in range(2):
-            for event in ("step", "epoch", "done"):
-                watcher(student_run(1, cell=replace(CELL, seed=seed)), event)
+    cells, said = [replace(CELL, seed=seed) for seed in range(2)], ForwardingWatcher(say=lines.append)
+    with tracking(tmp_path, Hanging, made(calls), watcher=said, cells=cells) as watcher:
+        for cell in cells:
+            for event in (step(cell), epoch_ended(1, cell), done(cell)):
+                watcher(event)
     gate.set()
     assert lines == ["tracker hanging is not back after 0 s; training goes on without it"]
     assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
@@ -123,9 +136,9 @@ def test_a_tracker_that_hangs_is_said_once_and_stops_nothing(
 def test_a_tracker_is_called_in_one_thread_and_an_essential_one_in_ours(tmp_path: Path) -> None:
     threads = dict[str, set[int]]()
     for essential in (False, True):
-        with Tracking(ForwardingWatcher(), [made_in(threads, essential)], tmp_path) as watcher:
-            for event in ("step", "epoch", "done"):
-                watcher(student_run(1), event)
+        with tracking(tmp_path, made_in(threads, essential)) as watcher:
+            for event in (step(), epoch_ended(1), done()):
+                watcher(event)
     assert len(threads["aside"]) == 1 and threads["aside"] != threads["here"] == {threading.get_ident()}
 
 
@@ -149,8 +162,8 @@ def test_a_tracker_s_settings_of_the_process_are_its_own(tmp_path: Path) -> None
             torch.set_num_threads(2)
             torch.set_default_dtype(torch.float64)
 
-    with Tracking(ForwardingWatcher(), [Changing], tmp_path) as watcher:
-        watcher(student_run(1), "epoch")
+    with tracking(tmp_path, Changing) as watcher:
+        watcher(epoch_ended(1))
     assert torch.get_num_threads() == 1 and torch.get_default_dtype() == torch.float32
 
 
@@ -177,9 +190,9 @@ def test_what_tensorboard_wrote_is_read_back(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     lines: list[str] = []
-    with Tracking(ForwardingWatcher(say=lines.append), [TensorBoard], tmp_path) as watcher:
-        for event, epochs in (("step", ()), ("epoch", (0,)), ("epoch", (1,)), ("epoch", (2,)), ("done", (2,))):
-            watcher(student_run(*epochs), event)
+    with tracking(tmp_path, TensorBoard, watcher=ForwardingWatcher(say=lines.append)) as watcher:
+        for event in (step(), epoch_ended(0), epoch_ended(1), epoch_ended(2), done()):
+            watcher(event)
     assert not lines
     (folder,) = (tmp_path / "tensorboard").iterdir()
     assert folder.name == f"kd_resnet8_s0_{CELL.key[:8]}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.watchers import ForwardingWatcher
+from helpers.watchers import CellEvent, ForwardingWatcher
 from torch import Tensor
 
 import kd_methods
@@ -17,7 +17,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.detection import engine
 from benchmarks.detection.networks import configurations, detectors
 from benchmarks.detection.training.job import DetectionJob
-from benchmarks.store.cells import student_cell
+from benchmarks.store.make_cell import student_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from kd_methods import registry
@@ -90,7 +90,7 @@ def train(
     job: DetectionJob,
     root: Path,
     stopping: Callable[[], bool] = lambda: False,
-    report: Callable[[Any, str], None] = lambda *_: None,
+    report: Callable[[CellEvent], None] = lambda event: None,
 ) -> Store:
     """Train a job's cell as the driver does; the store."""
     store = Store(root)

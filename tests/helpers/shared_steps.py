@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.common.seeding import SharedStream, seed_all
 from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.store.cell import TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Run
 from benchmarks.tasks import TaskData, get_task
 from benchmarks.training.group import Group

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from helpers.tables import methods_of_tables
-from helpers.watchers import ForwardingWatcher
+from helpers.watchers import CellEvent, ForwardingWatcher, kind
 from torch import Tensor
 
 import kd_methods
@@ -20,7 +20,7 @@ from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.config.recipe import Mixing
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageData, Split
@@ -122,8 +122,8 @@ class TrainingBench:
             made.append(make_cell(self.protocol, "data", self.networks[1], Distillation(name, teacher, values), seed))
         return made
 
-    def report(self, student_run: StudentRun, event: str) -> None:
-        self.events.append((student_run.cell.label, event))
+    def report(self, event: CellEvent) -> None:
+        self.events.append((event.label, kind(event)))
 
     def context(self, stopping: Callable[[], bool] = lambda: False, save_seconds: float = NEVER) -> local.Context:
         return local.Context(

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from helpers.training_bench import MIXED, NEVER, PROTOCOL, REPO, Case, TrainingBench, tiny_data
+from helpers.watchers import CellEvent, kind
 
 from benchmarks.common import files
-from benchmarks.training.student_run import StudentRun
 
 
 def process(folder: Path, cases: Sequence[Case], *options: str) -> subprocess.Popen[str]:
@@ -90,9 +90,9 @@ def work(options: argparse.Namespace, step: Callable[[], Any]) -> None:
     protocol = MIXED if options.mixed else PROTOCOL
     bench = TrainingBench(options.folder, tiny_data(protocol=protocol), protocol)
 
-    def report(student_run: StudentRun, event: str) -> None:
-        print(json.dumps({"cell": student_run.cell.label, "event": event}), flush=True)
-        if event == "step":
+    def report(event: CellEvent) -> None:
+        print(json.dumps({"cell": event.label, "event": kind(event)}), flush=True)
+        if kind(event) == "step":
             step()
 
     bench.report = report  # type: ignore[method-assign]

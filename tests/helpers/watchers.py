@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from benchmarks.common.events import CellEnded, EpochEnded, Event, LeftOut, Said, Stepped
+
+CellEvent = Stepped | EpochEnded | CellEnded
+
+
+def kind(event: CellEvent) -> str:
+    """``step``, ``epoch``, or how the cell ended."""
+    return "step" if isinstance(event, Stepped) else "epoch" if isinstance(event, EpochEnded) else event.state
 
 
 class ForwardingWatcher:
-    """A watcher that passes on what it is called with."""
+    """A watcher that passes on events of cells and lines apart."""
 
     def __init__(
-        self, report: Callable[[Any, str], None] = lambda *_: None, say: Callable[[str], None] = print
+        self, report: Callable[[CellEvent], None] = lambda event: None, say: Callable[[str], None] = print
     ) -> None:
-        self.report, self.print_line = report, say
+        self.report, self.say = report, say
 
-    def __call__(self, student_run: Any, event: str, /) -> None:
-        self.report(student_run, event)
-
-    def say(self, line: str, /) -> None:
-        self.print_line(line)
-
-    def left_out(self) -> None:
-        """Not counted."""
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Said | LeftOut):
+            self.say(event.line)
+        else:
+            self.report(event)

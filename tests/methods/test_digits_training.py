@@ -18,7 +18,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import pair_settings
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import Distillation, make_cell, student_cell
+from benchmarks.store.make_cell import Distillation, make_cell, student_cell
 from benchmarks.store.runs import Run, Store
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import protocol_progress

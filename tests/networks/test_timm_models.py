@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from benchmarks import timm_models
 from benchmarks.config.protocol import load_protocol
-from benchmarks.networks import zoo
+from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.networks.entry import NetworkEntry
 from benchmarks.networks.libraries import timm_entry
 from kd_methods.errors import UserError
@@ -134,7 +134,7 @@ def test_statistics_are_those_of_the_protocols() -> None:
 
 
 def test_every_network_of_the_suite_is_one_of_timm_s() -> None:
-    assert set(timm.list_models("kd_*")) >= {f"kd_{name}".replace(".", "_") for name in zoo.ARCHITECTURES.mapping()}
+    assert set(timm.list_models("kd_*")) >= {f"kd_{name}".replace(".", "_") for name in ARCHITECTURES.mapping()}
 
 
 def test_timm_s_distillation_works_on_them() -> None:

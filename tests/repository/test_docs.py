@@ -17,7 +17,7 @@ from benchmarks.cli.main import cli
 from benchmarks.common.registry import Registry
 from benchmarks.config.table_spec import absent_methods
 from benchmarks.driver import engines
-from benchmarks.networks import zoo
+from benchmarks.networks import architectures
 from benchmarks.tasks import get_task
 from kd_methods import registry
 
@@ -61,7 +61,7 @@ def example(tmp_path: Path) -> tuple[Path, str]:
 def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone afterwards."""
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    monkeypatch.setattr(zoo, "NEWCOMERS", [])
+    monkeypatch.setattr(architectures, "NEWCOMERS", [])
     for kind in Registry.every.values():
         monkeypatch.setattr(kind, "_registered", dict(kind._registered))
 

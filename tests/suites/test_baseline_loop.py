@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from benchmarks.cost.profiling import Bench
+from benchmarks.cost.measuring import Bench
 from benchmarks.cost.setup import Suite
 from benchmarks.suites import machine_limits as limits
 from benchmarks.suites.baseline_loop import BaselineLoop, Pictures

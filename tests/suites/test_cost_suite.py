@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from benchmarks.cli.main import cli
 from benchmarks.config.protocol import load_protocol
 from benchmarks.cost import profile as profile_cell
-from benchmarks.cost.profiling import Bench
+from benchmarks.cost.measuring import Bench
 from benchmarks.report.layouts import cost_suite as suite
 from benchmarks.report.layouts import loop_table
 from benchmarks.report.model import SECTIONS
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
 

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
 from benchmarks.store.cell import TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.teachers.verification import _path
 from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.teacher_pass import identity

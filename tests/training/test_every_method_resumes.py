@@ -21,9 +21,11 @@ from helpers.training_bench import (
     TrainingBench,
     tiny_data,
 )
+from helpers.watchers import CellEvent
 
 import kd_methods
 from benchmarks import tasks
+from benchmarks.common.events import Stepped
 from benchmarks.config.protocol import load_protocol
 from benchmarks.store.cell import Cell
 from benchmarks.tasks import get_task
@@ -107,8 +109,8 @@ def kind_of(name: str) -> str:
 def killed_in_the_second_epoch(bench: TrainingBench, cells: Sequence[Cell]) -> None:
     """Its last checkpoints are those at the end of the first one."""
 
-    def report(student_run: Any, event: str) -> None:
-        if event == "step" and student_run.position >= (2, 2):
+    def report(event: CellEvent) -> None:
+        if isinstance(event, Stepped) and event.position >= (2, 2):
             raise Killed
 
     bench.report = report

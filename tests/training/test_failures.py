@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.training_bench import EPOCHS, PROTOCOL, REPO, Result, TrainingBench, tiny_data
+from helpers.watchers import CellEvent, kind
 from torch import Tensor
 
 from benchmarks.common.environment import out_of_memory
+from benchmarks.common.events import LeftOut, Said
 from benchmarks.driver import progress
 from benchmarks.driver.engines import local
 from benchmarks.driver.progress import Reporter
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Diverged, Interrupted, Refused, of_cell
-from benchmarks.training.student_run import StudentRun
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from kd_methods.errors import DiskError, UserError
@@ -201,8 +202,8 @@ def test_a_report_that_fails_marks_no_cell(
     """It ends the run, if its errors get out at all, and nothing is lost."""
     kd, wrong, at = bench.cells([("kd", {}), ("test_wrong", {"error": "own", "moment": "train"}), ("at", {})])
 
-    def report(student_run: StudentRun, happened: str) -> None:
-        if happened == event:
+    def report(happened: CellEvent) -> None:
+        if kind(happened) == event:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     with monkeypatch.context() as patch:
@@ -242,8 +243,8 @@ def test_training_goes_on_without_its_display(
     with Reporter(len(cells), PROTOCOL, len(bench.data.train.labels), "top1") as report:
         monkeypatch.setattr(bench, "report", report)
         bench.run(cells)
-        report.say("a line")
-        report.left_out()
+        report(Said("a line"))
+        report(LeftOut("another"))
     monkeypatch.undo()
     assert Result(bench.store, cells[0]) == alone(cells[0])
 
@@ -258,7 +259,7 @@ def test_a_display_with_a_mistake_of_its_own_is_left_for_lines(
     report = Reporter(1, PROTOCOL, 64, "top1")
     report.live = Bars()  # type: ignore[assignment]
     with report:
-        report.say("a line")
+        report(Said("a line"))
     assert "a line" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.engines import local
 from benchmarks.networks import build_network
 from benchmarks.store.cell import Cell
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training import optimizers
 from benchmarks.training.failures import Interrupted

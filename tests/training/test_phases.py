@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.config.protocol import load_protocol
 from benchmarks.store.cell import Cell
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Interrupted
 from benchmarks.training.loop import protocol_progress, shared

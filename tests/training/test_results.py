@@ -11,7 +11,7 @@ from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Result, Trai
 
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from kd_methods.errors import UserError
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.image_files import recipe, write_images
-from helpers.watchers import ForwardingWatcher
+from helpers.watchers import CellEvent, ForwardingWatcher, kind
 
 import kd_methods
 from benchmarks.common.weights import to_bytes, weights_digest
@@ -21,7 +21,7 @@ from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks.data_sets import imagenet
 
@@ -53,9 +53,9 @@ class StreamedBench:
         ]
 
     def run(self, cells: list[Cell], kill_after: int = 0) -> None:
-        def report(student_run: Any, event: str) -> None:
-            self.events.append(event)
-            if event == "step" and self.events.count("step") == kill_after:
+        def report(event: CellEvent) -> None:
+            self.events.append(kind(event))
+            if self.events[-1] == "step" and self.events.count("step") == kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         local.run(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.training_bench import CPU, Result, TrainingBench, tiny_data
+from helpers.watchers import CellEvent, kind
 from timm.layers import DropPath
 from torch import nn
 
 from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData, Split
-from benchmarks.training.student_run import StudentRun
 
 PAIR = ("timm:test_vit",) * 2
 METHODS = [("kd", {}), ("dkd", {})]
@@ -60,9 +60,9 @@ def test_killed_and_resumed_and_in_a_group_a_cell_ends_in_the_same_bits(
     cells = group.cells(METHODS)
     made: list[str] = []
 
-    def kill(student_run: StudentRun, event: str) -> None:
-        made.append(event)
-        if event == "step" and made.count("step") == 5:
+    def kill(event: CellEvent) -> None:
+        made.append(kind(event))
+        if made[-1] == "step" and made.count("step") == 5:
             raise Gone
 
     report, group.report = group.report, kill  # type: ignore[method-assign]

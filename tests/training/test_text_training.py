@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from helpers.text import CPU, PROTOCOL, SMALL_TASK, model, open_task, transformers
-from helpers.watchers import ForwardingWatcher
+from helpers.watchers import CellEvent, ForwardingWatcher, kind
 from torch import Tensor
 
 from benchmarks.common.weights import weights_digest
@@ -19,7 +18,7 @@ from benchmarks.config.recipe import Optimizer
 from benchmarks.driver.engines import local
 from benchmarks.networks import build_network
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.cells import Distillation, make_cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted
 
@@ -57,8 +56,8 @@ class Trained:
     def run(self, cells: Sequence[Cell], stop_after: int = 10**9) -> None:
         left = [stop_after]
 
-        def report(student_run: Any, event: str) -> None:
-            left[0] -= event == "step"
+        def report(event: CellEvent) -> None:
+            left[0] -= kind(event) == "step"
 
         context = local.Context(
             Workspace(CPU, output=self.store.root),

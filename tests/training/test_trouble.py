@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.training_bench import FEW, STEPS, Case, Result, TrainingBench, differing
+from helpers.watchers import CellEvent
 
 from benchmarks.common import files
 from benchmarks.store.cell import Cell
@@ -174,9 +175,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     report = bench.report
     contents: dict[str, bytes] = {}
 
-    def watch(student_run: StudentRun, event: str) -> None:
+    def watch(event: CellEvent) -> None:
         nonlocal full
-        report(student_run, event)
+        report(event)
         if bench.steps()[cells[1].label] == STEPS + 2 and not full:
             full = True
             for cell in cells:

@@ -61,7 +61,7 @@ def last_checkpoint(folder: Path, key: str, model: nn.Module) -> Path | None:
 
 
 _ENTRIES = {"state_dict", "optimizer", "param_schedulers", "message_hub", "meta", "kd"}
-"""What the Runner and :class:`benchmarks.detection.training.records.Records` go on from."""
+"""What the Runner and :class:`benchmarks.detection.training.recording.Records` go on from."""
 
 
 def _check(path: Path, key: str, model: nn.Module) -> None:

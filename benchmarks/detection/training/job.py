@@ -16,7 +16,6 @@ class DetectionJob:
     """What a process needs to know of its cell.
 
     teacher     the file with the teacher's weights
-    file        that of the detector itself, where it is to be evaluated
     rank        which of the processes it is that share the cell; the first one writes to the run
     rendezvous  the file by which they find each other
     """
@@ -31,7 +30,6 @@ class DetectionJob:
     teacher: Path | None = None
     rank: int = 0
     rendezvous: Path | None = None
-    file: Path | None = None
 
     @property
     def run(self) -> Run:
@@ -42,3 +40,10 @@ class DetectionJob:
         """The protocol's part on detection."""
         assert self.protocol.detection is not None
         return self.protocol.detection
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob(DetectionJob):
+    """As :class:`DetectionJob`; ``file`` has the weights that are evaluated."""
+
+    file: Path

@@ -18,29 +18,33 @@ import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from kd_methods.errors import DiskError
+from kd_methods.errors import DiskError, UserError
 
 from ...common import environment, plugins
 from ...common.process.children import Send
+from ...common.process.together import Answer, BesideFailed
 from ...common.seeding import seed_all
 from ...common.weights import fit, load_weights
-from ...cost.profiling import TIMED, WARM_UP, median_seconds, peak_memory
+from ...cost.measuring import TIMED, WARM_UP, median_seconds, peak_memory
 from ...networks import count
+from ...report.model import CostEntry
 from ...tasks import get_task
-from ...training.failures import Failure, Interrupted, Refused, line, of_cell
+from ...training.failures import Refused, line, marked, of_cell
 from ...training.precision import autocast
 from ...training.student_run import finish, on_cpu
 from ..networks import detectors
 from ..tasks.coco import DetectionFiles
 from . import data as detection_data
 from .checkpoints import ALLOWED
-from .job import DetectionJob
-from .records import percentages, report
+from .job import DetectionJob, EvaluationJob
+from .recording import percentages, report
 from .runner import average_precision, set_up
 
 
 def work(send: Send, job: DetectionJob) -> None:
-    """Train a cell; the parent gets ``(step, epoch, step)``, ``(epoch, record)``, and in the end ``(state, ...)``.
+    """Train a cell; the parent gets its events, and as the answer its run's state in the end, or ``held``.
+
+    Where nothing could be written, the answer is the error.
 
     The run's lock is held by this process and those that load its images, which end with it.
     """
@@ -50,11 +54,11 @@ def work(send: Send, job: DetectionJob) -> None:
     run = job.run
     with run.lock() as mine:
         if not mine:
-            report(send, "held")
+            report(send, Answer("held"))
         elif run.ended:
-            report(send, run.state)
+            report(send, Answer(run.state))
         else:
-            report(send, *_train(job, send, _quiet(run / "mmengine", "console.log")))
+            report(send, Answer(_train(job, send, _quiet(run / "mmengine", "console.log"))))
 
 
 def _assist(send: Send, job: DetectionJob) -> None:
@@ -64,20 +68,10 @@ def _assist(send: Send, job: DetectionJob) -> None:
         runner, _ = set_up(job, send, folder)
         _run(runner)
     except BaseException as error:
-        failure = _failure(error)
-        if failure and failure.state == "failed":
+        failure = of_cell(error, alone=True)
+        if isinstance(error, DiskError) or (failure and failure.state == "failed"):
             traceback.print_exc()
-            send(failure.message)
-
-
-def _failure(error: BaseException) -> Failure | None:
-    """What an error makes of the cell, which is alone in its process; None if the user asked to stop.
-
-    A lack of memory is its own, too.
-    """
-    if isinstance(error, Interrupted):
-        return None
-    return of_cell(error) or Failure("failed", line(error))
+            send(BesideFailed(line(error)))
 
 
 def _quiet(folder: Path, name: str) -> Path:
@@ -94,8 +88,8 @@ def _run(runner: Runner) -> None:
         runner.train()
 
 
-def _train(job: DetectionJob, send: Send, folder: Path) -> tuple[str, ...]:
-    """Train the cell; the state in which its run is then, or ``("disk", message)`` where nothing could be written."""
+def _train(job: DetectionJob, send: Send, folder: Path) -> str | DiskError:
+    """Train the cell; the state in which its run is then, or the error where nothing could be written."""
     run = job.run
     try:
         runner, hook = set_up(job, send, folder)
@@ -103,26 +97,23 @@ def _train(job: DetectionJob, send: Send, folder: Path) -> tuple[str, ...]:
         model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
     except DiskError as error:
-        return "disk", str(error)
+        return error
     except BaseException as error:
-        failure = _failure(error)
-        if failure is None:
-            run.set_status("interrupted", epoch=len(run.metrics), epochs=job.protocol.epochs)
-            return ("interrupted",)
-        run.set_status(**failure.facts(), epoch=len(run.metrics) + 1)
-        return (failure.state,)
-    return ("done",)
+        if failure := marked(run, error, alone=True, epoch=len(run.metrics) + 1):
+            return failure.state
+        run.set_status("interrupted", epoch=len(run.metrics), epochs=job.protocol.epochs)
+        return "interrupted"
+    return "done"
 
 
-def evaluate(send: Send, job: DetectionJob) -> None:
-    """The metrics of the detector in the job's file, as ``(metrics, {name: percent})`` to the parent."""
+def evaluate(send: Send, job: EvaluationJob) -> None:
+    """The metrics of the detector in the job's file in percent, or what went wrong, as the answer to the parent."""
     try:
         torch.set_num_threads(job.threads)
         plugins.load_again(job.plugin_files, job.cell.plugins)
         device = environment.device(job.device)
         files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
         network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
-        assert job.file is not None
         fit(load_weights(job.file), network.module, job.file.name)
         model = network.module.to(device).eval()
         metric = average_precision(files, job.path)
@@ -131,31 +122,31 @@ def evaluate(send: Send, job: DetectionJob) -> None:
             for batch in loader:
                 metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
         with redirect_stdout(io.StringIO()):
-            send(("metrics", percentages(metric.evaluate(len(loader)))))
+            send(Answer(percentages(metric.evaluate(len(loader)))))
     except Exception as error:
-        send(("error", line(error)))
+        send(Answer(UserError(line(error))))
 
 
 def cost(send: Send, job: DetectionJob) -> None:
-    """The figures of :func:`benchmarks.cost.profiling.measure` as ``(cost, figures)`` to the parent."""
+    """What a step costs, or what went wrong, as the answer to the parent."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             figures = _figures(job)
-        send(("cost", figures))
+        send(Answer(figures))
     except Exception as error:
-        send(("error", line(error)))
+        send(Answer(UserError(line(error))))
 
 
 def losses(send: Send, job: DetectionJob) -> None:
-    """The losses of the first two steps, and those with other random numbers drawn in them, to the parent."""
+    """The losses of the first two steps, and those with other random numbers drawn in them, as the answer."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             both = [_losses(job, stream) for stream in (0, 1)]
-        send(("losses", both))
+        send(Answer(both))
     except Refused as error:
-        send(("refused", line(error)))
+        send(Answer(error))
     except Exception as error:
-        send(("error", line(error)))
+        send(Answer(UserError(line(error))))
 
 
 def _losses(job: DetectionJob, stream: int) -> list[float]:
@@ -180,23 +171,23 @@ def _steps(job: DetectionJob) -> tuple[Any, Callable[[], dict[str, Any]]]:
     return model, step
 
 
-def _figures(job: DetectionJob) -> dict[str, Any]:
+def _figures(job: DetectionJob) -> CostEntry:
     device = environment.device(job.device)
     with peak_memory(device) as memory:
         model, step = _steps(job)
         seconds = median_seconds(step, device, WARM_UP, TIMED)
     images = job.protocol.part_size
     plain, trained = count(model.student.parameters()), count(model.parameters())
-    return {
-        "images_per_second": images / seconds,
-        "peak_memory_bytes": memory["bytes"],
-        "memory_kind": memory["kind"],
-        "reserved_memory_bytes": memory["reserved"],
-        "memory_by_part": {},
-        "extra_train_params": trained - plain,
-        "extra_inference_params": 0,
-        "batch_size": images,
-        "device": job.device,
-        "steps": TIMED,
-        "first_phases": False,
-    }
+    return CostEntry(
+        images_per_second=images / seconds,
+        peak_memory_bytes=memory["bytes"],
+        memory_kind=memory["kind"],
+        reserved_memory_bytes=memory["reserved"],
+        memory_by_part={},
+        extra_train_params=trained - plain,
+        extra_inference_params=0,
+        batch_size=images,
+        device=job.device,
+        steps=TIMED,
+        first_phases=False,
+    )

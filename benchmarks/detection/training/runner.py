@@ -37,9 +37,9 @@ from ..networks import detectors
 from ..tasks.coco import DetectionFiles
 from . import data as detection_data
 from .checkpoints import last_checkpoint
-from .distiller import DetectorDistiller
+from .detector_distiller import DetectorDistiller
 from .job import DetectionJob
-from .records import Records
+from .recording import Records
 
 SAVE_EVERY = 1000
 """Iterations between two checkpoints within an epoch."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...common.registry import Registry
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
+from ...report.model import CostEntry
+from ...store.cell import Cell
 from ...tasks import Task, get_task
 from ...teachers.verification import Measure
 from ...teachers.zoo import Teacher
-from .engine import Engine, Watcher
+from .context import Context
+from .engine import Engine, Estimated
 
-__all__ = ["ENGINES", "Engine", "Watcher", "measured_by", "of", "register_engine"]
+__all__ = ["ENGINES", "Context", "Engine", "Estimated", "cost_by", "measured_by", "of", "register_engine"]
 
 ENGINES: Registry[Engine] = Registry("engine", __name__, "ENGINES")
 
@@ -37,3 +42,12 @@ def measured_by(workspace: Workspace) -> Measure:
         return of(get_task(entry.task)).accuracy(entry, protocol, workspace)
 
     return measure
+
+
+def cost_by(protocol: Protocol, workspace: Workspace) -> Callable[[Cell], CostEntry]:
+    """What takes the cost of a cell under a protocol: the engine of its task."""
+
+    def cost(cell: Cell) -> CostEntry:
+        return of(get_task(cell.task)).cost(cell, protocol.on_task(cell.task), workspace)
+
+    return cost

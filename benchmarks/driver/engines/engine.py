@@ -5,34 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from typing import Protocol as Interface
 
 from torch import Tensor
 
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
+from ...report.model import CostEntry
 from ...store.cell import Cell
 from ...store.runs import Run
+from ...tasks import Task
+from ...tasks.stated import Stated
 from ...teachers.zoo import Teacher
-from ...training.loop import Watched
+from ..planning.cards import Speed
+from .context import Context
 
 
-class Watcher(Interface):
-    """Who follows what a job does."""
+class Estimated(Interface):
+    """What cells of one task will cost."""
 
-    def __call__(self, student_run: Watched, event: str, /) -> None:
-        """See :data:`benchmarks.training.loop.Report`."""
+    def operations(self, cell: Cell, /) -> float | None:
+        """Floating-point operations of a cell's training; None where they are not counted."""
 
-    def say(self, line: str, /) -> None:
-        """A line for a person."""
-
-    def left_out(self) -> None:
-        """A cell is not trained after all."""
+    def seconds(self, cells: Sequence[Cell], /) -> float:
+        """Of the training of a group, or of a part of one."""
 
 
+Train = Callable[[Sequence[Cell], Context], None]
+Assist = Callable[[Cell, Context, Run], None]
+Accuracy = Callable[[Teacher, Protocol, Workspace], float]
+Cost = Callable[[Cell, Protocol, Workspace], CostEntry]
+Estimate = Callable[[Sequence[Cell], Protocol, Task | Stated, Mapping[str, float], Workspace, Speed | None], Estimated]
 Evaluate = Callable[[Cell, Protocol, Path], dict[str, float]]
 """The metrics of the last epoch that a cell's deployed network has, from its file, under the cell's protocol."""
+
+Form = Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None]
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,10 @@ class Engine:
     reads     what the networks of its tasks read: ``images``, ``text``, ``detection``
     train     (cells, context): computes every cell that the store does not have
     accuracy  the task's metric of a teacher's installed file on the test set
-    cost      the figures of :class:`report.CostEntry`, measured with what is kept in the workspace's store
-    counted   whether a plan can count the operations of its cells without running the engine
+    cost      the figures of a cell's step, measured with what is kept in the workspace's store
+    estimate  (cells, protocol, data, left, workspace, speed) before any is trained: ``left`` is the share of its epochs
+              that a cell still has to make, by key, of those that are to be trained; the ``speed`` is another device's,
+              on which nothing is timed. None: it cannot be known without training
     forms     as what else its students can be written (:data:`benchmarks.driver.convert.FORMS`)
     alone     whether it trains cells that are one process's
     divides   whether it trains those whose batches several processes share
@@ -54,12 +63,12 @@ class Engine:
 
     name: str
     reads: tuple[str, ...]
-    train: Callable[[Sequence[Cell], Any], None]
-    accuracy: Callable[[Teacher, Protocol, Workspace], float]
-    cost: Callable[[Cell, Protocol, Workspace], dict[str, Any]]
-    counted: bool = True
-    forms: Mapping[str, Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None]] = field(default_factory=dict)
+    train: Train
+    accuracy: Accuracy
+    cost: Cost
+    estimate: Estimate | None = None
+    forms: Mapping[str, Form] = field(default_factory=dict)
     alone: bool = True
     divides: bool = False
-    assist: Callable[[Cell, Any, Run], None] | None = None
+    assist: Assist | None = None
     evaluator: Callable[[Workspace], Evaluate] | None = None

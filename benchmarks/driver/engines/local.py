@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +18,23 @@ from ...analysis.restored import restored
 from ...analysis.similarity import BlockSimilarity
 from ...common import environment
 from ...common.files import digest, set_aside
-from ...common.process.settings import settings_restored
-from ...common.weights import frozen, load_weights
+from ...common.weights import load_weights
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
-from ...cost.profiling import measure
-from ...networks import NetworkView
-from ...store.cell import Cell, TeacherRef, grouped
-from ...store.runs import OTHER_BITS, Run, Store
+from ...cost.measuring import measure
+from ...store.cell import Cell, grouped
+from ...store.runs import OTHER_BITS, Run
 from ...tasks import get_task
 from ...teachers.zoo import Teacher, Zoo
-from ...training.failures import Interrupted, line, of_cell
+from ...training.failures import Failure, Interrupted, line, marked
 from ...training.group import Group
 from ...training.loop import train
 from ...training.precision import autocast
-from ...training.replicas.replica import ALONE, Replica
 from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
-from ...training.teacher_pass import StoredTeacherPass, identity
-from .engine import Engine, Evaluate, Watcher
-
-
-@dataclass(frozen=True)
-class Context:
-    """What groups need besides their cells.
-
-    workspace     the store's folder, the device, and what engines that work in processes of their own open again
-    protocol      the cells' recipe, on their task
-    data          what the task opens
-    weights       finds the file of a teacher that is no cell of the store
-    watcher       follows the training
-    stopping      whether to end after the next step
-    similarity    whether students are compared with their teacher after every epoch
-    save_seconds  from one checkpoint to the next
-    replica       this process among those that share the cells' batches
-    """
-
-    workspace: Workspace
-    protocol: Protocol
-    data: Any
-    weights: Callable[[TeacherRef], Path]
-    watcher: Watcher
-    stopping: Callable[[], bool] = lambda: False
-    similarity: bool = False
-    save_seconds: float = 600.0
-    replica: Replica = ALONE
-
-    @property
-    def store(self) -> Store:
-        """Where the cells' runs lie."""
-        return Store(self.workspace.output)
-
-    def weights_of(self, ref: TeacherRef) -> Path:
-        """The file of a teacher."""
-        return self.store.run(ref.cell).student() if ref.cell else self.weights(ref)
-
-    def teacher(self, ref: TeacherRef) -> NetworkView:
-        """The teacher's network with its weights."""
-        # Before any method sees it: one may copy a part of it, or run it while it is built.
-        with settings_restored():
-            return frozen(self.data.build(ref.network), self.weights_of(ref), ref.weights)
-
-    def teacher_pass(self, cell: Cell, network: NetworkView) -> StoredTeacherPass:
-        """What the methods of the cell's group are prepared from."""
-        assert cell.teacher
-        normalisation, depends_on = (cell.teacher.mean, cell.teacher.std), identity(cell, cell.teacher)
-        return StoredTeacherPass(
-            network, normalisation, self.data, depends_on, self.store.prepared, self.watcher.say, self.stopping
-        )
+from .context import Context
+from .counting import Counted
+from .engine import Engine, Evaluate
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -130,7 +78,7 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
         for cell in cells:
             if not locks.enter_context(context.store.run(cell).lock()):
                 held.append(cell)
-            elif not context.store.create(cell, context.watcher.say).ended:  # by whoever held it before
+            elif not context.store.create(cell, context.say).ended:  # by whoever held it before
                 mine.append(cell)
         if mine:
             _train(mine, context)
@@ -148,9 +96,9 @@ def _train(cells: Sequence[Cell], context: Context) -> None:
     if context.workspace.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(cells) == 1:
-        message = f"out of memory, alone in its group: {shortage}"
-        context.store.run(cells[0]).set_status("failed", message=message)
-        context.watcher.say(f"{cells[0].label}  FAILED: {message}")
+        failure = Failure("failed", f"out of memory, alone in its group: {shortage}")
+        failure.mark(context.store.run(cells[0]))
+        context.watcher(failure.ended(cells[0]))
         return
     middle = len(cells) // 2
     for half in (cells[:middle], cells[middle:]):
@@ -202,21 +150,18 @@ def _student_run(cell: Cell, group: Group, context: Context) -> StudentRun | Non
         if damage := _damage(student_run):
             student_run = StudentRun(cell, group, run, weights)
     except BaseException as error:
-        failure = of_cell(error, building=True)
+        failure = marked(run, error, building=True)
         if failure is None:
             raise
-        run.set_status(**failure.facts())
     else:
         if damage:
-            context.watcher.say(f"{cell.label} starts again: {damage}")
+            context.say(f"{cell.label} starts again: {damage}")
         change = run.add_environment(environment.describe(context.workspace.device), *student_run.position)
         if change and student_run.position[0] <= context.protocol.epochs:
-            context.watcher.say(f"{cell.label}  {change}, {OTHER_BITS}")
+            context.say(f"{cell.label}  {change}, {OTHER_BITS}")
         run.set_status("running", epoch=max(student_run.position[0] - 1, 0), epochs=context.protocol.epochs)
         return student_run
-    kind = "n/a" if failure.state == "refused" else failure.state.upper()
-    context.watcher.say(f"{cell.label}  {kind}: {failure.message}")
-    context.watcher.left_out()
+    context.watcher(failure.left_out(cell))
     return None
 
 
@@ -252,4 +197,4 @@ def evaluator(workspace: Workspace) -> Evaluate:
     return evaluate
 
 
-ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure, assist=assist, evaluator=evaluator),)
+ENGINES = (Engine("local", ("images", "text"), run, accuracy, measure, Counted, assist=assist, evaluator=evaluator),)

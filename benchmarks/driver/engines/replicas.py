@@ -7,32 +7,35 @@ from __future__ import annotations
 
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from kd_methods.errors import UserError
 
 from ...common import environment, plugins
-from ...common.process.children import Child, Ended, preload, received
+from ...common.events import EpochRecord, Event, Watcher
+from ...common.process.children import preload
 from ...common.process.signals import stop_signals
+from ...common.process.together import Answer, BesideFailed, Lost, together
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef
 from ...store.runs import FINAL, Run
 from ...tasks import get_task
-from ...training.failures import Interrupted, line
+from ...training.failures import Failure, Interrupted, line
 from ...training.replicas.replica import PartnerLost, Replica, joined
 from .. import engines
-from ..execution.jobs import Finished, Job
-from ..execution.relay import Receiver, Sender, portable
-from ..execution.schedule import LOSSES, POLL
+from ..execution.jobs import Job
+from ..execution.relay import Sender, portable
+from ..execution.scheduling import LOSSES
+from .context import Context
+from .counting import Counted
 from .engine import Engine
-from .local import Context, accuracy, measure, until_free
+from .local import accuracy, measure, until_free
 
 GRACE = 10.0
 """Seconds in which the first process can tell by itself what went wrong, once another one has."""
@@ -64,12 +67,6 @@ class Share:
         return self.job.protocol
 
 
-class BesideFailed(NamedTuple):
-    """What ended a process that trains beside the first one."""
-
-    message: str
-
-
 def run(cells: Sequence[Cell], context: Context) -> None:
     """Compute every cell that the store does not have. One that another command holds is waited for.
 
@@ -87,65 +84,41 @@ def run(cells: Sequence[Cell], context: Context) -> None:
 
 def _ended(cell: Cell, context: Context) -> bool:
     """Train a cell, from its checkpoint on where processes are lost; False if another command holds it."""
-    stored, how = context.store.run(cell), ""
+    stored = context.store.run(cell)
     for losses in range(1, LOSSES + 1):
         with stored.lock() as mine:
             if not mine:
                 return False
-        how = _once(cell, context)
-        if not how or stored.state in FINAL:
+        lost = _once(cell, context)
+        if not lost or stored.state in FINAL:
             return True
-        if losses < LOSSES:
-            context.watcher.say(f"a process was lost ({how}); {cell.label} goes on")
-    _failed(cell, f"its processes were lost {LOSSES} times: {how}", context)
+        if lost.failed or losses == LOSSES:
+            message = lost.words if lost.failed else f"its processes were lost {LOSSES} times: {lost.how}"
+            failure = Failure("failed", message)
+            failure.mark(stored)
+            context.watcher(failure.left_out(cell))
+            return True
+        context.say(f"a process was lost ({lost.how}); {cell.label} goes on")
     return True
 
 
-def _once(cell: Cell, context: Context) -> str:
-    """Train a cell to its end, whatever that is; how a process was lost, where one was."""
-    receive, asked, failure, until = Receiver(context.watcher, context.store), False, "", float("inf")
+def _once(cell: Cell, context: Context) -> Lost | None:
+    """Train a cell to its end, whatever that is; how a process was lost, where one was.
+
+    Raises:
+        Interrupted: the user asked to stop.
+        Exception: what ended the first process.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shares = _shares(cell, context, Path(folder, "rendezvous"))
-        children = {Child(_work, share): share.rank for share in shares}
-        first, running = next(iter(children)), dict(children)
-        try:
-            while running and time.monotonic() < until:
-                if context.stopping() and not asked:
-                    asked = True
-                    first.stop()  # the others do what the first one does
-                for child, message in received(list(running), POLL):
-                    match message:
-                        case Finished(PartnerLost()):
-                            pass  # of whom more will be heard
-                        case Finished(error) if child is first:
-                            if error:
-                                raise error
-                            return ""
-                        case BesideFailed(text):
-                            failure, until = f"process {children[child]}: {text}", time.monotonic() + GRACE
-                        case Ended(how):
-                            del running[child]
-                            if child.process.exitcode and not failure:
-                                if asked:
-                                    raise Interrupted("stopped; the same command goes on from the last checkpoint")
-                                return how
-                        case Finished():
-                            pass
-                        case _:
-                            receive(shares[0].job, message)
-        finally:
-            for child in children:
-                child.end()
-    if failure:
-        _failed(cell, failure, context)
-        return ""
-    return "they lost each other"
-
-
-def _failed(cell: Cell, message: str, context: Context) -> None:
-    context.store.run(cell).set_status("failed", message=message)
-    context.watcher.say(f"{cell.label}  FAILED: {message}")
-    context.watcher.left_out()
+        end = together(_work, shares, context.watcher, context.stopping, GRACE)
+    if isinstance(end, Answer):
+        if end.content:
+            raise end.content
+        return None
+    if end.stopped and not end.failed:
+        raise Interrupted("stopped; the same command goes on from the last checkpoint")
+    return end
 
 
 def _shares(cell: Cell, context: Context, rendezvous: Path) -> list[Share]:
@@ -174,24 +147,27 @@ def _work(send: Callable[[Any], None], share: Share) -> None:
                     assist(share.cell, context, beside)
                     if beside.state == "failed":
                         send(BesideFailed(beside.status["message"]))
-        except (Exception, Interrupted, PartnerLost) as raised:
+        except PartnerLost:
+            return  # of whom more will be heard
+        except (Exception, Interrupted) as raised:
             if share.rank and isinstance(raised, Exception):
                 send(BesideFailed(line(raised)))
             error = portable(raised)
-    send(Finished(error))
+    if not share.rank:
+        send(Answer(error))
 
 
 def _context(share: Share, send: Callable[[Any], None], stopping: Callable[[], bool], replica: Replica) -> Context:
     workspace, protocol = share.workspace, share.protocol
     data = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
-    watcher = Sender(send if replica.first else _unheard)
+    watcher: Watcher = Sender(send) if replica.first else _unheard
     return Context(
         workspace, protocol, data, share.files.__getitem__, watcher, stopping,
         share.job.similarity and replica.first, share.save_seconds, replica,
     )  # fmt: skip
 
 
-def _unheard(message: object) -> None:
+def _unheard(event: Event) -> None:
     """What a process beside the first one tells of its steps: the same as that."""
 
 
@@ -209,11 +185,11 @@ class Beside(Run):
     def set_status(self, state: str, **facts: Any) -> None:
         self._status_here = {"state": state, **facts}
 
-    def set_metrics(self, records: list[dict[str, Any]]) -> None:
+    def set_metrics(self, records: Sequence[EpochRecord]) -> None:
         pass
 
     def write(self, name: str, content: bytes) -> None:
         pass
 
 
-ENGINES = (Engine("replicas", ("images", "text"), run, accuracy, measure, alone=False, divides=True),)
+ENGINES = (Engine("replicas", ("images", "text"), run, accuracy, measure, Counted, alone=False, divides=True),)

@@ -10,10 +10,11 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ...common.events import Said, Watcher
 from ...common.workspace import Workspace
 from .cluster import Cluster
-from .jobs import Here, Watcher
-from .schedule import Pool
+from .jobs import Here
+from .scheduling import Pool
 from .workers import Workers, warm_up
 
 WORKER_BYTES = 2 * 2**30
@@ -66,12 +67,12 @@ class Crew:
             if processes > 1:
                 raise UserError("--executor ray gives a cell one process; leave --processes out, or the executor")
             pool = Cluster(self.cluster, workspace, self.per_gpu, torch.get_num_threads(), self.workers)
-            watcher.say(f"a Ray cluster with room for {pool.slots} at a time")
+            watcher(Said(f"a Ray cluster with room for {pool.slots} at a time"))
             return pool
         places = self.places(workspace.device, most, processes)
         if len(places) == 1:
             return Here(workspace, watcher, stopping)
-        watcher.say(f"{len(places)} workers on {', '.join(dict.fromkeys(map(str, places)))}")
+        watcher(Said(f"{len(places)} workers on {', '.join(dict.fromkeys(map(str, places)))}"))
         return Workers(places, torch.get_num_threads(), workspace)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from kd_methods.errors import UserError
 
+from ...common.events import Watcher
 from ...common.process.settings import settings_restored
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -18,8 +19,7 @@ from ...store.cell import Cell, TeacherRef, grouped
 from ...tasks import TaskData, get_task
 from ...teachers.zoo import Zoo
 from .. import engines
-from ..engines import Watcher
-from ..engines.local import Context
+from ..engines import Context
 
 
 @dataclass(frozen=True, eq=False)

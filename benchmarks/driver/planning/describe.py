@@ -12,7 +12,7 @@ from ...common.yaml_files import merged
 from ...config.changed_rows import ChangedRow, flat
 from ...config.protocol import load_protocol
 from ...config.table_spec import METRICS, Pair, Row, pair_entry, pair_settings
-from ...cost.profiling import cost_key
+from ...cost.measuring import cost_key
 from ...store.cell import Cell, TeacherRef
 from ...store.manifest import (
     EfficiencyRows,

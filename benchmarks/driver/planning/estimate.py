@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import torch
-
-from kd_methods.errors import UserError
+from collections.abc import Mapping
 
 from ...common.workspace import Workspace
-from ...config.protocol import Protocol, steps_per_epoch
-from ...cost.profiling import Bench
-from ...networks import NetworkView
 from ...store.cell import Cell
-from ...tasks import Task, get_task
+from ...tasks import get_task
 from ...tasks.stated import Stated
 from .. import engines
+from ..engines import Estimated
 from ..execution.jobs import divided, span
 from .cards import Speed
 from .plan import Plan
-
-SMALL_BATCH = 4
-"""Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
-
-TIMED_OPERATIONS = 2.5e11
-"""On a CPU, steps with more of them (a few seconds) are timed on a part of the batch."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Floating-point operations of a cell: the pass that a group shares, its own part, and one epoch of both."""
-
-    teacher: float
-    student: float
-    epoch: float
 
 
 class Estimate:
@@ -52,16 +28,17 @@ class Estimate:
     """
 
     def __init__(self, plan: Plan, todo: Mapping[str, float], workspace: Workspace, speed: Speed | None = None) -> None:
-        self._by_cell: dict[str, _OnOneTask] = {}
+        self._by_cell: dict[str, Estimated] = {}
         self._stages: list[list[Cell]] = []
         cells = plan.every_cell()
         for task in plan.tasks:
             source = plan.sources[task]
-            if not engines.of(get_task(task)).counted or (isinstance(source, Stated) and not source.counted):
+            estimate = engines.of(get_task(task)).estimate
+            if not estimate or (isinstance(source, Stated) and not source.counted):
                 continue
             for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
                 on_task = [cell for stage in stages for cell in stage]
-                estimated = _OnOneTask(source, on_task, protocol.on_task(task), todo, workspace, speed)
+                estimated = estimate(on_task, protocol.on_task(task), source, todo, workspace, speed)
                 self._by_cell |= dict.fromkeys((cell.key for cell in on_task), estimated)
                 self._stages += [[cell for cell in stage if cell.key in todo] for stage in stages]
 
@@ -79,113 +56,3 @@ class Estimate:
             return None
         stages = [divided(stage, workers) for stage in self._stages]
         return sum(span([self._by_cell[job[0].key].seconds(job) for job in stage], workers) for stage in stages)
-
-
-class _OnOneTask:
-    """Cells of one task under one protocol."""
-
-    def __init__(
-        self,
-        source: Task | Stated,
-        cells: Sequence[Cell],
-        protocol: Protocol,
-        todo: Mapping[str, float],
-        workspace: Workspace,
-        speed: Speed | None,
-    ) -> None:
-        self._source, self._protocol, self._todo, self._where, self._speed = source, protocol, todo, workspace, speed
-        self._kinds = {cell.key: _kind(cell) for cell in cells}
-        self._needed = {kind for key, kind in self._kinds.items() if key in todo}
-        self._work: dict[str, Work] = {}
-        self._rates: dict[tuple[str, str], float] = {}
-        self._at_once = (
-            1.0 if protocol.processes == 1 else at_once(protocol.processes, None if speed else workspace.device)
-        )
-        self._steps = steps_per_epoch(source.samples(workspace.data_root), protocol)
-        self._bench_of = functools.cache(self._make_bench)
-
-    def operations(self, cell: Cell) -> float | None:
-        kind = self._kinds[cell.key]
-        if kind not in self._needed:
-            return None
-        work = self._counted(cell)
-        return work.teacher + work.student
-
-    def seconds(self, cells: Sequence[Cell]) -> float:
-        """Of a group, or a part of one; of cells that several processes train, each with its own teacher's pass."""
-        counted = [cell for cell in cells if self._counted(cell).epoch]
-        if not counted:
-            return 0.0
-        counts = [(self._counted(cell), self._todo[cell.key]) for cell in counted]
-        passes = [c.teacher * left for c, left in counts]
-        shared = max(passes) if self._protocol.processes == 1 else sum(passes)
-        return self._rate(counted[0]) * (shared + sum(c.student * left for c, left in counts)) / self._at_once
-
-    def _counted(self, cell: Cell) -> Work:
-        kind, scale = self._kinds[cell.key], self._protocol.batch_size / SMALL_BATCH
-        if kind not in self._work:
-            try:
-                self._work[kind] = _epochs(self._bench_of(SMALL_BATCH)(cell), scale * self._steps)
-            except UserError:  # the method is not for this pair: a cell that costs nothing
-                self._work[kind] = Work(0.0, 0.0, 0.0)
-        return self._work[kind]
-
-    def _rate(self, cell: Cell) -> float:
-        """Seconds of one operation on a pair."""
-        if self._speed:
-            return 1 / self._speed.operations
-        pair, epoch = (cell.teacher.network if cell.teacher else "", cell.student), self._counted(cell).epoch
-        if pair not in self._rates:
-            size = self._protocol.batch_size
-            share = TIMED_OPERATIONS * self._steps / epoch if self._where.device.type == "cpu" else 1.0
-            timed = min(size, max(SMALL_BATCH, int(size * share)))
-            step = self._bench_of(timed)(cell).seconds(warm_up=1, timed=3)
-            self._rates[pair] = self._steps * step * size / timed / epoch
-        return self._rates[pair]
-
-    def _make_bench(self, batch_size: int) -> Callable[[Cell], Bench]:
-        sized = _sized(self._protocol, batch_size)
-        data = self._source.open(self._where.data_root, sized, self._where.device)
-
-        @functools.cache
-        def teacher(network: str) -> NetworkView:
-            return data.build(network).requires_grad_(False).eval()
-
-        return lambda cell: Bench([cell], sized, data, teacher=teacher(cell.teacher.network) if cell.teacher else None)
-
-
-def at_once(processes: int, device: torch.device | None) -> float:
-    """How much faster processes that share a batch are than one, where what they tell each other costs nothing.
-
-    Each has a device of its own, or on a CPU its part of the threads, one at least; None is another machine's device.
-    """
-    if device is None or device.type != "cpu":
-        return float(processes)
-    threads = torch.get_num_threads()
-    return max(1.0, min(processes * max(1, threads // processes), os.cpu_count() or 1) / threads)
-
-
-def _sized(protocol: Protocol, batch_size: int) -> Protocol:
-    """A protocol for few steps with another batch, in one part, on images that are decoded in this process."""
-    crops = protocol.crops and protocol.crops.model_copy(update={"workers": 0})
-    alone = protocol.of_one_process()
-    return alone.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
-
-
-def _kind(cell: Cell) -> str:
-    """Cells that differ in their seed alone cost the same."""
-    return replace(cell, seed=0).key
-
-
-def _epochs(bench: Bench, scale: float) -> Work:
-    """All epochs of a cell, first phases included, of ``scale`` counted steps each."""
-    teacher, student = bench.operations()
-    total: list[float] = [bench.protocol.epochs * teacher, bench.protocol.epochs * student]
-    counted: dict[int, tuple[int, int]] = {}
-    for epoch in range(bench.student_run.first_epoch, 1):
-        bench.go_to(epoch)
-        phase = id(bench.student_run.phase)
-        if phase not in counted:
-            counted[phase] = bench.operations()
-        total = [sum(operations) for operations in zip(total, counted[phase], strict=True)]
-    return Work(total[0] * scale, total[1] * scale, (teacher + student) * scale)

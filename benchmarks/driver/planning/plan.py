@@ -19,11 +19,11 @@ from ...config.protocol_words import lines as protocol_lines
 from ...config.published import literature
 from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, table_folder_of
 from ...store.cell import Cell, TeacherRef
-from ...store.cells import Distillation, make_cell, student_cell
+from ...store.make_cell import Distillation, make_cell, student_cell
 from ...store.selection import Selection
 from ...tasks import Task, get_task
 from ...tasks.stated import Stated, at_hand
-from ...teachers.cells import teacher_cell
+from ...teachers.teacher_cell import teacher_cell
 from ...teachers.zoo import Zoo
 from ...training import precision
 from . import checks

@@ -1,6 +1,7 @@
 """The suite's architectures as models of timm's: ``timm.create_model("kd_resnet20")``.
 
-Importing this module enters those there are; :func:`benchmarks.networks.zoo.register_network` enters later ones.
+Importing this module enters those there are; :func:`benchmarks.networks.architectures.register_network` enters later
+ones.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import nn
 from kd_methods.errors import UserError, unknown
 
 from ...common.places import PROGRAM
+from ..architectures import ARCHITECTURES, NEWCOMERS
 from ..entry import NetworkEntry
 from ..image_classifier import ImageClassifier
-from ..zoo import ARCHITECTURES, NEWCOMERS
 
 CLASSES = 100
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

@@ -12,7 +12,7 @@ from helpers.plans import CPU
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.execution.jobs import Job, opened
-from benchmarks.store.cells import student_cell
+from benchmarks.store.make_cell import student_cell
 from benchmarks.tasks import get_task
 from benchmarks.tasks.data_sets import folder
 from benchmarks.tasks.images import ImageTask

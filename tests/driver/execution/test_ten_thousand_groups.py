@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from benchmarks.common import environment
+from benchmarks.common.events import CellEnded, Event, LeftOut
 from benchmarks.common.places import PACKAGE
 from benchmarks.common.process.children import Ended
 from benchmarks.common.workspace import Workspace
-from benchmarks.driver.execution import schedule
+from benchmarks.driver.execution import scheduling
 from benchmarks.driver.execution.jobs import Finished, Job, divided
-from benchmarks.driver.execution.relay import CellEvent
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.store.cell import Cell
 from benchmarks.store.runs import Store
@@ -128,7 +128,7 @@ class Places:
             left = EPOCHS - self.epochs[cell.key]
             ends = isinstance(how, Finished) or passed >= seconds
             self._train(cell, left if ends else int(left * max(passed, 0.0) / seconds))
-            messages += [(job, CellEvent(cell.key, "done", (EPOCHS + 1, 0), 1, 0, None))] if ends else []
+            messages += [(job, CellEnded(cell.key, cell.label, "done"))] if ends else []
             passed -= seconds
         return [*messages, (job, how)]
 
@@ -162,12 +162,8 @@ class Quiet:
 
     missing = 0
 
-    def __call__(self, member: Any, event: str) -> None: ...
-
-    def say(self, line: str) -> None: ...
-
-    def left_out(self) -> None:
-        self.missing += 1
+    def __call__(self, event: Event) -> None:
+        self.missing += isinstance(event, LeftOut)
 
 
 def simulate(tmp_path: Path, groups: int, slots: int) -> dict[str, float]:
@@ -183,7 +179,7 @@ def simulate(tmp_path: Path, groups: int, slots: int) -> dict[str, float]:
     clock.append(time.process_time())
     store, watcher = Store(where.output), Quiet()
     places = Places(store, slots, random.Random(0))
-    schedule.run(jobs, places, watcher, store, lambda: False)
+    scheduling.run(jobs, places, watcher, store, lambda: False)
     clock.append(time.process_time())
 
     assert len({cell.group() for cell in plan.cells.values()}) == groups

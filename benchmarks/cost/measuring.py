@@ -27,7 +27,7 @@ from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..networks import NetworkView, count
-from ..report.model import SECTIONS
+from ..report.model import SECTIONS, CostEntry
 from ..store.cell import Cell
 from ..store.runs import Run, Store
 from ..tasks import TaskBatch, TaskData, get_task
@@ -249,8 +249,8 @@ def seconds_of_each(step: Callable[[], object], device: torch.device, warm_up: i
 
 def measure(
     cell: Cell, protocol: Protocol, workspace: Workspace, warm_up: int = WARM_UP, timed: int = TIMED
-) -> dict[str, Any]:
-    """The cost of a cell, measured in a fresh process. Keys are those of :class:`benchmarks.report.CostEntry`.
+) -> CostEntry:
+    """The cost of a cell, measured in a fresh process.
 
     What methods prepare from a teacher is taken from the workspace's store where it is kept there; ``timed`` steps
     count, after ``warm_up`` others.
@@ -275,9 +275,7 @@ def _measure(send: children.Send, *arguments: Any) -> None:
         send(f"{type(error).__name__}: {error}")
 
 
-def _figures(
-    cell: Cell, protocol: Protocol, workspace: Workspace, threads: int, steps: tuple[int, int]
-) -> dict[str, Any]:
+def _figures(cell: Cell, protocol: Protocol, workspace: Workspace, threads: int, steps: tuple[int, int]) -> CostEntry:
     torch.set_num_threads(threads)
     plugins.load_again(workspace.plugin_files, cell.plugins)
     chosen, protocol = choose(str(workspace.device)), protocol.of_one_process()
@@ -297,23 +295,23 @@ def _figures(
     plain = count(data.build(cell.student).module.parameters())
     deployed = count(student_run.deployed.parameters())
     trained = count([*student_run.student.parameters(), *student_run.method.parameters()])
-    return {
-        "images_per_second": protocol.batch_size / statistics.median(seconds),
-        "step_seconds": seconds,
-        "modality": student_run.student.layout.modality,
-        "inputs_per_second": protocol.batch_size / loading,
-        "peak_memory_bytes": memory["bytes"],
-        "memory_kind": memory["kind"],
-        "reserved_memory_bytes": memory["reserved"],
-        "memory_by_part": by_part,
-        "memory_split": held,
-        "extra_train_params": trained - plain,
-        "extra_inference_params": deployed - plain,
-        "batch_size": protocol.batch_size,
-        "device": str(workspace.device),
-        "steps": steps[1],
-        "first_phases": student_run.first_epoch < 1,
-    }
+    return CostEntry(
+        images_per_second=protocol.batch_size / statistics.median(seconds),
+        step_seconds=seconds,
+        modality=student_run.student.layout.modality,
+        inputs_per_second=protocol.batch_size / loading,
+        peak_memory_bytes=memory["bytes"],
+        memory_kind=memory["kind"],
+        reserved_memory_bytes=memory["reserved"],
+        memory_by_part=by_part,
+        memory_split=held,
+        extra_train_params=trained - plain,
+        extra_inference_params=deployed - plain,
+        batch_size=protocol.batch_size,
+        device=str(workspace.device),
+        steps=steps[1],
+        first_phases=student_run.first_epoch < 1,
+    )
 
 
 @contextmanager

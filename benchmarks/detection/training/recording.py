@@ -15,7 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...common import environment
+from ...common.events import EpochEnded, EpochRecord, Event, Said, Stepped
 from ...common.process.children import Send
+from ...common.process.together import Answer
 from ...common.seeding import derive, seed_all
 from ...store.runs import OTHER_BITS
 from ...training.failures import Diverged, Interrupted
@@ -42,7 +44,7 @@ class Records(Hook):
         self.asked = True
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[EpochRecord]:
         return self.state["records"]
 
     def before_train(self, runner: Runner) -> None:
@@ -50,7 +52,7 @@ class Records(Hook):
         if not self.job.rank:
             place = divmod(runner.iter, self.job.detection.iterations)
             if change := self.job.run.add_environment(_environment(self.job), place[0] + 1, place[1]):
-                report(self.send, "say", f"{self.job.cell.label}  {change}, {OTHER_BITS}")
+                report(self.send, Said(f"{self.job.cell.label}  {change}, {OTHER_BITS}"))
             self.job.run.set_status("running", epoch=len(self.records), epochs=self.job.protocol.epochs)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -76,7 +78,8 @@ class Records(Hook):
                 if not math.isfinite(float(total)):
                     raise Diverged(f"loss term '{name}' is {float(total)} in iteration {done}")
         if not self.job.rank:
-            report(self.send, "step", *divmod(runner.iter, self.job.detection.iterations))
+            epoch, step = divmod(runner.iter, self.job.detection.iterations)
+            report(self.send, Stepped(self.job.cell.key, self.job.cell.label, (epoch + 1, step + 1)))
         if means[-1]:
             runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
             raise Interrupted
@@ -105,7 +108,7 @@ class Records(Hook):
             return
         self.job.run.set_metrics(self.records)
         self.job.run.set_status("running", epoch=epoch, epochs=self.job.protocol.epochs)
-        report(self.send, "epoch", self.records[-1])
+        report(self.send, EpochEnded(self.job.cell.key, self.job.cell.label, self.records[-1]))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["kd"] = {**self.state, "records": list(self.records), "cell": self.job.cell.key}
@@ -130,7 +133,7 @@ def _environment(job: DetectionJob) -> dict[str, Any]:
     return {**facts, "versions": {**facts["versions"], **{name: metadata.version(name) for name in names}}}
 
 
-def report(send: Send, *message: Any) -> None:
+def report(send: Send, message: Event | Answer) -> None:
     """Send a message to the parent. Where that was killed there is nobody to work for, and it is no cell's failure."""
     try:
         send(message)

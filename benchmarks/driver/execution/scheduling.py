@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from typing import Protocol as Interface
 
+from ...common.events import LeftOut, Said, Watcher
 from ...common.process.children import Ended
+from ...common.process.together import POLL
 from ...store.runs import FINAL, Store
-from ...training.failures import Interrupted
-from .jobs import Finished, Job, Watcher
-from .relay import Receiver
-
-POLL = 0.2
-"""Seconds that one waits for messages."""
+from ...training.failures import Failure, Interrupted
+from .jobs import Finished, Job
 
 LOSSES = 3
 """How often a place may be lost under a cell that is alone there before the cell has failed."""
@@ -25,7 +23,7 @@ class Pool(Interface):
 
     slots     how many
     start     begin a job; called while a slot is free
-    messages  what jobs sent within some seconds (see :mod:`.relay`); of each the last is `Finished` or `Ended`
+    messages  what jobs sent within some seconds: events, and of each job at last `Finished` or `Ended`
     stop      ask all that run to stop after the step they are at
     close     end what still runs
     """
@@ -49,7 +47,6 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
         Interrupted: ``stopping`` said so; all is saved.
         Exception: what ended a whole job, such as a full disk; the others have been stopped as by a request.
     """
-    receive = Receiver(watcher, store)
     pending = Counter(cell.key for job in jobs for cell in job.cells)
     missing = {job: pending.keys() & job.teachers for job in jobs}
     ready = deque(job for job in jobs if not missing[job])
@@ -82,7 +79,7 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
                 elif isinstance(message, Ended):
                     again = [] if stopped else _again(job, message, losses, watcher, store)
                 else:
-                    receive(job, message)
+                    watcher(message)
                     continue
                 running.remove(job)
                 ready.extendleft(again)
@@ -108,8 +105,7 @@ def taught(job: Job, watcher: Watcher, store: Store) -> Job:
     cells = [cell for cell in job.cells if not missing & cell.trained_first]
     for cell in job.cells:
         if cell not in cells:
-            watcher.say(f"{cell.label}  LEFT OUT: its teacher is not trained")
-            watcher.left_out()
+            watcher(LeftOut(f"{cell.label}  LEFT OUT: its teacher is not trained"))
     return job.only(cells)
 
 
@@ -117,14 +113,14 @@ def _again(job: Job, how: Ended, losses: Counter[str], watcher: Watcher, store: 
     """What is left to do of a job whose place was lost."""
     left = [cell for cell in job.cells if store.run(cell).state not in FINAL]
     if len(left) > 1:
-        watcher.say(f"a worker was lost ({how.how}); its {len(left)} cells go on, each alone")
+        watcher(Said(f"a worker was lost ({how.how}); its {len(left)} cells go on, each alone"))
         return [job.only([cell]) for cell in left]
     for cell in left:
         losses[cell.key] += 1
         if losses[cell.key] == LOSSES:
-            store.run(cell).set_status("failed", message=f"its worker was lost {LOSSES} times: {how.how}")
-            watcher.say(f"{cell.label}  FAILED: its worker was lost {LOSSES} times ({how.how})")
-            watcher.left_out()
+            failure = Failure("failed", f"its worker was lost {LOSSES} times: {how.how}")
+            failure.mark(store.run(cell))
+            watcher(failure.left_out(cell))
             return []
-        watcher.say(f"a worker was lost ({how.how}); {cell.label} goes on")
+        watcher(Said(f"a worker was lost ({how.how}); {cell.label} goes on"))
     return [job.only(left)] if left else []

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.watchers import kind
 
+from benchmarks.common.events import CellEnded, Event, LeftOut, Said
 from benchmarks.common.process.children import Ended
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.execution import schedule
+from benchmarks.driver.execution import scheduling
 from benchmarks.driver.execution.crew import Crew
 from benchmarks.driver.execution.jobs import Finished, Job, Shard, divided
-from benchmarks.driver.execution.relay import CellEvent, Said
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.runs import Store
 from benchmarks.training.failures import Interrupted
@@ -35,14 +36,15 @@ class RecordingWatcher:
         self.events: list[tuple[str, str]] = []
         self.missing = 0
 
-    def __call__(self, member: Any, event: str) -> None:
-        self.events.append((member.cell.label, event))
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def left_out(self) -> None:
-        self.missing += 1
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Said(line):
+                self.lines.append(line)
+            case LeftOut(line):
+                self.lines.append(line)
+                self.missing += 1
+            case _:
+                self.events.append((event.label, kind(event)))
 
 
 class FakePool:
@@ -71,7 +73,7 @@ class FakePool:
             if outcome == Finished():
                 for one in job.cells:
                     self.store.run(one).set_status("done", last={}, best={})
-                    received.append((job, CellEvent(one.key, "done", (9, 0), 1, 3, None)))
+                    received.append((job, CellEnded(one.key, one.label, "done")))
             received.append((job, outcome))
         self.running = []
         return received
@@ -87,7 +89,7 @@ def run(
     store: Store, pool: FakePool, groups: list[list[Cell]], stopping: Callable[[], bool] = lambda: False
 ) -> RecordingWatcher:
     watcher = RecordingWatcher()
-    schedule.run([Job(tuple(group), PROTOCOL) for group in groups], pool, watcher, store, stopping)
+    scheduling.run([Job(tuple(group), PROTOCOL) for group in groups], pool, watcher, store, stopping)
     assert pool.closed
     return watcher
 
@@ -103,7 +105,7 @@ def test_a_job_waits_for_its_teachers_only(store: Store) -> None:
     pool = FakePool(store, 2)
     watcher = run(store, pool, [[kd], [teacher], [alone]])
     assert [job.cells for job in pool.started] == [(teacher,), (alone,), (kd,)] and pool.most == 2
-    assert [event for label, event in watcher.events if label == kd.label] == ["step"] * 3 + ["done"]
+    assert [event for label, event in watcher.events if label == kd.label] == ["done"]
 
 
 def test_jobs_that_wait_are_not_looked_through_whenever_one_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from .. import networks
 from ..common.places import PROGRAM
 from ..config.protocol import Protocol
 from ..store.cell import Cell
-from ..store.cells import student_cell
+from ..store.make_cell import student_cell
 from .zoo import Zoo
 
 
