@@ -282,7 +282,8 @@ def _teacher(identity: Mapping[str, Any], column: PlannedColumn, store: Store) -
     inputs = f", inputs normalised by mean {ref['mean']}, std {ref['std']}" if "mean" in ref else ""
     yield f"{ref.get('network', column.teacher_network)}{inputs}"
     if weights := ref.get("weights"):
-        yield f"file of entry {planned.entry or 'not recorded'} ({planned.origin}), digest of its weights {weights}"
+        origin = f" ({planned.origin})" if planned.origin else ""
+        yield f"file of entry {planned.entry or 'not recorded'}{origin}, digest of its weights {weights}"
         if planned.accuracy is not None:
             off = ", off what its entry expects" if planned.off else ""
             yield f"measures {column.metric} {planned.accuracy:.2f}{off}"

@@ -108,13 +108,15 @@ def _best_less_last(table: Table) -> dict[str, list[float]]:
 
 def _best_last(differences: Mapping[str, list[float]]) -> Any:
     """What reading a run at its best epoch on the test set adds: a bar for each run, a dot for the mean."""
-    fig, (axes,) = figure(height=0.6 + 0.13 * len(differences))
+    fig, (axes,) = figure(height=0.75 + 0.13 * len(differences))
     for i, values in enumerate(differences.values()):
-        axes.plot(values, [i] * len(values), "|", color=COLOURS[1], markersize=5)
-        axes.plot(fmean(values), i, "o", color=COLOURS[2], markersize=DOT)
+        named = ("a run", "their mean") if not i else ("", "")
+        axes.plot(values, [i] * len(values), "|", color=COLOURS[1], markersize=5, label=named[0])
+        axes.plot(fmean(values), i, "o", color=COLOURS[2], markersize=DOT, label=named[1])
     axes.set_yticks(range(len(differences)), list(differences), fontsize=5.5)
     axes.invert_yaxis()
     axes.set_xlabel("best less last epoch, points")
+    above(axes, 2)
     return fig
 
 

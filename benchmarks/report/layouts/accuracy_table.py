@@ -191,7 +191,7 @@ def _caption(table: Table, n: int | None) -> list[Sentence]:
 
 
 def _notes(table: Table, ranked: Ranking, n: int | None) -> list[tuple[str, str]]:
-    notes = [("", sentence(note)) for note in table.notes]
+    notes = [("", sentence(note[:1].upper() + note[1:])) for note in table.notes]
     notes += [(row.title, sentence(row.settings_note)) for row in table.rows if row.settings_note]
     teacher_notes: dict[str, list[str]] = {}
     for column in table.columns:

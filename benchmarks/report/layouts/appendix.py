@@ -23,7 +23,7 @@ def body(table: Table, full: TableLayout, paper: TableLayout) -> str:
     """What the full table says in words and the paper's table does not, and the published values with their gaps."""
     name = label(table.name)
     lines = [
-        rf"\subsection*{{{flowing(cut(table.title, TITLE))}: how it was made}}\label{{app:{name}}}",
+        rf"\subsection*{{\raggedright {flowing(cut(table.title, TITLE))}: how it was made}}\label{{app:{name}}}",
         r"\begingroup\small\raggedright\setlength{\parindent}{0pt}\setlength{\parskip}{2pt plus 1pt}",
         *([] if len(table.title) <= TITLE else [rf"{flowing(table.title)}\par"]),
         *(rf"{flowing(sentence.text)}\par" for sentence in full.caption),

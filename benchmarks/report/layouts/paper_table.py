@@ -183,7 +183,7 @@ class _Printer:
         cells = [cell for block in blocks for line in block for cell in line.cells]
         marks, words = {cell.marks for cell in cells}, {cell.word for cell in cells}
         yield from full.ranking_marks(self.ranking, self.ranks is not None)
-        if self.ranking.left_out:
+        if any(cell.seeds.startswith("n=") for cell in cells):
             yield "n=", "not ranked, as its n differs from the rest of the column."
         if self.plain:
             over = "average" if self.averaged else "mean"
@@ -205,7 +205,8 @@ class _Printer:
         if NOT_FOR in words:
             yield NOT_FOR, "not made for the pair."
         if any("/" in cell.seeds for cell in cells):
-            yield "k/n", "of n planned seeds k are finished."
+            unranked = "; not ranked, as n differs from the rest of the column" if self.ranking.left_out else ""
+            yield "k/n", f"of n planned seeds k are finished{unranked}."
         if MISSING in words:
             yield MISSING, "missing."
         if self.cost:
