@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,7 +138,8 @@ def test_every_network_of_the_suite_is_one_of_timm_s() -> None:
     assert set(timm.list_models("kd_*")) >= {f"kd_{name}".replace(".", "_") for name in ARCHITECTURES.mapping()}
 
 
-def test_timm_s_distillation_works_on_them() -> None:
+def test_timm_s_distillation_works_on_them(tmp_path: Path) -> None:
+    """With networks, and with a teacher by its name and a file, as `train.py --kd-model-name` has it."""
     task = pytest.importorskip("timm.task", reason="timm has no timm.task")
     student, teacher = (timm.create_model(name, num_classes=5) for name in ("kd_resnet8", "kd_wrn_16_1"))
     for kind in (task.LogitDistillationTask, task.FeatureDistillationTask):
@@ -145,6 +147,14 @@ def test_timm_s_distillation_works_on_them() -> None:
             images("kd_resnet8"), torch.tensor([0, 1])
         )
         assert result["loss"].isfinite() and result["output"].shape == (2, 5)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
+    device, dtype = torch.device("cpu"), torch.float64
+    named = task.DistillationTeacher(
+        "kd_wrn_16_1", 5, pretrained_path=str(tmp_path / "teacher.pt"), device=device, dtype=dtype
+    )
+    weights = named.model.state_dict()
+    assert {value.dtype for value in weights.values()} == {dtype, torch.long}
+    assert all(torch.equal(weights[key].to(value), value) for key, value in teacher.state_dict().items())
 
 
 def test_a_network_without_a_chain_is_a_plain_model(monkeypatch: pytest.MonkeyPatch) -> None:

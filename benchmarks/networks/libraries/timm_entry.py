@@ -29,7 +29,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 default_cfgs: dict[str, dict[str, Any]] = {}
 """Where timm looks for them: in the module of a model's function."""
 
-_OF_TIMM = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_strict"}
+_OF_TIMM = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_strict", "device", "dtype"}
 _OF_FEATURES = {"features_only", "out_indices", "feature_cls"}
 _OF_NETWORKS = {"num_classes", "in_chans", "global_pool", "drop_rate"}
 
@@ -71,9 +71,11 @@ def _create(entry: NetworkEntry, name: str, pretrained: bool, kwargs: dict[str, 
         kwargs.pop("feature_cls", None)
     cfg = {key: facts[key] for key in ("pool_size", "first_conv", "classifier") if key in facts}
     kwargs["pretrained_cfg_overlay"] = {**cfg, **(kwargs.get("pretrained_cfg_overlay") or {})}
-    return build_model_with_cfg(
+    place = {key: kwargs.pop(key, None) for key in ("device", "dtype")}
+    model = build_model_with_cfg(
         functools.partial(_built, entry, name), name, pretrained, feature_cfg=features, **kwargs
     )
+    return model.to(**place)
 
 
 def _built(
