@@ -142,8 +142,6 @@ class Protocol(Strict):
             raise Misplaced(message, "milestones", self.milestones.index(late[0]))
         if self.batch_size % self.accumulate:
             raise Misplaced(f"a batch of {self.batch_size} has no {self.accumulate} parts of one size", "accumulate")
-        if self.accumulate * self.world_size > 1 and self.optimizer.name == "dot":
-            raise Misplaced("dot has two kinds of gradients, which are not accumulated", "optimizer")
         if self.batch_size % (self.accumulate * self.world_size):
             message = f"a batch of {self.batch_size} is not shared evenly by {self.world_size} processes"
             raise Misplaced(message, "world_size")

@@ -92,7 +92,7 @@ class StudentRun:
         # The end of a teacher may be a part of the student; it is folded here only where it could be averaged.
         taught_by = (teacher, teacher.fold_batch_norms()) if teacher and protocol.ema else ()
         self.averages = Averages(evaluated, protocol.ema, taught_by)
-        if self.replica.count > 1 and not isinstance(self.optimizer, optimizers.SummedTerms):
+        if self.replica.count > 1 and not getattr(self.optimizer, "divides", False):
             raise UserError(f"optimizer {protocol.optimizer.name}: its gradients are not summed over processes")
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)

@@ -158,11 +158,8 @@ def test_what_does_not_fit_together_is_said() -> None:
     assert "bf16, each batch in 4 parts" in lines(changed)[-1]
     assert changed.identity() != load_protocol("imagenet-100").identity()
     assert changed.recipe == "imagenet-100" and "bf16 instead of fp32" in changed.deviations
-    two_rates = load_protocol("imagenet-100").with_optimizer({"name": "dot", "delta": 0.09})
-    with pytest.raises(UserError, match="dot"):
-        two_rates.changed(accumulate=4)
-    with pytest.raises(UserError, match="which are not accumulated"):
-        load_protocol("cifar100-crd240").with_optimizer({"name": "dot", "delta": 0.09}).changed(processes=2)
+    with pytest.raises(UserError, match="sync_bn: for several processes"):
+        load_protocol("cifar100-crd240").model_copy(update={"compile": True}).changed(processes=2, sync_bn=True)
 
 
 def test_what_a_recipe_has_beyond_the_usual_is_in_its_lines_and_its_identity() -> None:

@@ -62,6 +62,13 @@ def _images(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData
     return (TEACHER, STUDENT), protocol, tiny_data(40, protocol)
 
 
+def _two_momenta(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData]:
+    """An optimiser that keeps the gradients of task and distillation apart; they show in its update alone."""
+    pair, protocol, data = _images(count, sync)
+    optimizer = protocol.optimizer.model_copy(update={"name": "dot", "delta": 0.075})
+    return pair, protocol.model_copy(update={"optimizer": optimizer}), data
+
+
 def _transformers(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData]:
     changes = {"batch_size": BATCH, "holdout": 1397, "world_size": count}
     protocol = load_protocol("digits32-demo").model_copy(update=changes)
@@ -76,7 +83,7 @@ def _texts(count: int, sync: bool) -> tuple[tuple[str, str], Protocol, TaskData]
     return ("bert_l4_h64", "bert_l2_h64"), protocol, text.SMALL_TASK.open(Path(), protocol, torch.device("cpu"))
 
 
-_KINDS = {"images": _images, "transformers": _transformers, "text": _texts}
+_KINDS = {"images": _images, "two momenta": _two_momenta, "transformers": _transformers, "text": _texts}
 """Teacher and student, their protocol on so many processes, and the data, by what the networks read."""
 
 

@@ -71,6 +71,24 @@ def test_dot_without_distillation_is_sgd():
     assert torch.allclose(*weights, rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_dot_in_parts_of_a_batch_makes_the_update_of_the_whole(count: int):
+    """Of terms that are means over samples; a parameter that only one kind of terms reaches is one, too."""
+    torch.manual_seed(0)
+    x, start = torch.randn(7, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    updated = []
+    for pieces in ([optimizers.WHOLE], list(optimizers.parts(7, count))):
+        a, b = (torch.nn.Parameter(value.clone()) for value in start)
+        optimizer = optimizers.build([a, b], 0.1, Optimizer(lr=0.1, momentum=0.9, weight_decay=0.01, **DOT))
+        for _ in range(3):
+            for part in pieces:
+                samples = x if part.whole else x[part.rows]
+                task, distill = (samples * a).sum(1).pow(2).mean(), ((samples * a).sum(1) - b.sum()).pow(2).mean()
+                optimizer.backward_and_step(Losses(task={"task": task}, distill={"match": distill}), part)
+        updated.append(torch.stack([a, b]).detach())
+    assert torch.allclose(*updated, rtol=1e-12) and not torch.allclose(updated[0], start)
+
+
 def test_dot_in_a_group_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], tmp_path: Path):
     """Optimisers of a row's own share the teacher's pass with the others, and resume to the same bits."""
     plain, other = bench.cells([("kd", {}), ("dkd", {})])

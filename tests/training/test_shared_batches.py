@@ -111,6 +111,10 @@ def test_every_method_for_texts(tmp_path: Path) -> None:
     check(TEXTS, tmp_path, "text")
 
 
+def test_an_update_by_two_kinds_of_gradients(tmp_path: Path) -> None:
+    check([("student", {}), ("kd", {}), ("rkd", {})], tmp_path, "two momenta")
+
+
 def test_every_method_for_vision_transformers(tmp_path: Path) -> None:
     check([(name, {}) for name in FOR_TRANSFORMERS], tmp_path, "transformers")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 import torch
@@ -94,7 +94,10 @@ def parts(size: int, count: int, replica: Replica = ALONE) -> Iterator[Part]:
 
 
 class TrainingOptimizer(Interface):
-    """An optimiser as the loop uses it."""
+    """An optimiser as the loop uses it.
+
+    One that sums gradients over the processes that share a batch says so by ``divides = True``; no other is used there.
+    """
 
     param_groups: list[dict]
 
@@ -172,6 +175,7 @@ class SummedTerms:
     Stands before torch's class among the bases, whose ``__init__`` sets ``clip`` and ``scaler``.
     """
 
+    divides: ClassVar[bool] = True
     param_groups: list[dict]
     state: Any
     clip: float
