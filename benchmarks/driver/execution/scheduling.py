@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from typing import Protocol as Interface
 
 from ...common.events import LeftOut, Said, Watcher
 from ...common.process.children import Ended
 from ...common.process.together import POLL
+from ...store.cell import Cell
 from ...store.runs import FINAL, Store
 from ...training.failures import Failure, Interrupted
 from .jobs import Finished, Job
@@ -47,31 +48,25 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
         Interrupted: ``stopping`` said so; all is saved.
         Exception: what ended a whole job, such as a full disk; the others have been stopped as by a request.
     """
-    pending = Counter(cell.key for job in jobs for cell in job.cells)
-    missing = {job: pending.keys() & job.teachers for job in jobs}
-    ready = deque(job for job in jobs if not missing[job])
-    waiting: dict[str, list[Job]] = defaultdict(list)
-    for job, teachers in missing.items():
-        for key in teachers:
-            waiting[key].append(job)
+    queue = _Queue(jobs)
     running: list[Job] = []
     losses = Counter[str]()
     error: BaseException | None = None
     stopped = False
     try:
-        while ready or running:
+        while queue.ready or running:
             if (error or stopping()) and not stopped:
                 stopped = True
                 pool.stop()
             if stopped:
-                ready.clear()
-            ended: list[Job] = []
-            while ready and len(running) < pool.slots:
-                job = ready.popleft()
-                if (left := taught(job, watcher, store)).cells:
+                queue.ready.clear()
+            while queue.ready and len(running) < pool.slots:
+                job = queue.ready.popleft()
+                left = taught(job, watcher, store)
+                queue.ended(cell for cell in job.cells if cell not in left.cells)
+                if left.cells:
                     running.append(left)
                     pool.start(left)
-                ended.append(job.only(cell for cell in job.cells if cell not in left.cells))
             for job, message in pool.messages(POLL) if running else ():
                 again: list[Job] = []
                 if isinstance(message, Finished):
@@ -82,21 +77,37 @@ def run(jobs: Sequence[Job], pool: Pool, watcher: Watcher, store: Store, stoppin
                     watcher(message)
                     continue
                 running.remove(job)
-                ready.extendleft(again)
+                queue.ready.extendleft(again)
                 going_on = {cell.key for other in again for cell in other.cells}
-                ended.append(job.only(cell for cell in job.cells if cell.key not in going_on))
-            for key in (cell.key for job in ended for cell in job.cells):
-                pending[key] -= 1
-                for job in waiting.pop(key, ()) if not pending[key] else ():
-                    missing[job].discard(key)
-                    if not missing[job]:
-                        ready.append(job)
+                queue.ended(cell for cell in job.cells if cell.key not in going_on)
     finally:
         pool.close()
     if error and not isinstance(error, Interrupted):
         raise error
     if stopped:
         raise Interrupted("stopped after a whole step; the same command goes on from here")
+
+
+class _Queue:
+    """Jobs that can be started, in their order; the others wait for those that train their teachers."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._pending = Counter(cell.key for job in jobs for cell in job.cells)
+        self._missing = {job: self._pending.keys() & job.teachers for job in jobs}
+        self._waiting: dict[str, list[Job]] = defaultdict(list)
+        for job, teachers in self._missing.items():
+            for key in teachers:
+                self._waiting[key].append(job)
+        self.ready = deque(job for job in jobs if not self._missing[job])
+
+    def ended(self, cells: Iterable[Cell]) -> None:
+        """Jobs whose last teachers are among these are ready now."""
+        for cell in cells:
+            self._pending[cell.key] -= 1
+            for job in () if self._pending[cell.key] else self._waiting.pop(cell.key, ()):
+                self._missing[job].discard(cell.key)
+                if not self._missing[job]:
+                    self.ready.append(job)
 
 
 def taught(job: Job, watcher: Watcher, store: Store) -> Job:
