@@ -9,6 +9,7 @@ import timm
 import torch
 from helpers.training_bench import CPU, PROTOCOL, STUDENT, TEACHER, Result, TrainingBench, identical
 
+from benchmarks import timm_models  # noqa: F401  # kd_ models
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.make_cell import Distillation, make_cell

@@ -113,11 +113,13 @@ def test_alone_in_a_group_or_stopped_and_resumed_the_bits_are_the_same(tmp_path:
 
 
 def test_a_student_of_its_teachers_layers_is_another_cell():
-    plain = make_cell(PROTOCOL.model_copy(update={"task": "grammar"}), "d", "bert_l2_h64", Distillation("kd"))
-    other = make_cell(
-        PROTOCOL.model_copy(update={"task": "grammar"}), "d", "bert_l2_h64", Distillation("kd", None, {}, "first")
+    protocol, teacher = PROTOCOL.model_copy(update={"task": "grammar"}), TeacherRef("bert_l4_h64", (), (), weights="w")
+    plain, other = (
+        make_cell(protocol, "d", "bert_l2_h64", Distillation("kd", teacher, {}, init)) for init in ("", "first")
     )
     assert plain.key != other.key and "init" not in plain.identity()
+    with pytest.raises(ValueError, match="without a teacher"):
+        make_cell(protocol, "d", "bert_l2_h64", Distillation("student", None, {}, "first"))
 
 
 def test_linear_schedule():
