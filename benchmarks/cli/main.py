@@ -42,8 +42,8 @@ class Commands(click.Group):
         from ..config.table_spec import table_names
 
         tables = [CompletionItem(name) for name in table_names() if name.startswith(incomplete)]
-        found = [*tables, *super().shell_complete(ctx, incomplete)]
-        return found or [CompletionItem(incomplete, type="file")]  # a table of one's own
+        completions = [*tables, *super().shell_complete(ctx, incomplete)]
+        return completions or [CompletionItem(incomplete, type="file")]  # a table of one's own
 
 
 HELP = f"""Reproduce a table of the knowledge-distillation literature with your own runs.

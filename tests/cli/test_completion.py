@@ -117,7 +117,7 @@ def in_zsh(line: str, folder: Path, environment: dict[str, str]) -> str:
 def test_a_shell_goes_on_with_a_word(shell: str, line: str, answer: str, tmp_path: Path) -> None:
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
-    own = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "TERM": "dumb"}
+    home = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "TERM": "dumb"}
     chosen = {"KDBENCH_NO_VENV": "1", "KDBENCH_PYTHON": sys.executable}
     ask: Callable[[str, Path, dict[str, str]], str] = {"fish": in_fish, "zsh": in_zsh}[shell]
-    assert ask(line, tmp_path, {**os.environ, **own, **chosen}) == f"{line.rpartition(' ')[0]} {answer}"
+    assert ask(line, tmp_path, {**os.environ, **home, **chosen}) == f"{line.rpartition(' ')[0]} {answer}"

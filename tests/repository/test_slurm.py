@@ -92,9 +92,9 @@ def test_a_cluster_that_does_not_begin_fails_the_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cluster.md", "docs/scale.md"])
 def test_commands_have_options_with_values_that_are_understood(page: str) -> None:
-    found = [words for words in commands(PAGES[page]) if words[0] not in ("test", "FILE")]
-    assert found
-    for words in found:
+    understood = [words for words in commands(PAGES[page]) if words[0] not in ("test", "FILE")]
+    assert understood
+    for words in understood:
         parsed([word.rstrip(".,;:") for word in words])
 
 
