@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries the ranges of pyproject.toml: the quick tests of losses and networks, each time in a virtual environment of its own.
+# Tries the ranges of pyproject.toml: the quick tests of losses, networks and a small table, each time in a virtual environment of its own.
 #
 #   requirements/try_ranges.sh lowest [FOLDER] [pytest arguments]    every dependency of its own at its lower bound
 #   requirements/try_ranges.sh newest [FOLDER] [pytest arguments]    all at their newest
@@ -31,4 +31,4 @@ printf '%s, %s: ' "$which" "$("$folder/$which/bin/python" --version)"
 grep 'kd-benchmark' "$folder/$which.txt" | grep -oE '^[^ ]+==[^ ]+' | tr '\n' ' ' # what pyproject.toml itself names
 printf '\n'
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$folder/$which/bin/python" -m pytest -n 0 -p no:cacheprovider tests/methods tests/networks "$@"
+exec "$folder/$which/bin/python" -m pytest -n 0 -p no:cacheprovider tests/methods tests/networks tests/driver/test_calls.py "$@"
