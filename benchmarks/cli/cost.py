@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from . import options
 @options.plugin
 def profile_of(method: str, pair: str, batch_size: int, device: str, output: Path, plugins: Sequence[Path]) -> None:
     """A training step of METHOD on PAIR (teacher-student): its sections, memory over it, operators, a Chrome trace."""
+    # Read when torch is imported: its allocator warns of what was there before the profiler looked.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from ..common.plugins import load
     from ..cost import profile as profile_cell
     from ..cost.setup import Suite

@@ -74,7 +74,7 @@ def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
     table = tmp_path / "table1.csv"
     table.write_text("row,pair,mean_last\nstudent,resnet14-resnet8,70.1\nkd,resnet14-resnet8,71.5\nkd,other,1\n")
     result = CliRunner().invoke(cli, ["table6", str(costs), "--accuracy", str(table), "--output", str(tmp_path)])
-    assert result.exit_code == 0, result.exception
+    assert result.exit_code == 0 and "no plot" not in result.output, result.exception
     folder = tmp_path / "tables" / "table6"
     names = {file.name for file in folder.iterdir()}
     stem = "table6-resnet14-resnet8"
@@ -88,6 +88,17 @@ def test_table6_is_rendered_from_the_file(costs: Path, tmp_path: Path):
     assert len(row) == len(suite.HEADS) and row[1].strip().startswith("1.00"), "KD beside itself"
     assert sum(int(cell) for cell in row[2:8]) == 100
     assert (folder / f"{stem}.tex").read_text().count(r"\toprule") == 2, "two blocks of columns"
+
+
+def test_a_table_without_the_pair_makes_no_plot_and_says_so(costs: Path, tmp_path: Path):
+    table = tmp_path / "table1.csv"
+    table.write_text("row,pair,mean_last\nkd,other,71.5\n")
+    said = list[str]()
+    files = suite.write(suite.read(costs), tmp_path / "table6", table, said.append)
+    assert said == [
+        f"no plot of accuracy against cost: {table} has no accuracy of what was measured on resnet14-resnet8"
+    ]
+    assert not any("accuracy" in file.name for file in files)
 
 
 def test_a_wrong_file_is_one_clear_line(tmp_path: Path):

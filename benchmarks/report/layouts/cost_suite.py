@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from kd_methods.errors import UserError
 
+from ...common.console import say
 from ...common.files import read_csv, read_json, shaped
 from ...common.network_names import network_title
 from .. import write_layout
@@ -118,18 +119,24 @@ def reference_seconds(methods: Mapping[str, MeasuredMethod]) -> float:
     return median(kd for measured in methods.values() for kd, _ in measured.turns)
 
 
-def write(measurements: Measurements, folder: Path, accuracy: Path | None = None) -> list[Path]:
+def write(
+    measurements: Measurements, folder: Path, accuracy: Path | None = None, say: Callable[[str], None] = say
+) -> list[Path]:
     """Write table6-PAIR and table6-loop as .tex and .md, and plots, into ``folder``, each whole or not at all.
 
     Args:
         measurements: what :func:`read` gave.
         folder: where to.
         accuracy: a table's .csv; then accuracy is plotted against cost for the pairs that it has.
+        say: called with a line for a pair that it has not.
     """
     files = write_layout(loop.layout(measurements.loops, measurements.memories), folder) if measurements.loops else []
     for pair, methods in measurements.pairs.items():
         files += write_layout(layout(pair, methods), folder)
-        files += _figures(methods, folder / f"table6-{pair}", accuracies(accuracy, pair, methods) if accuracy else {})
+        means = accuracies(accuracy, pair, methods) if accuracy else {}
+        if accuracy and not means:
+            say(f"no plot of accuracy against cost: {accuracy} has no accuracy of what was measured on {pair}")
+        files += _figures(methods, folder / f"table6-{pair}", means)
     return files
 
 
