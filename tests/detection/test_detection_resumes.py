@@ -16,6 +16,7 @@ from helpers.tables import methods_of_tables
 
 import kd_methods
 from benchmarks import networks
+from benchmarks.common.events import Stepped
 from benchmarks.common.weights import load_weights, to_bytes, weights_digest
 from benchmarks.detection import engine
 from benchmarks.store.cell import TeacherRef
@@ -47,9 +48,9 @@ def test_killed_in_the_second_epoch_and_resumed(
     run_processes, killed = engine._in_processes, list[int]()
 
     def killing(what: str, jobs: Any, hear: Any, stopping: Any) -> Any:
-        def listen(message: Any) -> None:
-            hear(message)
-            if message[0] == "step" and message[1] == 1 and not killed:
+        def listen(event: Any) -> None:
+            hear(event)
+            if isinstance(event, Stepped) and event.position == (2, 1) and not killed:
                 for child in multiprocessing.active_children():
                     killed.append(child.pid)  # type: ignore[arg-type]
                     os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]

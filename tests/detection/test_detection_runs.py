@@ -208,9 +208,9 @@ def test_two_processes_go_on_after_one_of_them_is_killed(
     whole, run_processes, seen = train(job, tmp_path / "whole"), engine._in_processes, list[Any]()
 
     def killing(what: str, jobs: Any, hear: Any, stopping: Any) -> Any:
-        def listen(message: Any) -> None:
-            hear(message)
-            if message[:2] == ("step", 1) and not seen:
+        def listen(event: Any) -> None:
+            hear(event)
+            if isinstance(event, Stepped) and event.position[0] == 2 and not seen:
                 seen.extend(multiprocessing.active_children())
                 os.kill(max(child.pid for child in seen), signal.SIGKILL)
 
