@@ -19,6 +19,7 @@ from benchmarks.common.workspace import Workspace
 from benchmarks.driver.execution.crew import ALONE, Crew
 from benchmarks.driver.planning.plan import Request
 from benchmarks.driver.reproduce import Options, reproduce
+from benchmarks.store.runs import Store
 
 ray = pytest.importorskip("ray", reason="Ray, the extra [cluster], is not installed")
 pytestmark = pytest.mark.slow
@@ -141,7 +142,8 @@ def test_a_table_on_a_cluster_is_that_of_one_process_though_a_machine_dies(
     every = noted(notes)
     assert {note.node for note in every} > {second.node_id}, "both machines"
     done = Counter(note.key for note in every if note.event == "done")
-    assert done.keys() == students(alone).keys() and set(done.values()) == {1}, "each cell ended once"
+    assert {Store(alone.output).run(key).path.name for key in done} == students(alone).keys()
+    assert set(done.values()) == {1}, "each cell ended once"
     steps = Counter((note.key, note.epoch, note.step) for note in every if note.event == "step")
     assert Counter(key for key, _, _ in steps) == dict.fromkeys(done, EPOCHS * STEPS), "each step of each cell"
     twice = Counter(key for (key, _, _), count in steps.items() if count > 1)
