@@ -347,7 +347,7 @@ def _provenance(facts: Sequence[documents.Environment]) -> tuple[str, ...]:
         return ()
     dates = sorted({fact["date"] for fact in facts})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    commits = ", ".join(sorted({fact["commit"] or "no commit" for fact in facts}))
+    commits = ", ".join(sorted({fact["commit"] or "unknown" for fact in facts}))
     machines = ", ".join(sorted({_machine(fact) for fact in facts}))
     torches = ", ".join(sorted({fact["versions"]["torch"] for fact in facts}))
     return (f"run {span} at commit {commits}", f"on {machines} with torch {torches}")
