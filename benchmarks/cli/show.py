@@ -34,22 +34,31 @@ def list_everything() -> None:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["table", "protocol", "method", "methods"]))
+@click.argument("kind", type=click.Choice(["table", "protocol", "method", "methods", "scale"]))
 @click.argument("name", default="")
 @click.option("--pair", help="With a method: its extra parameters on this pair, teacher-student.")
 @options.plugin
 def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> None:
-    """Everything about a table, a protocol or a method; `methods` is the page of all methods."""
+    """Everything about a table, a protocol or a method; `methods` is the page of all methods.
+
+    `scale` counts tables 1 and 2 in full, which takes minutes.
+    """
     from . import descriptions as views
 
     if plugins:
         from ..common import plugins as loader
 
         loader.load(plugins)
-    if (kind == "methods") == bool(name):
+    if (kind in ("methods", "scale")) == bool(name):
         raise UserError(f"show {kind} takes {'no' if name else 'a'} name")
     if kind == "methods":
         click.echo(views.methods_page())
+        return
+    if kind == "scale":
+        from ..driver.planning import scale
+
+        for line in scale.page():
+            click.echo(line)
         return
     text = {"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name)
     if pair and kind == "method":

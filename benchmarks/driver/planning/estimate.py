@@ -54,5 +54,9 @@ class Estimate:
         """
         if not self._by_cell and any(self._stages):
             return None
+        return sum(span(stage, workers) for stage in self.parts(workers))
+
+    def parts(self, workers: int) -> list[list[float]]:
+        """Seconds of each group, or part of one, in the stages that end one before the other on so many devices."""
         stages = [divided(stage, workers) for stage in self._stages]
-        return sum(span([self._by_cell[job[0].key].seconds(job) for job in stage], workers) for stage in stages)
+        return [[self._by_cell[job[0].key].seconds(job) for job in stage] for stage in stages]
