@@ -53,11 +53,11 @@ class Entry:
 
 @functools.cache
 def index() -> dict[str, Entry]:
-    """Every built-in method by name, in table order; reads files, imports nothing."""
+    """Every built-in method by name, in table order; reads files, imports none of them."""
     entries: dict[str, Entry] = {}
-    root = Path(__file__).parent
     for folder in FOLDERS:
-        for path in sorted((root / folder).glob("[!_]*.py")):
+        places = importlib.import_module(f"{__package__}.{folder}").__path__
+        for path in sorted(path for place in places for path in Path(place).glob("[!_]*.py")):
             cards: dict[str, dict[str, Any]] = {}
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef) and any(

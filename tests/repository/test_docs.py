@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers.command_line import Call
 
 from benchmarks.cli import descriptions as show
 from benchmarks.cli.main import cli
@@ -47,14 +49,25 @@ def test_the_page_says_what_is_missing_and_why() -> None:
 
 
 @pytest.fixture
-def example(tmp_path: Path) -> tuple[Path, str]:
-    """A copy of the project with CONTRIBUTING's method in its place, and the method's name."""
-    ((path, code),) = re.findall(r"```python\n# (kd_methods/\S+)\n(.*?)```", TEXT, re.S)
-    for folder in ("kd_methods", "benchmarks", "tables", "tests"):
-        shutil.copytree(REPO / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPO / "pyproject.toml", tmp_path)
-    (tmp_path / path).write_text(code, encoding="utf-8")
-    return tmp_path, Path(path).stem
+def example(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """CONTRIBUTING's method as one more file of its folder, and the method's name."""
+    ((folder, name, code),) = re.findall(r"```python\n# kd_methods/(\w+)/(\w+)\.py\n(.*?)```", TEXT, re.S)
+    file = tmp_path / f"{name}.py"
+    file.write_text(code, encoding="utf-8")
+    package = importlib.import_module(f"kd_methods.{folder}")
+    # What lists the methods when it is imported is imported anew, here and after this test.
+    listing = ("helpers.method_setup", "test_every_method", f"kd_methods.{folder}.{name}")
+    before = {module: sys.modules.pop(module, None) for module in listing}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_classes", dict(registry._classes))
+        patch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        registry.index.cache_clear()
+        yield file, name
+    registry.index.cache_clear()
+    for module, loaded in before.items():
+        sys.modules.pop(module, None)
+        if loaded:
+            sys.modules[module] = loaded
 
 
 @pytest.fixture
@@ -78,34 +91,44 @@ def test_one_of_each_kind_as_contributing_has_it(tmp_path: Path, monkeypatch: py
     result = CliRunner().invoke(cli, ["run", *command.replace("\\", "").split(), *places])
     assert result.exit_code == 0, (result.output, result.exception)
     cells = [json.loads(file.read_text())["cell"] for file in tmp_path.glob("out/runs/*/cell.json")]
-    shipped = {"network", "network source", "task", "optimizer", "schedule", "engine", "tracker"}
+    shipped = {"network", "network source", "task", "task source", "optimizer", "schedule", "engine", "tracker"}
     brought = {f"{kind}:{name}" for kind in Registry.every for name in Registry.every[kind].registered()}
     assert {name.partition(":")[0] for name in brought} == shipped == set(Registry.every) - {"task source"}
     assert engines.of(get_task("brightness")).name == "seeds"
     used = {name for cell in cells for name in cell["plugins"]}
-    assert len(cells) == 3 and used == brought - {"engine:seeds", "tracker:lines"}
-    told = [file.read_text().splitlines() for file in tmp_path.glob("out/lines/*.txt")]
-    assert len(told) == 3 and all("losses/task" in epoch and state == "done" for epoch, state in told)
+    assert len(cells) == 6 and used == brought - {"engine:seeds", "tracker:lines"}
+    tracked = [file.read_text().splitlines() for file in tmp_path.glob("out/lines/*.txt")]
+    assert len(tracked) == 6 and all("losses/task" in epoch and state == "done" for epoch, state in tracked)
 
 
-def run(folder: Path, *command: str) -> str:
-    result = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stdout
+class Counted:
+    """A plugin of pytest's that counts the tests that passed."""
+
+    passed = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.passed += report.when == "call" and report.passed
 
 
-@pytest.mark.slow
-def test_the_example_of_contributing(example: tuple[Path, str]) -> None:
-    """Its commands, with the interpreter at hand for reproduce.sh; the run of the table is planned only."""
-    folder, name = example
+def test_the_example_of_contributing(example: tuple[Path, str], call: Call) -> None:
+    """Its commands word for word, in this process; the run of the table is planned only."""
+    file, name = example
     commands = [line.split()[1:] for line in TEXT.splitlines() if line.startswith("./reproduce.sh") and name in line]
-    assert len(commands) == 3
-    shown, tested, table = commands
-    assert "+" in run(folder, "benchmarks", *shown).splitlines()[-1]
-    summary = run(folder, "pytest", *tested[1:]).splitlines()[-1]
-    assert int(re.match(r"(\d+) passed", summary)[1]) >= 15, summary  # type: ignore[index]
-    run(folder, "benchmarks", *table, "--dry-run")
-    assert name in run(folder, "benchmarks", "list")
-    assert name in run(folder, "benchmarks", "show", "table", "table2")
-    lint = subprocess.run([sys.executable, "-m", "ruff", "check", str(folder / "kd_methods")], cwd=folder)
-    assert lint.returncode == 0
+    shown, (test, *selected), table = commands
+
+    def said(*words: str) -> str:
+        code, out, err = call(*words)
+        assert code == 0, err
+        return out + err
+
+    assert "+" in said(*shown).splitlines()[-1]
+    assert name in said(*table, "--dry-run")
+    assert name in said("list")
+    assert name in said("show", "table", "table2")
+    counted = Counted()
+    options = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", str(REPO)]
+    file_of_tests, *rest = selected
+    assert test == "test" and pytest.main([*options, str(REPO / file_of_tests), *rest], [counted]) == 0
+    assert counted.passed >= 15
+    lint = [sys.executable, "-m", "ruff", "check", "--config", str(REPO / "pyproject.toml"), str(file)]
+    assert subprocess.run(lint).returncode == 0
