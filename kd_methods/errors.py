@@ -21,7 +21,7 @@ class Damaged(UserError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with its nearest neighbours."""
     names = sorted(known)
-    folded = {n.lower(): n for n in reversed(names)}
-    close = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
+    by_lower_case = {n.lower(): n for n in reversed(names)}
+    close = [by_lower_case[n] for n in difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
     return UserError(f"unknown {kind} '{name}'; {hint}")

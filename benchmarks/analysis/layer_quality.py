@@ -72,9 +72,10 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     measured = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
     text = table(measured, measure)
     folder = output / "quality"
-    stem = f"{name}-{protocol.name}"
-    write_text(folder / f"{stem}.csv", csv(measured, measure))
-    files = [folder / f"{stem}.csv", *draw(measured, measure, folder / stem)]
+    path = folder / f"{name}-{protocol.name}"
+    table_file = path.with_name(f"{path.name}.csv")
+    write_text(table_file, csv(measured, measure))
+    files = [table_file, *draw(measured, measure, path)]
     return text, files + write_layout(layout(measured, measure, name, protocol.name), folder)
 
 
@@ -120,7 +121,7 @@ def csv(measured: Quality, measure: Measure) -> str:
     return csv_text(lines)
 
 
-def draw(measured: Quality, measure: Measure, stem: Path) -> list[Path]:
+def draw(measured: Quality, measure: Measure, path: Path) -> list[Path]:
     """S, I, E and Q over depth as PDF and PNG, the chosen layers marked."""
     from ..report.figures.drawing import DOT, above, figure, look, write
 
@@ -135,7 +136,7 @@ def draw(measured: Quality, measure: Measure, stem: Path) -> list[Path]:
     axes.set_xticks(depth, measured.units, rotation=90, fontsize=4.5 if len(measured.units) > 20 else 6)
     axes.set_ylabel("value")
     above(axes, 5)
-    return write(fig, stem)
+    return write(fig, path)
 
 
 def layout(measured: Quality, measure: Measure, name: str, protocol: str) -> TableLayout:

@@ -116,9 +116,10 @@ def write(manifest: Manifest, store: Store, folder: Path, say: Callable[[str], N
                 f"{', '.join(left)}; another --output trains anew"
             )
         if curves:
-            stem = folder / f"{manifest.name}-blocks-{column.key}"
-            write_text(stem.with_name(f"{stem.name}.csv"), csv(curves))
-            files += [stem.with_name(f"{stem.name}.csv"), *draw(curves, stem)]
+            path = folder / f"{manifest.name}-blocks-{column.key}"
+            values = path.with_name(f"{path.name}.csv")
+            write_text(values, csv(curves))
+            files += [values, *draw(curves, path)]
     return files
 
 
@@ -132,7 +133,7 @@ def csv(curves: Curves) -> str:
     return csv_text(lines)
 
 
-def draw(curves: Curves, stem: Path) -> list[Path]:
+def draw(curves: Curves, path: Path) -> list[Path]:
     """One panel per measure and block, one line per row of the table, as PDF and PNG."""
     from ..report.figures.drawing import figure, legend_of_all, look, write
 
@@ -149,4 +150,4 @@ def draw(curves: Curves, stem: Path) -> list[Path]:
                 panel.set_xlabel("epoch")
         axes[line * blocks].set_ylabel(label)
     legend_of_all(fig, axes[0])
-    return write(fig, stem)
+    return write(fig, path)

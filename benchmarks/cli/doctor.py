@@ -26,7 +26,7 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     facts = environment.describe(environment.device("auto"))
     yield "versions   " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     yield f"device     {facts['device']}: {facts['machine']}"
-    yield f"arithmetic {facts['arithmetic']['summary']}"
+    yield f"numerics   {facts['arithmetic']['summary']}"
     try:
         environment.check_precision(torch.device(facts["device"]))
     except UserError as error:

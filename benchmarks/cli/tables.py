@@ -42,7 +42,7 @@ class Reproduce(click.Command):
     "--set", "overrides", multiple=True, metavar="METHOD.KEY=VALUE",
     help="Beside a row one of its own with this setting changed; --methods METHOD:KEY=VALUE is that row alone.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print the plan, its arithmetic and its expected hours; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, its FLOPs and its expected hours; run nothing.")
 @click.option(
     "--device-speed", metavar="TFLOPS|CARD", default="",
     help="With --dry-run: the hours on --workers other devices (each so many as --processes says), "

@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, hardware, arithmetic, commit."""
+"""What a result was computed with: versions, hardware, numerics, commit."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _fp32_error(chosen: torch.device) -> float:
     return max(errors)
 
 
-def arithmetic(chosen: torch.device) -> dict[str, Any]:
+def numerics(chosen: torch.device) -> dict[str, Any]:
     """What the bits of a result depend on beside versions, and its summary in words."""
     facts: dict[str, Any]
     if chosen.type == "cuda":
@@ -247,7 +247,7 @@ def describe(chosen: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "device": str(chosen),
         "machine": machine(chosen),
-        "arithmetic": arithmetic(chosen),
+        "arithmetic": numerics(chosen),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "versions": {

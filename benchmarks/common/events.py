@@ -1,4 +1,4 @@
-"""What is told of cells while they train, by whoever trains them to whoever follows. Imports no torch.
+"""What is reported of cells while they train, by whoever trains them to whoever follows. Imports no torch.
 
 All of it can be pickled, and so goes from process to process as it is.
 """

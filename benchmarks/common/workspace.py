@@ -1,4 +1,4 @@
-"""Where the suite works and how it speaks: what is passed through all rooms. Imports no torch."""
+"""Folders, device, plugins and the printing of lines: what is passed through all rooms. Imports no torch."""
 
 from __future__ import annotations
 

@@ -78,11 +78,11 @@ class Shelf:
 
 
 def load(
-    model: type[Model], name: str, shelf: Shelf, inherit: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+    model: type[Model], name: str, shelf: Shelf, combined: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 ) -> tuple[Model, Path]:
     """A file of a shelf by its name, or one of the user's by its path; and that path.
 
-    ``inherit`` makes one of what a file extends and of what it says itself, as :func:`merged` does.
+    ``combined`` makes one of what a file extends and of what it says itself, as :func:`merged` does.
 
     Raises:
         UserError: there is none, or it is malformed (file and line are named).
@@ -94,11 +94,11 @@ def load(
         raise unknown(shelf.kind, name, shelf.names()) from None
     if "extends" in raw:
         try:
-            base = shelf.path(str(raw["extends"]))
+            extended = shelf.path(str(raw["extends"]))
         except UserError as error:
             raise UserError(f"{where(path, 'extends')}: {error}") from None
-        inherited, _ = load(model, str(base), shelf, inherit)
-        raw = inherit(inherited.model_dump(mode="python", exclude_unset=True), raw)
+        base, _ = load(model, str(extended), shelf, combined)
+        raw = combined(base.model_dump(mode="python", exclude_unset=True), raw)
         del raw["extends"]
     return validate(model, raw, path), path
 

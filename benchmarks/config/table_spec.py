@@ -314,14 +314,14 @@ def load_table(name: str) -> TableSpec:
     Raises:
         UserError: no such table, or its YAML is malformed (file and line are named).
     """
-    table, path = load(TableSpec, name, TABLE_FILES, _inherited)
+    table, path = load(TableSpec, name, TABLE_FILES, _extended)
     for key, preset in table.presets.items():
         protocol = PROTOCOLS.named(preset.protocol, path, "presets", key, "protocol")
         table.presets[key] = preset.model_copy(update={"protocol": protocol})
     return table
 
 
-def _inherited(base: dict[str, Any], extending: dict[str, Any]) -> dict[str, Any]:
+def _extended(base: dict[str, Any], extending: dict[str, Any]) -> dict[str, Any]:
     """A table that has a title does not take over those of the presets that it extends: they tell of another table."""
     if "title" in extending:
         presets = {name: {**preset, "title": ""} for name, preset in base["presets"].items()}

@@ -33,7 +33,7 @@ from ..store.runs import Run, Store
 from ..tasks import TaskBatch, TaskData, get_task
 from ..training.group import Group
 from ..training.loop import protocol_progress, shared
-from ..training.optimizers import parts
+from ..training.optimizers import parts_of_batch
 from ..training.precision import autocast
 from ..training.shared_teacher import SharedTeacher
 from ..training.student_run import StudentRun
@@ -106,7 +106,7 @@ class Bench:
     def _step(self, share: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         """A step; what its cells share is done inside ``share``."""
         batch = next(self._batches)
-        for part in parts(len(batch), self.protocol.accumulate):
+        for part in parts_of_batch(len(batch), self.protocol.accumulate):
             with share():
                 inputs, outputs = shared(batch, part, self.teacher, self.student_runs)
             for student_run in self.student_runs:
@@ -141,7 +141,7 @@ class Bench:
 
         def fetch() -> object:
             batch = next(self._batches)
-            at["raw"] = next(parts(len(batch), self.protocol.accumulate)).of(batch)
+            at["raw"] = next(parts_of_batch(len(batch), self.protocol.accumulate)).of(batch)
             return at["raw"].student(student_run.needs.views)
 
         def losses() -> object:

@@ -31,11 +31,11 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
     bench.seconds(WARM_UP, 1)
     split = bench.split(ROUNDS)
     folder = output / "profiles"
-    stem = f"{method}-{pair}"
-    trace = folder / f"{stem}.trace.json"
+    name = f"{method}-{pair}"
+    trace = folder / f"{name}.trace.json"
     operators = _traced(bench, trace)
     timeline, starts = memory_timeline(trace, suite.device.type)
-    text_file = folder / f"{stem}.txt"
+    text_file = folder / f"{name}.txt"
     total = sum(split.values())
     lines = [f"{method} on {pair}, batch {suite.protocol.batch_size}, {suite.machine['machine']}"]
     lines += [f"  {section:10s} {1e3 * split[section]:9.2f} ms  {split[section] / total:5.0%}" for section in SECTIONS]
@@ -46,7 +46,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
         )
     text = "\n".join([*lines, "", operators])
     write_text(text_file, text + "\n")
-    return text, [text_file, *draw(split, timeline, starts, folder / stem), trace]
+    return text, [text_file, *draw(split, timeline, starts, folder / name), trace]
 
 
 def _traced(bench: Bench, trace: Path) -> str:
@@ -93,7 +93,7 @@ def memory_timeline(trace: Path, device: str) -> tuple[Timeline, dict[str, float
     return timeline, {section: (at - begin) / 1e3 for section, at in starts.items()}
 
 
-def draw(split: dict[str, float], timeline: Timeline, starts: dict[str, float], stem: Path) -> list[Path]:
+def draw(split: dict[str, float], timeline: Timeline, starts: dict[str, float], path: Path) -> list[Path]:
     """Milliseconds by section, and live memory over the step, as PDF and PNG."""
     from ..report.figures.drawing import COLOURS, figure, write
 
@@ -109,4 +109,4 @@ def draw(split: dict[str, float], timeline: Timeline, starts: dict[str, float], 
         memory.text((at + end) / 2, level, section, fontsize=5.5, ha="center", transform=memory.get_xaxis_transform())
     memory.set_xlabel("ms, under the profiler")
     memory.set_ylabel("MiB of tensors")
-    return write(fig, stem)
+    return write(fig, path)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Place(TypedDict, total=False):
+class Where(TypedDict, total=False):
     """Folders, device (``auto``, ``cpu``, ``cuda``, ``cuda:N``) and plugin files; defaults as the command line's."""
 
     output: Path | str
@@ -47,7 +47,7 @@ class Place(TypedDict, total=False):
     plugins: Sequence[Path | str]
 
 
-class How(Place, Changes, total=False):
+class How(Where, Changes, total=False):
     """Under which protocol, where, and by whom.
 
     preset   of the table; by default ``paper``
@@ -72,7 +72,7 @@ class Asked(How, total=False):
 
 @dataclass(frozen=True)
 class Event:
-    """What a callback hears: that a cell has ended an epoch, or has ended.
+    """What a callback gets: that a cell has ended an epoch, or has ended.
 
     state   ``running`` after an epoch; at the end ``done``, ``diverged``, ``failed`` or ``interrupted``
     epoch   from 1; of first phases of a method 0 and less; 0 at the end
@@ -89,17 +89,17 @@ Callback = Callable[[Event], object]
 """Is called in this process. What it raises stops the run after the step, which is saved, and is raised by the call."""
 
 
-def workspace(**place: Unpack[Place]) -> Workspace:
+def workspace(**place: Unpack[Where]) -> Workspace:
     """Where calls such as ``verify`` and ``convert`` work.
 
     Args:
-        place: see :class:`Place`.
+        place: see :class:`Where`.
 
     Raises:
         TypeError: an argument that there is not.
         UserError: there is no such device, or a plugin cannot be loaded.
     """
-    _check(place, Place)
+    _check(place, Where)
     return _workspace(place)
 
 
@@ -132,7 +132,7 @@ def run_table(
 
     Args:
         table: its name, or a YAML file.
-        progress: hears each epoch of each cell that is trained; cells that are in the store are not.
+        progress: is called with each epoch of each cell that is trained; cells that are in the store are not.
         costs: also measure what each row costs.
         asked: see :class:`Asked`.
 
@@ -167,7 +167,7 @@ def run_cell(
         pair: a column of the table, or ``teacher-student`` of any two networks.
         seed: of initialisation, order, augmentation.
         settings: of the method, beside those that the row has.
-        progress: hears each epoch.
+        progress: is called with each epoch.
         how: see :class:`How`.
 
     Returns:
@@ -236,7 +236,7 @@ def _options(how: How, progress: Callback | None, costs: bool = False) -> Option
 
 
 def _follower(progress: Callback) -> type[Tracker]:
-    """A tracker that tells a callback, and whose error ends the run."""
+    """A tracker that calls a callback, whose error ends the run."""
 
     class Follower(Tracker):
         name, essential = "progress", True

@@ -80,12 +80,12 @@ def write_layout(layout: TableLayout, folder: Path) -> list[Path]:
 def write(
     table: Table,
     folder: Path,
-    stem: str,
+    name: str,
     page: Page = PAPER,
     cost: CostTable | None = None,
 ) -> list[Path]:
-    """Write what `render` gives behind ``stem`` into `folder`, each whole or not at all, and return their paths."""
-    return _write(render(table, page, cost), folder, stem)
+    """Write `render`'s texts into ``folder`` as ``name`` with suffixes, each whole or not at all, and return the paths."""
+    return _write(render(table, page, cost), folder, name)
 
 
 def draw(
@@ -97,16 +97,16 @@ def draw(
     return table_figures.draw(table, curves, cost, folder)
 
 
-def write_cost(cost: CostTable, folder: Path, stem: str) -> list[Path]:
+def write_cost(cost: CostTable, folder: Path, name: str) -> list[Path]:
     """As `write`, for what the methods cost."""
-    return _write(render_cost(cost), folder, stem)
+    return _write(render_cost(cost), folder, name)
 
 
-def _write(texts: Mapping[str, str], folder: Path, stem: str) -> list[Path]:
+def _write(texts: Mapping[str, str], folder: Path, name: str) -> list[Path]:
     paths = []
     for suffix, text in texts.items():
-        # Not with_suffix: a stem may hold a dot.
-        path = folder / f"{stem}{suffix}"
+        # Not with_suffix: a name may hold a dot.
+        path = folder / f"{name}{suffix}"
         write_text(path, text)
         paths.append(path)
     return paths

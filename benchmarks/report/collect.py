@@ -271,11 +271,11 @@ def _settings_note(row: PlannedRow, manifest: Manifest) -> list[str]:
     used = {cell.column: flat(cell.settings) for cell in manifest.cells if cell.row == row.key}
     defaults = flat(row.defaults)
     chosen = {choice.key: choice.value for choice in row.our_choice if not choice.columns}
-    told = {key for key, value in chosen.items() if all(values.get(key) == value for values in used.values())}
+    noted = {key for key, value in chosen.items() if all(values.get(key) == value for values in used.values())}
     changed: dict[str, list[str]] = defaultdict(list)
     for column, values in sorted(used.items()):
         others = [key for key in values if key not in row.changes and values[key] != defaults.get(key)]
-        if differing := ", ".join(f"{key} {values[key]}" for key in others if key not in told):
+        if differing := ", ".join(f"{key} {values[key]}" for key in others if key not in noted):
             changed[differing].append(column)
     notes = [f"{text} for {', '.join(columns)}" for text, columns in changed.items()]
     if [len(columns) for columns in changed.values()] == [len(used)]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+RowColumn = tuple[str, str]
+"""Keys of a row and a column."""
+
 Status = Literal["done", "diverged", "failed", "refused", "missing"]
 EpochRule = Literal["last", "best", "unknown"]
 

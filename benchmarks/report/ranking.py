@@ -8,16 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .model import Table
+from .model import RowColumn, Table
 from .seed_statistics import finished, summarise
 
 LEVEL = 0.05
 """The chance at which the truly best row of a column is allowed to look worse than the best."""
 FEWEST = 3
 """Seeds that a test takes."""
-
-Place = tuple[str, str]
-"""Keys of row and column."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +27,17 @@ class Ranking:
     p_values   by :func:`chances_of_being_best`, in the columns that were tested
     """
 
-    ranks: Mapping[Place, int]
-    tied: frozenset[Place]
-    left_out: Mapping[Place, int]
-    p_values: Mapping[Place, float]
+    ranks: Mapping[RowColumn, int]
+    tied: frozenset[RowColumn]
+    left_out: Mapping[RowColumn, int]
+    p_values: Mapping[RowColumn, float]
 
-    def marked(self, place: Place) -> int:
+    def marked(self, place: RowColumn) -> int:
         """1 for a best and 2 for a second best mean of a column, else 0."""
         rank = self.ranks.get(place, 0)
         return rank if rank <= 2 else 0
 
-    def undecided(self, place: Place) -> bool:
+    def undecided(self, place: RowColumn) -> bool:
         """Whether a cell below the best of its column cannot be told from it."""
         return self.ranks.get(place) != 1 and self.p_values.get(place, 0.0) > LEVEL
 
@@ -52,10 +49,10 @@ class Ranking:
 
 def ranking(table: Table) -> Ranking:
     """Rank the rows of a table, the plain student among them; a column in which only one can be ranked has no best."""
-    ranks: dict[Place, int] = {}
-    tied: set[Place] = set()
-    left_out: dict[Place, int] = {}
-    p_values: dict[Place, float] = {}
+    ranks: dict[RowColumn, int] = {}
+    tied: set[RowColumn] = set()
+    left_out: dict[RowColumn, int] = {}
+    p_values: dict[RowColumn, float] = {}
     for column in table.columns:
         cells = {row.key: row.entries.get(column.key) for row in table.rows}
         summaries = {key: summarise(entry) for key, entry in cells.items()}

@@ -1,4 +1,4 @@
-"""What a training step of each method costs: time by section, memory, parameters, arithmetic; its student's inference.
+"""What a training step of each method costs: time by section, memory, parameters, FLOPs; its student's inference.
 
 pytest benchmarks/suites/test_training_step.py --benchmark-only --benchmark-json costs.json
 ./reproduce.sh table6 costs.json

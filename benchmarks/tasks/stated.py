@@ -24,14 +24,14 @@ class Stated:
 
     @property
     def counted(self) -> bool:
-        """Whether a step's arithmetic is known without the data: that on texts depends on their lengths."""
+        """Whether a step's FLOPs are known without the data: those on texts depend on their lengths."""
         return self.task.modality == "images"
 
     @property
     def line(self) -> str:
         """What stands in a plan for the data, in words."""
         compared = "" if self.task.official_fingerprint else "; their fingerprint is not known: no run is looked up"
-        counted = "" if self.counted else "; arithmetic depends on the texts and is not counted"
+        counted = "" if self.counted else "; FLOPs depend on the texts and are not counted"
         count = f"planned for the official ones, {self.task.official_samples:,} samples for training"
         return f"data of {self.task.name} are not here: {count}{compared}{counted}"
 

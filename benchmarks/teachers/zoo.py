@@ -271,7 +271,7 @@ def saved_encoder(
     """The weights of a fine-tuned encoder in a folder of transformers, its classes in the task's order.
 
     Checkpoints order their classes differently (MNLI is the known trap), so the rows of the classifier are put in the
-    task's order, by ``labels`` or by the names that the folder has; where those are numbers, ``report`` hears of it.
+    task's order, by ``labels`` or by the names that the folder has; where those are numbers, that is reported.
 
     Args:
         folder: what ``save_pretrained`` wrote.

@@ -1,4 +1,4 @@
-"""What an error concerns: a cell, its group, its run or the process; how a cell that failed is marked, and told of."""
+"""What an error concerns: a cell, its group, its run or the process; how a cell that failed is marked and reported."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Failure(NamedTuple):
         run.set_status(self.state, message=self.message, **traced, **progress)
 
     def ended(self, cell: Cell) -> CellEnded:
-        """What is told of a cell that had begun."""
+        """What is reported of a cell that had begun."""
         return CellEnded(cell.key, cell.label, self.state, self.message)
 
     def left_out(self, cell: Cell) -> LeftOut:
-        """What is told of one that had not."""
+        """What is reported of one that had not."""
         kind = "n/a" if self.state == "refused" else self.state.upper()
         return LeftOut(f"{cell.label}  {kind}: {self.message}")
 
@@ -74,7 +74,7 @@ def of_cell(error: BaseException, building: bool = False, alone: bool = False) -
 
 
 def line(error: BaseException) -> str:
-    """An error in one line, with its type where it is not one that speaks for itself."""
+    """An error in one line, with its type where the message does not do without."""
     if isinstance(error, UserError):  # torch puts the traceback before one of a process that loads data
         return (str(error).splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
     message = " ".join(str(error).split())

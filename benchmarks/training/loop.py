@@ -21,7 +21,7 @@ from ..config.protocol import Protocol
 from ..tasks import TaskBatch
 from .failures import Interrupted, marked
 from .group import Group
-from .optimizers import Part, parts
+from .optimizers import Part, parts_of_batch
 from .shared_teacher import SharedTeacher, views
 from .student_run import StudentRun
 
@@ -62,7 +62,7 @@ def train(
             due = [
                 student_run for student_run in here if student_run in active and student_run.position <= (epoch, step)
             ]
-            for part in parts(len(batch), protocol.accumulate, group.replica):
+            for part in parts_of_batch(len(batch), protocol.accumulate, group.replica):
                 inputs, teacher_outputs = shared(batch, part, teacher, due)
                 for student_run in due:
                     if student_run in active:
@@ -121,7 +121,7 @@ def protocol_progress(protocol: Protocol, epoch: int) -> Progress:
 
 @contextmanager
 def guarded(student_run: StudentRun, active: list[StudentRun], watch: Watcher) -> Iterator[None]:
-    """A student run whose code fails inside is marked, told of and dropped from ``active``; the others go on."""
+    """A student run whose code fails inside is marked, reported and dropped from ``active``; the others go on."""
     try:
         yield
     except BaseException as error:

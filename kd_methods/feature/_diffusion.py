@@ -31,7 +31,7 @@ class DenoisingBottleneck(nn.Module):
 
 
 def two_layers(channels: int, factor: int, last_norm: bool) -> list[nn.Module]:
-    """1x1 convolutions to ``factor`` times as many channels and back, BN after the first and, if told, the last."""
+    """1x1 convolutions to ``factor`` times as many channels and back, BN after the first and, if asked, the last."""
     wide = channels * factor
     back = nn.Conv2d(wide, channels, 1)
     layers = [nn.Conv2d(channels, wide, 1), nn.BatchNorm2d(wide), nn.ReLU(), back]

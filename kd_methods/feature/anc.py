@@ -66,8 +66,8 @@ class ANC(Method[Settings]):
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         deceived = functional_call(self.discriminator, fixed, (dropped,))
         judged = [self.discriminator(x.detach()) for x in (teacher.pooled, mapped, dropped)]
-        told = [functional.told_apart(z, real) for z, real in zip(judged, (True, False, True), strict=True)]
-        contest = torch.stack([functional.told_apart(deceived, True), *told]).sum()
+        recognised = [functional.told_apart(z, real) for z, real in zip(judged, (True, False, True), strict=True)]
+        contest = torch.stack([functional.told_apart(deceived, True), *recognised]).sum()
         return Losses(
             task={"task": config.ce * batch.loss(student.logits)},
             distill={

@@ -216,7 +216,7 @@ def skd(student_logits: Tensor, teacher_logits: Tensor, *, ridge: float = 0.1, b
     centred = difference - difference.mean(0)
     covariance = centred.t() @ centred / (len(s) - 1) + ridge * torch.eye(len(s), device=s.device, dtype=s.dtype)
     # With S = L L' the length is that of L^-1 D_i, whose gradient at zero is zero; that of a square root is not.
-    # The ridge makes S positive definite, so nobody waits to hear whether it is.
+    # The ridge makes S positive definite, so the device is not waited for to check it.
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(covariance).L, difference.t(), upper=False)
     return torch.linalg.vector_norm(whitened, dim=0).mean()
 

@@ -175,9 +175,9 @@ class NetworkView(Network):
 
     def _fold(self) -> NetworkView:
         inserted = tuple((unit, name, fold_batch_norms(module)) for unit, name, module in self._inserted)
-        folded = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, inserted)
-        folded.compiles = self.compiles
-        return folded.requires_grad_(False).eval()
+        copy = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, inserted)
+        copy.compiles = self.compiles
+        return copy.requires_grad_(False).eval()
 
     def plain(self) -> nn.Module:
         """A module that maps inputs to logits: the plain architecture, or a wrapper that runs more than that."""

@@ -17,7 +17,7 @@ def test_doctor_says_what_can_be_run(call: Call, tmp_path: Path) -> None:
     for words in (
         "versions   python",
         f"torch {torch.__version__}"[:10],
-        "arithmetic ",
+        "numerics ",
         "fp32 in full",
         "digits: 1437 training samples",
         "no CIFAR100 below",

@@ -49,7 +49,7 @@ def test_a_variable_that_loosens_fp32_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_switch_of_torch_that_loosens_fp32_is_refused() -> None:
-    if "avx512_bf16" not in environment.arithmetic(CPU)["instructions"]:
+    if "avx512_bf16" not in environment.numerics(CPU)["instructions"]:
         pytest.skip("this processor computes fp32 in fp32 whatever the switch says")
     environment.overruled.cache_clear()
     torch.set_float32_matmul_precision("medium")

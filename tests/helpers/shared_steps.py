@@ -19,7 +19,7 @@ from benchmarks.store.runs import Run
 from benchmarks.tasks import TaskData, get_task
 from benchmarks.training.group import Group
 from benchmarks.training.loop import protocol_progress, shared
-from benchmarks.training.optimizers import parts
+from benchmarks.training.optimizers import parts_of_batch
 from benchmarks.training.replicas.replica import ALONE, Replica, joined
 from benchmarks.training.shared_teacher import SharedTeacher
 from benchmarks.training.student_run import StudentRun
@@ -112,7 +112,7 @@ def _steps(
         for child in (*student_run.student.modules(), *student_run.method.modules()):
             if isinstance(child, nn.Dropout) or (frozen and isinstance(child, nn.modules.batchnorm._BatchNorm)):
                 child.eval()
-        for piece in parts(len(batch), 1, group.replica):
+        for piece in parts_of_batch(len(batch), 1, group.replica):
             inputs, outputs = shared(batch, piece, group.teacher, [student_run])
             progress = protocol_progress(group.protocol, epoch)
             student_run.step(inputs, outputs, (epoch, 0), progress, piece)

@@ -74,8 +74,8 @@ def test_size_of_what_is_added(pair: tuple[str, str], sizes: tuple[float, ...]):
     assert [round(value, 3) for value in sizes_now] == pytest.approx(sizes[:3], abs=1.1e-3)
     image = torch.zeros(1, 3, 32, 32)
     classifier = 100 * teacher.shape(teacher.layout.pooled)[0]
-    arithmetic = [*(macs(student, image) for student in students), macs(teacher.plain(), image) - classifier]
-    assert [value / 1e6 for value in arithmetic] == pytest.approx(sizes[3:], abs=0.15), "sums of rounded parts"
+    multiplied = [*(macs(student, image) for student in students), macs(teacher.plain(), image) - classifier]
+    assert [value / 1e6 for value in multiplied] == pytest.approx(sizes[3:], abs=0.15), "sums of rounded parts"
 
 
 def test_size_on_the_first_pair_exactly():

@@ -215,22 +215,22 @@ def test_folded(name: str):
     _, x, outputs = evaluated(name)
     before = state_of(view)
     parameters = [id(p) for p in view.parameters()]
-    folded = view.fold_batch_norms()
-    assert folded is view.fold_batch_norms()
-    assert folded.units == view.units and folded.layout == view.layout
-    assert not folded.training and not any(p.requires_grad for p in folded.parameters())
-    of_folded = folded(x, at=view.units)
+    with_folded_norms = view.fold_batch_norms()
+    assert with_folded_norms is view.fold_batch_norms()
+    assert with_folded_norms.units == view.units and with_folded_norms.layout == view.layout
+    assert not with_folded_norms.training and not any(p.requires_grad for p in with_folded_norms.parameters())
+    of_folded = with_folded_norms(x, at=view.units)
     assert_close(of_folded.logits, outputs.logits)
     for unit in view.units:
         assert_close(of_folded[unit], outputs[unit])
     for unit in some(view.units):
-        assert_close(folded.resume(unit, outputs[unit].clone()), outputs.logits)
+        assert_close(with_folded_norms.resume(unit, outputs[unit].clone()), outputs.logits)
     assert equal_states(before, state_of(view)) and [id(p) for p in view.parameters()] == parameters
-    assert folded is view or not any(module is folded for module in view.modules())
+    assert with_folded_norms is view or not any(module is with_folded_norms for module in view.modules())
     bare = [type(m) for m in view.module.modules()].count(nn.BatchNorm2d)
-    left = [type(m) for m in folded.module.modules()].count(nn.BatchNorm2d)
+    left = [type(m) for m in with_folded_norms.module.modules()].count(nn.BatchNorm2d)
     assert left < bare or not bare
-    assert not _norms_after_convolutions(folded, x)
+    assert not _norms_after_convolutions(with_folded_norms, x)
 
 
 class Scale(nn.Module):
@@ -392,13 +392,13 @@ def test_deepcopy_keeps_inserted_parts_and_folded_copies():
     view, x, _ = evaluated("resnet8")
     scaling = nn.Conv2d(64, 64, 1, bias=False)
     scaled = view.insert(view.layout.last_map, "extra", scaling)
-    folded = scaled.fold_batch_norms()(x, fields=()).logits
+    with_folded_norms = scaled.fold_batch_norms()(x, fields=()).logits
     copied = copy.deepcopy(scaled)
     assert torch.equal(copied(x, fields=()).logits, scaled(x, fields=()).logits)
     with torch.no_grad():
         copied.parts["extra"].weight.zero_()  # type: ignore[operator, union-attr]
     assert not torch.equal(copied(x, fields=()).logits, scaled(x, fields=()).logits)
-    assert torch.equal(scaled.fold_batch_norms()(x, fields=()).logits, folded)
+    assert torch.equal(scaled.fold_batch_norms()(x, fields=()).logits, with_folded_norms)
 
 
 def test_only_what_is_asked_for_is_kept():

@@ -101,7 +101,7 @@ def test_one_of_each_kind_as_contributing_has_it(tmp_path: Path, monkeypatch: py
     assert len(tracked) == 6 and all("losses/task" in epoch and state == "done" for epoch, state in tracked)
 
 
-class Counted:
+class PassedTests:
     """A plugin of pytest's that counts the tests that passed."""
 
     passed = 0
@@ -125,10 +125,10 @@ def test_the_example_of_contributing(example: tuple[Path, str], call: Call) -> N
     assert name in said(*table, "--dry-run")
     assert name in said("list")
     assert name in said("show", "table", "table2")
-    counted = Counted()
+    passed_tests = PassedTests()
     options = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", str(REPO)]
     file_of_tests, *rest = selected
-    assert test == "test" and pytest.main([*options, str(REPO / file_of_tests), *rest], [counted]) == 0
-    assert counted.passed >= 15
+    assert test == "test" and pytest.main([*options, str(REPO / file_of_tests), *rest], [passed_tests]) == 0
+    assert passed_tests.passed >= 15
     lint = [sys.executable, "-m", "ruff", "check", "--config", str(REPO / "pyproject.toml"), str(file)]
     assert subprocess.run(lint).returncode == 0

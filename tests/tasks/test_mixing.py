@@ -19,7 +19,7 @@ from benchmarks.networks import build_network
 from benchmarks.tasks.augmentation.mixing import Mix, draw
 from benchmarks.tasks.images import ImageBatch
 from benchmarks.training.loop import shared
-from benchmarks.training.optimizers import parts
+from benchmarks.training.optimizers import parts_of_batch
 from benchmarks.training.shared_teacher import SharedTeacher
 from kd_methods.contract import Needs
 
@@ -134,11 +134,11 @@ def test_both_views_are_mixed_alike():
 
 def test_a_batch_in_parts_is_mixed_as_a_whole():
     (whole, *_), (again, *_) = batches(), batches()
-    pieces = [part.of(again).student() for part in parts(len(again), 3)]
+    pieces = [part.of(again).student() for part in parts_of_batch(len(again), 3)]
     batch = whole.student()
     assert torch.equal(torch.cat([piece.inputs for piece in pieces]), batch.inputs)
     assert torch.equal(torch.cat([piece.soft_labels for piece in pieces]), batch.soft_labels)
-    inputs, _ = shared(again, next(parts(len(again), 3)), None, [])
+    inputs, _ = shared(again, next(parts_of_batch(len(again), 3)), None, [])
     assert inputs.soft_labels is not None and len(inputs.soft_labels) == len(inputs.labels)
 
 

@@ -78,11 +78,11 @@ def test_noise_is_on_the_logits_alone_the_same_whenever_an_image_comes(tmp_path:
     bench = TrainingBench(tmp_path, tiny_data(protocol=protocol), protocol)
     teacher, noise = bench.group().teacher, bench.data.answers and bench.data.answers.noise
     assert teacher and noise is not None
-    folded = teacher.network.fold_batch_norms()
+    with_folded_norms = teacher.network.fold_batch_norms()
     for epoch in (1, 2):
         batch = next(iter(bench.data.batches(0, epoch)))
         outputs = teacher.outputs(batch, [Needs(teacher=("logits", "stages"))])
-        seen = folded(batch.inputs(teacher.normalisation), fields=("stages",))
+        seen = with_folded_norms(batch.inputs(teacher.normalisation), fields=("stages",))
         assert outputs and all(map(torch.equal, outputs.stages, seen.stages))
         added = (outputs.logits - seen.logits) / seen.logits.std(1, keepdim=True)
         torch.testing.assert_close(added, noise[batch.indices], rtol=1e-3, atol=1e-4)
@@ -90,7 +90,7 @@ def test_noise_is_on_the_logits_alone_the_same_whenever_an_image_comes(tmp_path:
     assert cell.teacher
     pass_ = bench.context().teacher_pass(cell, bench.context().teacher(cell.teacher))
     logits = torch.cat([outputs.logits for outputs, _ in pass_.outputs(())])
-    plain = folded(bench.data.clean(torch.arange(200)).inputs(teacher.normalisation), fields=()).logits
+    plain = with_folded_norms(bench.data.clean(torch.arange(200)).inputs(teacher.normalisation), fields=()).logits
     torch.testing.assert_close(logits, plain + plain.std(1, keepdim=True) * noise)
 
 

@@ -61,8 +61,8 @@ def test_a_change_of_what_bits_depend_on_is_said_and_stays_with_the_run(
     with pytest.raises(Interrupted):
         bench.run([cell], stopping=lambda: sum(bench.steps().values()) > STEPS)
     assert bench.said == []
-    usual = local.environment.arithmetic
-    monkeypatch.setattr(local.environment, "arithmetic", lambda device: {**usual(device), "threads": 99})
+    usual = local.environment.numerics
+    monkeypatch.setattr(local.environment, "numerics", lambda device: {**usual(device), "threads": 99})
     bench.run([cell])
     change = f"computed with threads 99 instead of {torch.get_num_threads()} from epoch 2 on"
     assert bench.said == [f"{cell.label}  {change}, so it ends in other bits than a run without this change"]

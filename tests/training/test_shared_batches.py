@@ -14,7 +14,7 @@ from torch import Tensor
 
 import kd_methods
 from benchmarks.common.process.children import Child, Ended, received
-from benchmarks.training.optimizers import parts
+from benchmarks.training.optimizers import parts_of_batch
 from benchmarks.training.replicas.replica import Replica
 from kd_methods.errors import UserError
 
@@ -141,7 +141,7 @@ def test_a_cell_of_two_processes_is_not_trained_by_one(tmp_path: Path) -> None:
 
 
 def test_a_batch_too_small_to_be_shared_is_left_out() -> None:
-    assert list(parts(1, 1, Replica(0, 2))) == []
-    sizes = [[part.lengths for part in parts(7, 2, Replica(rank, 2))] for rank in range(2)]
+    assert list(parts_of_batch(1, 1, Replica(0, 2))) == []
+    sizes = [[part.lengths for part in parts_of_batch(7, 2, Replica(rank, 2))] for rank in range(2)]
     assert sizes == [[[1, 2], [2, 2]]] * 2
-    assert sum(part.share for rank in range(2) for part in parts(7, 2, Replica(rank, 2))) == pytest.approx(1)
+    assert sum(part.share for rank in range(2) for part in parts_of_batch(7, 2, Replica(rank, 2))) == pytest.approx(1)

@@ -13,7 +13,7 @@ from typing import Any
 def stop_signals(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
     """Inside, the first Ctrl-C (or SIGTERM) asks the loop to stop after the step; the second ends at once.
 
-    Only the main thread hears signals; in another one nothing asks.
+    Only the main thread gets signals; in another one nothing asks.
 
     Args:
         numbers: other signals than these two.

@@ -1,4 +1,4 @@
-"""Processes that do one thing together: the first one tells of it and answers, all end with it. Imports no torch."""
+"""Processes that do one thing together: the first one reports and answers, all end with it. Imports no torch."""
 
 from __future__ import annotations
 

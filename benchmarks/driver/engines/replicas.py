@@ -148,7 +148,7 @@ def _work(send: Callable[[Any], None], share: Share) -> None:
                     if beside.state == "failed":
                         send(BesideFailed(beside.status["message"]))
         except PartnerLost:
-            return  # of whom more will be heard
+            return  # of whom the first process reports
         except (Exception, Interrupted) as raised:
             if share.rank and isinstance(raised, Exception):
                 send(BesideFailed(line(raised)))
@@ -168,7 +168,7 @@ def _context(share: Share, send: Callable[[Any], None], stopping: Callable[[], b
 
 
 def _unheard(event: Event) -> None:
-    """What a process beside the first one tells of its steps: the same as that."""
+    """What a process beside the first one reports of its steps: the same as that."""
 
 
 class Beside(Run):

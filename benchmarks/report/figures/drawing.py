@@ -118,11 +118,11 @@ def _saved(fig: Any, kind: str, metadata: Mapping[str, None], **options: Any) ->
     return buffer.getvalue()
 
 
-def write(fig: Any, stem: Path) -> list[Path]:
-    """Write `stem`.pdf and .png, each whole or not at all, and return their paths."""
+def write(fig: Any, path: Path) -> list[Path]:
+    """Write ``path`` with .pdf and .png behind it, each whole or not at all, and return their paths."""
     files = []
     for suffix, content in ((".pdf", pdf(fig)), (".png", png(fig))):
-        files.append(stem.with_name(stem.name + suffix))
+        files.append(path.with_name(path.name + suffix))
         write_bytes(files[-1], content)
     return files
 

@@ -140,7 +140,7 @@ def write(
     return files
 
 
-def _figures(methods: Mapping[str, MeasuredMethod], stem: Path, means: Mapping[str, float]) -> list[Path]:
+def _figures(methods: Mapping[str, MeasuredMethod], path: Path, means: Mapping[str, float]) -> list[Path]:
     from ..figures import cost_figures
     from ..figures import drawing as figures
 
@@ -154,7 +154,7 @@ def _figures(methods: Mapping[str, MeasuredMethod], stem: Path, means: Mapping[s
     if means:
         points = {costs[name].title: (1e3 * costs[name].seconds, mean) for name, mean in means.items()}
         drawn["accuracy"] = cost_figures.accuracy(points, "ms of a training step", "last-epoch mean")
-    return [file for name, fig in drawn.items() for file in figures.write(fig, stem.with_name(f"{stem.name}-{name}"))]
+    return [file for name, fig in drawn.items() for file in figures.write(fig, path.with_name(f"{path.name}-{name}"))]
 
 
 HEADS = (

@@ -116,17 +116,18 @@ def layout(cost: CostTable) -> TableLayout:
 def _pair(cost: CostTable, column: Column, split: bool) -> tuple[Line, ...]:
     against = reference(cost)
     base = against.entries.get(column.key) if against else None
+    held = len(HELD) if split else 0
     lines = [Line("panel", f"{column.teacher_title} to {column.student_title}".removeprefix(" to "))]
     for row in cost.rows:
         entry = row.entries.get(column.key)
         if entry is None:
             blank = PrintedCell(word=NOT_FOR if column.key in row.refused else MISSING)
-            lines.append(Line("row", row.title, (blank,) * (5 + split * len(HELD))))
+            lines.append(Line("row", row.title, (blank,) * (5 + held)))
             continue
         lines.append(Line("row", row.title, (*_rates(rate(entry, base)), *_memory(entry, split), *_extra(entry))))
     inputs = [entry.inputs_per_second for row in cost.rows if (entry := row.entries.get(column.key))]
     if known := [value for value in inputs if value]:
-        cells = (PrintedCell(number(median(known))), *[PrintedCell()] * (4 + split * len(HELD)))
+        cells = (PrintedCell(number(median(known))), *[PrintedCell()] * (4 + held))
         lines.append(Line("row", "loading alone", cells))
     return tuple(lines)
 

@@ -23,9 +23,9 @@ from .. import citations, explain, verdicts
 from ..collect import collect, collect_cost
 from ..explain import Explanation
 from ..layouts import accuracy_table, cost_table
-from ..model import STUDENT, CostTable, Table
+from ..model import STUDENT, CostTable, RowColumn, Table
 from . import curves as site_curves
-from .tables import PageRow, Place, accuracy_rows, cost_rows, slugs
+from .tables import PageRow, accuracy_rows, cost_rows, slugs
 
 FILES = Path(__file__).with_name("files")
 
@@ -43,11 +43,11 @@ class _Shown:
     table: Table
     cost: CostTable | None
     judged: tuple[verdicts.Verdict, ...]
-    places: Mapping[Place, Explanation]
+    places: Mapping[RowColumn, Explanation]
     row_pages: Mapping[str, str]
     pair_ids: Mapping[str, str]
 
-    def links(self) -> dict[Place, str]:
+    def links(self) -> dict[RowColumn, str]:
         """Where the page on a place is, from the page of the table."""
         return {(row, column): f"{self.row_pages[row]}.html#{self.pair_ids[column]}" for row, column in self.places}
 
@@ -138,7 +138,7 @@ def _places(planned: Manifest) -> list[Manifest]:
     """Each place of a table that has cells, as a manifest of its own."""
     rows = {row.key: row for row in planned.rows}
     columns = {column.key: column for column in planned.columns}
-    cells: dict[Place, list[Any]] = {}
+    cells: dict[RowColumn, list[Any]] = {}
     for cell in planned.cells:
         cells.setdefault(cell.place, []).append(cell)
     return [

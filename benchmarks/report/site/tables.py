@@ -6,11 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..model import CostTable, Table
+from ..model import CostTable, RowColumn, Table
 from ..table_layout import Line, PrintedCell, TableLayout
-
-Place = tuple[str, str]
-"""Keys of row and column."""
 
 NOTHING = PrintedCell()
 
@@ -60,7 +57,9 @@ def slugs(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     return names
 
 
-def accuracy_rows(table: Table, layout: TableLayout, links: Mapping[Place, str]) -> tuple[list[PageRow], list[PageRow]]:
+def accuracy_rows(
+    table: Table, layout: TableLayout, links: Mapping[RowColumn, str]
+) -> tuple[list[PageRow], list[PageRow]]:
     """The rows of methods, of literature alone too; and the teacher's, which belongs below whatever is sorted."""
     methods = iter([*table.plain, *(row for rows in table.families.values() for row in rows)])
     teacher: list[PageRow] = []
@@ -98,7 +97,7 @@ def _lines(layout: TableLayout) -> list[tuple[str, Line, Line | None]]:
     return grouped
 
 
-def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[Place, str]) -> list[PageRow]:
+def cost_rows(cost: CostTable, layout: TableLayout, links: Mapping[RowColumn, str]) -> list[PageRow]:
     """The rows of all pairs one below the other."""
     keys = {row.title: row.key for row in cost.rows}
     columns = iter(cost.columns)

@@ -11,7 +11,7 @@ from kd_methods.errors import UserError
 
 from ...common.registry import Registry
 from ...config.recipe import Optimizer
-from .optimizer import WHOLE, OptimizerKind, OptimizerSetup, Part, SummedTerms, TrainingOptimizer, parts
+from .optimizer import WHOLE, OptimizerKind, OptimizerSetup, Part, SummedTerms, TrainingOptimizer, parts_of_batch
 
 __all__ = [
     "OPTIMIZERS",
@@ -22,7 +22,7 @@ __all__ = [
     "SummedTerms",
     "TrainingOptimizer",
     "build",
-    "parts",
+    "parts_of_batch",
     "register_optimizer",
 ]
 

@@ -84,7 +84,7 @@ class Part:
 WHOLE = Part()
 
 
-def parts(size: int, count: int, replica: Replica = ALONE) -> Iterator[Part]:
+def parts_of_batch(size: int, count: int, replica: Replica = ALONE) -> Iterator[Part]:
     """The parts of a batch that a process has, ``count`` of them, and never more than there are samples for.
 
     None where a batch has fewer samples than there are processes: such a last one is left out.

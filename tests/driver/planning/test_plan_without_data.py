@@ -97,7 +97,7 @@ def test_texts_are_planned_and_not_counted(tmp_path: Path) -> None:
     task = get_task("glue/mrpc")
     stated = Stated(task)
     assert stated.samples(tmp_path) == 3668 and not stated.counted
-    assert "arithmetic depends on the texts and is not counted" in stated.line
+    assert "FLOPs depend on the texts and are not counted" in stated.line
 
 
 def test_random_images_have_the_shape_that_the_protocol_crops_to(tmp_path: Path) -> None:
