@@ -84,7 +84,7 @@ def write(
     page: Page = PAPER,
     cost: CostTable | None = None,
 ) -> list[Path]:
-    """Write `render`'s texts into ``folder`` as ``name`` with suffixes, each whole or not at all, and return the paths."""
+    """Write `render`'s texts into ``folder`` as ``name`` with suffixes, whole or not at all; returns the paths."""
     return _write(render(table, page, cost), folder, name)
 
 
