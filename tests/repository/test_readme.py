@@ -113,7 +113,7 @@ EXAMPLES = {"TABLE": ["table2"], "table NAME": ["table", "table2"], "protocol NA
 def short_commands() -> list[str]:
     """The documents' commands that can be run here: answers, and the demonstrations of tables as dry runs.
 
-    Without what is optional, and of alternatives (``a|b``) each; not those with files of the reader's.
+    Without what is optional, and of alternatives (``a|b``) each; not those with the reader's files or a tracker.
     """
     short = set()
     for page, text in PAGES.items():
@@ -124,7 +124,7 @@ def short_commands() -> list[str]:
             for chosen in itertools.product(*(word.split("|") for word in words)):
                 for form, example in EXAMPLES.items():
                     chosen = f" {' '.join(chosen)} ".replace(f" {form} ", f" {' '.join(example)} ").split()
-                if any(word.isupper() or word.endswith(".py") for word in chosen):
+                if "--track" in chosen or any(word.isupper() or word.endswith(".py") for word in chosen):
                     continue
                 if chosen[0] in table_names() and "demo" in chosen:
                     short.add(" ".join(dict.fromkeys([*chosen, "--dry-run"])))
