@@ -103,8 +103,10 @@ def test_every_command_and_option_exists(page: str) -> None:
             load_table(name).preset(preset)
 
 
-ANSWERS = {("list",), ("show",), ("cite",), ("doctor",), ("teachers", "list")}
-"""What needs no data, no store and no file of the reader's, by the first words of a command."""
+ANSWERS = {("list",), ("cite",), ("doctor",), ("teachers", "list")} | {
+    ("show", what) for what in ("table", "protocol", "method", "methods")
+}
+"""What needs no data, no store, no file of the reader's and no minutes, by the first words of a command."""
 EXAMPLES = {"TABLE": ["table2"], "table NAME": ["table", "table2"], "protocol NAME": ["protocol", "cifar100-crd240"],
             "method NAME": ["method", "kd"]}  # fmt: skip
 """What stands for something of the reader's choice, and an example of it."""

@@ -55,7 +55,7 @@ def counts(plan: Plan) -> Iterator[str]:
     terms = f"{taught} x {len(plan.pairs)} x {SEEDS} + {alone} x {students} x {SEEDS} + {teachers}"
     parameters = {name: _parameters(name, plan) for name in {cell.student for cell in cells}}
     every = sum(parameters[cell.student] for cell in cells)
-    kept = ", ".join(f"{name} {every * size / 1e9:.0f} GB" for name, size in BYTES.items())
+    stored = ", ".join(f"{name} {every * size / 1e9:.0f} GB" for name, size in BYTES.items())
     yield from (
         "| | |",
         "| --- | --- |",
@@ -63,7 +63,7 @@ def counts(plan: Plan) -> Iterator[str]:
         f"| pairs, their students, their teachers | {len(plan.pairs)}, {students}, {teachers} |",
         f"| cells: {terms} | {len(cells):,} |",
         f"| groups, with so many students each | {len(sizes)}, {min(sizes)} to {max(sizes)} |",
-        f"| kept of all runs | {kept} |",
+        f"| kept of all runs | {stored} |",
     )
 
 
