@@ -109,22 +109,27 @@ def _train(job: DetectionJob, send: Send, folder: Path) -> str | DiskError:
 def evaluate(send: Send, job: EvaluationJob) -> None:
     """The metrics of the detector in the job's file in percent, or what went wrong, as the answer to the parent."""
     try:
-        torch.set_num_threads(job.threads)
-        plugins.load_again(job.plugin_files, job.cell.plugins)
-        device = environment.device(job.device)
-        files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
-        network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
-        fit(load_weights(job.file), network.module, job.file.name)
-        model = network.module.to(device).eval()
-        metric = average_precision(files, job.path)
-        loader = detection_data.validation(files.val, files.classes, job)
-        with torch.no_grad(), autocast(job.protocol, device):
-            for batch in loader:
-                metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
-        with redirect_stdout(io.StringIO()):
-            send(Answer(percentages(metric.evaluate(len(loader)))))
+        with redirect_stdout(io.StringIO()):  # of its steps pycocotools tells as it goes
+            metrics = _evaluated(job)
+        send(Answer(metrics))
     except Exception as error:
         send(Answer(UserError(line(error))))
+
+
+def _evaluated(job: EvaluationJob) -> dict[str, float]:
+    torch.set_num_threads(job.threads)
+    plugins.load_again(job.plugin_files, job.cell.plugins)
+    device = environment.device(job.device)
+    files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
+    network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
+    fit(load_weights(job.file), network.module, job.file.name)
+    model = network.module.to(device).eval()
+    metric = average_precision(files, job.path)
+    loader = detection_data.validation(files.val, files.classes, job)
+    with torch.no_grad(), autocast(job.protocol, device):
+        for batch in loader:
+            metric.process(batch, [sample.to_dict() for sample in model.val_step(batch)])
+    return percentages(metric.evaluate(len(loader)))
 
 
 def cost(send: Send, job: DetectionJob) -> None:
