@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.common.workspace import Workspace
 from benchmarks.cost.table_costs import measure_missing
+from benchmarks.report.model import CostEntry
 from benchmarks.store.cell import Cell
 from benchmarks.store.runs import Store
 
-FIGURES = {
-    "images_per_second": 100.0, "peak_memory_bytes": 1, "memory_kind": "k", "extra_train_params": 0,
-    "extra_inference_params": 0, "batch_size": 64, "device": "cpu", "steps": 3,
-}  # fmt: skip
+FIGURES = CostEntry(
+    images_per_second=100.0, peak_memory_bytes=1, memory_kind="k", extra_train_params=0, extra_inference_params=0,
+    batch_size=64, device="cpu", steps=3,
+)  # fmt: skip
 
 
 def cell(seed: int) -> Cell:
@@ -30,7 +30,7 @@ def test_costs_are_measured_once_unless_damaged(tmp_path: Path, spoilt: str) -> 
     measured: list[Cell] = []
     workspace = Workspace(torch.device("cpu"), output=tmp_path, say=said.append)
 
-    def measure(cell: Cell) -> dict[str, Any]:
+    def measure(cell: Cell) -> CostEntry:
         measured.append(cell)
         return FIGURES
 
