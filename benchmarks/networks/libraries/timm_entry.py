@@ -58,7 +58,7 @@ def enter_timm(entry: NetworkEntry) -> None:
 def _create(entry: NetworkEntry, name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     for key in kwargs:
         if key not in _OF_TIMM | _OF_FEATURES | _OF_NETWORKS:
-            raise unknown(f"argument of {name}", key, _OF_NETWORKS | _OF_FEATURES)
+            raise TypeError(unknown(f"argument of {name}", key, _OF_NETWORKS | _OF_FEATURES))  # as timm's models do
     sources = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
     if pretrained and not any(sources):
         raise UserError(f"{name} has no weights of its own in timm; see {PROGRAM} teachers list")
