@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rows", default=400, type=int, help="of the table that is rendered, 25 runs in each")
     group.addoption("--group", default=GROUP, help="methods that the loop trains in one group, comma-separated")
     group.addoption("--precisions", default="fp32", help="in which the loop is measured: fp32, tf32, bf16, fp16")
-    group.addoption("--compiled", action="store_true", help="the loop with networks compiled by torch")
+    group.addoption("--compiled", action="store_true", help="the loop with networks compiled by torch, too")
     group.addoption("--loader-workers", default=2, type=int, help="processes that load images for the baseline's loop")
     group.addoption("--task", default="synthetic", help="synthetic (images of CIFAR-100's shape) or cifar100")
     group.addoption("--data-root", default=os.environ.get("KDBENCH_DATA", "data"), help="where cifar100 is")
@@ -52,6 +52,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("pair", words("--pairs", option("--pairs")))
     if "precision" in metafunc.fixturenames:
         metafunc.parametrize("precision", words("--precisions", option("--precisions")))
+    if "compiled" in metafunc.fixturenames:
+        ways = {"eager": False, "compiled": True} if option("--compiled") else {"eager": False}
+        metafunc.parametrize("compiled", ways.values(), ids=ways)
     if "method" in metafunc.fixturenames:
         from kd_methods import registry
 
@@ -77,12 +80,6 @@ def rounds(request: pytest.FixtureRequest) -> int:
 def group(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Methods of one group."""
     return tuple(words("--group", request.config.getoption("--group")))
-
-
-@pytest.fixture(scope="session")
-def compiled(request: pytest.FixtureRequest) -> bool:
-    """Whether the loop's networks are compiled."""
-    return request.config.getoption("--compiled")
 
 
 @pytest.fixture(scope="session")

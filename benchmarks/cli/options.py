@@ -81,6 +81,7 @@ processes = click.option(
     "--processes", type=click.IntRange(min=1), help="Share each batch among N processes, with a GPU each."
 )
 sync_bn = click.option("--sync-bn", is_flag=True, help="With --processes: batch statistics of all of them together.")
+compiled = click.option("--compile", is_flag=True, help="Networks compiled by torch, for speed; a table of its own.")
 _workers = click.option(
     "--workers", type=click.IntRange(min=1), envvar="KDBENCH_WORKERS",
     help="Train N groups at a time, each in a process; default: one for each GPU, or each core.",
@@ -111,7 +112,7 @@ def changes(command: Callable[..., Any]) -> Callable[..., Any]:
         asked = {name: arguments.pop(name) for name in Changes.__annotations__}
         return command(changes=asked, **arguments)
 
-    return epochs(holdout(precision(accumulate(processes(sync_bn(with_changes))))))
+    return epochs(holdout(precision(accumulate(processes(sync_bn(compiled(with_changes)))))))
 
 
 def crew(command: Callable[..., Any]) -> Callable[..., Any]:

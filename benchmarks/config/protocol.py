@@ -29,6 +29,7 @@ class Changes(TypedDict, total=False):
     accumulate: int | None
     processes: int | None
     sync_bn: bool | None
+    compile: bool | None
 
 
 _OF_DETECTION = {
@@ -65,7 +66,7 @@ class Protocol(Strict):
     losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
     and losses that relate samples are those of a part. ``world_size``: so many processes share every batch and make the
     same update, each with batch statistics of its own, or with ``sync_bn`` all with those of the samples that they have
-    at a time. ``compile``: networks run compiled.
+    at a time. ``compile``: networks of images run compiled by torch.
 
     ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
     protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
@@ -165,7 +166,7 @@ class Protocol(Strict):
         if self.teacher_answers and (self.stored_logits or self.second_view):
             raise Misplaced("not beside stored_logits or second_view", "teacher_answers")
         if self.max_length:
-            for name in ("mixing", "repeats", "task_loss", "drop_path"):
+            for name in ("mixing", "repeats", "task_loss", "drop_path", "compile"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise Misplaced("for images, without max_length", name)
         if self.detection:
@@ -315,6 +316,9 @@ class Protocol(Strict):
         if changes.get("sync_bn") and not self.sync_bn:
             update["sync_bn"] = True
             deviations.append("batch statistics of all processes together")
+        if changes.get("compile") and not self.compile:
+            update["compile"] = True
+            deviations.append("networks compiled by torch")
         if holdout:
             update["holdout"] = holdout
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")

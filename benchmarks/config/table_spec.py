@@ -389,4 +389,5 @@ def table_folder_of(table: str, preset: str, usual: Protocol, protocol: Protocol
     computed += f"-accumulate{protocol.accumulate}" if protocol.accumulate != usual.accumulate else ""
     computed += f"-processes{protocol.processes}" if protocol.processes != usual.processes else ""
     computed += "-syncbn" if protocol.sync_bn and not usual.sync_bn else ""
+    computed += "-compile" if protocol.compile and not usual.compile else ""
     return f"{table}-{preset}{length}{split}{computed}{'-uniform' if uniform else ''}"

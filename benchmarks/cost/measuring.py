@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import tempfile
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
@@ -26,9 +24,9 @@ from ..common.files import digest
 from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
-from ..networks import NetworkView, count
+from ..networks import count
 from ..report.model import SECTIONS, CostEntry
-from ..store.cell import Cell
+from ..store.cell import Cell, TeacherRef
 from ..store.runs import Run, Store
 from ..tasks import TaskBatch, TaskData, get_task
 from ..training.group import Group
@@ -39,6 +37,7 @@ from ..training.shared_teacher import SharedTeacher
 from ..training.student_run import StudentRun
 from ..training.teacher_pass import NotStored, StoredTeacherPass, identity
 from .held import split
+from .operations import CountedTeacher, Operations
 
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
@@ -62,7 +61,7 @@ class Bench:
     """Cells of one group set up to make steps outside the loop, on real batches and a teacher of random weights.
 
     What their methods prepare is taken from ``prepared`` where it is kept there, and else stays a stand-in. ``teacher``
-    is the teacher's network of another bench on the same data, which need not be built again.
+    is that of another bench on the same data, which need not be built again.
     """
 
     def __init__(
@@ -71,14 +70,11 @@ class Bench:
         protocol: Protocol,
         data: TaskData,
         prepared: Path | None = None,
-        teacher: NetworkView | None = None,
+        teacher: SharedTeacher | None = None,
     ) -> None:
         self.protocol, self.data = protocol, data
-        self.teacher: SharedTeacher | None = None
-        network: NetworkView | None = None
-        if ref := next((cell.teacher for cell in cells if cell.teacher), None):
-            network = teacher or data.build(ref.network).requires_grad_(False).eval()
-            self.teacher = SharedTeacher(network, (ref.mean, ref.std), protocol)
+        ref = next((cell.teacher for cell in cells if cell.teacher), None)
+        self.teacher = (teacher or random_teacher(ref, protocol, data)) if ref else None
         group = Group(protocol, data, self.teacher)
         self.student_runs = [_student_run(cell, group, prepared) for cell in cells]
         self.go_to(1)
@@ -172,17 +168,25 @@ class Bench:
         @contextmanager
         def share() -> Iterator[None]:
             nonlocal common
-            before = counter.get_total_flops()
+            before = counter.total
             yield
-            common += counter.get_total_flops() - before
+            common += counter.total - before
 
-        with FlopCounterMode(display=False, custom_mapping=_CORRECTED) as counter:
+        with Operations() as counter:
             self._step(share)
-        return common, counter.get_total_flops() - common
+        own = counter.total - common
+        return (self.teacher.operations if isinstance(self.teacher, CountedTeacher) else common), own
 
     def seconds(self, warm_up: int, timed: int) -> float:
         """Median seconds of a step."""
         return median_seconds(self.step, self.data.device, warm_up, timed)
+
+
+def random_teacher(
+    ref: TeacherRef, protocol: Protocol, data: TaskData, kind: type[SharedTeacher] = SharedTeacher
+) -> SharedTeacher:
+    """A frozen teacher of random weights."""
+    return kind(data.build(ref.network).requires_grad_(False).eval(), (ref.mean, ref.std), protocol)
 
 
 def _student_run(cell: Cell, group: Group, prepared: Path | None) -> StudentRun:
@@ -197,19 +201,6 @@ def _student_run(cell: Cell, group: Group, prepared: Path | None) -> StudentRun:
         except NotStored:
             pass
     return StudentRun(cell, group, run)
-
-
-def _conv_backward_flops(
-    grad_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *rest: Any, **_: Any
-) -> int:
-    """Both products of a convolution's backward pass, if wanted; torch's own count leaves out the groups."""
-    transposed, output_mask = rest[4], rest[7]
-    spatial = (x_shape if transposed else grad_shape)[2:]
-    forward = 2 * math.prod(w_shape) * math.prod(spatial) * x_shape[0]
-    return forward * (output_mask[0] + output_mask[1])
-
-
-_CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward_flops}
 
 
 def _silent(line: str) -> None:

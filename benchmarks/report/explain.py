@@ -189,7 +189,7 @@ def asked(shown: Manifest, table_folder: str, table: str = "") -> FolderOptions 
         usual = load_protocol(spec.preset(preset).protocol)
         changes: Any = {
             name: value
-            for name in ("epochs", "holdout", "precision", "accumulate", "sync_bn")
+            for name in ("epochs", "holdout", "precision", "accumulate", "sync_bn", "compile")
             if (value := shown.protocol.get(name, Protocol.model_fields[name].default)) != getattr(usual, name)
         }
         processes = (shown.protocol.get("detection") or {}).get("processes", shown.protocol.get("world_size", 1))

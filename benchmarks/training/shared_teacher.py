@@ -13,6 +13,8 @@ from ..config.protocol import Protocol
 from ..networks import NetworkView
 from ..tasks import TaskBatch, TaskData
 from ..tasks.images import Normalisation
+from . import compilation
+from .isolation import Loans
 from .precision import autocast
 
 
@@ -27,8 +29,12 @@ class SharedTeacher:
 
     def __init__(self, network: NetworkView, normalisation: Normalisation, protocol: Protocol) -> None:
         self.network, self.normalisation, self.protocol = network, normalisation, protocol
-        network.compiles = protocol.compile
+        network.compiles = compilation.samples(protocol)
         self.logits: Tensor | None = None
+
+    def lent(self, loans: Loans) -> NetworkView:
+        """The network for the method of one cell."""
+        return loans.network("the teacher", self.network)
 
     def store_logits(self, data: TaskData, seed: int) -> None:
         """Compute the logits of all training samples once; :meth:`outputs` has them from now on."""

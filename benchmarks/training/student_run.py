@@ -25,7 +25,7 @@ from ..config.protocol import Protocol
 from ..networks import LogitsOnly, NetworkView, count, macs
 from ..store.cell import Cell
 from ..store.runs import Run, figures
-from . import optimizers
+from . import compilation, optimizers
 from .answered import answered
 from .assembly import Assembly, begin
 from .averages import Averages
@@ -61,7 +61,7 @@ class StudentRun:
         self.stream = Stream(cell.seed, device) if self.replica.count == 1 else SharedStream(cell.seed, device)
         set_tf32(protocol, device)
         shared = group.teacher if cell.teacher else None
-        teacher = self.loans.network("the teacher", shared.network) if shared else None
+        teacher = shared.lent(self.loans) if shared else None
         if info.labels is not None:
             info = replace(info, labels=self.loans.tensor("the training set's labels", info.labels))
         with self._apart("student"):
@@ -70,7 +70,7 @@ class StudentRun:
         with self._apart("method"):
             assembly = Assembly(cell, student, teacher, info, device, torch.channels_last)
             self.method, self.student = assembly.method, assembly.student
-            self.student.compiles = protocol.compile  # type: ignore[assignment]
+            self.student.compiles = compilation.samples(protocol)  # type: ignore[assignment]
             if group.teacher_pass and teacher:
                 self.method.prepare(replace(group.teacher_pass, network=teacher, lent_labels=info.labels))
             self.gathers = self.replica.count > 1 and self.method.gathers()

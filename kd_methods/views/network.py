@@ -32,7 +32,9 @@ class NetworkView(Network):
         input_shape: shape of one input, (C, H, W) or (3, L), from which feature shapes are known without data.
         inserted: modules added by :meth:`insert`, as (unit, name, module).
 
-    ``compiles``: forward passes (not those that are resumed) run compiled by torch.
+    ``compiles``: forward passes (not those that are resumed) of so many samples run compiled by torch, 0 for none.
+    They keep the outputs of all units, so that what is asked for changes neither their code nor their bits, and
+    networks of one architecture share it.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class NetworkView(Network):
         self._alone = plain.alone and not inserted and layout.modality != "text"
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._folded: NetworkView | None = None
-        self.compiles = False
+        self.compiles = 0
         self._compiled: tuple[weakref.ref[NetworkView], Callable[..., Any]] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NetworkView:
@@ -80,9 +82,10 @@ class NetworkView(Network):
         for name in wanted:
             if name not in self._taps:
                 self._index(name)
-        run: Callable[..., tuple[Any, dict[str, Any]]]
-        run = self._compiled_run() if self.compiles and not wanted & self._taps.keys() else self._run
-        logits, features = run(x, wanted)
+        if len(x) == self.compiles and not wanted & self._taps.keys():
+            logits, every = self._compiled_run()(x, frozenset(self._position))
+            return Outputs(logits, {name: every[name] for name in wanted}, self.layout)
+        logits, features = self._run(x, wanted)
         return Outputs(logits, features, self.layout)
 
     def _compiled_run(self) -> Callable[..., Any]:

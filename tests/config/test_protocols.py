@@ -160,6 +160,11 @@ def test_what_does_not_fit_together_is_said() -> None:
     assert changed.recipe == "imagenet-100" and "bf16 instead of fp32" in changed.deviations
     with pytest.raises(UserError, match="sync_bn: for several processes"):
         load_protocol("cifar100-crd240").model_copy(update={"compile": True}).changed(processes=2, sync_bn=True)
+    compiled = load_protocol("imagenet-100").changed(compile=True)
+    assert lines(compiled)[-1].endswith(", fp32, compiled") and "networks compiled by torch" in compiled.deviations
+    assert table_folder_of("t", "paper", load_protocol("imagenet-100"), compiled) == "t-paper-compile"
+    with pytest.raises(UserError, match="compile: for images"):
+        load_protocol("glue-ft").changed(compile=True)
 
 
 def test_what_a_recipe_has_beyond_the_usual_is_in_its_lines_and_its_identity() -> None:

@@ -85,6 +85,7 @@ def planned_again(lab: Lab, command: str, monkeypatch: pytest.MonkeyPatch) -> Pl
         ("kd-hot", {"uniform": True}),
         ("crd+kd", {"changes": {"epochs": 3, "holdout": 100, "precision": "bf16", "accumulate": 2}}),
         ("kd", {"changes": {"processes": 2, "sync_bn": True}}),
+        ("kd", {"changes": {"compile": True}}),
         ("kd@ls", {"methods": ("kd@ls",)}),
         ("kd:temperature=2", {"overrides": ("kd.temperature=2",)}),
         ("crd+kd:kd.temperature=2.5", {"overrides": ("crd+kd.kd.temperature=2.5",)}),

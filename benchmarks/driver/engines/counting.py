@@ -13,18 +13,19 @@ from kd_methods.errors import UserError
 
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol, steps_per_epoch
-from ...cost.measuring import Bench
-from ...networks import NetworkView
-from ...store.cell import Cell
+from ...cost.measuring import Bench, random_teacher
+from ...cost.operations import CountedTeacher
+from ...store.cell import Cell, TeacherRef
 from ...tasks import Task
 from ...tasks.stated import Stated
+from ...training.shared_teacher import SharedTeacher
 from ..planning.cards import Speed
 
 SMALL_BATCH = 4
 """Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""
 
-TIMED_OPERATIONS = 2.5e11
-"""On a CPU, steps with more of them (a few seconds) are timed on a part of the batch."""
+TIMED_OPERATIONS = 2.5e10
+"""On a CPU, steps with more of them (half a second) are timed on a part of the batch."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Counted:
             1.0 if protocol.processes == 1 else at_once(protocol.processes, None if speed else workspace.device)
         )
         self._steps = steps_per_epoch(source.samples(workspace.data_root), protocol)
-        self._bench_of = functools.cache(self._make_bench)
+        self._counting, self._timing = (
+            functools.cache(functools.partial(self._make_bench, kind)) for kind in (CountedTeacher, SharedTeacher)
+        )
 
     def operations(self, cell: Cell) -> float | None:
         kind = self._kinds[cell.key]
@@ -80,7 +83,7 @@ class Counted:
         kind, scale = self._kinds[cell.key], self._protocol.batch_size / SMALL_BATCH
         if kind not in self._work:
             try:
-                self._work[kind] = _epochs(self._bench_of(SMALL_BATCH)(cell), scale * self._steps)
+                self._work[kind] = _epochs(self._counting(SMALL_BATCH)(cell), scale * self._steps)
             except UserError:  # the method is not for this pair: a cell that costs nothing
                 self._work[kind] = Work(0.0, 0.0, 0.0)
         return self._work[kind]
@@ -94,19 +97,19 @@ class Counted:
             size = self._protocol.batch_size
             share = TIMED_OPERATIONS * self._steps / epoch if self._where.device.type == "cpu" else 1.0
             timed = min(size, max(SMALL_BATCH, int(size * share)))
-            step = self._bench_of(timed)(cell).seconds(warm_up=1, timed=3)
+            step = self._timing(timed)(cell).seconds(warm_up=1, timed=3)
             self._rates[pair] = self._steps * step * size / timed / epoch
         return self._rates[pair]
 
-    def _make_bench(self, batch_size: int) -> Callable[[Cell], Bench]:
+    def _make_bench(self, kind: type[SharedTeacher], batch_size: int) -> Callable[[Cell], Bench]:
         sized = _sized(self._protocol, batch_size)
         data = self._source.open(self._where.data_root, sized, self._where.device)
 
         @functools.cache
-        def teacher(network: str) -> NetworkView:
-            return data.build(network).requires_grad_(False).eval()
+        def teacher(ref: TeacherRef) -> SharedTeacher:
+            return random_teacher(ref, sized, data, kind)
 
-        return lambda cell: Bench([cell], sized, data, teacher=teacher(cell.teacher.network) if cell.teacher else None)
+        return lambda cell: Bench([cell], sized, data, teacher=teacher(cell.teacher) if cell.teacher else None)
 
 
 def at_once(processes: int, device: torch.device | None) -> float:
