@@ -124,10 +124,13 @@ def at_once(processes: int, device: torch.device | None) -> float:
 
 
 def _sized(protocol: Protocol, batch_size: int) -> Protocol:
-    """A protocol for few steps with another batch, in one part, on images that are decoded in this process."""
+    """A protocol for few steps with another batch, in one part, on images that are decoded in this process.
+
+    Networks run as without a compiler, which takes longer than these steps.
+    """
     crops = protocol.crops and protocol.crops.model_copy(update={"workers": 0})
     alone = protocol.of_one_process()
-    return alone.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops})
+    return alone.model_copy(update={"batch_size": batch_size, "accumulate": 1, "crops": crops, "compile": False})
 
 
 def _kind(cell: Cell) -> str:
