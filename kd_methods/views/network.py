@@ -82,7 +82,7 @@ class NetworkView(Network):
         for name in wanted:
             if name not in self._taps:
                 self._index(name)
-        if len(x) == self.compiles and not wanted & self._taps.keys():
+        if self.compiles and len(x) == self.compiles and not wanted & self._taps.keys():
             logits, every = self._compiled_run()(x, frozenset(self._position))
             return Outputs(logits, {name: every[name] for name in wanted}, self.layout)
         logits, features = self._run(x, wanted)
