@@ -174,8 +174,8 @@ class Bench:
 
         with Operations() as counter:
             self._step(share)
-        own = counter.total - common
-        return (self.teacher.operations if isinstance(self.teacher, CountedTeacher) else common), own
+        of_cells = counter.total - common
+        return (self.teacher.operations if isinstance(self.teacher, CountedTeacher) else common), of_cells
 
     def seconds(self, warm_up: int, timed: int) -> float:
         """Median seconds of a step."""
