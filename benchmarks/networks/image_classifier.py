@@ -107,17 +107,18 @@ class ImageClassifier(views.Architecture):
 
         Args:
             num_classes: K.
-            global_pool: ``avg``, or empty, without a classifier, to end in the last map; by default as it was.
+            global_pool: ``avg``, or empty, without a classifier, to end in the last map; by default as it was, with a
+                classifier ``avg``.
 
         Raises:
             UserError: another pooling, or a classifier without any.
         """
-        pool = self.global_pool if global_pool is None else global_pool
+        pool = global_pool if global_pool is not None else "avg" if num_classes else self.global_pool
         if pool not in ("avg", "") or (num_classes and not pool):
             raise UserError(f"global_pool '{pool}': kd_ networks have avg, and without a classifier none as well")
         (path, width), like = self.classifier_at(), next(self.parameters())
         linear = nn.Linear(width, num_classes) if num_classes else nn.Identity()
-        self.set_submodule(path, linear.to(like.device, like.dtype))
+        self.set_submodule(path, linear.to(like.device, like.dtype).train(self.training))
         self.num_classes, self.global_pool = num_classes, pool
 
     def __prepare_scriptable__(self) -> nn.Module:
