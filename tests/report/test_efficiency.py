@@ -1,0 +1,43 @@
+"""The average relative improvement, as feature-only KD's paper prints it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config.table_spec import load_table
+from benchmarks.report.formats import latex, markdown
+from benchmarks.report.layouts import efficiency
+from benchmarks.report.model import Column, SeedResult, Table, TableEntry, TableRow
+from kd_methods.errors import UserError
+
+
+def test_average_relative_improvement_is_against_the_named_rows():
+    columns = (Column("a-b", "a", "b"),)
+    last = {"student": 60.0, "x": 64.0, "y": 60.3, "variant": 70.0, "ours": 66.0}
+    rows = tuple(
+        TableRow(key, key, "feature", {"a-b": TableEntry((SeedResult(0, "done", value, value),))})
+        for key, value in last.items()
+    )
+    table = Table("t", "T", "Top-1", columns, rows)
+    assert efficiency.ari(table, "ours", ("x", "y"), columns[0]) == pytest.approx(1.5), "y gains too little to count"
+    assert efficiency.ari(table, "ours", ("y",), columns[0]) is None
+    curves = {
+        ("student", "a-b", 0): [50.0, 60.0],
+        ("ours", "a-b", 0): [59.0, 61.0, 66.0],
+        ("x", "a-b", 0): [40.0, 59.0],
+    }
+    assert efficiency.reached(curves, "ours", columns[0], rows[-1].entries["a-b"]) == ([2], 1)
+    assert efficiency.reached(curves, "x", columns[0], rows[1].entries["a-b"]) == ([], 1)
+    page = efficiency.layout(table, curves, "ours", ("x", "y"))
+    assert "never" in markdown.render(page) and "| ARI, % | 150 |" in markdown.render(page)
+    row = next(line for line in latex.render(page).splitlines() if line.startswith("ARI"))
+    assert row.replace(r"\%", "").count("%") == 0, "a comment would end the row"
+
+
+def test_efficiency_of_unknown_rows_is_one_line(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: feature-only\nname: mine\nefficiency: {row: feature_only, against: [nobody]}\n")
+    with pytest.raises(UserError, match="efficiency: no row of the table: nobody"):
+        load_table(str(file))
