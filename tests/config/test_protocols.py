@@ -299,3 +299,16 @@ def test_synchronised_batch_statistics_are_said_and_make_other_cells() -> None:
         usual.changed(sync_bn=True)
     with pytest.raises(UserError, match="not for detection: sync_bn"):
         load_protocol("coco-1x").changed(processes=2, sync_bn=True)
+
+
+def test_teachers_of_letkds_recipe_are_crds():
+    """The paper's files are; where there are none they are trained as CRD's were."""
+    for name, wanted in (
+        ("cifar100-letkd", "cifar100-crd240"),
+        ("cifar100-letkd-noise40", "cifar100-crd240"),
+        ("cifar100-letkd-short", "cifar100-short"),
+        ("cifar100-letkd-noise20-short", "cifar100-short"),
+        ("tiny-imagenet-letkd", "tiny-imagenet-letkd"),
+    ):
+        for_teachers = load_protocol(name).for_teachers({})
+        assert for_teachers.name == wanted and for_teachers.epochs == load_protocol(name).epochs
