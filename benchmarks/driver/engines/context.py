@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...common.events import Said, Watcher
 from ...common.process.settings import settings_restored
@@ -15,6 +14,7 @@ from ...config.protocol import Protocol
 from ...networks import NetworkView
 from ...store.cell import Cell, TeacherRef
 from ...store.runs import Store
+from ...tasks import TaskData
 from ...training.replicas.replica import ALONE, Replica
 from ...training.teacher_pass import StoredTeacherPass, identity
 
@@ -25,7 +25,7 @@ class Context:
 
     workspace     the store's folder, the device, and what engines that work in processes of their own open again
     protocol      the cells' recipe, on their task
-    data          what the task opens
+    data          what the task opens; engines that work in processes of their own open theirs
     weights       finds the file of a teacher that is no cell of the store
     watcher       follows the training
     stopping      whether to end after the next step
@@ -36,7 +36,7 @@ class Context:
 
     workspace: Workspace
     protocol: Protocol
-    data: Any
+    data: TaskData
     weights: Callable[[TeacherRef], Path]
     watcher: Watcher
     stopping: Callable[[], bool] = lambda: False
