@@ -165,7 +165,7 @@ def test_so_it_is_with_mixed_images_and_averaged_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixed", "transformers", "text"])
 def test_in_a_group_every_cell_ends_as_alone(setting: Callable[[str], Setting], tmp_path: Path, kind: str) -> None:
-    """Of images that are not mixed: test_company.py."""
+    """Of images that are not mixed: groups/test_company.py."""
     where = setting(kind)
     group = where.bench(tmp_path)
     of_kind = [case for case in CASES if kind_of(case[0]) == ("images" if kind == "mixed" else kind)]

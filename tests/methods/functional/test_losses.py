@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_methods import functional
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 ENTRIES: dict[str, Any] = json.loads((GOLDENS / "losses.json").read_text())
 CLOSED_FORM: list[dict[str, Any]] = json.loads((GOLDENS / "closed_form.json").read_text())  # test_losses_closed_form.py
 
@@ -78,9 +78,9 @@ NO_GOLDEN = {
     "pearson",
     "place_classes",
     "valuable_region",
-    "word_matching",  # tests/methods/test_letkd.py
+    "word_matching",  # tests/methods/feature/test_letkd.py
     "decision_matching",
-    "cosine_gram",  # tests/methods/test_feature_only.py
+    "cosine_gram",  # tests/methods/feature/test_feature_only.py
     "attention_relation",  # tests/tasks/test_text.py
     "attention_scores",
     "hidden_states",

@@ -71,7 +71,7 @@ def inputs() -> dict[str, Tensor]:
     return made
 
 
-GOLDENS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "goldens" / "closed_form.json").read_text())
+GOLDENS: list[dict[str, Any]] = json.loads((Path(__file__).parents[2] / "goldens" / "closed_form.json").read_text())
 READINGS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
     "weighted sum": lambda x: (x.flatten() * (0.37 * torch.arange(x.numel()).double() + 0.1).cos()).sum(),

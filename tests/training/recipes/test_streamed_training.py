@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.image_files import recipe, write_images
+from helpers.training_bench import REPO
 from helpers.watchers import CellEvent, ForwardingWatcher, kind
 
 import kd_methods
@@ -98,7 +99,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_killed_in_the_middle_of_an_epoch_and_resumed_to_the_same_bits(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Whatever the arithmetic and the number of worker processes."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    paths = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])  # tests/ and the repository
+    paths = os.pathsep.join([str(REPO), str(REPO / "tests")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     for kill_after in (11, 0):
         killed.mkdir(exist_ok=True)
