@@ -65,13 +65,17 @@ class Seed:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that a place of a table rests on."""
+    """Everything that a place of a table rests on.
+
+    ``protocol_lines`` say the table's protocol as its caption does, with milestones in epochs that were trained.
+    """
 
     table_folder: str
     title: str
     pair: str
     metric: str
     outcome: tuple[str, ...]
+    protocol_lines: tuple[str, ...]
     protocol: tuple[Value, ...]
     settings: tuple[Value, ...]
     teacher: tuple[str, ...]
@@ -154,6 +158,7 @@ def of_place(
         pair=column.key,
         metric=column.metric,
         outcome=tuple(_outcome(verdicts.verdicts(collect(place, store, say)))),
+        protocol_lines=place.protocol_lines,
         protocol=tuple(_protocol(identity, place, planned, words)),
         settings=tuple(_settings(cells[0], place, planned, words)),
         teacher=tuple(_teacher(identity, column, store)),
@@ -358,7 +363,8 @@ def text(explanation: Explanation) -> str:
     ]
     if explanation.deviations:
         lines.append(f"not the paper's protocol: {'; '.join(explanation.deviations)}")
-    for heading, values in (("protocol (what is left out is every protocol's default)", explanation.protocol),
+    lines += ["", "protocol of the table", *(f"  {line}" for line in explanation.protocol_lines)]
+    for heading, values in (("its values (what is left out is every protocol's default)", explanation.protocol),
                             ("settings", explanation.settings)):  # fmt: skip
         lines += ["", heading, *_aligned(values)]
     lines += ["", "teacher", *(f"  {line}" for line in explanation.teacher)]

@@ -114,13 +114,15 @@ def sources(values: tuple[Any, ...]) -> dict[str, str]:
 
 
 def test_every_value_has_its_source(lab: Lab) -> None:
-    explanation, _ = explained(lab, "kd-hot", changes={"epochs": 3})
+    explanation, _ = explained(lab, "kd-hot", changes={"epochs": 4})
     by_key = sources(explanation.protocol)
     assert (
         by_key["epochs"] == "command line (--epochs)" and by_key["batch_size"] == by_key["lr"] == "protocol digits-demo"
     )
     assert by_key["optimizer.nesterov"] == "row kd-hot of the table"
     assert by_key["optimizer.weight_decay"] == "protocol digits-demo"
+    assert "times 0.1 after epoch" in " ".join(explanation.protocol_lines), "milestones of the epochs that were trained"
+    assert all(line in text(explanation) for line in explanation.protocol_lines)
     settings = sources(explanation.settings)
     assert settings["temperature"] == "row kd-hot of the table" and settings["ce"] == "default of the method's card"
     assert {value.name: value.value for value in explanation.settings}["temperature"] == 8.0
