@@ -135,19 +135,23 @@ def csv(curves: Curves) -> str:
 
 def draw(curves: Curves, path: Path) -> list[Path]:
     """One panel per measure and block, one line per row of the table, as PDF and PNG."""
+    from matplotlib.ticker import MaxNLocator
+
     from ..report.figures.drawing import figure, legend_of_all, look, write
 
     blocks = min(len(values["cka"]) for epochs in curves.values() for values in epochs.values())
-    fig, axes = figure(panels=len(MEASURES), height=1.25, across=blocks)
+    fig, axes = figure(panels=len(MEASURES), height=1.35, across=blocks)
     for line, (name, label) in enumerate(MEASURES.items()):
         for block, panel in enumerate(axes[line * blocks : (line + 1) * blocks]):
             for i, (row, epochs) in enumerate(curves.items()):
                 values = [v[name][block] for v in epochs.values()]
-                panel.plot(list(epochs), values, label=row, **look(i) | {"markersize": 2})
+                sparse = {"markersize": 2, "markevery": max(1, len(values) // 6)}
+                panel.plot(list(epochs), values, label=row, **look(i) | sparse)
             if line == 0:
-                panel.set_title(f"block {block + 1}")
+                panel.set_title(f"block {block + 1}", fontsize=7)
             if line == len(MEASURES) - 1:
                 panel.set_xlabel("epoch")
-        axes[line * blocks].set_ylabel(label)
-    legend_of_all(fig, axes[0])
+                panel.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+        axes[line * blocks].set_ylabel(label.replace(" a ", "\na "))
+    legend_of_all(fig, axes[0], columns=2)
     return write(fig, path)

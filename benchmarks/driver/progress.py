@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType, TracebackType
 
@@ -13,10 +14,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ..common.console import say
 from ..common.events import CellEnded, EpochEnded, Event, LeftOut, Said, Stepped
 from ..common.units import duration
+from ..config.changed_rows import flat
 from ..config.protocol import Protocol, steps_per_epoch
+from ..store.cell import Cell
 
 EVERY = 20.0
 """Seconds between plain lines about a group that is still training."""
+
+
+def told_apart(cells: Iterable[Cell]) -> dict[str, str]:
+    """Names by key for cells that have one label: with the settings in which they differ, or the key's beginning."""
+    by_label: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_label[cell.label].append(cell)
+    names = {}
+    for label, alike in by_label.items():
+        by_key = {cell.key: flat(cell.settings) for cell in alike} if len(alike) > 1 else {}
+        for key, settings in by_key.items():
+            differing = [
+                f"{name}={value}"
+                for name, value in settings.items()
+                if any(other.get(name) != value for other in by_key.values())
+            ]
+            names[key] = f"{label} ({', '.join(differing) or key[:8]})"
+    return names
 
 
 class _Console(Console):
@@ -34,6 +55,7 @@ class Reporter:
         samples: size of the training set.
         metric: the task's, by which progress is shown.
         saved: from how many epochs cells go on, by their key.
+        names: what to call cells instead of by their label, by their key.
     """
 
     def __init__(
@@ -43,8 +65,9 @@ class Reporter:
         samples: int,
         metric: str,
         saved: Mapping[str, int] = MappingProxyType({}),
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.protocol, self.metric = protocol, metric
+        self.protocol, self.metric, self.names = protocol, metric, names
         self.steps_per_epoch = steps_per_epoch(samples, protocol)
         self.saved = saved
         self.total = (cells * protocol.epochs - sum(saved.values())) * self.steps_per_epoch
@@ -111,6 +134,9 @@ class Reporter:
         left = max(self.total - self.steps, 0)
         return f"ETA {duration((time.monotonic() - self.started) / self.steps * left)}"
 
+    def _name(self, event: Stepped | EpochEnded | CellEnded) -> str:
+        return self.names.get(event.key, event.label)
+
     def _step(self, event: Stepped) -> None:
         self.steps += event.steps
         if event.key not in self.met:
@@ -120,7 +146,7 @@ class Reporter:
             self.live.update(self.overall, facts=f"{self.steps}/{self.total} steps  {self.eta}")
         elif time.monotonic() - self.reported_at > EVERY:
             epoch, step = event.position
-            self.say(f"  {event.label}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
+            self.say(f"  {self._name(event)}  epoch {epoch}/{self.protocol.epochs}, step {step}  {self.eta}")
 
     def _unforeseen(self, first: Stepped) -> int:
         """How many steps more a cell takes than was known before its first one: first phases, parts of epochs saved."""
@@ -128,26 +154,26 @@ class Reporter:
         return (1 + saved - epoch) * self.steps_per_epoch - (step - first.steps)
 
     def _epoch(self, event: EpochEnded) -> None:
-        record, label = event.record, event.label
-        losses = " ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
+        record, name = event.record, self._name(event)
+        losses = " ".join(f"{term} {value:.3g}" for term, value in record["losses"].items())
         figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
         facts = f"{figures}  {losses}"
         if self.live:
-            if label not in self.tasks:
-                self.tasks[label] = self.live.add_task(label, total=self.protocol.epochs, facts="")
-            self.live.update(self.tasks[label], completed=max(record["epoch"], 0), facts=facts)
+            if event.key not in self.tasks:
+                self.tasks[event.key] = self.live.add_task(name, total=self.protocol.epochs, facts="")
+            self.live.update(self.tasks[event.key], completed=max(record["epoch"], 0), facts=facts)
         elif time.monotonic() - self.reported_at > EVERY:
-            self.say(f"  {label}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
+            self.say(f"  {name}  epoch {record['epoch']}/{self.protocol.epochs}  {facts}  {self.eta}")
 
     def _end(self, event: CellEnded) -> None:
         self.ended += 1
         place = f"[{self.ended}/{self.cells}]"
         if event.state == "done":
-            line = f"{place} {event.label}  {self.metric} {event.last[self.metric]:.2f}  {self.eta}"
+            line = f"{place} {self._name(event)}  {self.metric} {event.last[self.metric]:.2f}  {self.eta}"
         else:
-            line = f"{place} {event.label}  {event.state.upper()}: {event.message}"
+            line = f"{place} {self._name(event)}  {event.state.upper()}: {event.message}"
         if self.live:
-            if task := self.tasks.pop(event.label, None):
+            if task := self.tasks.pop(event.key, None):
                 self.live.remove_task(task)
             self.live.update(self.overall, advance=1)
         self.say(line)

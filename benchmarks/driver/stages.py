@@ -19,7 +19,7 @@ from ..training.failures import Interrupted
 from .execution import scheduling
 from .execution.crew import ALONE, Crew
 from .execution.jobs import Job, divided
-from .progress import Reporter
+from .progress import Reporter, told_apart
 from .trackers import Tracker
 from .tracking import Tracking
 
@@ -49,8 +49,9 @@ def train(
     task, store = get_task(protocol.task), Store(workspace.output)
     cells = [cell for stage in stages for cell in stage]
     saved = {cell.key: store.run(cell).saved_epochs for cell in cells}
+    samples, names = task.samples(workspace.data_root), told_apart(cells)
     with (
-        Reporter(len(cells), protocol, task.samples(workspace.data_root), task.metric, saved) as report,
+        Reporter(len(cells), protocol, samples, task.metric, saved, names) as report,
         Tracking(report, trackers, cells, store) as watcher,
         stop_signals() as asked,
     ):

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from benchmarks.common.events import CellEnded, EpochEnded, EpochRecord, Said, Stepped
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.progress import Reporter
+from benchmarks.driver.progress import Reporter, told_apart
+from tests.helpers.stores import cell
 
 PROTOCOL = load_protocol("digits-demo").model_copy(update={"epochs": 4, "batch_size": 10})
 STEPS = 10
@@ -50,3 +51,19 @@ def test_a_display_that_fails_is_no_cell_s_failure(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"progress cannot be shown ({type(error).__name__}: ")
     assert lines[1].startswith("[1/1] kd/a-b/s0  top1 50.00") and lines[2:] == ["the last word"]
+
+
+def test_cells_of_one_label_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two rows of one method, and two that differ in nothing of its settings."""
+    kd, beside, dkd = cell("kd", 0), cell("kd", 0), cell("dkd", 0)
+    kd.settings.update(ce=0.1, kd=0.9, temperature=4.0)
+    beside.settings.update(ce=1.0, kd=0.0, temperature=4.0)
+    assert told_apart([kd, beside, dkd, cell("kd", 1)]) == {
+        kd.key: f"{kd.label} (ce=0.1, kd=0.9)", beside.key: f"{kd.label} (ce=1.0, kd=0.0)",
+    }  # fmt: skip
+    other = cell("dkd", 0, init="teacher")
+    names = told_apart([dkd, other])
+    assert names == {one.key: f"{dkd.label} ({one.key[:8]})" for one in (dkd, other)}
+    with Reporter(2, PROTOCOL, 10 * STEPS, "top1", names=names) as report:
+        report(CellEnded(other.key, other.label, "done", last={"top1": 50.0}))
+    assert f"[1/2] {names[other.key]}  top1 50.00" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def _memory(cost: CostTable, column: Column) -> Any:
         ]
         axes.barh(list(entries), values, left=left, label=word, **filled(i))
         left = [a + b for a, b in zip(left, values, strict=True)]
-    axes.invert_yaxis()
+    axes.set_ylim(len(entries) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", labelsize=5.5, length=0)
     kinds = ", ".join(sorted({entry.memory_kind for entry in entries.values()}))
@@ -114,7 +114,7 @@ def _best_last(differences: Mapping[str, list[float]]) -> Any:
         axes.plot(values, [i] * len(values), "|", color=COLOURS[1], markersize=5, label=named[0])
         axes.plot(fmean(values), i, "o", color=COLOURS[2], markersize=DOT, label=named[1])
     axes.set_yticks(range(len(differences)), list(differences), fontsize=5.5)
-    axes.invert_yaxis()
+    axes.set_ylim(len(differences) - 0.5, -0.5)
     axes.set_xlabel("best less last epoch, points")
     above(axes, 2)
     return fig
@@ -142,14 +142,12 @@ def _published(table: Table, pairs: list[tuple[float, float, bool]]) -> Any:
     ends = [low - room, high + room]
     axes.plot(ends, ends, color="0.5", linewidth=0.8, zorder=1)
     for comparable, label, style in (
-        (True, "comparable", {"color": COLOURS[1]}),
-        (False, "not comparable", {"color": COLOURS[2], "fillstyle": "none"}),
+        (True, "comparable", {"color": COLOURS[1], "zorder": 3}),  # few, and above the many
+        (False, "not comparable", {"color": COLOURS[2], "fillstyle": "none", "zorder": 2}),
     ):
         chosen = [(published, ours) for published, ours, same in pairs if same is comparable]
         if chosen:
-            axes.plot(
-                *zip(*chosen, strict=True), "o" if comparable else "s", label=label, zorder=2, markersize=DOT, **style
-            )
+            axes.plot(*zip(*chosen, strict=True), "o" if comparable else "s", label=label, markersize=DOT, **style)
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
