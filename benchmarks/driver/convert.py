@@ -22,7 +22,7 @@ from ..store import documents, exchange, manifest, names
 from ..store.cell import Cell
 from ..store.exchange import STUDENT
 from ..store.runs import Store
-from ..tasks import get_task
+from ..tasks import TASK_SOURCES, get_task
 from ..tasks.text import TextTask
 from . import engines
 from .verify import protocol_of
@@ -47,8 +47,8 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
     run, label, status = exchange.finished(workspace.output, start)
     document = documents.read(run / "cell.json", documents.Identity)
     cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)
-    if form != "safetensors" and cell.task.startswith("folder"):
-        raise UserError(f"run {start}: the data of a folder is not named by its run; use --to safetensors")
+    if form != "safetensors" and cell.task in TASK_SOURCES.mapping():
+        raise UserError(f"run {start}: which task of '{cell.task}:' it has is not in the run; use --to safetensors")
     write = FORMS.get(form) or engines.of(get_task(cell.task)).forms.get(form)
     if not write:
         raise UserError(f"run {start} is of task {cell.task}: {_FOR}")

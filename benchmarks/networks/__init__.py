@@ -47,6 +47,8 @@ __all__ = [
     "names",
     "positions",
     "pretrained_source",
+    "published",
+    "publisher",
     "register_network",
     "register_source",
     "source_of",
@@ -102,6 +104,28 @@ def title(name: str) -> str:
 def weights_digest(name: str) -> str:
     """What the weights are that a network starts from; empty where they are random. Part of the cells that use it."""
     return _source(name).weights_digest(name)
+
+
+def published(library: str, weights: str) -> dict[str, Any]:
+    """What a source says of weights ``NETWORK.TAG`` for ImageNet, as fields of a teacher's entry.
+
+    Raises:
+        UserError: the source publishes none, or none such.
+    """
+    publishing = _publishing()
+    if library not in publishing:
+        raise unknown("library of weights", library, publishing)
+    network = f"{library}:{weights.partition('.')[0]}"
+    return {"network": network, "task": "imagenet", "origin": library, **publishing[library].published(weights)}
+
+
+def publisher(address: str) -> NetworkSource | None:
+    """The source that downloads the weights at an address ``SOURCE:WEIGHTS`` itself; None where it is a file's."""
+    return _publishing().get(address.partition(":")[0])
+
+
+def _publishing() -> dict[str, NetworkSource]:
+    return {name: source for name, source in SOURCES.mapping().items() if source.publishes}
 
 
 def positions(name: str) -> int | None:

@@ -107,7 +107,7 @@ def _resized(size: tuple[int, int], x: Tensor) -> Tensor:
 
 
 class Torchvision(Library):
-    name = "torchvision"
+    name, publishes = "torchvision", True
 
     @functools.cached_property
     def models(self) -> frozenset[str]:
@@ -122,13 +122,38 @@ class Torchvision(Library):
 
         return torchvision.models.get_model(model, weights=None, num_classes=num_classes)
 
+    def published(self, weights: str) -> dict[str, Any]:
+        import torchvision.models
+
+        network, _, version = weights.partition(".")
+        try:
+            kinds = torchvision.models.get_model_weights(network)
+        except ValueError:
+            known_networks = torchvision.models.list_models(torchvision.models)
+            raise unknown("network of torchvision", network, known_networks) from None
+        known = {kind.name: kind for kind in kinds}
+        version = version or "IMAGENET1K_V1"
+        if version not in known:
+            raise unknown(f"weights of torchvision:{network}", version, known)
+        chosen = known[version]
+        transforms = chosen.transforms()
+        return {
+            "name": f"{network}.{version}",
+            "mean": tuple(transforms.mean),
+            "std": tuple(transforms.std),
+            "expected": chosen.meta["_metrics"]["ImageNet-1K"]["acc@1"],
+            "expected_source": "torchvision's metadata of the weights",
+            "sources": (chosen.url,),
+            "sha256": chosen.url.rpartition("-")[2].partition(".")[0],
+        }
+
 
 class _NoStochasticDepth(Exception):
     """timm builds this network without."""
 
 
 class Timm(Library):
-    name = "timm"
+    name, publishes = "timm", True
 
     @functools.cached_property
     def models(self) -> frozenset[str]:
@@ -181,6 +206,29 @@ class Timm(Library):
             if not rate or any(isinstance(module, DropPath) for module in view.modules()):
                 return view
         return super().with_drop_path(name, num_classes, input_shape, vocabulary, rate)
+
+    def published(self, weights: str) -> dict[str, Any]:
+        import timm
+
+        network, _, tag = weights.partition(".")
+        known = timm.list_pretrained(f"{network}.*")
+        name = weights if tag else next(iter(known), network)
+        config = timm.get_pretrained_cfg(name) if name in known else None
+        if config is None:
+            raise unknown("weights of timm", name, known or timm.list_pretrained())
+        if config.num_classes != 1000:
+            raise UserError(
+                f"the weights timm:{name} know {config.num_classes} classes, ImageNet has 1000; take others"
+            )
+        return {"name": name, "mean": config.mean, "std": config.std, "sources": (f"timm:{name}",)}
+
+    def downloaded(self, weights: str) -> dict[str, Tensor]:
+        import timm
+
+        try:
+            return dict(timm.create_model(weights, pretrained=True).state_dict())
+        except Exception as error:  # of whatever library carries the file
+            raise OSError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
 
 
 SOURCES = (Timm(), Torchvision())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from kd_methods.contract import Modality, Network
 from kd_methods.errors import UserError
 
@@ -11,10 +13,16 @@ from ..common.network_names import network_title
 
 
 class NetworkSource:
-    """Resolves names to networks. ``modality`` is what its networks read."""
+    """Resolves names to networks.
+
+    name       what it is called; of a library that ``publishes`` weights also what stands before their names
+    modality   what its networks read
+    publishes  whether it has weights for ImageNet that can be teachers
+    """
 
     name: ClassVar[str]
     modality: ClassVar[Modality]
+    publishes: ClassVar[bool] = False
 
     def names(self) -> list[str]:
         """Those that can be listed."""
@@ -38,6 +46,22 @@ class NetworkSource:
     def weights_digest(self, name: str) -> str:
         """What the weights are that a network starts from; empty where they are random."""
         return ""
+
+    def published(self, weights: str) -> dict[str, Any]:
+        """What is known of weights ``NETWORK.TAG`` for ImageNet: fields of :class:`benchmarks.teachers.zoo.Teacher`.
+
+        Raises:
+            UserError: there is no such network, or there are no such weights of it.
+        """
+        raise NotImplementedError
+
+    def downloaded(self, weights: str) -> dict[str, Tensor]:
+        """Weights whose address in ``published`` is ``SOURCE:WEIGHTS``, not that of a file.
+
+        Raises:
+            OSError: they cannot be had.
+        """
+        raise NotImplementedError
 
     def positions(self, name: str) -> int | None:
         """How many tokens of a text a network can read; None where it does not number them, or reads no texts."""

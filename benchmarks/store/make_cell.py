@@ -60,7 +60,6 @@ def make_cell(
     uses = {
         *versions,
         f"task source:{kind_of(task.name)}",
-        f"task source:{kind_of(task.name)}",
         *(f"network source:{networks.source_of(name)}" for name in used),
         *(f"method:{name}" for name in registry.plain_methods(method)),
         f"optimizer:{protocol.optimizer.name}",

@@ -24,10 +24,10 @@ from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import read_yaml
 from ..config.protocol import Protocol
 from ..config.recipe import Means, Stds
+from ..networks import build_network, published, publisher, text
 from ..store.cell import TeacherRef
 from ..tasks import TaskData, get_task
 from ..tasks.text import TextTask, words
-from . import published_weights
 
 TOLERANCE = 0.1
 """Percentage points by which a measured accuracy may differ from the expected one."""
@@ -109,14 +109,13 @@ class Zoo:
         return TeacherRef(entry.network, entry.mean, entry.std, weights=weights, entry=entry.name)
 
     def wanted(self, name: str) -> Teacher:
-        """An entry by name, or one for weights of a library, as ``timm:NAME.TAG`` or ``torchvision:NAME.VERSION``.
+        """An entry by name, or one for weights that a source of networks publishes, as ``timm:NAME.TAG``.
 
         Raises:
             UserError: neither is known.
         """
-        if ":" not in name:
-            return self.get(name)
-        return make_entry(**published_weights.values(name))
+        library, colon, weights = name.partition(":")
+        return make_entry(**published(library, weights)) if colon else self.get(name)
 
     def installed(self, network: str, task: str) -> Teacher | None:
         """The installed entry to use for a network: one of the user's own before a shipped one."""
@@ -204,7 +203,7 @@ class Zoo:
                     raise UserError(
                         f"teacher '{entry.name}': sha256 of the download is {digest}, expected {entry.sha256}"
                     )
-                if not entry.sha256 and not entry.sources[0].startswith(published_weights.TIMM):
+                if not entry.sha256 and not publisher(entry.sources[0]):
                     report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {digest})")
                 write_bytes(self.path(entry), to_bytes(_taken(entry, file, "", report)))
                 if entry.name not in self.shipped:
@@ -220,8 +219,8 @@ class Zoo:
             target = folder / f"download{len(fetched)}"
             report(f"fetching {source}")
             try:
-                if source.startswith(published_weights.TIMM):
-                    write_bytes(target, to_bytes(published_weights.from_timm(source)))
+                if library := publisher(source):
+                    write_bytes(target, to_bytes(library.downloaded(source.partition(":")[2])))
                     return target
                 with urllib.request.urlopen(source, timeout=30) as answer, target.open("wb") as file:
                     while chunk := answer.read(1 << 20):
@@ -238,7 +237,7 @@ class Zoo:
         )
 
     def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
-        """Top-1 of the installed file on the task's test set, under the entry's own normalisation."""
+        """The task's metric of the installed file on its test set, under the entry's own normalisation."""
         weights = load_weights(self.path(entry))
         data = get_task(entry.task).open(data_root, protocol, device)
         network = data.build(entry.network)
@@ -259,8 +258,6 @@ def _taken(entry: Teacher, file: Path, which: str, report: Callable[[str], None]
 
 def _module(entry: Teacher, weights: dict[str, Tensor]) -> nn.Module:
     """The architecture of an entry, for its task's classes and size of images."""
-    from ..networks import build_network
-
     task = get_task(entry.task)
     return build_network(entry.network, task.num_classes, (3, task.size, task.size), vocabulary=words(weights)).module
 
@@ -282,8 +279,6 @@ def saved_encoder(
     Raises:
         UserError: a task of images, no such model, or classes that are not the task's.
     """
-    from ..networks import text
-
     if not isinstance(task, TextTask):
         raise UserError(f"{folder} is a folder; task {task.name} is one of images, whose teachers are files")
     model = text.pretrained(str(folder), None, task.num_classes)

@@ -25,7 +25,9 @@ from benchmarks.store import manifest
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
-from benchmarks.tasks import get_task
+from benchmarks.tasks import TASK_SOURCES, TaskSource, get_task
+from benchmarks.tasks.data_sets import digits
+from benchmarks.tasks.images import ImageTask
 from kd_methods.errors import UserError
 from tests.helpers.manifests import FACTS
 from tests.helpers.stores import TABLE_FOLDER, shown
@@ -33,10 +35,10 @@ from tests.helpers.stores import TABLE_FOLDER, shown
 TEACHER = TeacherRef("resnet14", (0.5,) * 3, (0.25,) * 3, weights="f" * 64)
 
 
-def finished(output: Path, protocol: str, student: str, method: str, module: torch.nn.Module) -> Cell:
-    """A run that is done, with the weights of a module."""
-    teacher = None if method == "student" else TEACHER
-    cell = make_cell(load_protocol(protocol), "data", student, Distillation(method, teacher))
+def finished(output: Path, protocol: str, student: str, method: str, module: torch.nn.Module, task: str = "") -> Cell:
+    """A run that is done, with the weights of a module; ``task``: another one than the protocol's."""
+    teacher, recipe = None if method == "student" else TEACHER, load_protocol(protocol)
+    cell = make_cell(recipe.on_task(task), "data", student, Distillation(method, teacher))
     store, figures = Store(output), {"top1": 90.0}
     with store.run(cell).lock():
         run = store.create(cell)
@@ -82,6 +84,21 @@ def test_a_student_of_texts_opens_in_transformers(tmp_path: Path) -> None:
         assert torch.allclose(model(**encoded).logits, module(**encoded).logits, atol=1e-6)
     (answer,) = transformers.pipeline("text-classification", model=str(folder))(text)
     assert answer["label"] in task.labels
+
+
+@pytest.mark.parametrize("source", ["folder", "levels"])
+def test_a_run_of_a_source_s_task_does_not_say_which(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = tmp_path / "images"
+    (rest / "train" / "one").mkdir(parents=True)
+    task = ImageTask(f"levels:{rest}", 10, digits.load)
+    monkeypatch.setitem(TASK_SOURCES._registered, "levels", TaskSource("levels", lambda _: task))
+    module = build_network("resnet8", 10, (3, 8, 8)).module
+    cell = finished(tmp_path, "digits-demo", "resnet8", "student", module, f"{source}:{rest}")
+    with pytest.raises(UserError, match=f"which task of '{source}:' it has is not in the run"):
+        convert(cell.key[:12], "timm", tmp_path / "timm", place(tmp_path))
+    assert "model.safetensors" in convert(cell.key[:12], "safetensors", tmp_path / "plain", place(tmp_path))
 
 
 def test_weights_alone_and_what_cannot_be_converted(tmp_path: Path) -> None:

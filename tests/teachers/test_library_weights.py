@@ -9,10 +9,11 @@ import pytest
 import timm
 import torch
 from helpers.image_files import MEAN, STD, recipe
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.recipe import Crops
+from benchmarks.networks import SOURCES, NetworkSource, build_network
 from benchmarks.store.cell import TeacherRef
 from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.teachers.verification import _path
@@ -41,6 +42,36 @@ def test_weights_of_the_libraries_become_entries(tmp_path: Path, monkeypatch: py
     assert made[0] == "test_resnet.r160_in1k"
     installed = Zoo(tmp_path).installed("timm:test_resnet", "imagenet")
     assert installed and installed.mean == entry.mean == tuple(timm.get_pretrained_cfg("test_resnet.r160_in1k").mean)
+
+
+class _Hub(NetworkSource):
+    """Of one network, and weights of it."""
+
+    name, modality, publishes = "hub", "images", True
+
+    def has(self, name: str) -> bool:
+        return name == "hub:small"
+
+    def build(self, name: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int) -> Any:
+        return build_network("resnet8", num_classes, input_shape)
+
+    def published(self, weights: str) -> dict[str, Any]:
+        return {"name": weights, "mean": MEAN, "std": STD, "sources": (f"hub:{weights}",)}
+
+    def downloaded(self, weights: str) -> dict[str, Tensor]:
+        assert weights == "small.first"
+        return dict(build_network("resnet8", 1000, (3, 224, 224)).module.state_dict())
+
+
+def test_a_source_of_one_s_own_publishes_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES._registered, "hub", _Hub())
+    zoo, said = Zoo(tmp_path), list[str]()
+    zoo.fetch([zoo.wanted("hub:small.first")], said.append)
+    assert said[0] == "fetching hub:small.first" and not any("no digest" in line for line in said)
+    installed = Zoo(tmp_path).installed("hub:small", "imagenet")
+    assert installed and (installed.name, installed.origin) == ("small.first", "hub")
+    with pytest.raises(UserError, match="library of weights"):
+        zoo.wanted("hf:small.first")
 
 
 def test_what_is_known_of_a_teacher_belongs_to_the_size_of_the_images(tmp_path: Path) -> None:
