@@ -29,7 +29,9 @@ from ..driver.engines.engine import Evaluate
 from ..driver.engines.local import until_free
 from ..report.model import CostEntry
 from ..store.cell import Cell
+from ..store.make_cell import student_cell
 from ..store.runs import Run
+from ..tasks import get_task
 from ..teachers.zoo import Teacher, Zoo
 from ..training.failures import Failure, Interrupted, Refused
 from .networks.configurations import check_installed, prepare
@@ -127,9 +129,6 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     Raises:
         UserError: the file does not fit, or the extra [detection] is missing.
     """
-    from ..store.make_cell import student_cell
-    from ..tasks import get_task
-
     check_installed()
     data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
     cell = student_cell(entry.network, protocol, data, {})

@@ -9,6 +9,7 @@ from ..analysis import similarity
 from ..common import environment
 from ..common.console import Outcome, counted
 from ..common.workspace import Workspace
+from ..cost import cards
 from ..cost.table_costs import measure_missing
 from ..report import PAPER, Page
 from ..report.collect import render, without_result
@@ -21,7 +22,6 @@ from ..teachers.zoo import Zoo
 from . import engines
 from .execution.crew import ALONE, Crew
 from .execution.jobs import WHOLE, Shard
-from .planning import cards
 from .planning.describe import describe
 from .planning.missing import measured_teachers, to_compute
 from .planning.plan import Plan, Request, make
@@ -35,7 +35,7 @@ class Options:
     """How a plan is run; what is run is in the :class:`benchmarks.driver.planning.plan.Request`.
 
     ``device_speed``: of a dry run, the device whose hours are printed, see
-    :func:`benchmarks.driver.planning.cards.speed`.
+    :func:`benchmarks.cost.cards.speed`.
     """
 
     dry_run: bool = False

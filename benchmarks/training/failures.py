@@ -12,6 +12,9 @@ from ..common.events import CellEnded, LeftOut
 from ..store.cell import Cell
 from ..store.runs import Run
 
+LOST_AT_MOST = 3
+"""How often processes may be lost under a cell that is alone in them before the cell has failed."""
+
 
 class Interrupted(KeyboardInterrupt):
     """The user asked to stop; everything is saved."""

@@ -35,6 +35,9 @@ LIBRARY = (
 )  # fmt: skip
 """The same for the library: families of methods, and what they stand on."""
 
+DRIVER = ("planning", "execution", "engines", "trackers")
+"""The same for the folders of the driver."""
+
 
 def files(room: str) -> list[Path]:
     return sorted((REPO / "benchmarks" / room).rglob("*.py"))
@@ -70,6 +73,14 @@ def test_a_room_of_the_library_imports_only_rooms_below_it(room: str) -> None:
     for file in (REPO / "kd_methods" / room).rglob("*.py"):
         rooms = {module[1] for module in imports(file) if module[0] == "kd_methods" and len(module) > 1}
         assert not rooms & set(LIBRARY) - set(below), file
+
+
+@pytest.mark.parametrize("folder", DRIVER)
+def test_a_folder_of_the_driver_imports_only_those_below_it(folder: str) -> None:
+    below = DRIVER[DRIVER.index(folder) :]
+    for file in files(f"driver/{folder}"):
+        folders = {module[2] for module in imports(file) if module[:2] == ("benchmarks", "driver") and len(module) > 2}
+        assert not folders & set(DRIVER) - set(below), file
 
 
 def test_imports_within_the_suite_are_relative() -> None:

@@ -13,13 +13,13 @@ from kd_methods.errors import UserError
 
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol, steps_per_epoch
+from ...cost.cards import Speed
 from ...cost.measuring import Bench, random_teacher
 from ...cost.operations import CountedTeacher
 from ...store.cell import Cell, TeacherRef
 from ...tasks import Task
 from ...tasks.stated import Stated
 from ...training.shared_teacher import SharedTeacher
-from ..planning.cards import Speed
 
 SMALL_BATCH = 4
 """Arithmetic is counted on a small batch and scaled: convolutions and products grow with it."""

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
+from ...cost.cards import Speed
 from ...report.model import CostEntry
 from ...store.cell import Cell
 from ...store.runs import Run
 from ...tasks import Task
 from ...tasks.stated import Stated
 from ...teachers.zoo import Teacher
-from ..planning.cards import Speed
 from .context import Context
 
 

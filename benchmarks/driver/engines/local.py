@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from ...config.protocol import Protocol
 from ...cost.measuring import measure
 from ...store.cell import Cell, grouped
 from ...store.runs import OTHER_BITS, Run
-from ...tasks import get_task
+from ...tasks import TaskData, get_task
 from ...teachers.zoo import Teacher, Zoo
 from ...training.failures import Failure, Interrupted, line, marked
 from ...training.group import Group
@@ -182,7 +181,7 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
 
 def evaluator(workspace: Workspace) -> Evaluate:
     """Evaluates students' files in this process; the data of the last protocol stay open."""
-    opened: dict[str, Any] = {}
+    opened: dict[str, TaskData] = {}
 
     def evaluate(cell: Cell, protocol: Protocol, file: Path) -> dict[str, float]:
         place = digest([protocol.task, protocol.identity()])

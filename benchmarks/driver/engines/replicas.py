@@ -26,16 +26,14 @@ from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef
 from ...store.runs import FINAL, Run
 from ...tasks import get_task
-from ...training.failures import Failure, Interrupted, line
+from ...training.failures import LOST_AT_MOST, Failure, Interrupted, line
 from ...training.replicas.replica import PartnerLost, Replica, joined
 from .. import engines
-from ..execution.jobs import Job
-from ..execution.relay import Sender, portable
-from ..execution.scheduling import LOSSES
 from .context import Context
 from .counting import Counted
 from .engine import Engine
 from .local import accuracy, measure, until_free
+from .sending import Sender, portable
 
 GRACE = 10.0
 """Seconds in which the first process can tell by itself what went wrong, once another one has."""
@@ -45,26 +43,22 @@ GRACE = 10.0
 class Share:
     """What a process needs to know of its cell.
 
+    protocol    the cell's recipe, on its task
+    similarity  whether the student is compared with its teacher after every epoch
     files       those of the teachers that are no cells of the store
     rendezvous  the file by which the processes find each other
     rank        which of them it is
     """
 
-    job: Job
+    cell: Cell
+    protocol: Protocol
+    similarity: bool
     workspace: Workspace
     files: dict[TeacherRef, Path]
     save_seconds: float
     threads: int
     rendezvous: Path
     rank: int = 0
-
-    @property
-    def cell(self) -> Cell:
-        return self.job.cells[0]
-
-    @property
-    def protocol(self) -> Protocol:
-        return self.job.protocol
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -85,15 +79,15 @@ def run(cells: Sequence[Cell], context: Context) -> None:
 def _ended(cell: Cell, context: Context) -> bool:
     """Train a cell, from its checkpoint on where processes are lost; False if another command holds it."""
     stored = context.store.run(cell)
-    for losses in range(1, LOSSES + 1):
+    for losses in range(1, LOST_AT_MOST + 1):
         with stored.lock() as mine:
             if not mine:
                 return False
         lost = _once(cell, context)
         if not lost or stored.state in FINAL:
             return True
-        if lost.failed or losses == LOSSES:
-            message = lost.words if lost.failed else f"its processes were lost {LOSSES} times: {lost.how}"
+        if lost.failed or losses == LOST_AT_MOST:
+            message = lost.words if lost.failed else f"its processes were lost {LOST_AT_MOST} times: {lost.how}"
             failure = Failure("failed", message)
             failure.mark(stored)
             context.watcher(failure.left_out(cell))
@@ -125,8 +119,10 @@ def _shares(cell: Cell, context: Context, rendezvous: Path) -> list[Share]:
     """One for each process: a GPU, from the workspace's on, or a part of the threads."""
     count, workspace = context.protocol.processes, context.workspace.portable()
     files = {ref: context.weights_of(ref) for ref in (cell.teacher, cell.start) if ref and not ref.cell}
-    job, threads = Job((cell,), context.protocol, context.similarity), max(1, torch.get_num_threads() // count)
-    share = Share(job, workspace, files, context.save_seconds, threads, rendezvous)
+    threads = max(1, torch.get_num_threads() // count)
+    share = Share(
+        cell, context.protocol, context.similarity, workspace, files, context.save_seconds, threads, rendezvous
+    )
     devices = environment.of_processes(workspace.device, count)
     return [replace(share, rank=i, workspace=replace(workspace, device=each)) for i, each in enumerate(devices)]
 
@@ -141,7 +137,7 @@ def _work(send: Callable[[Any], None], share: Share) -> None:
             with joined(share.rank, share.protocol.processes, share.rendezvous, share.workspace.device) as replica:
                 context, task = _context(share, send, stopping, replica), get_task(share.protocol.task)
                 if replica.first:
-                    engines.of(task).train(share.job.cells, context)
+                    engines.of(task).train([share.cell], context)
                 elif assist := engines.of(task).assist:
                     beside = Beside(context.store.run(share.cell))
                     assist(share.cell, context, beside)
@@ -163,7 +159,7 @@ def _context(share: Share, send: Callable[[Any], None], stopping: Callable[[], b
     watcher: Watcher = Sender(send) if replica.first else _unheard
     return Context(
         workspace, protocol, data, share.files.__getitem__, watcher, stopping,
-        share.job.similarity and replica.first, share.save_seconds, replica,
+        share.similarity and replica.first, share.save_seconds, replica,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from ...common.places import PACKAGE
 from ...common.process.children import Ended
 from ...common.process.signals import stop_signals
 from ...common.workspace import Workspace
-from .jobs import Finished, Job
+from .jobs import Finished, Job, Message
 from .relay import work
 
 
@@ -85,7 +85,7 @@ class Cluster:
         ref = task.remote(self._messages, number, job, self._workspace, self._threads)
         self._jobs[ref], self._numbers[number] = job, ref
 
-    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+    def messages(self, seconds: float) -> list[tuple[Job, Message]]:
         ended, _ = self._ray.wait(list(self._jobs), num_returns=1, timeout=seconds)
         messages = []
         for number, message in self._messages.get_nowait_batch(self._messages.qsize()):

@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kd_methods.errors import UserError
 
-from ...common.events import Watcher
+from ...common.events import Event, Watcher
+from ...common.process.children import Ended
 from ...common.process.settings import settings_restored
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
@@ -47,6 +48,10 @@ class Finished(NamedTuple):
     """The job's last message: every cell has ended in one way or another, or what ended the whole job."""
 
     error: BaseException | None = None
+
+
+Message = Event | Finished | Ended
+"""What arrives of a job: what happens to its cells, then its end, or that of the process it was in."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +121,14 @@ class Here:
     def __init__(self, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool]) -> None:
         self._workspace, self._watcher, self._stopping = workspace, watcher, stopping
         self._data: TaskData | None = None  # of the one protocol that all jobs have
-        self._ended: list[tuple[Job, Any]] = []
+        self._ended: list[tuple[Job, Message]] = []
 
     def start(self, job: Job) -> None:
         self._data = self._data or opened(job, self._workspace)
         run(job, self._workspace, self._watcher, self._stopping, self._data)
         self._ended.append((job, Finished()))
 
-    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+    def messages(self, seconds: float) -> list[tuple[Job, Message]]:
         ended, self._ended = self._ended, []
         return ended
 

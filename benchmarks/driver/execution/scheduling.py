@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 from typing import Protocol as Interface
 
 from ...common.events import LeftOut, Said, Watcher
@@ -12,11 +11,8 @@ from ...common.process.children import Ended
 from ...common.process.together import POLL
 from ...store.cell import Cell
 from ...store.runs import FINAL, Store
-from ...training.failures import Failure, Interrupted
-from .jobs import Finished, Job
-
-LOSSES = 3
-"""How often a place may be lost under a cell that is alone there before the cell has failed."""
+from ...training.failures import LOST_AT_MOST, Failure, Interrupted
+from .jobs import Finished, Job, Message
 
 
 class Pool(Interface):
@@ -32,7 +28,7 @@ class Pool(Interface):
     @property
     def slots(self) -> int: ...
     def start(self, job: Job, /) -> None: ...
-    def messages(self, seconds: float, /) -> list[tuple[Job, Any]]: ...
+    def messages(self, seconds: float, /) -> list[tuple[Job, Message]]: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...
 
@@ -128,8 +124,8 @@ def _again(job: Job, how: Ended, losses: Counter[str], watcher: Watcher, store: 
         return [job.only([cell]) for cell in left]
     for cell in left:
         losses[cell.key] += 1
-        if losses[cell.key] == LOSSES:
-            failure = Failure("failed", f"its worker was lost {LOSSES} times: {how.how}")
+        if losses[cell.key] == LOST_AT_MOST:
+            failure = Failure("failed", f"its worker was lost {LOST_AT_MOST} times: {how.how}")
             failure.mark(store.run(cell))
             watcher(failure.left_out(cell))
             return []

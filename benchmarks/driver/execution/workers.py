@@ -12,7 +12,7 @@ import torch
 from ...common.process import children
 from ...common.process.signals import stop_signals
 from ...common.workspace import Workspace
-from .jobs import Finished, Job
+from .jobs import Finished, Job, Message
 from .relay import work
 
 
@@ -36,7 +36,7 @@ class Workers:
         workspace = replace(self._workspace, device=device)
         self._running[children.Child(_work, job, workspace, self._threads)] = job, device
 
-    def messages(self, seconds: float) -> list[tuple[Job, Any]]:
+    def messages(self, seconds: float) -> list[tuple[Job, Message]]:
         messages = []
         for child, message in children.received(list(self._running), seconds):
             job, device = self._running[child]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...common.workspace import Workspace
+from ...cost.cards import Speed
 from ...store.cell import Cell
 from ...tasks import get_task
 from ...tasks.stated import Stated
 from .. import engines
 from ..engines import Estimated
 from ..execution.jobs import divided, span
-from .cards import Speed
 from .plan import Plan
 
 

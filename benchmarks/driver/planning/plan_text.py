@@ -9,11 +9,11 @@ from ...common.console import counted
 from ...common.places import PROGRAM
 from ...common.units import duration, flops
 from ...common.workspace import Workspace
+from ...cost.cards import Speed
 from ...store.cell import Cell
 from ...store.runs import Store
 from ...tasks.stated import Stated
 from ..execution.crew import ALONE, Crew
-from .cards import Speed
 from .estimate import Estimate
 from .plan import Plan
 

@@ -14,10 +14,10 @@ from kd_methods import registry
 from ... import networks
 from ...common.workspace import Workspace
 from ...config.table_spec import load_table
+from ...cost.cards import speed
 from ...store.cell import Cell
 from ...tasks import get_task
 from ..execution.jobs import span
-from .cards import speed
 from .estimate import Estimate
 from .plan import Plan, Request, make
 

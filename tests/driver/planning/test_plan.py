@@ -14,8 +14,8 @@ from benchmarks import tasks
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table, pair_settings, table_names
+from benchmarks.cost.cards import speed
 from benchmarks.driver.engines.counting import at_once
-from benchmarks.driver.planning.cards import speed
 from benchmarks.driver.planning.estimate import Estimate
 from benchmarks.store.make_cell import student_cell
 from benchmarks.store.runs import Run

@@ -11,8 +11,8 @@ import torch
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
+from benchmarks.cost.cards import SHARE, speed
 from benchmarks.driver.execution.crew import Crew
-from benchmarks.driver.planning.cards import SHARE, speed
 from benchmarks.driver.planning.estimate import Estimate
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.reproduce import Options, reproduce

@@ -6,7 +6,7 @@ import pickle
 from typing import Any
 
 from benchmarks.common.events import CellEnded, EpochEnded, EpochRecord, LeftOut, Said, Stepped
-from benchmarks.driver.execution.relay import Sender
+from benchmarks.driver.engines.sending import Sender
 
 
 def test_steps_are_sent_together_before_what_follows_them() -> None:
