@@ -55,7 +55,7 @@ def test_plans_need_no_mmdetection(shapes: Path, tmp_path: Path):
     code = f"""
 import contextlib, sys
 from benchmarks.common import files
-from benchmarks.detection import configurations
+from benchmarks.detection.networks import configurations
 available, configurations.available = configurations.available, lambda: False
 from benchmarks.cli.main import main
 table = ["table4", "--preset", "demo", "--data-root", {str(shapes)!r}, "--output", {str(tmp_path)!r}]

@@ -111,6 +111,7 @@ def test_every_method_for_texts(tmp_path: Path) -> None:
     check(TEXTS, tmp_path, "text")
 
 
+@pytest.mark.slow
 def test_an_update_by_two_kinds_of_gradients(tmp_path: Path) -> None:
     check([("student", {}), ("kd", {}), ("rkd", {})], tmp_path, "two momenta")
 

@@ -77,7 +77,7 @@ def test_dot_in_parts_of_a_batch_makes_the_update_of_the_whole(count: int):
     torch.manual_seed(0)
     x, start = torch.randn(7, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     updated = []
-    for pieces in ([optimizers.WHOLE], list(optimizers.parts(7, count))):
+    for pieces in ([optimizers.WHOLE], list(optimizers.parts_of_batch(7, count))):
         a, b = (torch.nn.Parameter(value.clone()) for value in start)
         optimizer = optimizers.build([a, b], 0.1, Optimizer(lr=0.1, momentum=0.9, weight_decay=0.01, **DOT))
         for _ in range(3):
