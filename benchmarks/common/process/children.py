@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, cast
 
@@ -90,9 +90,17 @@ def received(children: Sequence[Child], seconds: float | None) -> list[tuple[Chi
 
 
 def preload(*modules: str) -> None:
-    """Let the server import what takes seconds and starts no thread, beside what this process goes on with."""
+    """Let the server import what takes seconds and starts no thread, beside what this process goes on with.
+
+    It ignores Ctrl-C from its start on; by default it does only when it has imported all.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # the server starts it, and it would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _enter(work: Callable[..., None], sender: Connection, arguments: tuple[Any, ...]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +26,39 @@ def longer(bench: UserFolder) -> UserFolder:
     """With epochs enough to do something while it runs."""
     bench.protocol.write_text(bench.protocol.read_text().replace("epochs: 1", "epochs: 6"))
     return bench
+
+
+SERVED = """\
+import time
+from pathlib import Path
+Path("imports").touch()
+time.sleep(0.5)
+
+def work(send):
+    send("there")
+"""
+INTERRUPTED = """\
+import os, signal, time
+from pathlib import Path
+from benchmarks.common.process import children
+signal.signal(signal.SIGINT, lambda *_: None)
+children.preload("served")
+while not Path("imports").exists():
+    time.sleep(0.01)
+os.killpg(0, signal.SIGINT)
+from served import work
+print(children.Child(work).answer())
+"""
+
+
+def test_a_stop_while_workers_are_being_prepared_leaves_their_server_alive(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(SERVED)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=120, start_new_session=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "there\n", "")
 
 
 @pytest.mark.slow
