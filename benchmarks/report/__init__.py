@@ -23,6 +23,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+APPENDIX = "-appendix.tex"
+"""End of the name of the file that has what a paper's table leaves out."""
+
+
 def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> dict[str, str]:
     """End of a file's name to its text: `.tex`, `-appendix.tex`, `.bib`, `.md`, `.csv`.
 
@@ -39,7 +43,7 @@ def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> d
     bibliography = appendix.bibliography(table)
     name = table.name if bibliography else ""
     after = appendix.body(table, full, paper)
-    texts = {".tex": latex.render(paper, name), "-appendix.tex": latex.document(after)}
+    texts = {".tex": latex.render(paper, name), APPENDIX: latex.document(after)}
     if page.style == "full":
         texts = {".tex": latex.document(f"{latex.body(paper)}\n\n{after}", name, latex.packages(paper))}
     if bibliography:
@@ -84,8 +88,14 @@ def write(
     page: Page = PAPER,
     cost: CostTable | None = None,
 ) -> list[Path]:
-    """Write `render`'s texts into ``folder`` as ``name`` with suffixes, whole or not at all; returns the paths."""
-    return _write(render(table, page, cost), folder, name)
+    """Write `render`'s texts into ``folder`` as ``name`` with suffixes, whole or not at all; returns the paths.
+
+    An appendix of an earlier call goes where this page has none apart: read after it, it would define labels twice.
+    """
+    texts = render(table, page, cost)
+    if APPENDIX not in texts:
+        (folder / f"{name}{APPENDIX}").unlink(missing_ok=True)
+    return _write(texts, folder, name)
 
 
 def draw(

@@ -257,6 +257,14 @@ def test_nothing_is_said_twice_in_a_file(style: Literal["paper", "full"]) -> Non
     assert "second best mean" not in appendix and "by the same epoch rule" in texts.get("-appendix.tex", texts[".tex"])
 
 
+def test_a_page_with_its_appendix_leaves_no_earlier_one(tmp_path: Path) -> None:
+    """Both read in one document would define labels twice."""
+    table = fabricated(2, 2)[0]
+    for style in ("paper", "full"):
+        written = report.write(table, tmp_path, "a.b", Page(style=style))
+        assert sorted(tmp_path.iterdir()) == sorted(written)
+
+
 def test_daggers_tell_their_reasons_apart() -> None:
     texts = report.render(fabricated(9, 3)[0])
     for text in texts[".tex"], texts["-appendix.tex"]:
