@@ -34,7 +34,7 @@ class Changes(TypedDict, total=False):
 
 _OF_DETECTION = {
     *("name", "version", "task", "title", "source", "deviations", "recipe", "epochs", "recipe_epochs", "batch_size"),
-    *("optimizer", "milestones", "decay", "flip", "precision", "detection"),
+    *("optimizer", "milestones", "decay", "flip", "precision", "detection", "teachers_from"),
 }
 """What of a protocol is read where it is one of detection."""
 

@@ -301,6 +301,17 @@ def test_synchronised_batch_statistics_are_said_and_make_other_cells() -> None:
         load_protocol("coco-1x").changed(processes=2, sync_bn=True)
 
 
+@pytest.mark.parametrize("name", ["grammar-demo", "shapes-demo"])
+def test_teachers_of_the_demonstrations_train_for_longer_and_are_else_trained_alike(name: str) -> None:
+    students = load_protocol(name)
+    teachers = students.for_teachers({})
+    assert teachers.epochs > 2 * students.epochs and not teachers.teachers_from
+    of_length = {"name", "version", "epochs", "recipe_epochs", "milestones"}
+    for key in (set(students.identity()) | set(teachers.identity())) - of_length:
+        assert students.identity()[key] == teachers.identity()[key], key
+    assert students.for_teachers({"epochs": 1}).epochs < teachers.epochs, "as much shorter as its students are"
+
+
 def test_teachers_of_letkds_recipe_are_crds():
     """The paper's files are; where there are none they are trained as CRD's were."""
     for name, wanted in (

@@ -66,7 +66,7 @@ def test_twenty_steps_of_texts(tmp_path: Path) -> None:
     """Of logits, of the last layer's attention, of hidden states."""
     pytest.importorskip("transformers", reason="the extra [text] is not installed")
     table = folder(tmp_path, methods="[student, kd, minilm, pkd_patient]")
-    twelve_steps_each = "epochs: 2\nbatch_size: 256\n"
+    twelve_steps_each = 'epochs: 2\nbatch_size: 256\nteachers_from: ""\n'
     table.protocol.write_text(f"extends: grammar-demo\nname: two-epochs\nversion: 1\n{twelve_steps_each}")
     table.table.write_text(table.table.read_text().replace("resnet14-resnet8", "bert_l4_h64-bert_l2_h64"))
     chosen = ["bert_l4_h64-bert_l2_h64" if word == "resnet14-resnet8" else word for word in CHOSEN]

@@ -32,6 +32,7 @@ DENSE = [name for name in DETECTION if "dense" in registry.get(name).needs.stude
 TWO_STAGE = [*(name for name in DETECTION if name not in (*DENSE, *ON_HEADS)), *REGIONS, "reviewkd.fpn+dkd", "kd@ls"]
 PROTOCOL = """
 extends: shapes-demo
+teachers_from: ""
 name: tiny
 epochs: 2
 recipe_epochs: 2
