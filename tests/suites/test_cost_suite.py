@@ -109,7 +109,7 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path):
             suite.read(other)
     with pytest.raises(UserError, match="--benchmark-json"):
         suite.read(tmp_path / "absent.json")
-    measured = json.loads((ROOT / "benchmarks/suites/results/xeon-2-threads/costs.json").read_text())
+    measured = json.loads((ROOT / "benchmarks/suites/results/xeon-amx-2-threads/costs.json").read_text())
     kinds = [entry["extra_info"].get("kind") for entry in measured["benchmarks"]]
     step = kinds.index("training step")
     del measured["benchmarks"][step]["extra_info"]["memory"]["kind"]
@@ -189,7 +189,7 @@ def test_the_harness_suites_run(tmp_path: Path):
 
 def test_ratio_and_throughput_have_one_estimator():
     """KD's multiple of itself is 1, and images/s is KD's times the multiple, in every row."""
-    methods = suite.read(ROOT / "benchmarks/suites/results/xeon-2-threads/costs.json").pairs["resnet56-resnet20"]
+    methods = suite.read(ROOT / "benchmarks/suites/results/xeon-amx-2-threads/costs.json").pairs["resnet56-resnet20"]
     rows = {line.label: line.cells for block in suite.layout("resnet56-resnet20", methods).blocks for line in block}
     kd = float(rows["KD"][0].value)
     assert rows["KD"][1].value == "1.00"
