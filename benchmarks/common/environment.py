@@ -68,6 +68,18 @@ def device(name: str) -> torch.device:
     return chosen
 
 
+def check_enough(first: torch.device, count: int) -> None:
+    """Whether there is a device for each of the processes that share a cell's batches.
+
+    Raises:
+        UserError: there are fewer GPUs from ``first`` on.
+    """
+    if first.type == "cuda" and count > 1:
+        present = torch.cuda.device_count() - (first.index or 0)
+        if count > present:
+            raise UserError(f"{count} processes need a GPU each, and there are {present}: --processes {present}")
+
+
 def of_processes(first: torch.device, count: int) -> list[torch.device]:
     """The devices of processes that share a cell's batches: a GPU each, from ``first`` on, or all the CPU."""
     if first.type == "cpu":

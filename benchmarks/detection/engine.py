@@ -46,9 +46,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         UserError: the extra [detection] is missing, or a GPU that the protocol needs.
     """
     check_installed()
-    wanted, present = context.protocol.processes, torch.cuda.device_count() - (context.workspace.device.index or 0)
-    if context.workspace.device.type == "cuda" and wanted > 1 and wanted > present:
-        raise UserError(f"{wanted} processes need a GPU each, and there are {present}: --processes {present}")
+    environment.check_enough(context.workspace.device, context.protocol.processes)
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])
 
 

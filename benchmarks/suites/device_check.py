@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from ..common.environment import overruled
 from ..common.seeding import seed_all
 from ..common.workspace import Workspace
 from ..config.protocol import load_protocol
-from ..cost.measuring import peak_memory, synchronise
+from ..cost.measuring import peak_memory, seconds_of_each
 from ..cost.setup import Suite
 from ..detection.engine import first_losses
 from ..store.cell import TeacherRef
@@ -211,11 +210,4 @@ def _throughput(suite: Suite) -> Finding:
 
 def _seconds(step: Callable[[], object], suite: Suite) -> float:
     """The best of some steps: what disturbs one makes it longer."""
-    times = []
-    for _ in range(5):
-        synchronise(suite.device)
-        start = time.perf_counter()
-        step()
-        synchronise(suite.device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds_of_each(step, suite.device, warm_up=0, timed=5))

@@ -81,3 +81,12 @@ def test_limits_of_instructions_are_part_of_the_machine(monkeypatch: pytest.Monk
     environment.machine.cache_clear()
     assert environment.machine(CPU).endswith(", 1 thread, ONEDNN_MAX_CPU_ISA=AVX2")
     assert environment.describe(CPU)["arithmetic"]["limits"] == ["ONEDNN_MAX_CPU_ISA=AVX2"]
+
+
+def test_processes_that_share_batches_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    first, second = torch.device("cuda"), torch.device("cuda", 1)
+    for device, count in ((first, 3), (second, 2), (torch.device("cpu"), 9)):
+        environment.check_enough(device, count)
+    with pytest.raises(UserError, match="3 processes need a GPU each, and there are 2: --processes 2"):
+        environment.check_enough(second, 3)

@@ -108,12 +108,19 @@ def _train(job: DetectionJob, send: Send, folder: Path) -> str | DiskError:
 
 def evaluate(send: Send, job: EvaluationJob) -> None:
     """The metrics of the detector in the job's file in percent, or what went wrong, as the answer to the parent."""
+    with redirect_stdout(io.StringIO()):  # of its steps pycocotools tells as it goes
+        answer = _answer(lambda: _evaluated(job))
+    send(answer)
+
+
+def _answer(asked: Callable[[], Any]) -> Answer:
+    """What a function gives, or what went wrong in it, for the parent to raise."""
     try:
-        with redirect_stdout(io.StringIO()):  # of its steps pycocotools tells as it goes
-            metrics = _evaluated(job)
-        send(Answer(metrics))
+        return Answer(asked())
+    except Refused as error:
+        return Answer(error)
     except Exception as error:
-        send(Answer(UserError(line(error))))
+        return Answer(UserError(line(error)))
 
 
 def _evaluated(job: EvaluationJob) -> dict[str, float]:
@@ -134,24 +141,16 @@ def _evaluated(job: EvaluationJob) -> dict[str, float]:
 
 def cost(send: Send, job: DetectionJob) -> None:
     """What a step costs, or what went wrong, as the answer to the parent."""
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            figures = _figures(job)
-        send(Answer(figures))
-    except Exception as error:
-        send(Answer(UserError(line(error))))
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        answer = _answer(lambda: _figures(job))
+    send(answer)
 
 
 def losses(send: Send, job: DetectionJob) -> None:
     """The losses of the first two steps, and those with other random numbers drawn in them, as the answer."""
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            both = [_losses(job, stream) for stream in (0, 1)]
-        send(Answer(both))
-    except Refused as error:
-        send(Answer(error))
-    except Exception as error:
-        send(Answer(UserError(line(error))))
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        answer = _answer(lambda: [_losses(job, stream) for stream in (0, 1)])
+    send(answer)
 
 
 def _losses(job: DetectionJob, stream: int) -> list[float]:

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from kd_methods.errors import UserError
-
 from ...common import environment, plugins
 from ...common.events import EpochRecord, Event, Watcher
 from ...common.process.children import preload
@@ -68,10 +66,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         Interrupted: the user asked to stop.
         UserError: there is no GPU for each of the processes.
     """
-    device, count = context.workspace.device, context.protocol.processes
-    present = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else count
-    if count > present:
-        raise UserError(f"{count} processes need a GPU each, and there are {present}: --processes {present}")
+    environment.check_enough(context.workspace.device, context.protocol.processes)
     preload(__name__)
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _ended(cell, context)])
 

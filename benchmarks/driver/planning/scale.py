@@ -108,4 +108,4 @@ def hours(plan: Plan, where: Workspace) -> Iterator[str]:
 def _parameters(network: str, plan: Plan) -> int:
     task = get_task(plan.protocol.task)
     built = networks.build_network(network, task.num_classes, (3, task.size, task.size))
-    return sum(parameter.numel() for parameter in built.parameters())
+    return networks.count(built.parameters())
