@@ -10,7 +10,7 @@ import click
 
 from kd_methods.errors import UserError
 
-from ..common.console import Outcome
+from ..common.console import Outcome, say
 from ..common.places import PROGRAM
 from . import options
 from .options import end, in_workspace
@@ -74,12 +74,15 @@ def run(
     from ..config.table_spec import load_table
 
     # What can be wrong in the YAML is said before torch is imported.
-    load_protocol(load_table(asked["table"]).preset(asked["preset"]).protocol)
+    table = load_table(asked["table"])
+    load_protocol(table.preset(asked["preset"]).protocol)
     chosen_shard, followers = options.shard(shard), options.tracker_classes(trackers)
     if not shard:
         check_started_once()
     if device_speed and not dry_run:
         raise UserError(f"--device-speed {device_speed} is for plans: add --dry-run")
+    if dry_run:
+        say(table.heading(asked["preset"]))  # importing torch takes a second or more
     place, hands = workspace(), crew()
     from ..driver.execution.jobs import Shard
     from ..driver.planning.plan import Request

@@ -239,6 +239,10 @@ class TableSpec(Matrix):
         update = {"pairs": columns(preset.pairs or self.pairs, tasks), "methods": tuple(named) or self.methods}
         return preset.model_copy(update={**update, "tasks": tasks})
 
+    def heading(self, preset: str) -> str:
+        """The table under a preset, in one line."""
+        return f"{self.name}: {self.preset(preset).title or self.title}  (preset {preset})"
+
 
 def columns(pairs: tuple[Pair, ...], tasks: tuple[TaskColumn, ...]) -> tuple[Pair, ...]:
     """A column of each pair on each task; the pairs as they are where no tasks are named."""

@@ -76,6 +76,8 @@ def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
     facts = store.facts(cell.key for cell in cells)
     todo = to_compute(plan, cells, facts, store, curves=bool(watched or plan.table.efficiency))
     if options.dry_run or (todo and plan.preset == "paper"):
+        if not options.dry_run:  # the command has said it, before torch was imported
+            say(plan.table.heading(plan.preset))
         speed = cards.speed(options.device_speed, plan.protocol.precision) if options.device_speed else None
         print_plan(plan, todo, workspace, options.crew, speed)
     if options.dry_run:

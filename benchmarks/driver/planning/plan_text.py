@@ -29,7 +29,6 @@ def print_plan(
     them as there are workers, by default one; a worker has so many as there are processes that share a batch.
     """
     say = workspace.say
-    say(f"{plan.table.name}: {plan.table.preset(plan.preset).title or plan.table.title}  (preset {plan.preset})")
     for line in plan.lines():
         say(f"  {line}")
     say(f"  rows {', '.join(row.id for row in plan.rows)}; seeds {', '.join(map(str, plan.seeds))}")
