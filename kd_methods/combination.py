@@ -152,6 +152,13 @@ def _base() -> type[Method]:
         def remarks(self) -> Sequence[str]:
             return [remark for method in self._methods for remark in method.remarks()]
 
+        def watched(self) -> Mapping[str, Tensor]:
+            return {
+                f"{kind.card.name}.{name}": value
+                for kind, method in zip(self.combines, self._methods, strict=True)
+                for name, value in method.watched().items()
+            }
+
         def phases(self) -> Sequence[Phase]:
             return [phase for method in self._methods for phase in method.phases()]
 

@@ -19,6 +19,7 @@ class EpochRecord(TypedDict, total=False):
     phase    of a method's first phases the name; empty in the training proper, to which ``metrics`` and ``probes``,
              the auxiliary logits' metrics, belong
     losses   each term's mean
+    watched  further scalars of the method, as they are at the epoch's end; absent where it has none
     seconds  of the steps
     """
 
@@ -30,6 +31,7 @@ class EpochRecord(TypedDict, total=False):
     metrics: Required[dict[str, float]]
     probes: dict[str, dict[str, float]]
     losses: dict[str, float]
+    watched: dict[str, float]
     similarity: dict[str, list[float]]
     seconds: float
 

@@ -155,7 +155,9 @@ class Reporter:
 
     def _epoch(self, event: EpochEnded) -> None:
         record, name = event.record, self._name(event)
-        losses = " ".join(f"{term} {value:.3g}" for term, value in record["losses"].items())
+        losses = " ".join(
+            f"{term} {value:.3g}" for term, value in (record["losses"] | record.get("watched", {})).items()
+        )
         figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
         facts = f"{figures}  {losses}"
         if self.live:

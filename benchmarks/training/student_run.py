@@ -245,6 +245,8 @@ class StudentRun:
         with self._apart("evaluation", epoch), self.averages.in_place():
             evaluated = self.evaluate() if self.replica.first and not self.phase else {"": {}}
             similarity = self._observed() if self.observe and not self.phase else None
+        with self._apart("watched"):
+            watched = {name: value.item() for name, value in self.method.watched().items()}
         record: EpochRecord = {
             "epoch": epoch,
             "phase": self.phase.name if self.phase else "",
@@ -254,7 +256,11 @@ class StudentRun:
             "losses": {name: float(total) / self.counted for name, total in self.sums.items()},
             "seconds": round(self.seconds, 3),
         }
-        self.records.append(record if similarity is None else {**record, "similarity": similarity})
+        if watched:
+            record["watched"] = watched
+        if similarity is not None:
+            record["similarity"] = similarity
+        self.records.append(record)
         self.seconds, self.sums, self.counted = 0.0, {}, 0
         self.position = (epoch + 1, 0)
         self.save()

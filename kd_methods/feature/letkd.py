@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -210,6 +210,11 @@ class LetKD1(Method[Settings]):
             if discriminants < self.settings.dimensions:
                 remarks.append(f"{discriminants} discriminants instead of {self.settings.dimensions}")
         return remarks
+
+    def watched(self) -> Mapping[str, Tensor]:
+        """The scale g_T of each layer's scores."""
+        scales = ((name, match.scale) for name, match in self.matches.items() if isinstance(match, Match))
+        return {f"g_T_{name}": scale for name, scale in scales}
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         result = Losses(task={"task": batch.loss(student.logits)})

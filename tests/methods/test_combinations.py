@@ -105,6 +105,7 @@ def test_a_combination_needs_what_its_parts_need():
     assert set(setup.losses().task) == {"task", "stones_task"}
     assert set(Setup("crd+block_kd").losses().task) == {"task", "block_kd.stones_task"}
     assert list(setup.method.auxiliary_logits(setup.outputs()[0])) == [f"block_kd.stone_{i}" for i in (1, 2, 3)]
+    assert set(Setup("letkd1+kd").method.watched()) == {"letkd1.g_T_penultimate"}
     assert [phase.name for phase in Setup("ab+ft").method.phases()] == ["boundaries", "paraphraser"]
 
 

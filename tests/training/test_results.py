@@ -35,6 +35,16 @@ def test_student_pt_is_what_timm_loads_and_measures_what_is_recorded(bench: Trai
     assert set(run.metrics[0]["losses"]) == {"task", "kd"}
 
 
+def test_what_a_method_watches_is_recorded_as_it_is_at_the_end_of_each_epoch(bench: TrainingBench):
+    with_layers, plain = bench.cells([("letkd2", {"words": 8, "subclasses": 2}), ("kd", {})])
+    bench.run([with_layers, plain])
+    first, last = (record["watched"] for record in bench.store.run(with_layers).metrics)
+    weights = torch.load(bench.store.run(with_layers) / "student.pt", weights_only=True)
+    assert set(last) == {"g_T_intermediate", "g_T_penultimate"} == set(first) and first != last
+    assert set(last.values()) <= {float(value) for value in weights.values() if not value.dim()}
+    assert "watched" not in bench.store.run(plain).metrics[-1]
+
+
 def test_a_cell_of_the_store_may_be_the_teacher(bench: TrainingBench):
     student_cell = make_cell(PROTOCOL, "data", TEACHER, Distillation("student"))
     ref = TeacherRef(TEACHER, PROTOCOL.mean, PROTOCOL.std, cell=student_cell.key)

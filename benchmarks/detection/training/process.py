@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from kd_methods.errors import DiskError, UserError
@@ -37,7 +36,7 @@ from ..tasks.coco import DetectionFiles
 from . import data as detection_data
 from .checkpoints import ALLOWED
 from .job import DetectionJob, EvaluationJob
-from .recording import percentages, report
+from .recording import percentages, report, unwrapped
 from .runner import average_precision, set_up
 
 
@@ -94,7 +93,7 @@ def _train(job: DetectionJob, send: Send, folder: Path) -> str | DiskError:
     try:
         runner, hook = set_up(job, send, folder)
         _run(runner)
-        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner)
         finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
     except DiskError as error:
         return error

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ...common import environment
@@ -92,17 +93,18 @@ class Records(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         assert metrics is not None
         epoch, state = runner.iter // self.job.detection.iterations, self.state
-        self.records.append(
-            {
-                "epoch": epoch,
-                "phase": "",
-                "lr": runner.optim_wrapper.get_lr()["lr"][0],
-                "metrics": percentages(metrics),
-                "probes": {},
-                "losses": {name: float(total) / state["counted"] for name, total in state["sums"].items()},
-                "seconds": round(state["seconds"], 3),
-            }
-        )
+        record: EpochRecord = {
+            "epoch": epoch,
+            "phase": "",
+            "lr": runner.optim_wrapper.get_lr()["lr"][0],
+            "metrics": percentages(metrics),
+            "probes": {},
+            "losses": {name: float(total) / state["counted"] for name, total in state["sums"].items()},
+            "seconds": round(state["seconds"], 3),
+        }
+        if watched := unwrapped(runner).method.watched():
+            record["watched"] = {name: value.item() for name, value in watched.items()}
+        self.records.append(record)
         state.update(sums={}, counted=0, seconds=0.0)
         if self.job.rank:
             return
@@ -115,6 +117,11 @@ class Records(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.state = checkpoint["kd"]
+
+
+def unwrapped(runner: Runner) -> Any:
+    """The cell's model without what shares its batches among processes."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def percentages(evaluated: Mapping[str, float]) -> dict[str, float]:
