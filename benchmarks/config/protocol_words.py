@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Collection
 
 from ..common.console import counted
@@ -23,8 +24,6 @@ def lines(protocol: Protocol, students: Collection[str] | None = None, with_task
 
 def _training(protocol: Protocol, students: Collection[str] | None, where: str) -> tuple[str, ...]:
     p = protocol
-    after = sorted({math.ceil(milestone * p.epochs / p.recipe_epochs) for milestone in p.milestones})
-    decays = ", ".join(str(epoch) for epoch in after if epoch < p.epochs)
     special = {n: lr for n, lr in p.lr_by_student.items() if students is None or n in students}
     rates = f"lr {p.optimizer.lr:g}" + "".join(f", {lr:g} for {net}" for net, lr in special.items())
     rates += f", {p.lr_alone:g} without a teacher" if p.lr_alone else ""
@@ -51,11 +50,21 @@ def _training(protocol: Protocol, students: Collection[str] | None, where: str) 
         data += f", tokenizer {p.tokenizer}" if p.tokenizer else ""
     return (
         f"{p.name} v{p.version}{where}: {counted(p.epochs, 'epoch')}, batch {p.batch_size}{last}",
-        f"{p.optimizer.line()}, {rates}"
-        + (f", times {p.decay:g} after epochs {decays}" if decays else "")
-        + SCHEDULES.get(p.schedule).line(p)
-        + average,
+        f"{p.optimizer.line()}, {rates}" + _decays(p) + SCHEDULES.get(p.schedule).line(p) + average,
         f"{data}, {_computed_in(p)}{start}",
+    )
+
+
+def _decays(protocol: Protocol) -> str:
+    """By what the rate falls, and after which epochs; a short run may pass several milestones at once."""
+    p = protocol
+    passed = Counter(math.ceil(milestone * p.epochs / p.recipe_epochs) for milestone in p.milestones)
+    after: dict[int, list[int]] = defaultdict(list)
+    for epoch in sorted(epoch for epoch in passed if epoch < p.epochs):
+        after[passed[epoch]].append(epoch)
+    return "".join(
+        f", times {p.decay**count:g} after epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}"
+        for count, epochs in after.items()
     )
 
 

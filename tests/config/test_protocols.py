@@ -49,7 +49,12 @@ def test_another_length_scales_the_milestones() -> None:
     assert rates == pytest.approx([0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5])
     assert (tenth.recipe_epoch(12), tenth.recipe_epochs, tenth.epochs) == (120, 240, 24)
     assert tenth.deviations == ("24 epochs instead of 240, milestones scaled",)
-    assert "24 epochs" in lines(tenth)[0] and "after epochs 15, 18, 21" in lines(tenth)[1]
+    assert "24 epochs" in lines(tenth)[0] and "times 0.1 after epochs 15, 18, 21" in lines(tenth)[1]
+    short = tenth.changed(epochs=5)  # the milestones lie after 3.1, 3.75 and 4.4 epochs
+    assert [short.lr_at(epoch, 0, 1)[0] for epoch in (4, 5)] == pytest.approx([1, 0.01])
+    assert ", times 0.01 after epoch 4" in lines(short)[1]
+    early = paper.model_copy(update={"milestones": (60, 180, 185)}).changed(epochs=5)
+    assert ", times 0.1 after epoch 2, times 0.01 after epoch 4" in lines(early)[1]
     assert paper.changed(epochs=240) is paper and paper.changed() is paper
     with pytest.raises(UserError, match="at least 1"):
         paper.changed(epochs=0)
