@@ -26,6 +26,8 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) per channel, in units of images scaled to [0, 1]."""
 
 EVAL_BATCH = 500
+CPU_EVAL_BATCH = 128
+"""The outputs of larger ones leave a processor's caches: with 500, resnet20 takes 1.4 times as long."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,8 @@ class ImageData(Images):
         return ImageBatch(split.images[chosen], split.labels[chosen], chosen, self.seen).with_answers(answers)
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.test.images.split(EVAL_BATCH), self.test.labels.split(EVAL_BATCH), strict=True)
+        size = CPU_EVAL_BATCH if self.device.type == "cpu" else EVAL_BATCH
+        return zip(self.test.images.split(size), self.test.labels.split(size), strict=True)
 
     def cleaned(self, indices: Tensor, size: int) -> Iterator[ImageBatch]:
         return map(self.clean, indices.split(size))
