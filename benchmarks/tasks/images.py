@@ -27,7 +27,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 EVAL_BATCH = 500
 CPU_EVAL_BATCH = 128
-"""The outputs of larger ones leave a processor's caches: with 500, resnet20 takes 1.4 times as long."""
+"""The outputs of larger ones leave a processor's caches: with 500, resnet20 takes 1.5 times as long."""
 
 
 @dataclass(frozen=True)
