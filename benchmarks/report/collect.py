@@ -159,11 +159,13 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
     quoted = tuple(
         report.TableRow(key, title, "quoted", _quoted(manifest, key)) for key, title in manifest.quoted.items()
     )
+    tasks = {column.task for column in manifest.columns}
+    where = f" on {tasks.pop()}" if manifest.column_tasks and len(tasks) == 1 else ""  # several stand over the columns
     columns, rows = report.with_means(columns, rows)
     return report.Table(
         name=manifest.name,
         title=manifest.title,
-        metric=next(iter(titles)) if len(titles) == 1 else "The metric named over each column",
+        metric=(next(iter(titles)) if len(titles) == 1 else "The metric named over each column") + where,
         columns=columns,
         rows=rows,
         quoted=tuple(row for row in quoted if row.entries),

@@ -143,7 +143,10 @@ class EfficiencyRows(Document):
 
 
 class Manifest(Document):
-    """What a table shows; the cells are keys of runs in the store."""
+    """What a table shows; the cells are keys of runs in the store.
+
+    column_tasks  whether columns have tasks of their own, and the protocol's lines therefore name none
+    """
 
     name: str
     title: str
@@ -154,6 +157,7 @@ class Manifest(Document):
     recipe: str
     protocol: dict[str, Any]
     protocol_lines: tuple[str, ...]
+    column_tasks: bool = False
     lr: float
     deviations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -100,6 +100,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
         recipe=plan.protocol.recipe,
         protocol=plan.protocol.identity(),
         protocol_lines=tuple(plan.lines(students=())),
+        column_tasks=plan.column_tasks,
         lr=plan.protocol.optimizer.lr,
         deviations=plan.protocol.deviations,
         notes=(*plan.notes, *_uniform_note(plan), *_holdout_note(plan), *_unpublished_note(plan)),

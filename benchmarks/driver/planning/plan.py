@@ -92,7 +92,12 @@ class Plan:
 
     def lines(self, students: Collection[str] | None = None) -> tuple[str, ...]:
         """The protocol in words; the task only where the columns do not have their own."""
-        return protocol_lines(self.protocol, students, with_task=not any(pair.task for pair in self.pairs))
+        return protocol_lines(self.protocol, students, with_task=not self.column_tasks)
+
+    @property
+    def column_tasks(self) -> bool:
+        """Whether the columns have tasks of their own."""
+        return any(pair.task for pair in self.pairs)
 
     def stages(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
         """``cells`` in the order in which they can be trained, those together that have one protocol."""
