@@ -152,7 +152,7 @@ def _base() -> type[Method]:
         def remarks(self) -> Sequence[str]:
             return [remark for method in self._methods for remark in method.remarks()]
 
-        def watched(self) -> Mapping[str, Tensor]:
+        def watched(self) -> Mapping[str, float]:
             return {
                 f"{kind.card.name}.{name}": value
                 for kind, method in zip(self.combines, self._methods, strict=True)

@@ -155,11 +155,9 @@ class Reporter:
 
     def _epoch(self, event: EpochEnded) -> None:
         record, name = event.record, self._name(event)
-        losses = " ".join(
-            f"{term} {value:.3g}" for term, value in (record["losses"] | record.get("watched", {})).items()
-        )
+        values = record["losses"] | record.get("watched", {})
         figures = f"{self.metric} {record['metrics'][self.metric]:.2f}" if record["metrics"] else record["phase"]
-        facts = f"{figures}  {losses}"
+        facts = f"{figures}  {' '.join(f'{term} {value:.3g}' for term, value in values.items())}"
         if self.live:
             if event.key not in self.tasks:
                 self.tasks[event.key] = self.live.add_task(name, total=self.protocol.epochs, facts="")

@@ -246,7 +246,7 @@ class StudentRun:
             evaluated = self.evaluate() if self.replica.first and not self.phase else {"": {}}
             similarity = self._observed() if self.observe and not self.phase else None
         with self._apart("watched"):
-            watched = {name: value.item() for name, value in self.method.watched().items()}
+            watched = dict(self.method.watched())
         record: EpochRecord = {
             "epoch": epoch,
             "phase": self.phase.name if self.phase else "",

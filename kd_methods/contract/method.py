@@ -151,7 +151,7 @@ class Method(nn.Module, Generic[S]):
         """What a reader of a table has to know of how the method was built for this pair and this data."""
         return ()
 
-    def watched(self) -> Mapping[str, Tensor]:
+    def watched(self) -> Mapping[str, float]:
         """Scalars by name that are recorded beside the losses at the end of every epoch; by default none."""
         return {}
 

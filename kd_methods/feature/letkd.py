@@ -211,10 +211,9 @@ class LetKD1(Method[Settings]):
                 remarks.append(f"{discriminants} discriminants instead of {self.settings.dimensions}")
         return remarks
 
-    def watched(self) -> Mapping[str, Tensor]:
+    def watched(self) -> Mapping[str, float]:
         """The scale g_T of each layer's scores."""
-        scales = ((name, match.scale) for name, match in self.matches.items() if isinstance(match, Match))
-        return {f"g_T_{name}": scale for name, scale in scales}
+        return {f"g_T_{name}": match.scale.item() for name, match in self.matches.items() if isinstance(match, Match)}
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         result = Losses(task={"task": batch.loss(student.logits)})

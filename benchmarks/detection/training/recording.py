@@ -103,7 +103,7 @@ class Records(Hook):
             "seconds": round(state["seconds"], 3),
         }
         if watched := unwrapped(runner).method.watched():
-            record["watched"] = {name: value.item() for name, value in watched.items()}
+            record["watched"] = dict(watched)
         self.records.append(record)
         state.update(sums={}, counted=0, seconds=0.0)
         if self.job.rank:
