@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,20 +15,19 @@ from torch import Tensor, nn
 from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
-from ..common.console import counted
 from ..common.environment import out_of_memory
 from ..common.events import EpochRecord
 from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
-from ..config.protocol import Protocol
 from ..networks import LogitsOnly, NetworkView, count, macs
 from ..store.cell import Cell
-from ..store.runs import Run, figures
+from ..store.runs import Run
 from . import compilation, optimizers
 from .answered import answered
 from .assembly import Assembly, begin
 from .averages import Averages
 from .failures import Diverged
+from .finished import finish, on_cpu
 from .group import Group
 from .isolation import Loans, apart, lend
 from .optimizers.exempt import exempt
@@ -375,29 +373,3 @@ class StudentRun:
             f"deployed with {deployed / 1e6:.3f} M parameters and {operations[0]} MACs, "
             f"the plain {self.cell.student} has {usual / 1e6:.3f} M and {operations[1]}"
         ]
-
-
-def on_cpu(deployed: nn.Module) -> dict[str, Tensor]:
-    """A deployed network's tensors as they are written."""
-    return {key: value.detach().cpu().contiguous() for key, value in deployed.state_dict().items()}
-
-
-def finish(
-    run: Run, weights: dict[str, Tensor], records: list[EpochRecord], protocol: Protocol, remarks: Sequence[str]
-) -> None:
-    """Write a deployed network's weights and its metrics, and mark the run done."""
-    run.write("student.pt", to_bytes(weights))
-    run.set_metrics(records)
-    run.set_status(
-        "done",
-        epoch=records[-1]["epoch"],
-        epochs=protocol.epochs,
-        **figures(records),
-        remarks=[*_first_phases(records), *remarks, *run.changes],
-    )
-
-
-def _first_phases(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What of a training is beside the epochs that all methods have."""
-    phases = Counter(record["phase"] for record in records if record.get("phase"))
-    return [f"also trained in a phase of its own before: {name}, {counted(n, 'epoch')}" for name, n in phases.items()]

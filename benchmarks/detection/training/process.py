@@ -29,8 +29,8 @@ from ...networks import count
 from ...report.model import CostEntry
 from ...tasks import get_task
 from ...training.failures import Refused, line, marked, of_cell
+from ...training.finished import finish, on_cpu
 from ...training.precision import autocast
-from ...training.student_run import finish, on_cpu
 from ..networks import detectors
 from ..tasks.coco import DetectionFiles
 from . import data as detection_data
