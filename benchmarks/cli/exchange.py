@@ -17,6 +17,7 @@ from .options import end, in_workspace
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
     from ..config.protocol import Changes
+    from ..store.exchange import Also
 
 archive = click.Path(path_type=Path)
 FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
@@ -26,15 +27,34 @@ FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
 @click.command("export")
 @click.argument("what", nargs=-1, required=True, metavar="TABLE|RUN...", shell_complete=completion.tables)
 @click.argument("file", type=archive)
-@click.option("--students", is_flag=True, help="Also the weights of the deployed networks, for `verify`.")
+@click.option(
+    "--students",
+    "also",
+    multiple=True,
+    flag_value="students",
+    help="Also the weights of the deployed networks, for `verify`.",
+)
+@click.option(
+    "--unfinished",
+    "also",
+    multiple=True,
+    flag_value="unfinished",
+    help="Also stopped runs, with their checkpoints, to go on elsewhere.",
+)
 @options.preset
 @options.changes
 @options.settings
 @options.output
 def export_runs(
-    what: Sequence[str], file: Path, students: bool, preset: str, changes: Changes, settings: str, output: Path
+    what: Sequence[str],
+    file: Path,
+    also: Sequence[Also],
+    preset: str,
+    changes: Changes,
+    settings: str,
+    output: Path,
 ) -> None:
-    """Pack finished runs into FILE.zip, with checksums: those of tables, or runs by the names of their folders.
+    """Pack runs into FILE.zip, with checksums: those of tables, or runs by the names of their folders.
 
     A TABLE is a name, with --preset and the options that change a protocol, or a folder in tables/ of the output.
     """
@@ -49,10 +69,11 @@ def export_runs(
             tables.append(options.table_folder_in(output, word, preset, changes, settings))
         else:
             runs.append(word)
-    exported = exchange.export(output, file, tables, runs, students)
+    exported = exchange.export(output, file, tables, runs, also)
     left = f", {counted(exported.left_out, 'cell')} without a result left out" if exported.left_out else ""
-    networks = f", {exported.students} with their network" if students else ""
-    click.echo(f"{file}: {counted(exported.runs, 'run')}{networks}{left}\nsha256 {exported.sha256}")
+    networks = f", {exported.students} with their network" if exported.students else ""
+    begun = f", {counted(exported.begun, 'unfinished run')}" if exported.begun else ""
+    click.echo(f"{file}: {counted(exported.runs, 'run')}{networks}{begun}{left}\nsha256 {exported.sha256}")
 
 
 @click.command("import")
@@ -65,6 +86,8 @@ def import_runs(file: Path, output: Path) -> None:
     merged = import_(file, output)
     students = f", {counted(merged.students, 'network')} added to them" if merged.students else ""
     text = f"{file}: {counted(len(merged.added), 'run')} taken, {merged.same} in the store{students}"
+    if merged.begun:
+        text += f"\nunfinished, to go on with the command of their table: {', '.join(merged.begun)}"
     if merged.tables:
         text += f"\ntables that show more: {', '.join(merged.tables)}"
     end(Outcome(text, merged.missing))

@@ -18,10 +18,10 @@ from ..common.weights import load_weights
 from ..common.workspace import Workspace
 from ..networks import build_network, modality_of
 from ..report.citations import bibtex, cited
-from ..store import documents, exchange, manifest, names
+from ..store import documents, manifest, names
 from ..store.cell import Cell
-from ..store.exchange import STUDENT
 from ..store.runs import Store
+from ..store.whole_runs import STUDENT, finished
 from ..tasks import TASK_SOURCES, get_task
 from ..tasks.text import TextTask
 from . import engines
@@ -44,7 +44,7 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
     Raises:
         UserError: there is no such run, it has no network, or that network cannot be had in this form.
     """
-    run, label, status = exchange.finished(workspace.output, start)
+    run, label, status = finished(workspace.output, start)
     document = documents.read(run / "cell.json", documents.Identity)
     cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)
     if form != "safetensors" and cell.task in TASK_SOURCES.mapping():

@@ -15,8 +15,8 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store import documents, exchange
 from ..store.cell import Cell
-from ..store.exchange import STUDENT, EndedRun
 from ..store.make_cell import Distillation, make_cell
+from ..store.whole_runs import STUDENT, EndedRun, ended
 from ..tasks import get_task
 from ..training import precision
 from .engines import of
@@ -67,7 +67,7 @@ def verify(source: Path, workspace: Workspace) -> tuple[Verified, ...]:
     with _store(source) as folder:
         verified = []
         evaluators: dict[str, Evaluate] = {}
-        for run in exchange.ended(folder, workspace.say):
+        for run in ended(folder, workspace.say):
             if run.status["state"] == "done":
                 verified.append(_verified(run, workspace, evaluators))
                 workspace.say(verified[-1].line())

@@ -31,7 +31,7 @@ NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 """What tables and the folders of tables are called."""
 
 MEMBER = re.compile(
-    rf"runs/[0-9a-f]{{16}}/(?:(?:cell|status|metrics|environment)\.json|student\.pt)"
+    rf"runs/[0-9a-f]{{16}}/(?:(?:cell|status|metrics|environment)\.json|(?:student|checkpoint)\.pt)"
     rf"|tables/{NAME}/plan\.json|costs/[0-9a-f]{{16}}\.json|{re.escape(INDEX)}"
 )
 """The names that there are: those of a store. No other can be in an archive, so nothing lands outside a folder."""

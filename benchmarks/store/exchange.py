@@ -5,27 +5,26 @@ A result keeps its provenance: the documents of a run go from store to store as 
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from kd_methods.errors import Damaged, UserError
 
 from ..common.console import counted, say
 from ..common.files import read_bytes, sha256_file, write_bytes
-from . import archives, documents, manifest, names
+from . import archives, documents, manifest
 from .archives import REMEDY
 from .manifest import Manifest
-from .runs import FINAL, RESULT, Run, Store, figures
+from .runs import BEGUN, FINAL, RESULT, Run, Store
+from .whole_runs import STUDENT, Unfinished, check, checked, ended, named, runs_of, text
 
 Say = Callable[[str], None]
-
-STUDENT = "student.pt"
+Also = Literal["students", "unfinished"]
 
 _KEY = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(archives.NAME)
@@ -33,12 +32,16 @@ _NAME = re.compile(archives.NAME)
 
 @dataclass(frozen=True)
 class Exported:
-    """What an archive got: its sha256, how many runs, so many of them with their student; how many have no result."""
+    """What an archive got: its sha256, how many runs, so many of them with their student; how many have no result.
+
+    ``begun``: how many runs are in it that have not ended.
+    """
 
     sha256: str
     runs: int
     students: int
     left_out: int
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Merged:
     """What came of a merge: labels of runs that are new here, and of those that have another result here.
 
     ``same``: how many were here before, with the same result; ``students``: how many of these got their network;
-    ``busy``: labels of those that another process is computing here; ``tables``: folders of tables that show more now.
+    ``busy``: labels of those that another process is computing here; ``tables``: folders of tables that show more now;
+    ``begun``: labels of those that have not ended and go on here.
     """
 
     added: tuple[str, ...] = ()
@@ -55,6 +59,7 @@ class Merged:
     conflicts: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    begun: tuple[str, ...] = ()
 
     @property
     def missing(self) -> str:
@@ -69,7 +74,7 @@ class Merged:
 
 
 def export(
-    output: Path, file: Path, tables: Sequence[str] = (), runs: Sequence[str] = (), students: bool = False,
+    output: Path, file: Path, tables: Sequence[str] = (), runs: Sequence[str] = (), also: Collection[Also] = (),
     say: Say = say,
 ) -> Exported:  # fmt: skip
     """Pack the ended runs of tables, and single ones, with their teachers, costs and what tables show of them.
@@ -79,14 +84,16 @@ def export(
         file: the archive to write.
         tables: folders of tables in it, such as ``table1-short``.
         runs: keys of runs, or the beginnings of keys.
-        students: the deployed networks' weights as well.
+        also: ``students``: the deployed networks' weights; ``unfinished``: runs that were stopped, with the
+            checkpoints from which they go on elsewhere.
         say: called with a line for what is left out, and why.
 
     Raises:
         UserError: no such table or run, or none of them has ended.
     """
     store, members = Store(output), dict[str, Path]()
-    keys = [_named(output, start).run.key for start in runs]
+    students, unfinished = "students" in also, "unfinished" in also
+    keys = [_named_key(output, start, unfinished) for start in runs]
     for table_folder in tables:
         shown = manifest.existing(output, table_folder)
         keys += _keys(shown)
@@ -108,14 +115,33 @@ def export(
         names = [name for name in RESULT if (run / name).is_file() and (students or name != STUDENT)]
         with_student += STUDENT in names
         members |= {f"runs/{run.path.name}/{name}": run / name for name in names}
-    if not packed:
-        raise UserError(f"nothing to export: none of these runs has ended in {output}; run them first")
-    archives.write(file, members)
-    return Exported(sha256_file(file), packed, with_student, len(set(states) | set(teachers)) - packed)
+    with ExitStack() as held:
+        going_on = [store.run(key) for key in states if unfinished and key not in ended]
+        begun = [run for run in going_on if _held(run, held, say)]
+        members |= {
+            f"runs/{run.path.name}/{name}": run / name for run in begun for name in BEGUN if (run / name).is_file()
+        }
+        if not packed and not begun:
+            raise UserError(f"nothing to export: none of these runs has ended in {output}; run them first")
+        archives.write(file, members)
+    left_out = len(set(states) | set(teachers)) - packed - len(begun)
+    return Exported(sha256_file(file), packed, with_student, left_out, len(begun))
+
+
+def _held(run: Run, held: ExitStack, say: Say) -> bool:
+    """Whether a run can go on elsewhere; no process computes it then until ``held`` closes."""
+    if not run.portable:
+        return False
+    if not held.enter_context(run.lock()):
+        say(f"left out: {run.path} is being computed; stop it first")
+        return False
+    return True
 
 
 def import_(file: Path, output: Path, say: Say = say) -> Merged:
     """Merge an archive that :func:`export` wrote into a store.
+
+    Its runs that have not ended are taken where they are not as far here.
 
     Raises:
         Damaged: it is not what was written; nothing is taken.
@@ -123,7 +149,25 @@ def import_(file: Path, output: Path, say: Say = say) -> Merged:
     """
     Store(output).check_writable()
     with opened(file, output) as folder:
-        return merge(folder, output, say)
+        begun = list[Run]()
+        merged = merge(folder, output, say, begun)
+        return _go_on(begun, output, merged, say)
+
+
+def _go_on(begun: Sequence[Run], output: Path, merged: Merged, say: Say) -> Merged:
+    """What came of a merge, once runs that have not ended are taken, too."""
+    taken, busy, same = list[str](), list(merged.busy), merged.same
+    for their in begun:
+        run, label = Store(output).run(their.key), _label(their)
+        with run.lock() as mine:
+            if run.ended or (run.portable and run.saved_epochs >= their.saved_epochs):
+                same += 1
+            elif mine:
+                run.take(their, say)
+                taken.append(label)
+            else:
+                busy.append(label)
+    return replace(merged, begun=tuple(taken), busy=tuple(busy), same=same)
 
 
 @contextmanager
@@ -135,8 +179,8 @@ def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
     """
     with archives.unpacked(file, beside) as folder:
         try:
-            for run in _runs(folder):
-                checked(run)
+            for run in runs_of(folder):
+                check(run)
             for table_folder in manifest.table_folders(folder):
                 _check_manifest(manifest.existing(folder, table_folder), table_folder)
             for path in (folder / "costs").glob("*.json"):
@@ -204,119 +248,37 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
         yield Path(folder)
 
 
-class EndedRun(NamedTuple):
-    """A run that has ended and is whole."""
-
-    run: Run
-    label: str
-    status: dict[str, Any]
-
-
-class Unfinished(Damaged):
-    """The run has not ended."""
-
-    def __init__(self, message: str, run: Run) -> None:
-        super().__init__(message)
-        self.run = run
-
-
-def checked(run: Run) -> EndedRun:
-    """A run that has ended, whose documents agree with each other and with its key.
-
-    Raises:
-        Unfinished: it has not ended.
-        Damaged: a document is missing or is not what was written, or the run claims what its epochs do not say.
-    """
-    identity = documents.read(run / "cell.json", documents.Identity)
-    if identity is None or identity["key"][:16] != run.path.name:
-        raise Damaged(f"{run / 'cell.json'} is missing, or another cell's; {documents.REMEDY}")
-    run, label = Run(run.path, identity["key"]), identity["label"]
-    status = run.status
-    if status["state"] not in FINAL:
-        raise Unfinished(f"{run.path} ({label}): {status.get('message', status['state'])}", run)
-    if status["state"] == "done":
-        if (run / STUDENT).is_file() and (damage := run.damage(STUDENT)):
-            raise Damaged(damage)
-        records = run.metrics
-        if not records or _text({rule: status[rule] for rule in ("last", "best")}) != _text(figures(records)):
-            raise Damaged(f"{run.path} ({label}): its status has other results than its epochs")
-    return EndedRun(run, label, status)
-
-
-def ended(root: Path, say: Say, begun: list[Run] | None = None) -> list[EndedRun]:
-    """The runs of a store that have ended and are whole, by key; ``say`` gets a line for each of the others.
-
-    ``begun`` gets those that have not ended, and they are not said.
-
-    Raises:
-        UserError: there is no store.
-    """
-    whole = []
-    for run in _runs(root):
-        try:
-            whole.append(checked(run))
-        except Damaged as error:
-            if isinstance(error, Unfinished) and begun is not None:
-                begun.append(error.run)
-            else:
-                say(f"not taken: {error}")
-    return whole
-
-
-def finished(root: Path, start: str) -> EndedRun:
-    """The one run of a store whose key begins so, or of that name, which has to be done and to have its network.
-
-    Raises:
-        UserError: there is none, or it is not done or without its network.
-    """
-    named = _named(root, start)
-    if named.status["state"] != "done" or not (named.run / STUDENT).is_file():
-        raise UserError(f"run {start} ({named.label}) has no network: it is {named.status['state']}")
-    return named
-
-
-def _runs(root: Path) -> list[Run]:
-    """The folders of a store's runs.
-
-    Raises:
-        UserError: there is no store.
-    """
-    if not (root / "runs").is_dir():
-        raise UserError(f"there is no store in {root}: it has no folder runs")
-    return [Run(path) for path in sorted((root / "runs").iterdir()) if path.is_dir()]
-
-
 def _keys(shown: Manifest) -> Iterable[str]:
     """The runs that a table shows, and those of its teachers."""
     return [*(cell.key for cell in shown.cells), *(c.teacher.cell for c in shown.columns if c.teacher.cell)]
 
 
+def _identity(run: Run) -> dict[str, Any]:
+    return documents.read(run / "cell.json", documents.Identity) or {}
+
+
+def _label(run: Run) -> str:
+    return _identity(run).get("label", run.path.name)
+
+
 def _teacher(run: Run) -> str:
     """The key of the cell that trained a run's teacher, or empty."""
-    identity = documents.read(run / "cell.json", documents.Identity)
-    return ((identity or {}).get("cell", {}).get("teacher") or {}).get("cell", "")
+    return (_identity(run).get("cell", {}).get("teacher") or {}).get("cell", "")
 
 
-def _named(output: Path, start: str) -> EndedRun:
-    """The one run whose key begins so, or that has this name in a table (:mod:`.names`)."""
-    begin = names.key_of(output, start) or start
-    folders = [run for run in _runs(output) if run.path.name.startswith(begin[:16])]
-    if len(folders) != 1:
-        count = "several begin" if folders else "none begins"
-        raise UserError(
-            f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/, or its "
-            "TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it"
-        )
-    return checked(folders[0])
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)  # values that are no number are equal here
+def _named_key(output: Path, start: str, unfinished: bool) -> str:
+    """The key of :func:`.whole_runs.named`, or, with ``unfinished``, of one that has not ended."""
+    try:
+        return named(output, start).run.key
+    except Unfinished as begun:
+        if not unfinished:
+            raise
+        return begun.run.key
 
 
 def _result(status: dict[str, Any]) -> str:
     """What two computations of one cell have to agree in."""
-    return _text([status["state"], status.get("last"), status.get("best")])
+    return text([status["state"], status.get("last"), status.get("best")])
 
 
 def _words(status: dict[str, Any]) -> str:

@@ -31,6 +31,9 @@ def today() -> str:
 FINAL = ("done", "diverged", "refused")
 """States of a run that has ended for good."""
 
+GOING_ON = ("running", "interrupted", "failed")
+"""States of a run that goes on from what it saved."""
+
 _LOST_WITH: Mapping[str, Sequence[str]] = {
     # Without it nobody knows what computed the epochs before: they are computed again.
     "environment.json": ("checkpoint.pt", "mmengine", "environment.json", "status.json"),
@@ -50,6 +53,9 @@ _FILES = ("checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environmen
 
 RESULT = ("cell.json", "environment.json", "metrics.json", "student.pt", "status.json")
 """What a run that has ended is handed on with, in the order in which it is written: without a status nothing counts."""
+
+BEGUN = ("cell.json", "environment.json", "metrics.json", "checkpoint.pt", "status.json")
+"""What a run that has not ended is handed on with, so that it goes on elsewhere."""
 
 Say = Callable[[str], None]
 
@@ -143,10 +149,20 @@ class Run:
         return self.state in FINAL
 
     @property
+    def handed_on(self) -> tuple[str, ...]:
+        """The files that go with this run to another store."""
+        return RESULT if self.ended else BEGUN
+
+    @property
+    def portable(self) -> bool:
+        """Whether a run that has not ended can go on in another store; what mmengine saves cannot."""
+        return self.state in GOING_ON and (self / "checkpoint.pt").is_file()
+
+    @property
     def saved_epochs(self) -> int:
         """From how many whole epochs of the training proper a run that has begun goes on."""
         saved = any((self / name).exists() for name in ("checkpoint.pt", "mmengine"))
-        if not saved or self.state not in ("running", "interrupted", "failed"):
+        if not saved or self.state not in GOING_ON:
             return 0
         try:
             return sum(not record.get("phase") for record in self.metrics)
@@ -252,13 +268,14 @@ class Run:
             os.close(handle)
 
     def take(self, other: Run, say: Say) -> None:
-        """Become a copy of another run that has ended, for the process that holds this one, which has not.
+        """Become a copy of another run that is further, for the process that holds this one, which has not ended.
 
         What was begun here is kept beside it.
         """
         if any((self / name).exists() for name in _FILES):
-            self._set_aside(_FILES, f"{self.path} was begun here and has ended elsewhere", say, "begun")
-        for name in RESULT:
+            further = "has ended" if other.ended else "is further"
+            self._set_aside(_FILES, f"{self.path} was begun here and {further} elsewhere", say, "begun")
+        for name in other.handed_on:
             if (other / name).is_file():
                 self.write(name, read_bytes(other / name))
 

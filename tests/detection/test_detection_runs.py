@@ -66,7 +66,7 @@ def same(a: dict[str, dict[str, Tensor]], b: dict[str, dict[str, Tensor]]) -> bo
 def test_detectors_of_an_archive_measure_here_what_they_claim(run: Any, shapes: Path, tmp_path: Path) -> None:
     run("sent", methods=("student",))
     sent = tmp_path / "sent"
-    exchange.export(sent, tmp_path / "sent.zip", tables=["tiny-paper"], students=True)
+    exchange.export(sent, tmp_path / "sent.zip", tables=["tiny-paper"], also=["students"])
     here = Workspace(CPU, shapes, tmp_path / "checkpoints", tmp_path / "here", say=lambda line: None)
     verified = verify(tmp_path / "sent.zip", here)
     assert [(one.reason, one.difference) for one in verified] == [("", 0.0)]

@@ -73,7 +73,7 @@ def test_claims_that_hold_and_claims_that_do_not(
     finish(tmp_path, cells["simkd"], students["simkd"], add=3.0)
     file = tmp_path / "sent.zip"
     keys = [cell.key for cell in cells.values()]
-    exchange.export(tmp_path, file, runs=keys, students=True)
+    exchange.export(tmp_path, file, runs=keys, also=["students"])
     said = list[str]()
     outcome = report(file, replace(lab.workspace, say=said.append))
     assert any("student/resnet8/s0" in line and line.endswith(": equal") for line in said), said

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common.files import sha256_file
+from benchmarks.common.files import sha256_file, write_json
 from benchmarks.report.collect import render
 from benchmarks.store import archives, documents, manifest
 from benchmarks.store.cell import Cell
 from benchmarks.store.exchange import export, import_, merge
-from benchmarks.store.runs import Store
+from benchmarks.store.runs import Run, Store
 from kd_methods.errors import UserError
-from tests.helpers.stores import TABLE_FOLDER, TEACHER, cell, finish, shown, table
+from tests.helpers.stores import FACTS, TABLE_FOLDER, TEACHER, cell, finish, shown, table
+
+KD = cell("kd", 0)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_the_same_runs_give_the_same_bytes(theirs: Path, tmp_path: Path) -> None
 
 
 def test_importing_twice_changes_nothing(theirs: Path, tmp_path: Path) -> None:
-    file, ours = packed(theirs, students=True), tmp_path / "ours"
+    file, ours = packed(theirs, also=["students"]), tmp_path / "ours"
     import_(file, ours)
     before = files(ours)
     again = import_(file, ours)
@@ -75,7 +77,7 @@ def test_networks_can_follow(theirs: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours"
     import_(packed(theirs), ours)
     assert not list(ours.rglob("student.pt"))
-    assert import_(packed(theirs, students=True), ours).students == 5
+    assert import_(packed(theirs, also=["students"]), ours).students == 5
     assert Store(ours).run(cell("kd", 1)).damage("student.pt") == ""
 
 
@@ -133,6 +135,77 @@ def test_only_what_has_ended_and_is_whole_is_packed(theirs: Path, tmp_path: Path
     (Store(theirs).run(cell("kd", 0)) / "environment.json").write_text("[]")
     exported = export(theirs, tmp_path / "runs.zip", [TABLE_FOLDER])
     assert (exported.runs, exported.students, exported.left_out) == (3, 0, 2)
+
+
+def begin(output: Path, one: Cell, epochs: int, checkpoint: bytes = b"state") -> Run:
+    """A run that was stopped after so many epochs."""
+    run = Store(output).create(one)
+    write_json(run / "environment.json", [FACTS])
+    run.set_metrics(
+        [{"epoch": epoch, "metrics": {"top1": 5.0}, "losses": {}, "seconds": 1.0} for epoch in range(1, epochs + 1)]
+    )
+    run.write("checkpoint.pt", checkpoint)
+    run.set_status("interrupted", epoch=epochs, epochs=9)
+    return run
+
+
+def test_unfinished_runs_are_packed_where_they_are_asked_for(theirs: Path, tmp_path: Path) -> None:
+    ours, begun = tmp_path / "ours", cell("kd", 1)
+    shutil.rmtree(Store(theirs).run(begun).path)
+    begin(theirs, begun, 2)
+    assert import_(packed(theirs), ours).begun == ()
+    assert not Store(ours).run(begun).path.exists()
+    merged = import_(packed(theirs, also=["unfinished"]), ours)
+    assert merged.begun == (begun.label,) and merged.same == 4 and not merged.missing
+    here = Store(ours).run(begun)
+    assert here.saved_epochs == 2 and (here / "checkpoint.pt").read_bytes() == b"state"
+    assert render(ours, TABLE_FOLDER, pytest.fail)[1] == render(theirs, TABLE_FOLDER, pytest.fail)[1]
+
+
+@pytest.mark.parametrize(("epochs", "taken"), [(1, True), (2, False), (3, False)])
+def test_of_two_unfinished_runs_the_one_that_is_further_stays(tmp_path: Path, epochs: int, taken: bool) -> None:
+    ours, theirs, said = tmp_path / "ours", tmp_path / "theirs", list[str]()
+    begin(theirs, KD, 2)
+    run = begin(ours, KD, epochs, b"ours")
+    export(theirs, tmp_path / "runs.zip", runs=[KD.key], also=["unfinished"])
+    merged = import_(tmp_path / "runs.zip", ours, said.append)
+    assert merged.begun == ((KD.label,) if taken else ()) and merged.same == (not taken)
+    assert (run / "checkpoint.pt").read_bytes() == (b"state" if taken else b"ours")
+    assert (run / "checkpoint.pt.begun-1").exists() == taken == any("is further elsewhere" in line for line in said)
+
+
+def test_a_result_is_more_than_an_unfinished_run(theirs: Path, tmp_path: Path) -> None:
+    before = files(theirs)
+    begin(tmp_path / "other", KD, 2)
+    export(tmp_path / "other", tmp_path / "runs.zip", runs=[KD.key], also=["unfinished"])
+    assert import_(tmp_path / "runs.zip", theirs).same == 1 and files(theirs) == before
+
+
+def test_a_run_in_training_is_not_packed_or_replaced(theirs: Path, tmp_path: Path) -> None:
+    begin(tmp_path / "other", KD, 2)
+    export(tmp_path / "other", tmp_path / "runs.zip", runs=[KD.key], also=["unfinished"])
+    run, said = begin(tmp_path / "ours", KD, 1), list[str]()
+    with run.lock():
+        assert import_(tmp_path / "runs.zip", tmp_path / "ours").busy == (KD.label,)
+        with pytest.raises(UserError, match="nothing to export"):
+            export(tmp_path / "ours", tmp_path / "b.zip", runs=[KD.key], also=["unfinished"], say=said.append)
+    assert "is being computed" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("checkpoint.pt", None), ("environment.json", None), ("metrics.json", b"{"), ("status.json", b"{}")],
+)
+def test_an_unfinished_run_that_cannot_go_on_is_refused(tmp_path: Path, name: str, change: bytes | None) -> None:
+    begin(tmp_path / "other", KD, 2)
+    export(tmp_path / "other", tmp_path / "runs.zip", runs=[KD.key], also=["unfinished"])
+
+    def changed(content: dict[str, bytes]) -> None:
+        del content[name_of(KD, name)]
+        if change:
+            content[name_of(KD, name)] = change
+
+    refused(repacked(tmp_path / "runs.zip", changed), tmp_path / "ours")
 
 
 def test_single_runs_bring_their_teacher(theirs: Path, tmp_path: Path) -> None:
@@ -195,9 +268,6 @@ def edit(one: Cell, file: str, **changes: Any) -> Callable[[dict[str, bytes]], N
 
 def drop(name: str) -> Callable[[dict[str, bytes]], None]:
     return lambda content: content.pop(name) and None
-
-
-KD = cell("kd", 0)
 
 
 @pytest.mark.parametrize(

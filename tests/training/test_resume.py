@@ -18,6 +18,7 @@ from helpers.training_process import process
 from benchmarks.common.weights import to_bytes
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell
+from benchmarks.store.exchange import export, import_
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Interrupted
 from kd_methods.errors import DiskError
@@ -87,6 +88,18 @@ def test_members_at_different_positions_end_in_the_same_bits(
     final.run(cells)
     assert differing(final, cells, alone) == []
     assert [final.steps()[cell.label] for cell in cells] == [EPOCHS * STEPS - stop for stop in stops]
+
+
+def test_an_unfinished_run_goes_on_in_another_store(tmp_path: Path, data: ImageData, alone: Callable[[Cell], Result]):
+    """Packed where it was stopped, in the middle of an epoch, and taken elsewhere."""
+    here, there = TrainingBench(tmp_path / "here", data), TrainingBench(tmp_path / "there", data)
+    cell, _ = stopped(here, after=STEPS + 2)
+    exported = export(here.store.root, tmp_path / "runs.zip", runs=[cell.key], also=["unfinished"])
+    assert (exported.runs, exported.begun, exported.left_out) == (0, 1, 0)
+    assert import_(tmp_path / "runs.zip", there.store.root).begun == (cell.label,)
+    there.run([cell])
+    assert Result(there.store, cell) == alone(cell)
+    assert there.steps()[cell.label] == EPOCHS * STEPS - STEPS - 2, "nothing is computed again"
 
 
 def test_killed_after_the_last_checkpoint_and_before_the_end(bench: TrainingBench, alone: Callable[[Cell], Result]):

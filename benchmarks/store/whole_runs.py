@@ -1,0 +1,127 @@
+"""Runs of a store, and whether they are whole: what they say, and what their epochs say. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kd_methods.errors import Damaged, UserError
+
+from . import documents, names
+from .runs import FINAL, Run, Say, figures
+
+STUDENT = "student.pt"
+
+
+class EndedRun(NamedTuple):
+    """A run that has ended and is whole."""
+
+    run: Run
+    label: str
+    status: dict[str, Any]
+
+
+class Unfinished(Damaged):
+    """The run has not ended."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+def checked(run: Run) -> EndedRun:
+    """A run that has ended, whose documents agree with each other and with its key.
+
+    Raises:
+        Unfinished: it has not ended.
+        Damaged: a document is missing or is not what was written, or the run claims what its epochs do not say.
+    """
+    identity = documents.read(run / "cell.json", documents.Identity)
+    if identity is None or identity["key"][:16] != run.path.name:
+        raise Damaged(f"{run / 'cell.json'} is missing, or another cell's; {documents.REMEDY}")
+    run, label = Run(run.path, identity["key"]), identity["label"]
+    status = run.status
+    if status["state"] not in FINAL:
+        raise Unfinished(f"{run.path} ({label}): {status.get('message', status['state'])}", run)
+    if status["state"] == "done":
+        if (run / STUDENT).is_file() and (damage := run.damage(STUDENT)):
+            raise Damaged(damage)
+        records = run.metrics
+        if not records or text({rule: status[rule] for rule in ("last", "best")}) != text(figures(records)):
+            raise Damaged(f"{run.path} ({label}): its status has other results than its epochs")
+    return EndedRun(run, label, status)
+
+
+def check(run: Run) -> None:
+    """Raise Damaged where a run of an archive has neither ended nor can go on, or a document of it is damaged."""
+    try:
+        checked(run)
+    except Unfinished as unfinished:
+        begun = unfinished.run
+        if not begun.portable:
+            raise
+        if not begun.environments:
+            raise Damaged(f"{begun / 'environment.json'} is missing; {documents.REMEDY}") from None
+        _ = begun.metrics  # raises Damaged, too
+
+
+def ended(root: Path, say: Say, begun: list[Run] | None = None) -> list[EndedRun]:
+    """The runs of a store that have ended and are whole, by key; ``say`` gets a line for each of the others.
+
+    ``begun`` gets those that have not ended, and they are not said.
+
+    Raises:
+        UserError: there is no store.
+    """
+    whole = []
+    for run in runs_of(root):
+        try:
+            whole.append(checked(run))
+        except Damaged as error:
+            if isinstance(error, Unfinished) and begun is not None:
+                begun.append(error.run)
+            else:
+                say(f"not taken: {error}")
+    return whole
+
+
+def finished(root: Path, start: str) -> EndedRun:
+    """The one run of a store whose key begins so, or of that name, which has to be done and to have its network.
+
+    Raises:
+        UserError: there is none, or it is not done or without its network.
+    """
+    one = named(root, start)
+    if one.status["state"] != "done" or not (one.run / STUDENT).is_file():
+        raise UserError(f"run {start} ({one.label}) has no network: it is {one.status['state']}")
+    return one
+
+
+def runs_of(root: Path) -> list[Run]:
+    """The folders of a store's runs.
+
+    Raises:
+        UserError: there is no store.
+    """
+    if not (root / "runs").is_dir():
+        raise UserError(f"there is no store in {root}: it has no folder runs")
+    return [Run(path) for path in sorted((root / "runs").iterdir()) if path.is_dir()]
+
+
+def named(output: Path, start: str) -> EndedRun:
+    """The one run whose key begins so, or that has this name in a table (:mod:`.names`)."""
+    begin = names.key_of(output, start) or start
+    folders = [run for run in runs_of(output) if run.path.name.startswith(begin[:16])]
+    if len(folders) != 1:
+        count = "several begin" if folders else "none begins"
+        raise UserError(
+            f"no run '{start}' in {output}: {count} so; give more of the name of its folder in runs/, or its "
+            "TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it"
+        )
+    return checked(folders[0])
+
+
+def text(value: Any) -> str:
+    """A value as text, to be compared: values that are no number are equal in it."""
+    return json.dumps(value, sort_keys=True)
