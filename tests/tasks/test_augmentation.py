@@ -13,8 +13,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.protocol_words import lines
 from benchmarks.tasks.augmentation import randaugment
+from benchmarks.tasks.augmentation.cropping import Augmentation, augment
 from benchmarks.tasks.data_sets import digits
-from benchmarks.tasks.images import Augmentation, ImageData, Split, augment, noisy, normalise
+from benchmarks.tasks.images import ImageData, Split, noisy, normalise
 
 
 def slow_augment(image: np.ndarray, down: int, right: int, mirrored: bool, padding: int) -> np.ndarray:

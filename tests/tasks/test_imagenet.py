@@ -18,7 +18,8 @@ from PIL import Image
 from benchmarks.common.seeding import derive
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.recipe import Crops, Mixing
-from benchmarks.tasks import get_task, images, streamed
+from benchmarks.tasks import get_task, streamed
+from benchmarks.tasks.augmentation import cropping
 from benchmarks.tasks.augmentation.mixing import draw
 from benchmarks.tasks.augmentation.transforms import _auto_augment, _erasing_with_noise, _posterize
 from benchmarks.tasks.data_sets import imagenet
@@ -172,7 +173,7 @@ def test_rotation_is_torchvisions(size: tuple[int, int]) -> None:
     picture = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for angle in (-20.0, 13.0, 90.0):
         y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
-        y, x = images._turned(y, x, size, torch.tensor([angle]))
+        y, x = cropping.turned(y, x, size, torch.tensor([angle]))
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         sampled = picture[y.clamp(0, height - 1), x.clamp(0, width - 1)][0] * inside[0, ..., None]
         assert torch.equal(sampled, TF.rotate(picture.permute(2, 0, 1), angle).permute(1, 2, 0)), angle
