@@ -81,10 +81,11 @@ def verdicts(table: str | None, preset: str, changes: Changes, settings: str, ou
 def explain(table: str, row: str, pair: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
     """Where the number of ROW on PAIR in TABLE comes from: settings, teacher, runs, and the command for each again."""
     from ..report import explain as explaining
+    from ..report.formats import explanation_text
 
     table_folder = options.table_folder_in(output, table, preset, changes, settings)
     file = table if table.endswith((".yaml", ".yml")) else ""
-    click.echo(explaining.text(explaining.explain(output, table_folder, row, pair, file)))
+    click.echo(explanation_text.text(explaining.explain(output, table_folder, row, pair, file)))
 
 
 @click.command()

@@ -15,7 +15,8 @@ from benchmarks.common.console import Outcome
 from benchmarks.common.files import write_json
 from benchmarks.driver.planning.describe import describe
 from benchmarks.driver.planning.plan import Plan, Request, make
-from benchmarks.report.explain import Explanation, explain, sparkline, text
+from benchmarks.report.explain import Explanation, explain
+from benchmarks.report.formats.explanation_text import sparkline, text
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
