@@ -87,8 +87,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process is inside with the same folder: for files that are read, changed and written again.
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """Inside, no other process is inside with the same folder and name: for files that are read and written again.
 
     Waits for its turn. The operating system drops the lock when its holder ends, however it ends.
 
@@ -97,7 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+        handle = os.open(folder / f".{name}{'.' if name else ''}lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise DiskError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_methods.contract import Outputs, TeacherPass
 from kd_methods.errors import Damaged
 
-from ..common.files import digest, write_bytes, write_json
+from ..common.files import digest, locked, write_bytes, write_json
 from ..common.seeding import seeded
 from ..common.units import duration
 from ..common.weights import read, to_bytes
@@ -114,13 +114,22 @@ class StoredTeacherPass(TeacherPass):
         with seeded(self.data.device, 0, what):
             state = self._read(path)
             if state is None:
-                self.say(f"  preparing {what.rpartition(' ')[0]} of {self.identity['teacher']['network']}")
-                started = time.monotonic()
-                state = {name: value.detach().cpu().contiguous() for name, value in compute().items()}
-                write_json(path.with_suffix(".json"), key)
-                write_bytes(path, to_bytes(state))
-                self.say(f"  prepared {what.rpartition(' ')[0]} in {duration(time.monotonic() - started)}")
+                # Workers on other seeds of a table ask for the same: one computes it, the others wait.
+                with locked(self.folder, path.stem):
+                    state = self._read(path) or self._computed(what, key, path, compute)
         return {name: value.to(self.data.device) for name, value in state.items()}
+
+    def _computed(
+        self, what: str, key: Mapping[str, Any], path: Path, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        name = what.rpartition(" ")[0]
+        self.say(f"  preparing {name} of {self.identity['teacher']['network']}")
+        started = time.monotonic()
+        state = {name: value.detach().cpu().contiguous() for name, value in compute().items()}
+        write_json(path.with_suffix(".json"), key)
+        write_bytes(path, to_bytes(state))
+        self.say(f"  prepared {name} in {duration(time.monotonic() - started)}")
+        return state
 
     def without_computing(self) -> StoredTeacherPass:
         """This pass where nothing is computed: asking for what is not in the store raises :class:`NotStored`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,22 @@ def test_computed_once_and_kept_by_content(data: ImageData, tmp_path: Path):
     assert torch.equal(other, first) and len(asked) == 2 and torch.equal(torch.get_rng_state(), before)
     teacher_pass_of(data, tmp_path, seed=1).stored("numbers 1", {"k": 1}, compute)
     assert len(asked) == 3
+
+
+def test_who_asks_while_another_computes_waits_for_it(data: ImageData, tmp_path: Path):
+    asked: list[str] = []
+
+    def compute() -> dict[str, Tensor]:
+        asked.append("")
+        time.sleep(0.5)
+        return {"value": torch.ones(3)}
+
+    def ask(_: int) -> Tensor:
+        return teacher_pass_of(data, tmp_path).stored("numbers 1", {}, compute)["value"]
+
+    with torch.random.fork_rng(), ThreadPoolExecutor(3) as several:
+        assert all(torch.equal(value, torch.ones(3)) for value in several.map(ask, range(3)))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("how", ["half", "bit", "list", "numbers"])
