@@ -61,8 +61,7 @@ def device(name: str) -> torch.device:
     if chosen.type == "cuda":
         # The protocols say fp32, and mean it: TensorFloat-32 keeps 10 bits of the mantissa.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if chosen.type == "cpu":
-        _keep_memory()
+    keep_memory(chosen)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return chosen
@@ -88,11 +87,13 @@ def of_processes(first: torch.device, count: int) -> list[torch.device]:
 
 
 @functools.cache
-def _keep_memory() -> None:
-    """Freed memory stays with this process, where the C library is glibc.
+def keep_memory(chosen: torch.device) -> None:
+    """Freed memory stays with a process that computes on a CPU, where the C library is glibc.
 
     Else glibc gives every tensor above 32 MiB back at once, and the next step faults its pages in again one by one.
     """
+    if chosen.type != "cpu":
+        return
     _glibc("mallopt", _M_MMAP_MAX, 0)
     _glibc("mallopt", _M_TRIM_THRESHOLD, 2**31 - 1)
     _glibc("mallopt", _M_TOP_PAD, 2**26)
