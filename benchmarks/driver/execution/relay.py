@@ -7,6 +7,7 @@ from typing import Any
 
 from ...common import plugins
 from ...common.workspace import Workspace
+from ...training import precision
 from ...training.failures import Interrupted
 from ..engines.sending import Sender, portable
 from .jobs import Finished, Job, opened, run
@@ -16,6 +17,7 @@ def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: 
     """Run a job in a process of its own; what it does, and how it ends, is sent."""
     error: BaseException | None = None
     try:
+        precision.check(job.protocol, workspace.device)  # this may be another machine than the one that planned
         plugins.load_again(workspace.plugin_files, {name: file for c in job.cells for name, file in c.plugins.items()})
         run(job, workspace, Sender(send), stopping, opened(job, workspace))
     except (Exception, Interrupted) as raised:  # concerns more than a cell

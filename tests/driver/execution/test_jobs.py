@@ -9,9 +9,11 @@ import torch
 from helpers.image_files import write_images
 from helpers.plans import CPU
 
+from benchmarks.common import environment
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.execution.jobs import Job, opened
+from benchmarks.driver.execution.relay import work
 from benchmarks.store.make_cell import student_cell
 from benchmarks.tasks import get_task
 from benchmarks.tasks.data_sets import folder
@@ -30,6 +32,19 @@ def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> Non
     folder._task.cache_clear()  # as in a process that begins
     with pytest.raises(UserError, match=r"the data of task folder.* have changed since the run was planned"):
         opened(job, place)
+
+
+def test_a_machine_whose_fp32_is_loosened_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that planned may be another, in which it is not."""
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    environment.overruled.cache_clear()
+    protocol, sent = load_protocol("digits-demo"), list[object]()
+    job = Job((student_cell("resnet8", protocol, get_task("digits").fingerprint(Path(), protocol), {}),), protocol)
+    work(sent.append, job, Workspace(CPU, tmp_path, output=tmp_path), lambda: False)
+    environment.overruled.cache_clear()
+    (finished,) = sent
+    assert "ONEDNN_DEFAULT_FPMATH_MODE=BF16: this overrules the precision" in str(finished.error)  # type: ignore[attr-defined]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_task_that_changes_settings_while_it_reads_changes_them_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
