@@ -102,30 +102,36 @@ def export(
         members |= {name: path for name, path in costs.items() if path.is_file()}
     states = {key: state for key, (state, _) in store.facts(keys).items()}
     ended = [key for key, status in states.items() if status["state"] in FINAL]
-    teachers = [key for key in map(_teacher, map(store.run, ended)) if store.run(key).ended] if runs else []
-    packed = with_student = 0
-    for key in dict.fromkeys([*ended, *teachers]):
-        run = store.run(key)
-        try:
-            checked(run)
-        except Damaged as error:
-            say(f"left out: {error}")
-            continue
-        packed += 1
-        names = [name for name in RESULT if (run / name).is_file() and (students or name != STUDENT)]
-        with_student += STUDENT in names
-        members |= {f"runs/{run.path.name}/{name}": run / name for name in names}
     with ExitStack() as held:
         going_on = [store.run(key) for key in states if unfinished and key not in ended]
         begun = [run for run in going_on if _held(run, held, say)]
-        members |= {
-            f"runs/{run.path.name}/{name}": run / name for run in begun for name in BEGUN if (run / name).is_file()
-        }
+        for run in begun:
+            members |= _files(run, BEGUN)
+        teach = {_teacher(run) for run in begun}  # and go on doing so: with their weights
+        alone = map(_teacher, map(store.run, ended)) if runs else ()
+        teachers = [key for key in dict.fromkeys([*alone, *teach]) if store.run(key).ended]
+        packed = with_student = 0
+        for key in dict.fromkeys([*ended, *teachers]):
+            run = store.run(key)
+            try:
+                checked(run)
+            except Damaged as error:
+                say(f"left out: {error}")
+                continue
+            packed += 1
+            with_weights = students or key in teach
+            with_student += with_weights and (run / STUDENT).is_file()
+            members |= _files(run, [name for name in RESULT if name != STUDENT or with_weights])
         if not packed and not begun:
             raise UserError(f"nothing to export: none of these runs has ended in {output}; run them first")
         archives.write(file, members)
     left_out = len(set(states) | set(teachers)) - packed - len(begun)
     return Exported(sha256_file(file), packed, with_student, left_out, len(begun))
+
+
+def _files(run: Run, names: Iterable[str]) -> dict[str, Path]:
+    """Those of a run's files that there are, by their names in an archive."""
+    return {f"runs/{run.path.name}/{name}": run / name for name in names if (run / name).is_file()}
 
 
 def _held(run: Run, held: ExitStack, say: Say) -> bool:

@@ -158,6 +158,7 @@ def test_unfinished_runs_are_packed_where_they_are_asked_for(theirs: Path, tmp_p
     merged = import_(packed(theirs, also=["unfinished"]), ours)
     assert merged.begun == (begun.label,) and merged.same == 4 and not merged.missing
     here = Store(ours).run(begun)
+    assert Store(ours).run(TEACHER).student().is_file(), "its teacher goes on teaching it"
     assert here.saved_epochs == 2 and (here / "checkpoint.pt").read_bytes() == b"state"
     assert render(ours, TABLE_FOLDER, pytest.fail)[1] == render(theirs, TABLE_FOLDER, pytest.fail)[1]
 
