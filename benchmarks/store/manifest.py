@@ -218,7 +218,7 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
             "cells": cells,
             "costs": (*(cost for place, cost in costs.items() if place not in measured), *new.costs),
             "rows": _joined(old_rows, new.rows, {row for row, _ in shown}),
-            "columns": _joined(old.columns, new.columns, {column for _, column in shown}),
+            "columns": _joined(old.columns, _measured(old.columns, new.columns), {column for _, column in shown}),
         }
     )
     names = dict.fromkeys((rows[key].title, row.title) for (key, _), row in moved.items())
@@ -304,6 +304,19 @@ Described = TypeVar("Described", bound=PlannedRow | PlannedColumn)
 def _joined(old: Sequence[Described], new: Sequence[Described], shown: set[str]) -> tuple[Described, ...]:
     """Old and new rows or columns that still show something; the new description wins."""
     return tuple({item.key: item for item in [*old, *new] if item.key in shown}.values())
+
+
+def _measured(old: Sequence[PlannedColumn], new: Sequence[PlannedColumn]) -> list[PlannedColumn]:
+    """The new columns; a teacher that nobody learns from now, and so was not measured, stays as it was measured."""
+    before = {column.key: column.teacher for column in old if column.teacher.accuracy is not None}
+
+    def known(column: PlannedColumn) -> PlannedColumn:
+        measured = before.get(column.key)
+        if not measured or column.teacher.accuracy is not None or measured.identity != column.teacher.identity:
+            return column
+        return column.model_copy(update={"teacher": measured})
+
+    return [known(column) for column in new]
 
 
 def _ordered(shown: Manifest) -> Manifest:

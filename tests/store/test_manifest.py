@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.manifests import TABLE, Lab, names, note, paper, places, rendered
+from helpers.manifests import TABLE, Lab, edited, names, note, paper, places, rendered
 
 from benchmarks.common.files import write_json
 from benchmarks.report.collect import collect, render
@@ -85,6 +85,14 @@ def test_a_run_of_the_student_alone_keeps_the_others(lab: Lab, methods: tuple[st
     merged = merge(lab.manifest(methods=other), lab.manifest(methods=methods))
     assert {row for row, _, _ in places(merged)} == {"student", "kd"}
     assert all(column.teacher for column in merged.columns)
+
+
+def test_a_teacher_stays_measured_where_a_later_run_has_no_use_for_it(lab: Lab) -> None:
+    measured, later = edited(lab.manifest(), accuracy=72.63), lab.manifest(methods=("student",))
+    assert all(column.teacher.accuracy == 72.63 for column in merge(measured, later).columns)
+    other = edited(later, identity={"weights": "others"})
+    assert all(column.teacher.accuracy is None for column in merge(measured, other).columns)
+    assert all(column.teacher.accuracy == 70.0 for column in merge(measured, edited(later, accuracy=70.0)).columns)
 
 
 def test_another_seed_adds(lab: Lab) -> None:
