@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
-from ..common.environment import keep_memory, out_of_memory
+from ..common.environment import out_of_memory
 from ..common.events import EpochRecord
 from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
@@ -58,7 +58,6 @@ class StudentRun:
         self.replica, self.loans = group.replica, Loans()
         self.stream = Stream(cell.seed, device) if self.replica.count == 1 else SharedStream(cell.seed, device)
         set_tf32(protocol, device)
-        keep_memory(device)
         shared = group.teacher if cell.teacher else None
         teacher = shared.lent(self.loans) if shared else None
         if info.labels is not None:

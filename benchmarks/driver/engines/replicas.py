@@ -125,6 +125,7 @@ def _shares(cell: Cell, context: Context, rendezvous: Path) -> list[Share]:
 def _work(send: Callable[[Any], None], share: Share) -> None:
     """In a process."""
     torch.set_num_threads(share.threads)
+    environment.keep_memory(share.workspace.device)
     error: BaseException | None = None
     with stop_signals(signal.SIGTERM) as stopping:  # also of one beside the first, which does what that does
         try:

@@ -1,4 +1,4 @@
-"""Memory of a process that trains."""
+"""Memory of a process that trains for another one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training_bench import TrainingBench
+from helpers.plans import CPU
 
-from benchmarks.tasks.images import ImageData
+from benchmarks.common.workspace import Workspace
+from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.execution.jobs import Job
+from benchmarks.driver.execution.relay import work
+from benchmarks.store.make_cell import student_cell
+from benchmarks.tasks import get_task
 
 PAGES = 2**24 * 4 // resource.getpagesize()
 """Of a tensor above the 32 MiB from which on glibc gives memory back at once."""
@@ -26,19 +31,19 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def work(send: Connection, folder: Path, data: ImageData) -> None:
-    bench = TrainingBench(folder, data)
-    before = faults()
-    bench.student_run(*bench.cells([("student", {})]))
+def measure(send: Connection, folder: Path) -> None:
+    protocol, before = load_protocol("digits-demo"), faults()
+    job = Job((student_cell("resnet8", protocol, get_task("digits").fingerprint(Path(), protocol), {}),), protocol)
+    work(lambda message: None, job, Workspace(CPU, folder, output=folder), lambda: True)
     send.send((before, faults()))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_any_process_that_trains_keeps_what_it_frees(tmp_path: Path, data: ImageData) -> None:
-    """Also a worker, which is given its device and does not look for one."""
+def test_a_worker_keeps_what_it_frees(tmp_path: Path) -> None:
+    """It is given its device, and does not look for one."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(send, tmp_path, data))
+    process = context.Process(target=measure, args=(send, tmp_path))
     process.start()
     before, after = receive.recv()
     process.join()
