@@ -146,7 +146,7 @@ def methods_page() -> str:
         "",
         "Made from the methods' cards by `./reproduce.sh show methods > docs/methods.md`; a test compares the two.",
         "A name may carry a modifier after `@` and be combined by `+`: `dkd@ls`, `crd+kd`.",
-        "Values marked **chosen** are our own choice, since none is published.",
+        "Values marked **chosen** are our own choice: none is published, or only for some pairs.",
     ]
     for suffix, modifier in registry.modifiers().items():
         lines += ["", f"- `@{suffix}` ({modifier.title}): {modifier.summary}. Defaults from {modifier.source}."]

@@ -179,16 +179,18 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
 
 
 def _curves(manifest: Manifest, store: Store, say: Callable[[str], None]) -> dict[tuple[str, str, int], list[float]]:
-    """The metric after every epoch of the training proper, by row, column and seed."""
-    metrics = {column.key: column.metric for column in manifest.columns}
-    return {
-        (cell.row, cell.column, cell.seed): [
-            record["metrics"][metrics[cell.column]]
-            for record in store.metrics(cell.key, say)
-            if not record.get("phase")
-        ]
-        for cell in manifest.cells
-    }
+    """The metric after every epoch of the training proper, by row, column and seed.
+
+    Empty where an epoch has none: of a test set without small objects there is no precision of these.
+    """
+    metric_of = {column.key: column.metric for column in manifest.columns}
+    curves: dict[tuple[str, str, int], list[float]] = {}
+    for cell in manifest.cells:
+        epochs = [record["metrics"] for record in store.metrics(cell.key, say) if not record.get("phase")]
+        metric = metric_of[cell.column]
+        defined = all(metric in metrics for metrics in epochs)
+        curves[cell.row, cell.column, cell.seed] = [metrics[metric] for metrics in epochs] if defined else []
+    return curves
 
 
 def collect_cost(
@@ -213,9 +215,23 @@ def collect_cost(
         for row in table.rows
         if row.key in measured
     )
-    with_runs = {column.key for column in manifest.columns}  # a mean over tasks costs nothing
-    columns = tuple(column for column in table.columns if column.key in with_runs)
-    return report.CostTable(table.name, table.title, columns, rows, _provenance(facts))
+    return report.CostTable(table.name, table.title, _costed(manifest, table), rows, _provenance(facts))
+
+
+def _costed(manifest: Manifest, table: report.Table) -> tuple[report.Column, ...]:
+    """The first column of each pair on each task: a cell that stands in several, one for each metric, costs once.
+
+    It is the first in which it has a result; a mean over tasks costs nothing.
+    """
+    cells: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    for cell in manifest.cells:
+        cells[cell.column] += (cell.key,)
+    refusals = Counter(key for row in table.rows for key in _refused(row))
+    known = [column for column in table.columns if column.key in cells]
+    first: dict[tuple[str, ...], report.Column] = {}
+    for column in sorted(known, key=lambda column: refusals[column.key]):
+        first.setdefault(cells[column.key], column)
+    return tuple(column for column in known if column in first.values())
 
 
 def _refused(row: report.TableRow) -> frozenset[str]:

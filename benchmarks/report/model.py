@@ -15,6 +15,9 @@ EpochRule = Literal["last", "best", "unknown"]
 STUDENT = "student"
 """Key of the row of plainly trained students: a reference, not a competitor."""
 
+MEAN = "mean"
+"""The task of a column that holds means over a pair's tasks."""
+
 
 SECTIONS = ("data", "teacher", "student", "method", "backward", "optimiser")
 """What a training step is made of: fetching the batch, two forward passes, the losses, their gradients, the update."""

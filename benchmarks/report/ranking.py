@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .model import RowColumn, Table
+from .model import MEAN, RowColumn, Table
 from .seed_statistics import finished, summarise
 
 LEVEL = 0.05
@@ -117,7 +117,7 @@ def average_ranks(table: Table, ranked: Ranking) -> dict[str, float]:
 
     Rows that are printed alike share the mean of their ranks. Columns of means over tasks do not count.
     """
-    columns = [column.key for column in table.columns if column.task != "mean"]
+    columns = [column.key for column in table.columns if column.task != MEAN]
     columns = [key for key in columns if any(column == key for _, column in ranked.ranks)]
     rows = [row.key for row in table.rows if columns and all((row.key, key) in ranked.ranks for key in columns)]
     by_column = []

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from .model import Column, Published, SeedResult, Table, TableEntry, TableRow
+from .model import MEAN, Column, Published, SeedResult, Table, TableEntry, TableRow
 from .table_layout import several_tasks
 
 
@@ -116,18 +116,29 @@ def with_means(
         return columns, rows
     out: list[Column] = []
     entries: dict[str, dict[str, TableEntry]] = {row.key: dict(row.entries) for row in rows}
-    for pair in dict.fromkeys((column.teacher, column.student) for column in columns):
-        of_pair = [column for column in columns if (column.teacher, column.student) == pair]
+    for pair in dict.fromkeys(map(pair_of, columns)):
+        of_pair = [column for column in columns if pair_of(column) == pair]
         out += of_pair
         if len(of_pair) < 2:
             continue
         tasks = [column.task for column in of_pair]
         accuracy = _over_tasks([column.teacher_accuracy for column in of_pair], tasks)
-        key = f"{of_pair[0].key.partition(':')[0]}:mean"
-        out.append(Column(key, *pair, accuracy, task="mean", metric=f"of {len(set(tasks))}"))
+        first, metric = of_pair[0], f"of {len(set(tasks))}"
+        key = f"{_pair_id(first) or first.key}:{MEAN}"
+        out.append(Column(key, first.teacher, first.student, accuracy, task=MEAN, metric=metric, titles=first.titles))
         for row in rows:
             entries[row.key][key] = _mean([row.entries.get(column.key, TableEntry()) for column in of_pair], tasks)
     return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
+
+
+def pair_of(column: Column) -> tuple[str, str, str]:
+    """Its networks are not enough: two pairs of the same ones may differ in how the student starts."""
+    return column.teacher, column.student, _pair_id(column)
+
+
+def _pair_id(column: Column) -> str:
+    """Of a column ``PAIR:TASK``; empty where the column was not made of a pair and a task."""
+    return column.key.rpartition(":")[0]
 
 
 def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:

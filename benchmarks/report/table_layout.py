@@ -77,6 +77,11 @@ def several_tasks(columns: Sequence[Column]) -> bool:
     return len({column.task for column in columns}) > 1
 
 
+def on_task(column: Column, among: Sequence[Column]) -> str:
+    """The task of a column, behind its pair's name; nothing where all have the same."""
+    return f" on {short_name(column.task, (other.task for other in among))}" if several_tasks(among) else ""
+
+
 def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Teacher and student of each column; where columns are of several tasks or metrics, these as well."""
     heads = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -323,7 +324,8 @@ def _encoded(texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, 
         encoded = None
     if encoded is None:
         second = list(texts.second) or None
-        tokens = tokenizer(
+        # A call leaves its truncation in the tokenizer, whose state is a part of fingerprints and of the cache's keys.
+        tokens = copy.deepcopy(tokenizer)(
             list(texts.first), second, truncation=True, max_length=max_length, return_token_type_ids=True
         )
         starts = F.pad(torch.tensor([len(ids) for ids in tokens["input_ids"]]).cumsum(0), (1, 0))

@@ -35,7 +35,7 @@ class DIST(Method[Settings]):
         optimum="z_s = z_t, up to the 1e-8 that the reference code and we add to the correlations' denominators",
         divergences=(
             "the paper names temperature 1; the authors' CIFAR configuration, our default, has 4 and the factor T^2",
-            "correlations over the batch are those within one device's batch",
+            "correlations over the batch are of one device's in the authors' code; here of all that processes share",
         ),
         modality="any",
         batch="global",

@@ -33,8 +33,9 @@ class LumiNet(Method[Settings]):
         source="ismail31416/LumiNet configs/cifar100/luminet/res32x4_res8x4.yaml (33, 4, 2), engine/cfg.py @8cf749b",
         divergences=(
             "the factor is alpha^2 and not T^2",
-            "values are published for seven pairs; the others get those of resnet32x4 to resnet8x4",
-            "the statistics are those of one device's batch, and the gradient runs through the student's",
+            "values are published for six pairs of CIFAR-100; the others get those of resnet32x4 to resnet8x4",
+            "the gradient runs through the student's statistics",
+            "statistics are of one device's batch in the authors' code; here of all that processes share",
         ),
         our_choice=("ce", "alpha", "temperature"),
         modality="any",

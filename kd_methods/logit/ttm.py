@@ -29,6 +29,7 @@ class TTM(Method[Settings]):
         source="TTM README (vgg13 to vgg8: --ttm_l 0.1 -r 1 -b 45 -a 0)",
         optimum="z_s = power * z_t up to a constant per row",
         divergences=("power and weight are tuned per pair in the paper; the defaults are those of vgg13 to vgg8",),
+        our_choice=("weight", "power"),
         modality="any",
     )
     needs = Needs(teacher=("logits",))

@@ -77,7 +77,7 @@ class CCPaper(Method[CCPaperSettings]):
         divergences=(
             "without the paper's KD term: combine it with kd",
             "the paper's class-uniform and super-class batch sampling is missing; batches are the protocol's",
-            "the relations are those within one device's batch",
+            "the relations are within one device's batch in the authors' code; here within all that processes share",
         ),
         our_choice=("beta",),
         batch="global",

@@ -38,7 +38,7 @@ class DCD(Method[Settings]):
         divergences=(
             "the reference code also learns a bias added to all of S; both softmaxes ignore it, so it is left out",
             "tau has no gradient once exp(tau) passes the limit, as in the reference code",
-            "the contrast is within one device's batch",
+            "the contrast is within one device's batch in the authors' code; here within all that processes share",
         ),
         modality="any",
         batch="global",

@@ -27,7 +27,7 @@ class PKT(Method[Settings]):
         source="RepDistiller scripts/run_cifar_distill.sh (-b 30000); mdistiller engine/cfg.py",
         divergences=(
             "mean over all pairs instead of a sum, which the weight of 30000 makes up for",
-            "the relations are those within one device's batch",
+            "the relations are within one device's batch in the authors' code; here within all that processes share",
         ),
         modality="any",
         classes=1,

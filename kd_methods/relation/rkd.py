@@ -27,7 +27,9 @@ class RKD(Method[Settings]):
         paper="park2019rkd",
         formula="L = CE(z_s, y) + weight * [distance * Huber(d_s, d_t) + angle * Huber(cos_s, cos_t)]",
         source="RepDistiller scripts/run_cifar_distill.sh (-b 1); mdistiller engine/cfg.py (25, 50)",
-        divergences=("the relations are those within one device's batch",),
+        divergences=(
+            "the relations are within one device's batch in the authors' code; here within all that processes share",
+        ),
         modality="any",
         classes=1,
         batch="global",

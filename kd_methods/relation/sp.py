@@ -25,7 +25,9 @@ class SP(Method[Settings]):
         paper="tung2019sp",
         formula="L = CE(z_s, y) + beta * ||G_s - G_t||_F^2 / B^2, G = row-normalised A A^T of the last stage",
         source="RepDistiller scripts/run_cifar_distill.sh (-b 3000), distiller_zoo/SP.py; mdistiller engine/cfg.py",
-        divergences=("the relations are those within one device's batch",),
+        divergences=(
+            "the relations are within one device's batch in the authors' code; here within all that processes share",
+        ),
         batch="global",
     )
     needs = Needs(student=("stages",), teacher=("stages",))

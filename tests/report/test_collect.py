@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from helpers import stores
 
-from benchmarks.report.collect import render, without_result
+from benchmarks.common.files import write_json
+from benchmarks.report import CostEntry
+from benchmarks.report.collect import collect, collect_cost, render, without_result
 from benchmarks.store import manifest
+from benchmarks.store.runs import Store
 from benchmarks.store.selection import Selection
 
 
@@ -28,3 +32,19 @@ def test_a_table_whose_columns_have_tasks_names_each_of_them_and_the_only_one_to
     both, only = (render(tmp_path, "mine-paper", wanted=Selection(columns=pair)).text for pair in ((), ("a-b:mrpc",)))
     assert "<br>cola" in both and "<br>mrpc" in both and "Top-1, " in both
     assert "Top-1 on glue/mrpc, " in only and "cola" not in only
+
+
+def test_what_a_training_costs_stands_once_however_many_metrics_it_has(tmp_path: Path) -> None:
+    """And where the first metric is not defined, in the column of another one."""
+    one, store = stores.cell("kd", 0), Store(tmp_path)
+    stores.finish(tmp_path, one, 70.0)
+    plain = stores.shown(one).model_dump()
+    metrics = {"a-b:coco.APs": "APs", "a-b:coco.top1": "top1", "a-b:coco.best": "top1"}
+    columns = [{**plain["columns"][0], "key": key, "task": "coco", "metric": metrics[key]} for key in metrics]
+    cells = [{**plain["cells"][0], "column": key} for key in metrics]
+    costs = [{"row": "kd", "column": key, "key": "c" * 64} for key in metrics]
+    shown = stores.shown(one, columns=columns, cells=cells, costs=costs)
+    entry = CostEntry(100.0, 2**30, "CUDA allocated", 0, 0, 8, "H200", 8)
+    write_json(store.cost("c" * 64), {"label": "kd", "cost": asdict(entry), "environment": stores.FACTS})
+    cost = collect_cost(shown, store, collect(shown, store))
+    assert cost and [column.key for column in cost.columns] == ["a-b:coco.top1"]

@@ -28,12 +28,27 @@ def test_average_relative_improvement_is_against_the_named_rows():
         ("ours", "a-b", 0): [59.0, 61.0, 66.0],
         ("x", "a-b", 0): [40.0, 59.0],
     }
-    assert efficiency.reached(curves, "ours", columns[0], rows[-1].entries["a-b"]) == ([2], 1)
-    assert efficiency.reached(curves, "x", columns[0], rows[1].entries["a-b"]) == ([], 1)
+    assert efficiency.reached(table, curves, rows[-1], columns[0]) == ([2], 1)
+    assert efficiency.reached(table, curves, rows[1], columns[0]) == ([], 1)
     page = efficiency.layout(table, curves, "ours", ("x", "y"))
     assert "never" in markdown.render(page) and "| ARI, % | 150 |" in markdown.render(page)
     row = next(line for line in latex.render(page).splitlines() if line.startswith("ARI"))
     assert row.replace(r"\%", "").count("%") == 0, "a comment would end the row"
+
+
+@pytest.mark.parametrize("state", ["missing", "diverged", "failed"])
+def test_nothing_is_compared_with_a_student_that_did_not_end(state):
+    column = Column("a-b", "a", "b")
+    rows = tuple(
+        TableRow(key, key, "logit", {"a-b": TableEntry(tuple(SeedResult(i, *of) for i, of in enumerate(runs)))})
+        for key, runs in {
+            "student": [("done", 60.0, 60.0), (state,)],
+            "kd": [("done", 66.0, 66.0), ("done", 66.0, 66.0)],
+        }.items()
+    )
+    curves = {("student", "a-b", 0): [50.0, 60.0], ("student", "a-b", 1): [20.0]}
+    curves |= {("kd", "a-b", seed): [40.0, 55.0, 66.0] for seed in (0, 1)}
+    assert efficiency.reached(Table("t", "T", "Top-1", (column,), rows), curves, rows[1], column) == ([3], 1)
 
 
 def test_efficiency_of_unknown_rows_is_one_line(tmp_path: Path):

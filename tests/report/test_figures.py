@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.report import Column, Published, SeedResult, Table, TableEntry, TableRow
 from benchmarks.report.figures import drawing as figures
+from benchmarks.report.figures import table_figures
 from benchmarks.report.figures.cost_figures import accuracy
 from benchmarks.report.seed_statistics import mean_curve, whole
 
@@ -37,6 +39,21 @@ def test_the_front_has_what_no_other_is_cheaper_and_better_than() -> None:
 def test_lines_of_a_figure_are_told_apart_without_colour() -> None:
     looks = [figures.look(i) for i in range(16)]
     assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == 16
+
+
+def test_a_figure_names_the_task_and_the_metric_where_a_table_has_several() -> None:
+    tasks = {"p:cola": ("glue/cola", "mcc"), "p:sst2": ("glue/sst2", "accuracy"), "p:sst2.f1": ("glue/sst2", "f1")}
+    columns = tuple(Column(key, "T", "S", task=task, metric=metric) for key, (task, metric) in tasks.items())
+    entry = TableEntry((SeedResult(0, "done", 50.0, 51.0),), Published(49.0, None, "paper A", "last"))
+    rows = (TableRow("kd", "KD", "logit", {column.key: entry for column in columns}),)
+    curves = {("kd", column.key, 0): [40.0, 50.0] for column in columns}
+    drawn = dict(
+        table_figures._figures(Table("t", "T", "The metric named over each column", columns, rows), curves, None)
+    )
+    (sst2,) = drawn["curves-p:sst2"].axes
+    assert sst2.get_ylabel() == "Accuracy (%)" and sst2.get_xlabel() == "epoch, T to S on sst2"
+    assert drawn["published-mcc"].axes[0].get_xlabel() == "published Matthews correlation (x100)"
+    assert [len(line.get_xdata()) for line in drawn["best-last"].axes[0].lines] == [2, 1], "a run, not a metric"
 
 
 def test_a_mean_curve_is_over_the_seeds_that_went_the_whole_way() -> None:

@@ -283,6 +283,12 @@ def test_a_metric_that_a_test_set_does_not_define_is_not_applicable(tmp_path: Pa
     lines, text, _ = rendered(tmp_path, shown.model_copy(update={"columns": small}))
     assert (lines["kd", PAIR]["value"], lines["kd", PAIR]["refused"], lines["kd", PAIR]["missing"]) == ("", "2", "0")
     assert "n/a" in text and "AP of small objects (%) is not defined on this test set" in text
+    epochs = [{"epoch": 1, "seconds": 1.0, "lr": 0.1, "losses": {}, "metrics": {"top1": 70.0}}]
+    for cell in shown.cells:
+        Store(tmp_path).run(cell.key).set_metrics(epochs)
+    finish(tmp_path, shown, {"kd": (70.0, 71.0)})
+    figures = {file.name for file in render(tmp_path, "table1-paper", page=Page(figures=True)).files}
+    assert not [name for name in figures if "curves" in name]
     unknown = tuple(column.model_copy(update={"metric": "APx"}) for column in shown.columns)
     with pytest.raises(UserError, match="has no metric 'APx'; known: top1"):
         rendered(tmp_path, shown.model_copy(update={"columns": unknown}))

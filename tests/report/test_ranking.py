@@ -68,6 +68,25 @@ def test_another_n_does_not_compete() -> None:
     assert "Not ranked, as n differs from the rest of the column: DKD, a–b (n=1)." in text  # noqa: RUF001
 
 
+def unfinished(entry: TableEntry) -> TableEntry:
+    return TableEntry((*entry.runs, SeedResult(len(entry.runs), "missing")))
+
+
+def test_a_paper_s_table_names_what_is_not_ranked_and_nothing_else() -> None:
+    """Of a column in which most rows lack a seed the whole row is the one that cannot be ranked."""
+    shown = table({"kd": (70.0, 71.0, 72.0), "at": (69.0, 69.5), "sp": (68.0, 68.5), "rkd": (67.0, 67.5)})
+    short = tuple(replace(r, entries={key: unfinished(e) for key, e in r.entries.items()}) for r in shown.rows[1:])
+    text = report.render(replace(shown, rows=(shown.rows[0], *short)))[".tex"]
+    assert r"\bfseries 69.25(35){$^{2/3}$}" in text and "k of n" not in text
+    assert "rest of the column:} KD, a" in text and "AT, a" not in text and "of n planned seeds k are finished." in text
+
+
+def test_a_column_of_one_n_is_ranked_whatever_the_others_have() -> None:
+    text = report.render(table({"kd": (70.0, 71.0), "at": (69.0, 69.0)}, {"kd": (60.0,), "at": (50.0,)}))[".tex"]
+    assert r"\bfseries 60.00{$^{1}$}" in text and "of k seeds, all that were planned." in text
+    assert "ot ranked" not in text
+
+
 @pytest.mark.parametrize(
     ("cells", "left"), [({"kd": (1.0,), "at": (2.0, 2.0)}, {"kd"}), ({"kd": (1.0,), "at": (2.0,), "x": (3, 3)}, {"x"})]
 )

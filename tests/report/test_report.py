@@ -328,3 +328,48 @@ def test_the_mean_over_tasks_is_taken_per_seed_and_counts_a_task_once() -> None:
     assert re.findall(r"\{c\}\{([^}]+)\}", metric)[:4] == ["f1", "accuracy", r"accuracy\_mm", "of 2"]
     assert "T<br>S<br>mean<br>of 2" in texts[".md"] and "20.50** ± 0.71" in texts[".md"]
     assert "S on m (accuracy): 1 finished, 1 missing of 2" in texts[".md"]
+
+
+def of_tasks(pair: str, gain: float = 0.0) -> dict[str, TableEntry]:
+    """On three tasks, one of them with two metrics, in which the gain lies."""
+    values = {"cola.mcc": 40.0, "sst2": 80.0, "mnli": 70.0 + gain, "mnli.accuracy_mm": 72.0 + gain}
+    return {f"{pair}:{key}": TableEntry(done(value)) for key, value in values.items()}
+
+
+def pair_columns(pair: str) -> list[Column]:
+    metrics = {"cola.mcc": "mcc", "sst2": "accuracy", "mnli": "accuracy", "mnli.accuracy_mm": "accuracy_mm"}
+    return [
+        Column(f"{pair}:{key}", "T", "S", task=f"glue/{key.partition('.')[0]}", metric=metric, titles=("BERT", "Small"))
+        for key, metric in metrics.items()
+    ]
+
+
+def test_pairs_of_the_same_networks_have_a_mean_each() -> None:
+    columns = (*pair_columns("first"), *pair_columns("spread"))
+    kd = TableRow("kd", "KD", "logit", of_tasks("first") | of_tasks("spread", 30.0))
+    columns, (kd,) = report.with_means(columns, (kd,))
+    means = {column.key: column.titles for column in columns if column.task == "mean"}
+    assert means == {"first:mean": ("BERT", "Small"), "spread:mean": ("BERT", "Small")}
+    last = {key: kd.entries[key].runs[0].last for key in means}
+    assert last == pytest.approx({"first:mean": 191 / 3, "spread:mean": 221 / 3})
+
+
+def test_a_gain_is_over_columns_of_one_unit() -> None:
+    """Two points in both columns of one of three tasks are 0.67 on average; without a mean over tasks there is none."""
+    columns, rows = tuple(pair_columns("p")), []
+    for key, gain in (("student", 0.0), ("kd", 2.0)):
+        rows.append(TableRow(key, key, "logit", of_tasks("p", gain)))
+    columns, means = report.with_means(columns, tuple(rows))
+    tex = report.render(Table("t", "T", "The metric named over each column", columns, means))[".tex"]
+    assert "+0.67" in tex and "mean over tasks less that of student." in tex
+    of_one_task = tuple(column for column in columns if column.task == "glue/mnli")
+    tex = report.render(Table("t", "T", "The metric named over each column", of_one_task, means))[".tex"]
+    assert "Delta" not in tex and "less that of" not in tex
+
+
+def test_what_one_training_costs_stands_once_in_the_table_with_its_task() -> None:
+    entry = CostEntry(2000.0, 512 * 2**20, "CUDA allocated", 0, 0, 64, "H200", 50)
+    columns = tuple(column for column in pair_columns("p") if column.metric != "accuracy_mm")
+    cost = CostTable("t", "T", columns, (CostRow("kd", "KD", "logit", {c.key: entry for c in columns}),))
+    panels = [line for line in report.render_cost(cost)[".md"].splitlines() if "BERT to Small" in line]
+    assert [panel.partition(" on ")[2].strip(" *|") for panel in panels] == ["cola", "sst2", "mnli"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.text import SMALL_TASK, open_task
+from helpers.text import PROTOCOL, SMALL_TASK, open_task
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -43,6 +45,17 @@ def test_tokens_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(sorted((tmp_path / "cache").rglob("*.pt"))) == 4
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
     assert torch.equal(open_task(SMALL_TASK).train.ids, first.train.ids)
+
+
+def test_reading_texts_changes_nothing_that_their_fingerprint_holds():
+    """A worker compares it after it has read and tokenised them, with that of a process that had not."""
+    planned = replace(SMALL_TASK).fingerprint(Path(), PROTOCOL)
+    worker = replace(SMALL_TASK)
+    open_task(worker)
+    assert worker.fingerprint(Path(), PROTOCOL) == planned
+    assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.pt"))) == 2
+    open_task(worker)
+    assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.pt"))) == 2, "kept under the same names"
 
 
 @torch.no_grad()

@@ -187,13 +187,18 @@ def _our_choice(row: Row, plan: Plan) -> list[OurChoice]:
     for pair in plan.pairs:
         cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
-        chosen = [*registry.card(cell.method).our_choice, *(flat(row.settings_on(pair.id)) if row.our_choice else ())]
-        for method in dict.fromkeys((cell.method, *cell.method.split("+"))):
+        chosen = dict.fromkeys(registry.card(cell.method).our_choice)
+        for method in dict.fromkeys((*cell.method.split("+"), cell.method)):  # the last that has a value gives it
             entry = None if plan.uniform else pair_entry(method, pair.id, plan.protocol.recipe)
-            if entry and entry.our_choice:
-                prefix = "" if method == cell.method else f"{method}."
-                chosen += [f"{prefix}{key}" for key in flat(entry.values)]
-        for key in dict.fromkeys(chosen):
+            prefix = "" if method == cell.method else f"{method}."
+            for key, value in flat(entry.values).items() if entry else ():
+                if entry.our_choice:
+                    chosen[f"{prefix}{key}"] = None
+                elif settings[f"{prefix}{key}"] == value:  # published for this pair
+                    chosen.pop(f"{prefix}{key}", None)
+        if row.our_choice:
+            chosen |= dict.fromkeys(flat(row.settings_on(pair.id)))
+        for key in chosen:
             columns.setdefault((key, canonical(settings[key])), []).append(pair.id)
     everywhere = len(plan.pairs)
     return [

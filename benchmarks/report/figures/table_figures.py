@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ...config.table_spec import METRICS
 from ..layouts.cost_table import MIB, rate, reference, unit
-from ..model import HELD, Column, CostTable, Table
-from ..seed_statistics import gap, mean_curve, summarise, whole
+from ..model import HELD, MEAN, Column, CostTable, Table
+from ..seed_statistics import gap, mean_curve, pair_of, summarise, whole
+from ..table_layout import on_task
 from .cost_figures import accuracy
 from .drawing import COLOURS, DOT, above, beside, figure, filled, look, write
 
@@ -28,19 +30,30 @@ def draw(table: Table, curves: Curves, cost: CostTable | None, folder: Path) -> 
 def _figures(table: Table, curves: Curves, cost: CostTable | None) -> Iterator[tuple[str, Any]]:
     """(name, figure) of what the table has something for."""
     for column in table.columns:
-        rows = [row for row in table.rows if any(key[:2] == (row.key, column.key) for key in curves)]
+        known = {(row, place) for (row, place, _), values in curves.items() if values}
+        rows = [row for row in table.rows if (row.key, column.key) in known]
         for start in range(0, len(rows), LINES):
             page = f"-{start // LINES + 1}" if len(rows) > LINES else ""
             titles = {row.key: row.title for row in rows[start : start + LINES]}
             yield f"curves-{column.key}{page}", _curves(table, curves, column, titles)
         if cost and (points := _against_cost(table, cost, column)):
-            yield f"cost-{column.key}", accuracy(points, f"training, {unit(cost)}", table.metric, cheaper=-1)
-        if cost and any(row.entries.get(column.key) for row in cost.rows):
+            yield f"cost-{column.key}", accuracy(points, f"training, {unit(cost)}", _metric(table, column), cheaper=-1)
+        if cost and column in cost.columns and any(row.entries.get(column.key) for row in cost.rows):
             yield f"memory-{column.key}", _memory(cost, column)
     if differences := _best_less_last(table):
         yield "best-last", _best_last(differences)
-    if pairs := _beside_published(table):
-        yield "published", _published(table, pairs)
+    metrics = dict.fromkeys(_metric(table, column) for column in table.columns)
+    for metric in metrics:
+        columns = [column for column in table.columns if _metric(table, column) == metric]
+        if pairs := _beside_published(table, columns):
+            yield f"published-{columns[0].metric}" if len(metrics) > 1 else "published", _published(metric, pairs)
+
+
+def _metric(table: Table, column: Column) -> str:
+    """What a column shows, in words; the table's own words hold for all of its columns."""
+    if len({(one.metric, one.task) for one in table.columns}) == 1:
+        return table.metric
+    return METRICS.get(column.metric, f"mean {column.metric}" if column.task == MEAN else column.metric)
 
 
 def _curves(table: Table, curves: Curves, column: Column, titles: Mapping[str, str]) -> Any:
@@ -55,8 +68,9 @@ def _curves(table: Table, curves: Curves, column: Column, titles: Mapping[str, s
             stds = [stdev(values) for values in zip(*seeds, strict=True)]
             low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.set_xlabel(f"epoch, {column.teacher_title} to {column.student_title}")
-    axes.set_ylabel(table.metric)
+    pair = f"{column.teacher_title} to {column.student_title}{on_task(column, table.columns)}"
+    axes.set_xlabel(f"epoch, {pair}")
+    axes.set_ylabel(_metric(table, column))
     beside(axes)
     return fig
 
@@ -96,10 +110,14 @@ def _memory(cost: CostTable, column: Column) -> Any:
 
 
 def _best_less_last(table: Table) -> dict[str, list[float]]:
-    """Best less last epoch of every finished run, by title."""
+    """Best less last epoch of every finished run, by title; where a run has several metrics, in that named first."""
+    first: dict[tuple[str, ...], Column] = {}
+    for column in table.columns:
+        if column.task != MEAN:
+            first.setdefault((*pair_of(column), column.task), column)
     by_title: dict[str, list[float]] = {}
     for row in table.rows:
-        runs = [run for entry in row.entries.values() for run in entry.runs]
+        runs = [run for column in first.values() if (entry := row.entries.get(column.key)) for run in entry.runs]
         values = [run.best - run.last for run in runs if run.last is not None and run.best is not None]
         if values:
             by_title[row.title] = values
@@ -120,11 +138,11 @@ def _best_last(differences: Mapping[str, list[float]]) -> Any:
     return fig
 
 
-def _beside_published(table: Table) -> list[tuple[float, float, bool]]:
+def _beside_published(table: Table, columns: Sequence[Column]) -> list[tuple[float, float, bool]]:
     """(published, ours by the same epoch rule, whether the two may be compared) of every cell that has both."""
     pairs = []
     for row in table.rows:
-        for column in table.columns:
+        for column in columns:
             entry = row.entries.get(column.key)
             if not entry or not entry.published:
                 continue
@@ -135,7 +153,7 @@ def _beside_published(table: Table) -> list[tuple[float, float, bool]]:
     return pairs
 
 
-def _published(table: Table, pairs: list[tuple[float, float, bool]]) -> Any:
+def _published(metric: str, pairs: list[tuple[float, float, bool]]) -> Any:
     fig, (axes,) = figure(height=2.6)
     low, high = min(min(p, o) for p, o, _ in pairs), max(max(p, o) for p, o, _ in pairs)
     room = 0.05 * (high - low) or 1.0
@@ -151,7 +169,7 @@ def _published(table: Table, pairs: list[tuple[float, float, bool]]) -> Any:
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
-    axes.set_xlabel(f"published {table.metric}")
+    axes.set_xlabel(f"published {metric}")
     axes.set_ylabel("ours")
     above(axes)
     return fig

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from string import ascii_lowercase
 
-from ...config.table_spec import short_name
 from ..model import Column, Published, Table, TableEntry, TableRow
 from ..ranking import Ranking, average_ranks, ranking
 from ..seed_statistics import Summary, gap, half_width, summarise, teacher_gap, unusual, usual_n
@@ -25,9 +24,9 @@ from ..table_layout import (
     PrintedCell,
     Sentence,
     TableLayout,
+    on_task,
     pair_heads,
     sentence,
-    several_tasks,
     signed,
 )
 
@@ -220,13 +219,16 @@ def provenance_note(table: Table) -> list[tuple[str, str]]:
 
 def _ranking_notes(table: Table, ranked: Ranking) -> list[tuple[str, str]]:
     """What is compared with what, by which test, and what takes no part."""
+    return [*ranking_marks(ranked, table.average_rank), *unranked(table, ranked)]
+
+
+def unranked(table: Table, ranked: Ranking) -> Iterator[tuple[str, str]]:
+    """The cells that take no part in the ranking of their column, by name."""
     titles = {row.key: row.title for row in table.rows}
     places = {column.key: _place(column, table) for column in table.columns}
-    notes = list(ranking_marks(ranked, table.average_rank))
-    if ranked.left_out:
-        cells = [f"{titles[row]}, {places[column]} (n={n})" for (row, column), n in ranked.left_out.items()]
-        notes.append(("Not ranked, as n differs from the rest of the column", f"{_listed(cells)}."))
-    return notes
+    cells = [f"{titles[row]}, {places[column]} (n={n})" for (row, column), n in ranked.left_out.items()]
+    if cells:
+        yield "Not ranked, as n differs from the rest of the column", f"{_listed(cells)}."
 
 
 def ranking_marks(ranked: Ranking, average: bool) -> Iterator[tuple[str, str]]:
@@ -268,9 +270,9 @@ def _incomplete(table: Table) -> list[tuple[str, str]]:
 
 def _place(column: Column, table: Table) -> str:
     """A column in words."""
-    name = short_name(column.task, (other.task for other in table.columns))
-    task = f" on {name} ({column.metric})" if several_tasks(table.columns) else ""
-    return f"{column.teacher_title}{DASH}{column.student_title}{task}"
+    task = on_task(column, table.columns)
+    metric = f" ({column.metric})" if task else ""
+    return f"{column.teacher_title}{DASH}{column.student_title}{task}{metric}"
 
 
 def _refusals(table: Table) -> list[tuple[str, str]]:

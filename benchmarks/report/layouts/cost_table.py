@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 from ..model import HELD, STUDENT, Column, CostEntry, CostRow, CostTable
-from ..table_layout import BLANK, DASH, MISSING, NOT_FOR, TIMES, Line, PrintedCell, Sentence, TableLayout
+from ..table_layout import BLANK, DASH, MISSING, NOT_FOR, TIMES, Line, PrintedCell, Sentence, TableLayout, on_task
 
 REFERENCES = ("kd", STUDENT)
 """Rows whose throughput counts as 1, the first of them that a table has."""
@@ -117,7 +117,12 @@ def _pair(cost: CostTable, column: Column, split: bool) -> tuple[Line, ...]:
     against = reference(cost)
     base = against.entries.get(column.key) if against else None
     held = len(HELD) if split else 0
-    lines = [Line("panel", f"{column.teacher_title} to {column.student_title}".removeprefix(" to "))]
+    lines = [
+        Line(
+            "panel",
+            f"{column.teacher_title} to {column.student_title}".removeprefix(" to ") + on_task(column, cost.columns),
+        )
+    ]
     for row in cost.rows:
         entry = row.entries.get(column.key)
         if entry is None:
@@ -163,9 +168,8 @@ def _settings(cost: CostTable) -> dict[str, list[str]]:
             entry = row.entries.get(column.key)
             if entry:
                 text = f"batch {entry.batch_size}, {entry.steps} steps, {entry.device}"
-                by_remark.setdefault(text, []).append(
-                    f"{row.title}, {column.teacher_title}{DASH}{column.student_title}"
-                )
+                pair = f"{column.teacher_title}{DASH}{column.student_title}{on_task(column, cost.columns)}"
+                by_remark.setdefault(text, []).append(f"{row.title}, {pair}")
     return by_remark
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ..model import STUDENT, Column, Table, TableEntry
+from ..model import STUDENT, Column, SeedResult, Table, TableEntry, TableRow
 from ..seed_statistics import finished, summarise
 from ..table_layout import MISSING, Line, PrintedCell, Sentence, TableLayout, pair_heads
 from .accuracy_table import deviation_sentence, provenance_note
@@ -19,16 +19,24 @@ Curves = Mapping[tuple[str, str, int], list[float]]
 """The metric on the test set after each epoch, by (row, column, seed)."""
 
 
-def reached(curves: Curves, row: str, column: Column, entry: TableEntry | None) -> tuple[list[int], int]:
-    """First epochs, from 1, at which a row's seeds are at their plain student's best; and how many were asked."""
+def reached(table: Table, curves: Curves, row: TableRow, column: Column) -> tuple[list[int], int]:
+    """First epochs, from 1, at which a row's seeds are at the best of their plain student, and how many were asked.
+
+    Asked are those of which both are finished.
+    """
+    ended = {run.seed for one in table.plain for run in _runs(one, column) if finished(run)}
     epochs, asked = [], 0
-    for run in entry.runs if entry else ():
-        student = curves.get((STUDENT, column.key, run.seed))
-        curve = curves.get((row, column.key, run.seed))
-        if finished(run) and student and curve:
+    for run in _runs(row, column):
+        best = curves.get((STUDENT, column.key, run.seed))
+        curve = curves.get((row.key, column.key, run.seed))
+        if finished(run) and run.seed in ended and best and curve:
             asked += 1
-            epochs += [epoch for epoch, value in enumerate(curve, 1) if value >= max(student)][:1]
+            epochs += [epoch for epoch, value in enumerate(curve, 1) if value >= max(best)][:1]
     return epochs, asked
+
+
+def _runs(row: TableRow, column: Column) -> Sequence[SeedResult]:
+    return row.entries.get(column.key, TableEntry()).runs
 
 
 def ari(table: Table, ours: str, against: Sequence[str], column: Column) -> float | None:
@@ -52,7 +60,7 @@ def layout(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> T
     lines = [Line("panel", "First epoch at which the plain student's best is reached")]
     for row in table.rows:
         if row.key != STUDENT:
-            cells = [_epochs(*reached(curves, row.key, c, row.entries.get(c.key))) for c in table.columns]
+            cells = [_epochs(*reached(table, curves, row, column)) for column in table.columns]
             lines.append(Line("row", row.title, tuple(cells)))
     titles = {row.key: row.title for row in table.rows}
     title = titles.get(ours, ours)

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Literal
 
 from ..formats.latex_text import cut
-from ..model import CostTable, Published, Table, TableRow
+from ..model import MEAN, Column, CostTable, Published, Table, TableRow
 from ..ranking import average_ranks, ranking
 from ..seed_statistics import summarise, usual_n
 from ..table_layout import (
@@ -84,8 +84,10 @@ class _Printer:
         self.ranks = average_ranks(table, self.ranking) if table.average_rank else None
         self.published = page.published == "column" and bool(full.published_values(table))
         self.marks = full.dagger_marks(table)
-        self.averaged = len(table.columns) > 1 and len({(c.metric, c.task) for c in table.columns}) == 1
+        self.compared = _of_one_unit(table.columns)
+        self.averaged = len(self.compared) == len(table.columns) > 1
         self.plain = next(iter(table.plain), None)
+        self.differenced = self.plain is not None and bool(self.compared)
         self.costs = {row.key: row for row in cost.rows} if cost else {}
 
     def heads(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -111,7 +113,7 @@ class _Printer:
         return heads
 
     def _averaged_heads(self) -> list[str]:
-        shown = {"Avg.": self.averaged, "Δ": self.plain is not None, "Rank": self.ranks is not None}
+        shown = {"Avg.": self.averaged, "Δ": self.differenced, "Rank": self.ranks is not None}
         return [head for head, is_shown in shown.items() if is_shown]
 
     def teacher(self) -> Line:
@@ -151,7 +153,7 @@ class _Printer:
         cells = list[PrintedCell]()
         if self.averaged:
             cells.append(PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}"))
-        if self.plain:
+        if self.plain and self.differenced:
             base = self._average(self.plain)
             known = average is not None and base is not None and row is not self.plain
             cells.append(PrintedCell(signed(average - base, digits)) if known else PrintedCell())  # type: ignore[operator]
@@ -160,10 +162,10 @@ class _Printer:
         return cells
 
     def _average(self, row: TableRow) -> float | None:
-        """Over all columns; None where one has no mean."""
-        means_of_columns = [summarise(row.entries.get(c.key)).mean(self.table.epoch_rule) for c in self.table.columns]
+        """Over the columns of one unit; None where one has no mean, or none are of one unit."""
+        means_of_columns = [summarise(row.entries.get(c.key)).mean(self.table.epoch_rule) for c in self.compared]
         means = [mean for mean in means_of_columns if mean is not None]
-        return fmean(means) if len(means) == len(means_of_columns) else None
+        return fmean(means) if means and len(means) == len(means_of_columns) else None
 
     def _cost(self, row: TableRow) -> list[PrintedCell]:
         if not self.cost:
@@ -181,13 +183,18 @@ class _Printer:
     def notes(self, blocks: Sequence[Sequence[Line]]) -> Iterator[tuple[str, str]]:
         """What the signs mean that stand in the table, and no other."""
         cells = [cell for block in blocks for line in block for cell in line.cells]
-        marks, words = {cell.marks for cell in cells}, {cell.word for cell in cells}
+        marks, words, seeds = ({getattr(cell, name) for cell in cells} for name in ("marks", "word", "seeds"))
         yield from full.ranking_marks(self.ranking, self.ranks is not None)
-        if any(cell.seeds.startswith("n=") for cell in cells):
-            yield "n=", "not ranked, as its n differs from the rest of the column."
-        if self.plain:
-            over = "average" if self.averaged else "mean"
-            yield "Δ", f"{over} less that of {self.plain.title}."
+        yield from full.unranked(self.table, self.ranking)
+        if any(count and "/" not in count for count in seeds):
+            yield "k", "of k seeds, all that were planned."
+        if any("/" in count for count in seeds):
+            yield "k/n", "of n planned seeds k are finished."
+        if self.plain and self.differenced:
+            of_tasks = self.compared[0].task == MEAN
+            over = "average" if self.averaged else "mean over tasks" if of_tasks else "mean"
+            pairs = ", over all pairs" if of_tasks and len(self.compared) > 1 else ""
+            yield "Δ", f"{over}{pairs} less that of {self.plain.title}."
         if any(line.mark for block in blocks for line in block):
             yield CHOICE, "with settings of our own choice."
         if self.published:
@@ -204,15 +211,22 @@ class _Printer:
             yield "div., fail.", "diverged or failed."
         if NOT_FOR in words:
             yield NOT_FOR, "not made for the pair."
-        if any("/" in cell.seeds for cell in cells):
-            unranked = "; not ranked, as n differs from the rest of the column" if self.ranking.left_out else ""
-            yield "k/n", f"of n planned seeds k are finished{unranked}."
         if MISSING in words:
             yield MISSING, "missing."
         if self.cost:
             kinds = {entry.memory_kind for row in self.cost.rows for entry in row.entries.values()}
             over = "over all pairs, greatest peak" if len(self.cost.columns) > 1 else "of the median step"
             yield "Cost", f"{over}; memory: {', '.join(sorted(kinds))}."
+
+
+def _of_one_unit(columns: Sequence[Column]) -> Sequence[Column]:
+    """The columns over which an average says something: those of means over tasks, else all if of one task and metric.
+
+    Empty where there are none such.
+    """
+    means = [column for column in columns if column.task == MEAN]
+    chosen = means or columns
+    return chosen if len({(column.task, column.metric) for column in chosen}) == 1 else ()
 
 
 def _caption(table: Table) -> str:

@@ -72,6 +72,19 @@ def test_workers_end_in_the_bits_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_workers_train_on_texts_that_nobody_has_tokenised_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a newcomer's do: with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    demo = UserFolder(tmp_path / "demo")
+    chosen = ("--pairs", "bert_l4_h64-bert_l2_h32", "--methods", "student", "--seeds", "0,1", "--no-cost")
+    code, _, err = demo.call("table5", "--preset", "demo", *demo.places, "--workers", "2", *chosen)
+    assert code == 0 and "2 workers on cpu" in err, err
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) == 2
+
+
+@pytest.mark.slow
 def test_a_killed_worker_hurts_nobody_and_a_stop_stops_all(tmp_path: Path) -> None:
     one, two = longer(UserFolder(tmp_path / "one")), longer(UserFolder(tmp_path / "two"))
     assert one.run("--workers", "1", *CHOSEN)[0] == 0

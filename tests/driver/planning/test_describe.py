@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from helpers.manifests import TABLE, Lab, note
 
+from benchmarks.driver.planning.describe import describe
+from benchmarks.driver.planning.plan import Request, make
 from benchmarks.report.collect import render
 from benchmarks.store import manifest
 from benchmarks.store.manifest import Manifest
 from benchmarks.store.runs import Store
+from kd_methods import registry
 
 
 @pytest.fixture
@@ -63,6 +66,16 @@ def test_settings_that_nobody_published_are_marked(lab: Lab) -> None:
     rows = chosen(lab.manifest(methods=("kd", "dkd", "sp+dkd", "at")))
     assert rows == {"kd": {}, "dkd": {"beta": 2.0}, "sp+dkd": {"dkd.beta": 2.0}, "at": {"beta": 250.0}}
     assert chosen(lab.manifest(methods=("dkd",), uniform=True)) == {"dkd": {}}
+
+
+def test_what_is_published_for_a_pair_is_not_our_choice_there(lab: Lab) -> None:
+    """CAT-KD's authors give beta for some pairs; the card's default is chosen for the others."""
+    pairs = ("resnet56-resnet20", "resnet110-resnet20")
+    plan = make(Request("table1", pairs=pairs, methods=("cat_kd", "ickd+cat_kd")), lab.workspace, stated=True)
+    default = registry.settings("cat_kd").model_dump()["beta"]
+    for row in describe(plan, lab.zoo, {}, "a machine").rows:
+        betas = {choice.columns: choice.value for choice in row.our_choice if choice.key.endswith("beta")}
+        assert betas == {("resnet110-resnet20",): default}, row.key
 
 
 def test_settings_of_a_row_that_are_ours_are_marked(lab: Lab) -> None:
