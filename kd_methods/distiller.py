@@ -47,7 +47,8 @@ class Distiller(nn.Module):
     Args:
         name: a method, as ``kd_methods.available()`` has them, modified (``kd@ls``) or combined (``crd+kd``) too.
         student: maps images (B, C, H, W) to logits (B, K), or a Network (:func:`kd_methods.view`); it is trained as it
-            is, not a copy. Some methods change its classifier or add modules; :meth:`deployed` has what is left.
+            is, not a copy. Some methods change its classifier or add modules; :meth:`deployed` has what is left. Of
+            SimKD, whose student ends in the teacher's classifier, a copy without its own one is trained.
         teacher: as the student; it is frozen, put into evaluation mode and moved to the student's device. None for
             methods without a teacher.
         num_classes: K; 1 for a regression.

@@ -7,6 +7,9 @@ from torch import nn
 from ..contract import Network
 from ..errors import UserError
 
+IMAGES = 2
+"""Images on each GPU in the published set-ups (mmdet's coco_detection.py): over so many of them LD sums its places."""
+
 
 def channels(method: str, student: Network, teacher: Network) -> list[tuple[int, int]]:
     """Channels of the student's and the teacher's levels.

@@ -53,6 +53,7 @@ class PyramidBlockKD(Method[Settings]):
             " regions (classes and boxes); with one stone the ensemble is the stone itself, detached",
         ),
         our_choice=("alpha", "beta", "gamma", "stone_task", "temperature"),
+        waits="the heads' regions are sorted by level, as in mmdetection",
         modality="detection",
     )
     needs = Needs(student_units=("pyramid",), teacher=("logits",), min_batch=2)

@@ -63,6 +63,7 @@ class BackboneBlockKD(Method[Settings]):
             "block_kd.fpn replaces backbone and pyramid at once, by one stone behind both",
         ),
         our_choice=("alpha", "beta", "gamma", "stone_task", "temperature", "active_stones"),
+        waits="the heads' regions are sorted by level, as in mmdetection",
         modality="detection",
     )
     needs = Needs(student_units=("pyramid",), teacher=("logits",), min_batch=2)
@@ -149,6 +150,7 @@ class DenseBlockKD(BackboneBlockKD):
             " of CrossKD's classes, over the teacher's confidence instead of the number of positive places",
             "a stone's task loss is the detector's own on the teacher's heads, boxes included",
         ),
+        waits="",
     )
     needs = Needs(student_units=("pyramid", "heads"), teacher_units=("heads",), min_batch=2)
 
@@ -172,5 +174,5 @@ class DenseBlockKD(BackboneBlockKD):
 
     def _distance(self, learner: Tensor, target: Tensor) -> Tensor:
         learner, target = learner / self.settings.temperature, target.detach() / self.settings.temperature
-        confidence = float(target.sigmoid().amax(1).sum().clamp(min=1))
+        confidence = target.sigmoid().amax(1).sum().clamp(min=1)
         return functional.quality_focal(learner, target, target.new_ones(len(target)), positives=confidence)

@@ -7,7 +7,7 @@ from pydantic import Field
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..registry import register
-from ._levels import check_edges
+from ._levels import IMAGES, check_edges
 
 
 class Settings(MethodSettings):
@@ -21,20 +21,22 @@ class LD(Method[Settings]):
 
     card = Card(
         name="ld",
-        version=1,
+        version=2,
         family="logit",
         title="LD",
         paper="zheng2022ld",
         formula=(
-            "L = task + weight * T^2 * sum_p w_p mean KL(edges_t / T || edges_s / T) / sum_p w_p,"
-            " w = the student's best class score"
+            "L = task + weight * 2 / B * sum_p w_p T^2 mean KL(edges_t / T || edges_s / T), p positive places of B"
+            " images, w = the student's best class score"
         ),
         source="mmdet configs/ld, LDHead (weight 0.25, T 10)",
         optimum="where the edges' distributions agree",
         divergences=(
+            "mmdet sums over the images of a GPU, two of them; 2 / B makes the weight independent of the batch",
             "the main distillation region only, as in mmdet; ld.vlr is the authors' later code, with valuable regions,"
             " a distillation of classes and an imitation of features beside it",
         ),
+        waits="the places with an object are counted",
         modality="detection",
     )
     needs = Needs(student_units=("dense",), teacher_units=("dense",))
@@ -46,5 +48,6 @@ class LD(Method[Settings]):
         dense, targets = student["dense"], teacher["dense"]
         at, confidence = dense.positive, dense.classes.detach().sigmoid().amax(1)
         temperature = self.settings.temperature
-        term = functional.localization(dense.edges[at], targets.edges[at], confidence[at], temperature=temperature)
-        return Losses(task={"task": batch.loss(student.logits)}, distill={"ld": self.settings.weight * term})
+        total = functional.localization(dense.edges[at], targets.edges[at], confidence[at], temperature=temperature)
+        term = self.settings.weight * IMAGES / len(batch.boxes) * total
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"ld": term})

@@ -11,7 +11,7 @@ from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..registry import register
-from ._levels import channels, check_edges
+from ._levels import IMAGES, channels, check_edges
 
 
 class Settings(MethodSettings):
@@ -29,21 +29,23 @@ class LDValuable(Method[Settings]):
 
     card = Card(
         name="ld.vlr",
-        version=1,
+        version=2,
         family="logit",
         title="LD (valuable regions, KD, imitation)",
         paper="zheng2022ld",
         formula=(
-            "L = task + main * sum_p c_p LD_p + valuable / 4 * sum_v IoU_v LD_v + classes * sum_levels mean_p KL_p"
+            "L = task + 2 / B * (main * sum_p c_p LD_p + valuable / 4 * sum_v IoU_v LD_v)"
+            " + classes * sum_levels mean_p KL_p"
             " + imitation * sum_levels mean (F_s - F_t)^2 near objects, LD = T^2 mean KL(edges_t / T || edges_s / T),"
-            " c = the student's best class score, p positive places, v those in the valuable region"
+            " c = the student's best class score, p positive places of B images, v those in the valuable region"
         ),
         source="HikariTJU/LD configs/ld/ld_r50_gflv1_r101_fpn_coco_1x.py, dense_heads/ld_head.py @258b2a1",
         optimum="where edges and classes agree, and the features near objects are the teacher's",
         divergences=(
-            "sums over places are not divided by their weights, as in the later code; ld divides, as mmdet does",
+            "the authors sum over the images of a GPU, two of them; 2 / B makes the weights independent of the batch",
             "features are compared in levels with a positive place only, as in the later code",
         ),
+        waits="the places with an object, and in the valuable region, are counted",
         modality="detection",
     )
     needs = Needs(
@@ -60,9 +62,8 @@ class LDValuable(Method[Settings]):
         s, t, config = student["dense"], teacher["dense"], self.settings
 
         def edges(at: Tensor, weights: Tensor) -> Tensor:
-            return functional.localization(
-                s.edges[at], t.edges[at], weights[at], temperature=config.temperature, normalized=False
-            )
+            total = functional.localization(s.edges[at], t.edges[at], weights[at], temperature=config.temperature)
+            return IMAGES / len(batch.boxes) * total
 
         at, relations = s.positive, student["anchor_relations"]
         distill = {

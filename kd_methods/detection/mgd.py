@@ -35,6 +35,7 @@ class PyramidMGD(Method[Settings]):
             " (tables/published/settings.yaml)",
             "in the authors' published numbers the student begins with the teacher's neck and head (row setting init)",
         ),
+        order="each image draws masks of its own",
         modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))

@@ -30,7 +30,6 @@ class PKDPearson(Method[Settings]):
         formula="L = task + weight * sum_levels mean_channels (1 - pearson(F_s,l, F_t,l)), over batch and positions",
         source="mmrazor configs/distill/mmdet/pkd (weight 6, levels 1 to 4), models/losses/pkd_loss.py",
         optimum="where every channel of the aligned student pyramid is a positive multiple of the teacher's, shifted",
-        order="every channel is standardised over the batch",
         modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))

@@ -16,7 +16,7 @@ class Settings(MethodSettings):
     map: float = Field(1.0, ge=0, description="weight of the last map's terms")
     logits: float = Field(1.0, ge=0, description="weight of the logits' terms")
     temperature: float = Field(1.0, gt=0, description="temperature T of the logits' divergence")
-    steps: int = Field(5, ge=1, description="steps of the denoising")
+    steps: int = Field(5, ge=1, le=500, description="steps of the denoising")
     latent: int | None = Field(None, ge=1, description="channels of the teacher's code; null for half its own")
 
 

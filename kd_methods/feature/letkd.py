@@ -72,6 +72,18 @@ class Settings(MethodSettings):
         return self
 
 
+OF_QUEST = (
+    "words by 20 iterations of k-means from random locations, as the code's faiss has them, sub-classes by"
+    " scikit-learn's from a spread-out start; scores from the centres themselves, for the clusters' means",
+    "fewer words where the data has less than 39 locations for each, and of 60 discriminants as many as there"
+    " are, min(classes - 1, channels) at most; said under the table",
+    "on networks outside the paper teacher maps are pooled by any whole factor",
+    "the student's classifier starts from N(0, sqrt(2 / classes)) and a bias of 0, as in the code; under other"
+    " methods, whose published values come from other papers, as the networks have it",
+)
+"""Where letKD departs from its paper, or a reader would not expect it, and QuEST with it."""
+
+
 @register
 class LetKD1(Method[Settings]):
     """KD layer before the pooling: features match visual words of the teacher, and are enriched by what they match."""
@@ -94,14 +106,8 @@ class LetKD1(Method[Settings]):
             "the supplement's algorithm 1 writes softmax(d) of distances; as in the code it is softmax(-d)",
             "the second convolution's input is normalised as in the code (setting normalise_assignment); the"
             " supplement's appendix argues for leaving it as it is",
-            "words by 20 iterations of k-means from random locations, as the code's faiss has them, sub-classes by"
-            " scikit-learn's from a spread-out start; scores from the centres themselves, for the clusters' means",
-            "fewer words where the data has less than 39 locations for each, and of 60 discriminants as many as there"
-            " are, min(classes - 1, channels) at most; said under the table",
             "the intermediate target uses the labels; the KD layers stay in the network that is deployed and counted",
-            "on networks outside the paper teacher maps are pooled by any whole factor",
-            "the student's classifier starts from N(0, sqrt(2 / classes)) and a bias of 0, as in the code; under other"
-            " methods, whose published values come from other papers, as the networks have it",
+            *OF_QUEST,
         ),
         recipe="cifar100-letkd",
         by_sample=True,
@@ -286,7 +292,7 @@ class Quest(LetKD1):
         paper="jain2020quest",
         divergences=(
             "as letKD's code runs it (alpha 0): squared distances times 1; QuEST's own configurations multiply by 5",
-            *LetKD1.card.divergences[2:4],
+            *OF_QUEST,
         ),
     )
 

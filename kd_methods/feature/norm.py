@@ -83,7 +83,7 @@ class NORM(Method[Settings]):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, expanded, target = self.settings, student["norm_expand"][:, self.width :], teacher.last_map
-        size = min(expanded.shape[2:], target.shape[2:])
+        size = min(expanded.shape[2], target.shape[2]), min(expanded.shape[3], target.shape[3])
         expanded, target = (F.adaptive_max_pool2d(x, size) for x in (expanded, target))
         term = config.copies * functional.hint(expanded, target.repeat(1, config.copies, 1, 1))
         return Losses(

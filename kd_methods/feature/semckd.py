@@ -25,7 +25,9 @@ class Embedding(nn.Sequential):
         super().__init__(nn.Linear(rows, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return unit(super().forward(x).float())
+        """In fp32 under any autocast: products of whole feature maps are beyond the largest number of fp16."""
+        with torch.autocast(x.device.type, enabled=False):
+            return unit(super().forward(x))
 
 
 @full_precision
@@ -62,7 +64,7 @@ class SemCKD(Method[Settings]):
 
     card = Card(
         name="semckd",
-        version=1,
+        version=2,
         family="feature",
         title="SemCKD",
         paper="chen2021semckd",

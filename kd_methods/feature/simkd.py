@@ -30,9 +30,8 @@ class Projector(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return super().forward(spatial(x)).squeeze(2).transpose(1, 2)
-        if x.shape[-1] > self.size[-1]:
-            x = F.adaptive_avg_pool2d(x, self.size)
-        return super().forward(x)
+        size = min(x.shape[-2], self.size[0]), min(x.shape[-1], self.size[1])
+        return super().forward(x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size))
 
 
 def bottleneck(c_in: int, c_out: int, factor: int, tokens: bool = False) -> Iterator[nn.Module]:

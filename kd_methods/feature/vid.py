@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from .. import functional
@@ -20,6 +21,12 @@ class Settings(MethodSettings):
     beta: float = Field(1.0, ge=0, description="weight of the information term")
     initial_variance: float = Field(5.0, gt=1e-4, description="variance of every channel at the start")
     eps: float = Field(1e-5, gt=0, description="least variance")
+
+    @model_validator(mode="after")
+    def _starts_above_the_least(self) -> Self:
+        if self.initial_variance <= self.eps:
+            raise ValueError(f"initial_variance {self.initial_variance} has to be larger than eps {self.eps}")
+        return self
 
 
 @register
@@ -46,7 +53,8 @@ class VID(Method[Settings]):
     def setup(self) -> None:
         self.means = nn.ModuleList()
         self.thetas = nn.ParameterList()
-        theta = math.log(math.expm1(self.settings.initial_variance - self.settings.eps))
+        above = self.settings.initial_variance - self.settings.eps
+        theta = math.log(math.expm1(above)) if above < 30 else above  # the same in fp32, and no overflow
         for (c_s, *_), (c_t, *_) in matched("vid", self.student, self.teacher):
             widths = [(c_s, c_t), (c_t, c_t), (c_t, c_t)]
             first, second, third = (nn.Conv2d(a, b, 1, bias=False) for a, b in widths)

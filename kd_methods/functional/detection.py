@@ -193,26 +193,23 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 @full_precision
-def localization(
-    student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float = 10.0, normalized: bool = True
-) -> Tensor:
-    """KL between distributions of box edges, averaged over their bins and edges, and over all boxes by weight.
+def localization(student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float = 10.0) -> Tensor:
+    """KL between distributions of box edges, averaged over their bins and edges, summed over all boxes by weight.
 
     Args:
         student, teacher: (P, 4, n) logits of the n bins of every edge of P boxes.
-        weights: (P,), how much each box counts; divided by their sum, or by one if that is less.
+        weights: (P,), how much each box counts.
         temperature: T; the term has the factor T^2.
-        normalized: False leaves the division out: the boxes' terms are summed, by weight.
 
-    Source: Zheng et al. 2022 (LD), equation 4; mmdet ``LDHead`` with ``KnowledgeDistillationKLDivLoss``.
+    Source: Zheng et al. 2022 (LD), equation 4; mmdet ``LDHead`` with ``KnowledgeDistillationKLDivLoss``, which divides
+    the losses of boxes by the sum of the weights, and this one not.
     """
-    total = weights.sum().clamp(min=1) if normalized else 1
-    return (_divergence(student, teacher, temperature).mean(1) * weights).sum() / total
+    return (_divergence(student, teacher, temperature).mean(1) * weights).sum()
 
 
 @full_precision
 def quality_focal(
-    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, *, positives: float, beta: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, *, positives: float | Tensor, beta: float = 1.0
 ) -> Tensor:
     """Sum over places and classes of w BCE(sigmoid(s), sigmoid(t)) |sigmoid(s) - sigmoid(t)|^beta, over ``positives``.
 

@@ -319,11 +319,9 @@ def appearance_consistency(student_maps: Sequence[Sequence[Tensor]], teacher_map
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, C, H, W), the larger one average-pooled to the size of the smaller one."""
-    if a.shape[-1] > b.shape[-1]:
-        return F.adaptive_avg_pool2d(a, (b.shape[-2], b.shape[-1])), b
-    if a.shape[-1] < b.shape[-1]:
-        return a, F.adaptive_avg_pool2d(b, (a.shape[-2], a.shape[-1]))
+    """Two maps (B, C, H, W), the larger one average-pooled to the size of the smaller one, in height and in width."""
+    height, width = min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])
+    a, b = (x if x.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width)) for x in (a, b))
     return a, b
 
 

@@ -77,5 +77,5 @@ def hooked(module: nn.Module, x: Tensor, units: Sequence[str], name: str) -> Hoo
         shape = tuple(getattr(features.get(unit), "shape", ()))
         if len(shape) not in (3, 4):
             raise UserError(f"unit '{unit}' of network '{name}' gives no map (B, C, H, W) and no tokens (B, L, D)")
-    tokens = prefix_tokens(module, tuple(features[stages[-1]].shape[1:]))
+    tokens = prefix_tokens(module, tuple(features[stages[-1]].shape[1:]), x)
     return replace(chain, layout=replace(layout, prefix_tokens=tokens))

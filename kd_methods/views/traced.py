@@ -158,7 +158,8 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     classifies = classifier_name(module) in called_modules(module, units[-1]).values()
     if len(shape_of[units[-2].name]) != 1 or not classifies:
         raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
-    return TracedChain(tuple(units), _layout(module, units, stages, shape_of, preact_of, frozenset(rectified)))
+    layout = _layout(module, units, stages, shape_of, preact_of, frozenset(rectified))
+    return TracedChain(tuple(units), replace(layout, prefix_tokens=prefix_tokens(module, shape_of[stages[-1]], x)))
 
 
 def _layout(
@@ -197,7 +198,6 @@ def _layout(
         pooled=names[-2],
         rectified=rectified,
         layers=(*trunk, names[-2]),
-        prefix_tokens=prefix_tokens(module, shapes[stages[-1]]),
     )
 
 

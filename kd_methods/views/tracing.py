@@ -145,9 +145,15 @@ def classifier_name(module: nn.Module) -> str:
     return names[declared] if declared in names else list(names.values())[-1]
 
 
-def prefix_tokens(module: nn.Module, shape: tuple[int, ...]) -> int | None:
-    """Tokens that stand for no patch of the image, or None where features are no tokens of a square of patches."""
-    if len(shape) != 2:
+def prefix_tokens(module: nn.Module, shape: tuple[int, ...], images: Tensor) -> int | None:
+    """Tokens that stand for no patch of the image, or None where features are no tokens of a square of patches.
+
+    Args:
+        module: a network on images.
+        shape: of its features of an image, tokens (L, D) or a map.
+        images: (B, C, H, W) that it runs on.
+    """
+    if len(shape) != 2 or images.shape[-2] != images.shape[-1]:
         return None
     declared = getattr(module, "num_prefix_tokens", None)
     numbers = (0, 1) if declared is None else (declared,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.detection import DENSE, STUDENT, TWO_STAGE, batch, needs_mmdetection, overlap
+from helpers.devices import Waits
 from torch import nn
 
 import kd_methods
@@ -109,6 +112,42 @@ def test_one_stage_detectors(name: str):
     for name in () if detector.distributions else DENSE:
         with pytest.raises(UserError, match="as GFL does"):
             kd_methods.build(name, detector, detector, DataInfo(64, 4))
+
+
+def test_localization_distillation_is_as_strong_as_in_mmdetection(dense_pair: Any):
+    """By its own head's whole computation, in which some losses are divided by the weights of places and some not."""
+    from mmdet.models.dense_heads import LDHead
+    from mmdet.models.losses import KnowledgeDistillationKLDivLoss
+
+    student, teacher = dense_pair
+    given = batch(student)
+    images, samples = given["inputs"], given["data_samples"]
+    student_pass = student.eval().training_pass(images, samples, ("dense",))
+    answers = teacher.teacher_pass(images, student_pass, logits=False)
+    method = kd_methods.build("ld", student, teacher, DataInfo(64, 4))
+    ours = method.losses(student_pass.outputs, answers, student_pass.batch, Progress(1, 1)).distill["ld"]
+    head = copy.copy(student.module.bbox_head)
+    head.__class__ = LDHead
+    head.loss_ld = KnowledgeDistillationKLDivLoss(loss_weight=0.25, T=10)
+    scores, boxes = head(student.module.extract_feat(images))
+    _, soft = teacher.module.bbox_head(teacher.module.extract_feat(images))
+    objects, metas = [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
+    theirs = sum(head.loss_by_feat(scores, boxes, objects, soft_targets=soft, batch_img_metas=metas)["loss_ld"])
+    assert float(ours.detach()) == pytest.approx(2 / len(images) * float(theirs.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*TWO_STAGE, *DENSE])
+def test_the_host_waits_where_the_card_says_why(pair: Any, dense_pair: Any, name: str):
+    """For the method's own terms, forward and backward; the detector's losses wait for the device anyhow."""
+    student, teacher = dense_pair if name in DENSE else pair
+    method = kd_methods.build(name, student, teacher, DataInfo(64, 4)).train()
+    given = batch(student)
+    student_pass = student.train().training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
+    answers = teacher.teacher_pass(given["inputs"], student_pass, logits="logits" in method.needs.teacher)
+    own = replace(student_pass.batch, task_loss=lambda logits, labels: torch.zeros((), requires_grad=True))
+    with Waits() as waits:
+        method.losses(student_pass.outputs, answers, own, Progress(30, 240)).total().backward()
+    assert bool(+waits.counts) == bool(kd_methods.card(name).waits), dict(waits.counts)
 
 
 @pytest.mark.parametrize("name", DENSE)

@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 from benchmarks.networks import build_network
 from kd_methods.errors import UserError
 from kd_methods.views import NetworkView, view
+from kd_methods.views.tracing import prefix_tokens
 
 ALONE = """
 import sys
@@ -130,6 +131,14 @@ def test_units_that_do_not_serve_are_one_line(units: list[str], words: str) -> N
     with pytest.raises(UserError, match=re.escape(words)) as error:
         view(module, (3, 32, 32), units=units)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("size", "prefix"), [((256, 256), 1), ((128, 512), None), ((512, 128), None)])
+def test_tokens_of_other_images_than_squares_are_no_map(size: tuple[int, int], prefix: int | None) -> None:
+    """A network that divides 128 x 512 pixels into patches has 8 x 32 of them: as many as 16 x 16."""
+    module = nn.Linear(1, 1)
+    module.num_prefix_tokens = 1  # type: ignore[assignment]
+    assert prefix_tokens(module, (257, 64), torch.zeros(1, 3, *size)) == prefix
 
 
 def test_an_architecture_has_its_own_chain() -> None:

@@ -190,8 +190,10 @@ def _our_choice(row: Row, plan: Plan) -> list[OurChoice]:
         chosen = dict.fromkeys(registry.card(cell.method).our_choice)
         for method in dict.fromkeys((*cell.method.split("+"), cell.method)):  # the last that has a value gives it
             entry = None if plan.uniform else pair_entry(method, pair.id, plan.protocol.recipe)
+            if not entry:
+                continue
             prefix = "" if method == cell.method else f"{method}."
-            for key, value in flat(entry.values).items() if entry else ():
+            for key, value in flat(entry.values).items():
                 if entry.our_choice:
                     chosen[f"{prefix}{key}"] = None
                 elif settings[f"{prefix}{key}"] == value:  # published for this pair

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.method_setup import Setup
 
-from kd_methods import functional
+import kd_methods
+from benchmarks.networks import build_network
+from kd_methods import functional, registry
+from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
 from kd_methods.feature._connectors import Connector, ConvReg
+from kd_methods.feature.semckd import Embedding
+from kd_methods.feature.simkd import Projector
+from kd_methods.functional.feature import same_size
 
 
 def test_hint_has_no_gradient_where_the_regressed_map_agrees():
@@ -52,3 +59,41 @@ def test_connector_initialisation():
 def test_fitnet_stage_out_of_range():
     with pytest.raises(UserError, match="3 common stages"):
         Setup("fitnet", {"hint_stage": 4})
+
+
+def test_maps_are_pooled_in_height_and_in_width():
+    a, b = torch.randn(2, 3, 8, 16), torch.randn(2, 5, 4, 16)
+    pooled, same = same_size(a, b)
+    assert pooled.shape == (2, 3, 4, 16) and same is b
+    assert torch.equal(pooled, (a[:, :, 0::2] + a[:, :, 1::2]) / 2)
+    tall, wide = same_size(torch.randn(2, 3, 8, 2), torch.randn(2, 3, 4, 6))
+    assert tall.shape == wide.shape == (2, 3, 4, 2)
+    projector = Projector((5, 4, 16), [torch.nn.Identity()])
+    assert projector(a).shape == (2, 3, 4, 16) and projector(torch.randn(2, 3, 2, 16)).shape == (2, 3, 2, 16)
+
+
+def test_products_of_whole_maps_are_beyond_fp16():
+    """Rows of a Gram matrix of maps with 65,536 numbers, as SemCKD embeds them under --precision fp16."""
+    torch.manual_seed(0)
+    embedding, rows = Embedding(4, 2), torch.rand(4, 4) * 1e5
+    with torch.autocast("cpu", torch.float16):
+        under_fp16 = embedding(rows)
+    assert torch.equal(under_fp16, embedding(rows)) and torch.isfinite(under_fp16).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("vid", {"eps": 6.0}, "initial_variance 5.0 has to be larger than eps 6.0"),
+        ("diffkd", {"steps": 501}, "diffkd.steps=501: Input should be less than or equal to 500"),
+    ],
+)
+def test_settings_without_a_meaning_are_one_line(method: str, settings: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        registry.settings(method, settings)
+
+
+def test_a_large_variance_to_start_from():
+    student, teacher = (build_network(name, 10) for name in ("resnet8", "resnet14"))
+    method = kd_methods.build("vid", student, teacher, DataInfo(8, 10), initial_variance=800.0)
+    assert float(F.softplus(method.thetas[0].detach()).mean()) == pytest.approx(800.0)
