@@ -76,6 +76,24 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """A new folder whose files stand in ``folder`` afterwards, over those of the same names; none does after an error.
+
+    Raises:
+        DiskError: ``folder`` is a file, or read-only, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PARTIAL) as new:
+            yield Path(new)
+            for file in Path(new).iterdir():
+                file.replace(folder / file.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError(f"cannot write {folder}: {reason}; choose another folder or free space") from None
+
+
 def write_text(path: Path, content: str) -> None:
     """As :func:`write_bytes`, for UTF-8 text."""
     write_bytes(path, content.encode())
@@ -93,7 +111,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
     Waits for its turn. The operating system drops the lock when its holder ends, however it ends.
 
     Raises:
-        DiskError: the folder cannot be made or written.
+        DiskError: the folder cannot be made, written or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +119,18 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
     except OSError as error:
         raise DiskError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise unlockable(folder, error) from None
         yield
     finally:
         os.close(handle)
+
+
+def unlockable(folder: Path, error: OSError) -> DiskError:
+    """The error for a file system without locks, as Lustre is where it is not mounted with them."""
+    return DiskError(f"cannot lock {folder}: {error.strerror}; choose a folder on a file system with locks (--output)")
 
 
 class NoFile(UserError):
@@ -324,6 +350,21 @@ def set_aside(path: Path, why: str) -> Path:
         return path.rename(aside)
     except OSError as error:
         raise DiskError(f"cannot rename {path} to {aside.name}: {error.strerror}") from None
+
+
+def chunks(path: Path, size: int = 2**20) -> Iterator[bytes]:
+    """A file's content, piece by piece.
+
+    Raises:
+        NoFile: there is none.
+        DiskError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(size):
+                yield piece
+    except OSError as error:
+        raise _unread(path, error) from None
 
 
 def sha256_file(path: Path) -> str:

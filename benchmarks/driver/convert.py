@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods import registry
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 from ..common.console import Outcome, counted
-from ..common.files import write_json, write_text
+from ..common.files import filled, write_json, write_text
 from ..common.weights import load_weights
 from ..common.workspace import Workspace
 from ..networks import build_network, modality_of
@@ -43,6 +43,7 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
 
     Raises:
         UserError: there is no such run, it has no network, or that network cannot be had in this form.
+        DiskError: the folder cannot be written; nothing in it has changed then.
     """
     run, label, status = finished(workspace.output, start)
     document = documents.read(run / "cell.json", documents.Identity)
@@ -52,9 +53,9 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
     write = FORMS.get(form) or engines.of(get_task(cell.task)).forms.get(form)
     if not write:
         raise UserError(f"run {start} is of task {cell.task}: {_FOR}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write(cell, weights, folder, workspace)
-    write_text(folder / "README.md", card(cell, label, status, form))
+    with filled(folder) as new:
+        write(cell, weights, new, workspace)
+        write_text(new / "README.md", card(cell, label, status, form))
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -89,9 +90,13 @@ def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace
 
 
 def _safetensors(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({key: value.contiguous().clone() for key, value in weights.items()}, folder / WEIGHTS)
+    try:
+        save_file({key: value.contiguous().clone() for key, value in weights.items()}, folder / WEIGHTS)
+    except SafetensorError as error:
+        raise DiskError(f"cannot write {WEIGHTS}: {error}; choose another folder or free space") from None
 
 
 def loaded(cell: Cell, module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

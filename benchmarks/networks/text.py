@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 from kd_methods.views.layers import evenly_spaced
 from kd_methods.views.text import Cut, check
 
@@ -71,7 +71,8 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
         num_labels: size of the classifier.
 
     Raises:
-        UserError: no such folder, nothing can be downloaded, or no encoder.
+        DiskError: no such folder, or nothing can be downloaded.
+        UserError: it is no encoder.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -85,7 +86,8 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
         )
     except (OSError, ValueError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
-        raise UserError(
+        kind = DiskError if isinstance(error, OSError) else UserError
+        raise kind(
             f"transformers cannot load '{source}' ({reason}); name a folder saved by save_pretrained, or be on line"
         ) from None
     finally:

@@ -6,6 +6,7 @@ nothing is handed on before all of it is what the index says.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from typing_extensions import TypedDict
 
 from kd_methods.errors import Damaged, DiskError, UserError
 
-from ..common.files import NoFile, replaced, sha256_file
+from ..common.files import NoFile, chunks, replaced, sha256_file
 from . import documents
 
 INDEX = "archive.json"
@@ -56,12 +57,17 @@ def write(file: Path, members: Mapping[str, Path]) -> None:
     Raises:
         DiskError: a file cannot be read, or the archive not be written.
     """
-    index = documents.sealed({"format": 1, "files": {name: sha256_file(path) for name, path in members.items()}})
+    digests: dict[str, str] = {}
     with replaced(file) as target, zipfile.ZipFile(target, "w") as archive:
-        archive.writestr(_info(INDEX), json.dumps(index, indent=1, sort_keys=True) + "\n")
         for name in sorted(members):
-            with archive.open(_info(name), "w", force_zip64=True) as out, members[name].open("rb") as source:
-                shutil.copyfileobj(source, out)
+            digest = hashlib.sha256()  # of what is packed: a table may be planned anew meanwhile
+            with archive.open(_info(name), "w", force_zip64=True) as out:
+                for chunk in chunks(members[name]):
+                    digest.update(chunk)
+                    out.write(chunk)
+            digests[name] = digest.hexdigest()
+        index = documents.sealed({"format": 1, "files": digests})
+        archive.writestr(_info(INDEX), json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
 def _info(name: str) -> zipfile.ZipInfo:

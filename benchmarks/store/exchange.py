@@ -93,10 +93,11 @@ def export(
     """
     store, members = Store(output), dict[str, Path]()
     students, unfinished = "students" in also, "unfinished" in also
-    keys = [_named_key(output, start, unfinished) for start in runs]
+    keys, teach = [_named_key(output, start, unfinished) for start in runs], set[str]()
     for table_folder in tables:
         shown = manifest.existing(output, table_folder)
         keys += _keys(shown)
+        teach |= {column.teacher.cell for column in shown.columns} if unfinished else set()
         members[f"tables/{table_folder}/plan.json"] = manifest.path(output, table_folder)
         costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
         members |= {name: path for name, path in costs.items() if path.is_file()}
@@ -107,7 +108,7 @@ def export(
         begun = [run for run in going_on if _held(run, held, say)]
         for run in begun:
             members |= _files(run, BEGUN)
-        teach = {_teacher(run) for run in begun}  # and go on doing so: with their weights
+        teach |= {_teacher(run) for run in begun}  # those that go on doing so are packed with their weights
         alone = map(_teacher, map(store.run, ended)) if runs else ()
         teachers = [key for key in dict.fromkeys([*alone, *teach]) if store.run(key).ended]
         packed = with_student = 0
@@ -166,7 +167,7 @@ def _go_on(begun: Sequence[Run], output: Path, merged: Merged, say: Say) -> Merg
     for their in begun:
         run, label = Store(output).run(their.key), _label(their)
         with run.lock() as mine:
-            if run.ended or (run.portable and run.saved_epochs >= their.saved_epochs):
+            if run.ended or (run.portable and len(run.saved) >= len(their.saved)):
                 same += 1
             elif mine:
                 run.take(their, say)
@@ -214,6 +215,8 @@ def merge(source: Path, output: Path, say: Say = say, begun: list[Run] | None = 
     for their in whole:
         run, ours = store.run(their.run.key), facts[their.run.key].status
         with run.lock() as mine:
+            if mine and ours["state"] not in FINAL:
+                ours = run.status  # it may have ended since the facts were read
             if ours["state"] not in FINAL:
                 (added if mine else busy).append(their.label)
                 if mine:
@@ -249,8 +252,8 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
                 say(f"{store}: {left}")
         for their in begun:
             run = Store(Path(folder)).run(their.key)
-            if not run.path.exists():
-                run.take(their, say)
+            if not run.ended and (not run.path.exists() or len(run.saved) < len(their.saved)):
+                run.take(their, lambda line: None)
         yield Path(folder)
 
 

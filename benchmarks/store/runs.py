@@ -17,7 +17,17 @@ from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
 from ..common.events import EpochRecord
-from ..common.files import PARTIAL, NoFile, check_archive, read_bytes, set_aside, sha256_file, write_bytes, write_json
+from ..common.files import (
+    PARTIAL,
+    NoFile,
+    check_archive,
+    read_bytes,
+    set_aside,
+    sha256_file,
+    unlockable,
+    write_bytes,
+    write_json,
+)
 from . import documents
 from .cell import Cell
 from .index import Index, IndexedRun, stamp
@@ -159,15 +169,20 @@ class Run:
         return self.state in GOING_ON and (self / "checkpoint.pt").is_file()
 
     @property
-    def saved_epochs(self) -> int:
-        """From how many whole epochs of the training proper a run that has begun goes on."""
+    def saved(self) -> Sequence[EpochRecord]:
+        """The whole epochs from which a run that has begun goes on, those of first phases among them."""
         saved = any((self / name).exists() for name in ("checkpoint.pt", "mmengine"))
         if not saved or self.state not in GOING_ON:
-            return 0
+            return ()
         try:
-            return sum(not record.get("phase") for record in self.metrics)
+            return self.metrics
         except Damaged:
-            return 0
+            return ()
+
+    @property
+    def saved_epochs(self) -> int:
+        """How many of them are of the training proper."""
+        return sum(not record.get("phase") for record in self.saved)
 
     def damage(self, name: str) -> str:
         """What is wrong with a file of a run that is done; empty where nothing is, and for other runs."""
@@ -259,11 +274,15 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                mine = False
+            except OSError as error:
+                raise unlockable(self.path, error) from None
             else:
+                mine = True
+            if mine:
                 for left in self.path.glob(f".*{PARTIAL}"):  # of a process that was killed while it wrote
                     left.unlink(missing_ok=True)
-                yield True
+            yield mine
         finally:
             os.close(handle)
 
@@ -387,7 +406,7 @@ class Store:
         """Raise UserError if nothing can be written here."""
         trial = self.root / ".writable"
         write_bytes(trial, b"")
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # of another process that tries at the same time
 
     def cost(self, key: str) -> Path:
         """Where the cost figures with this key are kept."""

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 
 def picture(path: Path | str, remedy: str) -> Image.Image:
     """An image file as RGB of 8 bits; of a channel with 16 bits the upper 8, which is also what Pillow does to colours.
 
     Raises:
-        UserError: it cannot be read; ``remedy`` is what to do then.
+        DiskError: it cannot be read; ``remedy`` is what to do then.
     """
     try:
         with Image.open(path) as image:
@@ -24,15 +24,15 @@ def picture(path: Path | str, remedy: str) -> Image.Image:
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
                 return Image.fromarray(_upper_bits(image)).convert("RGB")
             if image.mode in ("I", "F"):
-                raise UserError(f"{path} has 32 bits a pixel, of which nobody says which is white; {remedy}")
+                raise DiskError(f"{path} has 32 bits a pixel, of which nobody says which is white; {remedy}")
             return image.convert("RGB")
-    except UserError:
+    except DiskError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{path} is no readable image (UnidentifiedImageError); {remedy}") from None
+        raise DiskError(f"{path} is no readable image (UnidentifiedImageError); {remedy}") from None
     except Exception as error:  # Pillow's decoders raise what they like, from OSError to struct.error
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no readable image ({type(error).__name__}: {reason}); {remedy}") from None
+        raise DiskError(f"{path} is no readable image ({type(error).__name__}: {reason}); {remedy}") from None
 
 
 def _upper_bits(image: Image.Image) -> np.ndarray:

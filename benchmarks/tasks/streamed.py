@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 from ..common.seeding import derive, held_out
 from ..config.protocol import Protocol
@@ -177,7 +177,7 @@ class Decoded(Dataset[tuple[Tensor, int]]):
         """
         try:
             return [self[request] for request in requests]
-        except UserError as error:
+        except DiskError as error:
             return Failed(str(error), expected=True)
         except Exception:
             return Failed(traceback.format_exc(), expected=False)
@@ -271,7 +271,7 @@ class StreamedImages(Images):
         )
         for batch in loader:
             if isinstance(batch, Failed):
-                raise UserError(batch.text) if batch.expected else RuntimeError(f"a loader process:\n{batch.text}")
+                raise DiskError(batch.text) if batch.expected else RuntimeError(f"a loader process:\n{batch.text}")
             images, labels = batch
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 

@@ -28,7 +28,7 @@ from benchmarks.store.runs import Store
 from benchmarks.tasks import TASK_SOURCES, TaskSource, get_task
 from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageTask
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 from tests.helpers.manifests import FACTS
 from tests.helpers.stores import TABLE_FOLDER, shown
 
@@ -115,6 +115,10 @@ def test_weights_alone_and_what_cannot_be_converted(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             convert(key[:12], form, tmp_path / "refused", place(tmp_path))
+    assert not list((tmp_path / "refused").iterdir()), "nothing is left of what was refused"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DiskError, match=r"cannot write \S*file: File exists; choose another folder"):
+        convert(cell.key[:12], "safetensors", tmp_path / "file", place(tmp_path))
 
 
 def test_a_student_of_images_runs_in_onnx(tmp_path: Path) -> None:

@@ -12,25 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.user_folder import PROTOCOL, TABLE, UserFolder
+from helpers.user_folder import PLUGIN, PROTOCOL, TABLE, UserFolder
 from PIL import Image
 
-PLUGIN = """\
-import kd_methods
-from kd_methods.contract import Card, Losses, Method, Needs
-
-
-@kd_methods.register
-class Mine(Method):
-    "A user's own."
-
-    card = Card(name="mine", version=1, family="logit", title="Our Method")
-    needs = Needs(teacher=("logits",))
-
-    def losses(self, student, teacher, batch, progress):
-        match = (student.logits - teacher.logits).pow(2).mean()
-        return Losses(task={"task": batch.loss(student.logits)}, distill={"match": match})
-"""
 TROUBLE = """
 @kd_methods.register
 class Chatty(Mine):

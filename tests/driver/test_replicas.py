@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers.user_folder import UserFolder, children, until
+from helpers.user_folder import PLUGIN, UserFolder, children, until
 
 CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0", "--no-cost", "--workers", "1", "--processes", "2")
 METHODS = "[student, kd, rkd, crd, letkd1, block_kd]"
@@ -73,3 +73,29 @@ def test_twenty_steps_of_texts(tmp_path: Path) -> None:
     code, out, err = table.run(*chosen)
     assert code == 0, err
     assert len(students(table)) == 5 and "each batch on 2 processes" in out
+
+
+@pytest.mark.slow
+def test_a_plugin_that_changes_between_two_cells_ends_the_run(tmp_path: Path) -> None:
+    """Each cell has processes of its own, which read it again: what they computed would have the key of the old one."""
+    made = folder(tmp_path, 4)
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    chosen = ["0,1" if word == "0" else word for word in CHOSEN]
+    arguments = (
+        str(made.table),
+        "--preset",
+        "demo",
+        *made.places,
+        *chosen,
+        "--plugin",
+        str(plugin),
+        "--methods",
+        "mine",
+    )
+    process = made.start(*arguments)
+    until(lambda: [x for x in made.statuses() if x["state"] == "running" and len(students(made)) == 1], process)
+    plugin.write_text(PLUGIN + "# changed\n")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "the plugin of method:mine has changed since the run began" in err, err
+    assert len(students(made)) == 2, "the teacher and the student that had begun"

@@ -29,6 +29,23 @@ presets:
   demo: {{protocol: "{protocol}", seeds: [0, 1]}}
 """
 
+PLUGIN = """\
+import kd_methods
+from kd_methods.contract import Card, Losses, Method, Needs
+
+
+@kd_methods.register
+class Mine(Method):
+    "A user's own."
+
+    card = Card(name="mine", version=1, family="logit", title="Our Method")
+    needs = Needs(teacher=("logits",))
+
+    def losses(self, student, teacher, batch, progress):
+        match = (student.logits - teacher.logits).pow(2).mean()
+        return Losses(task={"task": batch.loss(student.logits)}, distill={"match": match})
+"""
+
 
 class UserFolder:
     """A user's folder: a table, a protocol, data root, checkpoints and store; their path has a space."""

@@ -6,7 +6,8 @@ import json
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.common.files import sha256_file, write_json
 from benchmarks.report.collect import render
 from benchmarks.store import archives, documents, manifest
 from benchmarks.store.cell import Cell
-from benchmarks.store.exchange import export, import_, merge
+from benchmarks.store.exchange import export, import_, merge, merged
 from benchmarks.store.runs import Run, Store
 from kd_methods.errors import UserError
 from tests.helpers.stores import FACTS, TABLE_FOLDER, TEACHER, cell, finish, shown, table
@@ -163,6 +164,15 @@ def test_unfinished_runs_are_packed_where_they_are_asked_for(theirs: Path, tmp_p
     assert render(ours, TABLE_FOLDER, pytest.fail)[1] == render(theirs, TABLE_FOLDER, pytest.fail)[1]
 
 
+def test_a_stopped_table_brings_the_teachers_whose_students_have_not_begun(theirs: Path, tmp_path: Path) -> None:
+    """Teachers are trained first: another machine would train them to other bits under the same key."""
+    for seed in (0, 1):
+        for method in ("student", "kd"):
+            shutil.rmtree(Store(theirs).run(cell(method, seed)).path)
+    import_(packed(theirs, also=["unfinished"]), tmp_path / "ours")
+    assert Store(tmp_path / "ours").run(TEACHER).student().is_file()
+
+
 @pytest.mark.parametrize(("epochs", "taken"), [(1, True), (2, False), (3, False)])
 def test_of_two_unfinished_runs_the_one_that_is_further_stays(tmp_path: Path, epochs: int, taken: bool) -> None:
     ours, theirs, said = tmp_path / "ours", tmp_path / "theirs", list[str]()
@@ -173,6 +183,58 @@ def test_of_two_unfinished_runs_the_one_that_is_further_stays(tmp_path: Path, ep
     assert merged.begun == ((KD.label,) if taken else ()) and merged.same == (not taken)
     assert (run / "checkpoint.pt").read_bytes() == (b"state" if taken else b"ours")
     assert (run / "checkpoint.pt.begun-1").exists() == taken == any("is further elsewhere" in line for line in said)
+
+
+def test_epochs_of_first_phases_count(tmp_path: Path) -> None:
+    ours, theirs = begin(tmp_path / "ours", KD, 1), begin(tmp_path / "theirs", KD, 3)
+    for run in (ours, theirs):
+        run.set_metrics([{**record, "phase": "first"} for record in run.metrics])
+    assert ours.saved_epochs == theirs.saved_epochs == 0
+    export(tmp_path / "theirs", tmp_path / "runs.zip", runs=[KD.key], also=["unfinished"])
+    assert import_(tmp_path / "runs.zip", tmp_path / "ours", lambda line: None).begun == (KD.label,)
+
+
+def test_of_two_stores_shown_as_one_the_further_run_counts(tmp_path: Path) -> None:
+    for name, epochs in (("a", 1), ("b", 3), ("c", 2)):
+        begin(tmp_path / name, KD, epochs)
+    with merged([tmp_path / name for name in "abc"], pytest.fail) as both:
+        assert Store(both).run(KD).saved_epochs == 3
+
+
+def test_a_run_that_ends_while_others_are_merged_stays(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the runs here is known from before; each is locked when its turn comes."""
+    ours = begin(tmp_path / "ours", KD, 2)
+    lock = Run.lock
+
+    @contextmanager
+    def ending_before(run: Run) -> Iterator[bool]:
+        if run.path == ours.path:
+            monkeypatch.setattr(Run, "lock", lock)
+            finish(tmp_path / "ours", KD, 55.0)
+        with lock(run) as mine:
+            yield mine
+
+    monkeypatch.setattr(Run, "lock", ending_before)
+    (conflict,) = merge(theirs, tmp_path / "ours").conflicts
+    assert conflict.startswith(KD.label) and ours.status["last"] == {"top1": 55.0}
+    assert not list(ours.path.glob("*.begun-*"))
+
+
+def test_a_table_that_is_planned_anew_while_it_is_packed_is_packed_whole(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, other = archives.chunks, manifest.existing(theirs, TABLE_FOLDER).model_copy(update={"title": "Another"})
+    manifest.save(tmp_path / "other", TABLE_FOLDER, other)
+
+    def changing(path: Path) -> Iterator[bytes]:
+        if path.name == "cell.json":
+            shutil.copy(manifest.path(tmp_path / "other", TABLE_FOLDER), manifest.path(theirs, TABLE_FOLDER))
+        yield from chunks(path)
+
+    monkeypatch.setattr(archives, "chunks", changing)
+    assert len(import_(packed(theirs), tmp_path / "ours").added) == 5
 
 
 def test_a_result_is_more_than_an_unfinished_run(theirs: Path, tmp_path: Path) -> None:

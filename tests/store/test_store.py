@@ -492,7 +492,28 @@ def test_what_several_processes_change_in_turns_loses_nothing(tmp_path: Path):
     assert sorted(read_json(path)) == sorted(f"{name}-{i}" for name in "abc" for i in range(20))
 
 
-def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: Path):
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"), files.locked(tmp_path / "file"):
         pass
+    monkeypatch.setattr("fcntl.flock", failing(errno.ENOSYS))  # as of a file system without locks
+    words = rf"cannot lock {tmp_path}\S*: Function not implemented; choose a folder on a file system with locks"
+    for lock in (files.locked(tmp_path), Store(tmp_path).run("a" * 64).lock()):
+        with pytest.raises(DiskError, match=words), lock:
+            pass
+
+
+TRY = """
+import sys
+from pathlib import Path
+from benchmarks.store.runs import Store
+
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(200):
+    Store(Path(sys.argv[1])).check_writable()
+"""
+
+
+def test_jobs_that_begin_at_the_same_moment_may_all_write(tmp_path: Path):
+    together(TRY, [(tmp_path,)] * 3)

@@ -24,7 +24,7 @@ from benchmarks.tasks.augmentation.mixing import draw
 from benchmarks.tasks.augmentation.transforms import _auto_augment, _erasing_with_noise, _posterize
 from benchmarks.tasks.data_sets import imagenet
 from benchmarks.tasks.streamed import drawing
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 MIXUP = Mixing(mixup=0.8)
 
@@ -105,7 +105,7 @@ def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
         imagenet.find(tmp_path)
     root = write_images(tmp_path / "a")
     (root / "train" / WNIDS[1] / "2.JPEG").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"^/\S*2.JPEG is no readable image \(\w*\); replace it$"):
+    with pytest.raises(DiskError, match=r"^/\S*2.JPEG is no readable image \(\w*\); replace it$"):
         list(opened(root, crops=Crops(workers=2)).batches(0, 1))
     assert not multiprocessing.active_children()  # at once, not when the error is collected
     (root / "train" / "cats").mkdir()

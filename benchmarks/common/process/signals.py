@@ -10,13 +10,15 @@ from typing import Any
 
 
 @contextmanager
-def stop_signals(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
+def stop_signals(*numbers: signal.Signals, again: bool = True) -> Iterator[Callable[[], bool]]:
     """Inside, the first Ctrl-C (or SIGTERM) asks the loop to stop after the step; the second ends at once.
 
     Only the main thread gets signals; in another one nothing asks.
 
     Args:
         numbers: other signals than these two.
+        again: whether a second one ends at once. A process that another one stops may be sent the first twice, by that
+            one and by what sends it to all processes (``timeout``, a scheduler), and loses its step by the second.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -25,7 +27,7 @@ def stop_signals(*numbers: signal.Signals) -> Iterator[Callable[[], bool]]:
 
     def ask(number: int, frame: Any) -> None:
         nonlocal stopping
-        if stopping:
+        if stopping and again:
             raise KeyboardInterrupt
         stopping = True
 

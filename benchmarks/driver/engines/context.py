@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from kd_methods.errors import UserError
 
 from ...common.events import Said, Watcher
 from ...common.process.settings import settings_restored
@@ -14,9 +16,27 @@ from ...config.protocol import Protocol
 from ...networks import NetworkView
 from ...store.cell import Cell, TeacherRef
 from ...store.runs import Store
-from ...tasks import TaskData
+from ...tasks import TaskData, get_task
 from ...training.replicas.replica import ALONE, Replica
 from ...training.teacher_pass import StoredTeacherPass, identity
+
+
+def opened(cells: Sequence[Cell], protocol: Protocol, workspace: Workspace) -> TaskData:
+    """The data of some cells' task, under their protocol.
+
+    Raises:
+        UserError: as the task says, or they are others than those that the cells were planned with.
+    """
+    task, root = get_task(protocol.task), workspace.data_root
+    with settings_restored():
+        data = task.open(root, protocol, workspace.device)
+        fingerprint = task.fingerprint(root, protocol) if cells else ""
+    if any(cell.data != fingerprint for cell in cells):
+        raise UserError(
+            f"the data of task {task.name} in {root} have changed since the run was planned; the same command plans "
+            "anew with them"
+        )
+    return data
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ...tasks import get_task
 from ...training.failures import LOST_AT_MOST, Failure, Interrupted, line
 from ...training.replicas.replica import PartnerLost, Replica, joined
 from .. import engines
-from .context import Context
+from .context import Context, opened
 from .counting import Counted
 from .engine import Engine
 from .local import accuracy, measure, until_free
@@ -127,9 +127,9 @@ def _work(send: Callable[[Any], None], share: Share) -> None:
     torch.set_num_threads(share.threads)
     environment.keep_memory(share.workspace.device)
     error: BaseException | None = None
-    with stop_signals(signal.SIGTERM) as stopping:  # also of one beside the first, which does what that does
+    with stop_signals(signal.SIGTERM, again=False) as stopping:  # one beside the first does what that does
         try:
-            plugins.load(share.workspace.plugin_files)
+            plugins.load_again(share.workspace.plugin_files, share.cell.plugins)
             with joined(share.rank, share.protocol.processes, share.rendezvous, share.workspace.device) as replica:
                 context, task = _context(share, send, stopping, replica), get_task(share.protocol.task)
                 if replica.first:
@@ -151,7 +151,8 @@ def _work(send: Callable[[Any], None], share: Share) -> None:
 
 def _context(share: Share, send: Callable[[Any], None], stopping: Callable[[], bool], replica: Replica) -> Context:
     workspace, protocol = share.workspace, share.protocol
-    data = get_task(protocol.task).open(workspace.data_root, protocol, workspace.device)
+    compared = [share.cell] if replica.first else []  # reading all of a large set's names once is enough
+    data = opened(compared, protocol, workspace)
     watcher: Watcher = Sender(send) if replica.first else _unheard
     return Context(
         workspace, protocol, data, share.files.__getitem__, watcher, stopping,

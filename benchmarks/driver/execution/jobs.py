@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from kd_methods.errors import UserError
-
 from ...common.events import Event, Watcher
 from ...common.process.children import Ended
-from ...common.process.settings import settings_restored
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol
 from ...store.cell import Cell, TeacherRef, grouped
@@ -21,6 +18,7 @@ from ...tasks import TaskData, get_task
 from ...teachers.zoo import Zoo
 from .. import engines
 from ..engines import Context
+from ..engines.context import opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +78,6 @@ WHOLE = Shard()
 """All of a plan."""
 
 
-def opened(job: Job, workspace: Workspace) -> TaskData:
-    """The data of a job's task, under its protocol.
-
-    Raises:
-        UserError: as the task says, or they are others than those that the job was planned with.
-    """
-    task, root = get_task(job.protocol.task), workspace.data_root
-    with settings_restored():
-        data = task.open(root, job.protocol, workspace.device)
-        fingerprint = task.fingerprint(root, job.protocol)
-    if any(cell.data != fingerprint for cell in job.cells):
-        raise UserError(
-            f"the data of task {task.name} in {root} have changed since the run was planned; the same command plans "
-            "anew with them"
-        )
-    return data
-
-
 def run(job: Job, workspace: Workspace, watcher: Watcher, stopping: Callable[[], bool], data: TaskData) -> None:
     """Train the cells of a job that the store does not have; ``data`` are those of its task.
 
@@ -124,7 +104,7 @@ class Here:
         self._ended: list[tuple[Job, Message]] = []
 
     def start(self, job: Job) -> None:
-        self._data = self._data or opened(job, self._workspace)
+        self._data = self._data or opened(job.cells, job.protocol, self._workspace)
         run(job, self._workspace, self._watcher, self._stopping, self._data)
         self._ended.append((job, Finished()))
 

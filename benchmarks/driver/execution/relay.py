@@ -9,8 +9,9 @@ from ...common import environment, plugins
 from ...common.workspace import Workspace
 from ...training import precision
 from ...training.failures import Interrupted
+from ..engines.context import opened
 from ..engines.sending import Sender, portable
-from .jobs import Finished, Job, opened, run
+from .jobs import Finished, Job, run
 
 
 def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: Callable[[], bool]) -> None:
@@ -20,7 +21,7 @@ def work(send: Callable[[Any], None], job: Job, workspace: Workspace, stopping: 
     try:
         precision.check(job.protocol, workspace.device)  # this may be another machine than the one that planned
         plugins.load_again(workspace.plugin_files, {name: file for c in job.cells for name, file in c.plugins.items()})
-        run(job, workspace, Sender(send), stopping, opened(job, workspace))
+        run(job, workspace, Sender(send), stopping, opened(job.cells, job.protocol, workspace))
     except (Exception, Interrupted) as raised:  # concerns more than a cell
         error = portable(raised)
     send(Finished(error))

@@ -65,5 +65,5 @@ def warm_up() -> None:
 def _work(send: Callable[[Any], None], job: Job, workspace: Workspace, threads: int) -> None:
     """In the process."""
     torch.set_num_threads(threads)
-    with stop_signals(signal.SIGTERM) as stopping:
+    with stop_signals(signal.SIGTERM, again=False) as stopping:
         work(send, job, workspace, stopping)

@@ -12,7 +12,8 @@ from helpers.plans import CPU
 from benchmarks.common import environment
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.execution.jobs import Job, opened
+from benchmarks.driver.engines.context import opened
+from benchmarks.driver.execution.jobs import Job
 from benchmarks.driver.execution.relay import work
 from benchmarks.store.make_cell import student_cell
 from benchmarks.tasks import get_task
@@ -27,11 +28,11 @@ def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> Non
     protocol = load_protocol("digits-demo").on_task(f"folder:{tmp_path}")
     task, place = get_task(protocol.task), Workspace(CPU, tmp_path)
     job = Job((student_cell("resnet8", protocol, task.fingerprint(tmp_path, protocol), {}),), protocol)
-    opened(job, place)
+    opened(job.cells, protocol, place)
     next(iter(tmp_path.rglob("*.JPEG"))).unlink()
     folder._task.cache_clear()  # as in a process that begins
     with pytest.raises(UserError, match=r"the data of task folder.* have changed since the run was planned"):
-        opened(job, place)
+        opened(job.cells, protocol, place)
 
 
 def test_a_machine_whose_fp32_is_loosened_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,5 +59,5 @@ def test_a_task_that_changes_settings_while_it_reads_changes_them_for_nobody(mon
     protocol = load_protocol("digits-demo")
     data = get_task("digits").fingerprint(Path(), protocol)
     torch.set_num_threads(1)
-    opened(Job((student_cell("resnet8", protocol, data, {}),), protocol), Workspace(CPU, Path()))
+    opened([student_cell("resnet8", protocol, data, {})], protocol, Workspace(CPU, Path()))
     assert torch.get_num_threads() == 1

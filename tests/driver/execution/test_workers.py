@@ -105,6 +105,20 @@ def test_a_killed_worker_hurts_nobody_and_a_stop_stops_all(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_signal_to_all_processes_at_once_stops_workers_as_one_to_the_command_does(tmp_path: Path) -> None:
+    """``timeout`` and schedulers send it to the group: workers get it from there, and again from their parent."""
+    bench = longer(UserFolder(tmp_path))
+    process = bench.start(
+        str(bench.table), "--preset", "demo", *bench.places, "--workers", "2", *CHOSEN, start_new_session=True
+    )
+    until(lambda: [x for x in bench.statuses() if x["state"] == "running" and x.get("epoch")], process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert {x["state"] for x in bench.statuses()} <= {"interrupted", "done"}
+
+
+@pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     bench = longer(UserFolder(tmp_path / "a folder"))
     process = bench.start(str(bench.table), "--preset", "demo", *bench.places, "--workers", "2", *CHOSEN)
