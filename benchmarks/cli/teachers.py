@@ -61,16 +61,14 @@ def teachers_add(
     NAME is your own name, or an entry of `teachers list` that the file is a copy of.
     """
     from ..common.plugins import load
-    from ..config.protocol import load_protocol, protocol_names
     from ..tasks import get_task
+    from ..teachers.verification import usual_protocol
     from ..teachers.zoo import Zoo, make_entry
 
     load(plugins)
     named_task = get_task(task)
-    images = named_task.modality == "images"
-    protocols = (load_protocol(known) for known in protocol_names())
-    usual = next((protocol for protocol in protocols if protocol.task == task), None)
-    if images and usual is None and not (mean and std):
+    usual = next((protocol for protocol in [usual_protocol(task)] if protocol.task == named_task.name), None)
+    if named_task.modality == "images" and usual is None and not (mean and std):
         raise UserError(f"no protocol knows the normalisation of task '{task}'; give --mean and --std")
     entry = make_entry(
         name=name, network=network or name, task=named_task.name,
@@ -78,11 +76,15 @@ def teachers_add(
         std=floats("--std", std) or (usual.std if usual else ()),
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
-    added = Zoo(checkpoints).add(entry, file, bool(mean or std), which, click.echo, options.words("--labels", labels))
+    zoo = Zoo(checkpoints)
+    added = zoo.add(entry, file, bool(mean or std), which, click.echo, options.words("--labels", labels))
     expected = (
         "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
     )
     click.echo(f"added teacher '{name}' ({added.network} on {task}); expected {named_task.metric} {expected}")
+    published = [e.name for e in zoo.shipped.values() if (e.network, e.task) == (added.network, added.task)]
+    if published and not added.origin:
+        click.echo(f"if the file is a copy of a published one, add it under the entry's name: {', '.join(published)}")
 
 
 @teachers.command("fetch")

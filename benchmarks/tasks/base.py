@@ -50,10 +50,10 @@ class TaskBatch(Interface):
         """The inputs of a view, normalised as another network wants them."""
 
     def as_taught(self) -> TaskBatch:
-        """The batch that the teacher looks at: other images, where the protocol has wrong answers of its."""
+        """The batch that the teacher looks at: other images, where the protocol lets it answer wrongly."""
 
     def answer(self, outputs: Outputs) -> Outputs:
-        """What the teacher answers who computes ``outputs``: the same, but for noise where the protocol has some."""
+        """The teacher's answer, given its outputs: the same, but for noise where the protocol has some."""
 
 
 class TaskData(Interface):
@@ -119,6 +119,10 @@ class Task(Interface):
     @property
     def metrics(self) -> tuple[str, ...]:
         """All metrics of its evaluation; empty where they are not known before."""
+
+    @property
+    def usual_protocol(self) -> str:
+        """The protocol under which its teachers are verified; it may be of another task that networks read alike."""
 
     @property
     def modality(self) -> str:

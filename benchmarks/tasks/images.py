@@ -54,6 +54,7 @@ class ImageTask:
         size: height and width of the images.
         official: numbers of training and test images, where some are official; others are named in every table.
         official_fingerprint: the fingerprint of the official images and labels, where it is known.
+        usual_protocol: under which teachers of it are verified; where it is the task's, they have its normalisation.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ImageTask:
     size: int = 32
     official: tuple[int, ...] = ()
     official_fingerprint: str = ""
+    usual_protocol: str = "cifar100-crd240"
     _cache: dict[Path, tuple[Split, Split, str]] = field(default_factory=dict, init=False, repr=False)
 
     modality = "images"

@@ -63,6 +63,7 @@ class StreamTask:
         official: numbers of training and test images; others are named in every table.
         version: raised when reading or augmentation is mended; part of every cell.
         size: height and width under the usual protocols.
+        usual_protocol: under which teachers of it are verified; where it is the task's, they have its normalisation.
     """
 
     name: str
@@ -72,6 +73,7 @@ class StreamTask:
     version: int = 1
     metric: str = "top1"
     size: int = 224
+    usual_protocol: str = "imagenet-100"
     _cache: dict[Path, tuple[Files, Files]] = field(default_factory=dict, init=False, repr=False)
 
     modality = "images"

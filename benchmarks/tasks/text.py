@@ -98,6 +98,7 @@ class TextTask:
         metrics: all that ``score`` gives, and of further test sets those with their suffix, where that is known.
         vocabulary: all words, where the task brings its own; else a WordPiece vocabulary is looked for.
         version: raised when reading or tokenising is mended; part of every cell.
+        usual_protocol: under which teachers of it are verified.
     """
 
     name: str
@@ -109,6 +110,7 @@ class TextTask:
     metrics: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     version: int = 1
+    usual_protocol: str = "glue-ft"
     _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     modality = "text"

@@ -20,15 +20,6 @@ from ..store.cell import TeacherRef
 from ..tasks import get_task
 from .zoo import TOLERANCE, Teacher, Zoo
 
-_USUAL = {
-    "imagenet": "imagenet-100",
-    "tiny-imagenet": "tiny-imagenet-letkd",
-    "images": "cifar100-crd240",
-    "text": "glue-ft",
-    "detection": "coco-1x",
-}
-"""The protocol under which a teacher file is verified, by its task, or else by what its network reads."""
-
 Accuracies = dict[tuple[str, str], float]
 """What teacher files measure, by network and task."""
 
@@ -53,7 +44,7 @@ def is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
 
 def usual_protocol(task: str) -> Protocol:
     """The protocol under which a teacher of a task is verified."""
-    return load_protocol(_USUAL.get(task) or _USUAL[get_task(task).modality])
+    return load_protocol(get_task(task).usual_protocol)
 
 
 def test_inputs(protocol: Protocol) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from benchmarks.config.table_spec import absent_methods
 from benchmarks.driver import engines
 from benchmarks.networks import architectures
 from benchmarks.tasks import get_task
+from benchmarks.teachers.zoo import Zoo
 from kd_methods import registry
 
 REPO = Path(__file__).parents[2]
@@ -30,6 +31,15 @@ TEXT = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
 def test_the_page_of_methods_is_what_the_cards_say() -> None:
     page = (REPO / "docs" / "methods.md").read_text(encoding="utf-8")
     assert page == show.methods_page() + "\n", "run ./reproduce.sh show methods > docs/methods.md"
+
+
+def test_copies_of_published_teachers_are_added_under_their_entries_names() -> None:
+    """Under another name the file is one's own teacher, and no published value is compared with its students."""
+    pages = "".join(
+        (REPO / "docs" / page).read_text(encoding="utf-8") for page in ("getting-started.md", "teachers.md")
+    )
+    names = re.findall(r"teachers add (\S+) ckpt_epoch_240.pth", pages)
+    assert len(names) == 2 and set(names) <= set(Zoo(Path()).shipped)
 
 
 def test_the_page_names_every_method_and_setting() -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from benchmarks import tasks
 from benchmarks.common.seeding import generator
-from benchmarks.config.protocol import load_protocol, steps_per_epoch
+from benchmarks.config.protocol import load_protocol, protocol_names, steps_per_epoch
 from benchmarks.tasks import get_task, register_task, task_names
 from benchmarks.tasks.data_sets import cifar
 from benchmarks.tasks.images import ImageData, ImageTask, Split, normalise
+from benchmarks.tasks.streamed import StreamTask
 from kd_methods.errors import UserError
 
 
@@ -161,6 +162,17 @@ def test_the_registry():
         get_task("cifar1000")
     with pytest.raises(UserError, match="'digits' is registered already"):
         register_task(get_task("digits"))
+
+
+@pytest.mark.parametrize("name", [name for name in task_names() if ":" not in name])
+def test_a_task_s_teachers_are_verified_as_its_networks_read(name: str):
+    """Under a protocol with other inputs no teacher could ever be found wrong."""
+    task = get_task(name)
+    usual = load_protocol(task.usual_protocol)
+    assert get_task(usual.task).modality == task.modality
+    assert bool(usual.crops) == isinstance(task, StreamTask)
+    of_task = [p for known in protocol_names() if (p := load_protocol(known)).task == name]
+    assert not of_task or usual in of_task
 
 
 def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -124,6 +124,7 @@ class DetectionTask:
         source: where to get it.
         make: makes the folder where there is none.
         version: raised when reading is mended; part of every cell.
+        usual_protocol: under which teachers of it are verified.
     """
 
     name: str
@@ -134,6 +135,7 @@ class DetectionTask:
     source: str = ""
     make: Callable[[Path], None] | None = None
     version: int = 3
+    usual_protocol: str = "coco-1x"
     metric: str = field(default="mAP", init=False)
     metrics: tuple[str, ...] = field(default=tuple(METRICS), init=False)
     modality: str = field(default="detection", init=False)

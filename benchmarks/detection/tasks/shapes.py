@@ -81,4 +81,6 @@ def _draw(folder: Path, count: int, random: np.random.Generator) -> dict[str, An
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-TASK = DetectionTask("shapes", folder="kd-shapes", num_classes=len(CLASSES), classes=CLASSES, make=make)
+TASK = DetectionTask(
+    "shapes", folder="kd-shapes", num_classes=len(CLASSES), classes=CLASSES, make=make, usual_protocol="shapes-demo"
+)

@@ -56,6 +56,6 @@ CIFAR100 = "ce046832bab115ddc5dec09ddaeb8339c7a9fc00cb9d3f6aebdfd619f125d129"
 """The fingerprint of the official CIFAR-100."""
 
 TASKS = (
-    ImageTask("cifar10", 10, partial(load, "CIFAR10"), official=OFFICIAL),
+    ImageTask("cifar10", 10, partial(load, "CIFAR10"), official=OFFICIAL, usual_protocol="cifar10-feature-only"),
     ImageTask("cifar100", 100, partial(load, "CIFAR100"), official=OFFICIAL, official_fingerprint=CIFAR100),
 )

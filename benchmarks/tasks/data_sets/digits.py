@@ -31,4 +31,7 @@ def load(root: Path, download: bool, size: int = SIZE) -> tuple[Split, Split]:
     return Split(images[train], labels[train]), Split(images[test], labels[test])
 
 
-TASKS = (ImageTask("digits", 10, load, size=SIZE), ImageTask("digits32", 10, partial(load, size=32)))
+TASKS = (
+    ImageTask("digits", 10, load, size=SIZE, usual_protocol="digits-demo"),
+    ImageTask("digits32", 10, partial(load, size=32), usual_protocol="digits32-demo"),
+)

@@ -68,4 +68,9 @@ def score(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
 
 
 LABELS = ("negative", "neutral", "positive")
-TASKS = (TextTask("grammar", LABELS, load, score, "accuracy", metrics=("accuracy",), vocabulary=WORDS),)
+TASKS = (
+    TextTask(
+        "grammar", LABELS, load, score, "accuracy",
+        metrics=("accuracy",), vocabulary=WORDS, usual_protocol="grammar-demo",
+    ),
+)  # fmt: skip

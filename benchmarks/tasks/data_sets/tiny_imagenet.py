@@ -62,4 +62,6 @@ def _read(path: Path) -> np.ndarray:
     return pixels
 
 
-TASKS = (ImageTask("tiny-imagenet", 200, load, size=SIZE, official=(100_000, 10_000)),)
+TASKS = (
+    ImageTask("tiny-imagenet", 200, load, size=SIZE, official=(100_000, 10_000), usual_protocol="tiny-imagenet-letkd"),
+)
