@@ -198,6 +198,19 @@ ensure_lock() {
     installed "$1" || set_up "$1"
 }
 
+# The extra that a table's file names, or else the shipped table that it extends.
+extra_of() {
+    local line extra='' base=''
+    while IFS= read -r line || [[ -n $line ]]; do
+        if [[ $line =~ ^extra:[[:space:]]*([a-z]+) ]]; then
+            extra=${BASH_REMATCH[1]}
+        elif [[ $line =~ ^extends:[[:space:]]*[\"\']?([A-Za-z0-9_.-]+) ]]; then
+            base=$repo/tables/${BASH_REMATCH[1]}.yaml
+        fi
+    done <"$1"
+    if [[ -z $extra && -f $base ]]; then extra_of "$base"; else printf '%s' "$extra"; fi
+}
+
 # --- What was asked for ----------------------------------------------------------------------------------------------
 
 lock=core beside=
@@ -209,16 +222,14 @@ else
     for word in "$@"; do
         for table in "$repo/tables/$word.yaml" "$word"; do
             [[ $table == *.y*ml && -f $table ]] || continue
-            while IFS= read -r line || [[ -n $line ]]; do
-                [[ $line =~ ^extra:[[:space:]]*([a-z]+) ]] || continue
-                extra=${BASH_REMATCH[1]}
-                if [[ -n $dry && $extra == detection ]] && ! installed detection; then
-                    say "$word needs the extra [detection]; a run installs it from requirements/detection.txt."
-                    continue
-                fi
-                lock=$extra
-                [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$lock]."
-            done <"$table"
+            extra=$(extra_of "$table")
+            [[ -n $extra ]] || continue
+            if [[ -n $dry && $extra == detection ]] && ! installed detection; then
+                say "$word needs the extra [detection]; a run installs it from requirements/detection.txt."
+                continue
+            fi
+            lock=$extra
+            [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$lock]."
         done
     done
     # Beside it: an executor or a tracker that needs an extra of its own.

@@ -16,8 +16,8 @@ from .options import end, in_workspace
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
-    from ..config.protocol import Changes
     from ..store.exchange import Also
+    from .options import Variant
 
 archive = click.Path(path_type=Path)
 FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
@@ -41,19 +41,8 @@ FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
     flag_value="unfinished",
     help="Also stopped runs, with their checkpoints, to go on elsewhere.",
 )
-@options.preset
-@options.changes
-@options.settings
-@options.output
-def export_runs(
-    what: Sequence[str],
-    file: Path,
-    also: Sequence[Also],
-    preset: str,
-    changes: Changes,
-    settings: str,
-    output: Path,
-) -> None:
+@options.stored
+def export_runs(what: Sequence[str], file: Path, also: Sequence[Also], variant: Variant, output: Path) -> None:
     """Pack runs into FILE.zip, with checksums: those of tables, or runs by the names of their folders.
 
     A TABLE is a name, with --preset and the options that change a protocol, or a folder in tables/ of the output.
@@ -66,7 +55,7 @@ def export_runs(
     tables, runs = [], []
     for word in what:
         if word in [*manifest.table_folders(output), *table_names()] or word.endswith((".yaml", ".yml")):
-            tables.append(options.table_folder_in(output, word, preset, changes, settings))
+            tables.append(variant.folder_in(output, word))
         else:
             runs.append(word)
     exported = exchange.export(output, file, tables, runs, also)
@@ -112,9 +101,7 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
     shell_complete=completion.tables,
 )  # fmt: skip
 @click.option("--folder", type=archive, help="Where to; by default converted/FORM/RUN in the output.")
-@options.preset
-@options.changes
-@options.settings
+@options.variant
 @in_workspace
 def convert(
     workspace: Callable[[], Workspace],
@@ -122,9 +109,7 @@ def convert(
     form: str,
     table: str | None,
     folder: Path | None,
-    preset: str,
-    changes: Changes,
-    settings: str,
+    variant: Variant,
 ) -> None:
     """Write the network of a finished RUN as other libraries open it, with a card.
 
@@ -138,7 +123,7 @@ def convert(
     from ..driver import convert as converting
 
     if table:
-        table_folder = options.table_folder_in(place.output, table, preset, changes, settings)
+        table_folder = variant.folder_in(place.output, table)
         end(
             converting.convert_all(
                 table_folder, form, folder or place.output / "converted" / form / table_folder, place

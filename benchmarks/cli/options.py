@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,21 +198,53 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     return device(data_root(checkpoints(output(plugin(with_workspace)))))
 
 
-def table_folder(table: str, preset: str, changes: Changes, settings: str) -> str:
-    """The folder of a table in the store, by the options that make it another one."""
-    from ..config.protocol import load_protocol
-    from ..config.table_spec import load_table, table_folder_of
+@dataclass(frozen=True)
+class Variant:
+    """Which variant of a table is meant: its preset, and the options that make it another table."""
 
-    spec = load_table(table)
-    usual = load_protocol(spec.preset(preset).protocol)
-    return table_folder_of(spec.name, preset, usual, usual.changed(**changes), settings == "uniform")
+    preset: str
+    changes: Changes
+    settings: str
+
+    def folder(self, table: str) -> str:
+        """The name of the table's folder in a store."""
+        from ..config.protocol import load_protocol
+        from ..config.table_spec import load_table, table_folder_of
+
+        spec = load_table(table)
+        usual = load_protocol(spec.preset(self.preset).protocol)
+        return table_folder_of(spec.name, self.preset, usual, usual.changed(**self.changes), self.settings == "uniform")
+
+    def folder_in(self, output: Path, table: str) -> str:
+        """As :meth:`folder`; ``table`` may also be the name of a folder of tables/ in the output."""
+        from ..store import manifest
+
+        return table if table in manifest.table_folders(output) else self.folder(table)
 
 
-def table_folder_in(output: Path, table: str, preset: str, changes: Changes, settings: str) -> str:
-    """As :func:`table_folder`; ``table`` may also be the name of a folder of tables/ in the output."""
-    from ..store import manifest
+def variant(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which variant of a table is meant, handed to the command as one argument ``variant``."""
 
-    return table if table in manifest.table_folders(output) else table_folder(table, preset, changes, settings)
+    @functools.wraps(command)
+    def with_variant(**arguments: Any) -> Any:
+        chosen = Variant(*(arguments.pop(name) for name in ("preset", "changes", "settings")))
+        return command(variant=chosen, **arguments)
+
+    return preset(changes(settings(with_variant)))
+
+
+def stored(command: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`variant`, the store's folder as ``output``, and plugins, for what finished runs say: nothing is run."""
+
+    @functools.wraps(command)
+    def with_plugins(plugins: Sequence[Path], **arguments: Any) -> Any:
+        if plugins:  # the user's table may name what they bring
+            from ..common.plugins import load
+
+            load(plugins)
+        return command(**arguments)
+
+    return variant(output(plugin(with_plugins)))
 
 
 def words(option: str, text: str | None) -> tuple[str, ...]:

@@ -14,26 +14,23 @@ from ..common.console import counted
 from . import completion, options
 
 if TYPE_CHECKING:
-    from ..config.protocol import Changes
+    from .options import Variant
 
 
 @click.command()
 @options.table
-@options.preset
-@options.changes
-@options.settings
-@options.output
-def cite(table: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
+@options.stored
+def cite(table: str, variant: Variant, output: Path) -> None:
     """BibTeX of what TABLE rests on: its methods, data sets and networks, and this suite."""
     from ..config.protocol import load_protocol
     from ..config.table_spec import load_table
     from ..report import citations
     from ..store import manifest
 
-    if shown := manifest.load(output, options.table_folder_in(output, table, preset, changes, settings)):
+    if shown := manifest.load(output, variant.folder_in(output, table)):
         entries = citations.of_manifest(shown)
     else:
-        chosen = load_table(table).preset(preset)
+        chosen = load_table(table).preset(variant.preset)
         pairs, rows, usual = chosen.pairs or (), chosen.methods or (), load_protocol(chosen.protocol).task
         entries = citations.cited(
             [(row.method, str(row.optimizer.get("name", ""))) for row in rows],
@@ -45,16 +42,13 @@ def cite(table: str, preset: str, changes: Changes, settings: str, output: Path)
 
 @click.command()
 @click.argument("table", required=False, shell_complete=completion.tables)
-@options.preset
-@options.changes
-@options.settings
-@options.output
-def verdicts(table: str | None, preset: str, changes: Changes, settings: str, output: Path) -> None:
+@options.stored
+def verdicts(table: str | None, variant: Variant, output: Path) -> None:
     """Which published values were reproduced: of TABLE, or of every table in the store."""
     from ..report import verdicts as judging
     from ..store import manifest
 
-    one = [options.table_folder_in(output, table, preset, changes, settings)] if table else []
+    one = [variant.folder_in(output, table)] if table else []
     table_folders = one or manifest.table_folders(output)
     every: list[judging.Verdict] = []
     for table_folder in table_folders:
@@ -74,25 +68,19 @@ def verdicts(table: str | None, preset: str, changes: Changes, settings: str, ou
 @options.table
 @click.argument("row")
 @click.argument("pair")
-@options.preset
-@options.changes
-@options.settings
-@options.output
-def explain(table: str, row: str, pair: str, preset: str, changes: Changes, settings: str, output: Path) -> None:
+@options.stored
+def explain(table: str, row: str, pair: str, variant: Variant, output: Path) -> None:
     """Where the number of ROW on PAIR in TABLE comes from: settings, teacher, runs, and the command for each again."""
     from ..report import explain as explaining
     from ..report.formats import explanation_text
 
-    table_folder = options.table_folder_in(output, table, preset, changes, settings)
+    table_folder = variant.folder_in(output, table)
     file = table if table.endswith((".yaml", ".yml")) else ""
     click.echo(explanation_text.text(explaining.explain(output, table_folder, row, pair, file)))
 
 
 @click.command()
 @click.argument("table", required=False, shell_complete=completion.tables)
-@options.preset
-@options.changes
-@options.settings
 @click.option(
     "--level",
     type=click.Choice(["cell", "epoch", "cost", "verdict"]),
@@ -102,14 +90,12 @@ def explain(table: str, row: str, pair: str, preset: str, changes: Changes, sett
 )
 @click.option("--format", "form", type=click.Choice(["csv", "json", "parquet"]), default="csv", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@options.output
-def data(
-    table: str | None, preset: str, changes: Changes, settings: str, output: Path, out: Path, **asked: Any
-) -> None:
+@options.stored
+def data(table: str | None, variant: Variant, output: Path, out: Path, **asked: Any) -> None:
     """TABLE, or every table in the store, as data: every value in a typed column."""
     from ..report import records
 
-    table_folder = options.table_folder_in(output, table, preset, changes, settings) if table else ""
+    table_folder = variant.folder_in(output, table) if table else ""
     count = records.write(out, asked["form"], output, (table_folder, asked["level"]))
     click.echo(f"{out}: {counted(count, 'line')}")
 
@@ -123,19 +109,8 @@ def data(
     "--store", "stores", type=click.Path(path_type=Path, file_okay=False), multiple=True,
     help="Output folder to show in place of --output; given more than once, their finished runs as one store.",
 )  # fmt: skip
-@options.preset
-@options.changes
-@options.settings
-@options.output
-def site(
-    tables: Sequence[str],
-    out: Path,
-    stores: Sequence[Path],
-    preset: str,
-    changes: Changes,
-    settings: str,
-    output: Path,
-) -> None:
+@options.stored
+def site(tables: Sequence[str], out: Path, stores: Sequence[Path], variant: Variant, output: Path) -> None:
     """Write static pages of TABLEs, or of every table in the store: sortable, each number a link to its runs.
 
     They work from a disk (open index.html) and ask for nothing from elsewhere.
@@ -144,7 +119,7 @@ def site(
     from ..store import exchange, manifest
 
     with exchange.merged(stores or (output,)) as store:
-        asked = {options.table_folder_in(store, table, preset, changes, settings): table for table in tables}
+        asked = {variant.folder_in(store, table): table for table in tables}
         files = {name: table if table.endswith((".yaml", ".yml")) else "" for name, table in asked.items()}
         shown = files or dict.fromkeys(manifest.table_folders(store), "")
         if not shown:

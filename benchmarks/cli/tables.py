@@ -17,9 +17,9 @@ from .options import end, in_workspace
 
 if TYPE_CHECKING:
     from ..common.workspace import Workspace
-    from ..config.protocol import Changes
     from ..driver.execution.crew import Crew
     from ..report import Page
+    from .options import Variant
 
 
 class Reproduce(click.Command):
@@ -100,9 +100,6 @@ def run(
 
 @click.command()
 @options.table
-@options.preset
-@options.changes
-@options.settings
 @options.methods
 @options.pairs
 @options.seeds
@@ -111,17 +108,8 @@ def run(
     "--from", "source", metavar="reproduced|PATH",
     help="Out of an archive that `export` wrote (a file or a folder of them), or of those that ship with the suite.",
 )  # fmt: skip
-@options.output
-def render(
-    table: str,
-    preset: str,
-    changes: Changes,
-    settings: str,
-    page: Page,
-    source: str | None,
-    output: Path,
-    **asked: Any,
-) -> None:
+@options.stored
+def render(table: str, variant: Variant, page: Page, source: str | None, output: Path, **asked: Any) -> None:
     """Write TABLE again from the store, all of it or the rows, columns and seeds that are named, in their order.
 
     Nothing is run, neither data nor teachers are read.
@@ -133,10 +121,10 @@ def render(
     chosen = options.chosen(asked)
     wanted = Selection(chosen["methods"], chosen["pairs"], chosen["seeds"])
     if source:
-        name = options.table_folder(table, preset, changes, settings)
+        name = variant.folder(table)
         written = render_archive(archive(source, name), name, output, wanted=wanted, page=page)
     else:
-        name = options.table_folder_in(output, table, preset, changes, settings)
+        name = variant.folder_in(output, table)
         written = from_store(output, name, wanted=wanted, page=page)
     end(Outcome("\n".join([written.text, *map(str, written.files)]), written.missing))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def check_installed() -> None:
+    """Raise UserError where the extra [text] is missing."""
+    if not importlib.util.find_spec("transformers"):
+        raise UserError(
+            "texts need transformers, which is not installed: run a table with `extra: text`, such as table5, through "
+            "./reproduce.sh, which installs the extra [text]"
+        )
+
+
 def bert(layers: int, width: int, heads: int, dropout: float, vocabulary: int, num_labels: int) -> PreTrainedModel:
     """A BERT with random weights."""
+    check_installed()
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(  # type: ignore[call-arg]
@@ -39,6 +50,7 @@ def modernbert(
     layers: int, width: int, heads: int, dropout: float, vocabulary: int, num_labels: int
 ) -> PreTrainedModel:
     """A ModernBERT with random weights: rotary positions, gated linear units, every third layer attends globally."""
+    check_installed()
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
     config = ModernBertConfig(  # type: ignore[call-arg]
@@ -72,8 +84,9 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
 
     Raises:
         DiskError: no such folder, or nothing can be downloaded.
-        UserError: it is no encoder.
+        UserError: it is no encoder, or the extra [text] is missing.
     """
+    check_installed()
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -99,6 +112,7 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
 
 def configuration(source: str) -> Any:
     """The configuration that a checkpoint was saved with."""
+    check_installed()
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(source)
@@ -106,6 +120,7 @@ def configuration(source: str) -> Any:
 
 def positions(config: Any = None) -> int | None:
     """How many positions a model of that configuration, else our BERTs, tells apart; None where it counts none."""
+    check_installed()
     from transformers import AutoModelForSequenceClassification, BertConfig
 
     with torch.device("meta"):
@@ -119,6 +134,7 @@ def positions(config: Any = None) -> int | None:
 
 def vocabulary(source: str) -> dict[str, int] | None:
     """The words of a checkpoint's own tokenizer, where it has one."""
+    check_installed()
     from transformers import AutoTokenizer
 
     if _file(source, "tokenizer.json", "vocab.txt", "vocab.json") is None:
@@ -193,6 +209,7 @@ def files(source: str) -> list[Path]:
 
 def _file(source: str, *names: str) -> Path | None:
     """The first of some files that a folder, or the hub, has."""
+    check_installed()
     from transformers.utils import cached_file
 
     for name in names:

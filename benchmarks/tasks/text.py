@@ -25,6 +25,7 @@ from ..common.seeding import generator, held_out
 from ..common.weights import read, to_bytes
 from ..config.protocol import Protocol
 from ..networks import VOCABULARY, NetworkView, build_network, check_modality, pretrained_source
+from ..networks.text import check_installed
 from ..networks.text import vocabulary as vocabulary_of
 from .base import NoData
 from .images import Normalisation
@@ -295,6 +296,7 @@ class TextData:
 
 
 def _tokenizer(vocabulary: Sequence[str], root: Path, name: str) -> PreTrainedTokenizerFast:
+    check_installed()
     # ``vocab=`` alone: to BertTokenizerFast of transformers 5 ``vocab_file=`` says nothing, and it knows five words.
     from transformers import AutoTokenizer
     from transformers.models.bert import BertTokenizerFast  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_the_chain_gives_the_same_gradients():
         grads.append({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     assert all(torch.allclose(grads[0][name], grads[1][name], atol=1e-6) for name in grads[0])
+
+
+def test_without_the_extra_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for make in (
+        lambda: networks.build_network("bert_l2_h64", 2, (3, 8), 30),
+        lambda: networks.build_network(f"hf:{tmp_path}", 2, (3, 8), 30),
+        lambda: replace(get_task("grammar")).tokenizer(tmp_path, load_protocol("grammar-demo")),
+    ):
+        with pytest.raises(UserError, match=r"texts need transformers, which is not installed: .* the extra \[text\]"):
+            make()
 
 
 def test_what_cannot_be_cut_is_refused():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -116,6 +118,16 @@ def test_one_of_each_kind_as_contributing_has_it(tmp_path: Path, monkeypatch: py
     assert len(cells) == 6 and used == brought - {"engine:seeds", "tracker:lines"}
     tracked = [file.read_text().splitlines() for file in tmp_path.glob("out/lines/*.txt")]
     assert len(tracked) == 6 and all("losses/task" in epoch and state == "done" for epoch, state in tracked)
+    table, *words = command.replace("\\", "").split()
+    plugins = [word for option, word in itertools.pairwise(words) if option == "--plugin"]
+    again = [table, *itertools.chain(*(("--plugin", plugin) for plugin in plugins)), "--output", "out"]
+    again += [f"--preset={word}" for option, word in itertools.pairwise(words) if option == "--preset"]
+    for shown in ("render", "verdicts"):  # in a process that knows nothing of them yet
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", shown, *again], env={**os.environ, "PYTHONPATH": str(REPO)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
 
 class PassedTests:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +235,28 @@ def test_cifar_without_data(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "train").write_bytes(b"half")
     one_line(lambda: task.samples(tmp_path), "damaged or incomplete", "unpack it again")
+
+
+def test_jobs_that_begin_at_the_same_moment_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    downloads: list[str] = []
+
+    class Slow:
+        def __init__(self, root: str, train: bool = True, download: bool = False):
+            place = Path(root, "cifar-10-batches-py")
+            if download:
+                downloads.append(root)
+                place.mkdir()
+                time.sleep(0.2)
+                (place / "whole").touch()
+            assert (place / "whole").is_file()
+            self.data, self.targets = np.zeros((1, 32, 32, 3), np.uint8), [0]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Slow)
+    with ThreadPoolExecutor(3) as jobs:
+        assert len(list(jobs.map(lambda _: cifar.load("CIFAR10", tmp_path, True), range(3)))) == 3
+    assert len(downloads) == 1 and {path.name for path in tmp_path.iterdir()} == {
+        "cifar-10-batches-py", ".cifar-10-batches-py.lock"
+    }  # fmt: skip
 
 
 @pytest.mark.real_data

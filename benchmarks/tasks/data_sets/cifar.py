@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ...common.files import locked
 from ..base import NoData
 from ..images import ImageTask, Split
 
@@ -33,7 +35,9 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
 
     dataset: Any = getattr(torchvision.datasets, data_set)
     try:
-        splits = [dataset(str(place or root), train=train, download=place is None) for train in (True, False)]
+        if place is None:
+            _download(dataset, root, FOLDERS[data_set])
+        splits = [dataset(str(place or root), train=train) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         if place:
             raise UserError(
@@ -42,6 +46,15 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
         raise _missing(data_set, root, f"cannot be downloaded ({type(error).__name__})") from None
     train, test = (Split(torch.from_numpy(split.data), torch.tensor(split.targets)) for split in splits)
     return train, test
+
+
+def _download(dataset: Any, root: Path, name: str) -> None:
+    """Once, where several processes begin at the same moment; the folder has its name when all of it is there."""
+    with locked(root, name):
+        if not (root / name).is_dir():
+            with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as folder:
+                dataset(folder, download=True)
+                Path(folder, name).rename(root / name)
 
 
 def _missing(data_set: str, root: Path, why: str) -> NoData:
