@@ -192,7 +192,7 @@ def build(name: str, student: Network, teacher: Network | None, info: DataInfo, 
 
     Args:
         name: a name of :func:`available`.
-        student, teacher: Network views (``benchmarks.networks.build_network``); teacher None for ``student``.
+        student, teacher: Network views (:func:`kd_methods.view`); teacher None for ``student``.
         info: the training set's size, labels and number of classes.
         **values: settings that differ from the method's defaults.
 

@@ -44,7 +44,9 @@ def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     for extra, packages in extras().items():
         missing = [package for package in packages if package.lower() not in installed]
         lacking |= {extra} if missing else set()
-        state = f"{', '.join(missing)} missing: pip install '.[{extra}]'" if missing else "installed"
+        locked = (ROOT / "requirements" / f"{extra}.txt").is_file()
+        remedy = "./reproduce.sh installs it where it is needed" if locked else f"pip install '.[{extra}]'"
+        state = f"{', '.join(missing)} missing: {remedy}" if missing else "installed"
         yield f"extra      {extra}: {state}"
     with_data = set()
     for name in task_names():

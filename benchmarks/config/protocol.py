@@ -39,6 +39,16 @@ _OF_DETECTION = {
 """What of a protocol is read where it is one of detection."""
 
 
+_OF_WHOLE_IMAGES = ("crop_padding", "crop_fill", "one_crop_per_batch", "rotation", "second_view")
+"""What is read where images lie on the device, as they are."""
+
+_OF_IMAGES = (
+    *_OF_WHOLE_IMAGES,
+    *("crops", "flip", "mean", "label_smoothing", "mixing", "repeats", "task_loss", "drop_path", "compile"),
+)
+"""What is read where networks read images."""
+
+
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
@@ -165,10 +175,14 @@ class Protocol(Strict):
                 raise Misplaced(f"{name} are those of single images, and mixing makes others", "mixing")
         if self.teacher_answers and (self.stored_logits or self.second_view):
             raise Misplaced("not beside stored_logits or second_view", "teacher_answers")
-        if self.max_length:
-            for name in ("mixing", "repeats", "task_loss", "drop_path", "compile"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise Misplaced("for images, without max_length", name)
+        for given, unread, words in (
+            (self.max_length, _OF_IMAGES, "for images, without max_length"),
+            (self.crops, _OF_WHOLE_IMAGES, "for images that lie on the device, without crops"),
+            (not self.max_length, ("tokenizer",), "for texts, with max_length"),
+        ):
+            for name in unread:
+                if given and getattr(self, name) != type(self).model_fields[name].default:
+                    raise Misplaced(words, name)
         if self.detection:
             self._check_detection(self.detection)
         return self

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from .operations import CountedTeacher, Operations
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
 
-SCHEMA = 4
+SCHEMA = 5
 """Part of every cost's key. Raised when a change makes steps faster or smaller, or when more is measured."""
 
 
@@ -115,6 +116,10 @@ class Bench:
             if self.teacher
             else None
         )
+
+    def stop_loading(self) -> None:
+        """End the processes that load batches ahead; no step can be made afterwards."""
+        self._batches.close()
 
     def split(self, timed: int) -> dict[str, float]:
         """Median seconds of each of ``SECTIONS``, every one awaited on the device before the next begins."""
@@ -207,11 +212,25 @@ def _silent(line: str) -> None:
     """Drops the messages of a teacher pass."""
 
 
-def endless(data: TaskData, batch_size: int) -> Iterator[TaskBatch]:
+def endless(data: TaskData, batch_size: int) -> Generator[TaskBatch, None, None]:
     """Whole batches of one epoch after another; an epoch's last one may be a small rest, and is left out."""
     size = min(batch_size, data.info.num_samples)
     for epoch in itertools.count(1):
         yield from (batch for batch in data.batches(0, epoch) if len(batch) == size)
+
+
+def loading_seconds(data: TaskData, batch_size: int, warm_up: int, timed: int) -> float:
+    """Seconds that loading and augmentation of a batch take where nothing else is done.
+
+    Processes that load ahead deliver a batch each at about the same moment, and most steps wait for none: of them
+    whole rounds are timed, after a first one.
+    """
+    batches, ahead = endless(data, batch_size), getattr(data, "workers", 0)
+    if ahead:
+        warm_up, timed = ahead, ahead * max(2, math.ceil(timed / ahead))
+    seconds = seconds_of_each(lambda: next(batches).student(), data.device, warm_up, timed)
+    batches.close()
+    return statistics.fmean(seconds) if ahead else statistics.median(seconds)
 
 
 def synchronise(device: torch.device) -> None:
@@ -275,19 +294,19 @@ def _figures(cell: Cell, protocol: Protocol, workspace: Workspace, threads: int,
         bench = Bench([cell], protocol, data, Store(workspace.output).prepared)
         seconds = seconds_of_each(bench.step, chosen, *steps)
     held = split(memory["bytes"], bench.student_run, bench.teacher)
-    batches = endless(data, protocol.batch_size)  # other ones than those of the steps, which are loaded ahead
-    loading = median_seconds(lambda: next(batches).student(), chosen, *steps)
     by_part: dict[str, int | None] = {}
     for section, run in bench.sections():
         with peak_memory(chosen, memory["idle"]) as within:
             run()
         by_part[section] = within["bytes"]
+    bench.stop_loading()
+    loading = loading_seconds(data, protocol.batch_size, *steps)
     student_run = bench.student_run
     plain = count(data.build(cell.student).module.parameters())
     deployed = count(student_run.deployed.parameters())
     trained = count([*student_run.student.parameters(), *student_run.method.parameters()])
     return CostEntry(
-        images_per_second=protocol.batch_size / statistics.median(seconds),
+        images_per_second=protocol.batch_size / max(statistics.median(seconds), loading),
         step_seconds=seconds,
         modality=student_run.student.layout.modality,
         inputs_per_second=protocol.batch_size / loading,
@@ -307,19 +326,20 @@ def _figures(cell: Cell, protocol: Protocol, workspace: Workspace, threads: int,
 
 @contextmanager
 def peak_memory(device: torch.device, idle: int | None = None) -> Iterator[dict[str, Any]]:
-    """Fills in the peak of what is inside: CUDA's allocator, or on the CPU resident memory above the idle process.
+    """Fills in the peak of what is inside, above what was there before: in CUDA's allocator, or resident on the CPU.
 
-    ``idle`` is what the process had resident before, by default on entry.
+    ``idle`` is what was there before, by default on entry: the process, or a data set that lies on the device.
     """
     figures: dict[str, Any] = {}
     if device.type == "cuda":
+        idle = torch.cuda.memory_allocated(device) if idle is None else idle
         torch.cuda.reset_peak_memory_stats(device)
         yield figures
         figures.update(
-            bytes=torch.cuda.max_memory_allocated(device),
+            bytes=torch.cuda.max_memory_allocated(device) - idle,
             reserved=torch.cuda.max_memory_reserved(device),
-            idle=0,
-            kind="CUDA allocated",
+            idle=idle,
+            kind="CUDA allocated above idle",
         )
         return
     release_memory()

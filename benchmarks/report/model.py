@@ -155,10 +155,10 @@ class Table:
 class CostEntry:
     """Cost of one row in one column, from a short run of the method alone; None where it was not measured.
 
-    images_per_second is of the median step, step_seconds has them all; modality says what is counted. memory_kind says
-    what the peak is, e.g. "CUDA allocated" or "CPU resident above idle", and memory_split has it by HELD. first_phases:
-    the training proper, which was measured, has others before it. inputs_per_second: what loading and augmentation
-    alone deliver.
+    images_per_second is of the median step, or of loading where that takes longer; step_seconds has all steps; modality
+    says what is counted. memory_kind says what the peak is, e.g. "CUDA allocated above idle" or "CPU resident above
+    idle", and memory_split has it by HELD. first_phases: the training proper, which was measured, has others before it.
+    inputs_per_second: what loading and augmentation alone deliver.
     """
 
     images_per_second: float | None

@@ -323,7 +323,7 @@ class StudentRun:
 
         Raises:
             DiskError: the checkpoint cannot be read now.
-            Damaged: it is not what was written, or does not fit; the student_run is no longer of use.
+            Damaged: it is not what was written, or does not fit; this object is no longer of use then.
         """
         path = self.run / "checkpoint.pt"
         if not path.is_file():

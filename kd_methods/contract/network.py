@@ -14,7 +14,7 @@ from .features import FIELDS, Layout, Outputs
 class Network(nn.Module):
     """An ordered chain of named units over a plain architecture, seen the same way for every family.
 
-    The interface that methods rely on; ``benchmarks.networks`` holds the implementation.
+    The interface that methods rely on; ``kd_methods.views.NetworkView`` is the implementation.
     """
 
     module: nn.Module

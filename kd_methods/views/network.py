@@ -187,7 +187,7 @@ class NetworkView(Network):
         return self.module if self._alone else LogitsOnly(self)
 
     def example(self, batch: int = 2) -> Tensor:
-        """Modality of no meaning, in the right form."""
+        """Inputs of no meaning, in the right form."""
         weight = next(self.module.parameters())
         if self.layout.modality == "text":
             return example_text(batch, self.input_shape[-1], weight.device)

@@ -14,6 +14,8 @@ import torch
 import torchvision.transforms.functional as TF
 from helpers.image_files import MEAN, STD, WNIDS, opened, recipe, write_images
 from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import RandAugment
 
 from benchmarks.common.seeding import derive
 from benchmarks.config.protocol import load_protocol
@@ -87,6 +89,16 @@ def test_timms_augmentations_run_at_any_strength(tmp_path: Path, policy: str) ->
         for _ in range(1000):
             transform(picture)
     assert np.asarray(_posterize(picture, 0)).max() == 0 and np.asarray(_posterize(picture, 1)).max() == 128
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+def test_augmentations_resample_as_those_of_timms_recipes(interpolation: Any) -> None:
+    policy = "rand-m9-mstd0.5-inc1"
+    theirs = create_transform(32, is_training=True, auto_augment=policy, interpolation=interpolation, mean=MEAN)
+    (augment,) = [step for step in theirs.transforms if isinstance(step, RandAugment)]
+    crops = Crops(size=32, auto_augment=policy, interpolation=interpolation, test_interpolation="bicubic")
+    ours = _auto_augment(crops, MEAN)
+    assert [operation.kwargs for operation in ours.ops] == [operation.kwargs for operation in augment.ops]
 
 
 def test_evaluation_sees_the_middle_of_each_image(tmp_path: Path) -> None:

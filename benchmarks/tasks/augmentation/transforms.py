@@ -79,10 +79,12 @@ def _erasing_with_noise(probability: float, mean: Sequence[float], std: Sequence
 
 
 def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:
-    """timm's RandAugment or AutoAugment, its borders filled with the mean colour."""
+    """timm's RandAugment or AutoAugment, its borders filled with the mean colour, as timm's ``create_transform``."""
     from timm.data import auto_augment
+    from timm.data.transforms import str_to_pil_interp
 
     fill = {"translate_const": int(crops.size * 0.45), "img_mean": tuple(min(255, round(255 * c)) for c in mean)}
+    fill |= {} if crops.interpolation == "random" else {"interpolation": str_to_pil_interp(crops.interpolation)}
     random_choice = crops.auto_augment.startswith("rand")
     make = auto_augment.rand_augment_transform if random_choice else auto_augment.auto_augment_transform
     try:
