@@ -26,12 +26,12 @@ class Bursts:
             for number in range(100):
                 if number % max(self.workers, 1) == 0:
                     time.sleep(self.seconds)
-                yield Batch()
+                yield EmptyBatch()
         finally:
             self.ended += 1
 
 
-class Batch:
+class EmptyBatch:
     def __len__(self) -> int:
         return 4
 

@@ -144,9 +144,9 @@ def test_the_host_waits_where_the_card_says_why(pair: Any, dense_pair: Any, name
     given = batch(student)
     student_pass = student.train().training_pass(given["inputs"], given["data_samples"], method.needs.student_units)
     answers = teacher.teacher_pass(given["inputs"], student_pass, logits="logits" in method.needs.teacher)
-    own = replace(student_pass.batch, task_loss=lambda logits, labels: torch.zeros((), requires_grad=True))
+    taskless = replace(student_pass.batch, task_loss=lambda logits, labels: torch.zeros((), requires_grad=True))
     with Waits() as waits:
-        method.losses(student_pass.outputs, answers, own, Progress(30, 240)).total().backward()
+        method.losses(student_pass.outputs, answers, taskless, Progress(30, 240)).total().backward()
     assert bool(+waits.counts) == bool(kd_methods.card(name).waits), dict(waits.counts)
 
 

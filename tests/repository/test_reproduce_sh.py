@@ -131,8 +131,8 @@ def test_a_table_that_names_an_extra_has_it_installed(tree: Tree):
     yaml_file.write_text("extra: text # mine\n")
     assert tree.run("own.yaml").stderr == ""
     (tree.repo / "tables" / "words.yaml").write_text("name: words\nextra: other\n")
-    for own in ("extends: words\nname: own\n", "name: own\nextends: 'words'  # its columns\n"):
-        yaml_file.write_text(own)
+    for content in ("extends: words\nname: own\n", "name: own\nextends: 'words'  # its columns\n"):
+        yaml_file.write_text(content)
         assert "requirements/other.txt is missing" in one_line_of_error(tree.run("own.yaml"))
     yaml_file.write_text("extra: nonsense\n")
     assert "requirements/nonsense.txt is missing" in one_line_of_error(tree.run("own.yaml"))
