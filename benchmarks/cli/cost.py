@@ -39,7 +39,7 @@ def profile_of(method: str, pair: str, batch_size: int, device: str, output: Pat
 @options.output
 def table6(file: Path, accuracy: Path | None, output: Path) -> None:
     """The cost table and its plots, from FILE that `pytest benchmarks/ --benchmark-json FILE` wrote."""
-    from ..report.layouts import cost_suite as suite
+    from ..report import cost_suite as suite
 
     folder = output / "tables" / "table6"
     files = suite.write(suite.read(file), folder, accuracy)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def probe(workspace: Callable[[], Workspace], table: str, preset: str, epochs: int | None, **asked: Any) -> None:
     """Linear probe of TABLE's finished students: classes read off the last stage's first block."""
     place = workspace()
-    from ..driver.planning import probe as probes
+    from ..driver import probe as probes
     from ..driver.planning.plan import Request
 
     outcome, file = probes.report(

@@ -97,16 +97,16 @@ def _store(source: Path) -> Iterator[Path]:
         yield folder
 
 
-def _verified(ended: EndedRun, workspace: Workspace, evaluators: dict[str, Evaluate]) -> Verified:
+def _verified(one: EndedRun, workspace: Workspace, evaluators: dict[str, Evaluate]) -> Verified:
     """``evaluators``: by their engines, those of runs that came before."""
-    claimed: dict[str, float] = ended.status["last"]
+    claimed: dict[str, float] = one.status["last"]
     try:
-        if not (ended.run / STUDENT).is_file():
+        if not (one.run / STUDENT).is_file():
             raise UserError("its network is not in the archive (export it with --students)")
-        cell = Cell.of(documents.read(ended.run / "cell.json", documents.Identity)["cell"])
-        return Verified(ended.label, claimed, _measured(cell, ended.run / STUDENT, workspace, evaluators))
+        cell = Cell.of(documents.read(one.run / "cell.json", documents.Identity)["cell"])
+        return Verified(one.label, claimed, _measured(cell, one.run / STUDENT, workspace, evaluators))
     except (UserError, RuntimeError, LookupError) as error:  # a network that is another one here fits in many ways not
-        return Verified(ended.label, claimed, {}, " ".join(str(error).split())[:300])
+        return Verified(one.label, claimed, {}, " ".join(str(error).split())[:300])
 
 
 def _measured(cell: Cell, file: Path, workspace: Workspace, evaluators: dict[str, Evaluate]) -> dict[str, float]:

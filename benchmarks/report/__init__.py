@@ -36,13 +36,13 @@ def render(table: Table, page: Page = PAPER, cost: CostTable | None = None) -> d
         cost: what its rows cost, which the LaTeX shows if the page wants it.
     """
     from .formats import csv_file as csv
-    from .formats import latex, markdown
-    from .layouts import accuracy_table, appendix, paper_table
+    from .formats import latex, latex_appendix, markdown
+    from .layouts import accuracy_table, paper_table
 
     full, paper = accuracy_table.layout(table), paper_table.layout(table, page, cost)
-    bibliography = appendix.bibliography(table)
+    bibliography = latex_appendix.bibliography(table)
     name = table.name if bibliography else ""
-    after = appendix.body(table, full, paper)
+    after = latex_appendix.body(table, full, paper)
     texts = {".tex": latex.render(paper, name), APPENDIX: latex.document(after)}
     if page.style == "full":
         texts = {".tex": latex.document(f"{latex.body(paper)}\n\n{after}", name, latex.packages(paper))}

@@ -96,6 +96,12 @@ def pair_heads(columns: Sequence[Column]) -> tuple[tuple[str, tuple[str, ...]], 
     return tuple(heads)
 
 
+def cut(text: str, limit: int) -> str:
+    """A text of at most ``limit`` characters, cut at a blank where one is near."""
+    words = " ".join(text.split())
+    return words if len(words) <= limit else words[: limit - 2].rsplit(" ", 1)[0] + " …"
+
+
 def signed(value: float, decimals: int) -> str:
     """With its sign, and without a negative zero."""
     return f"{round(value, decimals) + 0.0:+.{decimals}f}"

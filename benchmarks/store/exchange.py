@@ -21,7 +21,7 @@ from . import archives, documents, manifest
 from .archives import REMEDY
 from .manifest import Manifest
 from .runs import BEGUN, FINAL, RESULT, Run, Store
-from .whole_runs import STUDENT, Unfinished, check, checked, ended, named, runs_of, text
+from .whole_runs import STUDENT, EndedRun, Unfinished, check, checked, ended, named, runs_of, text, whole
 
 Say = Callable[[str], None]
 Also = Literal["students", "unfinished"]
@@ -102,17 +102,17 @@ def export(
         costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
         members |= {name: path for name, path in costs.items() if path.is_file()}
     states = {key: state for key, (state, _) in store.facts(keys).items()}
-    ended = [key for key, status in states.items() if status["state"] in FINAL]
+    final = [key for key, status in states.items() if status["state"] in FINAL]
     with ExitStack() as held:
-        going_on = [store.run(key) for key in states if unfinished and key not in ended]
+        going_on = [store.run(key) for key in states if unfinished and key not in final]
         begun = [run for run in going_on if _held(run, held, say)]
         for run in begun:
             members |= _files(run, BEGUN)
         teach |= {_teacher(run) for run in begun}  # those that go on doing so are packed with their weights
-        alone = map(_teacher, map(store.run, ended)) if runs else ()
+        alone = map(_teacher, map(store.run, final)) if runs else ()
         teachers = [key for key in dict.fromkeys([*alone, *teach]) if store.run(key).ended]
         packed = with_student = 0
-        for key in dict.fromkeys([*ended, *teachers]):
+        for key in dict.fromkeys([*final, *teachers]):
             run = store.run(key)
             try:
                 checked(run)
@@ -156,15 +156,14 @@ def import_(file: Path, output: Path, say: Say = say) -> Merged:
     """
     Store(output).check_writable()
     with opened(file, output) as folder:
-        begun = list[Run]()
-        merged = merge(folder, output, say, begun)
-        return _go_on(begun, output, merged, say)
+        found = whole(folder, say)
+        return _go_on(found.begun, output, _merge(found.ended, folder, output, say), say)
 
 
-def _go_on(begun: Sequence[Run], output: Path, merged: Merged, say: Say) -> Merged:
+def _go_on(begun: Sequence[Unfinished], output: Path, merged: Merged, say: Say) -> Merged:
     """What came of a merge, once runs that have not ended are taken, too."""
     taken, busy, same = list[str](), list(merged.busy), merged.same
-    for their in begun:
+    for their in (unfinished.run for unfinished in begun):
         run, label = Store(output).run(their.key), _label(their)
         with run.lock() as mine:
             if run.ended or (run.portable and len(run.saved) >= len(their.saved)):
@@ -198,10 +197,8 @@ def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
         yield folder
 
 
-def merge(source: Path, output: Path, say: Say = say, begun: list[Run] | None = None) -> Merged:
+def merge(source: Path, output: Path, say: Say = say) -> Merged:
     """Take into a store what another one has and it has not: ended runs, costs, and what tables show.
-
-    ``begun`` gets the runs that have not ended; without it they are said not to be taken.
 
     Where both have a run with other results, the one of ``output`` stays, and the other is named and not kept. What
     tables show is joined; where that cannot be, theirs of ``output`` stay as well.
@@ -209,10 +206,15 @@ def merge(source: Path, output: Path, say: Say = say, begun: list[Run] | None = 
     Raises:
         UserError: there is no store in ``source``, or ``output`` cannot be written.
     """
-    store, whole = Store(output), ended(source, say, begun)
-    facts = store.facts(their.run.key for their in whole)
+    return _merge(ended(source, say), source, output, say)
+
+
+def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Merged:
+    """Take some runs of another store, its costs, and what its tables show."""
+    store = Store(output)
+    facts = store.facts(their.run.key for their in runs)
     added, same, students, conflicts, busy = list[str](), 0, 0, list[str](), list[str]()
-    for their in whole:
+    for their in runs:
         run, ours = store.run(their.run.key), facts[their.run.key].status
         with run.lock() as mine:
             if mine and ours["state"] not in FINAL:
@@ -248,7 +250,9 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         begun = list[Run]()
         for store in stores:
-            if left := merge(store, Path(folder), say, begun).missing:
+            found = whole(store, say)
+            begun += [unfinished.run for unfinished in found.begun]
+            if left := _merge(found.ended, store, Path(folder), say).missing:
                 say(f"{store}: {left}")
         for their in begun:
             run = Store(Path(folder)).run(their.key)

@@ -66,24 +66,36 @@ def check(run: Run) -> None:
         _ = begun.metrics  # raises Damaged, too
 
 
-def ended(root: Path, say: Say, begun: list[Run] | None = None) -> list[EndedRun]:
-    """The runs of a store that have ended and are whole, by key; ``say`` gets a line for each of the others.
+class WholeRuns(NamedTuple):
+    """The runs of a store that are not damaged, by key: those that have ended, and why the others have not."""
 
-    ``begun`` gets those that have not ended, and they are not said.
+    ended: list[EndedRun]
+    begun: list[Unfinished]
+
+
+def whole(root: Path, say: Say) -> WholeRuns:
+    """The runs of a store; ``say`` gets a line for each that is damaged.
 
     Raises:
         UserError: there is no store.
     """
-    whole = []
+    found = WholeRuns([], [])
     for run in runs_of(root):
         try:
-            whole.append(checked(run))
+            found.ended.append(checked(run))
+        except Unfinished as unfinished:
+            found.begun.append(unfinished)
         except Damaged as error:
-            if isinstance(error, Unfinished) and begun is not None:
-                begun.append(error.run)
-            else:
-                say(f"not taken: {error}")
-    return whole
+            say(f"not taken: {error}")
+    return found
+
+
+def ended(root: Path, say: Say) -> list[EndedRun]:
+    """As :func:`whole`, those that have ended; ``say`` gets a line for each of the others, too."""
+    found = whole(root, say)
+    for unfinished in found.begun:
+        say(f"not taken: {unfinished}")
+    return found.ended
 
 
 def finished(root: Path, start: str) -> EndedRun:

@@ -38,6 +38,9 @@ LIBRARY = (
 DRIVER = ("planning", "execution", "engines", "trackers")
 """The same for the folders of the driver."""
 
+REPORT = ("site", "figures", "formats", "layouts")
+"""And for those of the report: what a table says comes before how it is written."""
+
 
 def files(room: str) -> list[Path]:
     return sorted((REPO / "benchmarks" / room).rglob("*.py"))
@@ -75,12 +78,15 @@ def test_a_room_of_the_library_imports_only_rooms_below_it(room: str) -> None:
         assert not rooms & set(LIBRARY) - set(below), file
 
 
-@pytest.mark.parametrize("folder", DRIVER)
-def test_a_folder_of_the_driver_imports_only_those_below_it(folder: str) -> None:
-    below = DRIVER[DRIVER.index(folder) :]
-    for file in files(f"driver/{folder}"):
-        folders = {module[2] for module in imports(file) if module[:2] == ("benchmarks", "driver") and len(module) > 2}
-        assert not folders & set(DRIVER) - set(below), file
+@pytest.mark.parametrize(
+    ("room", "folder", "order"),
+    [*(("driver", folder, DRIVER) for folder in DRIVER), *(("report", folder, REPORT) for folder in REPORT)],
+)
+def test_a_folder_of_a_room_imports_only_those_below_it(room: str, folder: str, order: tuple[str, ...]) -> None:
+    below = order[order.index(folder) :]
+    for file in files(f"{room}/{folder}"):
+        folders = {module[2] for module in imports(file) if module[:2] == ("benchmarks", room) and len(module) > 2}
+        assert not folders & set(order) - set(below), file
 
 
 def test_imports_within_the_suite_are_relative() -> None:

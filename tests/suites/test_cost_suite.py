@@ -15,7 +15,7 @@ from benchmarks.cli.main import cli
 from benchmarks.config.protocol import load_protocol
 from benchmarks.cost import profile as profile_cell
 from benchmarks.cost.measuring import Bench
-from benchmarks.report.layouts import cost_suite as suite
+from benchmarks.report import cost_suite as suite
 from benchmarks.report.layouts import loop_table
 from benchmarks.report.model import SECTIONS
 from benchmarks.store.make_cell import Distillation, make_cell

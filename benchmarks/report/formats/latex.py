@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..table_layout import MISSING, Line, PrintedCell, TableLayout
-from .latex_text import cut, escape, flowing, label, marks, pieces
+from ..table_layout import MISSING, Line, PrintedCell, TableLayout, cut
+from .latex_text import escape, flowing, label, marks, pieces
 
 SIZE = 7.0
 """Of the type in tables, in points."""

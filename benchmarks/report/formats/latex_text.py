@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from ..table_layout import cut
+
 # A starred or bracketed first cell would be read as an argument of the line break before it.
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -59,12 +61,6 @@ def pieces(text: str, limit: int) -> list[str]:
         else:
             lines.append(piece)
     return [line.strip() for line in lines] or [""]
-
-
-def cut(text: str, limit: int) -> str:
-    """A text of at most ``limit`` characters, cut at a blank where one is near."""
-    words = " ".join(text.split())
-    return words if len(words) <= limit else words[: limit - 2].rsplit(" ", 1)[0] + " …"
 
 
 def label(name: str) -> str:

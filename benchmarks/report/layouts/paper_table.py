@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from ..formats.latex_text import cut
 from ..model import MEAN, Column, CostTable, Published, Table, TableRow
 from ..ranking import average_ranks, ranking
 from ..seed_statistics import summarise, usual_n
@@ -23,6 +22,7 @@ from ..table_layout import (
     PrintedCell,
     Sentence,
     TableLayout,
+    cut,
     pair_heads,
     signed,
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .. import citations
-from ..formats.latex import body as floats
-from ..formats.latex_text import cut, flowing, label
+from ..layouts.paper_table import TITLE
 from ..model import Table
-from ..table_layout import Line, TableLayout
-from .paper_table import TITLE
+from ..table_layout import Line, TableLayout, cut
+from .latex import body as floats
+from .latex_text import flowing, label
 
 
 def bibliography(table: Table) -> str:

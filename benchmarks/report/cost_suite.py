@@ -11,15 +11,15 @@ from pydantic import BaseModel
 
 from kd_methods.errors import UserError
 
-from ...common.console import say
-from ...common.files import read_csv, read_json, shaped
-from ...common.network_names import network_title
-from .. import write_layout
-from ..facts import KINDS, REFERENCE, BenchmarkFile, GroupMemory, Inference, Loop, Noted, Stats, TrainingStep
-from ..model import SECTIONS
-from ..table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
-from . import loop_table as loop
-from .cost_table import MIB, count
+from ..common.console import say
+from ..common.files import read_csv, read_json, shaped
+from ..common.network_names import network_title
+from . import write_layout
+from .facts import KINDS, REFERENCE, BenchmarkFile, GroupMemory, Inference, Loop, Noted, Stats, TrainingStep
+from .layouts import loop_table as loop
+from .layouts.cost_table import MIB, count
+from .model import SECTIONS
+from .table_layout import MISSING, TIMES, Line, PrintedCell, Sentence, TableLayout
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def write(
 
 
 def _figures(methods: Mapping[str, MeasuredMethod], path: Path, means: Mapping[str, float]) -> list[Path]:
-    from ..figures import cost_figures
-    from ..figures import drawing as figures
+    from .figures import cost_figures
+    from .figures import drawing as figures
 
     kd = reference_seconds(methods)
     costs = {

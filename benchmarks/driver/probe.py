@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from kd_methods.errors import UserError
 from kd_methods.strict import Strict
 
-from ...analysis import linear_probe
-from ...common.console import Outcome, counted
-from ...common.files import csv_text, read_csv, write_text
-from ...common.places import PUBLISHED
-from ...common.workspace import Workspace
-from ...store.runs import Store
-from ...tasks import get_task
-from ...teachers.zoo import Zoo
-from .plan import Request, make
+from ..analysis import linear_probe
+from ..common.console import Outcome, counted
+from ..common.files import csv_text, read_csv, write_text
+from ..common.places import PUBLISHED
+from ..common.workspace import Workspace
+from ..store.runs import Store
+from ..tasks import TaskData, get_task
+from ..teachers.zoo import Zoo
+from .planning.plan import Request, make
 
 
 def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
@@ -29,15 +30,20 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     """
     output, zoo = workspace.output, Zoo(workspace.checkpoints)
     plan, store = make(request, workspace), Store(output)
-    if "text" in {get_task(task).modality for task in plan.tasks}:
-        raise UserError(f"{plan.table.name} is a table of texts; the probe is for tables of images")
-    data = get_task(plan.protocol.task).open(workspace.data_root, plan.protocol, workspace.device)
+    if others := {get_task(task).modality for task in plan.tasks} - {"images"}:
+        raise UserError(f"{plan.table.name} is a table of {others.pop()}; the probe is for tables of images")
+
+    @functools.cache
+    def data_of(task: str) -> TaskData:
+        return get_task(task).open(workspace.data_root, plan.protocol.on_task(task), workspace.device)
+
     published = read_csv(PUBLISHED / plan.table.probe, PublishedProbe) if plan.table.probe else ()
     known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
     reasons = ["our protocol deviates from the published one"] if plan.protocol.deviations else []
     lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]
     for (row, pair, seed), cell in plan.cells.items():
         if store.run(cell).state == "done":
+            data = data_of(cell.task)
             network = linear_probe.trained(cell, data, store)
             for unit in linear_probe.probed(network, data.build(cell.student)):
                 accuracy = f"{linear_probe.accuracy(network, unit, data):.2f}"

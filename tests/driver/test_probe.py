@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks.analysis import linear_probe
 from benchmarks.cli.main import cli
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.planning import probe
+from benchmarks.driver import probe
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
@@ -69,3 +71,30 @@ def test_published_probes_stand_beside_ours(tmp_path: Path):
     reason = "our protocol deviates from the published one; another teacher"
     for line in lines:
         assert ("supplement table 4" in line["source"]) == (line["reason"] == reason) == bool(line["published"])
+
+
+def test_each_column_is_probed_on_the_data_of_its_task(tmp_path: Path):
+    table, tasks = tmp_path / "mine.yaml", {"a": "digits", "b": "digits32"}
+    pairs = [{"id": id, "teacher": "resnet14", "student": "resnet8", "task": task} for id, task in tasks.items()]
+    presets = {"paper": {"protocol": "digits-demo", "seeds": [0]}}
+    table.write_text(
+        json.dumps({"name": "mine", "title": "M", "pairs": pairs, "methods": ["student"], "presets": presets})
+    )
+    request, workspace = Request(table=str(table)), Workspace(torch.device("cpu"), tmp_path, tmp_path, tmp_path)
+    store, wanted = Store(tmp_path), {}
+    for (_, pair, _), cell in make(request, workspace).cells.items():
+        protocol = load_protocol("digits-demo").on_task(tasks[pair])
+        data = get_task(tasks[pair]).open(tmp_path, protocol, torch.device("cpu"))
+        student_run = StudentRun(cell, Group(protocol, data, None), store.create(cell))
+        student_run.records = [{"epoch": 1, "phase": "", "metrics": {"top1": 0.0}}]
+        student_run.finish()
+        wanted[pair] = f"{linear_probe.accuracy(linear_probe.trained(cell, data, store), UNIT, data):.2f}"
+    _, file = probe.report(request, workspace)
+    assert {line["pair"]: line["top1"] for line in csv.DictReader(file.open())} == wanted
+    assert wanted["a"] != wanted["b"]
+
+
+def test_detectors_have_no_probe(tmp_path: Path):
+    workspace = Workspace(torch.device("cpu"), tmp_path, tmp_path, tmp_path)
+    with pytest.raises(UserError, match="table4 is a table of detection; the probe is for tables of images"):
+        probe.report(Request(table="table4", preset="demo", methods=("student",)), workspace)
