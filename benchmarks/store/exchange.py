@@ -156,8 +156,8 @@ def import_(file: Path, output: Path, say: Say = say) -> Merged:
     """
     Store(output).check_writable()
     with opened(file, output) as folder:
-        found = whole(folder, say)
-        return _go_on(found.begun, output, _merge(found.ended, folder, output, say), say)
+        theirs = whole(folder, say)
+        return _go_on(theirs.begun, output, _merge(theirs.ended, folder, output, say), say)
 
 
 def _go_on(begun: Sequence[Unfinished], output: Path, merged: Merged, say: Say) -> Merged:
@@ -250,9 +250,9 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         begun = list[Run]()
         for store in stores:
-            found = whole(store, say)
-            begun += [unfinished.run for unfinished in found.begun]
-            if left := _merge(found.ended, store, Path(folder), say).missing:
+            theirs = whole(store, say)
+            begun += [unfinished.run for unfinished in theirs.begun]
+            if left := _merge(theirs.ended, store, Path(folder), say).missing:
                 say(f"{store}: {left}")
         for their in begun:
             run = Store(Path(folder)).run(their.key)

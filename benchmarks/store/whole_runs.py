@@ -79,23 +79,23 @@ def whole(root: Path, say: Say) -> WholeRuns:
     Raises:
         UserError: there is no store.
     """
-    found = WholeRuns([], [])
+    runs = WholeRuns([], [])
     for run in runs_of(root):
         try:
-            found.ended.append(checked(run))
+            runs.ended.append(checked(run))
         except Unfinished as unfinished:
-            found.begun.append(unfinished)
+            runs.begun.append(unfinished)
         except Damaged as error:
             say(f"not taken: {error}")
-    return found
+    return runs
 
 
 def ended(root: Path, say: Say) -> list[EndedRun]:
     """As :func:`whole`, those that have ended; ``say`` gets a line for each of the others, too."""
-    found = whole(root, say)
-    for unfinished in found.begun:
+    runs = whole(root, say)
+    for unfinished in runs.begun:
         say(f"not taken: {unfinished}")
-    return found.ended
+    return runs.ended
 
 
 def finished(root: Path, start: str) -> EndedRun:
