@@ -34,12 +34,12 @@ def list_everything() -> None:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["table", "protocol", "method", "methods", "scale"]))
+@click.argument("kind", type=click.Choice(["table", "protocol", "method", "methods", "keys", "scale"]))
 @click.argument("name", default="")
 @click.option("--pair", help="With a method: its extra parameters on this pair, teacher-student.")
 @options.plugin
 def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> None:
-    """Everything about a table, a protocol or a method; `methods` is the page of all methods.
+    """Everything about a table, a protocol or a method; `methods` is the page of all methods, `keys` that of all YAML.
 
     `scale` counts tables 1 and 2 in full, which takes minutes.
     """
@@ -49,10 +49,15 @@ def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> Non
         from ..common import plugins as loader
 
         loader.load(plugins)
-    if (kind in ("methods", "scale")) == bool(name):
+    if (kind in ("methods", "keys", "scale")) == bool(name):
         raise UserError(f"show {kind} takes {'no' if name else 'a'} name")
     if kind == "methods":
         click.echo(views.methods_page())
+        return
+    if kind == "keys":
+        from . import yaml_keys
+
+        click.echo(yaml_keys.page())
         return
     if kind == "scale":
         from ..driver.planning import scale

@@ -52,88 +52,131 @@ _OF_IMAGES = (
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
-    ``recipe_epochs`` is the length that the recipe was written for; milestones and the methods' warm-ups are in its
-    epochs, and a run with another ``epochs`` passes through them in proportion. ``second_view`` is how the second view
-    of each image is made for the methods that want one, on top of crop and flip. ``one_crop_per_batch`` gives all
-    of a batch one crop and flip. ``label_noise`` is the share of training labels that are exchanged for another class.
-    ``teacher_answers`` are wrong, noisy, or missing, for a share of the images.
-    ``stored_logits``: methods get teacher's logits that were computed once, on another augmentation of each image.
-    ``schedule``: the learning rate falls at the milestones, or rises and falls once (one cycle, which also moves the
-    momentum), or falls from the start to zero, ``linear`` or by half a ``cosine``; but for one cycle it rises linearly
-    over the share ``warmup`` of all steps first. ``cosine_by_epoch`` and ``steps_by_epoch`` move with epochs alone, as
-    ``by_epoch`` says. ``plan_dropped``: the one cycle is planned for the batches that are dropped, too, one an epoch,
-    and its end cut off. ``rotation`` turns each image by up to so many degrees.
-    ``label_smoothing`` is that of the task's loss.
-    ``mixing``: images of a batch are mixed in pairs, and methods see soft labels. ``repeats``: each image is in a batch
-    so often, augmented anew each time, and an epoch, as long as before, sees that part of the images. ``task_loss`` is
-    cross-entropy, or binary cross-entropy of every class (``bce``), mean over batch and classes.
-
-    ``drop_path``: the rate of stochastic depth with which timm builds students; by default each network's own.
-    ``ema``: what is evaluated and saved are moving averages of the weights and of the running statistics, which after
-    each update keep this share of themselves; 0 for the weights as they are trained. First phases are left out.
-
-    ``precision``: networks compute under autocast in bf16 or fp16 (whose gradients are scaled), or with TF32 products;
-    losses are fp32. ``accumulate``: a batch is processed in so many parts whose gradients are summed; batch statistics
-    and losses that relate samples are those of a part. ``world_size``: so many processes share every batch and make the
-    same update, each with batch statistics of its own, or with ``sync_bn`` all with those of the samples that they have
-    at a time. ``compile``: networks of images run compiled by torch.
-
-    ``lr_alone`` is the rate of networks that learn without a teacher, teachers among them. ``teachers_from`` names the
-    protocol under which teachers are trained that have no file, where that is another one. ``start: imagenet``: they
-    begin with installed ImageNet weights (:mod:`benchmarks.networks.imagenet_start`).
-
-    Texts are cut after ``max_length`` tokens; ``tokenizer`` is a folder or a name on the hub, by default the task's.
+    What is left at its default is no part of a cell's identity (:meth:`identity`).
     """
 
-    name: str
-    version: int = Field(ge=0)
-    task: str
-    title: str = ""
-    source: str = ""
-    deviations: tuple[str, ...] = ()
-    recipe: str = ""
-    epochs: int = Field(ge=1, le=LONGEST)
-    recipe_epochs: int = Field(default=0, ge=0, le=LONGEST)
-    batch_size: int = Field(ge=1, le=LARGEST)
-    drop_last: bool = False
-    optimizer: Optimizer
-    lr_by_student: dict[str, Rate] = Field(default={})
-    lr_alone: Rate | None = None
-    teachers_from: str = ""
-    start: Literal["", "imagenet"] = ""
-    schedule: str = "steps"
-    plan_dropped: bool = False
-    warmup: float = Field(default=0.0, ge=0, lt=1)
-    by_epoch: ByEpoch | None = None
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    decay: float = Field(default=0.1, gt=0, le=1)
-    crop_padding: int = Field(default=0, ge=0)
-    crop_fill: Literal["zeros", "reflect"] = "zeros"
-    flip: bool = False
-    one_crop_per_batch: bool = False
-    rotation: float = Field(default=0.0, ge=0, le=180)
-    crops: Crops | None = None
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    mixing: Mixing | None = None
-    repeats: int = Field(default=1, ge=1, le=LARGEST)
-    task_loss: Literal["ce", "bce"] = "ce"
-    drop_path: float | None = Field(default=None, ge=0, lt=1)
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    label_noise: float = Field(default=0.0, ge=0, lt=1)
-    teacher_answers: Answers | None = None
-    stored_logits: bool = False
-    second_view: Literal["", "randaugment"] = ""
-    mean: Means = ()
-    std: Stds = ()
-    max_length: int = Field(default=0, ge=0)
-    tokenizer: str = ""
-    holdout: int = Field(default=0, ge=0)
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    accumulate: int = Field(default=1, ge=1)
-    world_size: int = Field(default=1, ge=1)
-    sync_bn: bool = False
-    compile: bool = False
-    detection: Detection | None = None
+    name: str = Field(description="its name; captions and the folders of tables have it")
+    version: int = Field(ge=0, description="raised when what it says is mended: cells of another version are others")
+    task: str = Field(
+        description="name of the data set and what is learnt on it, unless a table's column or preset names another"
+    )
+    title: str = Field(default="", description="in a line, for lists")
+    source: str = Field(default="", description="paper, script or repository that it is from")
+    deviations: tuple[str, ...] = Field(
+        default=(), description="what of it is not as the source has it; printed in every caption"
+    )
+    recipe: str = Field(
+        default="", description="under which published settings and values belong to it; by default its name"
+    )
+    epochs: int = Field(ge=1, le=LONGEST, description="length of the training")
+    recipe_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=LONGEST,
+        description="length that milestones and warm-ups are written for; in another one they move in proportion",
+    )
+    batch_size: int = Field(ge=1, le=LARGEST, description="samples of an update, of all processes together")
+    drop_last: bool = Field(default=False, description="leave out an epoch's last batch where it is a rest")
+    optimizer: Optimizer = Field(description="see below")
+    lr_by_student: dict[str, Rate] = Field(
+        default={}, description="learning rates of students that have another one, by network"
+    )
+    lr_alone: Rate | None = Field(
+        default=None, description="learning rate of networks that learn without a teacher, teachers among them"
+    )
+    teachers_from: str = Field(
+        default="", description="protocol under which teachers without a file are trained, where that is another one"
+    )
+    start: Literal["", "imagenet"] = Field(
+        default="", description="imagenet: networks begin with installed ImageNet weights"
+    )
+    schedule: str = Field(
+        default="steps", description="steps, onecycle, linear, cosine, cosine_by_epoch, steps_by_epoch, or a plugin's"
+    )
+    plan_dropped: bool = Field(
+        default=False, description="onecycle is planned for batches that drop_last leaves out, too, and its end cut off"
+    )
+    warmup: float = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps over which the rate first rises linearly"
+    )
+    by_epoch: ByEpoch | None = Field(default=None, description="how cosine_by_epoch and steps_by_epoch move; see below")
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="epochs after which the rate is multiplied by decay"
+    )
+    decay: float = Field(default=0.1, gt=0, le=1, description="that factor")
+    crop_padding: int = Field(
+        default=0, ge=0, description="pixels added on each side, out of which an image's size is cut at random"
+    )
+    crop_fill: Literal["zeros", "reflect"] = Field(default="zeros", description="what is added")
+    flip: bool = Field(default=False, description="left and right exchanged with probability 1/2")
+    one_crop_per_batch: bool = Field(
+        default=False, description="all images of a batch have one crop and flip, as in some public code"
+    )
+    rotation: float = Field(default=0.0, ge=0, le=180, description="degrees up to which each image is turned")
+    crops: Crops | None = Field(default=None, description="of images that are decoded from files; see below")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="of the task's loss")
+    mixing: Mixing | None = Field(
+        default=None, description="images of a batch are mixed in pairs, and methods see soft labels; see below"
+    )
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=LARGEST,
+        description="times that an image is in a batch, augmented anew; an epoch, as long as before, sees fewer images",
+    )
+    task_loss: Literal["ce", "bce"] = Field(
+        default="ce", description="cross-entropy, or binary cross-entropy of every class, mean over batch and classes"
+    )
+    drop_path: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="rate of stochastic depth with which timm builds students; by default each network's own",
+    )
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share that averages of the weights, which are evaluated and saved, keep at each update; 0: none",
+    )
+    label_noise: float = Field(
+        default=0.0, ge=0, lt=1, description="share of training labels that are exchanged for another class"
+    )
+    teacher_answers: Answers | None = Field(
+        default=None, description="wrong, noisy or missing for a share of the images; see below"
+    )
+    stored_logits: bool = Field(
+        default=False,
+        description="methods get teacher's logits that were computed once, on another augmentation of each image",
+    )
+    second_view: Literal["", "randaugment"] = Field(
+        default="",
+        description="how the second view of each image is made, for methods that want one, on top of crop and flip",
+    )
+    mean: Means = Field(default=(), description="normalisation by channel, of images scaled to 0 to 1")
+    std: Stds = Field(default=(), description="as mean")
+    max_length: int = Field(
+        default=0, ge=0, description="tokens after which texts are cut; with it the protocol is one of texts"
+    )
+    tokenizer: str = Field(default="", description="a folder or a name on the hub; by default the task's")
+    holdout: int = Field(default=0, ge=0, description="training images that are tested on in place of the test set")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="of networks, under autocast (gradients of fp16 are scaled), or of products; losses are fp32",
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="parts of a batch, each with batch statistics of its own, whose gradients are summed",
+    )
+    world_size: int = Field(
+        default=1,
+        ge=1,
+        description="processes that share every batch and make the same update, each with batch statistics of its own",
+    )
+    sync_bn: bool = Field(default=False, description="batch statistics are those of all processes' samples")
+    compile: bool = Field(default=False, description="networks of images run compiled by torch")
+    detection: Detection | None = Field(default=None, description="of detectors; see below")
 
     @field_validator("schedule")
     @classmethod

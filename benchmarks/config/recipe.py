@@ -48,30 +48,33 @@ Stds = Annotated[
 
 
 class Optimizer(Strict):
-    """Stochastic gradient descent; weight decay on every parameter, as the field's recipes for images have it.
+    """An optimiser; weight decay is on every parameter, as the field's recipes for images have it.
 
-    ``decay_matrices_only`` leaves biases and normalisations out of the decay, ``exempt_named`` also what a network of
-    timm names for that (its ``no_weight_decay()``: class token, position embeddings). ``clip`` is the largest norm of
-    all gradients of a step together; 0 for no limit. ``backbone`` is a factor on the rate of all that comes up to the
-    last map. ``dot`` is the distillation-oriented trainer: task terms have momentum - delta, distillation terms
-    momentum + delta.
-    ``adamw`` has ``momentum`` as its first beta, and its weight decay apart from the gradient. ``lamb`` has the two
-    betas, too, and scales the update of each decayed tensor by the tensor's norm over the update's. One that a plugin
-    brings reads its further settings from ``options``.
+    LAMB scales the update of each decayed tensor by the tensor's norm over the update's.
     """
 
-    name: str = "sgd"
-    lr: float = Field(gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0)
-    delta: float = Field(default=0.0, ge=0)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    clip: float = Field(default=0.0, ge=0)
-    decay_matrices_only: bool = False
-    exempt_named: bool = False
-    backbone: float = Field(default=1.0, gt=0)
-    options: dict[str, float] = Field(default={})
+    name: str = Field(
+        default="sgd",
+        description="sgd, dot (the distillation-oriented trainer), adamw, lamb, or one that a plugin brings",
+    )
+    lr: float = Field(gt=0, description="learning rate of a batch")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; of adamw and lamb the first beta")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum")
+    weight_decay: float = Field(default=0.0, ge=0, description="on every parameter; of adamw apart from the gradient")
+    delta: float = Field(
+        default=0.0, ge=0, description="of dot: task terms have momentum - delta, distillation terms momentum + delta"
+    )
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="of adamw and lamb the second beta")
+    clip: float = Field(
+        default=0.0, ge=0, description="largest norm of all gradients of a step together; 0 for no limit"
+    )
+    decay_matrices_only: bool = Field(default=False, description="biases and normalisations do not decay")
+    exempt_named: bool = Field(
+        default=False,
+        description="nor does what a network of timm names in its no_weight_decay() (class token, position embeddings)",
+    )
+    backbone: float = Field(default=1.0, gt=0, description="factor on the rate of all that comes up to the last map")
+    options: dict[str, float] = Field(default={}, description="further settings of an optimiser that a plugin brings")
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
@@ -106,39 +109,52 @@ class Optimizer(Strict):
 
 
 class Detection(Strict):
-    """What a protocol of detection has beyond the others. Its epochs are stretches of ``iterations``, each evaluated.
+    """What a protocol of detection has beyond the others. Its epochs are stretches of iterations, each evaluated."""
 
-    short_sides   of them one is drawn for every training image, in pixels; its long side is at most ``long_side``
-    test_side     the short side in evaluation
-    warmup        iterations over which the learning rate rises linearly, from a thousandth
-    pretrained    students begin with a backbone trained on ImageNet; without, no stage is frozen
-    workers       processes that load images
-    processes     processes, each with a GPU where there are GPUs, that share every batch; gradients are averaged
-    """
-
-    iterations: int = Field(ge=1, le=LONGEST)
-    short_sides: tuple[Pixels, ...] = Field(min_length=1)
-    long_side: Pixels
-    test_side: Pixels
-    warmup: int = Field(default=0, ge=0)
-    pretrained: bool = True
-    workers: Processes = 0
-    processes: Processes = Field(default=1, ge=1)
+    iterations: int = Field(ge=1, le=LONGEST, description="iterations of an epoch, after each of which is evaluated")
+    short_sides: tuple[Pixels, ...] = Field(
+        min_length=1, description="short sides in pixels, of which one is drawn for every training image"
+    )
+    long_side: Pixels = Field(description="most pixels of the long side")
+    test_side: Pixels = Field(description="short side in evaluation")
+    warmup: int = Field(
+        default=0, ge=0, description="iterations over which the learning rate rises linearly, from a thousandth"
+    )
+    pretrained: bool = Field(
+        default=True, description="students begin with a backbone trained on ImageNet; without, no stage is frozen"
+    )
+    workers: Processes = Field(default=0, description="processes that load images")
+    processes: Processes = Field(
+        default=1,
+        ge=1,
+        description="processes, each with a GPU where there are GPUs, that share every batch; gradients are averaged",
+    )
 
 
 class Answers(Strict):
-    """What is wrong with what the teacher says of the training images; which images it is, is the same for every seed.
+    """What is wrong with what the teacher says of the training images: of the same ones for every seed."""
 
-    wrong      share of them about which it gives another training image's answer, logits and features alike
-    missing    share of them, drawn apart, about which it gives none: their part of every distillation term is zero
-    corrupted  share of them, drawn apart, to whose logits normal noise is added, the same in every epoch
-    noise      its standard deviation, over that of the image's own logits
-    """
-
-    wrong: float = Field(default=0.0, ge=0, le=1)
-    missing: float = Field(default=0.0, ge=0, lt=1)
-    corrupted: float = Field(default=0.0, ge=0, le=1)
-    noise: float = Field(default=1.0, gt=0)
+    wrong: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the images about which it gives another one's answer, logits and features alike",
+    )
+    missing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share, drawn apart, about which it gives none: their part of every distillation term is zero",
+    )
+    corrupted: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share, drawn apart, to whose logits normal noise is added, the same in every epoch",
+    )
+    noise: float = Field(
+        default=1.0, gt=0, description="standard deviation of the noise, over that of the image's own logits"
+    )
 
     @model_validator(mode="after")
     def _changes_something(self) -> Answers:
@@ -160,26 +176,38 @@ class Answers(Strict):
 
 
 class Crops(Strict):
-    """How images that are decoded from files, in ``workers`` processes, become inputs of one size.
+    """How images that are decoded from files, in processes of their own, become inputs of one size.
 
-    In training a random part of the image, its area within ``scale`` of the whole, is resized to ``size``; in
-    evaluation the short side is resized to ``test_resize``, by ``test_interpolation`` where that is another one, and
-    the middle cut out. ``random``: each image has either interpolation. ``auto_augment`` is as timm's
-    ``create_transform`` has it (``rand-m9-mstd0.5-inc1``), ``color_jitter`` the range of brightness, contrast and
-    saturation (not used beside ``auto_augment``, as in timm), ``erase`` the probability that a random part is erased.
-    It takes the mean colour, or timm's ``noise``: each value is standard normal after the normalisation.
+    In training a random part of the image is resized to the size, in evaluation its middle is cut out.
     """
 
-    size: Pixels = 224
-    scale: tuple[Share, Share] = (0.08, 1.0)
-    test_resize: Pixels = 256
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
-    test_interpolation: Literal["", "bilinear", "bicubic"] = ""
-    color_jitter: float = Field(default=0.0, ge=0)
-    auto_augment: str = ""
-    erase: float = Field(default=0.0, ge=0, le=1)
-    erase_fill: Literal["mean", "noise"] = "mean"
-    workers: Processes = 8
+    size: Pixels = Field(default=224, description="pixels of a side as networks see the images")
+    scale: tuple[Share, Share] = Field(
+        default=(0.08, 1.0), description="smallest and largest share of the image's area that a training crop has"
+    )
+    test_resize: Pixels = Field(
+        default=256, description="short side in evaluation, out of whose middle size pixels are cut"
+    )
+    interpolation: Literal["bilinear", "bicubic", "random"] = Field(
+        default="bilinear", description="of resizing; random: each image has either"
+    )
+    test_interpolation: Literal["", "bilinear", "bicubic"] = Field(
+        default="", description="of resizing in evaluation, where that is another one"
+    )
+    color_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        description="range of brightness, contrast and saturation; not used beside auto_augment, as in timm",
+    )
+    auto_augment: str = Field(default="", description="as timm's create_transform has it, such as rand-m9-mstd0.5-inc1")
+    erase: float = Field(default=0.0, ge=0, le=1, description="probability that a random part of the image is erased")
+    erase_fill: Literal["mean", "noise"] = Field(
+        default="mean",
+        description="by the mean colour, or by timm's noise: each value is standard normal after the normalisation",
+    )
+    workers: Processes = Field(
+        default=8, description="processes that decode images ahead; the images do not depend on it"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Crops:
@@ -209,30 +237,35 @@ class Crops(Strict):
 
 
 class ByEpoch(Strict):
-    """A rate that moves from epoch to epoch, as timm's schedulers step it; epochs are the recipe's.
+    """A rate that moves from epoch to epoch, as timm's schedulers step it; epochs are the recipe's."""
 
-    warmup  epochs over which the rate rises linearly
-    first   rate with which the warm-up begins (timm's ``warmup_lr``)
-    last    rate that half a cosine ends in (timm's ``min_lr``), one epoch after the last
-    late    epochs by which the schedule lags: the first rate stays so long
-    """
-
-    warmup: int = Field(default=0, ge=0, le=LONGEST)
-    first: float = Field(default=0.0, ge=0)
-    last: float = Field(default=0.0, ge=0)
-    late: int = Field(default=0, ge=0, le=LONGEST)
+    warmup: int = Field(default=0, ge=0, le=LONGEST, description="epochs over which the rate rises linearly")
+    first: float = Field(default=0.0, ge=0, description="rate with which the warm-up begins (timm's warmup_lr)")
+    last: float = Field(
+        default=0.0, ge=0, description="rate that half a cosine ends in (timm's min_lr), one epoch after the last"
+    )
+    late: int = Field(
+        default=0, ge=0, le=LONGEST, description="epochs by which the schedule lags: the first rate stays so long"
+    )
 
 
 class Mixing(Strict):
     """Images of a batch are mixed in pairs, the first with the last and so on, and their labels in the same shares.
 
-    One share for the whole batch, and for all views of its images, from Beta(a, a), a being ``mixup`` or ``cutmix``:
-    with mixup pixels are averaged, with CutMix a rectangle comes from the other image. Where both are above 0, a batch
-    has either with probability 1/2.
+    One share for the whole batch, and for all views of its images. Where both are above 0, a batch has either with
+    probability 1/2.
     """
 
-    mixup: float = Field(default=0.0, ge=0)
-    cutmix: float = Field(default=0.0, ge=0)
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="a of Beta(a, a), from which the share of the other image's pixels is drawn; 0 for none",
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        description="a of Beta(a, a), from which the share of the other image's rectangle is drawn; 0 for none",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Mixing:

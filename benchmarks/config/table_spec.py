@@ -18,7 +18,7 @@ from .protocol import PROTOCOLS, Protocol
 from .recipe import Optimizer
 
 Init = Literal["", "first", "last", "spread", "heads"]
-"""How a column's or row's students may start; see :class:`Pair`."""
+"""How a column's or row's students may start."""
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -36,47 +36,53 @@ def _each_once(what: str, names: Iterable[Any]) -> None:
 
 
 class Pair(Strict):
-    """A column: teacher and student by network name.
+    """A column: teacher and student."""
 
-    ``task`` is the protocol's unless the column has its own, ``metric`` the task's own. With ``init`` the student
-    starts from its teacher's weights: an encoder from some of its layers, the ``first``, the ``last``, or those at
-    equal shares (``spread``), a detector from its neck and ``heads``.
-    """
-
-    id: Name
-    teacher: Name
-    student: Name
-    task: str = ""
-    metric: str = ""
-    init: Init = ""
+    id: Name = Field(description="its name on the command line, and in the published values")
+    teacher: Name = Field(description="network")
+    student: Name = Field(description="network")
+    task: str = Field(default="", description="the column's own, in place of the protocol's")
+    metric: str = Field(default="", description="the column's own, in place of the table's or the task's")
+    init: Init = Field(
+        default="",
+        description="start from the teacher's first, last or equally spread layers, or a detector's neck and heads",
+    )
 
 
 class TaskColumn(Strict):
     """A task that every pair of a table has a column for, and the metric to show."""
 
-    task: Name
-    metric: str = ""
+    task: Name = Field(description="its name")
+    metric: str = Field(default="", description="to show, in place of the task's own")
 
 
 class Row(Strict):
-    """A method as a row; ``id`` differs from ``method`` where a table shows a method twice.
+    """A method as a row."""
 
-    ``optimizer`` changes the protocol's optimiser for this row; ``published`` names the row of the published values
-    that this one repeats, where that is not the method's own; ``student`` a network to train in place of the column's;
-    ``init`` is as in :class:`Pair`, for this row alone. ``our_choice``: nobody published its ``settings``, and they are
-    marked as our choice. ``by_pair`` are further settings for single columns, by the pair's id.
-    """
-
-    id: Name
-    method: Name
-    title: str = ""
-    settings: dict[str, Any] = Field(default={})
-    by_pair: dict[str, dict[str, Any]] = Field(default={})
-    our_choice: bool = False
-    optimizer: dict[str, Any] = Field(default={})
-    published: str = ""
-    student: str = ""
-    init: Init = ""
+    id: Name = Field(
+        description="its name on the command line; another one than the method's where a table shows that twice"
+    )
+    method: Name = Field(
+        description="its name (dkd, dkd@ls, crd+kd), or * for every one that shares the field's recipe"
+    )
+    title: str = Field(default="", description="as tables print it; by default the method's")
+    settings: dict[str, Any] = Field(
+        default={}, description="of the method, where they differ from defaults and from those published for the pair"
+    )
+    by_pair: dict[str, dict[str, Any]] = Field(
+        default={}, description="further settings for single columns, by the pair's id"
+    )
+    our_choice: bool = Field(
+        default=False, description="nobody published these settings: they are marked as our choice"
+    )
+    optimizer: dict[str, Any] = Field(
+        default={}, description="settings of the protocol's optimiser that this row changes"
+    )
+    published: str = Field(
+        default="", description="row of the published values that it repeats, where that is not the method's own"
+    )
+    student: str = Field(default="", description="network to train in place of the column's")
+    init: Init = Field(default="", description="as of a pair, for this row alone")
 
     def settings_on(self, pair: str) -> dict[str, Any]:
         """The row's own settings in a column, by the pair's id."""
@@ -131,14 +137,16 @@ class Matrix(Strict):
 class Preset(Matrix):
     """A named way to run a table. What it does not set is the table's; a row's id alone is that row of the table."""
 
-    protocol: Name
-    seeds: tuple[Seed, ...] = Field(min_length=1)
-    title: str = ""
-    pairs: tuple[Pair, ...] | None = Field(default=None, min_length=1)
-    methods: tuple[Row, ...] | None = Field(default=None, min_length=1)
-    task: str | None = None
-    tasks: tuple[TaskColumn, ...] | None = None
-    notes: tuple[str, ...] = ()
+    protocol: Name = Field(description="name, or a file beside the table")
+    seeds: tuple[Seed, ...] = Field(min_length=1, description="of its cells")
+    title: str = Field(default="", description="in place of the table's")
+    pairs: tuple[Pair, ...] | None = Field(default=None, min_length=1, description="in place of the table's")
+    methods: tuple[Row, ...] | None = Field(
+        default=None, min_length=1, description="in place of the table's; a row's id alone is that row of the table"
+    )
+    task: str | None = Field(default=None, description="in place of the protocol's")
+    tasks: tuple[TaskColumn, ...] | None = Field(default=None, description="in place of the table's")
+    notes: tuple[str, ...] = Field(default=(), description="printed under the table")
 
     @field_validator("seeds")
     @classmethod
@@ -169,35 +177,36 @@ METRICS = {
 class Efficiency(Strict):
     """Which row's average relative improvement (ARI) is printed, and against which rows."""
 
-    row: str
-    against: tuple[str, ...]
+    row: str = Field(description="the one that is compared")
+    against: tuple[str, ...] = Field(description="rows that it is compared with")
 
 
 class TableSpec(Matrix):
-    """One YAML of tables/: rows x columns of cells, and what is published for each.
+    """One YAML of tables/: rows x columns of cells, and what is published for each."""
 
-    ``metric`` is shown unless a column names its own; by default the task's. With ``tasks`` every pair has a column for
-    each, and one for their mean. ``extra`` is the optional part of the suite that the table needs. ``quoted`` are
-    published rows, with their titles, of methods that the suite does not have. ``probe`` is what is published of linear
-    probes of its students; ``similarity``: they are measured as with the option of that name. With ``efficiency`` a
-    second table gives the epochs that each row takes to the plain student's best, and how far one row is ahead of
-    others (ARI).
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    title: str
-    metric: str = ""
-    extra: Literal["", "text", "detection"] = ""
-    pairs: tuple[Pair, ...] = Field(min_length=1)
-    tasks: tuple[TaskColumn, ...] = ()
-    methods: tuple[Row, ...] = Field(min_length=1)
-    published: str = ""
-    quoted: dict[str, str] = Field(default={})
-    probe: str = ""
-    similarity: bool = False
-    sources: tuple[str, ...] = ()
-    efficiency: Efficiency | None = None
-    presets: dict[str, Preset] = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="its name, and that of its files")
+    title: str = Field(description="printed over the table")
+    metric: str = Field(default="", description="shown unless a column names its own; by default the task's")
+    extra: Literal["", "text", "detection"] = Field(default="", description="optional part of the suite that it needs")
+    pairs: tuple[Pair, ...] = Field(min_length=1, description="columns: written teacher-student, or as below")
+    tasks: tuple[TaskColumn, ...] = Field(
+        default=(), description="every pair has a column for each, and one for their mean; written by name, or as below"
+    )
+    methods: tuple[Row, ...] = Field(min_length=1, description="rows: written by name, or as below")
+    published: str = Field(default="", description="file of tables/published/ with the literature's values")
+    quoted: dict[str, str] = Field(
+        default={}, description="published rows of methods that the suite does not have, with their titles"
+    )
+    probe: str = Field(default="", description="file of tables/published/ with values of linear probes of its students")
+    similarity: bool = Field(default=False, description="student and teacher are compared after every epoch")
+    sources: tuple[str, ...] = Field(
+        default=(), description="parts of source names, whose values are preferred in this order"
+    )
+    efficiency: Efficiency | None = Field(
+        default=None,
+        description="a second table: epochs to the plain student's best, and how far one row is ahead of others (ARI)",
+    )
+    presets: dict[str, Preset] = Field(min_length=1, description="ways to run it, by name; paper is the usual one")
 
     @field_validator("published", "probe")
     @classmethod

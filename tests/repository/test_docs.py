@@ -17,14 +17,16 @@ from click.testing import CliRunner
 from helpers.command_line import Call
 
 from benchmarks.cli import descriptions as show
+from benchmarks.cli import yaml_keys
 from benchmarks.cli.main import cli
 from benchmarks.common.registry import Registry
-from benchmarks.config.table_spec import absent_methods
+from benchmarks.config.table_spec import Matrix, PairSettings, absent_methods
 from benchmarks.driver import engines
 from benchmarks.networks import architectures
 from benchmarks.tasks import get_task
 from benchmarks.teachers.zoo import Zoo
 from kd_methods import registry
+from kd_methods.strict import Strict
 
 REPO = Path(__file__).parents[2]
 TEXT = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -42,6 +44,17 @@ def test_copies_of_published_teachers_are_added_under_their_entries_names() -> N
     )
     names = re.findall(r"teachers add (\S+) ckpt_epoch_240.pth", pages)
     assert len(names) == 2 and set(names) <= set(Zoo(Path()).shipped)
+
+
+def test_the_page_of_keys_is_what_checks_them_and_leaves_none_without_a_word() -> None:
+    text = (REPO / "docs" / "yaml.md").read_text(encoding="utf-8")
+    assert text == yaml_keys.page() + "\n", "run ./reproduce.sh show keys > docs/yaml.md"
+    for described in (yaml_keys.TABLE | yaml_keys.PROTOCOL).values():
+        assert [name for name, field in described.model_fields.items() if not field.description] == []
+    checked = {model for model in Strict.__subclasses__() if model.__module__.startswith("benchmarks.config")}
+    checked |= {model for parent in checked for model in parent.__subclasses__()}
+    written = {model for model in checked if model.__module__.split(".")[-1] in ("protocol", "recipe", "table_spec")}
+    assert {*yaml_keys.TABLE.values(), *yaml_keys.PROTOCOL.values()} == written - {Matrix, PairSettings}
 
 
 def test_the_page_names_every_method_and_setting() -> None:
