@@ -12,7 +12,7 @@ from kd_methods.analysis.quality import EntropyNorm, Metric, Quality, quality
 from kd_methods.errors import UserError, unknown
 
 from .. import networks
-from ..common.environment import check_precision
+from ..common.devices import check_precision
 from ..common.files import csv_text, write_text
 from ..common.network_names import network_title
 from ..common.weights import frozen

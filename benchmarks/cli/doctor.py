@@ -12,7 +12,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ..common import environment
+from ..common import devices, environment
 from ..common.places import INSTALLED, ROOT
 from ..config.protocol import load_protocol
 from ..config.table_spec import Preset, load_table, table_names
@@ -23,12 +23,12 @@ from ..teachers.zoo import Zoo
 
 def report(data_root: Path, checkpoints: Path, output: Path) -> Iterator[str]:
     """Lines for a person: versions, devices, store, data, teachers, tables."""
-    facts = environment.describe(environment.device("auto"))
+    facts = environment.describe(devices.device("auto"))
     yield "versions   " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     yield f"device     {facts['device']}: {facts['machine']}"
     yield f"numerics   {facts['arithmetic']['summary']}"
     try:
-        environment.check_precision(torch.device(facts["device"]))
+        devices.check_precision(torch.device(facts["device"]))
     except UserError as error:
         yield f"           nothing can be run: {error}"
     if torch.cuda.is_available():

@@ -188,7 +188,7 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
         registered = load(plugins)
 
         def workspace() -> Workspace:
-            from ..common.environment import device as chosen_device
+            from ..common.devices import device as chosen_device
             from ..common.workspace import Workspace
 
             return Workspace(chosen_device(device), data_root, checkpoints, output, registered, tuple(plugins))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from kd_methods.contract import Network
 from kd_methods.errors import Damaged, UserError, unknown
 
-from .environment import out_of_memory
 from .files import check_archive, read_bytes
+from .memory import out_of_memory
 
 Net = TypeVar("Net", bound=Network)
 

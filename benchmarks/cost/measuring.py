@@ -19,9 +19,9 @@ from kd_methods.contract import Outputs, Progress
 from kd_methods.errors import UserError
 
 from ..common import plugins
-from ..common.environment import device as choose
-from ..common.environment import release_memory
+from ..common.devices import device as choose
 from ..common.files import digest
+from ..common.memory import release_memory
 from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol

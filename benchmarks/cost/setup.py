@@ -9,8 +9,9 @@ from kd_methods import registry
 from kd_methods.errors import UserError
 
 from .. import networks
-from ..common.environment import check_precision, describe
-from ..common.environment import device as choose
+from ..common.devices import check_precision
+from ..common.devices import device as choose
+from ..common.environment import describe
 from ..config.protocol import load_protocol
 from ..config.table_spec import pair_settings
 from ..networks import NetworkView

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kd_methods.errors import DiskError, UserError
 
-from ..common import environment
+from ..common import devices
 from ..common.events import CellEnded
 from ..common.process.children import Send, preload
 from ..common.process.together import Answer, Lost, together
@@ -46,7 +46,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         UserError: the extra [detection] is missing, or a GPU that the protocol needs.
     """
     check_installed()
-    environment.check_enough(context.workspace.device, context.protocol.processes)
+    devices.check_enough(context.workspace.device, context.protocol.processes)
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _one(cell, context)])
 
 
@@ -89,8 +89,8 @@ def _of_processes(job: DetectionJob, rendezvous: Path) -> list[DetectionJob]:
     count = job.protocol.processes
     if job.device == "cpu":
         job = replace(job, threads=max(1, job.threads // count))
-    devices = environment.of_processes(torch.device(job.device), count)
-    return [replace(job, rank=i, rendezvous=rendezvous, device=str(each)) for i, each in enumerate(devices)]
+    places = devices.of_processes(torch.device(job.device), count)
+    return [replace(job, rank=i, rendezvous=rendezvous, device=str(each)) for i, each in enumerate(places)]
 
 
 def _in_processes(

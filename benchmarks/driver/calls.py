@@ -19,7 +19,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ..common import environment, places, plugins
+from ..common import devices, places, plugins
 from ..common.files import sha256_file
 from ..common.process import children
 from ..common.workspace import Workspace
@@ -212,7 +212,7 @@ def _workspace(place: Mapping[str, Any]) -> Workspace:
             _loaded[known] = plugins.load([file])
         registered |= _loaded[known]
     folders = {name: Path(place.get(name) or default) for name, default in places.folders().items()}
-    device = environment.device(place.get("device", "auto"))
+    device = devices.device(place.get("device", "auto"))
     data_root, checkpoints, output = (folders[name] for name in ("data_root", "checkpoints", "output"))
     return Workspace(device, data_root, checkpoints, output, registered, files)
 

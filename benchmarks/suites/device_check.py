@@ -15,8 +15,8 @@ import torch
 from kd_methods import registry
 from kd_methods.errors import UserError
 
-from ..common.environment import device as choose
-from ..common.environment import overruled
+from ..common.devices import device as choose
+from ..common.devices import overruled
 from ..common.seeding import seed_all
 from ..common.workspace import Workspace
 from ..config.protocol import load_protocol

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, counted
-from ..common.environment import check_precision
+from ..common.devices import check_precision
 from ..common.files import digest
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol, load_protocol

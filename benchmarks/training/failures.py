@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from kd_methods.errors import DiskError, UserError
 
-from ..common.environment import out_of_memory
 from ..common.events import CellEnded, LeftOut
+from ..common.memory import out_of_memory
 from ..store.cell import Cell
 from ..store.runs import Run
 

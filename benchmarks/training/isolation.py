@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from kd_methods.contract import Batch, Needs, Network, Outputs
 
-from ..common.environment import out_of_memory
+from ..common.memory import out_of_memory
 from ..common.process import settings as process_settings
 from .failures import of_cell
 

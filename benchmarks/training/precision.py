@@ -8,7 +8,7 @@ import torch
 
 from kd_methods.errors import UserError
 
-from ..common.environment import check_precision
+from ..common.devices import check_precision
 from ..config.protocol import Protocol
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
-from ..common.environment import out_of_memory
 from ..common.events import EpochRecord
+from ..common.memory import out_of_memory
 from ..common.seeding import SharedStream, Stream, seeded
 from ..common.weights import read, to_bytes
 from ..networks import LogitsOnly, NetworkView, count, macs

@@ -15,7 +15,7 @@ import torch
 from helpers.command_line import Call, python, refused
 
 from benchmarks.cli import main as cli
-from benchmarks.common import environment
+from benchmarks.common import devices
 from benchmarks.config.protocol import protocol_names
 from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.networks import build_network
@@ -171,7 +171,7 @@ def test_torchrun_is_refused(call: Call, monkeypatch: pytest.MonkeyPatch, argume
 def test_arithmetic_that_no_protocol_says_is_refused(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment.overruled.cache_clear()
+    devices.overruled.cache_clear()
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     try:
         for command in (DEMO, ("teachers", "train", "resnet8", "--protocol", "digits-demo"),
@@ -183,7 +183,7 @@ def test_arithmetic_that_no_protocol_says_is_refused(
             code == 0 and "fp32 overruled by ONEDNN_DEFAULT_FPMATH_MODE=BF16" in out and "nothing can be run: " in out
         )
     finally:
-        environment.overruled.cache_clear()
+        devices.overruled.cache_clear()
 
 
 def test_nothing_is_left_behind_by_bad_input(call: Call, tmp_path: Path) -> None:

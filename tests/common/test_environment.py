@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.common import environment
+from benchmarks.common import devices, environment
 from kd_methods.errors import UserError
 
 CPU = torch.device("cpu")
@@ -16,9 +16,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Neither what is remembered nor the caller's variables reach a test, and nothing of a test the next one."""
-    for name in (*environment._PRECISION["cpu"], *environment._INSTRUCTIONS):
+    for name in (*devices._PRECISION["cpu"], *environment._INSTRUCTIONS):
         monkeypatch.delenv(name, raising=False)
-    caches = (environment.overruled, environment.machine)
+    caches = (devices.overruled, environment.machine)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -28,33 +28,33 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_fp32_is_measured() -> None:
-    assert environment._fp32_error(CPU) < environment._FP32_ERROR / 10
-    environment.check_precision(CPU)
+    assert devices._fp32_error(CPU) < devices._FP32_ERROR / 10
+    devices.check_precision(CPU)
     facts = environment.describe(CPU)["arithmetic"]
     assert facts["threads"] == torch.get_num_threads() and facts["processor"] and facts["limits"] == []
     assert facts["isa"] == torch.backends.cpu.get_cpu_capability()
     assert facts["fp32"] == "fp32" and facts["summary"].endswith("fp32 in full")
 
 
-@pytest.mark.parametrize("name", environment._PRECISION["cpu"])
+@pytest.mark.parametrize("name", devices._PRECISION["cpu"])
 @pytest.mark.parametrize("value", ["BF16", "any", "STRICT", ""])
 def test_a_variable_that_loosens_fp32_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     if value in ("STRICT", ""):
-        environment.check_precision(CPU)
+        devices.check_precision(CPU)
         return
     with pytest.raises(UserError, match=f"^{name}={value}: .*unset it"):
-        environment.check_precision(CPU)
+        devices.check_precision(CPU)
     assert f"overruled by {name}={value}" in environment.describe(CPU)["arithmetic"]["summary"]
 
 
 def test_a_switch_of_torch_that_loosens_fp32_is_refused() -> None:
     if "avx512_bf16" not in environment.numerics(CPU)["instructions"]:
         pytest.skip("this processor computes fp32 in fp32 whatever the switch says")
-    environment.overruled.cache_clear()
+    devices.overruled.cache_clear()
     torch.set_float32_matmul_precision("medium")
     with pytest.raises(UserError, match=r"mkldnn\.matmul\.fp32_precision = bf16: "):
-        environment.check_precision(CPU)
+        devices.check_precision(CPU)
 
 
 @pytest.mark.parametrize("digits", [10, 7])  # of the mantissa: TensorFloat-32, bf16
@@ -70,7 +70,7 @@ def test_whatever_loosens_fp32_is_refused(monkeypatch: pytest.MonkeyPatch, digit
 
     monkeypatch.setattr(torch, "matmul", rounded)
     with pytest.raises(UserError, match=r"a product in fp32 is off by .e-04: "):
-        environment.check_precision(CPU)
+        devices.check_precision(CPU)
 
 
 def test_limits_of_instructions_are_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +87,6 @@ def test_processes_that_share_batches_need_a_gpu_each(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     first, second = torch.device("cuda"), torch.device("cuda", 1)
     for device, count in ((first, 3), (second, 2), (torch.device("cpu"), 9)):
-        environment.check_enough(device, count)
+        devices.check_enough(device, count)
     with pytest.raises(UserError, match="3 processes need a GPU each, and there are 2: --processes 2"):
-        environment.check_enough(second, 3)
+        devices.check_enough(second, 3)

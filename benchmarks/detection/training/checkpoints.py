@@ -14,8 +14,8 @@ from torch import nn
 
 from kd_methods.errors import Damaged, DiskError
 
-from ...common.environment import out_of_memory
 from ...common.files import NoFile, check_archive, read_bytes, set_aside
+from ...common.memory import out_of_memory
 from ...common.weights import NUMPY
 
 

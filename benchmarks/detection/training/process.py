@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 
 from kd_methods.errors import DiskError, UserError
 
-from ...common import environment, plugins
+from ...common import devices, plugins
 from ...common.process.children import Send
 from ...common.process.together import Answer, BesideFailed
 from ...common.seeding import seed_all
@@ -125,7 +125,7 @@ def _answer(asked: Callable[[], Any]) -> Answer:
 def _evaluated(job: EvaluationJob) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     plugins.load_again(job.plugin_files, job.cell.plugins)
-    device = environment.device(job.device)
+    device = devices.device(job.device)
     files: DetectionFiles = get_task(job.protocol.task).open(job.data_root, job.protocol, torch.device("cpu"))
     network = detectors.build(job.cell.student, len(files.classes), pretrained=False)
     fit(load_weights(job.file), network.module, job.file.name)
@@ -175,7 +175,7 @@ def _steps(job: DetectionJob) -> tuple[Any, Callable[[], dict[str, Any]]]:
 
 
 def _figures(job: DetectionJob) -> CostEntry:
-    device = environment.device(job.device)
+    device = devices.device(job.device)
     with peak_memory(device) as memory:
         model, step = _steps(job)
         seconds = median_seconds(step, device, WARM_UP, TIMED)

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ...common import environment
+from ...common import devices, environment
 from ...common.events import EpochEnded, EpochRecord, Event, Said, Stepped
 from ...common.process.children import Send
 from ...common.process.together import Answer
@@ -135,7 +135,7 @@ def percentages(evaluated: Mapping[str, float]) -> dict[str, float]:
 def _environment(job: DetectionJob) -> dict[str, Any]:
     from importlib import metadata
 
-    facts = environment.describe(environment.device(job.device))
+    facts = environment.describe(devices.device(job.device))
     names = ("mmdet", "mmengine", "mmcv-lite", "pycocotools")
     return {**facts, "versions": {**facts["versions"], **{name: metadata.version(name) for name in names}}}
 

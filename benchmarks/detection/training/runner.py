@@ -22,7 +22,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from kd_methods.contract import DataInfo, Progress
 from kd_methods.errors import UserError
 
-from ...common import environment, plugins
+from ...common import devices, plugins
 from ...common.process.children import Send
 from ...common.seeding import derive, seed_all
 from ...common.weights import fit, load_weights
@@ -88,7 +88,7 @@ def distiller(
     Raises:
         Refused: the method is not for them.
     """
-    cell, protocol, device = job.cell, job.protocol, environment.device(job.device)
+    cell, protocol, device = job.cell, job.protocol, devices.device(job.device)
     seed_all(derive(cell.seed, "method"))
     try:
         assembly = Assembly(cell, student, teacher, DataInfo(samples, student.classes + 1))
@@ -105,7 +105,7 @@ def set_up(job: DetectionJob, send: Send, folder: Path) -> tuple[Runner, Records
     torch.set_num_threads(job.threads)
     plugins.load_again(job.plugin_files, job.cell.plugins)
     protocol, cell, detection = job.protocol, job.cell, job.detection
-    device = environment.device(job.device)
+    device = devices.device(job.device)
     if job.rendezvous:
         _meet(job, device)
     files: DetectionFiles = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))

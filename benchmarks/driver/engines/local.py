@@ -15,7 +15,7 @@ from kd_methods.errors import Damaged
 
 from ...analysis.restored import restored
 from ...analysis.similarity import BlockSimilarity
-from ...common import environment
+from ...common import environment, memory
 from ...common.files import digest, set_aside
 from ...common.weights import load_weights
 from ...common.workspace import Workspace
@@ -91,7 +91,7 @@ def _train(cells: Sequence[Cell], context: Context) -> None:
         return
     # Outside the except block: there, the error's traceback would keep the whole group in memory.
     gc.collect()
-    environment.release_memory()
+    memory.release_memory()
     if context.workspace.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(cells) == 1:
@@ -113,7 +113,7 @@ def _shortage(cells: Sequence[Cell], context: Context) -> str:
             context.replica.meet()
             train(student_runs, group, context.watcher, context.stopping, context.save_seconds)
     except Exception as error:
-        if not environment.out_of_memory(error):
+        if not memory.out_of_memory(error):
             raise
         return line(error)
     return ""

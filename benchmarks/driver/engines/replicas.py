@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...common import environment, plugins
+from ...common import devices, memory, plugins
 from ...common.events import EpochRecord, Event, Watcher
 from ...common.process.children import preload
 from ...common.process.signals import stop_signals
@@ -66,7 +66,7 @@ def run(cells: Sequence[Cell], context: Context) -> None:
         Interrupted: the user asked to stop.
         UserError: there is no GPU for each of the processes.
     """
-    environment.check_enough(context.workspace.device, context.protocol.processes)
+    devices.check_enough(context.workspace.device, context.protocol.processes)
     preload(__name__)
     until_free(cells, context, lambda waiting: [cell for cell in waiting if not _ended(cell, context)])
 
@@ -118,14 +118,14 @@ def _shares(cell: Cell, context: Context, rendezvous: Path) -> list[Share]:
     share = Share(
         cell, context.protocol, context.similarity, workspace, files, context.save_seconds, threads, rendezvous
     )
-    devices = environment.of_processes(workspace.device, count)
-    return [replace(share, rank=i, workspace=replace(workspace, device=each)) for i, each in enumerate(devices)]
+    places = devices.of_processes(workspace.device, count)
+    return [replace(share, rank=i, workspace=replace(workspace, device=each)) for i, each in enumerate(places)]
 
 
 def _work(send: Callable[[Any], None], share: Share) -> None:
     """In a process."""
     torch.set_num_threads(share.threads)
-    environment.keep_memory(share.workspace.device)
+    memory.keep_memory(share.workspace.device)
     error: BaseException | None = None
     with stop_signals(signal.SIGTERM, again=False) as stopping:  # one beside the first does what that does
         try:

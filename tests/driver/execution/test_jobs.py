@@ -9,7 +9,7 @@ import torch
 from helpers.image_files import write_images
 from helpers.plans import CPU
 
-from benchmarks.common import environment
+from benchmarks.common import devices
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.engines.context import opened
@@ -38,11 +38,11 @@ def test_data_that_change_while_a_run_goes_on_are_refused(tmp_path: Path) -> Non
 def test_a_machine_whose_fp32_is_loosened_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that planned may be another, in which it is not."""
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
-    environment.overruled.cache_clear()
+    devices.overruled.cache_clear()
     protocol, sent = load_protocol("digits-demo"), list[object]()
     job = Job((student_cell("resnet8", protocol, get_task("digits").fingerprint(Path(), protocol), {}),), protocol)
     work(sent.append, job, Workspace(CPU, tmp_path, output=tmp_path), lambda: False)
-    environment.overruled.cache_clear()
+    devices.overruled.cache_clear()
     (finished,) = sent
     assert "ONEDNN_DEFAULT_FPMATH_MODE=BF16: this overrules the precision" in str(finished.error)  # type: ignore[attr-defined]
     assert not (tmp_path / "runs").exists()

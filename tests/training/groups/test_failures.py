@@ -23,8 +23,8 @@ from helpers.training_bench import EPOCHS, PROTOCOL, REPO, Result, TrainingBench
 from helpers.watchers import CellEvent, kind
 from torch import Tensor
 
-from benchmarks.common.environment import out_of_memory
 from benchmarks.common.events import LeftOut, Said
+from benchmarks.common.memory import out_of_memory
 from benchmarks.driver import progress
 from benchmarks.driver.engines import local
 from benchmarks.driver.progress import Reporter
