@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from .options import Variant
 
 archive = click.Path(path_type=Path)
-FORMS = ("timm", "hf", "mmdet", "onnx", "safetensors")
-"""As which a student can be written, see ``driver/convert.py``."""
 
 
 @click.command("export")
@@ -95,7 +93,7 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--to", "form", required=True, type=click.Choice(FORMS), help="For which library.")
+@click.option("--to", "form", required=True, help="For which library: timm, hf, mmdet, onnx or safetensors.")
 @click.option(
     "--all", "table", metavar="TABLE", help="Every finished run of a table, each in a folder of its name.",
     shell_complete=completion.tables,

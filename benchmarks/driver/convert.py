@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods import registry
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import DiskError, UserError, unknown
 
 from ..common.console import Outcome, counted
 from ..common.files import filled, write_json, write_text
@@ -42,9 +42,12 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
         workspace: whose output has the run.
 
     Raises:
-        UserError: there is no such run, it has no network, or that network cannot be had in this form.
+        UserError: there is no such form or run, it has no network, or that network cannot be had in this form.
         DiskError: the folder cannot be written; nothing in it has changed then.
     """
+    every = {*FORMS, *(form for engine in engines.ENGINES.mapping().values() for form in engine.forms)}
+    if form not in every:
+        raise unknown("form", form, every)
     run, label, status = finished(workspace.output, start)
     document = documents.read(run / "cell.json", documents.Identity)
     cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)

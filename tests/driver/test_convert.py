@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,7 +13,6 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from benchmarks.cli import exchange
 from benchmarks.cli.main import cli
 from benchmarks.common.files import write_json
 from benchmarks.common.weights import to_bytes
@@ -159,4 +159,22 @@ def test_every_finished_run_of_a_table_is_written_under_its_name(tmp_path: Path)
 
 def test_the_command_offers_every_form() -> None:
     forms = {form for engine in engines.ENGINES.mapping().values() for form in engine.forms}
-    assert set(exchange.FORMS) == {*FORMS, *forms} and "mmdet" in forms
+    (option,) = [parameter for parameter in cli.commands["convert"].params if parameter.name == "form"]
+    offered = set(re.split(r", | or ", str(option.help).partition(": ")[2].rstrip(".")))  # type: ignore[attr-defined]
+    assert offered == {*FORMS, *forms} and "mmdet" in forms
+
+
+def test_a_form_is_what_an_engine_brings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a plugin, too, whose name no list of the command line can know."""
+    module = build_network("resnet8", 10, (3, 8, 8)).module
+    cell = finished(tmp_path, "digits-demo", "resnet8", "student", module)
+    with pytest.raises(UserError, match="unknown form 'coreml'; known: hf, mmdet, onnx, safetensors, timm"):
+        convert(cell.key[:12], "coreml", tmp_path / "mine", place(tmp_path))
+
+    def write(cell: Any, weights: Any, folder: Path, workspace: Workspace) -> None:
+        (folder / "model.mlmodel").write_text(cell.student)
+
+    local = engines.of(get_task("digits"))
+    monkeypatch.setitem(engines.ENGINES._registered, local.name, replace(local, forms={"coreml": write}))
+    call = CliRunner().invoke(cli, ["convert", cell.key[:12], "--to", "coreml", "--output", str(tmp_path)])
+    assert call.exit_code == 0 and "README.md, model.mlmodel" in call.output, call.exception
