@@ -127,10 +127,15 @@ def plain_methods(name: str) -> tuple[str, ...]:
     return tuple(method.partition("@")[0] for method in name.split("+"))
 
 
+def combined_methods(name: str) -> tuple[str, ...]:
+    """The methods of a combination, with their modifiers: ``crd`` and ``kd@ls``; of any other name none."""
+    return tuple(name.split("+")) if "+" in name else ()
+
+
 def exists(name: str) -> bool:
     """Whether there is a method of that name, modified (``kd@ls``) or combined (``crd+kd``); imports no method."""
-    if "+" in name:
-        return all(map(exists, name.split("+")))
+    if methods := combined_methods(name):
+        return all(map(exists, methods))
     base, _, suffix = name.rpartition("@")
     return name in available() or (suffix in MODIFIERS and exists(base))
 
@@ -141,8 +146,8 @@ def get(name: str) -> type[Method]:
     Raises:
         UserError: no such method (the message names the nearest ones), or a modifier or combination that does not fit.
     """
-    if "+" in name:
-        return combined(*(get(method) for method in name.split("+")))  # type: ignore[arg-type]  # classes are hashable
+    if methods := combined_methods(name):
+        return combined(*map(get, methods))  # type: ignore[arg-type]  # classes are hashable
     if "@" in name:
         if not exists(name):
             known = available()
@@ -174,7 +179,7 @@ def settings(name: str, values: dict[str, Any] | None = None) -> Any:
     for key in values:
         if key not in cls.Settings.model_fields:
             raise unknown(f"setting of method '{name}'", key, cls.Settings.model_fields)
-    if "+" in name:
+    if combined_methods(name):
         for method, changes in values.items():
             if not isinstance(changes, dict):
                 raise UserError(f"setting {name}.{method}={changes!r}: name a setting of {method}, as in {method}.KEY")

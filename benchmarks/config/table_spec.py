@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kd_methods.errors import unknown
-from kd_methods.registry import FAMILIES, index
+from kd_methods.registry import FAMILIES, combined_methods, index
 from kd_methods.strict import Strict
 
 from ..common.places import PUBLISHED, TABLES
@@ -362,9 +362,8 @@ def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
 
     A combination has its own published settings above those of its methods.
     """
-    published: dict[str, Any] = {}
-    if "+" in method:
-        published = {one: values for one in method.split("+") if (values := pair_settings(one, pair, recipe))}
+    methods = combined_methods(method)
+    published = {one: values for one in methods if (values := pair_settings(one, pair, recipe))}
     entry = pair_entry(method, pair, recipe)
     return merged(published, entry.values) if entry else published
 

@@ -71,8 +71,8 @@ def of_manifest(shown: Manifest) -> Cited:
 def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:
     """The keys to cite at a row: of its method or methods, their modifiers, its own optimiser (name or words)."""
     keys: list[str] = []
-    for combined in method.split("+"):
-        base, *suffixes = combined.split("@")
+    for one in registry.combined_methods(method) or (method,):
+        base, *suffixes = one.split("@")
         keys += [_method_paper(base), *(registry.modifiers()[suffix].paper for suffix in suffixes)]
     keys += _keys([optimizer], _papers().optimizers)
     return tuple(key for key in dict.fromkeys(keys) if key)

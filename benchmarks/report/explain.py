@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_methods import registry
 from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
@@ -250,7 +251,7 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
     written = _row_of(words, row)
     layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
     if not (words and words.uniform):
-        for method in dict.fromkeys((*_combined(row.method), row.method)):
+        for method in (*registry.combined_methods(row.method), row.method):
             if entry := pair_entry(method, cell.column, shown.recipe):
                 kind = "our choice" if entry.our_choice else "published"
                 prefix = "" if method == row.method else f"{method}."
@@ -267,11 +268,6 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
         elif source == layers[0][0] and any(choice.key == key for choice in row.our_choice):
             source += ", our choice"
         yield Value(key, value, source)
-
-
-def _combined(method: str) -> tuple[str, ...]:
-    """The methods of a combination, which have settings of their own."""
-    return tuple(method.split("+")) if "+" in method else ()
 
 
 def _teacher(identity: Mapping[str, Any], column: PlannedColumn, store: Store) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Estimated(Interface):
     """What cells of one task will cost."""
 
     def operations(self, cell: Cell, /) -> float | None:
-        """Floating-point operations of a cell's training; None where they are not counted."""
+        """Floating-point operations of a cell's training; 0 of one that is not for its pair, None if not counted."""
 
     def seconds(self, cells: Sequence[Cell], /) -> float:
         """Of the training of a group, or of a part of one."""

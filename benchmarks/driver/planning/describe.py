@@ -188,7 +188,7 @@ def _our_choice(row: Row, plan: Plan) -> list[OurChoice]:
         cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
         chosen = dict.fromkeys(registry.card(cell.method).our_choice)
-        for method in dict.fromkeys((*cell.method.split("+"), cell.method)):  # the last that has a value gives it
+        for method in (*registry.combined_methods(cell.method), cell.method):  # the last that has a value gives it
             entry = None if plan.uniform else pair_entry(method, pair.id, plan.protocol.recipe)
             if not entry:
                 continue

@@ -43,7 +43,7 @@ class Estimate:
                 self._stages += [[cell for cell in stage if cell.key in todo] for stage in stages]
 
     def operations(self, cell: Cell) -> float | None:
-        """Floating-point operations of a cell's training; None where they are not counted."""
+        """Floating-point operations of a cell's training; 0 of one that is not for its pair, None if not counted."""
         estimated = self._by_cell.get(cell.key)
         return estimated.operations(cell) if estimated else None
 

@@ -355,7 +355,7 @@ def _overrides(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str,
         key = path.removeprefix(f"{row.id}.")
         read = read_value(value, f"--set {path}")
         # A combination's settings lie under the names of its methods: crd+kd.kd.temperature=2.
-        methods = row.method.split("+") if "+" in row.method else []
+        methods = registry.combined_methods(row.method)
         method = max((name for name in methods if key.startswith(f"{name}.")), key=len, default=None)
         change = {method: {key.removeprefix(f"{method}."): read}} if method else {key: read}
         overrides[row.id] = merged(overrides.get(row.id, {}), change)

@@ -47,6 +47,8 @@ def print_plan(
 
     def flops_of(cell: Cell, each: str = "") -> str:
         work = expected.operations(cell)
+        if work == 0:
+            return ", not for this pair"
         return "" if work is None else f", {flops(work)}{each}"
 
     for cell in plan.training:

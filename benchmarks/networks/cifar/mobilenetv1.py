@@ -15,7 +15,7 @@ from kd_methods.views import Chain, in_turn
 
 from ..entry import family
 from ..image_classifier import ImageClassifier
-from .resnet import _flatten
+from .resnet import flatten
 
 # Channels and stride of the separable convolutions; the last ones of a resolution end a stage.
 SEPARABLE = (
@@ -53,7 +53,7 @@ class MobileNetV1(ImageClassifier):
                 units += [(f"model.{i}.bn", in_turn(*list(block.children())[:-1])), (f"model.{i}", F.relu)]
             else:
                 units.append((f"model.{i}", block))
-        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten), ("fc", self.fc)]
+        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", flatten), ("fc", self.fc)]
         stages = tuple(f"model.{i}" for i in STAGES)
         blocks = tuple(f"model.{i}" for i in range(len(self.model)))
         layout = Layout(

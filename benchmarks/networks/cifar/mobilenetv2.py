@@ -13,7 +13,7 @@ from kd_methods.views import Chain
 
 from ..entry import family
 from ..image_classifier import ImageClassifier
-from .resnet import _flatten
+from .resnet import flatten
 
 # expansion, channels at full width, repeats, stride
 GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -72,7 +72,7 @@ class MobileNetV2(ImageClassifier):
         for g, group in enumerate(self.blocks):
             units += [(f"blocks.{g}.{i}", block) for i, block in group.named_children()]  # type: ignore[operator]
         units += [("conv2", self.conv2), ("pool", partial(F.adaptive_avg_pool2d, output_size=1))]
-        units += [("flatten", _flatten), ("classifier", self.classifier)]
+        units += [("flatten", flatten), ("classifier", self.classifier)]
         stages = tuple(f"blocks.{g}.{GROUPS[g][2] - 1}" for g in (1, 2, 4, 6))
         layout = Layout(
             stem="conv1",

@@ -135,7 +135,7 @@ class ResNet(ImageClassifier):
             # The last block in two units: methods may match the sum before its ReLU.
             units += [(f"{end}.sum", last[1].presum), (end, F.relu)]
             ends.append(end)
-        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", flatten)]
         units += [(self.head, getattr(self, self.head))]
         stages = tuple(ends)
         blocks = ("stem", *(n for n, _ in units if n.startswith("layer") and not n.endswith(".sum")))
@@ -152,7 +152,8 @@ class ResNet(ImageClassifier):
         return Chain(tuple(units), layout)
 
 
-def _flatten(x: Tensor) -> Tensor:
+def flatten(x: Tensor) -> Tensor:
+    """(B, ...) to (B, D)."""
     return x.flatten(1)
 
 

@@ -13,7 +13,7 @@ from kd_methods.views import Chain
 
 from ..entry import family
 from ..image_classifier import ImageClassifier
-from .resnet import _flatten
+from .resnet import flatten
 
 
 def _conv(c_in: int, c_out: int, groups: int = 1) -> nn.Conv2d:
@@ -132,7 +132,7 @@ class ShuffleNet(ImageClassifier):
             ends.append(end)
         head = self._head_units()
         last_map = head[-1][0] if head else ends[-1]
-        units += [*head, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [*head, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", flatten)]
         units += [("linear", self.linear)]
         rectified = [n for n, _ in units if n in ("stem", "conv2") or ("layer" in n and not n.endswith(".sum"))]
         layout = Layout(

@@ -13,7 +13,7 @@ from kd_methods.views import Chain, in_turn
 
 from ..entry import family
 from ..image_classifier import ImageClassifier
-from .resnet import _flatten
+from .resnet import flatten
 
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
@@ -63,7 +63,7 @@ class VGG(ImageClassifier):
             units += [(f"block{i}.conv", in_turn(*block[last:])), (f"block{i}", F.relu)]
             units += [(f"pool{i}", self.pool3 if i == 3 else partial(F.max_pool2d, kernel_size=2))] if i < 4 else []
         rectified = [n for n, _ in units if n.startswith("block") and not n.endswith(".conv")]
-        units += [("pool4", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [("pool4", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", flatten)]
         units += [("classifier", self.classifier)]
         stages = tuple(f"block{i}" for i in range(1, 5))
         layout = Layout(

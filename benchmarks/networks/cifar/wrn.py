@@ -13,7 +13,7 @@ from kd_methods.views import Chain
 
 from ..entry import family
 from ..image_classifier import ImageClassifier
-from .resnet import _flatten
+from .resnet import flatten
 
 
 class Block(nn.Module):
@@ -85,7 +85,7 @@ class WideResNet(ImageClassifier):
                     units.append((unit, block))
             stages.append(unit)
         units += [("bn1", self.bn1), ("relu", F.relu), ("pool", partial(F.adaptive_avg_pool2d, output_size=1))]
-        units += [("flatten", _flatten), ("fc", self.fc)]
+        units += [("flatten", flatten), ("fc", self.fc)]
         layout = Layout(
             stem="conv1",
             stages=tuple(stages),

@@ -21,7 +21,7 @@ from kd_methods.contract import Layout
 from kd_methods.views import Chain, in_turn
 from kd_methods.views.layers import evenly_spaced
 
-from ..cifar.resnet import _flatten
+from ..cifar.resnet import flatten
 from ..cifar.vgg import PoolLarge
 from ..image_classifier import ImageClassifier
 
@@ -65,7 +65,7 @@ class VGGBN(ImageClassifier):
             start = pool + 1
         rectified = [n for n, _ in units if n.startswith("block") and not n.endswith(".conv")]
         linear = self.classifier
-        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units += [("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", flatten)]
         units += [
             ("fc1", in_turn(*linear[:2])),
             ("drop1", linear[2]),
@@ -97,7 +97,7 @@ class MobileNetV2Full(ImageClassifier):
 
     def chain(self) -> Chain:
         inner = [(f"features.{i}", block) for i, block in enumerate(self.features)]
-        units = [*inner, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", _flatten)]
+        units = [*inner, ("pool", partial(F.adaptive_avg_pool2d, output_size=1)), ("flatten", flatten)]
         stages = tuple(f"features.{i}" for i in (3, 6, 13, 17))
         layout = Layout(
             stem="features.0",
