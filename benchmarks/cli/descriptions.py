@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ..config.changed_rows import flat
 from ..config.protocol import load_protocol
 from ..config.protocol_words import lines as protocol_lines
-from ..config.table_spec import absent_methods, all_pair_settings, load_table
+from ..config.published import absent_methods, all_pair_settings
+from ..config.table_spec import load_table
 from ..report.citations import entry as bibliography_entry
 from ..report.citations import row_papers
 

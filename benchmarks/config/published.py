@@ -1,14 +1,17 @@
-"""Published values: tables/published/*.csv. Imports no torch."""
+"""What is published: values, and settings where they are not the defaults; from tables/published/. Imports no torch."""
 
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from kd_methods.registry import combined_methods
 from kd_methods.strict import Strict
 
 from ..common.files import read_csv
 from ..common.places import PUBLISHED
+from ..common.yaml_files import merged, read_yaml, validate
 
 
 class PublishedLine(Strict):
@@ -33,3 +36,54 @@ def literature(name: str) -> list[PublishedLine]:
         UserError: there is none, or a line is malformed (file and line are named).
     """
     return read_csv(PUBLISHED / name, PublishedLine)
+
+
+class PairSettings(Strict):
+    """Settings of a method that are published for some pairs, or for all, under one recipe.
+
+    ``also`` are other recipes under which papers quote the method with them. ``our_choice``: nobody published them;
+    they are marked as our choice wherever they show.
+    """
+
+    recipe: str
+    also: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    values: dict[str, Any]
+    source: str
+    our_choice: bool = False
+
+
+def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
+    """What is published for a method on a pair, where it differs from the method's defaults.
+
+    A combination has its own published settings above those of its methods.
+    """
+    methods = combined_methods(method)
+    published = {one: values for one in methods if (values := pair_settings(one, pair, recipe))}
+    entry = pair_entry(method, pair, recipe)
+    return merged(published, entry.values) if entry else published
+
+
+def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
+    """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
+    known = all_pair_settings().get(method, ())
+    entries = (entry for entry in known if recipe in (entry.recipe, *entry.also))
+    names = {pair, pair.partition(":")[0]}  # on one task, and on any
+    return next((entry for entry in entries if names & set(entry.pairs) or not entry.pairs), None)
+
+
+@functools.cache
+def all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
+    """Published settings by method (tables/published/settings.yaml)."""
+    path = PUBLISHED / "settings.yaml"
+    raw = read_yaml(path)
+    return {
+        method: tuple(validate(PairSettings, entry, path, (method, i)) for i, entry in enumerate(entries))
+        for method, entries in raw.items()
+    }
+
+
+@functools.cache
+def absent_methods() -> dict[str, dict[str, str]]:
+    """What others ship and the suite lacks (tables/published/absent.yaml): who ships it, by name and by reason."""
+    return read_yaml(PUBLISHED / "absent.yaml")

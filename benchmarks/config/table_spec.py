@@ -1,19 +1,18 @@
-"""Tables: which cells they need and what is published for them, from tables/. Imports no torch."""
+"""Tables: which cells they need, from tables/. Imports no torch."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from kd_methods.errors import unknown
-from kd_methods.registry import FAMILIES, combined_methods, index
+from kd_methods.registry import FAMILIES, index
 from kd_methods.strict import Strict
 
 from ..common.places import PUBLISHED, TABLES
-from ..common.yaml_files import Misplaced, Shelf, load, merged, read_yaml, validate
+from ..common.yaml_files import Misplaced, Shelf, load, merged
 from .protocol import PROTOCOLS, Protocol
 from .recipe import Optimizer
 
@@ -340,57 +339,6 @@ def _extended(base: dict[str, Any], extending: dict[str, Any]) -> dict[str, Any]
         presets = {name: {**preset, "title": ""} for name, preset in base["presets"].items()}
         base = {**base, "presets": presets}
     return merged(base, extending)
-
-
-class PairSettings(Strict):
-    """Settings of a method that are published for some pairs, or for all, under one recipe.
-
-    ``also`` are other recipes under which papers quote the method with them. ``our_choice``: nobody published them;
-    they are marked as our choice wherever they show.
-    """
-
-    recipe: str
-    also: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    values: dict[str, Any]
-    source: str
-    our_choice: bool = False
-
-
-def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
-    """What is published for a method on a pair, where it differs from the method's defaults.
-
-    A combination has its own published settings above those of its methods.
-    """
-    methods = combined_methods(method)
-    published = {one: values for one in methods if (values := pair_settings(one, pair, recipe))}
-    entry = pair_entry(method, pair, recipe)
-    return merged(published, entry.values) if entry else published
-
-
-def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
-    """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
-    known = all_pair_settings().get(method, ())
-    entries = (entry for entry in known if recipe in (entry.recipe, *entry.also))
-    names = {pair, pair.partition(":")[0]}  # on one task, and on any
-    return next((entry for entry in entries if names & set(entry.pairs) or not entry.pairs), None)
-
-
-@functools.cache
-def all_pair_settings() -> dict[str, tuple[PairSettings, ...]]:
-    """Published settings by method (tables/published/settings.yaml)."""
-    path = PUBLISHED / "settings.yaml"
-    raw = read_yaml(path)
-    return {
-        method: tuple(validate(PairSettings, entry, path, (method, i)) for i, entry in enumerate(entries))
-        for method, entries in raw.items()
-    }
-
-
-@functools.cache
-def absent_methods() -> dict[str, dict[str, str]]:
-    """What others ship and the suite lacks (tables/published/absent.yaml): who ships it, by name and by reason."""
-    return read_yaml(PUBLISHED / "absent.yaml")
 
 
 def table_folder_of(table: str, preset: str, usual: Protocol, protocol: Protocol, uniform: bool = False) -> str:

@@ -13,7 +13,7 @@ from ..common.devices import check_precision
 from ..common.devices import device as choose
 from ..common.environment import describe
 from ..config.protocol import load_protocol
-from ..config.table_spec import pair_settings
+from ..config.published import pair_settings
 from ..networks import NetworkView
 from ..store.cell import Cell, TeacherRef
 from ..store.make_cell import Distillation, make_cell

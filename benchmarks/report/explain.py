@@ -16,7 +16,8 @@ from ..common.console import say
 from ..common.places import PROGRAM
 from ..config.changed_rows import flat
 from ..config.protocol import Changes, Protocol, load_protocol
-from ..config.table_spec import TableSpec, load_table, pair_entry, table_folder_of, table_names
+from ..config.published import pair_entry
+from ..config.table_spec import TableSpec, load_table, table_folder_of, table_names
 from ..store import documents, manifest
 from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow
 from ..store.runs import Run, Store

@@ -11,8 +11,8 @@ from helpers.tables import methods_of_tables
 from benchmarks import networks
 from benchmarks.common.places import PUBLISHED, TABLES
 from benchmarks.config.protocol import load_protocol, protocol_names
-from benchmarks.config.published import literature
-from benchmarks.config.table_spec import all_pair_settings, load_table, pair_settings, table_names
+from benchmarks.config.published import all_pair_settings, literature, pair_settings
+from benchmarks.config.table_spec import load_table, table_names
 from kd_methods import registry
 
 SAME_FAMILY = [

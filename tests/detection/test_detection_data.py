@@ -16,7 +16,8 @@ from helpers.detection import CPU, needs_mmdetection
 
 from benchmarks.common.places import ROOT
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import load_table, pair_settings
+from benchmarks.config.published import pair_settings
+from benchmarks.config.table_spec import load_table
 from benchmarks.detection.networks import configurations
 from benchmarks.tasks import get_task
 from kd_methods import registry

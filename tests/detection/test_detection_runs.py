@@ -26,7 +26,7 @@ from benchmarks.common.seeding import seed_all
 from benchmarks.common.weights import load_weights, to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import pair_settings
+from benchmarks.config.published import pair_settings
 from benchmarks.detection import engine
 from benchmarks.driver.verify import protocol_of, verify
 from benchmarks.store import exchange

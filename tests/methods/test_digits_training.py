@@ -15,7 +15,7 @@ from helpers.watchers import ForwardingWatcher
 import kd_methods
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import pair_settings
+from benchmarks.config.published import pair_settings
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.make_cell import Distillation, make_cell, student_cell

@@ -11,7 +11,8 @@ from ...common.files import canonical, digest
 from ...common.yaml_files import merged
 from ...config.changed_rows import ChangedRow, flat
 from ...config.protocol import load_protocol
-from ...config.table_spec import METRICS, Pair, Row, pair_entry, pair_settings
+from ...config.published import pair_entry, pair_settings
+from ...config.table_spec import METRICS, Pair, Row
 from ...cost.measuring import cost_key
 from ...store.cell import Cell, TeacherRef
 from ...store.manifest import (

@@ -16,8 +16,8 @@ from ...common.yaml_files import merged, read_value
 from ...config.changed_rows import ChangedRow, base_and_changes, changed_id, changed_title, flat
 from ...config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ...config.protocol_words import lines as protocol_lines
-from ...config.published import literature
-from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, pair_settings, table_folder_of
+from ...config.published import literature, pair_settings
+from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, table_folder_of
 from ...store.cell import Cell, TeacherRef
 from ...store.make_cell import Distillation, make_cell, student_cell
 from ...store.selection import Selection

@@ -13,7 +13,8 @@ from helpers.plans import CPU, TABLE, entry, keys, plan, teacher_file
 from benchmarks import tasks
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import load_table, pair_settings, table_names
+from benchmarks.config.published import pair_settings
+from benchmarks.config.table_spec import load_table, table_names
 from benchmarks.cost.cards import speed
 from benchmarks.driver.engines.counting import at_once
 from benchmarks.driver.planning.estimate import Estimate
