@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -46,12 +47,8 @@ def page() -> str:
         "says what differs from that shipped one: mappings are merged key by key, all else is replaced.",
     ]
     for title, described in (TABLE | PROTOCOL).items():
-        lines += [
-            "",
-            f"## {title}" if " " in title else f"### `{title}`",
-            "",
-            (described.__doc__ or "").split("\n\n")[0],
-        ]
+        heading = f"## {title}" if " " in title else f"### `{title}`"
+        lines += ["", heading, "", inspect.cleandoc(described.__doc__ or "")]
         lines += ["", "| Key | Value | Default | Meaning |", "| --- | --- | --- | --- |"]
         lines += [_row(name, field) for name, field in described.model_fields.items()]
         if described is TableSpec:

@@ -130,7 +130,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
 
 def unlockable(folder: Path, error: OSError) -> DiskError:
     """The error for a file system without locks, as Lustre is where it is not mounted with them."""
-    return DiskError(f"cannot lock {folder}: {error.strerror}; choose a folder on a file system with locks (--output)")
+    return DiskError(f"cannot lock {folder}: {error.strerror}; choose a folder on a file system with locks")
 
 
 class NoFile(UserError):

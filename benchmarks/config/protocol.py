@@ -52,7 +52,7 @@ _OF_IMAGES = (
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
-    What is left at its default is no part of a cell's identity (:meth:`identity`).
+    What is left at its default is no part of a cell's identity.
     """
 
     name: str = Field(description="its name; captions and the folders of tables have it")
@@ -73,7 +73,7 @@ class Protocol(Strict):
         default=0,
         ge=0,
         le=LONGEST,
-        description="length that milestones and warm-ups are written for; in another one they move in proportion",
+        description="length that milestones and warm-ups are written for, which move in proportion; by default epochs",
     )
     batch_size: int = Field(ge=1, le=LARGEST, description="samples of an update, of all processes together")
     drop_last: bool = Field(default=False, description="leave out an epoch's last batch where it is a rest")
@@ -97,13 +97,16 @@ class Protocol(Strict):
         default=False, description="onecycle is planned for batches that drop_last leaves out, too, and its end cut off"
     )
     warmup: float = Field(
-        default=0.0, ge=0, lt=1, description="share of all steps over which the rate first rises linearly"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of all steps over which the rate first rises; not of onecycle",
     )
     by_epoch: ByEpoch | None = Field(default=None, description="how cosine_by_epoch and steps_by_epoch move; see below")
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(), description="epochs after which the rate is multiplied by decay"
+        default=(), description="of steps: epochs after which the rate is multiplied by decay"
     )
-    decay: float = Field(default=0.1, gt=0, le=1, description="that factor")
+    decay: float = Field(default=0.1, gt=0, le=1, description="of steps: that factor")
     crop_padding: int = Field(
         default=0, ge=0, description="pixels added on each side, out of which an image's size is cut at random"
     )
@@ -167,7 +170,7 @@ class Protocol(Strict):
     accumulate: int = Field(
         default=1,
         ge=1,
-        description="parts of a batch, each with batch statistics of its own, whose gradients are summed",
+        description="parts of a batch whose gradients are summed; batch statistics and relational losses are of one",
     )
     world_size: int = Field(
         default=1,
@@ -207,6 +210,8 @@ class Protocol(Strict):
             raise Misplaced("one cycle moves the momentum, and dot has two", "optimizer")
         if bool(self.by_epoch) != SCHEDULES.get(self.schedule).by_epoch or (self.by_epoch and self.warmup):
             raise Misplaced("by_epoch belongs to the schedules *_by_epoch, which have no other warmup", "by_epoch")
+        if self.warmup and self.schedule == "onecycle":
+            raise Misplaced("one cycle rises by itself", "warmup")
         if self.plan_dropped and not (self.schedule == "onecycle" and self.drop_last):
             raise Misplaced("for schedule onecycle with drop_last", "plan_dropped")
         if self.precision == "fp16" and self.optimizer.name == "dot":
@@ -255,6 +260,8 @@ class Protocol(Strict):
         values["optimizer"].pop("lr")
         for name in ("crops", "detection"):
             values.get(name, {}).pop("workers", None)
+        if self.crops and self.crops.auto_augment and self.crops.interpolation != "random":
+            values["crops"]["auto_augment"] += ", resampled as the crop"  # earlier versions did so at random
         return values
 
     def on_task(self, task: str) -> Protocol:

@@ -61,9 +61,7 @@ class Row(Strict):
     id: Name = Field(
         description="its name on the command line; another one than the method's where a table shows that twice"
     )
-    method: Name = Field(
-        description="its name (dkd, dkd@ls, crd+kd), or * for every one that shares the field's recipe"
-    )
+    method: Name = Field(description="its name, modified or combined: dkd, dkd@ls, crd+kd")
     title: str = Field(default="", description="as tables print it; by default the method's")
     settings: dict[str, Any] = Field(
         default={}, description="of the method, where they differ from defaults and from those published for the pair"
@@ -191,7 +189,9 @@ class TableSpec(Matrix):
     tasks: tuple[TaskColumn, ...] = Field(
         default=(), description="every pair has a column for each, and one for their mean; written by name, or as below"
     )
-    methods: tuple[Row, ...] = Field(min_length=1, description="rows: written by name, or as below")
+    methods: tuple[Row, ...] = Field(
+        min_length=1, description="rows: by name (*: all that share the field's recipe), or as below"
+    )
     published: str = Field(default="", description="file of tables/published/ with the literature's values")
     quoted: dict[str, str] = Field(
         default={}, description="published rows of methods that the suite does not have, with their titles"

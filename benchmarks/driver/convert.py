@@ -45,9 +45,7 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
         UserError: there is no such form or run, it has no network, or that network cannot be had in this form.
         DiskError: the folder cannot be written; nothing in it has changed then.
     """
-    every = {*FORMS, *(form for engine in engines.ENGINES.mapping().values() for form in engine.forms)}
-    if form not in every:
-        raise unknown("form", form, every)
+    _check(form)
     run, label, status = finished(workspace.output, start)
     document = documents.read(run / "cell.json", documents.Identity)
     cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)
@@ -73,8 +71,10 @@ def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace
         How many were written, and which could not be, and why.
 
     Raises:
-        UserError: nothing was ever planned under that name.
+        UserError: there is no such form, or nothing was ever planned under that name.
+        DiskError: a folder cannot be written.
     """
+    _check(form)
     shown, store = manifest.existing(workspace.output, table_folder), Store(workspace.output)
     runs = {name: key for name, key in names.of_table(shown).items() if not name.startswith(names.TEACHER)}
     states = {key: facts.status["state"] for key, facts in store.facts(runs.values()).items()}
@@ -83,6 +83,8 @@ def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace
     for name, key in done.items():
         try:
             convert(key, form, folder / name, workspace)
+        except DiskError:
+            raise
         except UserError as error:
             workspace.say(f"{name}: {error}")
             refused.append(name)
@@ -90,6 +92,13 @@ def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace
     missing = [f"{len(refused)} not for --to {form}: {', '.join(refused)}"] if refused else []
     missing += [f"{counted(len(runs) - len(done), 'cell')} without a result"] if len(done) < len(runs) else []
     return Outcome(text, "; ".join(missing))
+
+
+def _check(form: str) -> None:
+    """Raise UserError where nothing writes that form."""
+    every = {*FORMS, *(form for engine in engines.ENGINES.mapping().values() for form in engine.forms)}
+    if form not in every:
+        raise unknown("form", form, every)
 
 
 def _safetensors(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:

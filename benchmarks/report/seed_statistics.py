@@ -116,6 +116,11 @@ def with_means(
         return columns, rows
     out: list[Column] = []
     entries: dict[str, dict[str, TableEntry]] = {row.key: dict(row.entries) for row in rows}
+
+    def pair_of(column: Column) -> tuple[str, str, str]:
+        """Two pairs of the same networks may differ in how the student starts."""
+        return column.teacher, column.student, column.key.rpartition(":")[0]
+
     for pair in dict.fromkeys(map(pair_of, columns)):
         of_pair = [column for column in columns if pair_of(column) == pair]
         out += of_pair
@@ -124,21 +129,16 @@ def with_means(
         tasks = [column.task for column in of_pair]
         accuracy = _over_tasks([column.teacher_accuracy for column in of_pair], tasks)
         first, metric = of_pair[0], f"of {len(set(tasks))}"
-        key = f"{_pair_id(first) or first.key}:{MEAN}"
+        key = f"{pair_name(first)}:{MEAN}"
         out.append(Column(key, first.teacher, first.student, accuracy, task=MEAN, metric=metric, titles=first.titles))
         for row in rows:
             entries[row.key][key] = _mean([row.entries.get(column.key, TableEntry()) for column in of_pair], tasks)
     return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
 
 
-def pair_of(column: Column) -> tuple[str, str, str]:
-    """Its networks are not enough: two pairs of the same ones may differ in how the student starts."""
-    return column.teacher, column.student, _pair_id(column)
-
-
-def _pair_id(column: Column) -> str:
-    """Of a column ``PAIR:TASK``; empty where the column was not made of a pair and a task."""
-    return column.key.rpartition(":")[0]
+def pair_name(column: Column) -> str:
+    """The pair of a column ``PAIR:TASK``; of a column that was not made of both its own key."""
+    return column.key.rpartition(":")[0] or column.key
 
 
 def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:

@@ -254,10 +254,10 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
             begun += [unfinished.run for unfinished in theirs.begun]
             if left := _merge(theirs.ended, store, Path(folder), say).missing:
                 say(f"{store}: {left}")
-        for their in begun:
+        for their in sorted(begun, key=lambda run: len(run.saved), reverse=True):
             run = Store(Path(folder)).run(their.key)
-            if not run.ended and (not run.path.exists() or len(run.saved) < len(their.saved)):
-                run.take(their, lambda line: None)
+            if not run.path.exists():
+                run.take(their, say)
         yield Path(folder)
 
 

@@ -79,6 +79,6 @@ def of_cell(error: BaseException, building: bool = False, alone: bool = False) -
 def line(error: BaseException) -> str:
     """An error in one line, with its type where the message does not do without."""
     if isinstance(error, UserError):  # torch puts the traceback before one of a process that loads data
-        return (str(error).splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        return (str(error).splitlines() or [""])[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
     message = " ".join(str(error).split())
     return message if isinstance(error, Diverged | Refused) else f"{type(error).__name__}: {message}"

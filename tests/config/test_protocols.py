@@ -207,6 +207,7 @@ def test_recipes_that_do_not_fit_are_said() -> None:
         (text, {"label_smoothing": 0.1}, "for images, without max_length"),
         (text, {"flip": True}, "for images, without max_length"),
         (usual, {"tokenizer": "folder"}, "for texts, with max_length"),
+        (usual, {"schedule": "onecycle", "warmup": 0.1}, "one cycle rises by itself"),
         (load_protocol("imagenet-100").model_dump(), {"rotation": 15}, "that lie on the device, without crops"),
         (load_protocol("imagenet-100").model_dump(), {"crop_padding": 4}, "that lie on the device, without crops"),
         (load_protocol("coco-1x").model_dump(), {"ema": 0.9}, "not for detection: ema"),

@@ -268,9 +268,9 @@ def test_an_image_that_cannot_be_decoded_is_one_line(shapes: Path, tmp_path: Pat
     path = tmp_path / "kd-shapes" / "val2017" / "0003.png"
     path.write_bytes(path.read_bytes()[:20])
     job = job_of(tmp_path, tmp_path)
-    status = train(job, tmp_path / "out").run(job.cell).status
-    assert status["state"] == "failed"
-    assert status["message"] == f"{path} is no readable image (AssertionError); replace it"
+    with pytest.raises(DiskError, match=rf"^{path} is no readable image \(AssertionError\); replace it$"):
+        train(job, tmp_path / "out")
+    assert Store(tmp_path / "out").run(job.cell).state == "running", "its data concern every cell, and it goes on"
 
 
 def test_a_method_that_exits_fails_its_cell_and_a_full_disk_ends_the_run(

@@ -19,7 +19,7 @@ from benchmarks.common.weights import to_bytes
 from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver import engines
-from benchmarks.driver.convert import FORMS, convert
+from benchmarks.driver.convert import FORMS, convert, convert_all
 from benchmarks.networks import build_network
 from benchmarks.store import manifest
 from benchmarks.store.cell import Cell, TeacherRef
@@ -29,6 +29,7 @@ from benchmarks.tasks import TASK_SOURCES, TaskSource, get_task
 from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageTask
 from kd_methods.errors import DiskError, UserError
+from tests.helpers import stores
 from tests.helpers.manifests import FACTS
 from tests.helpers.stores import TABLE_FOLDER, shown
 
@@ -155,6 +156,23 @@ def test_every_finished_run_of_a_table_is_written_under_its_name(tmp_path: Path)
     for words in (["x", "--all", TABLE_FOLDER], []):
         call = CliRunner().invoke(cli, ["convert", *words, "--to", "timm", "--output", str(tmp_path)])
         assert "convert takes a RUN, or --all TABLE" in str(call.exception)
+
+
+def test_what_concerns_all_networks_of_a_table_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "existing", lambda *_: pytest.fail("nothing is looked for"))
+    with pytest.raises(UserError, match="unknown form 'tim'; did you mean timm"):
+        convert_all("mine", "tim", tmp_path, place(tmp_path))
+
+
+def test_a_full_disk_ends_the_conversion_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores.table(tmp_path, "student", "kd")
+
+    def full(*_: Any) -> None:
+        raise DiskError("no room")
+
+    monkeypatch.setattr("benchmarks.driver.convert.convert", full)
+    with pytest.raises(DiskError, match="no room"):
+        convert_all(TABLE_FOLDER, "safetensors", tmp_path / "all", place(tmp_path))
 
 
 def test_the_command_offers_every_form() -> None:

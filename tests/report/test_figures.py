@@ -56,6 +56,14 @@ def test_a_figure_names_the_task_and_the_metric_where_a_table_has_several() -> N
     assert [len(line.get_xdata()) for line in drawn["best-last"].axes[0].lines] == [2, 1], "a run, not a metric"
 
 
+def test_pairs_that_differ_in_how_the_student_starts_are_both_drawn() -> None:
+    columns = tuple(Column(key, "T", "S", task="coco", metric="mAP") for key in ("plain", "inheriting"))
+    entry = TableEntry((SeedResult(0, "done", 50.0, 51.0),))
+    rows = (TableRow("kd", "KD", "logit", {column.key: entry for column in columns}),)
+    drawn = dict(table_figures._figures(Table("t", "T", "AP", columns, rows), {}, None))
+    assert len(drawn["best-last"].axes[0].lines[0].get_xdata()) == 2
+
+
 def test_a_mean_curve_is_over_the_seeds_that_went_the_whole_way() -> None:
     curves = [(1.0, 2.0, 3.0), (), (5.0, 5.0), (3.0, 4.0, 5.0)]
     assert whole(curves) == [curves[0], curves[3]] and mean_curve(curves) == [2.0, 3.0, 4.0]

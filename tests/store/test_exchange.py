@@ -196,9 +196,10 @@ def test_epochs_of_first_phases_count(tmp_path: Path) -> None:
 
 def test_of_two_stores_shown_as_one_the_further_run_counts(tmp_path: Path) -> None:
     for name, epochs in (("a", 1), ("b", 3), ("c", 2)):
-        begin(tmp_path / name, KD, epochs)
+        run = begin(tmp_path / name, KD, epochs)
+        (run / "checkpoint.pt").rename(run / "mmengine")  # as of detection, whose checkpoints stay behind
     with merged([tmp_path / name for name in "abc"], pytest.fail) as both:
-        assert Store(both).run(KD).saved_epochs == 3
+        assert len(Store(both).run(KD).metrics) == 3
 
 
 def test_a_run_that_ends_while_others_are_merged_stays(

@@ -232,6 +232,8 @@ def test_cifar_without_data(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     task = get_task(name)
     for download in (True, False):
         one_line(lambda d=download: task.samples(tmp_path, download=d), name.upper(), folder, "--data-root")  # type: ignore[misc]
+    (tmp_path / "file").touch()  # a data root that cannot be written is one without data, too
+    one_line(lambda: get_task(name).samples(tmp_path / "file" / "data"), name.upper(), folder, "--data-root")
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "train").write_bytes(b"half")
     one_line(lambda: task.samples(tmp_path), "damaged or incomplete", "unpack it again")

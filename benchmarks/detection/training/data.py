@@ -16,7 +16,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError
 
 from ...common.seeding import derive, generator, seed_all
 from ..tasks.coco import DetectionFiles, DetectionSplit
@@ -106,7 +106,7 @@ class LoadImage(LoadImageFromFile):
             return super().transform(results)
         except Exception as error:
             kind = type(error).__name__
-            raise UserError(f"{results['img_path']} is no readable image ({kind}); replace it") from None
+            raise DiskError(f"{results['img_path']} is no readable image ({kind}); replace it") from None
 
 
 def _dataset(split: DetectionSplit, classes: tuple[str, ...], pipeline: list[Any], test: bool) -> DetectionDataset:

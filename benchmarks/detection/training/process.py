@@ -96,7 +96,7 @@ def _train(job: DetectionJob, send: Send, folder: Path) -> str | DiskError:
         model = unwrapped(runner)
         finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
     except DiskError as error:
-        return error
+        return DiskError(line(error))
     except BaseException as error:
         if failure := marked(run, error, alone=True, epoch=len(run.metrics) + 1):
             return failure.state

@@ -10,7 +10,7 @@ from typing import Any
 from ...config.table_spec import METRICS
 from ..layouts.cost_table import MIB, rate, reference, unit
 from ..model import HELD, MEAN, Column, CostTable, Table
-from ..seed_statistics import gap, mean_curve, pair_of, summarise, whole
+from ..seed_statistics import gap, mean_curve, pair_name, summarise, whole
 from ..table_layout import on_task
 from .cost_figures import accuracy
 from .drawing import COLOURS, DOT, above, beside, figure, filled, look, write
@@ -111,10 +111,10 @@ def _memory(cost: CostTable, column: Column) -> Any:
 
 def _best_less_last(table: Table) -> dict[str, list[float]]:
     """Best less last epoch of every finished run, by title; where a run has several metrics, in that named first."""
-    first: dict[tuple[str, ...], Column] = {}
+    first: dict[tuple[str, str], Column] = {}
     for column in table.columns:
         if column.task != MEAN:
-            first.setdefault((*pair_of(column), column.task), column)
+            first.setdefault((pair_name(column), column.task), column)
     by_title: dict[str, list[float]] = {}
     for row in table.rows:
         runs = [run for column in first.values() if (entry := row.entries.get(column.key)) for run in entry.runs]

@@ -14,13 +14,16 @@ REFERENCES = ("kd", STUDENT)
 
 MIB = 2**20
 
+MEDIAN = "of the median step, or of loading alone where that was measured and takes longer"
+"""What a throughput is of."""
+
 UNITS = {"text": "sequences"}
 """What a network reads in a second, where that is not images."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Inputs per second: of the median step, half the range of the middle half of the steps, and beside KD's."""
+    """Inputs per second as measured, half the range of the middle half of the steps' rates, and beside KD's."""
 
     value: float
     spread: float | None
@@ -35,7 +38,7 @@ def reference(cost: CostTable) -> CostRow | None:
 def rate(entry: CostEntry | None, base: CostEntry | None) -> Rate | None:
     """The throughput of a cell, beside that of the reference in the same column.
 
-    Both are of the median step, so a row's ratio is its throughput by the reference's, and the reference's is 1.
+    Both are measured alike, so a row's ratio is its throughput by the reference's, and the reference's is 1.
     """
     if entry is None or not entry.images_per_second:
         return None
@@ -193,9 +196,7 @@ def _notes(cost: CostTable, split: bool) -> tuple[tuple[str, str], ...]:
             ("Measured with", f"{text}: {'; '.join(cells)}.") for text, cells in settings.items() if text != usual
         ]
     if any(len(entry.step_seconds) > 3 for entry in entries):
-        notes.append(
-            ("±", f"half the interquartile range of the steps; {unit(cost)} and {TIMES} are of the median step.")
-        )
+        notes.append(("±", f"half the interquartile range of the steps; {unit(cost)} and {TIMES} are {MEDIAN}."))
     kinds = dict.fromkeys(entry.memory_kind for entry in entries)
     if kinds:
         device = "" if any("CUDA" in kind for kind in kinds) else ", not memory of a device"

@@ -27,7 +27,7 @@ from ..table_layout import (
     signed,
 )
 from . import accuracy_table as full
-from .cost_table import MIB, number, over_columns, reference, unit
+from .cost_table import MEDIAN, MIB, number, over_columns, reference, unit
 
 TITLE, NAME = 80, 40
 """Characters of a title and of other names that leave a caption at two lines; the appendix has all in full."""
@@ -215,7 +215,7 @@ class _Printer:
             yield MISSING, "missing."
         if self.cost:
             kinds = {entry.memory_kind for row in self.cost.rows for entry in row.entries.values()}
-            over = "over all pairs, greatest peak" if len(self.cost.columns) > 1 else "of the median step"
+            over = "over all pairs, greatest peak" if len(self.cost.columns) > 1 else MEDIAN
             yield "Cost", f"{over}; memory: {', '.join(sorted(kinds))}."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kd_methods.errors import UserError
+from kd_methods.errors import DiskError, UserError
 
 from ...common.files import locked
 from ..base import NoData
@@ -38,7 +38,7 @@ def load(data_set: str, root: Path, download: bool) -> tuple[Split, Split]:
         if place is None:
             _download(dataset, root, FOLDERS[data_set])
         splits = [dataset(str(place or root), train=train) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, DiskError) as error:
         if place:
             raise UserError(
                 f"{place / FOLDERS[data_set]} is damaged or incomplete ({error}); unpack it again"
