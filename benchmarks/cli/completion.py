@@ -52,6 +52,14 @@ def answered(cli: click.Command) -> bool:
     return True
 
 
+FORMS = ("hf", "mmdet", "onnx", "safetensors", "timm")
+"""As what `convert` writes a student; the engines that plugins bring have others."""
+
+
+def forms(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return _starting(incomplete, list(FORMS))
+
+
 def _starting(incomplete: str, names: list[str]) -> list[CompletionItem]:
     """The names that begin so; behind a comma those that can follow."""
     before, comma, last = incomplete.rpartition(",")

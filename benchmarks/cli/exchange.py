@@ -93,7 +93,10 @@ def verify(workspace: Callable[[], Workspace], file: Path) -> None:
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--to", "form", required=True, help="For which library: timm, hf, mmdet, onnx or safetensors.")
+@click.option(
+    "--to", "form", required=True, metavar="FORM", shell_complete=completion.forms,
+    help=f"For which library: {', '.join(completion.FORMS)}.",
+)  # fmt: skip
 @click.option(
     "--all", "table", metavar="TABLE", help="Every finished run of a table, each in a folder of its name.",
     shell_complete=completion.tables,
