@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 ROOMS = find_packages(include=["benchmarks", "benchmarks.*"])
 KINDS = ("*.yaml", "*.csv", "*.bib", "*.md", "*.zip")
-DATA = {".".join(("kdbench", *path.parent.parts)): path.parent for kind in KINDS for path in Path("tables").rglob(kind)}
+FILES = [path for kind in KINDS for path in Path("tables").rglob(kind) if "unfinished" not in path.parts]
+DATA = {".".join(("kdbench", *path.parent.parts)): path.parent for path in FILES}
 
 setup(
     packages=[

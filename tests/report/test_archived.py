@@ -37,6 +37,14 @@ def test_what_ships_gives_the_page_beside_it(file: Path, tmp_path: Path) -> None
     assert len(exchange.import_(file, tmp_path / "store").added) > 1
 
 
+@pytest.mark.parametrize("file", sorted((TABLES / "unfinished").glob("*.zip")), ids=lambda file: file.stem)
+def test_what_goes_on_elsewhere_is_whole_and_no_result(file: Path, tmp_path: Path) -> None:
+    taken = exchange.import_(file, tmp_path, pytest.fail)
+    assert taken.begun and not taken.missing and file.stem in taken.tables
+    listed = (file.parent / "README.md").read_text(encoding="utf-8")
+    assert f"`{file.stem}`" in listed and file.stem not in {other.stem for other in SHIPPED}
+
+
 def test_an_archive_is_rendered_beside_the_store(tmp_path: Path) -> None:
     store, output = table(tmp_path / "store", "student", "kd"), tmp_path / "output"
     exchange.export(store, tmp_path / f"{TABLE_FOLDER}.zip", [TABLE_FOLDER])
