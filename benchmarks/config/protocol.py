@@ -16,7 +16,7 @@ from ..common.files import complaint
 from ..common.places import TABLES
 from ..common.yaml_files import Misplaced, Shelf, load, merged
 from .deviations import shortest
-from .recipe import LARGEST, LONGEST, Answers, ByEpoch, Crops, Detection, Means, Mixing, Optimizer, Rate, Stds
+from .recipe import LARGEST, LONGEST, Answers, BelowOne, ByEpoch, Crops, Detection, Means, Mixing, Optimizer, Rate, Stds
 from .schedules import SCHEDULES
 
 
@@ -96,11 +96,8 @@ class Protocol(Strict):
     plan_dropped: bool = Field(
         default=False, description="onecycle is planned for batches that drop_last leaves out, too, and its end cut off"
     )
-    warmup: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of all steps over which the rate first rises; not of onecycle",
+    warmup: BelowOne = Field(
+        default=0.0, description="share of all steps over which the rate first rises; not of onecycle"
     )
     by_epoch: ByEpoch | None = Field(default=None, description="how cosine_by_epoch and steps_by_epoch move; see below")
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -117,7 +114,7 @@ class Protocol(Strict):
     )
     rotation: float = Field(default=0.0, ge=0, le=180, description="degrees up to which each image is turned")
     crops: Crops | None = Field(default=None, description="of images that are decoded from files; see below")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="of the task's loss")
+    label_smoothing: BelowOne = Field(default=0.0, description="of the task's loss")
     mixing: Mixing | None = Field(
         default=None, description="images of a batch are mixed in pairs, and methods see soft labels; see below"
     )
@@ -130,20 +127,16 @@ class Protocol(Strict):
     task_loss: Literal["ce", "bce"] = Field(
         default="ce", description="cross-entropy, or binary cross-entropy of every class, mean over batch and classes"
     )
-    drop_path: float | None = Field(
+    drop_path: BelowOne | None = Field(
         default=None,
-        ge=0,
-        lt=1,
         description="rate of stochastic depth with which timm builds students; by default each network's own",
     )
-    ema: float = Field(
+    ema: BelowOne = Field(
         default=0.0,
-        ge=0,
-        lt=1,
         description="share that averages of the weights, which are evaluated and saved, keep at each update; 0: none",
     )
-    label_noise: float = Field(
-        default=0.0, ge=0, lt=1, description="share of training labels that are exchanged for another class"
+    label_noise: BelowOne = Field(
+        default=0.0, description="share of training labels that are exchanged for another class"
     )
     teacher_answers: Answers | None = Field(
         default=None, description="wrong, noisy or missing for a share of the images; see below"

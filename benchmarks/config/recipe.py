@@ -16,6 +16,7 @@ def _of_unit_scale(value: float) -> float:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
 Processes = Annotated[int, Field(ge=0, le=1024)]
@@ -25,6 +26,8 @@ ADAPTIVE = {"adamw": "AdamW", "lamb": "LAMB"}
 
 LONGEST, LARGEST = 1_000_000, 2**20
 """Most epochs of a run and samples of a batch."""
+
+Epochs = Annotated[int, Field(ge=0, le=LONGEST)]
 
 
 def _of_three_channels(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -58,13 +61,13 @@ class Optimizer(Strict):
         description="sgd, dot (the distillation-oriented trainer), adamw, lamb, or one that a plugin brings",
     )
     lr: float = Field(gt=0, description="learning rate of a batch")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; of adamw and lamb the first beta")
+    momentum: BelowOne = Field(default=0.9, description="momentum; of adamw and lamb the first beta")
     nesterov: bool = Field(default=False, description="Nesterov's momentum")
     weight_decay: float = Field(default=0.0, ge=0, description="on every parameter; of adamw apart from the gradient")
     delta: float = Field(
         default=0.0, ge=0, description="of dot: task terms have momentum - delta, distillation terms momentum + delta"
     )
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="of adamw and lamb the second beta")
+    beta2: BelowOne = Field(default=0.999, description="of adamw and lamb the second beta")
     clip: float = Field(
         default=0.0, ge=0, description="largest norm of all gradients of a step together; 0 for no limit"
     )
@@ -134,23 +137,16 @@ class Detection(Strict):
 class Answers(Strict):
     """What is wrong with what the teacher says of the training images: of the same ones for every seed."""
 
-    wrong: float = Field(
+    wrong: Share = Field(
         default=0.0,
-        ge=0,
-        le=1,
         description="share of the images about which it gives another one's answer, logits and features alike",
     )
-    missing: float = Field(
+    missing: BelowOne = Field(
         default=0.0,
-        ge=0,
-        lt=1,
         description="share, drawn apart, about which it gives none: their part of every distillation term is zero",
     )
-    corrupted: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share, drawn apart, to whose logits normal noise is added, the same in every epoch",
+    corrupted: Share = Field(
+        default=0.0, description="share, drawn apart, to whose logits normal noise is added, the same in every epoch"
     )
     noise: float = Field(
         default=1.0, gt=0, description="standard deviation of the noise, over that of the image's own logits"
@@ -200,7 +196,7 @@ class Crops(Strict):
         description="range of brightness, contrast and saturation; not used beside auto_augment, as in timm",
     )
     auto_augment: str = Field(default="", description="as timm's create_transform has it, such as rand-m9-mstd0.5-inc1")
-    erase: float = Field(default=0.0, ge=0, le=1, description="probability that a random part of the image is erased")
+    erase: Share = Field(default=0.0, description="probability that a random part of the image is erased")
     erase_fill: Literal["mean", "noise"] = Field(
         default="mean",
         description="by the mean colour, or by timm's noise: each value is standard normal after the normalisation",
@@ -239,14 +235,12 @@ class Crops(Strict):
 class ByEpoch(Strict):
     """A rate that moves from epoch to epoch, as timm's schedulers step it; epochs are the recipe's."""
 
-    warmup: int = Field(default=0, ge=0, le=LONGEST, description="epochs over which the rate rises linearly")
+    warmup: Epochs = Field(default=0, description="epochs over which the rate rises linearly")
     first: float = Field(default=0.0, ge=0, description="rate with which the warm-up begins (timm's warmup_lr)")
     last: float = Field(
         default=0.0, ge=0, description="rate that half a cosine ends in (timm's min_lr), one epoch after the last"
     )
-    late: int = Field(
-        default=0, ge=0, le=LONGEST, description="epochs by which the schedule lags: the first rate stays so long"
-    )
+    late: Epochs = Field(default=0, description="epochs by which the schedule lags: the first rate stays so long")
 
 
 class Mixing(Strict):

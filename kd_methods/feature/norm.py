@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
+from ..functional.feature import smaller_size
 from ..registry import register
 
 
@@ -83,7 +84,7 @@ class NORM(Method[Settings]):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config, expanded, target = self.settings, student["norm_expand"][:, self.width :], teacher.last_map
-        size = min(expanded.shape[2], target.shape[2]), min(expanded.shape[3], target.shape[3])
+        size = smaller_size(expanded.shape, target.shape)
         expanded, target = (F.adaptive_max_pool2d(x, size) for x in (expanded, target))
         term = config.copies * functional.hint(expanded, target.repeat(1, config.copies, 1, 1))
         return Losses(

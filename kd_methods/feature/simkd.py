@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
 from ..contract import Batch, Card, Layout, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
-from ..functional.feature import same_size
+from ..functional.feature import pooled, same_size, smaller_size
 from ..registry import register
 from ._connectors import spatial
 from ._maps import only_pools
@@ -30,8 +29,7 @@ class Projector(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return super().forward(spatial(x)).squeeze(2).transpose(1, 2)
-        size = min(x.shape[-2], self.size[0]), min(x.shape[-1], self.size[1])
-        return super().forward(x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size))
+        return super().forward(pooled(x, smaller_size(x.shape, self.size)))
 
 
 def bottleneck(c_in: int, c_out: int, factor: int, tokens: bool = False) -> Iterator[nn.Module]:

@@ -318,11 +318,20 @@ def appearance_consistency(student_maps: Sequence[Sequence[Tensor]], teacher_map
     return torch.stack(terms).sum()
 
 
+def smaller_size(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the smaller one of two shapes (..., H, W), each for itself."""
+    return min(a[-2], b[-2]), min(a[-1], b[-1])
+
+
+def pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (B, C, H, W) average-pooled to a size, unless it has that."""
+    return x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size)
+
+
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, C, H, W), the larger one average-pooled to the size of the smaller one, in height and in width."""
-    height, width = min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])
-    a, b = (x if x.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width)) for x in (a, b))
-    return a, b
+    size = smaller_size(a.shape, b.shape)
+    return pooled(a, size), pooled(b, size)
 
 
 def _attention(x: Tensor, p: int) -> Tensor:

@@ -29,8 +29,8 @@ def draw(table: Table, curves: Curves, cost: CostTable | None, folder: Path) -> 
 
 def _figures(table: Table, curves: Curves, cost: CostTable | None) -> Iterator[tuple[str, Any]]:
     """(name, figure) of what the table has something for."""
+    known = {(row, column) for (row, column, _), values in curves.items() if values}
     for column in table.columns:
-        known = {(row, place) for (row, place, _), values in curves.items() if values}
         rows = [row for row in table.rows if (row.key, column.key) in known]
         for start in range(0, len(rows), LINES):
             page = f"-{start // LINES + 1}" if len(rows) > LINES else ""
