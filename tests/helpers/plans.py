@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.user_folder import PLUGIN
 
 from benchmarks.common.workspace import Workspace
 from benchmarks.driver.planning.plan import Plan, Request, make
@@ -22,21 +23,7 @@ methods: [student, kd, dkd, {id: kd-2, method: kd, settings: {temperature: 2}}]
 presets:
   paper: {protocol: digits-demo, seeds: [0, 1]}
 """
-METHOD = """\
-import kd_methods
-from kd_methods.contract import Card, Losses, Method, Needs
-
-
-@kd_methods.register
-class Mine(Method):
-    "A user's own."
-
-    card = Card(name="plan_mine", version=1, family="logit", title="Mine")
-    needs = Needs(teacher=("logits",))
-
-    def losses(self, student, teacher, batch, progress):
-        return Losses(task={"task": batch.loss(student.logits)})
-"""
+METHOD = PLUGIN.replace('name="mine"', 'name="plan_mine"')
 
 
 def plan(table: str, zoo: Zoo, **request: Any) -> Plan:
