@@ -43,12 +43,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
 def refusal(path: Path, content: bytes | str, read: Callable[[Path], Any] | None = None) -> str:
     """The one line with which a file of that content is refused."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         (read or READERS[path.suffix[1:]])(path)
     line = str(caught.value)
     assert str(path) in line and "\n" not in line and len(line) < 600
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     return line.replace(str(path), path.name)
 
 

@@ -292,7 +292,7 @@ class TwoLayers(nn.Module):
 
 def is_read_or_refused(path: Path) -> None:
     """It is ordinary tensors that fit, or one line; and it does not take long."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         read_weights = take(path, lambda _: TwoLayers())
     except UserError as error:
@@ -303,7 +303,7 @@ def is_read_or_refused(path: Path) -> None:
             k: v.shape for k, v in wanted.items()
         }
         assert all(value.isfinite().all() for value in read_weights.weights.values())
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @bounded

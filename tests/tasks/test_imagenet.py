@@ -138,7 +138,6 @@ def test_bad_images_and_folders_are_one_line(tmp_path: Path) -> None:
 
 
 def test_loader_processes_outlive_a_signal_to_all_but_not_for_ever(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streamed, "PATIENCE", 1)
     data = opened(write_images(tmp_path), crops=Crops(workers=2))
     whole = [batch.indices for batch in data.batches(0, 1)]
     batches = data.batches(0, 1)
@@ -154,6 +153,7 @@ def test_loader_processes_outlive_a_signal_to_all_but_not_for_ever(tmp_path: Pat
         held.append(data.batches(0, 1))
         next(held[0])
 
+    monkeypatch.setattr(streamed, "PATIENCE", 1)
     held: list[Any] = []
     process = multiprocessing.get_context("fork").Process(target=left_behind)
     process.start()
