@@ -112,9 +112,14 @@ def register(cls: M) -> M:
     return cls
 
 
+def brought() -> dict[str, type[Method[Any]]]:
+    """The methods that do not ship with the suite, by name."""
+    return {name: cls for name, cls in _classes.items() if name not in index()}
+
+
 def available() -> list[str]:
     """Names of all methods, plugins included, in the order of tables; without modified and combined ones."""
-    return [*index(), *(name for name in _classes if name not in index())]
+    return [*index(), *brought()]
 
 
 def modifiers() -> dict[str, Modifier]:

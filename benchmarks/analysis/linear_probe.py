@@ -6,6 +6,7 @@ Supplement table 4 of letKD (arXiv 2309.02843) compares the input and the output
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -16,16 +17,15 @@ from kd_methods.views import TEACHER_TAIL
 from ..common.weights import load_weights
 from ..networks import NetworkView
 from ..store.cell import Cell
-from ..store.runs import Store
 from ..tasks import TaskData
 from .restored import restored
 
 BATCH = 250
 
 
-def trained(cell: Cell, data: TaskData, store: Store) -> NetworkView:
-    """The network of a finished cell as it was trained, with its weights."""
-    network = restored(cell, data, load_weights(store.run(cell).student())).student.eval()
+def trained(cell: Cell, data: TaskData, weights: Path) -> NetworkView:
+    """The network of a finished cell as it was trained, with the weights of its run's file."""
+    network = restored(cell, data, load_weights(weights)).student.eval()
     assert isinstance(network, NetworkView)
     return network
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @options.pairs
 @options.seeds
 @options.epochs
+@options.threads
 @in_workspace
 def probe(workspace: Callable[[], Workspace], table: str, preset: str, epochs: int | None, **asked: Any) -> None:
     """Linear probe of TABLE's finished students: classes read off the last stage's first block."""
@@ -58,6 +59,7 @@ def probe(workspace: Callable[[], Workspace], table: str, preset: str, epochs: i
     "--self-pairs/--no-self-pairs", default=True, show_default=True,
     help="S with every image's pair with itself, as the public code has it.",
 )  # fmt: skip
+@options.threads
 @in_workspace
 def quality_of(
     workspace: Callable[[], Workspace], teacher: str, protocol_name: str, layers: int, entropy_norm: Any,

@@ -67,7 +67,7 @@ pairs = click.option(
     "--pairs", help="Columns (teacher-student), in this order, comma-separated; default: all.",
     shell_complete=completion.pairs,
 )  # fmt: skip
-seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's.")
+seeds = click.option("--seeds", help="Seeds, comma-separated; default: the preset's, of `render` all in the store.")
 epochs = click.option("--epochs", type=int, help="Another length; milestones and warm-ups scale.")
 holdout = click.option(
     "--holdout", type=click.IntRange(min=0), help="Test on N held-out training images (5000 for 45k/5k)."
@@ -93,9 +93,9 @@ _executor = click.option(
     help="Processes of this machine, or tasks of Ray (extra [cluster]).",
 )  # fmt: skip
 _address = click.option("--address", help="Of a Ray cluster, for example auto; default: Ray on this machine alone.")
-_threads = click.option(
+threads = click.option(
     "--threads", type=click.IntRange(min=1), envvar="OMP_NUM_THREADS", default=1, show_default=True,
-    help="Of each worker on a CPU; results depend on it.",
+    help="On a CPU, of each process that computes; results depend on it.",
 )  # fmt: skip
 settings = click.option(
     "--settings", type=click.Choice(["published", "uniform"]), default="published", show_default=True,
@@ -120,23 +120,18 @@ def crew(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of who computes, handed to the command as one argument ``crew``, a function: it imports torch."""
 
     @functools.wraps(command)
-    def with_crew(
-        workers: int | None, per_gpu: int, threads: int, executor: str, address: str | None, **arguments: Any
-    ) -> Any:
+    def with_crew(workers: int | None, per_gpu: int, executor: str, address: str | None, **arguments: Any) -> Any:
         if address and executor != "ray":
             raise UserError(f"--address {address} is that of a Ray cluster: add --executor ray")
 
         def made() -> Crew:
-            import torch
-
             from ..driver.execution.crew import Crew
 
-            torch.set_num_threads(threads)
             return Crew(workers, per_gpu, (address or "") if executor == "ray" else None)
 
         return command(crew=made, **arguments)
 
-    return _workers(_per_gpu(_threads(_executor(_address(with_crew)))))
+    return _workers(_per_gpu(threads(_executor(_address(with_crew)))))
 
 
 def page(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,13 +170,15 @@ def page(command: Callable[..., Any]) -> Callable[..., Any]:
 def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of folders, device and plugins, handed to the command as one argument.
 
-    ``workspace`` is a function, called once the command's other words are checked: it imports torch.
+    ``workspace`` is a function, called once the command's other words are checked: it imports torch. It also sets the
+    number of threads, of commands with that option.
     """
 
     @functools.wraps(command)
     def with_workspace(
-        device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path], **arguments: Any
-    ) -> Any:
+        device: str, data_root: Path, checkpoints: Path, output: Path, plugins: Sequence[Path],
+        threads: int | None = None, **arguments: Any,
+    ) -> Any:  # fmt: skip
         # Before anything is read: files may name what a plugin brings.
         from ..common.plugins import load
 
@@ -191,6 +188,10 @@ def in_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
             from ..common.devices import device as chosen_device
             from ..common.workspace import Workspace
 
+            if threads is not None:
+                import torch
+
+                torch.set_num_threads(threads)
             return Workspace(chosen_device(device), data_root, checkpoints, output, registered, tuple(plugins))
 
         return command(workspace=workspace, **arguments)

@@ -106,6 +106,7 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
 @click.argument("network")
 @click.option("--protocol", "protocol_name", default="cifar100-crd240", show_default=True)
 @options.epochs
+@options.threads
 @in_workspace
 def teachers_train(workspace: Callable[[], Workspace], network: str, protocol_name: str, epochs: int | None) -> None:
     """Train NETWORK as a teacher (seed 0); tables under the same protocol use it from the store."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from kd_methods.errors import UserError
 
 from .console import say as say_here
-from .files import sha256_file
+from .files import digest, sha256_file
 from .registry import Registry
 
 
@@ -35,14 +35,14 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
     for path in paths:
         if not path.is_file():
             raise UserError(f"--plugin {path}: there is no such file")
-        before = _names()
-        name = f"kd_plugin_{path.stem}"
+        before = _registered()
+        name = f"kd_plugin_{path.stem}_{digest(str(path.resolve()))[:8]}"  # two files may have one name
         spec = importlib.util.spec_from_file_location(name, path)
         if not (spec and spec.loader):
             raise UserError(f"--plugin {path}: a plugin is a Python file, its name ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        digest = sha256_file(path)  # of what is imported, and not of what it is made to while that goes on
+        content = sha256_file(path)  # of what is imported, and not of what it is made to while that goes on
         try:
             with settings_restored() as changed:
                 spec.loader.exec_module(module)
@@ -52,12 +52,14 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
             raise UserError(f"--plugin {path} cannot be imported: {type(error).__name__}: {error}") from None
         if changed:
             say(f"--plugin {path} changes settings of the process ({', '.join(changed)}); they were put back")
-        new = _names() - before
+        new = {name for name, thing in _registered().items() if before.get(name) is not thing}
+        if replaced := sorted(new & before.keys()):
+            raise UserError(f"--plugin {path}: {', '.join(replaced)} is there already, from another file; rename yours")
         if not new:
             raise UserError(
                 f"--plugin {path} registers nothing; use @kd_methods.register, register_network, register_task …"
             )
-        registered.update(dict.fromkeys(new, digest))
+        registered.update(dict.fromkeys(new, content))
     return registered
 
 
@@ -78,8 +80,9 @@ def load_again(paths: Sequence[Path], planned: Mapping[str, str]) -> None:
         )
 
 
-def _names() -> set[str]:
-    import kd_methods
+def _registered() -> dict[str, object]:
+    """What plugins brought, by the kind of its registry (``method:NAME``, ``task:NAME`` …)."""
+    from kd_methods import registry
 
-    brought = {f"{kind}:{name}" for kind, registry in Registry.every.items() for name in registry.registered()}
-    return {f"method:{name}" for name in kd_methods.available()} | brought
+    kinds = {"method": registry.brought(), **{kind: one.registered() for kind, one in Registry.every.items()}}
+    return {f"{kind}:{name}": thing for kind, things in kinds.items() for name, thing in things.items()}

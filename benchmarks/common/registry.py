@@ -61,9 +61,9 @@ class Registry(Generic[T]):
                     self._shipped[thing.name] = thing
         return {**self._shipped, **self._registered}
 
-    def registered(self) -> list[str]:
-        """The names of those that plugins brought."""
-        return list(self._registered)
+    def registered(self) -> dict[str, T]:
+        """Those that plugins brought, by name."""
+        return dict(self._registered)
 
     def get(self, name: str) -> T:
         """One by its name.

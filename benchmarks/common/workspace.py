@@ -38,3 +38,8 @@ class Workspace:
     def portable(self) -> Workspace:
         """For another process, which loads the plugins' files itself and prints on its own streams."""
         return replace(self, plugins={}, say=say)
+
+    def absolute(self) -> Workspace:
+        """With folders and files that are the same for a process that works in another folder."""
+        folders = {name: getattr(self, name).absolute() for name in ("data_root", "checkpoints", "output")}
+        return replace(self, **folders, plugin_files=tuple(file.absolute() for file in self.plugin_files))

@@ -25,7 +25,7 @@ from ..common.process.together import Answer, Lost, together
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..driver.engines import Context, Engine
-from ..driver.engines.engine import Evaluate
+from ..driver.engines.engine import Evaluate, Evaluated
 from ..driver.engines.local import until_free
 from ..report.model import CostEntry
 from ..store.cell import Cell
@@ -121,7 +121,7 @@ def _call(send: Send, share: tuple[str, DetectionJob]) -> None:
     getattr(process, what)(send, job)
 
 
-def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
+def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> Mapping[str, float]:
     """AP of an installed file on the validation set.
 
     Raises:
@@ -131,10 +131,10 @@ def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
     data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
     cell = student_cell(entry.network, protocol, data, {})
     try:
-        metrics = evaluator(workspace)(cell, protocol.changed(precision="fp32"), Zoo(workspace.checkpoints).path(entry))
+        file = Zoo(workspace.checkpoints).path(entry)
+        return evaluator(workspace)(cell, protocol.changed(precision="fp32"), file).metrics
     except UserError as error:
         raise UserError(f"teacher '{entry.name}' could not be evaluated: {error}") from None
-    return metrics[get_task(protocol.task).metric]
 
 
 def evaluator(workspace: Workspace) -> Evaluate:
@@ -145,11 +145,10 @@ def evaluator(workspace: Workspace) -> Evaluate:
     """
     check_installed()
 
-    def evaluate(cell: Cell, protocol: Protocol, file: Path) -> dict[str, float]:
+    def evaluate(cell: Cell, protocol: Protocol, file: Path) -> Evaluated:
         with tempfile.TemporaryDirectory() as folder:
             job = EvaluationJob(cell, protocol, *_where(workspace), Path(folder), file=file)
-            metrics: dict[str, float] = _asked("evaluate", job)
-            return metrics
+            return Evaluated(_asked("evaluate", job))
 
     return evaluate
 

@@ -7,6 +7,7 @@ those of other threads wait for it.
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.changed_rows import changed_id, flat
 from ..config.protocol import Changes
+from ..config.table_spec import MAX_SEED
 from ..report import records
 from ..store.cell import Cell
 from ..store.runs import Store
@@ -199,18 +201,23 @@ def _check(given: Mapping[str, Any], known: type) -> None:
         raise TypeError(f"unknown argument '{min(odd)}'; there are {', '.join(known.__annotations__)}")
 
 
-_loaded: dict[tuple[Path, str], dict[str, str]] = {}
-"""What plugin files registered, by path and digest: they are loaded once."""
+_loaded: dict[Path, tuple[str, dict[str, str]]] = {}
+"""The digests of plugin files and what they registered, by path: they are loaded once."""
 
 
 def _workspace(place: Mapping[str, Any]) -> Workspace:
     files = tuple(Path(file).resolve() for file in place.get("plugins", ()))
     registered: dict[str, str] = {}
     for file in files:
-        known = (file, sha256_file(file) if file.is_file() else "")
-        if known not in _loaded:
-            _loaded[known] = plugins.load([file])
-        registered |= _loaded[known]
+        digest = sha256_file(file) if file.is_file() else ""
+        if file not in _loaded:
+            _loaded[file] = digest, plugins.load([file])
+        known, brought = _loaded[file]
+        if known != digest:
+            raise UserError(
+                f"plugin {file} has changed since it was loaded here; restart Python, which has the old one"
+            )
+        registered |= brought
     folders = {name: Path(place.get(name) or default) for name, default in places.folders().items()}
     device = devices.device(place.get("device", "auto"))
     data_root, checkpoints, output = (folders[name] for name in ("data_root", "checkpoints", "output"))
@@ -224,7 +231,7 @@ def _request(table: str, asked: Asked) -> Request:
         asked.get("preset", "paper"),
         tuple(asked.get("methods", ())),
         tuple(asked.get("pairs", ())),
-        tuple(asked.get("seeds", ())),
+        tuple(_number("seeds", seed, 0, MAX_SEED) for seed in asked.get("seeds", ())),
         changes,
         asked.get("uniform", False),
     )
@@ -232,7 +239,25 @@ def _request(table: str, asked: Asked) -> Request:
 
 def _options(how: How, progress: Callback | None, costs: bool = False) -> Options:
     trackers = (_follower(progress),) if progress else ()
-    return Options(costs=costs, crew=Crew(how.get("workers", 1)), trackers=trackers)
+    return Options(costs=costs, crew=Crew(_number("workers", how.get("workers", 1), 1)), trackers=trackers)
+
+
+def _number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number, as Python or numpy has it."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        raise UserError(f"{name} {value!r}: give whole numbers from {least} {f'to {most}' if most else 'on'}")
+    return number
+
+
+def _threads(how: How) -> int:
+    if (asked := how.get("threads")) is not None:
+        return _number("threads", asked, 1)
+    text = os.environ.get("OMP_NUM_THREADS") or "1"
+    return _number("OMP_NUM_THREADS", int(text) if text.isdecimal() else text, 1)
 
 
 def _follower(progress: Callback) -> type[Tracker]:
@@ -253,17 +278,23 @@ def _follower(progress: Callback) -> type[Tracker]:
     return Follower
 
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
+_computing = False
 
 
 @contextmanager
 def _turn(how: How) -> Iterator[None]:
     """Inside, this call computes alone, with the threads that results are to have."""
+    global _computing
     children.check_started_once()
+    threads = _threads(how)
     with _one_at_a_time:
-        before = torch.get_num_threads()
-        torch.set_num_threads(how.get("threads") or int(os.environ.get("OMP_NUM_THREADS", 1)))
+        if _computing:  # by this thread: others wait
+            raise UserError("a call within a callback of another one would wait for it; make it afterwards")
+        before, _computing = torch.get_num_threads(), True
+        torch.set_num_threads(threads)
         try:
             yield
         finally:
+            _computing = False
             torch.set_num_threads(before)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..common.console import Outcome, counted
 from ..common.files import filled, write_json, write_text
 from ..common.weights import load_weights
 from ..common.workspace import Workspace
+from ..config.recipe import Crops
 from ..networks import build_network, modality_of
 from ..report.citations import bibtex, cited
 from ..store import documents, manifest, names
@@ -32,11 +34,11 @@ WEIGHTS = "model.safetensors"
 _FOR = "--to timm and onnx are for images, hf for texts, mmdet for detection, safetensors for all"
 
 
-def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[str]:
+def convert(run: str, form: str, folder: Path | str, workspace: Workspace) -> list[str]:
     """Write the deployed network of a finished run, and a card, into a folder; returns the names of its files.
 
     Args:
-        start: how the name of the run's folder begins, or the run's readable name (:mod:`benchmarks.store.names`).
+        run: how the name of its folder begins, or its readable name (:mod:`benchmarks.store.names`).
         form: a name of :data:`FORMS`, or one that the engine of the run's task has.
         folder: is made where it is not there.
         workspace: whose output has the run.
@@ -46,14 +48,15 @@ def convert(start: str, form: str, folder: Path, workspace: Workspace) -> list[s
         DiskError: the folder cannot be written; nothing in it has changed then.
     """
     _check(form)
-    run, label, status = finished(workspace.output, start)
-    document = documents.read(run / "cell.json", documents.Identity)
-    cell, weights = Cell.of(document["cell"]), load_weights(run / STUDENT)
+    folder = Path(folder)
+    source, label, status = finished(workspace.output, run)
+    document = documents.read(source / "cell.json", documents.Identity)
+    cell, weights = Cell.of(document["cell"]), load_weights(source / STUDENT)
     if form != "safetensors" and cell.task in TASK_SOURCES.mapping():
-        raise UserError(f"run {start}: which task of '{cell.task}:' it has is not in the run; use --to safetensors")
+        raise UserError(f"run {run}: which task of '{cell.task}:' it has is not in the run; use --to safetensors")
     write = FORMS.get(form) or engines.of(get_task(cell.task)).forms.get(form)
     if not write:
-        raise UserError(f"run {start} is of task {cell.task}: {_FOR}")
+        raise UserError(f"run {run} is of task {cell.task}: {_FOR}")
     with filled(folder) as new:
         write(cell, weights, new, workspace)
         write_text(new / "README.md", card(cell, label, status, form))
@@ -137,11 +140,10 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
     if library not in ("", "timm") or not timm.is_model(name) or modality_of(cell.student) != "images":
         raise UserError(f"network '{cell.student}' is none of timm's: {_FOR}")
     task: Any = get_task(cell.task)
-    size = (3, task.size, task.size)
     module: Any = timm.create_model(name, num_classes=task.num_classes)
     loaded(cell, module, weights)
     _safetensors(cell, weights, folder, workspace)
-    trained = {"input_size": size, "num_classes": task.num_classes, "crop_pct": 1.0}
+    trained = {"input_size": _shape(cell), "num_classes": task.num_classes, **_evaluated(protocol_of(cell).crops)}
     trained |= {key: cell.protocol[key] for key in ("mean", "std")}
     facts = {key: module.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "interpolation")}
     config = {
@@ -151,6 +153,23 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
         "pretrained_cfg": {**facts, **trained},
     }
     write_json(folder / "config.json", config)
+
+
+def _shape(cell: Cell) -> tuple[int, int, int]:
+    """Of an image as the network sees it."""
+    crops, task = protocol_of(cell).crops, get_task(cell.task)
+    side = crops.size if crops else cast(Any, task).size
+    return (3, side, side)
+
+
+def _evaluated(crops: Crops | None) -> dict[str, Any]:
+    """How timm's transforms make of an image what the evaluation here makes of it."""
+    if not crops:
+        return {"crop_pct": 1.0}
+    share = crops.size / crops.test_resize
+    if int(crops.size / share) < crops.test_resize:  # timm rounds this down
+        share = math.nextafter(share, 0.0)
+    return {"crop_pct": share, "crop_mode": "center", "interpolation": crops.test_interpolation or crops.interpolation}
 
 
 def _hf(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Workspace) -> None:
@@ -179,8 +198,7 @@ def _onnx(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
         raise UserError(
             "--to onnx needs the packages onnx and onnxscript (the extra [onnx], which no lock file has); install them"
         ) from None
-    task: Any = get_task(cell.task)
-    shape = (3, task.size, task.size)
+    task, shape = cast(Any, get_task(cell.task)), _shape(cell)
     module = loaded(cell, build_network(cell.student, task.num_classes, shape).plain(), weights).eval()
     torch.onnx.export(
         module,

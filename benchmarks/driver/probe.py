@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from kd_methods.errors import UserError
+from kd_methods.errors import Damaged, UserError
 from kd_methods.strict import Strict
 
 from ..analysis import linear_probe
@@ -26,7 +26,7 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     table's ``probe`` has a published value, it stands beside ours, with its source and why it is not comparable, if so.
 
     Raises:
-        UserError: none of the table's cells is finished.
+        UserError: none of the table's cells is finished and has its network in the store.
     """
     output, zoo = workspace.output, Zoo(workspace.checkpoints)
     plan, store = make(request, workspace), Store(output)
@@ -40,11 +40,17 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
     published = read_csv(PUBLISHED / plan.table.probe, PublishedProbe) if plan.table.probe else ()
     known = {(line.row, line.pair, line.unit): (f"{line.value:.2f}", line.source) for line in published}
     reasons = ["our protocol deviates from the published one"] if plan.protocol.deviations else []
-    lines = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")]
+    lines, without = [("row", "pair", "seed", "unit", "top1", "published", "source", "reason")], 0
     for (row, pair, seed), cell in plan.cells.items():
         if store.run(cell).state == "done":
+            try:
+                weights = store.run(cell).student()
+            except Damaged as error:
+                workspace.say(f"left out: {error}")
+                without += 1
+                continue
             data = data_of(cell.task)
-            network = linear_probe.trained(cell, data, store)
+            network = linear_probe.trained(cell, data, weights)
             for unit in linear_probe.probed(network, data.build(cell.student)):
                 accuracy = f"{linear_probe.accuracy(network, unit, data):.2f}"
                 value, source = known.get((row, pair, unit), ("", ""))
@@ -52,14 +58,17 @@ def report(request: Request, workspace: Workspace) -> tuple[Outcome, Path]:
                 reason = "; ".join([*reasons, *other]) if value else ""
                 lines.append((row, pair, str(seed), unit, accuracy, value, source, reason))
     if len(lines) == 1:
-        raise UserError(f"no cell of {plan.table_folder} is finished in {output}; run the table first")
+        how = "finished with its network in" if without else "finished in"
+        raise UserError(f"no cell of {plan.table_folder} is {how} {output}; run the table first")
     file = output / "tables" / plan.table_folder / f"{plan.table.name}-probe.csv"
     text = csv_text(lines)
     write_text(file, text)
     facts = store.facts(cell.key for cell in plan.cells.values())
     finished = sum(facts[cell.key].status["state"] in ("done", "refused") for cell in plan.cells.values())
-    missing = f"{len(plan.cells) - finished} of {counted(len(plan.cells), 'student')} not trained to the end"
-    return Outcome(text.rstrip(), missing if finished < len(plan.cells) else ""), file
+    of_all = f"of {counted(len(plan.cells), 'student')}"
+    missing = [f"{len(plan.cells) - finished} {of_all} not trained to the end"] if finished < len(plan.cells) else []
+    missing += [f"{without} {of_all} without a network in the store"] if without else []
+    return Outcome(text.rstrip(), "; ".join(missing)), file
 
 
 class PublishedProbe(Strict):

@@ -132,6 +132,7 @@ def compute(plan: Plan, workspace: Workspace, options: Options) -> manifest.Mani
 def _train(plan: Plan, cells: Sequence[Cell], todo: Sequence[Cell], workspace: Workspace, options: Options) -> None:
     """Train those of a plan's cells that are to be trained."""
     if not todo:
+        workspace.say(f"{counted(len(cells), 'cell')} to show, all in the store")
         return
     store = Store(workspace.output)
     saved = {cell.key: store.run(cell).saved_epochs for cell in todo}

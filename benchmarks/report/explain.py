@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,16 @@ class FolderOptions:
     changes: Changes
     uniform: bool
 
-    def command(self, row: str, column: PlannedColumn, seed: int) -> str:
-        """What computes a run again, in a store of its own."""
+    def command(self, row: str, column: PlannedColumn, seed: int, environment: Mapping[str, Any]) -> str:
+        """What computes a run again, in a store of its own, on a processor as the one of its ``environment``."""
         words = [self.table, *(["--preset", self.preset] if self.preset != "paper" else [])]
         words += ["--methods", row, "--pairs", column.key, "--seeds", str(seed)]
         words += [word for name, value in self.changes.items() for word in _option(name, value)]
         words += ["--settings", "uniform"] if self.uniform else []
         words += ["--any-teacher"] if column.teacher.off else []
+        if environment.get("device") == "cpu":
+            threads = environment.get("arithmetic", {}).get("threads", 1)
+            words += ["--device", "cpu", *(["--threads", str(threads)] if threads != 1 else [])]
         words += ["--no-cost", "--output", "again"]
         return " ".join([PROGRAM, *map(shlex.quote, words)])
 
@@ -111,7 +115,7 @@ def _option(name: str, value: object) -> list[str]:
 
 
 def explain(
-    output: Path, table_folder: str, row: str, pair: str, table: str = "", say: Callable[[str], None] = say
+    output: Path | str, table_folder: str, row: str, pair: str, table: str = "", say: Callable[[str], None] = say
 ) -> Explanation:
     """What the number in a place of a table comes from.
 
@@ -126,6 +130,7 @@ def explain(
     Raises:
         UserError: no such table, row or column, or nothing in that place.
     """
+    output = Path(output)
     shown = manifest.existing(output, table_folder)
     place = selected(shown, Selection((row,), (pair,))).model_copy(update={"quoted": {}})
     if len(place.columns) > 1:
@@ -171,8 +176,9 @@ def of_place(
 def _identity(store: Store, cells: Sequence[PlannedCell]) -> dict[str, Any]:
     """The identity of the first cell that is written down; the others differ from it in their seed."""
     for cell in cells:
-        if identity := documents.read(store.run(cell.key) / "cell.json", documents.Identity):
-            return identity["cell"]
+        with suppress(Damaged):  # which is said where the seeds are looked at
+            if identity := documents.read(store.run(cell.key) / "cell.json", documents.Identity):
+                return identity["cell"]
     return {}
 
 
@@ -321,7 +327,7 @@ def _seed(
         curve=tuple(r["metrics"][metric] for r in records if not r.get("phase") and metric in r["metrics"]),
         student=run / "student.pt",
         sha256=status.get("files", {}).get("student.pt", ""),
-        command=words.command(cell.row, column, cell.seed) if words else "",
+        command=words.command(cell.row, column, cell.seed, environments[0] if environments else {}) if words else "",
         plugins=identity.get("cell", {}).get("plugins", {}),
     )
 

@@ -204,5 +204,5 @@ def frame(output: Path | str, table: str = "") -> pandas.DataFrame:
 
     root = Path(output)
     table_folders = [table] if table else manifest.table_folders(root)
-    rows = [{"table": name, **asdict(one)} for name in table_folders for one in of_table(root, name)]
-    return pandas.DataFrame(rows, columns=["table", *(field.name for field in fields(Verdict))])
+    rows = [{**asdict(one), "table": name} for name in table_folders for one in of_table(root, name)]
+    return pandas.DataFrame(rows, columns=[field.name for field in fields(Verdict)])

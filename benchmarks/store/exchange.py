@@ -74,8 +74,8 @@ class Merged:
 
 
 def export(
-    output: Path, file: Path, tables: Sequence[str] = (), runs: Sequence[str] = (), also: Collection[Also] = (),
-    say: Say = say,
+    output: Path | str, file: Path | str, tables: Sequence[str] = (), runs: Sequence[str] = (),
+    also: Collection[Also] = (), say: Say = say,
 ) -> Exported:  # fmt: skip
     """Pack the ended runs of tables, and single ones, with their teachers, costs and what tables show of them.
 
@@ -91,6 +91,7 @@ def export(
     Raises:
         UserError: no such table or run, or none of them has ended.
     """
+    output, file = Path(output), Path(file)
     store, members = Store(output), dict[str, Path]()
     students, unfinished = "students" in also, "unfinished" in also
     keys, teach = [_named_key(output, start, unfinished) for start in runs], set[str]()
@@ -145,7 +146,7 @@ def _held(run: Run, held: ExitStack, say: Say) -> bool:
     return True
 
 
-def import_(file: Path, output: Path, say: Say = say) -> Merged:
+def import_(file: Path | str, output: Path | str, say: Say = say) -> Merged:
     """Merge an archive that :func:`export` wrote into a store.
 
     Its runs that have not ended are taken where they are not as far here.
@@ -154,8 +155,9 @@ def import_(file: Path, output: Path, say: Say = say) -> Merged:
         Damaged: it is not what was written; nothing is taken.
         UserError: no such file, or the store cannot be written.
     """
+    output = Path(output)
     Store(output).check_writable()
-    with opened(file, output) as folder:
+    with opened(Path(file), output) as folder:
         theirs = whole(folder, say)
         return _go_on(theirs.begun, output, _merge(theirs.ended, folder, output, say), say)
 
@@ -197,7 +199,7 @@ def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
         yield folder
 
 
-def merge(source: Path, output: Path, say: Say = say) -> Merged:
+def merge(source: Path | str, output: Path | str, say: Say = say) -> Merged:
     """Take into a store what another one has and it has not: ended runs, costs, and what tables show.
 
     Where both have a run with other results, the one of ``output`` stays, and the other is named and not kept. What
@@ -206,7 +208,8 @@ def merge(source: Path, output: Path, say: Say = say) -> Merged:
     Raises:
         UserError: there is no store in ``source``, or ``output`` cannot be written.
     """
-    return _merge(ended(source, say), source, output, say)
+    source = Path(source)
+    return _merge(ended(source, say), source, Path(output), say)
 
 
 def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Merged:

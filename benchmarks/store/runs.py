@@ -214,16 +214,20 @@ class Run:
         """
         return documents.read(self / "environment.json", _SHAPES["environment.json"]) or []
 
-    def student(self) -> Path:
+    def student(self, mend: bool = False) -> Path:
         """The file of the deployed network of a run that is done.
 
+        Args:
+            mend: for who trains: where the file is no good, a run that no process holds is one that goes on.
+
         Raises:
-            Damaged: it is missing, or not what was written; a run that no process holds is then one that goes on.
+            Damaged: it is missing, or not what was written.
         """
         if damage := self.damage("student.pt"):
-            with self.lock() as mine:
-                if mine:
-                    self.mend()
+            if mend:
+                with self.lock() as mine:
+                    if mine:
+                        self.mend()
             raise Damaged(damage)
         return self / "student.pt"
 

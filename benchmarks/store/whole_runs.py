@@ -67,10 +67,11 @@ def check(run: Run) -> None:
 
 
 class WholeRuns(NamedTuple):
-    """The runs of a store that are not damaged, by key: those that have ended, and why the others have not."""
+    """The runs of a store by key: those that have ended, why others have not, and those that are damaged."""
 
     ended: list[EndedRun]
     begun: list[Unfinished]
+    damaged: list[Run]
 
 
 def whole(root: Path, say: Say) -> WholeRuns:
@@ -79,7 +80,7 @@ def whole(root: Path, say: Say) -> WholeRuns:
     Raises:
         UserError: there is no store.
     """
-    runs = WholeRuns([], [])
+    runs = WholeRuns([], [], [])
     for run in runs_of(root):
         try:
             runs.ended.append(checked(run))
@@ -87,6 +88,7 @@ def whole(root: Path, say: Say) -> WholeRuns:
             runs.begun.append(unfinished)
         except Damaged as error:
             say(f"not taken: {error}")
+            runs.damaged.append(run)
     return runs
 
 

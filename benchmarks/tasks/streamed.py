@@ -7,7 +7,6 @@ however many there are; so training goes on in the middle of an epoch to the sam
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import signal
 import sys
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from kd_methods.errors import DiskError, UserError
 
+from ..common import machine
 from ..common.seeding import derive, held_out
 from ..config.protocol import Protocol
 from ..config.recipe import Crops
@@ -214,7 +214,7 @@ class StreamedImages(Images):
             train = Files(train.root, train.paths, labels)
         shape = (3, crops.size, crops.size)
         super().__init__(labels, num_classes, len(test.labels), shape, protocol, device)
-        self.workers = min(crops.workers, os.cpu_count() or 1)  # which changes nothing but the speed
+        self.workers = min(crops.workers, machine.cores())  # which changes nothing but the speed
         self.images = Decoded(train, test, protocol.flip, crops, self.normalisation)
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[ImageBatch]:

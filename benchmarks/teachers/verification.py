@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -20,15 +20,19 @@ from ..store.cell import TeacherRef
 from ..tasks import get_task
 from .zoo import TOLERANCE, Teacher, Zoo
 
-Accuracies = dict[tuple[str, str], float]
-"""What teacher files measure, by network and task."""
+Accuracies = dict[tuple[str, str], Mapping[str, float]]
+"""What teacher files measure, each metric, by network and task."""
 
 
 class TeacherAccuracy(TypedDict):
-    """A document of the store's teachers/: what a teacher's file measures."""
+    """A document of the store's teachers/: what a teacher's file measures.
+
+    ``value`` is the task's metric; documents of earlier versions have no other.
+    """
 
     entry: str
     value: float
+    metrics: NotRequired[dict[str, float]]
 
 
 def is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
@@ -60,8 +64,8 @@ def test_inputs(protocol: Protocol) -> dict[str, Any]:
     return inputs
 
 
-Measure = Callable[[Teacher, Protocol], float]
-"""The task's metric of a teacher's file under a protocol; the engines have it."""
+Measure = Callable[[Teacher, Protocol], Mapping[str, float]]
+"""The metrics of a teacher's file under a protocol; the engines have it."""
 
 
 def check_teachers(
@@ -71,7 +75,7 @@ def check_teachers(
     measure: Measure,
     any_teacher: bool = False,
 ) -> Accuracies:
-    """Evaluate every teacher file once per file and copy of the data; returns its metric by network and task.
+    """Evaluate every teacher file once per file and copy of the data; returns its metrics by network and task.
 
     Raises:
         UserError: a teacher is not what its entry says, and ``any_teacher`` was not given.
@@ -87,12 +91,13 @@ def check_teachers(
         known = documents.read_or_set_aside(path, TeacherAccuracy, workspace.say)
         if known is None:
             workspace.say(f"evaluating teacher {entry.name}")
-            known = {"entry": entry.name, "value": measure(entry, on_task)}
+            metrics = dict(measure(entry, on_task))
+            known = {"entry": entry.name, "value": metrics[get_task(place[1]).metric], "metrics": metrics}
             documents.write(path, known)
-        measured[place] = known["value"]
-        if is_off(entry, measured[place], on_task) and not any_teacher:
+        measured[place] = _metrics(known, place[1])
+        if is_off(entry, known["value"], on_task) and not any_teacher:
             raise UserError(
-                f"teacher '{entry.name}' measures {measured[place]:.2f} {get_task(place[1]).metric}, its entry expects "
+                f"teacher '{entry.name}' measures {known['value']:.2f} {get_task(place[1]).metric}, its entry expects "
                 f"{entry.expected:.2f} ({entry.expected_source}); mend the entry or the file, or use --any-teacher"
             )
     return measured
@@ -104,7 +109,11 @@ def known_accuracies(
     """What was measured before, or None if it was not all; ``data`` are the fingerprints of the tasks' data."""
     paths = {place: _path(ref, data[place[1]], protocol, workspace) for place, ref in refs.items() if ref.weights}
     known = {place: documents.read_or_set_aside(path, TeacherAccuracy, workspace.say) for place, path in paths.items()}
-    return None if None in known.values() else {place: record["value"] for place, record in known.items()}
+    return None if None in known.values() else {place: _metrics(record, place[1]) for place, record in known.items()}
+
+
+def _metrics(known: TeacherAccuracy, task: str) -> Mapping[str, float]:
+    return known.get("metrics") or {get_task(task).metric: known["value"]}
 
 
 def _path(ref: TeacherRef, fingerprint: str, protocol: Protocol, workspace: Workspace) -> Path:
@@ -126,7 +135,8 @@ def verify_teachers(names: Sequence[str], workspace: Workspace, measure: Measure
     check_precision(workspace.device)
     off = []
     for entry in entries:
-        metric, value = get_task(entry.task).metric, measure(entry, usual_protocol(entry.task))
+        metric = get_task(entry.task).metric
+        value = measure(entry, usual_protocol(entry.task))[metric]
         gap = None if entry.expected is None else value - entry.expected
         verdict = "no expected accuracy" if gap is None else f"expected {entry.expected:.2f}, gap {gap:+.2f}"
         workspace.say(f"{entry.name:22s} {entry.network:12s} {metric} {value:.2f}  {verdict}")

@@ -7,7 +7,7 @@ import re
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,13 +236,13 @@ class Zoo:
             f"install a file you have with: teachers add {entry.name} FILE{known}"
         )
 
-    def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> float:
-        """The task's metric of the installed file on its test set, under the entry's own normalisation."""
+    def measure(self, entry: Teacher, protocol: Protocol, data_root: Path, device: torch.device) -> Mapping[str, float]:
+        """The metrics of the installed file on its test set, under the entry's own normalisation."""
         weights = load_weights(self.path(entry))
         data = get_task(entry.task).open(data_root, protocol, device)
         network = data.build(entry.network)
         fit(weights, network.module, str(self.path(entry)))
-        return accuracy(data, network, entry)
+        return metrics(data, network, entry)
 
 
 def _taken(entry: Teacher, file: Path, which: str, report: Callable[[str], None]) -> dict[str, Tensor]:
@@ -324,10 +324,10 @@ def class_order(given: Sequence[str], wanted: Sequence[str]) -> tuple[list[int] 
     return [order.index(place) for place in range(len(wanted))], all(numbers)
 
 
-def accuracy(data: TaskData, network: Any, entry: Teacher) -> float:
-    """A teacher's value of its task's metric, computed with the folded network that training uses."""
+def metrics(data: TaskData, network: Any, entry: Teacher) -> Mapping[str, float]:
+    """What a teacher measures, computed with the folded network that training uses."""
     module = network.fold_batch_norms().plain()
-    return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""][get_task(entry.task).metric]
+    return data.evaluate(lambda x: {"": module(x)}, (entry.mean, entry.std))[""]
 
 
 def _extract(archive: Path, member: str, folder: Path) -> Path:

@@ -129,10 +129,10 @@ class StudentRun:
             LookupError: a unit that the network does not have, a mistake in the method.
         """
         name, size = self.cell.method, min(self.protocol.batch_size, self.data.info.num_samples)
-        size //= 1 if self.gathers else self.replica.count
+        size //= self.protocol.accumulate * (1 if self.gathers else self.replica.count)
         if size < needs.min_batch or (needs.max_batch and size > needs.max_batch):
             limit = f"at least {needs.min_batch}" if size < needs.min_batch else f"at most {needs.max_batch}"
-            raise UserError(f"method '{name}' needs batches of {limit} samples, the protocol has {size}")
+            raise UserError(f"method '{name}' needs {limit} samples at once, the protocol has {size}")
         if needs.views > self.protocol.views:
             raise UserError(f"method '{name}' needs two views of each image and the protocol gives one")
         for network, fields, units in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -78,8 +77,6 @@ OF_QUEST = (
     "fewer words where the data has less than 39 locations for each, and of 60 discriminants as many as there"
     " are, min(classes - 1, channels) at most; said under the table",
     "on networks outside the paper teacher maps are pooled by any whole factor",
-    "the student's classifier starts from N(0, sqrt(2 / classes)) and a bias of 0, as in the code; under other"
-    " methods, whose published values come from other papers, as the networks have it",
 )
 """Where letKD departs from its paper, or a reader would not expect it, and QuEST with it."""
 
@@ -90,7 +87,7 @@ class LetKD1(Method[Settings]):
 
     card = Card(
         name="letkd1",
-        version=2,
+        version=3,
         family="feature",
         title="letKD-1",
         paper="gorgun2023letkd",
@@ -167,7 +164,6 @@ class LetKD1(Method[Settings]):
         return LayerSite(name, student_unit, teacher_unit, channels, width, factor, alpha, weight)
 
     def adapt(self, student: Network) -> Network:
-        _restart_classifier(student, self.classes)
         for site in self.sites:
             if site.alpha:
                 # Where the last stage is one block both layers follow the same unit, the intermediate one first.
@@ -247,16 +243,6 @@ class LetKD1(Method[Settings]):
         points = subclasses.project(features, self.projection, self.mean)
         labels = labels.repeat_interleave(len(points) // len(labels))
         return self.decisions[subclasses.nearest_of_class(points, labels, self.centres)]
-
-
-def _restart_classifier(student: Network, classes: int) -> None:
-    """Start the linear map from the pooled vector to the logits as the authors' code does."""
-    (width,) = student.shape(student.layout.pooled)
-    for module in student.module.modules():
-        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) == (width, classes):
-            nn.init.normal_(module.weight, 0, math.sqrt(2 / classes))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _stand_in(*shape: int) -> Tensor:

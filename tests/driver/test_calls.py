@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -87,6 +88,46 @@ def test_mistakes_are_said(place: Path) -> None:
         benchmarks.plan_table("table2", preset="demo", methods=["kdd"])
     with pytest.raises(TypeError, match="unknown argument 'preset'"):
         benchmarks.workspace(preset="demo")  # type: ignore[call-arg]
+    for seed in ("0", True, -1, 2**32, 0.5):
+        with pytest.raises(UserError, match=r"seeds .*: give whole numbers from 0 to 4294967295"):
+            benchmarks.plan_table("table2", preset="demo", seeds=[seed])  # type: ignore[list-item]
+    for name in ("workers", "threads"):
+        with pytest.raises(UserError, match=f"{name} 0: give whole numbers from 1 on"):
+            benchmarks.run_cell("table2", "kd", PAIR, preset="demo", **{name: 0})  # type: ignore[arg-type]
+
+
+def test_what_numpy_counts_with_is_a_number(place: Path) -> None:
+    here, there = (
+        benchmarks.plan_table("table2", preset="demo", methods=["student"], pairs=[PAIR], seeds=seeds)
+        for seeds in ([0], np.arange(1))
+    )
+    assert list(here["key"]) == list(there["key"])
+
+
+def test_a_call_within_a_callback_is_an_error(place: Path) -> None:
+    """It would wait for itself for ever."""
+    call: dict[str, Any] = {"preset": "demo", "epochs": 1}
+
+    def within(event: benchmarks.Event) -> None:
+        benchmarks.run_cell("table2", "student", PAIR, seed=1, **call)
+
+    with pytest.raises(UserError, match="within a callback"):
+        benchmarks.run_cell("table2", "student", PAIR, progress=within, **call)
+
+
+def test_places_may_be_texts(place: Path) -> None:
+    """As those of ``load`` and ``output=`` are."""
+    output = str(place / "output")
+    benchmarks.run_table("table2", preset="demo", methods=["student"], pairs=[PAIR], seeds=[0], epochs=1)
+    (folder,) = manifest.table_folders(place / "output")
+    assert benchmarks.explain(output, folder, "student", PAIR).seeds[0].state == "done"
+    file, other = str(place / "runs.zip"), str(place / "other")
+    assert benchmarks.export(output, file, tables=[folder], also=["students"]).runs == 1
+    assert not benchmarks.import_(file, other).missing
+    assert benchmarks.merge(other, output).same == 1
+    assert [one.holds for one in benchmarks.verify(file, benchmarks.workspace())] == [True]
+    run = next((place / "output" / "runs").iterdir()).name
+    assert benchmarks.convert(run=run, form="safetensors", folder=str(place / "out"), workspace=benchmarks.workspace())
 
 
 def test_a_plugin_is_loaded_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +141,16 @@ def test_a_plugin_is_loaded_once(place: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     first, second = benchmarks.workspace(plugins=[file]), benchmarks.workspace(plugins=[str(file)])
     assert first.plugins == second.plugins and list(first.plugins) == ["method:test_mine"]
+    text = file.read_text()
+    file.write_text(text + "# edited\n")
+    with pytest.raises(UserError, match=r"mine\.py has changed since it was loaded here"):
+        benchmarks.workspace(plugins=[file])
+    (place / "other").mkdir()
+    twin = place / "other" / "mine.py"
+    twin.write_text(text)
+    with pytest.raises(UserError, match="test_mine"):
+        benchmarks.workspace(plugins=[twin])
+    assert registry.get("test_mine") is registry.brought()["test_mine"]
 
 
 def test_the_examples_of_the_page_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.cli import completion
@@ -27,6 +29,7 @@ from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import TASK_SOURCES, TaskSource, get_task
+from benchmarks.tasks.augmentation.transforms import clean
 from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageTask
 from kd_methods.errors import DiskError, UserError
@@ -67,6 +70,20 @@ def test_a_student_of_images_opens_in_timm(tmp_path: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "library_name: timm" in card and "| top1 | 90.00 | 90.00 |" in card and cell.key in card
     assert "hinton2015" in card and "resnet14" in card and "digits-demo" in card
+
+
+@pytest.mark.parametrize("protocol", ["imagenet-100", "imagenet-short", "imagenet-deit"])
+def test_timm_sees_a_photograph_as_the_evaluation_here_does(tmp_path: Path, protocol: str) -> None:
+    module = timm.create_model("resnet10t", num_classes=1000)
+    cell = finished(tmp_path, protocol, "timm:resnet10t", "student", module)
+    convert(cell.key[:12], "timm", tmp_path / "timm", place(tmp_path))
+    opened = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config({}, model=opened))
+    recipe = load_protocol(protocol)
+    assert recipe.crops
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+    assert torch.allclose(theirs(photograph), (clean(recipe.crops)(photograph) / 255 - mean) / std, atol=1e-5)
 
 
 def test_a_student_of_texts_opens_in_transformers(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 import kd_methods
 from benchmarks.common.files import write_json
 from benchmarks.common.weights import to_bytes
+from benchmarks.config.protocol import Protocol, load_protocol
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.verify import TOLERANCE, Verified, protocol_of, report, verify
 from benchmarks.store import exchange
@@ -78,10 +79,29 @@ def test_claims_that_hold_and_claims_that_do_not(
     outcome = report(file, replace(lab.workspace, say=said.append))
     assert any("student/resnet8/s0" in line and line.endswith(": equal") for line in said), said
     assert any("simkd/resnet14-resnet8/s0" in line and "differs by -3.00" in line for line in said), said
-    assert outcome.text == "2 of 2 students evaluated here: 1 equal, 0 within 0.1, 1 off"
-    assert outcome.missing == "1 off by more than 0.1: simkd/resnet14-resnet8/s0"
+    assert outcome.text == "2 of 2 students evaluated here: 1 equal, 0 within 0.1 points or 2 samples, 1 off"
+    assert outcome.missing == "1 off by more than 0.1 points or 2 samples: simkd/resnet14-resnet8/s0"
     exchange.export(tmp_path, file, runs=keys)
     assert all("not in the archive" in claim.reason for claim in verify(file, lab.workspace))
+
+
+def test_a_damaged_run_is_no_verified_one(
+    lab: Lab, cells: dict[str, Cell], students: dict[str, Measured], tmp_path: Path
+) -> None:
+    finish(tmp_path, cells["student"], students["student"])
+    (Store(tmp_path).run(cells["student"]) / "student.pt").write_bytes(b"half")
+    outcome = report(tmp_path, replace(lab.workspace, say=lambda line: None))
+    assert outcome.missing == "1 not evaluated"
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+def test_a_protocol_of_photographs_is_known_from_its_identity(interpolation: str) -> None:
+    recipe = load_protocol("imagenet-deit")
+    assert recipe.crops
+    crops = recipe.crops.model_copy(update={"interpolation": interpolation, "test_interpolation": "bicubic"})
+    recipe = recipe.model_copy(update={"crops": crops})
+    known = Protocol.of_identity(recipe.identity(), recipe.task, recipe.optimizer.lr)
+    assert known.identity() == recipe.identity() and known.crops == crops
 
 
 @pytest.mark.parametrize(
@@ -115,3 +135,6 @@ def test_rounding_of_another_machine_is_no_other_result() -> None:
         Verified("a", {"top1": 70.0}, near).holds and "differs by +0.09" in Verified("a", {"top1": 70.0}, near).line()
     )
     assert not Verified("a", {"top1": 70.0}, far).holds
+    of_few = {"top1": 70.0 + 100 * 2 / 360}, "", 360
+    assert Verified("a", {"top1": 70.0}, *of_few).holds, "two images of 360"
+    assert not Verified("a", {"top1": 70.0 - 100 / 360}, *of_few).holds

@@ -19,6 +19,7 @@ SCRIPTS = sorted((REPO / "docs" / "slurm").glob("*.sbatch"))
 JOB = {
     "SLURM_ARRAY_TASK_ID": "3",
     "SLURM_ARRAY_TASK_COUNT": "8",
+    "SLURM_CPUS_PER_TASK": "16",
     "SLURM_JOB_NUM_NODES": "2",
     "SLURM_JOB_NODELIST": "node[1-2]",
 }
@@ -76,6 +77,8 @@ def test_a_job_gives_the_suite_a_command_that_it_understands(script: str, tmp_pa
         parsed([word for word in words if word != "--help"])
     wanted = {"table.sbatch": "--shard 3/8 --workers 1", "ray.sbatch": "--executor ray --address node1:6379"}
     assert " ".join(calls[-1]) == f"table1 --seeds 0 {wanted[script]}"
+    started = [line for line in notes if " start " in line]
+    assert len(started) == 2 * (script == "ray.sbatch") and all("--num-cpus=16" in line for line in started)
 
 
 @pytest.mark.parametrize("script", [script.name for script in SCRIPTS])

@@ -323,10 +323,12 @@ def test_a_student_that_is_damaged_is_computed_again(tmp_path: Path):
     run = finished(Store(tmp_path))
     (run / "student.pt").write_bytes(b"weightz")
     with run.lock(), pytest.raises(Damaged, match=r"student\.pt is damaged"):
-        run.student()
-    assert run.ended
+        run.student(mend=True)
     with pytest.raises(Damaged, match=r"student\.pt is damaged"):
         run.student()
+    assert run.ended, "who only reads sets nothing aside"
+    with pytest.raises(Damaged, match=r"student\.pt is damaged"):
+        run.student(mend=True)
     assert run.state == "missing" and (run / "student.pt.damaged-1").read_bytes() == b"weightz"
 
 

@@ -136,7 +136,7 @@ def test_verify_measures_on_the_test_set(zoo: Zoo, tmp_path: Path, weights: dict
     file = saved(tmp_path / "mine.pth", weights)
     assert "no teacher is installed" in refusal(lambda: verified(zoo, [], tmp_path, print))
     entry = zoo.add(Teacher(name="mine", network="resnet8", **DIGITS), file)
-    top1 = zoo.measure(entry, load_protocol("digits-demo"), tmp_path, CPU)
+    top1 = zoo.measure(entry, load_protocol("digits-demo"), tmp_path, CPU)["top1"]
 
     network = build_network("resnet8", 10, (3, 16, 16)).eval()
     network.module.load_state_dict(weights)
@@ -365,7 +365,7 @@ def test_real_teachers_measure_what_is_published(zoo: Zoo, real_data: Path, netw
     usual = load_protocol("cifar100-crd240")
     entry = Teacher(name="mine", network=network, task="cifar100", mean=usual.mean, std=usual.std)
     added = zoo.add(entry, real_data / "checkpoints" / f"cifar100_{network}.pth")
-    assert zoo.measure(added, usual, real_data / "cifar100", CPU) == pytest.approx(top1, abs=0.05)
+    assert zoo.measure(added, usual, real_data / "cifar100", CPU)["top1"] == pytest.approx(top1, abs=0.05)
 
 
 # --- teachers that are fine-tuned from ImageNet weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ...common.registry import Registry
 from ...common.workspace import Workspace
@@ -38,7 +38,7 @@ def of(task: Task, processes: int = 1) -> Engine:
 def measured_by(workspace: Workspace) -> Measure:
     """What measures a teacher's file: the engine of its task."""
 
-    def measure(entry: Teacher, protocol: Protocol) -> float:
+    def measure(entry: Teacher, protocol: Protocol) -> Mapping[str, float]:
         return of(get_task(entry.task)).accuracy(entry, protocol, workspace)
 
     return measure

@@ -75,7 +75,7 @@ class Context:
 
     def weights_of(self, ref: TeacherRef) -> Path:
         """The file of a teacher."""
-        return self.store.run(ref.cell).student() if ref.cell else self.weights(ref)
+        return self.store.run(ref.cell).student(mend=True) if ref.cell else self.weights(ref)
 
     def teacher(self, ref: TeacherRef) -> NetworkView:
         """The teacher's network with its weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ...common import machine
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol, steps_per_epoch
 from ...cost.cards import Speed
@@ -120,7 +120,7 @@ def at_once(processes: int, device: torch.device | None) -> float:
     if device is None or device.type != "cpu":
         return float(processes)
     threads = torch.get_num_threads()
-    return max(1.0, min(processes * max(1, threads // processes), os.cpu_count() or 1) / threads)
+    return max(1.0, min(processes * max(1, threads // processes), machine.cores()) / threads)
 
 
 def _sized(protocol: Protocol, batch_size: int) -> Protocol:

@@ -33,11 +33,21 @@ class Estimated(Interface):
 
 Train = Callable[[Sequence[Cell], Context], None]
 Assist = Callable[[Cell, Context, Run], None]
-Accuracy = Callable[[Teacher, Protocol, Workspace], float]
+Accuracy = Callable[[Teacher, Protocol, Workspace], Mapping[str, float]]
 Cost = Callable[[Cell, Protocol, Workspace], CostEntry]
 Estimate = Callable[[Sequence[Cell], Protocol, Task | Stated, Mapping[str, float], Workspace, Speed | None], Estimated]
-Evaluate = Callable[[Cell, Protocol, Path], dict[str, float]]
-"""The metrics of the last epoch that a cell's deployed network has, from its file, under the cell's protocol."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The metrics of a deployed network, on so many samples; 0 where none of them is a mean over samples (mAP)."""
+
+    metrics: Mapping[str, float]
+    samples: int = 0
+
+
+Evaluate = Callable[[Cell, Protocol, Path], Evaluated]
+"""What a cell's deployed network of the last epoch measures, from its file, under the cell's protocol."""
 
 Form = Callable[[Cell, Mapping[str, Tensor], Path, Workspace], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from ...training.shared_teacher import SharedTeacher
 from ...training.student_run import StudentRun
 from .context import Context
 from .counting import Counted
-from .engine import Engine, Evaluate
+from .engine import Engine, Evaluate, Evaluated
 
 
 def run(cells: Sequence[Cell], context: Context) -> None:
@@ -174,8 +174,8 @@ def _damage(student_run: StudentRun) -> str:
     return ""
 
 
-def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> float:
-    """The task's metric of an installed teacher file on the test set."""
+def accuracy(entry: Teacher, protocol: Protocol, workspace: Workspace) -> Mapping[str, float]:
+    """The metrics of an installed teacher file on the test set."""
     return Zoo(workspace.checkpoints).measure(entry, protocol, workspace.data_root, workspace.device)
 
 
@@ -183,7 +183,7 @@ def evaluator(workspace: Workspace) -> Evaluate:
     """Evaluates students' files in this process; the data of the last protocol stay open."""
     opened: dict[str, TaskData] = {}
 
-    def evaluate(cell: Cell, protocol: Protocol, file: Path) -> dict[str, float]:
+    def evaluate(cell: Cell, protocol: Protocol, file: Path) -> Evaluated:
         place = digest([protocol.task, protocol.identity()])
         if place not in opened:
             opened.clear()  # one at a time: data may be large
@@ -191,7 +191,7 @@ def evaluator(workspace: Workspace) -> Evaluate:
         data = opened[place]
         deployed = restored(cell, data, load_weights(file)).deployed.eval()
         with autocast(protocol, workspace.device):
-            return data.evaluate(lambda x: {"": deployed(x)})[""]
+            return Evaluated(data.evaluate(lambda x: {"": deployed(x)})[""], data.test_samples)
 
     return evaluate
 

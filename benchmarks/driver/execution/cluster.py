@@ -49,7 +49,7 @@ class Cluster:
             raise UserError("--executor ray needs Ray, the extra [cluster]: pip install 'ray>=2.40'") from None
         self._ray, self._workers, self._threads = ray, workers, threads
         self._gpu = 1 / per_gpu if workspace.device.type == "cuda" else 0
-        self._workspace = replace(workspace.portable(), device=torch.device(workspace.device.type))
+        self._workspace = replace(workspace.portable().absolute(), device=torch.device(workspace.device.type))
         self._started = not ray.is_initialized()
         if self._started:
             _check_answers(address)

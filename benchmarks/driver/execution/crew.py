@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 
 from kd_methods.errors import UserError
 
+from ...common import machine
 from ...common.events import Said, Watcher
 from ...common.workspace import Workspace
 from .cluster import Cluster
@@ -25,8 +25,8 @@ WORKER_BYTES = 2 * 2**30
 class Crew:
     """Who trains.
 
-    workers  how many jobs run at a time, where the user says so; None: one for each GPU, or for each core that has
-             memory for it; on a cluster as many as it has room for
+    workers  how many jobs run at a time, where the user says so; None: one for each GPU, or for each core that this
+             process may use and has memory for; on a cluster as many as it has room for
     per_gpu  how many share a GPU
     cluster  the address of a Ray cluster; empty: a Ray of this machine; None: no Ray
     """
@@ -46,7 +46,8 @@ class Crew:
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
         first = range(0, max(gpus - processes, 0) + 1, processes)
         one = [torch.device("cuda", index) for index in first] if gpus and device.index is None else [device]
-        usual = len(one) * self.per_gpu if gpus else min(os.cpu_count() or 1, _memory() // WORKER_BYTES) // processes
+        on_cpu = min(machine.cores(), machine.main_memory() // WORKER_BYTES) // processes
+        usual = len(one) * self.per_gpu if gpus else on_cpu
         count = max(1, min(self.workers or usual, most))
         return [one[index % len(one)] for index in range(count)]
 
@@ -78,8 +79,3 @@ class Crew:
 
 ALONE = Crew()
 """One job after another, in this process."""
-
-
-def _memory() -> int:
-    """Bytes of main memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

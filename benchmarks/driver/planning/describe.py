@@ -25,6 +25,7 @@ from ...store.manifest import (
     PlannedRow,
     PlannedTeacher,
 )
+from ...tasks import get_task
 from ...teachers.verification import Accuracies, is_off
 from ...teachers.zoo import Zoo
 from .plan import Plan
@@ -48,8 +49,9 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             planned = planned.model_copy(update={"trained_under": _trained_under(plan, ref)})
         if ref.entry:
             entry, protocol = zoo.get(ref.entry), plan.protocol_of(pair)
-            accuracy = accuracies.get((pair.teacher, protocol.task))
-            facts = {"origin": entry.origin, "accuracy": accuracy, "off": is_off(entry, accuracy, protocol)}
+            measured = accuracies.get((pair.teacher, protocol.task), {})
+            off = is_off(entry, measured.get(get_task(protocol.task).metric), protocol)
+            facts = {"origin": entry.origin, "accuracy": measured.get(plan.metric_of(pair)), "off": off}
             planned = planned.model_copy(update=facts)
         return planned
 

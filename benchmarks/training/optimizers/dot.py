@@ -44,8 +44,9 @@ class DOT(torch.optim.Optimizer):
         task = _gradients(losses.task.values(), parameters, share, keep=bool(losses.distill))
         distill = _gradients(losses.distill.values(), parameters, share)
         if not part.first:
-            for earlier, gradients in zip(self._earlier, (task, distill), strict=True):
-                _add(earlier, gradients)
+            task, distill = (
+                _added(earlier, gradients) for earlier, gradients in zip(self._earlier, (task, distill), strict=True)
+            )
         self._earlier = (task, distill)
         if part.last:
             part.replica.sum_(gradient for kind in self._earlier for gradient in kind if gradient is not None)
@@ -85,11 +86,10 @@ def _gradients(
     return [None if one is None else one.clone(memory_format=torch.contiguous_format) for one in gradients]
 
 
-def _add(earlier: Gradients, gradients: Gradients) -> None:
-    """Add what earlier parts of the batch gave, in place."""
-    for before, gradient in zip(earlier, gradients, strict=True):
-        if before is not None and gradient is not None:
-            gradient.add_(before)
+def _added(earlier: Gradients, gradients: Gradients) -> Gradients:
+    """With what earlier parts of the batch gave; a parameter that this part does not reach keeps it."""
+    pairs = zip(earlier, gradients, strict=True)
+    return [before if now is None else now if before is None else now.add_(before) for before, now in pairs]
 
 
 OPTIMIZERS = (OptimizerKind("dot", DOT, scales=False),)

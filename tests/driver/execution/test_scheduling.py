@@ -208,8 +208,8 @@ def test_groups_are_divided_as_far_as_it_saves_time(groups: list[int], slots: in
 
 def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpus = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr("benchmarks.driver.execution.crew._memory", lambda: 6 * 2**30)
+    monkeypatch.setattr("benchmarks.common.machine.cores", lambda: 8)
+    monkeypatch.setattr("benchmarks.common.machine.main_memory", lambda: 6 * 2**30)
     assert Crew(None).places(cpu, most=99) == [cpu] * 3, "as many as have memory"
     assert Crew(5).places(cpu, most=99) == [cpu] * 5 and Crew(5).places(cpu, most=2) == [cpu] * 2
     assert Crew(1).places(cpu, most=0) == [cpu]

@@ -9,6 +9,7 @@ import pytest
 from helpers.manifests import TABLE, Lab, note
 
 from benchmarks.driver.planning.describe import describe
+from benchmarks.driver.planning.missing import measured_teachers
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.report.collect import render
 from benchmarks.store import manifest
@@ -82,3 +83,19 @@ def test_settings_of_a_row_that_are_ours_are_marked(lab: Lab) -> None:
     table_rows = "{id: mine, method: sp+kd, settings: {kd: {temperature: 2}}, our_choice: true}]"
     lab.table.write_text(TABLE.replace("dkd]", table_rows))
     assert chosen(lab.manifest(methods=("mine", "kd"))) == {"mine": {"kd.temperature": 2.0}, "kd": {}}
+
+
+METRICS = (("one", ""), ("five", ", metric: top5"))
+
+
+def test_a_teacher_measures_each_column_s_metric(lab: Lab) -> None:
+    """Not the task's in all of them."""
+    one, five = (f"{{id: {id}, teacher: resnet14, student: resnet8{metric}}}" for id, metric in METRICS)
+    columns = f"[{one}, {five}]"
+    lab.table.write_text(TABLE.replace("[resnet14-resnet8, wrn_16_1-resnet8]", columns))
+    lab.teacher("resnet14", 0)
+    plan = make(Request(table=str(lab.table), methods=("kd",)), lab.workspace)
+    measured = measured_teachers(plan, True, lab.workspace, any_teacher=True)
+    for accuracies in (measured, measured_teachers(plan, False, lab.workspace, any_teacher=True)):
+        top1, top5 = (column.teacher.accuracy for column in describe(plan, lab.zoo, accuracies, "a machine").columns)
+        assert top1 is not None and top5 is not None and top1 < top5

@@ -245,7 +245,7 @@ def test_the_hours_of_cells_with_several_processes(table: str, zoo: Zoo, monkeyp
     alone, kd, both = (seconds(*methods, processes=1) for methods in (("student",), ("kd",), ("kd", "dkd")))
     assert seconds("student", processes=4) == pytest.approx(alone / 4)
     assert both < 2 * kd and seconds("kd", "dkd", processes=4) == pytest.approx(2 * kd / 4, rel=0.01)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("benchmarks.common.machine.cores", lambda: 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     assert [at_once(count, torch.device("cpu")) for count in (2, 4)] == [2, 2], "no more than there are cores"
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -167,24 +168,15 @@ def test_matching_is_finite_for_distant_words(scale: float):
     assert loss.isfinite() and torch.autograd.grad(loss, scores)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("student", ["resnet8", "wrn_16_1", "MobileNetV2", "ShuffleV2", "vgg8"])
-def test_the_classifier_starts_as_the_code_has_it(student: str):
-    """N(0, sqrt(2 / classes)) and no bias; the rest of the student is what its network draws."""
-    views = []
-    for name in ("letkd1", "student"):
-        torch.manual_seed(3)
-        student_network, teacher = (
-            build_network(student, 100),
-            build_network("vgg8" if student == "vgg8" else "wrn_16_1", 100),
-        )
-        method = kd_methods.build(name, student_network, teacher if name == "letkd1" else None, CIFAR)
-        method.adapt(student_network)
-        views.append(student_network.module.state_dict())
-    other = {key for key in views[0] if not torch.equal(views[0][key], views[1][key])}
-    weight = next(key for key in other if key.endswith("weight"))
-    assert other <= {weight, weight.replace("weight", "bias")}
-    assert views[0][weight].std().item() == pytest.approx((2 / 100) ** 0.5, rel=0.03)
-    assert abs(views[0][weight].mean().item()) < 0.01 and not views[0][weight.replace("weight", "bias")].any()
+@pytest.mark.parametrize("student", ["resnet8", "MobileNetV2", "ShuffleV2"])
+def test_the_student_starts_as_under_any_method(student: str):
+    """The code's ``classifier_options`` are read nowhere: the classifier is the network's own, as it was drawn."""
+    torch.manual_seed(3)
+    network, teacher = build_network(student, 100), build_network("wrn_16_1", 100)
+    drawn = copy.deepcopy(network.module.state_dict())
+    kd_methods.build("letkd1", network, teacher, CIFAR).adapt(network)
+    state = network.module.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in drawn.items())
 
 
 def test_a_student_with_larger_maps_is_refused():

@@ -89,6 +89,18 @@ def test_dot_in_parts_of_a_batch_makes_the_update_of_the_whole(count: int):
     assert torch.allclose(*updated, rtol=1e-12) and not torch.allclose(updated[0], start)
 
 
+def test_dot_keeps_what_only_an_earlier_part_of_a_batch_reached():
+    """As a method that draws among its terms in each part may have it."""
+    updated = []
+    for change in ({}, DOT):
+        a, b = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+        optimizer = optimizers.build([a, b], 0.1, Optimizer(lr=0.1, momentum=0.0, **change))
+        for part, reached in zip(optimizers.parts_of_batch(4, 2), (a, b), strict=True):
+            optimizer.backward_and_step(Losses(task={"task": reached.sum()}), part)
+        updated.append(torch.cat([a, b]).detach())
+    assert torch.allclose(*updated) and (updated[1] < 1).all()
+
+
 def test_dot_in_a_group_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], tmp_path: Path):
     """Optimisers of a row's own share the teacher's pass with the others, and resume to the same bits."""
     plain, other = bench.cells([("kd", {}), ("dkd", {})])

@@ -189,7 +189,7 @@ def test_a_second_view_reaches_student_and_teacher(bench: TrainingBench, data: I
 
 def test_what_a_protocol_cannot_give_is_said_before_training(bench: TrainingBench):
     (semckd, mlld, kd) = bench.cells([("semckd", {"batch_size": 32}), ("mlld", {}), ("at", {})])
-    with pytest.raises(UserError, match="needs batches of at most 32 samples, the protocol has 64"):
+    with pytest.raises(UserError, match="needs at most 32 samples at once, the protocol has 64"):
         bench.student_run(semckd)
     with pytest.raises(UserError, match="needs two views"):
         bench.student_run(mlld, second_view="")
@@ -197,5 +197,7 @@ def test_what_a_protocol_cannot_give_is_said_before_training(bench: TrainingBenc
     assert bench.states([semckd, kd]) == ["refused", "done"]
     assert bench.student_run(kd, batch_size=1)
     (fitnet,) = bench.cells([("fitnet", {})])
-    with pytest.raises(UserError, match="needs batches of at least 2 samples, the protocol has 1"):
-        bench.student_run(fitnet, batch_size=1)
+    for parts in ({"batch_size": 1}, {"accumulate": 64}):
+        with pytest.raises(UserError, match="needs at least 2 samples at once, the protocol has 1"):
+            bench.student_run(fitnet, **parts)
+    assert bench.student_run(semckd, accumulate=2), "what is too much at once fits in parts"
