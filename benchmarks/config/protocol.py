@@ -49,10 +49,6 @@ _OF_IMAGES = (
 """What is read where networks read images."""
 
 
-_RESAMPLED = ", resampled as the crop"
-"""Marks an ``auto_augment`` in an identity, since earlier versions resampled at random whatever the crop's way is."""
-
-
 class Protocol(Strict):
     """How every cell of a table is trained and read: data, recipe, and which published numbers it may stand beside.
 
@@ -258,17 +254,8 @@ class Protocol(Strict):
         for name in ("crops", "detection"):
             values.get(name, {}).pop("workers", None)
         if self.crops and self.crops.auto_augment and self.crops.interpolation != "random":
-            values["crops"]["auto_augment"] += _RESAMPLED
+            values["crops"]["auto_augment"] += self.crops.RESAMPLED
         return values
-
-    @classmethod
-    def of_identity(cls, identity: Mapping[str, Any], task: str, lr: float) -> Protocol:
-        """The protocol that has this :meth:`identity`, as far as it says, on a task and with a learning rate."""
-        values = {**identity, "task": task, "optimizer": {**identity.get("optimizer", {}), "lr": lr}}
-        if crops := values.get("crops"):
-            augment = str(crops.get("auto_augment", "")).removesuffix(_RESAMPLED)
-            values["crops"] = {**crops, **({"auto_augment": augment} if augment else {})}
-        return cls.model_validate(values)
 
     def on_task(self, task: str) -> Protocol:
         """This protocol on another task, or as it is where none is named."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from kd_methods.strict import Strict
 
@@ -177,6 +177,9 @@ class Crops(Strict):
     In training a random part of the image is resized to the size, in evaluation its middle is cut out.
     """
 
+    RESAMPLED: ClassVar[str] = ", resampled as the crop"
+    """Marks ``auto_augment`` in a cell's identity: earlier versions resampled at random, whatever the crop's way is."""
+
     size: Pixels = Field(default=224, description="pixels of a side as networks see the images")
     scale: tuple[Share, Share] = Field(
         default=(0.08, 1.0), description="smallest and largest share of the image's area that a training crop has"
@@ -204,6 +207,11 @@ class Crops(Strict):
     workers: Processes = Field(
         default=8, description="processes that decode images ahead; the images do not depend on it"
     )
+
+    @field_validator("auto_augment", mode="before")
+    @classmethod
+    def _unmarked(cls, text: Any) -> Any:
+        return text.removesuffix(cls.RESAMPLED) if isinstance(text, str) else text
 
     @model_validator(mode="after")
     def _fits(self) -> Crops:

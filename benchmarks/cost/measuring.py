@@ -29,7 +29,7 @@ from ..networks import count
 from ..report.model import SECTIONS, CostEntry
 from ..store.cell import Cell, TeacherRef
 from ..store.runs import Run, Store
-from ..tasks import TaskBatch, TaskData, get_task
+from ..tasks import TASK_SOURCES, TaskBatch, TaskData, get_task
 from ..training.group import Group
 from ..training.loop import protocol_progress, shared
 from ..training.optimizers import parts_of_batch
@@ -48,10 +48,14 @@ SCHEMA = 5
 
 
 def cost_key(cell: Cell, machine: str) -> str:
-    """What a step's cost depends on: not on seed, weights, content of the data or length, but on machine and torch."""
+    """What a step's cost depends on: not on seed, weights, content of the data or length, but on machine and torch.
+
+    A task of a user's folders has as many classes and samples as its data.
+    """
     identity = cell.identity()
     teacher = cell.teacher.network if cell.teacher else None
-    what = {name: identity[name] for name in ("task", "student", "method", "versions", "plugins")}
+    data = ("data",) if cell.task in TASK_SOURCES.mapping() else ()
+    what = {name: identity[name] for name in ("task", *data, "student", "method", "versions", "plugins")}
     step = {
         k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs", "holdout")
     }

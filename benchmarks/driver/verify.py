@@ -143,7 +143,8 @@ def _measured(cell: Cell, file: Path, workspace: Workspace, evaluators: dict[str
 
 def protocol_of(cell: Cell) -> Protocol:
     """The protocol that a cell was computed under, as far as its identity says."""
-    return Protocol.of_identity(cell.protocol, cell.task, cell.lr)
+    optimizer = {**cell.protocol.get("optimizer", {}), "lr": cell.lr}
+    return Protocol.model_validate({**cell.protocol, "task": cell.task, "optimizer": optimizer})
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

@@ -206,7 +206,8 @@ def collect_cost(
             say(f"missing in the table of costs: {error}")
             continue
         if figures:
-            measured.setdefault(planned.row, {})[planned.column] = figures["cost"]
+            entry = replace(figures["cost"], machine=figures["environment"]["machine"])
+            measured.setdefault(planned.row, {})[planned.column] = entry
             facts.append(figures["environment"])
     if not measured:
         return None

@@ -158,7 +158,8 @@ class CostEntry:
     images_per_second is of the median step, or of loading where that takes longer; step_seconds has all steps; modality
     says what is counted. memory_kind says what the peak is, e.g. "CUDA allocated above idle" or "CPU resident above
     idle", and memory_split has it by HELD. first_phases: the training proper, which was measured, has others before it.
-    inputs_per_second: what loading and augmentation alone deliver.
+    inputs_per_second: what loading and augmentation alone deliver. machine: which it was measured on, where several can
+    meet.
     """
 
     images_per_second: float | None
@@ -176,6 +177,7 @@ class CostEntry:
     step_seconds: Sequence[float] = ()
     modality: str = "images"
     memory_split: Mapping[str, int] | None = None
+    machine: str = ""
 
 
 @dataclass(frozen=True)

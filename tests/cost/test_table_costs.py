@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.common.workspace import Workspace
+from benchmarks.cost.measuring import cost_key
 from benchmarks.cost.table_costs import measure_missing
 from benchmarks.report.model import CostEntry
 from benchmarks.store.cell import Cell
@@ -46,3 +48,10 @@ def test_costs_are_measured_once_unless_damaged(tmp_path: Path, spoilt: str) -> 
     assert measure_missing(cells, workspace, measure) == 0 and len(measured) == 3
     assert str(path) in said[0] and f"{path.name}.damaged-1" in said[0]
     assert path.read_text() == content and other.is_file()
+
+
+def test_what_a_step_costs_depends_on_a_user_s_data_and_not_on_those_of_the_suite() -> None:
+    """Folders of images have as many classes and samples as there are; of a task of the suite both are known."""
+    for task, alike in (("digits", True), ("folder", False)):
+        keys = [cost_key(replace(cell(0), task=task, data=data), "a machine") for data in ("data", "other data")]
+        assert (keys[0] == keys[1]) == alike

@@ -13,11 +13,12 @@ from torch import Tensor
 import kd_methods
 from benchmarks.common.files import write_json
 from benchmarks.common.weights import to_bytes
-from benchmarks.config.protocol import Protocol, load_protocol
+from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.verify import TOLERANCE, Verified, protocol_of, report, verify
 from benchmarks.store import exchange
 from benchmarks.store.cell import Cell
+from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
 from tests.helpers.manifests import FACTS, Lab
@@ -100,7 +101,7 @@ def test_a_protocol_of_photographs_is_known_from_its_identity(interpolation: str
     assert recipe.crops
     crops = recipe.crops.model_copy(update={"interpolation": interpolation, "test_interpolation": "bicubic"})
     recipe = recipe.model_copy(update={"crops": crops})
-    known = Protocol.of_identity(recipe.identity(), recipe.task, recipe.optimizer.lr)
+    known = protocol_of(make_cell(recipe, "data", "resnet8x4", Distillation("student")))
     assert known.identity() == recipe.identity() and known.crops == crops
 
 

@@ -16,6 +16,7 @@ from benchmarks import report
 from benchmarks.report import Column, CostEntry, CostRow, CostTable, Published, SeedResult, Table, TableEntry, TableRow
 from benchmarks.report.formats.latex_text import escape
 from benchmarks.report.formats.markdown import escape as escape_markdown
+from benchmarks.report.layouts import cost_table
 from benchmarks.report.seed_statistics import gap, summarise, usual_n
 from kd_methods.errors import UserError
 
@@ -373,3 +374,20 @@ def test_what_one_training_costs_stands_once_in_the_table_with_its_task() -> Non
     cost = CostTable("t", "T", columns, (CostRow("kd", "KD", "logit", {c.key: entry for c in columns}),))
     panels = [line for line in report.render_cost(cost)[".md"].splitlines() if "BERT to Small" in line]
     assert [panel.partition(" on ")[2].strip(" *|") for panel in panels] == ["cola", "sst2", "mnli"]
+
+
+def test_costs_of_several_machines_are_not_compared() -> None:
+    """A row that was measured elsewhere, or imported, is as fast as its machine."""
+    here = CostEntry(1000.0, 512 * 2**20, "CUDA allocated", 0, 0, 64, "cuda:0", 50, machine="H200")
+    there = replace(here, images_per_second=250.0, machine="A100")
+    column = pair_columns("p")[0]
+    entries = {"kd": here, "at": replace(here, images_per_second=900.0), "dkd": there}
+    rows = tuple(CostRow(key, key.upper(), "logit", {column.key: entry}) for key, entry in entries.items())
+    cost = CostTable("t", "T", (column,), rows)
+    page, lines = report.render_cost(cost)[".md"], list(csv.DictReader(io.StringIO(report.render_cost(cost)[".csv"])))
+    assert {line["row"]: (line["ratio"], line["machine"]) for line in lines} == {
+        "kd": ("1.0000", "H200"), "at": ("0.9000", "H200"), "dkd": ("", "A100"),
+    }  # fmt: skip
+    assert "cuda:0 of A100: DKD" in page and "only between figures of one machine" in page
+    over_all = cost_table.over_columns(cost, rows[2])
+    assert over_all and over_all[0].value == 250 and over_all[0].ratio is None

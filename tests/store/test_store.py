@@ -319,7 +319,6 @@ def test_a_run_of_another_cell_is_set_aside_as_a_whole(tmp_path: Path):
 
 
 def test_a_student_that_is_damaged_is_computed_again(tmp_path: Path):
-    """Unless another process holds the run, which will see for itself."""
     run = finished(Store(tmp_path))
     (run / "student.pt").write_bytes(b"weightz")
     with run.lock(), pytest.raises(Damaged, match=r"student\.pt is damaged"):

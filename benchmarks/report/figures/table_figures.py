@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ...config.table_spec import METRICS
-from ..layouts.cost_table import MIB, rate, reference, unit
+from ..layouts.cost_table import MIB, machines, rate, reference, unit
 from ..model import HELD, MEAN, Column, CostTable, Table
 from ..seed_statistics import gap, mean_curve, pair_name, summarise, whole
 from ..table_layout import on_task
@@ -78,9 +78,10 @@ def _curves(table: Table, curves: Curves, column: Column, titles: Mapping[str, s
 def _against_cost(table: Table, cost: CostTable, column: Column) -> dict[str, tuple[float, float]]:
     against = reference(cost)
     base = against.entries.get(column.key) if against else None
-    points = {}
+    points, usual = {}, machines(cost)[0]
     for row in cost.rows:
-        throughput = rate(row.entries.get(column.key), base)
+        measured = row.entries.get(column.key)
+        throughput = rate(measured, base) if measured and measured.machine == usual else None
         entry = next((one.entries.get(column.key) for one in table.rows if one.key == row.key), None)
         mean = summarise(entry).mean(table.epoch_rule)
         if throughput and mean is not None:

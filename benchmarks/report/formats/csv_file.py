@@ -76,6 +76,7 @@ def render_cost(cost: CostTable) -> str:
         "row", "title", "family", "pair", "teacher", "student", "images_per_second", "peak_memory_bytes", "memory_kind",
         "extra_train_params", "extra_inference_params", "batch_size", "device", "steps", "inputs_per_second",
         "images_per_second_spread", "ratio", "ratio_to", *(f"{held}_bytes" for held in HELD), "first_phases",
+        "machine",
     ]  # fmt: skip
     lines: list[dict[str, object]] = []
     for row in cost.rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -23,7 +24,10 @@ UNITS = {"text": "sequences"}
 
 @dataclass(frozen=True)
 class Rate:
-    """Inputs per second as measured, half the range of the middle half of the steps' rates, and beside KD's."""
+    """Inputs per second as measured, half the range of the middle half of the steps' rates, and beside KD's.
+
+    None beside one that was measured on another machine.
+    """
 
     value: float
     spread: float | None
@@ -46,7 +50,7 @@ def rate(entry: CostEntry | None, base: CostEntry | None) -> Rate | None:
     if len(entry.step_seconds) > 3:
         low, _, high = quantiles([entry.batch_size / seconds for seconds in entry.step_seconds], n=4)
         spread = (high - low) / 2
-    known = base is not None and base.images_per_second
+    known = base.images_per_second if base is not None and base.machine == entry.machine else None
     return Rate(entry.images_per_second, spread, entry.images_per_second / known if known else None)
 
 
@@ -63,7 +67,8 @@ def over_columns(cost: CostTable, row: CostRow) -> tuple[Rate, float | None] | N
     throughput, peaks = _harmonic(entries), [entry.peak_memory_bytes for entry in entries]
     known = [peak for peak in peaks if peak is not None]
     peak = float(max(known)) if len(known) == len(peaks) else None
-    return Rate(throughput, None, throughput / _harmonic(bases) if bases else None), peak
+    alike = bases and [entry.machine for entry in bases] == [entry.machine for entry in entries]
+    return Rate(throughput, None, throughput / _harmonic(bases) if bases and alike else None), peak
 
 
 def _entries(cost: CostTable, row: CostRow) -> list[CostEntry] | None:
@@ -166,14 +171,22 @@ def _extra(entry: CostEntry) -> tuple[PrintedCell, ...]:
 def _settings(cost: CostTable) -> dict[str, list[str]]:
     """Each way of measuring, with the cells measured so."""
     by_remark: dict[str, list[str]] = {}
+    several = len(machines(cost)) > 1
     for row in cost.rows:
         for column in cost.columns:
             entry = row.entries.get(column.key)
             if entry:
                 text = f"batch {entry.batch_size}, {entry.steps} steps, {entry.device}"
+                text += f" of {entry.machine}" if several else ""
                 pair = f"{column.teacher_title}{DASH}{column.student_title}{on_task(column, cost.columns)}"
                 by_remark.setdefault(text, []).append(f"{row.title}, {pair}")
     return by_remark
+
+
+def machines(cost: CostTable) -> list[str]:
+    """Those that its figures are from, the usual one first."""
+    counts = Counter(entry.machine for row in cost.rows for entry in row.entries.values())
+    return [machine for machine, _ in counts.most_common()]
 
 
 def _caption(cost: CostTable) -> tuple[Sentence, ...]:
@@ -195,6 +208,8 @@ def _notes(cost: CostTable, split: bool) -> tuple[tuple[str, str], ...]:
         notes += [
             ("Measured with", f"{text}: {'; '.join(cells)}.") for text, cells in settings.items() if text != usual
         ]
+    if len(machines(cost)) > 1:
+        notes.append((TIMES, "only between figures of one machine."))
     if any(len(entry.step_seconds) > 3 for entry in entries):
         notes.append(("±", f"half the interquartile range of the steps; {unit(cost)} and {TIMES} are {MEDIAN}."))
     kinds = dict.fromkeys(entry.memory_kind for entry in entries)
