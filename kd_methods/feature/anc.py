@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -17,7 +19,9 @@ class Settings(MethodSettings):
     ce: float = Field(0.0, ge=0, description="weight of the task loss; the paper trains without labels")
     logits: float = Field(1.0, ge=0, description="weight of the distance between logits")
     adversarial: float = Field(1.0, ge=0, description="weight of the contest of student and discriminator")
-    widths: tuple[int, ...] = Field((128, 256, 128), min_length=1, description="widths of the discriminator's layers")
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (128, 256, 128), min_length=1, description="widths of the discriminator's layers"
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout on the features that are to deceive it")
 
 

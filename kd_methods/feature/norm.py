@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -38,8 +39,10 @@ class Settings(MethodSettings):
     beta: float = Field(1.0, ge=0, description="weight b of the matching term")
     task: float = Field(0.1, ge=0, description="weight r of the task loss")
     copies: int = Field(8, ge=1, description="number N of representations")
-    schedule: Literal["authors", "constant"] = Field(
-        "authors", description="factor on b: 0.1, 0.5, 1, 0.5, 0.1 from epochs 1, 10, 20, 180, 210 of 240, or 1"
+    schedule: Literal["authors", "imagenet", "constant"] = Field(
+        "authors",
+        description="factor on b: 0.1, 0.5, 1, 0.5, 0.1 from epochs 1, 10, 20, 180, 210 of 240; on ImageNet 0.1, 0.5,"
+        " 0.9, 0.5, 0.1 from epochs 1, 5, 15, 60, 80 of 100; or 1",
     )
 
 
@@ -49,7 +52,7 @@ class NORM(Method[Settings]):
 
     card = Card(
         name="norm",
-        version=1,
+        version=2,
         family="feature",
         title="NORM",
         paper="liu2023norm",
@@ -60,7 +63,8 @@ class NORM(Method[Settings]):
             "the authors' code standardises the student's logits over the classes and scales them by 2.5 before CE"
             " and at test; here the logits are plain",
             "the default r is the README's for resnet32x4 to resnet8x4; the authors' script for resnet110 to resnet32"
-            " tries 0.0625, 0.125, 0.25 and 0.5",
+            " tries 0.0625, 0.125, 0.25 and 0.5; that for ImageNet has a cosine learning rate, not the protocol's",
+            "where BN and ReLU follow the last stage (WideResNets) maps are those before them, as in the authors' code",
             "the module is linear at inference and could be folded into one 1x1 convolution; it is deployed unfolded",
             "in the authors' ShuffleNet students the residual is added to the input image's tensor by mistake; here it"
             " is added to the last map, as in their other networks",
@@ -69,8 +73,11 @@ class NORM(Method[Settings]):
     needs = Needs(student_units=("norm_expand",), teacher=("last_map",), min_batch=2)
 
     def setup(self) -> None:
-        shapes = self.student.shapes("last_map")[0], self.teacher.shapes("last_map")[0]
-        if len(self.student.shape(self.student.layout.last_map)) != 3 or len(shapes[1]) != 3:
+        self.student_unit, self.teacher_unit = _last(self.student), _last(self.teacher)
+        if self.teacher_unit != self.teacher.layout.last_map:
+            self.needs = Needs(student_units=("norm_expand",), teacher_units=(self.teacher_unit,), min_batch=2)
+        shapes = self.student.shape(self.student_unit), self.teacher.shapes("last_map")[0]
+        if any(len(shape) != 3 for shape in shapes):
             raise UserError("method 'norm' needs last maps (C, H, W); use another method for this pair")
         self.width, wide = shapes[0][0], shapes[1][0] * self.settings.copies
         self.expand = Expand(nn.Conv2d(self.width, wide, 1, bias=False), nn.BatchNorm2d(wide))
@@ -79,11 +86,12 @@ class NORM(Method[Settings]):
             nn.init.kaiming_normal_(next(layer.parameters()), mode="fan_out", nonlinearity="relu")
 
     def adapt(self, student: Network) -> Network:
-        student = student.insert(student.layout.last_map, "norm_expand", self.expand)
+        student = student.insert(self.student_unit, "norm_expand", self.expand)
         return student.insert("norm_expand", "norm_project", self.project)
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-        config, expanded, target = self.settings, student["norm_expand"][:, self.width :], teacher.last_map
+        config, expanded = self.settings, student["norm_expand"][:, self.width :]
+        target = teacher[self.teacher_unit] if self.needs.teacher_units else teacher.last_map
         size = smaller_size(expanded.shape, target.shape)
         expanded, target = (F.adaptive_max_pool2d(x, size) for x in (expanded, target))
         term = config.copies * functional.hint(expanded, target.repeat(1, config.copies, 1, 1))
@@ -95,8 +103,19 @@ class NORM(Method[Settings]):
     def _factor(self, progress: Progress) -> float:
         if self.settings.schedule == "constant":
             return 1.0
-        position = 240 * progress.epoch / progress.epochs
-        return next(factor for end, factor in SCHEDULE if position < end)
+        epochs, steps = SCHEDULES[self.settings.schedule]
+        position = epochs * progress.epoch / progress.epochs
+        return next(factor for end, factor in steps if position < end)
 
 
-SCHEDULE = ((10, 0.1), (20, 0.5), (180, 1.0), (210, 0.5), (float("inf"), 0.1))
+SCHEDULES = {
+    "authors": (240, ((10, 0.1), (20, 0.5), (180, 1.0), (210, 0.5), (math.inf, 0.1))),
+    "imagenet": (100, ((5, 0.1), (15, 0.5), (60, 0.9), (80, 0.5), (math.inf, 0.1))),
+}
+"""The authors' epochs, and until which of them b has which factor."""
+
+
+def _last(network: Network) -> str:
+    """The last map, before the BN and ReLU that a network may have behind its last stage."""
+    stage, last = network.layout.stages[-1], network.layout.last_map
+    return stage if len(network.shape(stage)) == 3 and network.shape(stage) == network.shape(last) else last

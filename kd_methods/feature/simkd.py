@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import functional
-from ..contract import Batch, Card, Layout, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
+from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import pooled, same_size, smaller_size
 from ..registry import register
@@ -53,7 +53,7 @@ class SimKD(Method[Settings]):
 
     card = Card(
         name="simkd",
-        version=2,
+        version=3,
         family="feature",
         title="SimKD",
         paper="chen2022simkd",
@@ -64,6 +64,8 @@ class SimKD(Method[Settings]):
         optimum="where the projected student map equals the teacher's",
         divergences=(
             "what followed in the student is removed: it would receive no gradient and is not deployed",
+            "as in the authors' code a student that ends in a convolution to another width (MobileNetV2, ShuffleNetV2)"
+            " is cut before it; WRN students, which they do not have, after the final BN and ReLU",
             "trunk, P and the teacher's end are deployed; their size and cost count as the student's",
             "the authors' teachers pool and have one linear layer; what others have after the last map is kept whole",
             "the projector of tokens looks at three in a row instead of 3x3 places",
@@ -73,7 +75,7 @@ class SimKD(Method[Settings]):
     needs = Needs(student=("last_map",), teacher=("last_map",), min_batch=2)
 
     def setup(self) -> None:
-        self.student_unit, self.teacher_unit = self.ends(self.student.layout), self.ends(self.teacher.layout)
+        self.student_unit, self.teacher_unit = self.ends()
         shapes = self.student.shape(self.student_unit), self.teacher.shape(self.teacher_unit)
         self.projector = self.make_projector(*shapes)
         if len(shapes[0]) == 3 and shapes[0][-1] < shapes[1][-1] and not only_pools(self.teacher):
@@ -83,10 +85,12 @@ class SimKD(Method[Settings]):
             )
         self.needs = Needs(student_units=(PROJECTED,), teacher_units=(self.teacher_unit,), min_batch=2)
 
-    @staticmethod
-    def ends(layout: Layout) -> str:
-        """The unit after which a network is cut."""
-        return layout.last_map
+    def ends(self) -> tuple[str, str]:
+        """The units after which student and teacher are cut."""
+        stage, last = self.student.layout.stages[-1], self.student.layout.last_map
+        before, after = self.student.shape(stage), self.student.shape(last)
+        widened = len(before) == len(after) == 3 and before[0] != after[0] and before[1:] == after[1:]
+        return stage if widened else last, self.teacher.layout.last_map
 
     def make_projector(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Projector:
         """From a map (C, H, W) of the student to the teacher's channels, at the smaller one of their sizes.

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from .. import functional
-from ..contract import Batch, Card, Layout, Losses, MethodSettings, Needs, Outputs, Progress
+from ..contract import Batch, Card, Losses, MethodSettings, Needs, Outputs, Progress
 from ..errors import UserError
 from ..functional.feature import same_size
 from ..registry import register
@@ -71,9 +71,8 @@ class SimKDStages(SimKD):
             Needs(teacher=("logits",), student_units=student_units, teacher_units=teacher_units)
         )
 
-    @staticmethod
-    def ends(layout: Layout) -> str:
-        return layout.stages[-1]
+    def ends(self) -> tuple[str, str]:
+        return self.student.layout.stages[-1], self.teacher.layout.stages[-1]
 
     def layers(self, c_in: int, c_out: int, tokens: bool) -> Iterable[nn.Module]:
         return three_layers(c_in, c_out, tokens)

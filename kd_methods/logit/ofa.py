@@ -39,8 +39,11 @@ class OFA(Method[Settings]):
             "eps is tuned per pair in the paper, 1.0 to 1.5; one value serves all stages and the final logits here",
             "the defaults are train.py's; the authors' CIFAR-100 runs weight the branches by 0.1 (issues 14 and 32)",
             "the reference has four stages; with n stages, branch k has n - k halvings of the resolution",
-            "token stages (L, D) are mapped linearly and averaged; the reference code merges patches and adds"
-            " transformer blocks",
+            "patches of a transformer are a map and get the branches of CNNs, without the class token (other tokens"
+            " are mapped linearly and averaged); the reference merges patches, adds transformer blocks and reads the"
+            " class token",
+            "stages end as the network's own quarters do; the reference's end after blocks 2, 4, 10 and 12 of a DeiT,"
+            " and MobileNetV2's last one behind its final convolution",
             "weights start as PyTorch's layers do; the reference code has its own initialisation",
         ),
     )

@@ -28,6 +28,14 @@ def test_methods_say_why_they_do_not_apply(name: str, classes: int, words: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["tinybert", "pkd_patient"])
+def test_a_student_is_not_deeper_than_its_teacher(name: str):
+    """There is no layer of the teacher for each of the student's."""
+    pair = [build_network(n, 3, vocabulary=90) for n in ("bert_l4_h64", "bert_l2_h64")]
+    with pytest.raises(UserError, match="as many layers as the student, here 2"):
+        registry.build(name, *pair, DataInfo(10, 3, torch.zeros(10)))
+
+
 def test_a_regression_is_matched_by_squares():
     s, t = torch.randn(5, 1), torch.randn(5, 1)
     assert functional.kd(s, t, temperature=7.0).item() == pytest.approx(((s - t) ** 2).mean().item())
