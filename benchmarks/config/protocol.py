@@ -158,7 +158,7 @@ class Protocol(Strict):
     holdout: int = Field(default=0, ge=0, description="training images that are tested on in place of the test set")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="of networks, under autocast (gradients of fp16 are scaled), or of products; losses are fp32",
+        description="of networks, under autocast (gradients of fp16 are scaled); losses are fp32, but tf32 is of all",
     )
     accumulate: int = Field(
         default=1,

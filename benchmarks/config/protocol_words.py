@@ -48,9 +48,11 @@ def _training(protocol: Protocol, students: Collection[str] | None, where: str) 
     if p.max_length:
         data = f"at most {p.max_length} tokens, batches of texts of similar length"
         data += f", tokenizer {p.tokenizer}" if p.tokenizer else ""
+    schedule = SCHEDULES.get(p.schedule)
+    decays = _decays(p) if schedule.decays else ""
     return (
         f"{p.name} v{p.version}{where}: {counted(p.epochs, 'epoch')}, batch {p.batch_size}{last}",
-        f"{p.optimizer.line()}, {rates}" + _decays(p) + SCHEDULES.get(p.schedule).line(p) + average,
+        f"{p.optimizer.line(not schedule.moves_momentum)}, {rates}" + decays + schedule.line(p) + average,
         f"{data}, {_computed_in(p)}{start}",
     )
 

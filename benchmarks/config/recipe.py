@@ -97,8 +97,8 @@ class Optimizer(Strict):
             raise ValueError(f"{self.name} has no options of its own; they are for optimisers that a plugin brings")
         return self
 
-    def line(self) -> str:
-        """In words, without the learning rate."""
+    def line(self, momentum: bool = True) -> str:
+        """In words, without the learning rate, and without a ``momentum`` that the schedule moves."""
         decay = f"weight decay {self.weight_decay:g}" + (" of matrices only" if self.decay_matrices_only else "")
         decay += " but for those that timm exempts" if self.exempt_named else ""
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
@@ -108,7 +108,8 @@ class Optimizer(Strict):
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}.get(self.name, self.name)
         kind += "".join(f", {key} {value:g}" for key, value in self.options.items())
         nesterov = " (Nesterov)" if self.nesterov else ""
-        return f"{kind}, momentum {self.momentum:g}{nesterov}, {decay}"
+        kind += f", momentum {self.momentum:g}{nesterov}" if momentum else nesterov
+        return f"{kind}, {decay}"
 
 
 class Detection(Strict):

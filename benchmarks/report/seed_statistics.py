@@ -68,6 +68,13 @@ def summarise(entry: TableEntry | None) -> Summary:
     )  # fmt: skip
 
 
+def by_seed(entry: TableEntry | None, epoch_rule: str) -> dict[int, float]:
+    """The figures of an entry's finished runs."""
+    done = [run for run in (entry.runs if entry else ()) if finished(run)]
+    figures = {run.seed: run.best if epoch_rule == "best" else run.last for run in done}
+    return {seed: value for seed, value in figures.items() if value is not None and math.isfinite(value)}
+
+
 def gap(summary: Summary, published: Published | None) -> float | None:
     """Our mean minus the published value by the same epoch rule; None where the two cannot be compared."""
     if published is None or not published.comparable:

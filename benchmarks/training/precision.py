@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -38,6 +40,20 @@ def set_tf32(protocol: Protocol, device: torch.device) -> None:
     if device.type == "cuda":
         allowed = protocol.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@contextmanager
+def without_tf32(device: torch.device) -> Iterator[None]:
+    """Inside, products of fp32 are such, whatever the protocol says: what is computed is kept for all protocols."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device.type == "cuda" else ()
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 def scaler(protocol: Protocol, device: torch.device) -> torch.amp.GradScaler:

@@ -31,7 +31,7 @@ from .finished import finish, on_cpu
 from .group import Group
 from .isolation import Loans, apart, lend
 from .optimizers.exempt import exempt
-from .precision import autocast, scaler, set_tf32
+from .precision import autocast, scaler, set_tf32, without_tf32
 from .replicas.gathering import gathered, running_statistics
 from .replicas.synchronised import synchronised
 
@@ -70,7 +70,8 @@ class StudentRun:
             self.method, self.student = assembly.method, assembly.student
             self.student.compiles = compilation.samples(protocol)  # type: ignore[assignment]
             if group.teacher_pass and teacher:
-                self.method.prepare(replace(group.teacher_pass, network=teacher, lent_labels=info.labels))
+                with without_tf32(device):
+                    self.method.prepare(replace(group.teacher_pass, network=teacher, lent_labels=info.labels))
             self.gathers = self.replica.count > 1 and self.method.gathers()
             phases = self.method.phases()
             for needs in (self.method.needs, *(phase.needs for phase in phases)):

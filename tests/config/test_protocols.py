@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -334,3 +336,14 @@ def test_teachers_of_letkds_recipe_are_crds():
     ):
         for_teachers = load_protocol(name).for_teachers({})
         assert for_teachers.name == wanted and for_teachers.epochs == load_protocol(name).epochs
+
+
+def test_a_caption_says_of_the_rate_what_the_schedule_does(tmp_path: Path) -> None:
+    """Not milestones of the protocol that it extends, nor a momentum that moves."""
+    said = {}
+    for schedule in ("steps", "cosine", "linear", "onecycle"):
+        file = tmp_path / f"{schedule}.yaml"
+        file.write_text(f"extends: cifar100-crd240\nname: mine\nversion: 1\nschedule: {schedule}\n")
+        said[schedule] = lines(load_protocol(str(file)))[1]
+    assert [name for name, line in said.items() if "times 0.1 after epochs 150, 180, 210" in line] == ["steps"]
+    assert [name for name, line in said.items() if "momentum 0.9," not in line] == ["onecycle"]

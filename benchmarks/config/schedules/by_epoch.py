@@ -52,5 +52,5 @@ def _line(protocol: Protocol) -> str:
 
 SCHEDULES = (
     Schedule("cosine_by_epoch", _rises_first(_cosine), _cosine_line, by_epoch=True),
-    Schedule("steps_by_epoch", _rises_first(_steps), _line, by_epoch=True),
+    Schedule("steps_by_epoch", _rises_first(_steps), _line, by_epoch=True, decays=True),
 )

@@ -29,4 +29,8 @@ def at(protocol: Protocol, epoch: int, done: int, total: int) -> tuple[float, fl
     return one_cycle(done, total + protocol.epochs * protocol.plan_dropped)
 
 
-SCHEDULES = (Schedule("onecycle", at, lambda protocol: " at the peak of one cycle, momentum 0.95 to 0.85 and back"),)
+def line(protocol: Protocol) -> str:
+    return " at the peak of one cycle, momentum 0.95 to 0.85 and back"
+
+
+SCHEDULES = (Schedule("onecycle", at, line, moves_momentum=True),)

@@ -24,4 +24,4 @@ def line(protocol: Protocol) -> str:
     return f", after a linear warm-up over {protocol.warmup:.0%} of the steps" if protocol.warmup else ""
 
 
-SCHEDULES = (Schedule("steps", at, line),)
+SCHEDULES = (Schedule("steps", at, line, decays=True),)

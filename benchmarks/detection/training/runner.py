@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from mmdet.evaluation import CocoMetric
+from mmdet.evaluation.metrics import coco_metric
 from mmengine.evaluator import Evaluator
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -187,6 +188,8 @@ def _wrapper(protocol: Protocol) -> dict[str, Any]:
 
 def average_precision(files: DetectionFiles, collected: Path) -> CocoMetric:
     """On the validation set; ``collected`` is where several processes bring their results together."""
+    # Else every figure is rounded to a tenth of a point, where published ones and standard deviations have two digits.
+    vars(coco_metric)["round"] = lambda value, digits: value
     metric = CocoMetric(metric="bbox")
     metric._coco_api = detection_data.ground_truth(
         files.val, files.classes

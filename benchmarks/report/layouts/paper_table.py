@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..model import MEAN, Column, CostTable, Published, Table, TableRow
 from ..ranking import average_ranks, ranking
-from ..seed_statistics import summarise, usual_n
+from ..seed_statistics import by_seed, summarise, usual_n
 from ..table_layout import (
     BEST,
     BLANK,
@@ -154,18 +154,41 @@ class _Printer:
         if self.averaged:
             cells.append(PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}"))
         if self.plain and self.differenced:
-            base = self._average(self.plain)
-            known = average is not None and base is not None and row is not self.plain
-            cells.append(PrintedCell(signed(average - base, digits)) if known else PrintedCell())  # type: ignore[operator]
+            difference = None if row is self.plain else self._difference(row, self.plain)
+            cells.append(PrintedCell() if difference is None else PrintedCell(signed(difference, digits)))
         if self.ranks is not None:
             cells.append(PrintedCell() if row in self.table.quoted else full.rank_cell(self.ranks.get(row.key)))
         return cells
 
     def _average(self, row: TableRow) -> float | None:
-        """Over the columns of one unit; None where one has no mean, or none are of one unit."""
-        means_of_columns = [summarise(row.entries.get(c.key)).mean(self.table.epoch_rule) for c in self.compared]
-        means = [mean for mean in means_of_columns if mean is not None]
-        return fmean(means) if means and len(means) == len(means_of_columns) else None
+        """Over the columns of one unit; None where one has no mean or another n, or none are of one unit."""
+        summaries = [summarise(row.entries.get(c.key)) for c in self.compared]
+        means = [mean for one in summaries if (mean := one.mean(self.table.epoch_rule)) is not None]
+        alike = len(means) == len(summaries) and len({one.n for one in summaries}) == 1
+        return fmean(means) if alike else None
+
+    def _counts(self, row: TableRow) -> set[int]:
+        """The n of its columns, short of none."""
+        return {n for column in self.compared if (n := summarise(row.entries.get(column.key)).n)}
+
+    def _difference(self, row: TableRow, plain: TableRow) -> float | None:
+        """The mean over the columns of one unit of the differences over the seeds that both have there."""
+        of_columns = []
+        for column in self.compared:
+            ours, theirs = (by_seed(one.entries.get(column.key), self.table.epoch_rule) for one in (row, plain))
+            if not (common := ours.keys() & theirs.keys()):
+                return None
+            of_columns.append(fmean(ours[seed] - theirs[seed] for seed in common))
+        return fmean(of_columns)
+
+    def _uneven(self, plain: TableRow) -> bool:
+        """Whether some row has not the plain student's seeds."""
+        seeds = [
+            [by_seed(row.entries.get(column.key), self.table.epoch_rule).keys() for column in self.compared]
+            for row in self.table.rows
+        ]
+        theirs = seeds[self.table.rows.index(plain)]
+        return any(ours and ours != known for row in seeds for ours, known in zip(row, theirs, strict=True))
 
     def _cost(self, row: TableRow) -> list[PrintedCell]:
         if not self.cost:
@@ -190,11 +213,14 @@ class _Printer:
             yield "k", "of k seeds, all that were planned."
         if any("/" in count for count in seeds):
             yield "k/n", "of n planned seeds k are finished."
+        if self.averaged and any(self._average(row) is None and self._counts(row) for row in self.table.rows):
+            yield "Avg.", "where a row has all columns, with the same n."
         if self.plain and self.differenced:
             of_tasks = self.compared[0].task == MEAN
             over = "average" if self.averaged else "mean over tasks" if of_tasks else "mean"
             pairs = ", over all pairs" if of_tasks and len(self.compared) > 1 else ""
-            yield "Δ", f"{over}{pairs} less that of {self.plain.title}."
+            seeds_of = ", over the seeds that both have" if self._uneven(self.plain) else ""
+            yield "Δ", f"{over}{pairs} less that of {self.plain.title}{seeds_of}."
         if any(line.mark for block in blocks for line in block):
             yield CHOICE, "with settings of our own choice."
         if self.published:
@@ -231,13 +257,13 @@ def _of_one_unit(columns: Sequence[Column]) -> Sequence[Column]:
 
 def _caption(table: Table) -> str:
     """What is shown, of how many seeds, under which protocol, and whether that is the paper's."""
-    n = usual_n(table)
+    n, spread = usual_n(table), "95 % interval" if table.intervals else "std"
     if not any(summarise(entry).n for row in table.rows for entry in row.entries.values()):
         seeds = "no run has finished yet"
     elif n == 1:
-        seeds = "n = 1"
+        several = any(summarise(entry).n > 1 for row in table.rows for entry in row.entries.values())
+        seeds = f"n = 1, mean ± {spread} where there are more" if several else "n = 1"
     else:
-        spread = "95 % interval" if table.intervals else "std"
         seeds = f"mean ± {spread}, n = {n}" if n else f"mean ± {spread} over n seeds"
     protocol = f"; protocol {cut(table.protocol, NAME)}" if table.protocol else ""
     deviating = "; not the paper's protocol" if table.deviations else ""
