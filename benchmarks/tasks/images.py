@@ -218,13 +218,15 @@ class Images:
         protocol: Protocol,
         device: torch.device,
     ) -> None:
-        self.info, self.labels = DataInfo(len(labels), num_classes, labels), labels.to(device)
+        self.labels = labels.to(device)
         self.test_samples, self.input_shape = test_samples, input_shape
         self.protocol, self.device = protocol, device
         self.seen = Seen.under(protocol)
         self.normalisation = self.seen.normalisation
         wanted = protocol.teacher_answers
         self.answers = DrawnAnswers(len(labels), num_classes, wanted, device) if wanted else None
+        taught = None if self.answered is None else int(self.answered.sum())
+        self.info = DataInfo(len(labels), num_classes, labels, taught)
 
     @property
     def answered(self) -> Tensor | None:

@@ -17,12 +17,14 @@ class DataInfo:
     """What a method may know of the training set: its size, its labels (N,) and the number of classes.
 
     One class means a regression: labels are numbers, logits (B, 1) are predictions of them. A method that reads size or
-    labels says so in its needs, since not whoever trains by it knows them.
+    labels says so in its needs, since not whoever trains by it knows them. ``taught`` of the samples have an answer of
+    the teacher; None: all.
     """
 
     num_samples: int
     num_classes: int
     labels: Tensor | None = None
+    taught: int | None = None
 
     @property
     def regression(self) -> bool:

@@ -130,7 +130,8 @@ class LetKD1(Method[Settings]):
         self.matches, self.assigns = nn.ModuleDict(), nn.ModuleDict()
         for site in self.sites:
             if site.name == "penultimate":
-                count = self.info.num_samples * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
+                taught = self.info.num_samples if self.info.taught is None else self.info.taught
+                count = taught * locations.count(self.teacher.shape(site.teacher_unit), site.factor)
                 templates = max(2, min(config.words, count // PER_WORD))
                 self.register_buffer("words", _stand_in(templates, site.width), persistent=False)
             else:

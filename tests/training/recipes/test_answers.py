@@ -20,8 +20,10 @@ from benchmarks.tasks.answers import DrawnAnswers
 from benchmarks.training.answered import answered
 from benchmarks.training.loop import shared
 from benchmarks.training.optimizers import WHOLE
+from kd_methods.analysis import locations
 from kd_methods.contract import Losses, Needs
 from kd_methods.errors import UserError
+from kd_methods.feature.letkd import PER_WORD, LetKD1
 
 BY_SAMPLE = [name for name in kd_methods.available() if kd_methods.card(name).by_sample]
 
@@ -146,6 +148,21 @@ def test_what_is_prepared_sees_the_answers_that_there_are(tmp_path: Path) -> Non
     chosen = torch.tensor([7, 3])
     assert torch.equal(next(iter(pass_.outputs((), chosen)))[1], pass_.labels[chosen])
     assert pass_.identity["protocol"]["teacher_answers"] == {"missing": 0.75}
+
+
+@pytest.mark.parametrize("missing", [0.5, 0.95])
+def test_words_are_as_many_as_the_answered_images_have_locations_for(tmp_path: Path, missing: float) -> None:
+    protocol = under(missing=missing)
+    bench = TrainingBench(tmp_path, tiny_data(protocol=protocol), protocol)
+    (cell,) = bench.cells([("letkd1", {"words": 4096})])
+    bench.run([cell])
+    assert bench.data.info.taught == round(200 * (1 - missing))
+    method = bench.student_run(cell).method
+    assert isinstance(method, LetKD1)
+    (site,) = method.sites
+    places = bench.data.info.taught * locations.count(method.teacher.shape(site.teacher_unit), site.factor)
+    assert len(method.words) == places // PER_WORD
+    assert bench.states([cell]) == ["done"]
 
 
 def test_methods_that_relate_samples_are_refused_where_answers_are_missing(tmp_path: Path) -> None:
