@@ -198,17 +198,18 @@ ensure_lock() {
     installed "$1" || set_up "$1"
 }
 
-# The extra that a table's file names, or else the shipped table that it extends.
+# The extra that a table's file names, or else the shipped table that it extends. (Those that extend each other in a
+# circle, which are refused later, end here after a few turns.)
 extra_of() {
-    local line extra='' base=''
+    local line extra='' base='' turn=${2:-1}
     while IFS= read -r line || [[ -n $line ]]; do
-        if [[ $line =~ ^extra:[[:space:]]*([a-z]+) ]]; then
+        if [[ $line =~ ^extra:[[:space:]]*[\"\']?([a-z]+) ]]; then
             extra=${BASH_REMATCH[1]}
         elif [[ $line =~ ^extends:[[:space:]]*[\"\']?([A-Za-z0-9_.-]+) ]]; then
             base=$repo/tables/${BASH_REMATCH[1]}.yaml
         fi
     done <"$1"
-    if [[ -z $extra && -f $base ]]; then extra_of "$base"; else printf '%s' "$extra"; fi
+    if [[ -z $extra && -f $base && $turn -lt 20 ]]; then extra_of "$base" $((turn + 1)); else printf '%s' "$extra"; fi
 }
 
 # --- What was asked for ----------------------------------------------------------------------------------------------

@@ -31,12 +31,13 @@ def cite(table: str, variant: Variant, output: Path) -> None:
         entries = citations.of_manifest(shown)
     else:
         chosen = load_table(table).preset(variant.preset)
-        pairs, rows, usual = chosen.pairs or (), chosen.methods or (), load_protocol(chosen.protocol).task
-        entries = citations.cited(
+        pairs, rows, protocol = chosen.pairs or (), chosen.methods or (), load_protocol(chosen.protocol)
+        papers = citations.cited(
             [(row.method, str(row.optimizer.get("name", ""))) for row in rows],
-            [pair.task or chosen.task or usual for pair in pairs],
+            [pair.task or chosen.task or protocol.task for pair in pairs],
             [network for pair in pairs for network in (pair.teacher, pair.student)] + [row.student for row in rows],
         )
+        entries = citations.under(papers, protocol.name, protocol.optimizer.name)
     click.echo(citations.bibtex(entries))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ def patient_streams() -> Iterator[dict[str, str]]:
     """
     lost: dict[str, str] = {}
     before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # a letter that a locale has not ends no run that was computed
+            stream.reconfigure(errors="backslashreplace")
     patient = [
         stream and _Patient(stream, name, lost)
         for stream, name in zip(before, ("standard output", "standard error"), strict=True)

@@ -78,11 +78,16 @@ class Shelf:
 
 
 def load(
-    model: type[Model], name: str, shelf: Shelf, combined: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+    model: type[Model],
+    name: str,
+    shelf: Shelf,
+    combined: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+    above: tuple[Path, ...] = (),
 ) -> tuple[Model, Path]:
     """A file of a shelf by its name, or one of the user's by its path; and that path.
 
-    ``combined`` makes one of what a file extends and of what it says itself, as :func:`merged` does.
+    ``combined`` makes one of what a file extends and of what it says itself, as :func:`merged` does; ``above`` are
+    files that extend this one.
 
     Raises:
         UserError: there is none, or it is malformed (file and line are named).
@@ -97,7 +102,9 @@ def load(
             extended = shelf.path(str(raw["extends"]))
         except UserError as error:
             raise UserError(f"{where(path, 'extends')}: {error}") from None
-        base, _ = load(model, str(extended), shelf, combined)
+        if extended.resolve() in (chain := (*above, path.resolve())):
+            raise UserError(f"{where(path, 'extends')}: '{raw['extends']}' extends this file in turn; name another one")
+        base, _ = load(model, str(extended), shelf, combined, chain)
         raw = combined(base.model_dump(mode="python", exclude_unset=True), raw)
         del raw["extends"]
     return validate(model, raw, path), path

@@ -21,6 +21,9 @@ Init = Literal["", "first", "last", "spread", "heads"]
 
 Name = Annotated[str, Field(min_length=1)]
 
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""What is also a part of a folder's or file's name, here and where archives are unpacked."""
+
 MAX_SEED = 2**32 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -181,7 +184,7 @@ class Efficiency(Strict):
 class TableSpec(Matrix):
     """One YAML of tables/: rows x columns of cells, and what is published for each."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="its name, and that of its files")
+    name: FileName = Field(description="its name, and that of its files")
     title: str = Field(description="printed over the table")
     metric: str = Field(default="", description="shown unless a column names its own; by default the task's")
     extra: Literal["", "text", "detection"] = Field(default="", description="optional part of the suite that it needs")
@@ -205,7 +208,7 @@ class TableSpec(Matrix):
         default=None,
         description="a second table: epochs to the plain student's best, and how far one row is ahead of others (ARI)",
     )
-    presets: dict[str, Preset] = Field(min_length=1, description="ways to run it, by name; paper is the usual one")
+    presets: dict[FileName, Preset] = Field(min_length=1, description="ways to run it, by name; paper is the usual one")
 
     @field_validator("published", "probe")
     @classmethod

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..common.files import read_json, write_text
 from ..report.model import SECTIONS
+from ..store.runs import Store
 from .measuring import Bench
 from .setup import Suite
 
@@ -27,6 +28,7 @@ def report(method: str, pair: str, suite: Suite, output: Path) -> tuple[str, lis
     Raises:
         UserError: an unknown method or pair, or a method that is not made for the pair.
     """
+    Store(output).check_writable()
     bench = suite.bench(pair, method)
     bench.seconds(WARM_UP, 1)
     split = bench.split(ROUNDS)

@@ -12,7 +12,7 @@ from ..common.workspace import Workspace
 from ..cost import cards
 from ..cost.table_costs import measure_missing
 from ..report import PAPER, Page
-from ..report.collect import render, without_result
+from ..report.collect import check_page, render, without_result
 from ..store import manifest
 from ..store.cell import Cell
 from ..store.runs import Store
@@ -71,6 +71,7 @@ def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
         Interrupted: the user asked to stop; the same call goes on from there.
     """
     store, say = Store(workspace.output), workspace.say
+    check_page(options.page, [*(row.id for row in plan.rows), *plan.table.quoted])  # not after hours
     cells = options.shard.of(plan.training, plan.every_cell())
     watched = options.watches(plan)
     facts = store.facts(cell.key for cell in cells)

@@ -63,8 +63,12 @@ def of_manifest(shown: Manifest) -> Cited:
         [name for column in shown.columns for name in (column.teacher_network, column.student)]
         + [row.student for row in shown.rows],
     )
-    name, optimizer = str(shown.protocol.get("name", "")), str(shown.protocol.get("optimizer", {}).get("name", ""))
-    recipe = _keys([name], _papers().recipes) + _keys([optimizer], _papers().optimizers)
+    return under(papers, shown.protocol.get("name", ""), shown.protocol.get("optimizer", {}).get("name", ""))
+
+
+def under(papers: Cited, protocol: str, optimizer: str) -> Cited:
+    """With those of the recipe by that name, and of its optimiser."""
+    recipe = _keys([protocol], _papers().recipes) + _keys([optimizer], _papers().optimizers)
     return replace(papers, methods=tuple(dict.fromkeys((*papers.methods, *recipe))))
 
 

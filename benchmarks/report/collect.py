@@ -75,9 +75,7 @@ def render(
     table = collect(manifest, store, say)
     table = replace(table, intervals=page.intervals, average_rank=page.average_rank)
     folder = path(output, table_folder).parent
-    known_rows = [row.key for row in table.rows]
-    if page.highlight and page.highlight not in known_rows:
-        raise UserError(f"--highlight {page.highlight}: the table has no such row; it has {', '.join(known_rows)}")
+    check_page(page, [row.key for row in table.rows])
     cost = collect_cost(manifest, store, table, say)
     files = report.write(table, folder, manifest.name, page, cost)
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
@@ -94,6 +92,12 @@ def render(
         runs = rows_by_key[cell.row].entries[cell.column].runs
         states[cell.key] = next(run.status for run in runs if run.seed == cell.seed)
     return Written(files, text, without_result(list(states.values())))
+
+
+def check_page(page: Page, rows: Sequence[str]) -> None:
+    """Raise UserError where a page is to highlight a row that the table has not."""
+    if page.highlight and page.highlight not in rows:
+        raise UserError(f"--highlight {page.highlight}: the table has no such row; it has {', '.join(rows)}")
 
 
 def without_result(states: Sequence[str]) -> str:

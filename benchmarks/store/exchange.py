@@ -101,7 +101,7 @@ def export(
         teach |= {column.teacher.cell for column in shown.columns} if unfinished else set()
         members[f"tables/{table_folder}/plan.json"] = manifest.path(output, table_folder)
         costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
-        members |= {name: path for name, path in costs.items() if path.is_file()}
+        members |= {name: path for name, path in costs.items() if path.is_file() and _whole_cost(path, say)}
     states = {key: state for key, (state, _) in store.facts(keys).items()}
     final = [key for key, status in states.items() if status["state"] in FINAL]
     with ExitStack() as held:
@@ -142,6 +142,20 @@ def _held(run: Run, held: ExitStack, say: Say) -> bool:
         return False
     if not held.enter_context(run.lock()):
         say(f"left out: {run.path} is being computed; stop it first")
+        return False
+    try:
+        check(run)
+    except Damaged as error:
+        say(f"left out: {error}")
+        return False
+    return True
+
+
+def _whole_cost(path: Path, say: Say) -> bool:
+    try:
+        documents.read(path, dict[str, Any])
+    except Damaged as error:
+        say(f"left out: {error}")
         return False
     return True
 
@@ -333,5 +347,9 @@ def _check_manifest(shown: Manifest, table_folder: str) -> None:
         raise Damaged(f"tables/{table_folder}/plan.json names {odd[0][:80]!r}")
     if odd := [c.key for c in shown.columns if ".." in c.key or c.key.startswith("/") or not c.key.isprintable()]:
         raise Damaged(f"tables/{table_folder}/plan.json has a column {odd[0][:80]!r}")
+    rows, columns = {row.key for row in shown.rows}, {column.key for column in shown.columns}
+    places = [*(cell.place for cell in shown.cells), *(cost.place for cost in shown.costs)]
+    if odd := [f"{row} on {column}" for row, column in places if row not in rows or column not in columns]:
+        raise Damaged(f"tables/{table_folder}/plan.json has a place {odd[0][:80]!r} and no such row or column")
     if not table_folder.startswith(shown.name):
         raise Damaged(f"tables/{table_folder}/plan.json is of table {shown.name}")

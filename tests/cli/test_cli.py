@@ -249,6 +249,19 @@ def test_an_output_that_nobody_takes_is_one_line(arguments: tuple[str, ...]) -> 
     assert len(err.splitlines()) == 1
 
 
+def test_a_locale_without_a_letter_ends_nothing() -> None:
+    code = (
+        "import benchmarks.common.console as c\nwith c.patient_streams() as lost: print(chr(0x2217))\nassert not lost"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, timeout=120)
+    assert (result.stdout, result.stderr) == (b"\\u2217\n", b"")
+
+
+def test_a_row_to_highlight_that_there_is_not_is_said_before_anything_runs(call: Call) -> None:
+    assert "--highlight nosuch: the table has no such row; it has" in refused(call, *DEMO, "--highlight", "nosuch")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from helpers.config_files import PROTOCOL, TABLE, message
 
-from benchmarks.common.yaml_files import read_yaml
+from benchmarks.common.yaml_files import Shelf, read_yaml
+from benchmarks.config import table_spec
 from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import TableSpec, load_table
 from kd_methods.errors import UserError
@@ -103,6 +104,8 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
             id="row of a preset twice",
         ),
         pytest.param(TABLE + "quoted: {tdd: TDD, kd: KD}\n", 7, "quoted.kd: the row 'kd' is run", id="row and quoted"),
+        pytest.param(TABLE.replace("  paper:", "  my short:"), 6, "presets.my short", id="preset that is no name"),
+        pytest.param(TABLE.replace("  paper:", "  a/b:"), 6, "presets.a/b", id="preset that is a path"),
         pytest.param(TABLE + "tasks: [rte, rte]\n", 7, "tasks.1: the column 'rte'", id="column twice"),
         pytest.param(TABLE.replace("[0]", "[1, 0, 1]"), 6, "presets.paper.seeds.2: the seed '1'", id="seed twice"),
         pytest.param(TABLE.replace("[0]", "[-1]"), 6, "presets.paper.seeds.0", id="negative seed"),
@@ -254,3 +257,12 @@ def test_columns_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> 
     path.write_text(TABLE + 'tasks: ["folder:/a/birds", "folder:/b/birds/", "folder:/b/fish", glue/rte]\n')
     columns = load_table(str(path)).preset("paper").pairs or ()
     assert [pair.id.partition(":")[2] for pair in columns] == ["a/birds", "b/birds", "fish", "rte"]
+
+
+def test_files_that_extend_each_other_in_a_circle_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_spec, "TABLE_FILES", Shelf("table", tmp_path))
+    for name, other in (("one", "two"), ("two", "one"), ("same", "same")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {other}\nname: {name}\n")
+    for name, last in (("one", "two"), ("two", "one"), ("same", "same")):
+        with pytest.raises(UserError, match=rf"{last}\.yaml line 1: extends: '{name}' extends this file in turn"):
+            load_table(name)

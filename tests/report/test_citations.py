@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from benchmarks.cli.main import cli
 from benchmarks.common.places import ROOT
 from benchmarks.common.yaml_files import read_yaml
 from benchmarks.config.protocol import load_protocol, protocol_names
@@ -64,6 +67,11 @@ def test_bibtex_of_a_table_is_whole_and_has_nothing_twice() -> None:
     ]  # fmt: skip
     assert text.count("{") == text.count("}")
     assert "missing" in citations.entry("nobody2000")
+
+
+def test_a_table_cites_its_recipe_before_it_is_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["cite", "recipes", "--output", str(tmp_path)])
+    assert result.exit_code == 0 and "{hao2023vanillakd," in result.output and "{you2019lamb," in result.output
 
 
 def test_the_suite_is_cited_as_its_own_file_says() -> None:

@@ -64,6 +64,16 @@ def test_pairs_that_differ_in_how_the_student_starts_are_both_drawn() -> None:
     assert len(drawn["best-last"].axes[0].lines[0].get_xdata()) == 2
 
 
+def test_columns_of_library_networks_are_each_drawn() -> None:
+    """Their names have a colon of their own."""
+    students = ("timm:resnet18", "timm:resnet10t")
+    teacher = "timm:resnet50"
+    columns = tuple(Column(f"{teacher}-{name}", teacher, name, task="coco", metric="mAP") for name in students)
+    entry = TableEntry((SeedResult(0, "done", 50.0, 51.0),))
+    rows = (TableRow("kd", "KD", "logit", {column.key: entry for column in columns}),)
+    assert table_figures._best_less_last(Table("t", "T", "AP", columns, rows)) == {"KD": [1.0, 1.0]}
+
+
 def test_a_mean_curve_is_over_the_seeds_that_went_the_whole_way() -> None:
     curves = [(1.0, 2.0, 3.0), (), (5.0, 5.0), (3.0, 4.0, 5.0)]
     assert whole(curves) == [curves[0], curves[3]] and mean_curve(curves) == [2.0, 3.0, 4.0]

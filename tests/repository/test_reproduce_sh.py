@@ -134,7 +134,9 @@ def test_a_table_that_names_an_extra_has_it_installed(tree: Tree):
     for content in ("extends: words\nname: own\n", "name: own\nextends: 'words'  # its columns\n"):
         yaml_file.write_text(content)
         assert "requirements/other.txt is missing" in one_line_of_error(tree.run("own.yaml"))
-    yaml_file.write_text("extra: nonsense\n")
+    (tree.repo / "tables" / "words.yaml").write_text("name: words\nextends: words\n")
+    assert tree.run("own.yaml").stderr == "", "those in a circle are for the suite to refuse"
+    yaml_file.write_text('extra: "nonsense"\n')
     assert "requirements/nonsense.txt is missing" in one_line_of_error(tree.run("own.yaml"))
 
 

@@ -138,6 +138,22 @@ def test_only_what_has_ended_and_is_whole_is_packed(theirs: Path, tmp_path: Path
     assert (exported.runs, exported.students, exported.left_out) == (3, 0, 2)
 
 
+def test_what_an_import_would_refuse_is_not_packed(theirs: Path, tmp_path: Path) -> None:
+    begun, said = cell("kd", 1), list[str]()
+    shutil.rmtree(Store(theirs).run(begun).path)
+    (begin(theirs, begun, 2) / "metrics.json").write_text("[")
+    plan = shown(cell("student", 0), cell("kd", 0), begun)
+    place = {"row": plan.rows[0].key, "column": plan.columns[0].key, "key": "c" * 64}
+    write_json(manifest.path(theirs, TABLE_FOLDER), {**plan.model_dump(mode="json"), "costs": [place]})
+    Store(theirs).cost("c" * 64).parent.mkdir(exist_ok=True)
+    Store(theirs).cost("c" * 64).write_text('{"label": "k')
+    file = tmp_path / "runs.zip"
+    exported = export(theirs, file, [TABLE_FOLDER], also=["unfinished"], say=said.append)
+    assert (exported.begun, exported.left_out) == (0, 1) and len(said) == 2
+    assert all(line.startswith("left out: ") for line in said), said
+    assert import_(file, tmp_path / "ours").added
+
+
 def begin(output: Path, one: Cell, epochs: int, checkpoint: bytes = b"state") -> Run:
     """A run that was stopped after so many epochs."""
     run = Store(output).create(one)
@@ -360,7 +376,7 @@ def test_runs_that_do_not_verify_are_refused_with_a_good_index_too(
 @pytest.mark.parametrize(
     "changes",
     [{"name": "../../evil"}, {"published": "../teachers.yaml"}, {"name": "other"}, {"cells": [{"key": "../../etc"}]},
-     {"columns": [{"key": "../../../a-b"}]}],
+     {"columns": [{"key": "../../../a-b"}]}, {"cells": [{"row": "odd"}]}],
 )  # fmt: skip
 def test_a_manifest_that_names_what_is_no_name_is_refused(theirs: Path, tmp_path: Path, changes: dict) -> None:
     def change(content: dict[str, bytes]) -> None:

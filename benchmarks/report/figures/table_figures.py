@@ -112,10 +112,10 @@ def _memory(cost: CostTable, column: Column) -> Any:
 
 def _best_less_last(table: Table) -> dict[str, list[float]]:
     """Best less last epoch of every finished run, by title; where a run has several metrics, in that named first."""
-    first: dict[tuple[str, str], Column] = {}
+    first: dict[tuple[str, ...], Column] = {}
     for column in table.columns:
         if column.task != MEAN:
-            first.setdefault((pair_name(column), column.task), column)
+            first.setdefault((column.teacher, column.student, pair_name(column), column.task), column)
     by_title: dict[str, list[float]] = {}
     for row in table.rows:
         runs = [run for column in first.values() if (entry := row.entries.get(column.key)) for run in entry.runs]
