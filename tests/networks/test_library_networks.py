@@ -214,3 +214,22 @@ def test_the_first_of_its_name_in_a_process_is_as_the_others() -> None:
         torch.manual_seed(0)
         built.append(build_network("timm:mobilenetv2_050", 7, (3, 32, 32)).module.state_dict())
     assert all(torch.equal(value, built[1][name]) for name, value in built[0].items())
+
+
+def test_the_paper_s_vision_transformers_start_as_its_code_has_them() -> None:
+    """Thegolfingocto/KD_wo_CE ViT.py and TransformerBlocks.py: torch's attention, torchvision's MLP, its own ends."""
+    torch.manual_seed(0)
+    vit = build_network("vit_ett", 10).module.vit
+    block, width, hidden = vit.blocks[3], 192, 576
+    wanted = {
+        vit.patch_embed.proj.weight: (1 / 48) ** 0.5,
+        vit.pos_embed: 0.02,
+        block.attn.qkv.weight: (2 / (4 * width)) ** 0.5,
+        block.attn.proj.weight: (1 / (3 * width)) ** 0.5,
+        block.mlp.fc1.weight: (2 / (width + hidden)) ** 0.5,
+        block.mlp.fc2.weight: (2 / (width + hidden)) ** 0.5,
+    }
+    for parameter, deviation in wanted.items():
+        assert parameter.std().item() == pytest.approx(deviation, rel=0.03)
+    zero = (vit.cls_token, vit.patch_embed.proj.bias, block.attn.qkv.bias, block.attn.proj.bias, *vit.head.parameters())
+    assert not any(parameter.any() for parameter in zero)

@@ -35,7 +35,7 @@ NETWORKS = (
         titles={"MobileNetV2x1_64": "MobileNet-V2×1"},  # noqa: RUF001
         sides={"MobileNetV2x1_64": 64},
     ),
-    # Version 1 left the last block out of the blocks.
+    # Version 1 left the last block out of the blocks, version 2 started as timm's networks do.
     *family(
         {
             "vit_b": _later("vit_b"),
@@ -43,7 +43,7 @@ NETWORKS = (
             "vit_b_p8": _later("vit_b", patch=8),
             "vit_ett_p8": _later("vit_ett", patch=8),
         },
-        version=2,
+        version=3,
         titles={"vit_b": "ViT-B", "vit_ett": "ViT-ETT", "vit_b_p8": "ViT-B/8", "vit_ett_p8": "ViT-ETT/8"},
         sides={"vit_b_p8": 64, "vit_ett_p8": 64},
     ),

@@ -6,8 +6,10 @@ them. Importing this module takes timm and torchvision, a second.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +140,9 @@ def _positions(embedding: Tensor, patches: Tensor, grid: tuple[int, int]) -> Ten
 class ViT(ImageClassifier):
     """timm's vision transformer on 8x8 patches; the mean over all tokens, the class token's too, is classified.
 
+    It starts as the public code of arXiv 2511.14981 has it. Its first unit, layer 0, has the position embedding; there
+    layer 0 ends before it.
+
     Args:
         size: of its blocks.
         num_classes: size of the classifier.
@@ -159,9 +164,24 @@ class ViT(ImageClassifier):
             mlp_ratio=size.mlp,
             dynamic_img_size=True,
         )
-        for parameter in self.vit.head.parameters():
-            nn.init.zeros_(parameter)
+        self._start()
         self.stages = size.stages
+
+    def _start(self) -> None:
+        """As torch's attention and torchvision's MLP start, not as timm's."""
+        vit: Any = self.vit
+        patches = vit.patch_embed.proj
+        nn.init.trunc_normal_(patches.weight, std=math.sqrt(1 / patches.weight[0].numel()))
+        nn.init.normal_(vit.pos_embed, std=0.02)
+        for block in vit.blocks:
+            nn.init.xavier_uniform_(block.attn.qkv.weight)
+            nn.init.kaiming_uniform_(block.attn.proj.weight, a=math.sqrt(5))
+            for layer in (block.mlp.fc1, block.mlp.fc2):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.normal_(layer.bias, std=1e-6)
+        zero = [vit.cls_token, patches.bias, *vit.head.parameters()]
+        for parameter in (*zero, *(layer.bias for block in vit.blocks for layer in (block.attn.qkv, block.attn.proj))):
+            nn.init.zeros_(parameter)
 
     def _tokens(self, x: Tensor) -> Tensor:
         vit, patches = self.vit, self.vit.patch_embed(x)
