@@ -66,7 +66,6 @@ def _processor() -> str:
     return _cpu("model name") or platform.processor() or platform.machine()
 
 
-@functools.cache
 def machine(chosen: torch.device) -> str:
     """The hardware in words: GPU, or CPU model and thread count, with what keeps libraries from its instructions."""
     if chosen.type == "cuda":

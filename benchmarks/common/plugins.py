@@ -32,7 +32,7 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
     from .process.settings import settings_restored  # imports torch, as plugins do
 
     registered: dict[str, str] = {}
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():
         if not path.is_file():
             raise UserError(f"--plugin {path}: there is no such file")
         before = _registered()
@@ -54,7 +54,7 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
             say(f"--plugin {path} changes settings of the process ({', '.join(changed)}); they were put back")
         new = {name for name, thing in _registered().items() if before.get(name) is not thing}
         if replaced := sorted(new & before.keys()):
-            raise UserError(f"--plugin {path}: {', '.join(replaced)} is there already, from another file; rename yours")
+            raise UserError(f"--plugin {path}: {', '.join(replaced)} was there already; restart Python, or rename it")
         if not new:
             raise UserError(
                 f"--plugin {path} registers nothing; use @kd_methods.register, register_network, register_task …"

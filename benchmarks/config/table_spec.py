@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -274,9 +275,15 @@ def labels(tasks: Sequence[TaskColumn]) -> list[str]:
 
 def short_name(task: str, among: Iterable[str]) -> str:
     """The last word of a task's name or folder; where others have the same, as many words as tell them apart."""
-    words, *others = (name.rpartition(":")[2].rstrip("/").split("/") for name in (task, *(set(among) - {task})))
+    words, *others = (_words(name) for name in (task, *(set(among) - {task})))
     count = next((n for n in range(1, len(words)) if all(other[-n:] != words[-n:] for other in others)), len(words))
     return "/".join(words[-count:])
+
+
+def _words(task: str) -> list[str]:
+    """Of a name, or of the whole path of a user's folder, which may be named from where one stands."""
+    _, is_place, name = task.rpartition(":")
+    return list(Path(name).resolve().parts) if is_place else name.split("/")
 
 
 def _read_pairs(value: Any) -> Any:

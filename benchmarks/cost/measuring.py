@@ -27,7 +27,7 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..networks import count
 from ..report.model import SECTIONS, CostEntry
-from ..store.cell import Cell, TeacherRef
+from ..store.cell import Cell, TeacherRef, kind_of
 from ..store.runs import Run, Store
 from ..tasks import TASK_SOURCES, TaskBatch, TaskData, get_task
 from ..training.group import Group
@@ -54,7 +54,7 @@ def cost_key(cell: Cell, machine: str) -> str:
     """
     identity = cell.identity()
     teacher = cell.teacher.network if cell.teacher else None
-    data = ("data",) if cell.task in TASK_SOURCES.mapping() else ()
+    data = ("data",) if kind_of(cell.task) in TASK_SOURCES.mapping() else ()
     what = {name: identity[name] for name in ("task", *data, "student", "method", "versions", "plugins")}
     step = {
         k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs", "holdout")

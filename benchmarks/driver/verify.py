@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, counted
+from ..common.files import complaint
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..store import documents, exchange
@@ -142,9 +145,18 @@ def _measured(cell: Cell, file: Path, workspace: Workspace, evaluators: dict[str
 
 
 def protocol_of(cell: Cell) -> Protocol:
-    """The protocol that a cell was computed under, as far as its identity says."""
+    """The protocol that a cell was computed under, as far as its identity says.
+
+    Raises:
+        UserError: it names what is not there.
+    """
     optimizer = {**cell.protocol.get("optimizer", {}), "lr": cell.lr}
-    return Protocol.model_validate({**cell.protocol, "task": cell.task, "optimizer": optimizer})
+    try:
+        return Protocol.model_validate({**cell.protocol, "task": cell.task, "optimizer": optimizer})
+    except ValidationError as error:
+        location, message = complaint(error)
+        where = ".".join(map(str, location))
+        raise UserError(f"its protocol cannot be had here (is a plugin missing?): {where}: {message}") from None
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

@@ -75,7 +75,7 @@ def render(
     table = collect(manifest, store, say)
     table = replace(table, intervals=page.intervals, average_rank=page.average_rank)
     folder = path(output, table_folder).parent
-    check_page(page, [row.key for row in table.rows])
+    check_page(page, [row.key for row in (*table.rows, *table.quoted)])
     cost = collect_cost(manifest, store, table, say)
     files = report.write(table, folder, manifest.name, page, cost)
     text = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")

@@ -103,8 +103,7 @@ class FolderOptions:
         words += ["--settings", "uniform"] if self.uniform else []
         words += ["--any-teacher"] if column.teacher.off else []
         if environment.get("device") == "cpu":
-            threads = environment.get("arithmetic", {}).get("threads", 1)
-            words += ["--device", "cpu", *(["--threads", str(threads)] if threads != 1 else [])]
+            words += ["--device", "cpu", "--threads", str(environment.get("arithmetic", {}).get("threads", 1))]
         words += ["--no-cost", "--output", "again"]
         return " ".join([PROGRAM, *map(shlex.quote, words)])
 

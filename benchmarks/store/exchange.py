@@ -89,6 +89,7 @@ def export(
         say: called with a line for what is left out, and why.
 
     Raises:
+        Damaged: a table's manifest is one that no store takes.
         UserError: no such table or run, or none of them has ended.
     """
     output, file = Path(output), Path(file)
@@ -97,6 +98,7 @@ def export(
     keys, teach = [_named_key(output, start, unfinished) for start in runs], set[str]()
     for table_folder in tables:
         shown = manifest.existing(output, table_folder)
+        _check_manifest(shown, table_folder)
         keys += _keys(shown)
         teach |= {column.teacher.cell for column in shown.columns} if unfinished else set()
         members[f"tables/{table_folder}/plan.json"] = manifest.path(output, table_folder)

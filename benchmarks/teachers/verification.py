@@ -27,7 +27,7 @@ Accuracies = dict[tuple[str, str], Mapping[str, float]]
 class TeacherAccuracy(TypedDict):
     """A document of the store's teachers/: what a teacher's file measures.
 
-    ``value`` is the task's metric; documents of earlier versions have no other.
+    ``value`` is the task's metric; documents of earlier versions have no other, and are measured again.
     """
 
     entry: str
@@ -89,12 +89,12 @@ def check_teachers(
         fingerprint = get_task(entry.task).fingerprint(workspace.data_root, on_task)
         path = _path(ref, fingerprint, on_task, workspace)
         known = documents.read_or_set_aside(path, TeacherAccuracy, workspace.say)
-        if known is None:
+        if known is None or "metrics" not in known:
             workspace.say(f"evaluating teacher {entry.name}")
             metrics = dict(measure(entry, on_task))
             known = {"entry": entry.name, "value": metrics[get_task(place[1]).metric], "metrics": metrics}
             documents.write(path, known)
-        measured[place] = _metrics(known, place[1])
+        measured[place] = known["metrics"]
         if is_off(entry, known["value"], on_task) and not any_teacher:
             raise UserError(
                 f"teacher '{entry.name}' measures {known['value']:.2f} {get_task(place[1]).metric}, its entry expects "
@@ -109,11 +109,8 @@ def known_accuracies(
     """What was measured before, or None if it was not all; ``data`` are the fingerprints of the tasks' data."""
     paths = {place: _path(ref, data[place[1]], protocol, workspace) for place, ref in refs.items() if ref.weights}
     known = {place: documents.read_or_set_aside(path, TeacherAccuracy, workspace.say) for place, path in paths.items()}
-    return None if None in known.values() else {place: _metrics(record, place[1]) for place, record in known.items()}
-
-
-def _metrics(known: TeacherAccuracy, task: str) -> Mapping[str, float]:
-    return known.get("metrics") or {get_task(task).metric: known["value"]}
+    metrics = {place: record["metrics"] for place, record in known.items() if record and "metrics" in record}
+    return metrics if metrics.keys() == known.keys() else None
 
 
 def _path(ref: TeacherRef, fingerprint: str, protocol: Protocol, workspace: Workspace) -> Path:

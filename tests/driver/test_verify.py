@@ -112,6 +112,10 @@ def test_a_protocol_of_photographs_is_known_from_its_identity(interpolation: str
         ({"versions": {"network:resnet8": 7, "task:digits": 1}}, "network:resnet8 is 1, there 7"),
         ({"plugins": {"method:mine": "00ff"}}, "method:mine is missing, there 00ff"),
         ({"method": "absent"}, "unknown method"),
+        (
+            {"protocol": {"name": "p", "version": 1, "epochs": 1, "batch_size": 8, "schedule": "mine"}},
+            "schedule 'mine'",
+        ),
         ({"task": "folder:/nowhere"}, "unknown task"),
         ({"student": "resnet14", "versions": {"network:resnet14": 1, "task:digits": 1}}, "Missing key(s)"),
     ],

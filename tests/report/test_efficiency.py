@@ -36,6 +36,17 @@ def test_average_relative_improvement_is_against_the_named_rows():
     assert row.replace(r"\%", "").count("%") == 0, "a comment would end the row"
 
 
+def test_the_improvement_is_over_the_seeds_that_all_have():
+    """Of the competitor the first seed alone has ended, by which it is not worse."""
+    column = Column("a-b", "a", "b")
+    values = {"student": (70.0, 71.0, 72.0), "ours": (72.0, 73.0, 74.0), "x": (72.0,)}
+    rows = tuple(
+        TableRow(key, key, "logit", {"a-b": TableEntry(tuple(SeedResult(i, "done", v, v) for i, v in enumerate(of)))})
+        for key, of in values.items()
+    )
+    assert efficiency.ari(Table("t", "T", "Top-1", (column,), rows), "ours", ("x",), column) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("state", ["missing", "diverged", "failed"])
 def test_nothing_is_compared_with_a_student_that_did_not_end(state):
     column = Column("a-b", "a", "b")

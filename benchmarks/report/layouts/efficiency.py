@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from ..model import STUDENT, Column, SeedResult, Table, TableEntry, TableRow
-from ..seed_statistics import finished, summarise
+from ..seed_statistics import by_seed, finished
 from ..table_layout import MISSING, Line, PrintedCell, Sentence, TableLayout, pair_heads
 from .accuracy_table import deviation_sentence, provenance_note
 
@@ -42,17 +42,20 @@ def _runs(row: TableRow, column: Column) -> Sequence[SeedResult]:
 def ari(table: Table, ours: str, against: Sequence[str], column: Column) -> float | None:
     """Mean over the competitors b of (ours - student) / (b - student) in last-epoch means, or None without any.
 
-    Competitors are those rows of ``against`` that end at least half a point above the plain student.
+    Competitors are those rows of ``against`` that end at least half a point above the plain student; means are over the
+    seeds that all three have.
 
     Source: arXiv 2511.14981, plot code of KD_wo_CE @3abceed, there with best epochs.
     """
-    means = {row.key: summarise(row.entries.get(column.key)).mean_last for row in table.rows}
-    student, gained = means.get(STUDENT), means.get(ours)
-    if student is None or gained is None:
-        return None
-    others = [mean for key in against if (mean := means.get(key)) is not None]
-    gains = [mean - student for mean in others if mean - student >= GAIN]
-    return fmean((gained - student) / gain for gain in gains) if gains else None
+    figures = {row.key: by_seed(row.entries.get(column.key), "last") for row in table.rows}
+    ratios = []
+    for key in against:
+        three = [figures.get(one, {}) for one in (STUDENT, ours, key)]
+        if common := three[0].keys() & three[1].keys() & three[2].keys():
+            student, gained, other = (fmean(one[seed] for seed in common) for one in three)
+            if other - student >= GAIN:
+                ratios.append((gained - student) / (other - student))
+    return fmean(ratios) if ratios else None
 
 
 def layout(table: Table, curves: Curves, ours: str, against: Sequence[str]) -> TableLayout:

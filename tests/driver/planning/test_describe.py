@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from benchmarks.driver.planning.describe import describe
 from benchmarks.driver.planning.missing import measured_teachers
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.report.collect import render
-from benchmarks.store import manifest
+from benchmarks.store import documents, manifest
 from benchmarks.store.manifest import Manifest
 from benchmarks.store.runs import Store
 from kd_methods import registry
@@ -99,3 +100,7 @@ def test_a_teacher_measures_each_column_s_metric(lab: Lab) -> None:
     for accuracies in (measured, measured_teachers(plan, False, lab.workspace, any_teacher=True)):
         top1, top5 = (column.teacher.accuracy for column in describe(plan, lab.zoo, accuracies, "a machine").columns)
         assert top1 is not None and top5 is not None and top1 < top5
+    (file,) = lab.workspace.output.glob("teachers/*.json")
+    earlier = json.loads(file.read_text())
+    documents.write(file, {name: earlier[name] for name in ("entry", "value")})  # as earlier versions wrote it
+    assert measured_teachers(plan, False, lab.workspace, any_teacher=True) == measured, "it is measured again"
