@@ -191,8 +191,9 @@ class Timm(Library):
             if "drop_path_rate" in str(error):
                 raise _NoStochasticDepth from None
             size = "x".join(map(str, input_size[1:]))
+            reason, *_ = str(error).splitlines() or [type(error).__name__]
             raise UserError(
-                f"timm:{model} cannot be built for images of {size} ({str(error).splitlines()[0]}); "
+                f"timm:{model} cannot be built for images of {size} ({reason}); "
                 f"timm:{model}@{usual[-1] if usual else 224} resizes them"
             ) from None
 
@@ -228,7 +229,8 @@ class Timm(Library):
         try:
             return dict(timm.create_model(weights, pretrained=True).state_dict())
         except Exception as error:  # of whatever library carries the file
-            raise OSError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
+            reason, *_ = str(error).splitlines() or [""]
+            raise OSError(f"{type(error).__name__}: {reason}") from None
 
 
 SOURCES = (Timm(), Torchvision())

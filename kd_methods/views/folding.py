@@ -62,6 +62,8 @@ def fold_batch_norms(module: nn.Module, chain: Callable[[nn.Module], Chain] | No
             and source not in ends
             and modules[source.target] not in tapped
             and calls.count(source.target) == calls.count(node.target) == 1
+            and modules[node.target].running_var is not None
+            and not modules[source.target]._forward_pre_hooks  # which compute its weight, as of weight_norm
         ):
             fused = fuse_conv_bn_eval(modules[source.target], modules[node.target])
             root.set_submodule(source.target, fused)

@@ -64,12 +64,17 @@ def hooked(module: nn.Module, x: Tensor, units: Sequence[str], name: str) -> Hoo
     for unit in units:
         if unit not in known:
             raise unknown(f"unit of network '{name}'", unit, known)
-    stages, classifier = tuple(units), classifier_name(module)
+    stages, classifier = tuple(units), classifier_name(module, x)
+    if classifier not in known:
+        raise UserError(f"network '{name}' has no linear layer that gives its logits")
     layout = Layout(stages[0], stages, preacts=stages, blocks=stages, last_map=stages[-1], pooled=POOLED)
     chain = HookedChain(classifier, layout)
     with modes_kept(module), torch.no_grad():
         whole, pooled = module.eval()(x), _before(module, known[classifier], x)
-        same = torch.allclose(getattr(whole, "logits", whole), known[classifier](pooled), rtol=1e-4, atol=1e-5)
+        logits, ours = getattr(whole, "logits", whole), known[classifier](pooled)
+        if not isinstance(logits, Tensor):
+            raise UserError(f"network '{name}' gives {type(logits).__name__}, and no logits (B, K)")
+        same = logits.shape == ours.shape and torch.allclose(logits, ours, rtol=1e-4, atol=1e-5)
         _, features = NetworkView(module, chain.of, x.shape[1:])._run(x, stages)
     if pooled.dim() != 2 or not same:
         raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")

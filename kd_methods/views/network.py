@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -61,6 +61,8 @@ class NetworkView(Network):
         self.layout = layout
         self._units = tuple(units)
         self._position = {name: i for i, (name, _) in enumerate(units)}
+        if len(self._position) < len(units):
+            raise ValueError(f"{type(module).__name__} has several units of one name")
         self._taps = plain.taps
         self._alone = plain.alone and not inserted and layout.modality != "text"
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -147,7 +149,8 @@ class NetworkView(Network):
                 end = copied.resume(after, entry)
             else:
                 end = copied._run(copied.example(), {until})[1][until]
-            names, parameters = zip(*copied.module.named_parameters(), strict=True)
+            # A layer's parameter may be another one's, too.
+            names, parameters = zip(*copied.module.named_parameters(remove_duplicate=False), strict=True)
             gradients = torch.autograd.grad(end.sum(), parameters, allow_unused=True)
         return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
@@ -188,7 +191,7 @@ class NetworkView(Network):
 
     def example(self, batch: int = 2) -> Tensor:
         """Inputs of no meaning, in the right form."""
-        weight = next(self.module.parameters())
+        weight = next(self.module.parameters(), torch.zeros(()))
         if self.layout.modality == "text":
             return example_text(batch, self.input_shape[-1], weight.device)
         return torch.zeros(batch, *self.input_shape, device=weight.device, dtype=weight.dtype)
@@ -227,7 +230,8 @@ def example_text(batch: int, length: int, device: torch.device) -> Tensor:
 
 
 def _keep(features: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    features[name] = output if isinstance(output, Tensor) else output[0]  # transformers' blocks: the states first
+    # Of transformers' blocks the states are first. A copy: what follows may write into it.
+    features[name] = (output if isinstance(output, Tensor) else output[0]).clone()
 
 
 def _shape(x: Any) -> tuple[Any, ...]:
@@ -242,23 +246,27 @@ INSERTED = "parts."
 
 
 class LogitsOnly(nn.Module):
-    """A network with inserted modules, called like any plain architecture."""
+    """A network with inserted modules, called like any plain architecture.
+
+    Its state has the keys of the plain architecture and of the inserted modules, without the wrappers' own prefixes.
+    """
 
     def __init__(self, network: NetworkView) -> None:
         super().__init__()
         self.network = network
+        self.register_load_state_dict_pre_hook(_with_own_prefixes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x, fields=()).logits
 
-    def state_dict(self, *args, **kwargs) -> Mapping[str, Tensor]:  # type: ignore[no-untyped-def, override]
-        """Keys of the plain architecture and of the inserted modules, without the wrappers' own prefixes."""
-        state = {**self.network.module.state_dict()}
-        state.update({f"{INSERTED}{key}": value for key, value in self.network.parts.state_dict().items()})
+    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        state = {} if destination is None else destination
+        for module, inner in ((self.network.module, prefix), (self.network.parts, f"{prefix}{INSERTED}")):
+            state.update(module.state_dict(prefix=inner, keep_vars=keep_vars))
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor], *args, **kwargs) -> None:  # type: ignore[no-untyped-def, override]
-        """What :meth:`state_dict` gave, strictly."""
-        inserted = {key.removeprefix(INSERTED): value for key, value in state.items() if key.startswith(INSERTED)}
-        self.network.parts.load_state_dict(inserted)
-        self.network.module.load_state_dict({k: v for k, v in state.items() if not k.startswith(INSERTED)})
+
+def _with_own_prefixes(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        inner = key.removeprefix(prefix)
+        state[f"{prefix}network.{inner if inner.startswith(INSERTED) else f'module.{inner}'}"] = state.pop(key)

@@ -38,6 +38,7 @@ from .tracing import (
     traced_modes,
     traced_units,
     unit_shapes,
+    with_writes,
 )
 
 STAGES = 4
@@ -92,7 +93,7 @@ def images_that_run(module: nn.Module, shape: tuple[int, ...], name: str, otherw
     Raises:
         UserError: it does not run on them; the message ends with what to do ``otherwise``.
     """
-    weight = next(module.parameters())
+    weight = next(module.parameters(), torch.zeros(()))
     x = torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype)
     try:
         with modes_kept(module), torch.no_grad():
@@ -119,9 +120,10 @@ def trace(module: nn.Module, x: Tensor, name: str) -> TracedChain:
 
 
 def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
-    traced = traced_units(module, name)
+    classifier = classifier_name(module, x)
+    traced = traced_units(module, name, classifier)
     calls = [called_modules(module, unit) for unit in traced]
-    shapes = unit_shapes(module, traced, x)
+    shapes = unit_shapes(module, traced, x, name)
     first = _first_block(module, traced, calls)
     ends = _stage_ends(module, traced, calls, shapes, first)
     if not ends:
@@ -155,11 +157,51 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
         units.append(unit)
         shape_of[label] = shape_of[preact_of.get(label, label)] = shapes[last]
     stages = [next(u.name for u in units if u.name == traced[i].name) for i in ends]
-    classifies = classifier_name(module) in called_modules(module, units[-1]).values()
+    classifies = classifier in called_modules(module, units[-1]).values()
     if len(shape_of[units[-2].name]) != 1 or not classifies:
         raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
     layout = _layout(module, units, stages, shape_of, preact_of, frozenset(rectified))
-    return TracedChain(tuple(units), replace(layout, prefix_tokens=prefix_tokens(module, shape_of[stages[-1]], x)))
+    layout = replace(layout, prefix_tokens=prefix_tokens(module, shape_of[stages[-1]], x))
+    if len({unit.name for unit in units}) < len(units):
+        raise UserError(f"network '{name}' runs a layer in several places, by which its units cannot be told apart")
+    traced_chain = TracedChain(tuple(with_writes(module, units, x)), layout)
+    _check_alike(module, traced_chain, x, name)
+    return traced_chain
+
+
+def _check_alike(module: nn.Module, chain: TracedChain, x: Tensor, name: str) -> None:
+    """Whether the units give what the module gives, from the same parameters.
+
+    Raises:
+        UserError: they do not, as where a part runs under ``torch.no_grad`` or autocast: tracing leaves such out.
+    """
+    images = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    with modes_kept(module), torch.enable_grad():
+        module.eval()
+        whole, units = module(images), images
+        for _, run in chain.of(module).units:
+            units = run(units)
+    whole = getattr(whole, "logits", whole)
+    near = torch.allclose(whole, units, rtol=0, atol=1e-5 * float(whole.detach().abs().max()))
+    if not near or _learnt(whole) != _learnt(units):
+        raise UserError(
+            f"network '{name}' does more in its forward pass than its units, such as a part under torch.no_grad or "
+            "autocast; it cannot be cut (kd_methods.view takes units=)"
+        )
+
+
+def _learnt(x: Tensor) -> set[int]:
+    """The tensors that a gradient of ``x`` reaches."""
+    reached, waiting, seen = set[int](), [x.grad_fn], set[Any]()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            reached.add(id(node.variable))
+        waiting += [following for following, _ in node.next_functions]
+    return reached
 
 
 def _layout(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UserError
 from .modes import modes_kept
@@ -138,11 +140,22 @@ def is_row(module: nn.Module) -> bool:
     return are_alike(children) or any(all(map(is_composite, row)) for row in inner)
 
 
-def classifier_name(module: nn.Module) -> str:
-    """Name of the layer that gives the logits."""
+def classifier_name(module: nn.Module, x: Tensor) -> str:
+    """Name of the layer that gives the logits: the one that the network declares, or that runs last on ``x``."""
     declared = getattr(module, "get_classifier", lambda: None)()
-    names = {child: name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)}
-    return names[declared] if declared in names else list(names.values())[-1]
+    modules = module.named_modules()
+    names: dict[nn.Module, str] = {child: name for name, child in modules if isinstance(child, nn.Linear | nn.Conv2d)}
+    if declared in names:
+        return names[declared]
+    ran: list[nn.Module] = []
+    hooks = [child.register_forward_hook(lambda child, *_: ran.append(child)) for child in names]
+    try:
+        with modes_kept(module), torch.no_grad():
+            module.eval()(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return names[ran[-1]] if ran else ""
 
 
 def prefix_tokens(module: nn.Module, shape: tuple[int, ...], images: Tensor) -> int | None:
@@ -174,12 +187,17 @@ def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, .
         between = tuple(node for node in nodes[position[entry] + 1 : position[end] + 1] if node.op != "get_attr")
         called = [path_of(node) for node in between if node.op == "call_module"]
         segments.append((called[-1] if called else between[-1].name, entry, between))
-    return segments
+    # One module may run in several places, such as a ReLU: relu, relu:2, relu:3.
+    counts: Counter[str] = Counter()
+    unique = []
+    for label, entry, between in segments:
+        counts[label] += 1
+        unique.append((f"{label}:{counts[label]}" if counts[label] > 1 else label, entry, between))
+    return unique
 
 
-def traced_units(module: nn.Module, name: str) -> list[Unit]:
-    """The pass between each two places where only one value goes on."""
-    classifier = classifier_name(module)
+def traced_units(module: nn.Module, name: str, classifier: str) -> list[Unit]:
+    """The pass between each two places where only one value goes on; the ``classifier`` is looked into."""
 
     def through(child: nn.Module, path: str) -> bool:
         name = path.removeprefix("network").removeprefix(".")
@@ -188,7 +206,7 @@ def traced_units(module: nn.Module, name: str) -> list[Unit]:
     try:
         modes = [_segments(nodes) for nodes in traced_modes(module, through)]
     except Exception as error:  # tracing runs foreign code, any error only means: not traceable
-        raise UserError(f"network '{name}' cannot be cut into units ({str(error).splitlines()[0]})") from None
+        raise UserError(f"network '{name}' cannot be cut into units ({_reason(error)})") from None
     if [segment[0] for segment in modes[0]] != [segment[0] for segment in modes[1]]:
         raise UserError(f"network '{name}' runs other layers in training than in evaluation; it cannot be cut")
     return [
@@ -196,20 +214,55 @@ def traced_units(module: nn.Module, name: str) -> list[Unit]:
     ]
 
 
-def unit_shapes(module: nn.Module, units: list[Unit], x: Tensor) -> list[tuple[int, ...]]:
-    """Shape of each unit's output without the batch; units that swap dimensions or write are marked as such."""
-    swaps = str(getattr(module, "output_fmt", "")).endswith("NHWC")
-    shapes = []
+def unit_shapes(module: nn.Module, units: list[Unit], x: Tensor, name: str) -> list[tuple[int, ...]]:
+    """Shape of each unit's output without the batch; units that swap dimensions are marked as such.
+
+    Raises:
+        UserError: what goes on between two units is no tensor.
+    """
+    shapes, inside = [], False
     with modes_kept(module), torch.no_grad():
         module.eval()
         for i, unit in enumerate(units):
-            version = x._version
-            out = run_unit(module, unit, x)
-            swapped = (i > 0 and swaps and x.dim() == 4, swaps and out.dim() == 4)
-            units[i] = replace(unit, swapped=swapped, writes=x._version != version)
-            shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if swapped[1] else out.shape[1:]))
+            out = run_unit(module, replace(unit, writes=True), x)
+            if not isinstance(out, Tensor):
+                raise UserError(
+                    f"network '{name}' cannot be cut into units (behind {unit.name} goes on what is no tensor)"
+                )
+            before, inside = inside, out.dim() == 4 and _channels_are_last(module, units[: i + 1])
+            units[i] = replace(unit, swapped=(before, inside))
+            shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if inside else out.shape[1:]))
             x = out
     return shapes
+
+
+def _channels_are_last(module: nn.Module, done: list[Unit]) -> bool:
+    """Whether maps are (B, H, W, C) behind these units: timm's networks say so, torchvision's Swin turns them back."""
+    if type(module).__name__ == "SwinTransformer" and type(module).__module__.startswith("torchvision."):
+        return not any("permute" in called_modules(module, unit).values() for unit in done)
+    return str(getattr(module, "output_fmt", "")).endswith("NHWC")
+
+
+def with_writes(module: nn.Module, units: list[Unit], x: Tensor) -> list[Unit]:
+    """The units, those marked that change their input in place; dropout may do so in training alone."""
+    marked = []
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        for unit in units:
+            given = x.clone()
+            version = given._version
+            x = run_unit(module, unit, given)
+            drops = any(
+                isinstance(inner, _DropoutNd) and inner.inplace
+                for called in called_modules(module, unit)
+                for inner in called.modules()
+            )
+            marked.append(replace(unit, writes=drops or given._version != version))
+    return marked
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def called_modules(module: nn.Module, unit: Unit) -> dict[nn.Module, str]:
