@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kd_methods.contract import Needs, Outputs
 
 from ..config.protocol import Protocol
-from ..networks import NetworkView
+from ..networks import NetworkView, attention
 from ..tasks import TaskBatch
 from ..tasks.images import Normalisation
 from ..training.isolation import Loans
@@ -31,7 +31,7 @@ class Operations(TorchDispatchMode):
 
         super().__init__()
         self.total = 0
-        self._formulas = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
+        self._formulas = {**flop_registry, **attention(), torch.ops.aten.convolution_backward: _convolution_backward}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

@@ -45,7 +45,7 @@ class Suite:
         views = {"second_view": "randaugment"} if get_task(task).modality == "images" else {}
         update = {"task": task, "batch_size": batch_size or usual.batch_size, **views}
         self.protocol = usual.model_copy(update=update)
-        self.device = choose(device)
+        self.device, self.data_root = choose(device), data_root
         check_precision(self.device)
         self.data = get_task(task).open(data_root, self.protocol, self.device)
         self.machine = describe(self.device)

@@ -80,7 +80,7 @@ def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
         if not options.dry_run:  # the command has said it, before torch was imported
             say(plan.table.heading(plan.preset))
         speed = cards.speed(options.device_speed, plan.protocol.precision) if options.device_speed else None
-        print_plan(plan, todo, workspace, options.crew, speed)
+        print_plan(plan, cells, todo, workspace, options.crew, speed)
     if options.dry_run:
         described(plan, {}, workspace)  # what the table could not show is said now
         return Outcome()

@@ -8,7 +8,7 @@ extension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -166,11 +166,31 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
     return sum({id(parameter): parameter.numel() for parameter in parameters}.values())
 
 
+def attention() -> dict[Any, Callable[..., int]]:
+    """Formulas of the operations of a CPU's fused attention, which torch's own counters leave out."""
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+    def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+    for formula in (forward, backward):
+        vars(formula)["_get_raw"] = True  # it takes tensors, and not their shapes
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+
+
 def macs(module: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of a forward pass over one input (1, C, H, W), in convolutions and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode  # with it comes triton
 
-    with modes_kept(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=attention())
+    with modes_kept(module), torch.no_grad(), counter:
         module.eval()(x)
     return counter.get_total_flops() // 2
 

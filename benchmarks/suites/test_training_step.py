@@ -82,7 +82,8 @@ def test_training_step(
     shared, of_method = bench.operations()
     card = registry.card(method)
     size_of_student = count(suite.data.build(student_run.cell.student).module.parameters())
-    cost = measure(student_run.cell, suite.protocol, Workspace(suite.device, Path(), output=Path()), warm_up=1, timed=1)
+    place = Workspace(suite.device, suite.data_root, output=Path())
+    cost = measure(student_run.cell, suite.protocol, place, warm_up=1, timed=1)
     if not cost.extra_inference_params:
         plain.add((method, pair))
     benchmark.extra_info.update(

@@ -154,8 +154,8 @@ def test_what_is_kept_is_not_written_into_afterwards() -> None:
     dropping = Dropping()
     cut = view(dropping, SHAPE)
     dropping.train()
-    kept = cut(x, at=("layer1.1",), fields=())["layer1.1"]
-    assert torch.allclose(kept, dropping.layer1(x), atol=1e-5), "the dropout behind it writes in training alone"
+    before = cut(x, at=("layer1.1",), fields=())["layer1.1"]
+    assert torch.allclose(before, dropping.layer1(x), atol=1e-5), "the dropout behind it writes in training alone"
 
 
 @pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.spectral_norm, None])
@@ -165,11 +165,6 @@ def test_what_cannot_be_folded_is_left(norm: Any) -> None:
     network = nn.Sequential(layer, nn.BatchNorm2d(8, track_running_stats=norm is not None), nn.ReLU()).eval()
     x = torch.randn(4, *SHAPE)
     assert torch.allclose(fold_batch_norms(network)(x), network(x), atol=1e-6)
-
-
-class Pair(nn.Module):
-    def forward(self, x: Any) -> Any:
-        return (x[0], x[1] + 1) if isinstance(x, tuple) else (x, 0)
 
 
 class Odd(nn.Module):

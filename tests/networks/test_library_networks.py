@@ -13,6 +13,7 @@ from torch import nn
 import kd_methods
 from benchmarks import networks
 from benchmarks.config.protocol import load_protocol
+from benchmarks.cost.operations import Operations
 from benchmarks.networks import NetworkView, build_network
 from benchmarks.tasks import get_task
 from kd_methods.contract import DataInfo
@@ -233,3 +234,17 @@ def test_the_paper_s_vision_transformers_start_as_its_code_has_them() -> None:
         assert parameter.std().item() == pytest.approx(deviation, rel=0.03)
     zero = (vit.cls_token, vit.patch_embed.proj.bias, block.attn.qkv.bias, block.attn.proj.bias, *vit.head.parameters())
     assert not any(parameter.any() for parameter in zero)
+
+
+def test_attention_counts_on_a_cpu_too() -> None:
+    """Of an 8x8 grid of patches and a class token, in eight blocks: queries with keys, and weights with values."""
+    vit, x = build_network("vit_ett", 10).module, torch.randn(1, 3, 32, 32)
+    tokens, width, hidden, blocks = 65, 192, 576, 8
+    linear = tokens * width * (3 * width + width + 2 * hidden)
+    wanted = 64 * 48 * width + blocks * (linear + 2 * tokens * tokens * width) + width * 10
+    assert networks.macs(vit, x) == wanted
+    with Operations() as counted:
+        vit(x).sum().backward()
+    assert 2.9 < counted.total / (2 * wanted) < 3.2, (
+        "of each product two more on the way back, attention's scores again"
+    )

@@ -78,3 +78,25 @@ def test_a_mean_curve_is_over_the_seeds_that_went_the_whole_way() -> None:
     curves = [(1.0, 2.0, 3.0), (), (5.0, 5.0), (3.0, 4.0, 5.0)]
     assert whole(curves) == [curves[0], curves[3]] and mean_curve(curves) == [2.0, 3.0, 4.0]
     assert mean_curve([]) == []
+
+
+def test_titles_are_text_and_not_mathematics(tmp_path: Path) -> None:
+    column = Column("a-b", "a", "b", task="coco", metric="mAP")
+    entry = TableEntry((SeedResult(0, "done", 50.0, 51.0), SeedResult(1, "done", 51.0, 52.0)))
+    titles = {"a": r"KD ($\bm{x}$)", "b": "_m"}
+    rows = tuple(TableRow(key, title, "logit", {column.key: entry}) for key, title in titles.items())
+    curves = {(row.key, column.key, seed): [1.0, 2.0] for row in rows for seed in (0, 1)}
+    drawn = dict(table_figures._figures(Table("t", "T", "AP", (column,), rows), curves, None))
+    legend = drawn["curves-a-b"].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [r"KD (\$\bm{x}\$)", "m"]
+    assert len(figures.write(drawn["curves-a-b"], tmp_path / "x")) == 2
+
+
+def test_the_front_s_steps_are_where_methods_are() -> None:
+    """From each method the line goes on as accurate as it is, to the next one's cost."""
+    points = {"a": (300.0, 70.0), "b": (200.0, 72.0), "c": (100.0, 73.0)}
+    for cheaper in (-1, 1):
+        given = points if cheaper < 0 else {key: (400 - x, y) for key, (x, y) in points.items()}
+        (axes,) = accuracy(given, "images/s", "top-1", cheaper=cheaper).axes
+        front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+        assert front.get_drawstyle() == "steps-post" and list(front.get_xdata()) == [x for x, _ in given.values()]

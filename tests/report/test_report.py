@@ -184,7 +184,7 @@ def test_escapes() -> None:
     assert escape("\\") == r"\textbackslash{}"
     assert escape("--set a=1\nb") == "-{}-set a=1 b"
     assert escape("模") == "U+6A21"
-    assert escape_markdown("a|b") == r"a\|b"
+    assert escape_markdown("a|b") == r"a\|b" and escape_markdown("wrn_40_2 __init__") == r"wrn_40_2 \_\_init\_\_"
     assert r"wrn\_40\_2" in report.render(make_table())[".tex"]
 
 

@@ -238,8 +238,10 @@ def test_drawings() -> None:
     assert named == ["m0", "m3", "m4", "m5", "m6", "m7", "m8"], "the reference and the six best"
     assert "top1 $" in drawn and "http" not in drawn and "currentColor" in drawn
     assert drawing([MethodCurves("one epoch", ((1.0,),))], "top1", "a") == ""
-    assert line([1.0, 3.0, 2.0], (1.0, 3.0), (10, 4)) == "0.0,4.0 5.0,0.0 10.0,2.0"
-    assert line([2.0], (2.0, 2.0), (10, 4)) == "0.0,4.0" and len(line([0.0] * 999, (0.0, 1.0), (9, 9)).split()) == 120
+    assert line([1.0, 3.0, 2.0], 3, (1.0, 3.0), (10, 4)) == "0.0,4.0 5.0,0.0 10.0,2.0"
+    assert line([1.0, 3.0], 3, (1.0, 3.0), (10, 4)) == "0.0,4.0 5.0,0.0", "a run that ended early ends early"
+    assert line([2.0], 1, (2.0, 2.0), (10, 4)) == "0.0,4.0"
+    assert len(line([0.0] * 999, 999, (0.0, 1.0), (9, 9)).split()) == 120
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from kd_methods import registry
 
@@ -72,12 +73,15 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             teacher=teacher(pair),
         )
 
+    titles = {row.id: row.title or registry.card(row.method).title for row in plan.rows}
+    shared = Counter(titles.values())
+
     def described(row: Row) -> PlannedRow:
-        card = registry.card(row.method)
+        card, title = registry.card(row.method), titles[row.id]
         return PlannedRow(
             key=row.id,
             method=row.method,
-            title=row.title or card.title,
+            title=title if shared[title] == 1 else f"{title} ({row.id})",
             family=card.family,
             published=_published_row(row),
             optimizer=plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",

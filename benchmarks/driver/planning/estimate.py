@@ -30,11 +30,13 @@ class Estimate:
     def __init__(self, plan: Plan, todo: Mapping[str, float], workspace: Workspace, speed: Speed | None = None) -> None:
         self._by_cell: dict[str, Estimated] = {}
         self._stages: list[list[Cell]] = []
+        self._unknown = False
         cells = plan.every_cell()
         for task in plan.tasks:
             source = plan.sources[task]
             estimate = engines.of(get_task(task)).estimate
             if not estimate or (isinstance(source, Stated) and not source.counted):
+                self._unknown |= any(cell.task == task and cell.key in todo for cell in cells)
                 continue
             for protocol, stages in plan.stages([cell for cell in cells if cell.task == task]):
                 on_task = [cell for stage in stages for cell in stage]
@@ -48,11 +50,11 @@ class Estimate:
         return estimated.operations(cell) if estimated else None
 
     def seconds(self, workers: int = 1) -> float | None:
-        """Until all cells that are left are trained, on so many devices; None where nothing is known of them.
+        """Until all cells that are left are trained, on so many devices; None where it is not known of all.
 
         Teachers end before students begin, each part of a group is trained where a place is free first.
         """
-        if not self._by_cell and any(self._stages):
+        if self._unknown:
             return None
         return sum(span(stage, workers) for stage in self.parts(workers))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ...common import environment
 from ...common.console import counted
@@ -21,9 +21,16 @@ DAY = 86400.0
 
 
 def print_plan(
-    plan: Plan, todo: Sequence[Cell], workspace: Workspace, crew: Crew = ALONE, speed: Speed | None = None
+    plan: Plan,
+    cells: Collection[Cell],
+    todo: Sequence[Cell],
+    workspace: Workspace,
+    crew: Crew = ALONE,
+    speed: Speed | None = None,
 ) -> None:
     """Say what would be run: protocol, teachers, the operations of each cell, and the hours on the device.
+
+    It says so of ``cells``, which are a shard's or the whole plan's; of these ``todo`` are to be run.
 
     Each row is said once its operations are counted. With the ``speed`` of another device the hours are of as many of
     them as there are workers, by default one; a worker has so many as there are processes that share a batch.
@@ -51,20 +58,21 @@ def print_plan(
             return ", not for this pair"
         return "" if work is None else f", {flops(work)}{each}"
 
-    for cell in plan.training:
+    mine = {cell.key for cell in cells}
+    for cell in (cell for cell in plan.training if cell.key in mine):
         state = ("begun" if saved[cell.key] else "to train") if cell.key in left else "stored"
         say(f"  teacher {cell.student:18s} {state if cell.data else 'perhaps to train'}{flops_of(cell)}")
     listed: set[str] = set()
     for pair in plan.pairs:
         for row in plan.rows:
-            cells = [plan.cells[row.id, pair.id, seed] for seed in plan.seeds]
-            if listed.issuperset(cell.key for cell in cells):  # another metric of cells that are listed
+            here = [c for seed in plan.seeds if (c := plan.cells[row.id, pair.id, seed]).key in mine]
+            if listed.issuperset(cell.key for cell in here):  # another metric of cells that are listed, or none here
                 continue
-            listed.update(cell.key for cell in cells)
-            stored, begun = sum(cell.key not in left for cell in cells), sum(bool(saved.get(c.key)) for c in cells)
+            listed.update(cell.key for cell in here)
+            stored, begun = sum(cell.key not in left for cell in here), sum(bool(saved.get(c.key)) for c in here)
             state = f"{stored} stored" + (f", {begun} begun" if begun else "")
-            state = f"{counted(len(cells), 'cell')}, {state if cells[0].data else 'store not compared'}"
-            say(f"  {pair.id:26s} {row.id:16s} {state}{flops_of(cells[0], ' each')}")
+            state = f"{counted(len(here), 'cell')}, {state if here[0].data else 'store not compared'}"
+            say(f"  {pair.id:26s} {row.id:16s} {state}{flops_of(here[0], ' each')}")
     most = len(left)
     each = plan.protocol.processes
     workers = min(crew.workers or 1, max(most, 1)) if speed else len(crew.places(workspace.device, most, each))

@@ -77,7 +77,7 @@ def accuracy(points: Mapping[str, tuple[float, float]], unit: str, metric: str, 
     fig, (axes,) = figure(height=2.6)
     front = [(cheaper * x, y) for x, y in pareto([(cheaper * x, y) for x, y in points.values()])]
     line = {"color": COLOURS[2], "label": "Pareto front", "zorder": 1}
-    axes.step([x for x, _ in front], [y for _, y in front], where="post" if cheaper > 0 else "pre", **line)
+    axes.step([x for x, _ in front], [y for _, y in front], where="post", **line)
     dot = {"markersize": DOT, "zorder": 2}
     for x, y in points.values():
         on = (x, y) in front

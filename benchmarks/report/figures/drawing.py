@@ -52,6 +52,11 @@ def figure(title: str = "", panels: int = 1, height: float = 2.2, across: int = 
     return fig, list(axes.flat)
 
 
+def plain(text: str) -> str:
+    """Text that matplotlib neither takes for mathematics nor leaves out of a legend."""
+    return " ".join(text.split()).replace("$", r"\$").lstrip("_")
+
+
 def look(i: int) -> dict[str, Any]:
     """Colour, line and marker of the i-th thing of a figure."""
     line, marker = LINES[(i + i // 8) % 8], MARKERS[(i + 2 * (i // 8)) % 8]

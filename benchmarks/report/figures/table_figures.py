@@ -13,7 +13,7 @@ from ..model import HELD, MEAN, Column, CostTable, Table
 from ..seed_statistics import gap, mean_curve, pair_name, summarise, whole
 from ..table_layout import on_task
 from .cost_figures import accuracy
-from .drawing import COLOURS, DOT, above, beside, figure, filled, look, write
+from .drawing import COLOURS, DOT, above, beside, figure, filled, look, plain, write
 
 Curves = Mapping[tuple[str, str, int], list[float]]
 """The metric after each epoch, by (row, column, seed)."""
@@ -34,10 +34,13 @@ def _figures(table: Table, curves: Curves, cost: CostTable | None) -> Iterator[t
         rows = [row for row in table.rows if (row.key, column.key) in known]
         for start in range(0, len(rows), LINES):
             page = f"-{start // LINES + 1}" if len(rows) > LINES else ""
-            titles = {row.key: row.title for row in rows[start : start + LINES]}
+            titles = {row.key: plain(row.title) for row in rows[start : start + LINES]}
             yield f"curves-{column.key}{page}", _curves(table, curves, column, titles)
         if cost and (points := _against_cost(table, cost, column)):
-            yield f"cost-{column.key}", accuracy(points, f"training, {unit(cost)}", _metric(table, column), cheaper=-1)
+            yield (
+                f"cost-{column.key}",
+                accuracy(points, f"training, {unit(cost)}", plain(_metric(table, column)), cheaper=-1),
+            )
         if cost and column in cost.columns and any(row.entries.get(column.key) for row in cost.rows):
             yield f"memory-{column.key}", _memory(cost, column)
     if differences := _best_less_last(table):
@@ -69,8 +72,8 @@ def _curves(table: Table, curves: Curves, column: Column, titles: Mapping[str, s
             low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
     pair = f"{column.teacher_title} to {column.student_title}{on_task(column, table.columns)}"
-    axes.set_xlabel(f"epoch, {pair}")
-    axes.set_ylabel(_metric(table, column))
+    axes.set_xlabel(plain(f"epoch, {pair}"))
+    axes.set_ylabel(plain(_metric(table, column)))
     beside(axes)
     return fig
 
@@ -85,13 +88,13 @@ def _against_cost(table: Table, cost: CostTable, column: Column) -> dict[str, tu
         entry = next((one.entries.get(column.key) for one in table.rows if one.key == row.key), None)
         mean = summarise(entry).mean(table.epoch_rule)
         if throughput and mean is not None:
-            points[row.title] = (throughput.value, mean)
+            points[plain(row.title)] = (throughput.value, mean)
     return points
 
 
 def _memory(cost: CostTable, column: Column) -> Any:
     """The peak of each row by what makes it up, or as a whole where that is not known."""
-    entries = {row.title: entry for row in cost.rows if (entry := row.entries.get(column.key))}
+    entries = {plain(row.title): entry for row in cost.rows if (entry := row.entries.get(column.key))}
     fig, (axes,) = figure(height=0.9 + 0.13 * len(entries))
     left = [0.0] * len(entries)
     held = HELD if all(entry.memory_split for entry in entries.values()) else ("peak",)
@@ -121,7 +124,7 @@ def _best_less_last(table: Table) -> dict[str, list[float]]:
         runs = [run for column in first.values() if (entry := row.entries.get(column.key)) for run in entry.runs]
         values = [run.best - run.last for run in runs if run.last is not None and run.best is not None]
         if values:
-            by_title[row.title] = values
+            by_title[plain(row.title)] = values
     return by_title
 
 

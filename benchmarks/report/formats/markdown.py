@@ -8,8 +8,8 @@ from ..table_layout import Line, PrintedCell, TableLayout
 
 
 def escape(text: str) -> str:
-    """Plain text that neither ends a table cell nor turns into mark-up."""
-    return re.sub(r"([\\|*<>`\[\]])", r"\\\1", " ".join(text.split()))
+    """Plain text that neither ends a table cell nor turns into mark-up; underscores within words are none."""
+    return re.sub(r"([\\|*<>`\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
 def render(layout: TableLayout) -> str:

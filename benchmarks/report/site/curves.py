@@ -69,23 +69,18 @@ def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_b
         for method in named:
             colour, epochs = INK if method.reference else next(colours), range(1, len(method.mean) + 1)
             line = "--" if method.reference else "-"
-            axes.plot(epochs, method.mean, line, color=colour, linewidth=1.4, label=_plain(method.title))
+            axes.plot(epochs, method.mean, line, color=colour, linewidth=1.4, label=figures.plain(method.title))
             if len(seeds := whole(method.seeds)) > 1:
                 low, high = zip(*((min(values), max(values)) for values in zip(*seeds, strict=True)), strict=True)
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(_plain(metric))
+        axes.set_ylabel(figures.plain(metric))
         axes.grid(alpha=0.25)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
         buffer = io.BytesIO()
         facts = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=facts)
     return _inline(buffer.getvalue().decode())
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib neither takes for mathematics nor leaves out of a legend."""
-    return " ".join(text.split()).replace("$", r"\$").lstrip("_")
 
 
 def _inline(text: str) -> str:
@@ -97,10 +92,10 @@ def _inline(text: str) -> str:
     return text.replace(INK, "currentColor")
 
 
-def line(curve: Sequence[float], bounds: tuple[float, float], size: tuple[float, float]) -> str:
-    """A curve as the points of a polyline, its epochs over the width, ``bounds`` over the height; of many some."""
+def line(curve: Sequence[float], epochs: int, bounds: tuple[float, float], size: tuple[float, float]) -> str:
+    """A curve as the points of a polyline, ``epochs`` over the width, ``bounds`` over the height; of many some."""
     (low, high), (width, height), count = bounds, size, min(len(curve), POINTS)
-    last = max(len(curve) - 1, 1)
+    last = max(epochs - 1, 1)
     picked = [i * (len(curve) - 1) // max(count - 1, 1) for i in range(count)]
     return " ".join(
         f"{i / last * width:.1f},{height * (1 - (curve[i] - low) / ((high - low) or 1.0)):.1f}" for i in picked
@@ -114,6 +109,6 @@ def small(curves: Mapping[int, Sequence[float]], size: tuple[float, float] = (30
     if not values:
         return {}
     bounds = min(values), max(values)
-    lines = {seed: line(curve, bounds, size) for seed, curve in known.items()}
     epochs = max(map(len, known.values()))
+    lines = {seed: line(curve, epochs, bounds, size) for seed, curve in known.items()}
     return {"lines": lines, "low": bounds[0], "high": bounds[1], "epochs": epochs, "size": size}

@@ -104,3 +104,10 @@ def test_a_teacher_measures_each_column_s_metric(lab: Lab) -> None:
     earlier = json.loads(file.read_text())
     documents.write(file, {name: earlier[name] for name in ("entry", "value")})  # as earlier versions wrote it
     assert measured_teachers(plan, False, lab.workspace, any_teacher=True) == measured, "it is measured again"
+
+
+def test_rows_of_one_title_are_told_apart(lab: Lab) -> None:
+    """Pages, figures and curves go by titles."""
+    rows = "{id: kd.t1, method: kd, settings: {temperature: 1}}, {id: kd.t4, method: kd}]"
+    lab.table.write_text(TABLE.replace("kd, dkd]", rows))
+    assert [row.title for row in lab.manifest().rows] == ["Student (no KD)", "KD (kd.t1)", "KD (kd.t4)"]

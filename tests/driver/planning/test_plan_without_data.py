@@ -13,6 +13,7 @@ from benchmarks.config.protocol import load_protocol
 from benchmarks.config.table_spec import load_table
 from benchmarks.cost.cards import SHARE, speed
 from benchmarks.driver.execution.crew import Crew
+from benchmarks.driver.execution.jobs import Shard
 from benchmarks.driver.planning.estimate import Estimate
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.driver.reproduce import Options, reproduce
@@ -139,3 +140,22 @@ def test_claims_in_prose_are_tables_that_can_be_planned(tmp_path: Path, table: s
             full.recipe,
         ) and "10 epochs instead of 50" in fifth.deviations
         assert fifth.teachers_from == full.name, "the teacher is the same one"
+
+
+def test_what_is_not_counted_takes_no_known_time(tmp_path: Path) -> None:
+    """Detection's steps are counted by no engine: a plan says so, and not that they take no time."""
+    lines: list[str] = []
+    where = Workspace(torch.device("cpu"), tmp_path, tmp_path, tmp_path, say=lines.append)
+    reproduce(Request("table4", methods=("student",), seeds=(0,)), where, Options(dry_run=True))
+    assert lines[-1].endswith("their time is not estimated"), lines[-1]
+
+
+def test_a_shard_tells_of_its_own_cells(tmp_path: Path) -> None:
+    lines: list[str] = []
+    where = Workspace(torch.device("cpu"), tmp_path, tmp_path, tmp_path, say=lines.append)
+    request = Request("table2", pairs=("vgg13-MobileNetV2",), methods=("student", "kd"), seeds=(0, 1))
+    reproduce(request, where, Options(dry_run=True, device_speed="1", shard=Shard(1, 4)))
+    text = "\n".join(lines)
+    assert " 1 stored" not in text and "2 cells" not in text, (
+        "nothing is in the store, and of two groups one is its own"
+    )
