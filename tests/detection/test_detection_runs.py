@@ -75,7 +75,7 @@ def test_detectors_of_an_archive_measure_here_what_they_claim(run: Any, shapes: 
     broken = {name: torch.zeros_like(tensor) for name, tensor in load_weights(weights).items()}
     (tmp_path / "zeros.pt").write_bytes(to_bytes(broken))
     cell = Cell.of(json.loads((weights.parent / "cell.json").read_text())["cell"])
-    assert engine.evaluator(here)(cell, protocol_of(cell), tmp_path / "zeros.pt").metrics["mAP"] == 0.0
+    assert engine.evaluator(here)(cell, protocol_of(cell), tmp_path / "zeros.pt").metrics["mAP"] < 0.05
     with pytest.raises(UserError, match=r"student\.pt"):
         engine.evaluator(here)(dataclasses.replace(cell, student=TEACHER), protocol_of(cell), weights)
 
