@@ -12,7 +12,7 @@ from helpers.config_files import PROTOCOL, TABLE, message
 from benchmarks.common.yaml_files import Shelf, read_yaml
 from benchmarks.config import table_spec
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import TableSpec, load_table
+from benchmarks.config.table_spec import TableSpec, TaskColumn, labels, load_table
 from kd_methods.errors import UserError
 
 
@@ -266,3 +266,11 @@ def test_files_that_extend_each_other_in_a_circle_are_refused(tmp_path: Path, mo
     for name, last in (("one", "two"), ("two", "one"), ("same", "same")):
         with pytest.raises(UserError, match=rf"{last}\.yaml line 1: extends: '{name}' extends this file in turn"):
             load_table(name)
+
+
+def test_columns_of_folders_have_names_without_the_way_to_them() -> None:
+    """What names them is a part of files' names and of archives, which take no way out of their folder."""
+    tasks = [TaskColumn(task=task) for task in ("folder:../birds", "folder:birds", "folder:../../fish/")]
+    one, two, three = labels(tasks)
+    assert one != two and three == "fish" and not any(".." in label for label in (one, two, three))
+    assert one.endswith("/birds") and two.endswith("/birds")
