@@ -18,6 +18,11 @@ class Damaged(UserError):
     """A file is not what was written into it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with its nearest neighbours."""
     names = sorted(known)

@@ -257,6 +257,10 @@ class Protocol(Strict):
             values["crops"]["auto_augment"] += self.crops.RESAMPLED
         return values
 
+    def side(self, usual: int) -> int:
+        """Pixels of a side of images as networks see them, where those of the task have ``usual``."""
+        return self.crops.size if self.crops else usual
+
     def on_task(self, task: str) -> Protocol:
         """This protocol on another task, or as it is where none is named."""
         return self.model_copy(update={"task": task}) if task else self

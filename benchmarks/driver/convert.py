@@ -157,8 +157,7 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
 
 def _shape(cell: Cell) -> tuple[int, int, int]:
     """Of an image as the network sees it."""
-    crops, task = protocol_of(cell).crops, get_task(cell.task)
-    side = crops.size if crops else cast(Any, task).size
+    side = protocol_of(cell).side(cast(Any, get_task(cell.task)).size)
     return (3, side, side)
 
 

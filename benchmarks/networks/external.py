@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_methods.errors import UserError, unknown
+from kd_methods.errors import UserError, first_line, unknown
 from kd_methods.views import Chain, NetworkView
 from kd_methods.views.traced import TracedChain, images_that_run, trace
 
@@ -191,9 +191,8 @@ class Timm(Library):
             if "drop_path_rate" in str(error):
                 raise _NoStochasticDepth from None
             size = "x".join(map(str, input_size[1:]))
-            reason, *_ = str(error).splitlines() or [type(error).__name__]
             raise UserError(
-                f"timm:{model} cannot be built for images of {size} ({reason}); "
+                f"timm:{model} cannot be built for images of {size} ({first_line(error)}); "
                 f"timm:{model}@{usual[-1] if usual else 224} resizes them"
             ) from None
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,8 +103,9 @@ def export(
         keys += _keys(shown)
         teach |= {column.teacher.cell for column in shown.columns} if unfinished else set()
         members[f"tables/{table_folder}/plan.json"] = manifest.path(output, table_folder)
-        costs = {f"costs/{cost.key[:16]}.json": store.cost(cost.key) for cost in shown.costs}
-        members |= {name: path for name, path in costs.items() if path.is_file() and _whole_cost(path, say)}
+        for path in (path for cost in shown.costs if (path := store.cost(cost.key)).is_file()):
+            if _is_whole(partial(documents.read, path, dict[str, Any]), say):
+                members[f"costs/{path.name}"] = path
     states = {key: state for key, (state, _) in store.facts(keys).items()}
     final = [key for key, status in states.items() if status["state"] in FINAL]
     with ExitStack() as held:
@@ -117,10 +119,7 @@ def export(
         packed = with_student = 0
         for key in dict.fromkeys([*final, *teachers]):
             run = store.run(key)
-            try:
-                checked(run)
-            except Damaged as error:
-                say(f"left out: {error}")
+            if not _is_whole(partial(checked, run), say):
                 continue
             packed += 1
             with_weights = students or key in teach
@@ -145,17 +144,13 @@ def _held(run: Run, held: ExitStack, say: Say) -> bool:
     if not held.enter_context(run.lock()):
         say(f"left out: {run.path} is being computed; stop it first")
         return False
-    try:
-        check(run)
-    except Damaged as error:
-        say(f"left out: {error}")
-        return False
-    return True
+    return _is_whole(partial(check, run), say)
 
 
-def _whole_cost(path: Path, say: Say) -> bool:
+def _is_whole(look: Callable[[], object], say: Say) -> bool:
+    """Whether looking at it finds no damage; ``say`` gets a line on what it is left out for."""
     try:
-        documents.read(path, dict[str, Any])
+        look()
     except Damaged as error:
         say(f"left out: {error}")
         return False

@@ -69,7 +69,7 @@ class RandomImages(Images):
     """Noise of the shape of a task's images, as many as there are officially: what a step costs is the same."""
 
     def __init__(self, task: Task, protocol: Protocol, device: torch.device) -> None:
-        size = protocol.crops.size if protocol.crops else task.size
+        size = protocol.side(task.size)
         labels = torch.arange(task.official_samples - protocol.holdout) % task.num_classes
         super().__init__(labels, task.num_classes, 0, (3, size, size), protocol, device)
 

@@ -21,6 +21,18 @@ def check_width(method: str, student: Network, teacher: Network) -> None:
         )
 
 
+def depths(method: str, student: Network, teacher: Network) -> tuple[int, int]:
+    """How many layers student and teacher have.
+
+    Raises:
+        UserError: the student has more, and there is no layer of the teacher for each of them.
+    """
+    n, m = len(student.layout.stages), len(teacher.layout.stages)
+    if n > m:
+        raise UserError(f"method '{method}' needs a teacher with as many layers as the student, here {m}")
+    return n, m
+
+
 def require_attention(method: str, student: Network, teacher: Network) -> None:
     """Raise UserError where one of the networks has no queries, keys and values of its own."""
     if not all(x.layout.queries and x.layout.keys and x.layout.values for x in (student, teacher)):

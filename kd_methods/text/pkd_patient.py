@@ -12,7 +12,7 @@ from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outpu
 from ..errors import UserError
 from ..registry import register
 from ..views.layers import evenly_spaced
-from ._layers import check_width
+from ._layers import check_width, depths
 
 
 class Settings(MethodSettings):
@@ -52,13 +52,11 @@ class PatientKD(Method[Settings]):
 
     def setup(self) -> None:
         check_width(self.card.name, self.student, self.teacher)
-        n, m = len(self.student.layout.stages), len(self.teacher.layout.stages)
+        n, m = depths(self.card.name, self.student, self.teacher)
         if n < 2:
             raise UserError(
                 f"method '{self.card.name}' matches the layers before the last one; the student has one layer"
             )
-        if n > m:
-            raise UserError(f"method '{self.card.name}' needs a teacher with as many layers as the student, here {m}")
         skip = self.settings.layers == "skip"
         self.layers = evenly_spaced(n, m)[:-1] if skip else list(range(m - n, m - 1))
 

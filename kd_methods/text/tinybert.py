@@ -10,10 +10,9 @@ from torch import nn
 
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
-from ..errors import UserError
 from ..registry import register
 from ..views.layers import evenly_spaced
-from ._layers import same_heads, width
+from ._layers import depths, same_heads, width
 
 FIELDS = ("stem", "stages", "queries", "keys")
 
@@ -61,10 +60,7 @@ class TinyBERT(Method[Settings]):
     def setup(self) -> None:
         self.heads = same_heads(self.card.name, self.student, self.teacher)
         self.fit = nn.Linear(width(self.student), width(self.teacher))
-        n, m = len(self.student.layout.stages), len(self.teacher.layout.stages)
-        if n > m:
-            raise UserError(f"method '{self.card.name}' needs a teacher with as many layers as the student, here {m}")
-        self.layers = evenly_spaced(n, m)
+        self.layers = evenly_spaced(*depths(self.card.name, self.student, self.teacher))
 
     def phases(self) -> Sequence[Phase]:
         config = self.settings

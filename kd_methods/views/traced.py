@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..contract import Layout
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .chain import Architecture, Chain
 from .hooked import hooked
 from .layers import evenly_spaced
@@ -99,9 +99,10 @@ def images_that_run(module: nn.Module, shape: tuple[int, ...], name: str, otherw
         with modes_kept(module), torch.no_grad():
             module.eval()(x)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         size = "x".join(map(str, shape[1:]))
-        raise UserError(f"network '{name}' does not run on images of {size} ({reason}); {otherwise}") from None
+        raise UserError(
+            f"network '{name}' does not run on images of {size} ({first_line(error)}); {otherwise}"
+        ) from None
     return x
 
 
@@ -183,15 +184,15 @@ def _check_alike(module: nn.Module, chain: TracedChain, x: Tensor, name: str) ->
             units = run(units)
     whole = getattr(whole, "logits", whole)
     near = torch.allclose(whole, units, rtol=0, atol=1e-5 * float(whole.detach().abs().max()))
-    if not near or _learnt(whole) != _learnt(units):
+    if not near or leaves(whole) != leaves(units):
         raise UserError(
             f"network '{name}' does more in its forward pass than its units, such as a part under torch.no_grad or "
             "autocast; it cannot be cut (kd_methods.view takes units=)"
         )
 
 
-def _learnt(x: Tensor) -> set[int]:
-    """The tensors that a gradient of ``x`` reaches."""
+def leaves(x: Tensor) -> set[int]:
+    """Ids of the leaf tensors that a backward pass from ``x`` would reach."""
     reached, waiting, seen = set[int](), [x.grad_fn], set[Any]()
     while waiting:
         node: Any = waiting.pop()

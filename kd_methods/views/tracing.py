@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .modes import modes_kept
 
 ROW = 6
@@ -183,17 +183,14 @@ def _segments(nodes: list[fx.Node]) -> list[tuple[str, fx.Node, tuple[fx.Node, .
                 cuts.append(node)
             reach = max([reach, *(position[user] for user in node.users)])
     segments = []
+    counts: Counter[str] = Counter()
     for entry, end in itertools.pairwise(cuts):
         between = tuple(node for node in nodes[position[entry] + 1 : position[end] + 1] if node.op != "get_attr")
         called = [path_of(node) for node in between if node.op == "call_module"]
-        segments.append((called[-1] if called else between[-1].name, entry, between))
-    # One module may run in several places, such as a ReLU: relu, relu:2, relu:3.
-    counts: Counter[str] = Counter()
-    unique = []
-    for label, entry, between in segments:
-        counts[label] += 1
-        unique.append((f"{label}:{counts[label]}" if counts[label] > 1 else label, entry, between))
-    return unique
+        label = called[-1] if called else between[-1].name
+        counts[label] += 1  # one module may run in several places, such as a ReLU: relu, relu:2, relu:3
+        segments.append((f"{label}:{counts[label]}" if counts[label] > 1 else label, entry, between))
+    return segments
 
 
 def traced_units(module: nn.Module, name: str, classifier: str) -> list[Unit]:
@@ -206,7 +203,7 @@ def traced_units(module: nn.Module, name: str, classifier: str) -> list[Unit]:
     try:
         modes = [_segments(nodes) for nodes in traced_modes(module, through)]
     except Exception as error:  # tracing runs foreign code, any error only means: not traceable
-        raise UserError(f"network '{name}' cannot be cut into units ({_reason(error)})") from None
+        raise UserError(f"network '{name}' cannot be cut into units ({first_line(error)})") from None
     if [segment[0] for segment in modes[0]] != [segment[0] for segment in modes[1]]:
         raise UserError(f"network '{name}' runs other layers in training than in evaluation; it cannot be cut")
     return [
@@ -259,10 +256,6 @@ def with_writes(module: nn.Module, units: list[Unit], x: Tensor) -> list[Unit]:
             )
             marked.append(replace(unit, writes=drops or given._version != version))
     return marked
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def called_modules(module: nn.Module, unit: Unit) -> dict[nn.Module, str]:

@@ -43,6 +43,7 @@ from kd_methods.contract import (
     Tokens,
 )
 from kd_methods.errors import UserError
+from kd_methods.views.traced import leaves
 
 
 def test_registry_lists_the_methods():
@@ -194,20 +195,6 @@ def test_what_reads_vectors_or_maps_works_with_a_transformer():
     ):  # fmt: skip
         assert Setup(name, pair=("vit", "resnet8")).losses().total().isfinite()
         assert Setup(name, pair=("resnet8", "vit")).losses().total().isfinite()
-
-
-def leaves(value: Tensor) -> set[int]:
-    """Ids of the leaf tensors that a backward pass from ``value`` would reach."""
-    leaf_tensors, seen, waiting = set(), set(), [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaf_tensors.add(id(node.variable))
-        waiting += [parent for parent, _ in node.next_functions]
-    return leaf_tensors
 
 
 @each_case

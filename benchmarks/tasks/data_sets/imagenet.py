@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kd_methods.errors import UserError
+from kd_methods.errors import UserError, first_line
 
 from ..base import NoData
 from ..image_files import class_folders, images_of
@@ -51,7 +51,7 @@ def _unpack(place: Path) -> None:
         try:
             ImageNet(str(place), split=split)
         except (RuntimeError, OSError, EOFError) as error:
-            raise UserError(f"{place}: the archive of {split} is damaged ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{place}: the archive of {split} is damaged ({first_line(error)})") from None
 
 
 def _listed(folder: Path) -> Files:
