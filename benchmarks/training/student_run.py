@@ -319,6 +319,11 @@ class StudentRun:
         self.run.write("checkpoint.pt", to_bytes(state))
         self.saved_at = time.monotonic()
 
+    def interrupt(self) -> None:
+        """Save, and say in the store that training stopped here."""
+        self.save()
+        self.run.set_status("interrupted", epoch=max(self.position[0] - 1, 0), epochs=self.protocol.epochs)
+
     def restore(self) -> bool:
         """Continue from the last checkpoint; False where there is none.
 

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from benchmarks.common.memory import out_of_memory
 from benchmarks.driver import progress
 from benchmarks.driver.engines import local
 from benchmarks.driver.progress import Reporter
+from benchmarks.tasks import TaskBatch
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Diverged, Interrupted, Refused, of_cell
 from kd_methods import registry
@@ -177,6 +178,21 @@ def test_whatever_a_method_raises_is_its_cell_s_failure(
         assert "\n" not in status["message"]
         assert type(ERRORS[error]()).__name__ in status["message"] or error == "user"
     assert all(Result(bench.store, cell) == alone(cell) for cell in (kd, at))
+
+
+def test_no_more_batches_are_made_for_cells_that_have_all_failed(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    def batches(*args: Any) -> Iterator[TaskBatch]:
+        for batch in original(*args):
+            made.append(len(batch))
+            yield batch
+
+    original = ImageData.batches
+    monkeypatch.setattr(ImageData, "batches", batches)
+    wrong = bench.cells([("test_wrong", {"error": error, "moment": "train"}) for error in ("own", "user")])
+    bench.run(wrong)
+    assert bench.states(wrong) == ["failed", "failed"] and len(made) == 1 < STEPS
 
 
 def test_a_method_that_cannot_be_restored_fails_and_keeps_its_checkpoint(bench: TrainingBench):
