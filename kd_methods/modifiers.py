@@ -27,8 +27,9 @@ class Modifier:
     title      appended to the method's title in tables
     paper      key in tables/references.bib
     summary    one line
-    source     where ``defaults`` come from
+    source     where ``defaults`` come from, of those methods that have no source of their own in ``sources``
     defaults   settings of single methods that differ once they are modified
+    sources    where those of single methods come from
     obstacle   why a method cannot be modified, or None
     mix        a method's class with the change, not yet with its card and settings
     """
@@ -41,6 +42,7 @@ class Modifier:
     source: str
     divergences: tuple[str, ...]
     defaults: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, str]
     obstacle: Callable[[type[Method]], str | None]
     mix: Callable[[type[Method]], type[Method]]
 
@@ -60,7 +62,8 @@ def _applied(modifier: str, method: type[Method]) -> type[Method]:
     if reason:
         raise UserError(f"'{base.name}@{self.name}' is not possible: {reason}")
     defaults = self.defaults.get(base.name)
-    unpublished = f"the settings are {base.name}'s own; none are published for it with @{self.name}"
+    source = self.sources.get(base.name, self.source)
+    unpublished = f"the settings are {base.name}'s own, but for pairs that have others with @{self.name}"
     changed: dict[str, Any] = {
         "card": dataclasses.replace(
             base,
@@ -69,7 +72,7 @@ def _applied(modifier: str, method: type[Method]) -> type[Method]:
             title=f"{base.title} + {self.title}",
             paper=self.paper,
             formula=f"{base.formula}; {self.summary}",
-            source=f"{self.source}; else {base.source}" if defaults else f"{base.source} ({unpublished})",
+            source=f"{source}; else {base.source}" if defaults else f"{base.source} ({unpublished})",
             divergences=(*base.divergences, *self.divergences),
             optimum="identity" if base.optimum == "identity" else f"{base.optimum} (after the change)",
             classes=max(base.classes, 2),
@@ -137,6 +140,12 @@ MODIFIERS: dict[str, Modifier] = {
                 "mlld": {"ce": 0.1, "kd": 9.0, "temperature": 2.0},
                 "kd": {"ce": 0.1, "kd": 9.0, "temperature": 2.0},
                 "dkd": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0},
+                "abkd": {"ce": 0.1, "weight": 36.0, "alpha": 0.9, "beta": 0.3, "temperature": 2.0},
+                "rld": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0, "alpha_temperature": 2.0},
+            },
+            sources={
+                "abkd": "ghwang-s/abkd README.md, for resnet56 to resnet20 (task loss 0.1, 9 T^2, T 2) @df81318",
+                "rld": "zju-SWJ/RLD tools/train.py (temperature 2, weight 9 times those of the configuration) @d54578f",
             },
             obstacle=_not_logits_only,
             mix=_standardized,

@@ -12,6 +12,7 @@ from kd_methods.strict import Strict
 from ..common.files import read_csv
 from ..common.places import PUBLISHED
 from ..common.yaml_files import merged, read_yaml, validate
+from .changed_rows import flat
 
 
 class PublishedLine(Strict):
@@ -41,8 +42,8 @@ def literature(name: str) -> list[PublishedLine]:
 class PairSettings(Strict):
     """Settings of a method that are published for some pairs, or for all, under one recipe.
 
-    ``also`` are other recipes under which papers quote the method with them. ``our_choice``: nobody published them;
-    they are marked as our choice wherever they show.
+    ``also`` are other recipes under which papers quote the method with them. ``our_choice``: nobody published them, or
+    those that are named; they are marked as our choice wherever they show.
     """
 
     recipe: str
@@ -50,7 +51,14 @@ class PairSettings(Strict):
     pairs: tuple[str, ...] = ()
     values: dict[str, Any]
     source: str
-    our_choice: bool = False
+    our_choice: bool | tuple[str, ...] = False
+
+    def chosen(self) -> frozenset[str]:
+        """The keys that are our choice, those of methods of a combination with the method's name before them."""
+        keys = frozenset(flat(self.values))
+        if isinstance(self.our_choice, tuple):
+            return keys & frozenset(self.our_choice)
+        return keys if self.our_choice else frozenset()
 
 
 def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:

@@ -259,10 +259,11 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
     if not (words and words.uniform):
         for method in (*registry.combined_methods(row.method), row.method):
             if entry := pair_entry(method, cell.column, shown.recipe):
-                kind = "our choice" if entry.our_choice else "published"
                 prefix = "" if method == row.method else f"{method}."
                 values = {f"{prefix}{key}": value for key, value in flat(entry.values).items()}
-                layers.append((f"{kind} for this pair: {entry.source}", values))
+                chosen = {f"{prefix}{key}" for key in entry.chosen()}
+                for kind, keys in (("published", values.keys() - chosen), ("our choice", chosen)):
+                    layers.append((f"{kind} for this pair: {entry.source}", {key: values[key] for key in keys}))
     if written:
         layers.append((f"row {written.id} of the table", flat(written.settings)))
     layers.append(("command line (--set)", row.changes))

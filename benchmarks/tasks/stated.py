@@ -15,6 +15,9 @@ from . import get_task
 from .base import NoData, Task
 from .images import ImageBatch, Images
 
+UNCOUNTED = {"text": "FLOPs depend on the texts and are not counted", "detection": "FLOPs of detectors are not counted"}
+"""Why the FLOPs of a step are not known without the data, by what networks read."""
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -24,14 +27,14 @@ class Stated:
 
     @property
     def counted(self) -> bool:
-        """Whether a step's FLOPs are known without the data: those on texts depend on their lengths."""
-        return self.task.modality == "images"
+        """Whether a step's FLOPs are known without the data."""
+        return self.task.modality not in UNCOUNTED
 
     @property
     def line(self) -> str:
         """What stands in a plan for the data, in words."""
         compared = "" if self.task.official_fingerprint else "; their fingerprint is not known: no run is looked up"
-        counted = "" if self.counted else "; FLOPs depend on the texts and are not counted"
+        counted = "" if self.counted else f"; {UNCOUNTED[self.task.modality]}"
         count = f"planned for the official ones, {self.task.official_samples:,} samples for training"
         return f"data of {self.task.name} are not here: {count}{compared}{counted}"
 

@@ -194,6 +194,7 @@ class Outputs:
         self._features = features
         self._layout = layout
         self._second = second
+        self._unchanged: Outputs | None = None
 
     def __getitem__(self, unit: str) -> Any:
         try:
@@ -271,9 +272,16 @@ class Outputs:
         return Outputs(logits, self._features, self._layout, self._second)
 
     def with_logits(self, change: Callable[[Tensor], Tensor]) -> Outputs:
-        """Nothing but the logits, changed, of every view."""
+        """Nothing but the logits, changed, of every view; ``unchanged`` has what they were."""
         second = self._second.with_logits(change) if self._second else None
-        return Outputs(change(self.logits), {}, self._layout, second)
+        changed = Outputs(change(self.logits), {}, self._layout, second)
+        changed._unchanged = self
+        return changed
+
+    @property
+    def unchanged(self) -> Outputs:
+        """These outputs before a modifier changed the logits: what says how sure a network is."""
+        return self._unchanged or self
 
     @property
     def second(self) -> Outputs:

@@ -11,8 +11,11 @@ IMAGES = 2
 """Images on each GPU in the published set-ups (mmdet's coco_detection.py): over so many of them LD sums its places."""
 
 
-def channels(method: str, student: Network, teacher: Network) -> list[tuple[int, int]]:
-    """Channels of the student's and the teacher's levels.
+def channels(method: str, student: Network, teacher: Network, *, convolved: bool = False) -> list[tuple[int, int]]:
+    """Channels of the student's and the teacher's levels, from fine to coarse.
+
+    Only of those that the neck convolves, if asked for: what a two-stage detector's region heads read. Its coarsest
+    level is every second place of the one before.
 
     Raises:
         UserError: the two pyramids have different numbers of levels, or other strides.
@@ -23,7 +26,8 @@ def channels(method: str, student: Network, teacher: Network) -> list[tuple[int,
             f"method '{method}' needs pyramids with the same levels, here {len(student_shapes)} and"
             f" {len(teacher_shapes)} or of other strides"
         )
-    return [(s[0], t[0]) for s, t in zip(student_shapes, teacher_shapes, strict=True)]
+    levels = [(s[0], t[0]) for s, t in zip(student_shapes, teacher_shapes, strict=True)]
+    return levels[: len(student.shape("pyramid"))] if convolved else levels
 
 
 def check_edges(method: str, student: Network, teacher: Network) -> None:

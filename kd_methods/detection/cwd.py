@@ -32,7 +32,7 @@ class CWD(Method[Settings]):
         ),
         source="mmrazor configs/distill/mmdet/cwd (GFL: T 1, weight 10)",
         optimum="where the aligned student pyramid equals the teacher's up to a constant per channel",
-        divergences=("the paper's detectors were RetinaNet and others in the authors' own script, flags 1 and 1",),
+        divergences=("the authors' repository has code for segmentation alone (weight 3, T 4 in its command)",),
         modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))

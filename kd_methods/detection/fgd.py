@@ -45,7 +45,7 @@ class FGD(Method[Settings]):
 
     card = Card(
         name="fgd",
-        version=1,
+        version=2,
         family="feature",
         title="FGD",
         paper="yang2022fgd",
@@ -59,14 +59,16 @@ class FGD(Method[Settings]):
             "the defaults are those of two-stage detectors; the authors' for one-stage ones are alpha 1e-3, beta 5e-4,"
             " gamma 5e-4, lambda 5e-6 (tables/published/settings.yaml)",
             "boxes are scaled by the padded image, which the map covers; the authors divide by the unpadded one",
-            "in the authors' published numbers the student begins with the teacher's neck and head (row setting init)",
+            "of a two-stage detector the four levels are matched that its region heads read, as the authors do",
+            "in the authors' published numbers the student begins with the teacher's neck and head where they fit (row"
+            " setting init); their gradients are clipped at norm 35",
         ),
         modality="detection",
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
     def setup(self) -> None:
-        widths = channels("fgd", self.student, self.teacher)
+        widths = channels("fgd", self.student, self.teacher, convolved=True)
         self.align = nn.ModuleList(aligned(*pair) for pair in widths)
         self.own, self.theirs = (nn.ModuleList(ContextBlock(width) for _, width in widths) for _ in range(2))
 
@@ -75,13 +77,14 @@ class FGD(Method[Settings]):
         weights = {"foreground": config.alpha, "background": config.beta, "attention": config.gamma}
         terms: dict[str, list[Tensor]] = {name: [] for name in (*weights, "relation")}
         image = (batch.inputs.shape[2], batch.inputs.shape[3])
-        for level, (s, t) in enumerate(zip(student.stages, teacher.stages, strict=True)):
-            s, t = self.align[level](s), t.detach()
+        parts = self.align, self.own, self.theirs
+        for align, own, theirs, s, t in zip(*parts, student.stages, teacher.stages, strict=False):
+            s, t = align(s), t.detach()
             masks = functional.object_masks(batch.boxes, image, (s.shape[2], s.shape[3]))
             focal = functional.focal_features(s, t, *masks, temperature=config.temperature)
             for name, term in zip(weights, focal, strict=True):
                 terms[name].append(weights[name] * term)
-            relation = functional.hint(self.own[level](s), self.theirs[level](t), both=True) * (t.numel() / len(t))
+            relation = functional.hint(own(s), theirs(t), both=True) * (t.numel() / len(t))
             terms["relation"].append(config.lambda_ * relation)
         return Losses(
             task={"task": batch.loss(student.logits)},

@@ -27,7 +27,7 @@ class PyramidFitNet(Method[Settings]):
         title="FitNet",
         paper="romero2015fitnets",
         formula="L = task + beta * mean_levels MSE(conv1x1_l(F_s,l), F_t,l)",
-        source="no configuration is public for the tables that report it; the form is that of LD's imitation baseline",
+        source="no configuration is public for the tables that report it; form and weight are ours",
         optimum="where the regressed student pyramid equals the teacher's",
         divergences=("the paper has one hint in a middle layer, and trains up to it first",),
         our_choice=("beta",),

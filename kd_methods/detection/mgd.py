@@ -23,7 +23,7 @@ class PyramidMGD(Method[Settings]):
 
     card = Card(
         name="mgd.fpn",
-        version=1,
+        version=2,
         family="feature",
         title="MGD",
         paper="yang2022mgd",
@@ -33,7 +33,9 @@ class PyramidMGD(Method[Settings]):
         divergences=(
             "the defaults are those of two-stage detectors; for one-stage ones the authors have alpha 2e-5, lambda 0.65"
             " (tables/published/settings.yaml)",
-            "in the authors' published numbers the student begins with the teacher's neck and head (row setting init)",
+            "of a two-stage detector the four levels are matched that its region heads read, as the authors do",
+            "in the authors' published numbers of one-stage detectors the student begins with the teacher's neck and"
+            " head (row setting init); their gradients are clipped at norm 35",
         ),
         order="each image draws masks of its own",
         modality="detection",
@@ -41,7 +43,7 @@ class PyramidMGD(Method[Settings]):
     needs = Needs(student=("stages",), teacher=("stages",))
 
     def setup(self) -> None:
-        widths = channels("mgd.fpn", self.student, self.teacher)
+        widths = channels("mgd.fpn", self.student, self.teacher, convolved=True)
         self.align = nn.ModuleList(aligned(*pair) for pair in widths)
         self.generate = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1)) for _, c in widths
@@ -49,9 +51,9 @@ class PyramidMGD(Method[Settings]):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         terms = []
-        for level, (s, t) in enumerate(zip(student.stages, teacher.stages, strict=True)):
+        for align, generate, s, t in zip(self.align, self.generate, student.stages, teacher.stages, strict=False):
             mask = torch.rand(len(s), 1, *s.shape[2:], device=s.device) >= self.settings.mask
-            generated = self.generate[level](self.align[level](s) * mask)
+            generated = generate(align(s) * mask)
             terms.append(functional.hint(generated, t) * (t.numel() / len(t)))
         total = self.settings.alpha * torch.stack(terms).sum()
         return Losses(task={"task": batch.loss(student.logits)}, distill={"generation": total})

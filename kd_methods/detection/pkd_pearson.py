@@ -28,7 +28,7 @@ class PKDPearson(Method[Settings]):
         title="PKD (Pearson)",
         paper="cao2022pkd",
         formula="L = task + weight * sum_levels mean_channels (1 - pearson(F_s,l, F_t,l)), over batch and positions",
-        source="mmrazor configs/distill/mmdet/pkd (weight 6, levels 1 to 4), models/losses/pkd_loss.py",
+        source="mmrazor configs/distill/mmdet/pkd (two-stage: weight 6, levels 1 to 4), models/losses/pkd_loss.py",
         optimum="where every channel of the aligned student pyramid is a positive multiple of the teacher's, shifted",
         modality="detection",
     )

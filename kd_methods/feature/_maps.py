@@ -13,15 +13,20 @@ from ..views.modes import modes_kept
 Shape = tuple[int, ...]
 
 
-def matched(name: str, student: Network, teacher: Network, field: str = "stages") -> list[tuple[Shape, Shape]]:
-    """Shapes (C, H, W) of the student's and the teacher's maps that belong together, counted from the last backwards.
+def matched(
+    name: str, student: Network, teacher: Network, field: str = "stages", from_first: bool = False
+) -> list[tuple[Shape, Shape]]:
+    """Shapes (C, H, W) of the student's and the teacher's maps that belong together.
+
+    Where one network has more, they are counted from the last backwards, or from the first on.
 
     Raises:
         UserError: an output is not a map.
     """
     student_shapes, teacher_shapes = student.shapes(field), teacher.shapes(field)
     n = min(len(student_shapes), len(teacher_shapes))
-    pairs = list(zip(student_shapes[-n:], teacher_shapes[-n:], strict=True))
+    chosen = slice(n) if from_first else slice(-n, None)
+    pairs = list(zip(student_shapes[chosen], teacher_shapes[chosen], strict=True))
     if any(len(shape) != 3 for pair in pairs for shape in pair):
         raise UserError(f"method '{name}' needs {field} that are maps (C, H, W); use another method for this pair")
     return pairs

@@ -36,6 +36,8 @@ class AB(Method[Settings]):
         divergences=(
             "the authors train the second phase by KD (temperature 3), RepDistiller by CE; the default is CE, since the"
             " published CIFAR-100 table is RepDistiller's; ab+kd has both",
+            "the final batch-norm of a WRN student learns in the first phase, as in the authors' code, which has the"
+            " teacher in training mode, too; RepDistiller leaves it at its start, in evaluation mode",
             "connectors are RepDistiller's (none where shapes agree, else a convolution that settles the size and BN);"
             " the authors' are 1x1",
             "networks with different numbers of stages are matched from the last stage backwards (the references fail)",

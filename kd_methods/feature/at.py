@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
-from ..errors import UserError
 from ..registry import register
+from ._maps import matched
 
 
 class Settings(MethodSettings):
@@ -24,7 +24,7 @@ class AT(Method[Settings]):
 
     card = Card(
         name="at",
-        version=1,
+        version=2,
         family="feature",
         title="AT",
         paper="zagoruyko2017at",
@@ -33,20 +33,18 @@ class AT(Method[Settings]):
         divergences=(
             "paper: beta / 2 times the difference's norm (at.paper); authors' code and the default: mean of its square,"
             " which every published table ran",
-            "networks with different numbers of stages are matched from the last stage backwards (the references fail)",
+            "networks with different numbers of stages are matched from the first stage on, as in RepDistiller and the"
+            " SimKD toolbox",
         ),
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
     def setup(self) -> None:
-        shapes = self.student.shapes("stages"), self.teacher.shapes("stages")
-        if any(len(shape) != 3 for shape in (*shapes[0], *shapes[1])):
-            raise UserError("method 'at' needs stages that are maps (C, H, W); use another method for this pair")
-        self.matched = min(map(len, shapes))
+        self.matched = len(matched("at", self.student, self.teacher, from_first=True))
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = self.matched
-        term = self.settings.beta * self.distance(student.stages[-n:], teacher.stages[-n:])
+        term = self.settings.beta * self.distance(student.stages[:n], teacher.stages[:n])
         return Losses(task={"task": batch.loss(student.logits)}, distill={"attention": term})
 
     def distance(self, student_maps: tuple[Tensor, ...], teacher_maps: tuple[Tensor, ...]) -> Tensor:

@@ -72,6 +72,7 @@ class FT(Method[Settings]):
     phase_needs = Needs(teacher=("stages",))
 
     spatial = True
+    translator_norm = True
 
     def setup(self) -> None:
         s, t = matched(self.card.name, self.student, self.teacher)[-1]
@@ -79,7 +80,7 @@ class FT(Method[Settings]):
             raise UserError("method 'ft' compares where the last stages have energy, and a 1x1 map has one place only")
         code = max(1, int(t[0] * self.settings.rate))
         self.paraphraser = Paraphraser(t[0], code)
-        self.translator = _encoder(s[0], code, norm=True)
+        self.translator = _encoder(s[0], code, norm=self.translator_norm)
 
     def phases(self) -> tuple[Phase, ...]:
         config = self.settings
@@ -112,6 +113,7 @@ class FTPaper(FT):
     card = replace(
         FT.card,
         name="ft.paper",
+        version=2,
         title="FT (paper)",
         formula=(
             "first phase: MSE(decoder(P(F_t)), F_t); then"
@@ -120,12 +122,15 @@ class FTPaper(FT):
         source="authors' Factor-Transfer-pytorch train_student.py, utils.py (beta 500, rate 0.5); phase as in ft",
         optimum="where the translated student factor is proportional to the teacher's",
         divergences=(
-            "learning rate and length of the first phase are RepDistiller's (see ft)",
+            "loss, learning rate and length of the first phase are RepDistiller's (see ft); the authors' code has the"
+            " mean absolute error, rate 0.1 and 6 epochs",
+            "the translator has no batch-norm, as in the authors' code; RepDistiller's, and so ft's, has",
             "maps of different sizes are average-pooled to the smaller one",
         ),
     )
 
     spatial = False
+    translator_norm = False
 
     Settings = FTPaperSettings
 

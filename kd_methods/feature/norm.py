@@ -66,8 +66,11 @@ class NORM(Method[Settings]):
             " tries 0.0625, 0.125, 0.25 and 0.5; that for ImageNet has a cosine learning rate, not the protocol's",
             "where BN and ReLU follow the last stage (WideResNets) maps are those before them, as in the authors' code",
             "the module is linear at inference and could be folded into one 1x1 convolution; it is deployed unfolded",
-            "in the authors' ShuffleNet students the residual is added to the input image's tensor by mistake; here it"
-            " is added to the last map, as in their other networks",
+            "the authors' ShuffleNet students add the input image to the expanded map by mistake, which cannot run;"
+            " here the last map is added to the projected one, as in their other networks",
+            "the authors' MobileNetV2 student has no ReLU after its first and its last convolution; here it has both",
+            "both convolutions start by Kaiming's rule, as most of the authors' students; their ShuffleNets and"
+            " MobileNetV1 have PyTorch's default",
         ),
     )
     needs = Needs(student_units=("norm_expand",), teacher=("last_map",), min_batch=2)

@@ -20,7 +20,7 @@ class NST(Method[Settings]):
 
     card = Card(
         name="nst",
-        version=1,
+        version=2,
         family="feature",
         title="NST",
         paper="huang2017nst",
@@ -28,14 +28,15 @@ class NST(Method[Settings]):
         source="RepDistiller scripts/run_cifar_distill.sh (-b 50); mdistiller distillers/NST.py (all stages)",
         divergences=(
             "the paper matches one layer and weighs lambda / 2; the benchmarks and here all stages with beta",
-            "networks with different numbers of stages are matched from the last stage backwards (the references fail)",
+            "networks with different numbers of stages are matched from the first stage on, as in RepDistiller and the"
+            " SimKD toolbox",
         ),
     )
     needs = Needs(student=("stages",), teacher=("stages",))
 
     def setup(self) -> None:
-        self.matched = len(matched("nst", self.student, self.teacher))
+        self.matched = len(matched("nst", self.student, self.teacher, from_first=True))
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
-        term = functional.nst(student.stages[-self.matched :], teacher.stages[-self.matched :])
+        term = functional.nst(student.stages[: self.matched], teacher.stages[: self.matched])
         return Losses(task={"task": batch.loss(student.logits)}, distill={"selectivity": self.settings.beta * term})

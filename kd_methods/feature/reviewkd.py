@@ -66,6 +66,8 @@ class ReviewKD(Method[Settings]):
             "the authors' code and mdistiller always use 512 (its MAX_MID_CHANNEL is not used); here it is max_mid",
             "the authors' weights differ by pair (0.6 to 8, with training settings of their own); the default is"
             " mdistiller's, whose CIFAR-100 file for resnet32x4 to resnet8x4 has 5",
+            "the authors' CIFAR-100 teacher is in training mode (statistics of the batch); here, as in mdistiller, it"
+            " is in evaluation mode",
             "the warm-up counts epochs from 1, as in mdistiller (authors: from 0)",
             "networks with different numbers of stages are matched from the last stage backwards",
         ),

@@ -65,7 +65,8 @@ class SimKD(Method[Settings]):
         divergences=(
             "what followed in the student is removed: it would receive no gradient and is not deployed",
             "as in the authors' code a student that ends in a convolution to another width (MobileNetV2, ShuffleNetV2)"
-            " is cut before it; WRN students, which they do not have, after the final BN and ReLU",
+            " is cut before it (their ImageNet ShuffleNetV2 is not); WRN students, which they do not have, after the"
+            " final BN and ReLU",
             "trunk, P and the teacher's end are deployed; their size and cost count as the student's",
             "the authors' teachers pool and have one linear layer; what others have after the last map is kept whole",
             "the projector of tokens looks at three in a row instead of 3x3 places",

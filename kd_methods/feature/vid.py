@@ -35,7 +35,7 @@ class VID(Method[Settings]):
 
     card = Card(
         name="vid",
-        version=1,
+        version=2,
         family="feature",
         title="VID",
         paper="ahn2019vid",
@@ -44,7 +44,8 @@ class VID(Method[Settings]):
         optimum="where mu(F_s) equals F_t; the value has no lower bound of its own but log(eps) / 2 a stage",
         divergences=(
             "mdistiller's copy keeps theta in a plain list, so that the variance is never trained; see vid.mdistiller",
-            "networks with different numbers of stages are matched from the last stage backwards (the references fail)",
+            "networks with different numbers of stages are matched from the first stage on, as in RepDistiller and the"
+            " SimKD toolbox",
         ),
     )
     needs = Needs(student=("stages",), teacher=("stages",))
@@ -55,7 +56,7 @@ class VID(Method[Settings]):
         self.thetas = nn.ParameterList()
         above = self.settings.initial_variance - self.settings.eps
         theta = math.log(math.expm1(above)) if above < 30 else above  # the same in fp32, and no overflow
-        for (c_s, *_), (c_t, *_) in matched("vid", self.student, self.teacher):
+        for (c_s, *_), (c_t, *_) in matched("vid", self.student, self.teacher, from_first=True):
             widths = [(c_s, c_t), (c_t, c_t), (c_t, c_t)]
             first, second, third = (nn.Conv2d(a, b, 1, bias=False) for a, b in widths)
             self.means.append(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
@@ -64,7 +65,7 @@ class VID(Method[Settings]):
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         n = len(self.means)
         terms = []
-        for s, t, mean, theta in zip(student.stages[-n:], teacher.stages[-n:], self.means, self.thetas, strict=True):
+        for s, t, mean, theta in zip(student.stages[:n], teacher.stages[:n], self.means, self.thetas, strict=True):
             s, t = same_size(s, t)
             terms.append(functional.gaussian_nll(mean(s), t, theta, eps=self.settings.eps))
         term = self.settings.beta * torch.stack(terms).sum()

@@ -26,19 +26,19 @@ class Settings(MethodSettings):
 
 @register
 class ViTKD(Method[Settings]):
-    """Mimics the first two blocks' patches, and generates those of the last block from half of the student's."""
+    """Mimics the first two blocks' patches, and generates those after the last one from half of the student's."""
 
     card = Card(
         name="vitkd",
-        version=1,
+        version=2,
         family="feature",
         title="ViTKD",
         paper="yang2022vitkd",
         formula=(
             "L = CE(z_s, y) + alpha / B * sum over blocks 1 and 2 ||W H_s - H_t||^2 + beta / (lambda B) * sum over"
-            " masked patches ||G(mask(W H_s)) - H_t||^2 at the last block, G = two 3x3 convolutions with a ReLU"
+            " masked patches ||G(mask(W H_s)) - H_t||^2 after the final norm, G = two 3x3 convolutions with a ReLU"
         ),
-        source="yzd-v/cls_KD mmcls/models/dis_losses/vitkd.py (3e-5, 3e-6, 0.5) @1e5d48f",
+        source="yzd-v/cls_KD mmcls/models/dis_losses/vitkd.py (3e-5, 3e-6, 0.5), mmcls/models/backbones @1e5d48f",
         optimum="where the mapped student patches equal the teacher's; the generation has its own",
         divergences=("the paper's main rows have NKD's term (gamma 1, T 1) beside it: vitkd+nkd",),
         recipe="imagenet-ofa",
@@ -92,9 +92,10 @@ class ViTKD(Method[Settings]):
 
 
 def _blocks(network: Network) -> tuple[str, ...]:
-    """The units of a transformer's first blocks and of its last one."""
+    """The units of a transformer's first blocks, and of its last one's patches after the final norm."""
     layout = network.layout
     blocks = [unit for unit in layout.layers[: layout.layers.index(layout.stages[-1]) + 1] if unit != layout.stem]
-    if layout.prefix_tokens is None or len(blocks) <= SHALLOW or any(len(network.shape(u)) != 2 for u in blocks):
+    few = layout.prefix_tokens is None or len(blocks) <= SHALLOW
+    if few or any(len(network.shape(unit)) != 2 for unit in (*blocks, layout.last_map)):
         raise UserError("method 'vitkd' is for vision transformers with three blocks at least; use another pair")
-    return (*blocks[:SHALLOW], blocks[-1])
+    return (*blocks[:SHALLOW], layout.last_map)

@@ -55,7 +55,7 @@ class WKDF(Method[Settings]):
         source="JiamingLv/WKD configs/cifar100/wkd_f/res32x4_res8x4.yaml (1, 0.08, 4, 1, 150) @214cf88",
         optimum="where means and deviations of the regressed map agree with the teacher's",
         divergences=(
-            "the authors run the networks in fp16; the recipe here is in fp32",
+            "the authors run the networks in fp16 and with Nesterov momentum; the recipe here is in fp32 and without",
             "the last stage of a WRN is matched before its BN and ReLU, though the regressor ends in a ReLU: as theirs",
             "values are published for two pairs of CIFAR-100; the others get those of resnet32x4 to resnet8x4",
             "one published ImageNet weight, 1.0 in the configuration of WKD-L and WKD-F together for ResNet34 to"

@@ -289,7 +289,7 @@ def ickd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         student_map, teacher_map: (B, C, H, W) of equal channels, the student's through an embedding; sizes may differ.
 
     Source: Liu et al. 2021 (ICKD-C) in the form of ADLab-AutoDrive/ICKD ``Cifar100/distiller_zoo/ICKD.py`` @403b8d3;
-    torchdistill's port divides by the batch size once more.
+    the authors' ImageNet code and torchdistill's port of it divide by the batch size once more.
     """
     s, t = (unit(x @ x.transpose(1, 2)) for x in (student_map.flatten(2), teacher_map.detach().flatten(2)))
     return (s - t).square().sum() / (s.shape[1] * s.shape[0])

@@ -236,6 +236,7 @@ def crld(
     within_threshold: float,
     cross_threshold: float,
     temperature: float,
+    certain_by: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Consistency within and across two views, for rows of which the teacher is certain enough.
 
@@ -249,12 +250,13 @@ def crld(
         within_threshold: of the weak view's probability, for the terms within a view.
         cross_threshold: of the strong view's probability, for the terms across views.
         temperature: T of all softmaxes.
+        certain_by: (B, K) of both views, the logits that say how certain the teacher is where its own were changed.
 
-    Source: Zhang et al. 2024 (CRLD) in the form of haiduo/DeepKD ``mdistiller/distillers/CRLD.py`` @afb5964.
+    Source: Zhang et al. 2024 (CRLD) in the form of scx-822/CRLD-main ``mdistiller/distillers/CRLD.py`` @c9d6657.
     """
     (s_weak, s_strong), (t_weak, t_strong) = student_logits, [z.detach() for z in teacher_logits]
-    sure_weak = t_weak.softmax(1).amax(1) >= within_threshold
-    sure_strong = t_strong.softmax(1).amax(1) >= cross_threshold
+    certainty = [z.detach().softmax(1).amax(1) for z in certain_by or teacher_logits]
+    sure_weak, sure_strong = certainty[0] >= within_threshold, certainty[1] >= cross_threshold
 
     def rows(s: Tensor, t: Tensor) -> Tensor:
         return temperature**2 * _kl_rows(F.log_softmax(s / temperature, 1), F.log_softmax(t / temperature, 1))

@@ -74,7 +74,7 @@ def minilmv2(
         heads: number of relation heads that D is split into anew, whatever the networks' own are.
 
     Source: Wang et al. 2021 (MiniLMv2), equations 2 to 4, as bloomberg/minilmv2.bb ``minilmv2/minilmv2.py`` @0d78e20
-    weighs tokens; the mean over the three, which it takes, is a third of this sum.
+    has it.
     """
     count = mask.sum(1).clamp_min(1)
     terms = [

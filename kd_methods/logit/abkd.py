@@ -37,7 +37,6 @@ class ABKD(Method[Settings]):
             "the values are published for resnet56 to resnet20 alone (a comment in the script has weight 64 for it);"
             " other pairs get them, too",
             "no factor T^2, as in the authors' code; alpha 1, beta 0 and weight T^2 is KD",
-            "with @ls the authors weigh their form by 9 T^2 at T 2, task loss 0.1",
         ),
         our_choice=("weight", "alpha", "beta", "temperature"),
         modality="any",

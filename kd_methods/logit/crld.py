@@ -26,7 +26,7 @@ class CRLD(Method[Settings]):
 
     card = Card(
         name="crld",
-        version=1,
+        version=2,
         family="logit",
         title="CRLD",
         paper="zhang2024crld",
@@ -35,13 +35,14 @@ class CRLD(Method[Settings]):
             " + cross * mean m_s * [KD(s_s, t_w) + KD(s_w, t_s)], m = whether the teacher's largest probability"
             " reaches a threshold, on the weak view (m_w) or on the strong one (m_s)"
         ),
-        source="haiduo/DeepKD mdistiller/distillers/CRLD.py, engine/cfg.py (1, 2, 0.5, T 4, 0.9, 0.2) @afb5964",
+        source="scx-822/CRLD-main mdistiller/distillers/CRLD.py, engine/cfg.py (1, 2, 0.5, T 4, 0.9, 0.2) @c9d6657",
         optimum="not at identity: the teacher's two views differ, and each of the student's learns from both",
         divergences=(
-            "the authors' repository could not be read; the class in DeepKD's is a copy, and the weights per pair there"
-            " belong to its re-run",
+            "the authors' repository could not be read under their own name; the source is an upload that has their"
+            " README, and no weights per pair; those of haiduo/DeepKD (within 0.5 or 1 for some) belong to its re-run",
             "the within-view terms of both views are masked by the weak view's confidence, the cross-view terms by the"
-            " strong view's, as in that copy",
+            " strong view's, as in that code",
+            "with @ls, which its authors have not published, confidence is that of the logits as they are",
         ),
         recipe="cifar100-crld",
     )
@@ -54,6 +55,7 @@ class CRLD(Method[Settings]):
             "within_threshold": config.weak_threshold,
             "cross_threshold": config.strong_threshold,
             "temperature": config.temperature,
+            "certain_by": (teacher.unchanged.logits, teacher.second.unchanged.logits),
         }
         return Losses(
             task={"task": config.ce * (batch.loss(student.logits) + batch.loss(student.second.logits))},

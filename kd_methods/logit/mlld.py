@@ -25,7 +25,7 @@ class MLLD(Method[Settings]):
 
     card = Card(
         name="mlld",
-        version=1,
+        version=2,
         family="logit",
         title="MLLD",
         paper="jin2023mlld",
@@ -41,7 +41,8 @@ class MLLD(Method[Settings]):
             " averaged loss and so only scales it by m (about 1/2), temperatures 2 and 6 of the strong view read the"
             " weak one's logits, and the strong view's class and batch terms are computed but not added;"
             " mlld.paper has every term on both views, unmasked",
-            "with @ls the KD terms alone see standardised logits, as in the code released with logit standardisation",
+            "with @ls the KD terms alone see standardised logits, and the masks do not, as in the code released with"
+            " logit standardisation",
         ),
         recipe="cifar100-mlld",
         batch="global",
@@ -61,7 +62,7 @@ class MLLD(Method[Settings]):
     def _terms(self, student: Outputs, teacher: Outputs) -> dict[str, list[Tensor]]:
         weak = student.logits, teacher.logits
         strong = student.second.logits, teacher.second.logits
-        probabilities = teacher.logits.float().softmax(1)
+        probabilities = teacher.unchanged.logits.float().softmax(1)
         samples, classes = (_up_to_median(x) for x in (probabilities.amax(1), probabilities.sum(0)))
         all_five = (self.settings.temperature, 3.0, 5.0, 2.0, 6.0)
         return {

@@ -43,7 +43,7 @@ class OFA(Method[Settings]):
             " are mapped linearly and averaged); the reference merges patches, adds transformer blocks and reads the"
             " class token",
             "stages end as the network's own quarters do; the reference's end after blocks 2, 4, 10 and 12 of a DeiT,"
-            " and MobileNetV2's last one behind its final convolution",
+            " MobileNetV2's last one behind its final convolution, and MobileNetV1's before their last ReLU",
             "weights start as PyTorch's layers do; the reference code has its own initialisation",
         ),
     )

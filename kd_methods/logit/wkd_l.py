@@ -57,7 +57,7 @@ class WKDL(Method[Settings]):
         optimum="not identity: the target term pulls the label's logit up, and the entropic plan is not the identity's",
         hard_labels="that transport leaves out",
         divergences=(
-            "the authors run the networks in fp16; the recipe here is in fp32",
+            "the authors run the networks in fp16 and with Nesterov momentum; the recipe here is in fp32 and without",
             "the distances pair the images of two classes in the order of the training set (the authors: on ImageNet in"
             " a shuffled one), and are computed from the teacher at hand, not from their files",
             "values are published for two pairs of CIFAR-100; the others get those of resnet32x4 to resnet8x4",

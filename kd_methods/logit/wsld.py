@@ -32,6 +32,7 @@ class WSLD(Method[Settings]):
         optimum="z_s = z_t up to a constant per row; the value there is a weighted entropy of the teacher, not 0",
         divergences=(
             "the defaults are ImageNet's; the authors' CIFAR-100 runs have T 4 and alpha 2.25 (their issue 2)",
+            "the authors' teacher is in training mode (statistics of one GPU's batch); here it is in evaluation mode",
             "the task loss is the protocol's own; label smoothing in it is the protocol's choice",
         ),
         modality="any",

@@ -37,6 +37,8 @@ class DCD(Method[Settings]):
         optimum="matching rows aligned and all others opposed as far as the batch allows; never 0, not at identity",
         divergences=(
             "the reference code also learns a bias added to all of S; both softmaxes ignore it, so it is left out",
+            "tau is trained, as in the authors' older code for CIFAR-100 (train_student.py @10cae4d^); their ImageNet"
+            " code leaves it at its start",
             "tau has no gradient once exp(tau) passes the limit, as in the reference code",
             "the contrast is within one device's batch in the authors' code; here within all that processes share",
         ),

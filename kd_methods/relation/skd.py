@@ -42,6 +42,7 @@ class SKD(Method[Settings]):
             "at equality the gradient of the authors' code is NaN, that of ours is zero",
             "the authors say that values were chosen per pair (0.5 and 0.5 for resnet32x4 to resnet8x4) and give no"
             " list; they train with learning rate 0.1 and teachers of their own",
+            "their epoch has every training image twice, once under RandAugment, so that 240 of them are 480 here",
         ),
         modality="any",
         batch="global",

@@ -26,22 +26,22 @@ class MiniLMv2(Method[Settings]):
 
     card = Card(
         name="minilmv2",
-        version=1,
+        version=2,
         family="relation",
         title="MiniLMv2",
         paper="wang2021minilmv2",
         formula=(
-            "L = task * CE(z_s, y) + relations * mean over X in {Q, K, V} of KL(softmax(X_t X_t^T / sqrt d_t) ||"
+            "L = task * CE(z_s, y) + relations * sum over X in {Q, K, V} of KL(softmax(X_t X_t^T / sqrt d_t) ||"
             " softmax(X_s X_s^T / sqrt d_s)), last layer of the student and one of the teacher's, mean over relation"
             " heads and a text's tokens"
         ),
         source="arXiv 2012.15828 (48 relation heads for a base teacher, 64 for a large one: 16 values each);"
-        " bloomberg/minilmv2.bb minilmv2/minilmv2.py @0d78e20 for the means",
+        " bloomberg/minilmv2.bb minilmv2/minilmv2.py, parsers.py @0d78e20 for means and weights",
         optimum="where queries, keys and values of the two layers have the same relations",
         divergences=(
             "the paper distils in pre-training, then fine-tunes; here the terms stand beside the task's loss while the"
             " student is fine-tuned, so the task's weight is our choice",
-            "GLMKD sums over the three (relations=3) and averages over padding, too",
+            "GLMKD averages over padding, too",
             "for large teachers the paper takes an upper middle layer (teacher_layer)",
         ),
         our_choice=("task",),
@@ -70,5 +70,5 @@ class MiniLMv2(Method[Settings]):
         teacher_vectors = teacher.queries[i], teacher.keys[i], teacher.values[i]
         total = functional.minilmv2(student_vectors, teacher_vectors, student.stages[-1].mask, heads=self.heads)
         return Losses(
-            task={"task": config.task * batch.loss(student.logits)}, distill={"relations": config.relations * total / 3}
+            task={"task": config.task * batch.loss(student.logits)}, distill={"relations": config.relations * total}
         )

@@ -43,6 +43,7 @@ class PatientKD(Method[Settings]):
         divergences=(
             "the paper sums KL over classes and the patient term over layers and values; the code, our default,"
             " averages both over all values (reduction=batchmean sums KL over classes)",
+            "the authors train it at rate 1e-5, their fine-tuning and KD at the 2e-5 of the protocol here",
             "named apart from PKD by Pearson correlation, a method for detectors",
         ),
         modality="text",

@@ -33,19 +33,19 @@ class TinyBERT(Method[Settings]):
 
     card = Card(
         name="tinybert",
-        version=1,
+        version=2,
         family="feature",
         title="TinyBERT",
         paper="jiao2020tinybert",
         formula=(
             "first: sum_m [MSE(A_s,m, A_t,g(m)) + MSE(W h_s,m, h_t,g(m))] + MSE(W e_s, e_t), A before the softmax,"
-            " g(m) = m * N / M; then: T^2 * KL(softmax(z_t / T) || softmax(z_s / T)) + hard * CE(z_s, y)"
+            " g(m) = m * N / M; then: T^2 * KL(softmax(z_t / T) || softmax(z_s / T)) + hard * CE(z_s, y); for a value"
+            " to be predicted (STS-B) the task's loss in place of the KL"
         ),
         source="huawei-noah/Pretrained-Language-Model TinyBERT/task_distill.py; T 1, 10 epochs at 5e-5 first",
         optimum="where hidden states (after W), attention and logits agree",
         divergences=(
             "task-specific distillation only: no general distillation before it, no augmented data",
-            "the learning rate of the first phase is constant; the code's falls linearly",
             "padding is left out of the means; the reference code averages over it",
             "the second phase's KL is summed over classes and averaged over rows; the code averages over classes too",
         ),
@@ -91,6 +91,8 @@ class TinyBERT(Method[Settings]):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
+        if self.info.regression:
+            return Losses(task={"task": (config.soft + config.hard) * batch.loss(student.logits)})
         task = {"task": config.hard * batch.loss(student.logits)} if config.hard else {}
         softened = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         return Losses(task=task, distill={"kd": config.soft * softened})

@@ -170,7 +170,8 @@ def test_published_settings_exist_in_the_registry() -> None:
         assert len(named) == len(set(named)), f"{method}: a pair has two settings"
         for entry in entries:
             registry.settings(method, entry.values)
-            assert entry.recipe in protocol_names() and entry.source
+            assert {entry.recipe, *entry.also} <= set(protocol_names()) and entry.source
+            assert not isinstance(entry.our_choice, tuple) or entry.chosen() == set(entry.our_choice)
             assert {name for pair in entry.pairs for name in pair.split("-")} <= {*networks.names(), *named_pairs}
 
 

@@ -150,6 +150,14 @@ def test_the_host_waits_where_the_card_says_why(pair: Any, dense_pair: Any, name
     assert bool(+waits.counts) == bool(kd_methods.card(name).waits), dict(waits.counts)
 
 
+@pytest.mark.parametrize("name", ["fgd", "mgd.fpn"])
+def test_levels_that_the_neck_convolves_are_matched(pair: Any, dense_pair: Any, name: str):
+    """A two-stage detector's coarsest level is every second place of the one before: the authors leave it out."""
+    for detectors, count in ((pair, 4), (dense_pair, 5)):
+        method: Any = kd_methods.build(name, *detectors, DataInfo(64, 4))
+        assert len(method.align) == count == len(detectors[0].module.neck.fpn_convs)
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_a_step_of_every_method_on_dense_answers(dense_pair: Any, name: str):
     student, teacher = dense_pair

@@ -65,6 +65,26 @@ def test_mlld_standardises_its_kd_terms_alone():
         assert torch.equal(term, changed.terms()[name]) == (name != "instance"), name
 
 
+def test_confidence_is_that_of_logits_as_they_are():
+    """Of ten standardised logits the largest probability is 0.72 at most, however sure the teacher is."""
+    terms = {}
+    for name in ("crld@ls", "mlld@ls"):
+        setup = Setup(name)
+        student, teacher = setup.outputs()
+        torch.manual_seed(0)
+        sure = 40 * F.one_hot(setup.batch.labels, CLASSES) + torch.rand(len(setup.batch.labels), CLASSES)
+        assert (sure.softmax(1).amax(1) == 1).all()
+        taught = teacher.with_other_logits(sure).with_second(teacher.second.with_other_logits(sure))
+        terms[name] = setup.method.losses(student, taught, setup.batch, setup.progress).distill
+    assert terms["crld@ls"]["within"] > 0 and terms["crld@ls"]["cross"] > 0
+    weak, strong = (
+        [functional.logit_standardized_kd(z, sure, temperature=t) for t in (2, 3, 5, 2, 6)]
+        for z in (student.logits, student.second.logits)
+    )
+    every = sum(weak) + sum(strong[:3]) + sum(weak[3:])  # no sample is above the median, so none is left out
+    assert terms["mlld@ls"]["instance"].item() == pytest.approx(9 * every.item(), rel=1e-5)
+
+
 def test_mlld_by_definition():
     """The released code: m and c are the shares up to the median, and strong terms at 2 and 6 read the weak view."""
     setup = Setup("mlld", {"ce": 0.3, "kd": 0.7})

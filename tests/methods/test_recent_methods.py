@@ -167,8 +167,8 @@ def test_a_map_where_widths_differ():
 def test_which_blocks_vitkd_reads_and_what_it_masks():
     networks = [build_network("timm:test_vit", 5, (3, 64, 64)) for _ in range(2)]
     method: Any = kd_methods.build("vitkd", *networks, DataInfo(10, 5), masked=0.7)
-    assert method.student_blocks == method.teacher_blocks == ("blocks.0", "blocks.1", "blocks.5")
-    count, width = networks[0].shape("blocks.5")
+    assert method.student_blocks == method.teacher_blocks == ("blocks.0", "blocks.1", "norm"), "after the final norm"
+    count, width = networks[0].shape("norm")
     patches = torch.randn(3, count - 1, width)
     torch.manual_seed(0)
     generated, masked = method._generated(patches)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.networks import build_network
 from kd_methods import functional, registry
-from kd_methods.contract import DataInfo
+from kd_methods.contract import NO_OUTPUTS, Batch, DataInfo, Progress
 from kd_methods.errors import UserError
 
 pytest.importorskip("transformers", reason="the extra [text] is not installed")
@@ -39,6 +40,17 @@ def test_a_student_is_not_deeper_than_its_teacher(name: str):
 def test_a_regression_is_matched_by_squares():
     s, t = torch.randn(5, 1), torch.randn(5, 1)
     assert functional.kd(s, t, temperature=7.0).item() == pytest.approx(((s - t) ** 2).mean().item())
+
+
+def test_tinybert_fits_a_value_to_be_predicted_to_its_label():
+    """As the authors' code on STS-B: the second phase does not read the teacher's value."""
+    student, teacher = (build_network(name, 1, vocabulary=30) for name in ("bert_l2_h64", "bert_l4_h64"))
+    method = registry.build("tinybert", student, teacher, DataInfo(4, 1, torch.zeros(4)))
+    values, labels = torch.randn(4, 1), torch.rand(4)
+    outputs = NO_OUTPUTS.with_other_logits(values), NO_OUTPUTS.with_other_logits(torch.randn(4, 1))
+    batch = Batch(torch.zeros(4, 3, 5).long(), labels, torch.arange(4), lambda z, y: F.mse_loss(z[:, 0], y))
+    losses = method.losses(*outputs, batch, Progress(1, 1))
+    assert losses.total().item() == pytest.approx(((values[:, 0] - labels) ** 2).mean().item())
 
 
 def test_text_losses_by_hand_and_padding_counts_for_nothing():

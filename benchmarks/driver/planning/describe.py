@@ -201,7 +201,7 @@ def _our_choice(row: Row, plan: Plan) -> list[OurChoice]:
                 continue
             prefix = "" if method == cell.method else f"{method}."
             for key, value in flat(entry.values).items():
-                if entry.our_choice:
+                if key in entry.chosen():
                     chosen[f"{prefix}{key}"] = None
                 elif settings[f"{prefix}{key}"] == value:  # published for this pair
                     chosen.pop(f"{prefix}{key}", None)

@@ -94,11 +94,16 @@ def test_data_of_which_no_fingerprint_is_known_are_not_compared_with_the_store(t
     assert re.search(r"estimated, not measured: 5 % of the published 19.5 TFLOP/s in fp32\): about \d+", text)
 
 
-def test_texts_are_planned_and_not_counted(tmp_path: Path) -> None:
-    task = get_task("glue/mrpc")
-    stated = Stated(task)
-    assert stated.samples(tmp_path) == 3668 and not stated.counted
-    assert "FLOPs depend on the texts and are not counted" in stated.line
+@pytest.mark.parametrize(
+    ("task", "samples", "words"),
+    [
+        ("glue/mrpc", 3668, "FLOPs depend on the texts and are not counted"),
+        ("coco", 117_266, "FLOPs of detectors are not"),
+    ],
+)
+def test_texts_and_detectors_are_planned_and_not_counted(tmp_path: Path, task: str, samples: int, words: str) -> None:
+    stated = Stated(get_task(task))
+    assert stated.samples(tmp_path) == samples and not stated.counted and words in stated.line
 
 
 def test_random_images_have_the_shape_that_the_protocol_crops_to(tmp_path: Path) -> None:
