@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
@@ -33,13 +33,33 @@ METRICS: tuple[Metric, ...] = ("S", "I", "E", "Q")
 
 @dataclass(frozen=True)
 class Measure:
-    """How the metric is measured: as feature-only KD's settings of these names; ``layers`` are marked as chosen."""
+    """How the metric is measured: as feature-only KD's settings of these names; ``layers`` are marked as chosen.
+
+    The defaults are the card's. For CNN teachers on Tiny-ImageNet the published settings have 50 images ``per_class``.
+    """
 
     layers: int = 4
     entropy_norm: EntropyNorm = "ln5"
     samples: int = 5000
     per_class: int = 500
     self_pairs: bool = True
+
+    @property
+    def changes(self) -> str:
+        """What is no default, as a part of a file's name."""
+        defaults = Measure()
+        names = (field.name for field in fields(self))
+        return "".join(f"-{name}-{mine}" for name in names if (mine := getattr(self, name)) != getattr(defaults, name))
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        norm = "ln 5" if self.entropy_norm == "ln5" else "the logarithm of the samples per class"
+        pairs = "with" if self.self_pairs else "without"
+        return (
+            f"S ({pairs} every image's pair with itself) and E on {self.samples} images, I on {self.per_class} of each"
+            f" class with its entropy over {norm}; {self.layers} layers are chosen."
+        )
 
     def values(self, measured: Quality) -> dict[Metric, Tensor]:
         """Each metric of all layers."""
@@ -72,7 +92,7 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
     measured = quality(teacher_pass, network.layout.layers, classes, measure.samples, measure.per_class)
     text = table(measured, measure)
     folder = output / "quality"
-    path = folder / f"{name}-{protocol.name}"
+    path = folder / f"{name}-{protocol.name}{measure.changes}"
     table_file = path.with_name(f"{path.name}.csv")
     write_text(table_file, csv(measured, measure))
     files = [table_file, *draw(measured, measure, path)]
@@ -150,9 +170,9 @@ def layout(measured: Quality, measure: Measure, name: str, protocol: str) -> Tab
         for i, unit in enumerate(measured.units)
     ]  # fmt: skip
     return TableLayout(
-        name=f"{name}-{protocol}",
+        name=f"{name}-{protocol}{measure.changes}",
         title=f"Knowledge quality of the layers of {network_title(name)}",
-        caption=(Sentence(f"Protocol {protocol}."),),
+        caption=(Sentence(f"Protocol {protocol}. {measure.sentence}"),),
         heads=(("Layer", METRICS),),
         blocks=(tuple(rows),),
         notes=(("Bold", "the layers that are chosen by Q."),),

@@ -2,7 +2,8 @@
 
 Two measures on the same test images, block by block: linear CKA, which sees the geometry of the samples and no
 connector; and the distance through the best linear connector (a 1x1 convolution with bias, by least squares), as the
-share of the teacher's variance that it leaves. Fitting one makes methods with and without a connector comparable.
+share of the teacher's variance that it leaves. Fitting one makes methods with and without a connector comparable; it is
+fitted on one half of the images and measured on the other, so that wide blocks are not alike by overfitting.
 """
 
 from __future__ import annotations
@@ -40,11 +41,16 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def connector_distance(x: Tensor, y: Tensor) -> float:
-    """Share of the variance of y (n, q) that the best affine map of x (n, p) leaves, between 0 and 1."""
-    x, y = (features.double() - features.double().mean(0) for features in (x, y))
+    """Share of the variance of y (n, q) that the affine map of x (n, p) leaves which is best for the first rows.
+
+    It is fitted on the first half of the rows and measured on the others; 1 and more is no better than their mean.
+    """
+    half = len(x) // 2
+    means = [features.double()[:half].mean(0) for features in (x, y)]
+    x, y = (features.double() - mean for features, mean in zip((x, y), means, strict=True))
     # A minimum-norm solution by the pseudo-inverse: channels may be constant, or sums of others.
-    solution = torch.linalg.pinv(x.t() @ x, hermitian=True) @ (x.t() @ y)
-    return float((y - x @ solution).pow(2).sum() / y.pow(2).sum().clamp_min(1e-300))
+    solution = torch.linalg.pinv(x[:half].t() @ x[:half], hermitian=True) @ (x[:half].t() @ y[:half])
+    return float((y[half:] - x[half:] @ solution).pow(2).sum() / y[half:].pow(2).sum().clamp_min(1e-300))
 
 
 class BlockSimilarity:
@@ -78,6 +84,8 @@ class BlockSimilarity:
 def _alike(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     if s.dim() == t.dim() == 4:
         return same_size(s, t)
+    if s.dim() == t.dim() == 3 and s.shape[1] == t.shape[1]:
+        return s, t
     # Tokens beside a map or another number of tokens: their means are all that corresponds.
     return tuple(x.mean(1, keepdim=True) if x.dim() == 3 else F.adaptive_avg_pool2d(x, 1) for x in (s, t))  # type: ignore[return-value]
 

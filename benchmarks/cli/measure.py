@@ -53,7 +53,7 @@ def probe(workspace: Callable[[], Workspace], table: str, preset: str, epochs: i
     type=click.IntRange(min=2),
     default=500,
     show_default=True,
-    help="Images of a class for its spectrum.",
+    help="Images of a class for its spectrum; 50 is published for CNN teachers on Tiny-ImageNet.",
 )
 @click.option(
     "--self-pairs/--no-self-pairs", default=True, show_default=True,

@@ -85,7 +85,7 @@ sync_bn = click.option("--sync-bn", is_flag=True, help="With --processes: batch 
 compiled = click.option("--compile", is_flag=True, help="Networks compiled by torch, for speed; a table of its own.")
 _workers = click.option(
     "--workers", type=click.IntRange(min=1), envvar="KDBENCH_WORKERS",
-    help="Train N groups at a time, each in a process; default: one for each GPU, or each core.",
+    help="Train N groups at a time, each in a process; default: one for each GPU, or each core with 2 GiB.",
 )  # fmt: skip
 _per_gpu = click.option("--per-gpu", type=click.IntRange(min=1), default=1, help="How many workers share a GPU.")
 _executor = click.option(

@@ -16,12 +16,16 @@ from .changed_rows import flat
 
 
 class PublishedLine(Strict):
-    """A line of a file of tables/published/: what a source gives for a method on a pair."""
+    """A line of a file of tables/published/: what a source gives for a method on a pair.
+
+    A pair whose id names a task names the metric, too.
+    """
 
     method: str
     pair: str
     value: float
     std: float | None = None
+    metric: str = "top1"
     source: str
     epoch_rule: Literal["last", "best", "unknown"]
     protocol: str

@@ -33,7 +33,7 @@ from ..store.make_cell import student_cell
 from ..store.runs import Run
 from ..tasks import get_task
 from ..teachers.zoo import Teacher, Zoo
-from ..training.failures import Failure, Interrupted, Refused
+from ..training.failures import LOST_AT_MOST, Failure, Interrupted, Refused
 from .networks.configurations import check_installed, prepare
 from .training.job import DetectionJob, EvaluationJob
 
@@ -51,25 +51,30 @@ def run(cells: Sequence[Cell], context: Context) -> None:
 
 
 def _one(cell: Cell, context: Context) -> bool:
-    """Train a cell; False if another process holds it."""
+    """Train a cell, from its checkpoint on where processes are lost; False if another command holds it."""
     run = context.store.run(cell)
     with run.lock() as mine:
         if mine:
             context.store.create(cell, context.say)
     teacher = context.weights_of(cell.teacher) if cell.teacher else None
     job = DetectionJob(cell, context.protocol, *_where(context.workspace), run.path, teacher)
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [job] if context.protocol.processes == 1 else _of_processes(job, Path(folder, "rendezvous"))
-        end = _in_processes("work", jobs, context.watcher, context.stopping)
-    match end:
-        case Answer("held"):
-            return False
-        case Answer("interrupted") | Lost(failed=False, stopped=True):
-            raise Interrupted("stopped after a whole step; the same command goes on from here")
-        case Answer(DiskError() as error):
-            raise error
-        case Lost():  # a process was killed, or could not begin
-            Failure("failed", end.words).mark(run)
+    for losses in range(1, LOST_AT_MOST + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            jobs = [job] if context.protocol.processes == 1 else _of_processes(job, Path(folder, "rendezvous"))
+            end = _in_processes("work", jobs, context.watcher, context.stopping)
+        match end:
+            case Answer("held"):
+                return False
+            case Answer("interrupted") | Lost(failed=False, stopped=True):
+                raise Interrupted("stopped after a whole step; the same command goes on from here")
+            case Answer(DiskError() as error):
+                raise error
+            case Lost(failed=False) if losses < LOST_AT_MOST:
+                context.say(f"a process was lost ({end.how}); {cell.label} goes on")
+                continue
+            case Lost():
+                Failure("failed", end.for_good(LOST_AT_MOST)).mark(run)
+        break
     _tell(cell, run, context)
     return True
 

@@ -75,7 +75,7 @@ def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
     cells = options.shard.of(plan.training, plan.every_cell())
     watched = options.watches(plan)
     facts = store.facts(cell.key for cell in cells)
-    todo = to_compute(plan, cells, facts, store, curves=bool(watched or plan.table.efficiency))
+    todo = to_compute(plan, cells, facts, store, curves=bool(watched or plan.table.efficiency or options.page.figures))
     if options.dry_run or (todo and plan.preset == "paper"):
         if not options.dry_run:  # the command has said it, before torch was imported
             say(plan.table.heading(plan.preset))

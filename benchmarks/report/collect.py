@@ -21,6 +21,7 @@ from ..common.files import digest, write_text
 from ..common.network_names import network_title
 from ..config.changed_rows import flat
 from ..config.deviations import shortest
+from ..config.protocol import load_protocol
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
@@ -202,7 +203,7 @@ def collect_cost(
 ) -> report.CostTable | None:
     """The cost table's content out of the store, or None where no cost was measured."""
     measured: dict[str, dict[str, report.CostEntry]] = {}
-    facts: list[documents.Environment] = []
+    facts: dict[tuple[str, str], documents.Environment] = {}
     for planned in manifest.costs:
         try:
             figures = documents.read(store.cost(planned.key), Cost)
@@ -212,7 +213,7 @@ def collect_cost(
         if figures:
             entry = replace(figures["cost"], machine=figures["environment"]["machine"])
             measured.setdefault(planned.row, {})[planned.column] = entry
-            facts.append(figures["environment"])
+            facts[planned.place] = figures["environment"]
     if not measured:
         return None
     rows = tuple(
@@ -220,7 +221,7 @@ def collect_cost(
         for row in table.rows
         if row.key in measured
     )
-    return report.CostTable(table.name, table.title, _costed(manifest, table), rows, _provenance(facts))
+    return report.CostTable(table.name, table.title, _costed(manifest, table), rows, _provenance([*facts.values()]))
 
 
 def _costed(manifest: Manifest, table: report.Table) -> tuple[report.Column, ...]:
@@ -339,6 +340,8 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
     reasons = []
     if line.protocol != manifest.recipe:
         reasons.append(f"published under {line.protocol}")
+    elif other := _other_measure(line, manifest.recipe, column):
+        reasons.append(other)
     elif manifest.deviations:
         reasons.append("our protocol deviates from the published one")
     if not usual_settings:
@@ -356,6 +359,15 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
         comparable=not reasons,
         reason="; ".join(reasons),
     )
+
+
+def _other_measure(line: PublishedLine, recipe: str, column: PlannedColumn) -> str:
+    """What keeps a pair's value from being ours although the recipe is one; an id with a task says both itself."""
+    if ":" in column.key:
+        return ""
+    if column.metric != line.metric:
+        return "another metric"
+    return "another data set" if column.task not in ("", load_protocol(recipe).task) else ""
 
 
 def _quoted(manifest: Manifest, key: str) -> dict[str, report.TableEntry]:

@@ -265,7 +265,7 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
                 for kind, keys in (("published", values.keys() - chosen), ("our choice", chosen)):
                     layers.append((f"{kind} for this pair: {entry.source}", {key: values[key] for key in keys}))
     if written:
-        layers.append((f"row {written.id} of the table", flat(written.settings)))
+        layers.append((f"row {written.id} of the table", flat(written.settings_on(cell.column))))
     layers.append(("command line (--set)", row.changes))
     for key, value in flat(cell.settings).items():
         source = next((name for name, values in reversed(layers) if key in values), "")

@@ -124,7 +124,7 @@ class PlannedCell(Document):
 
 
 class PlannedCost(Document):
-    """Where the cost of a row in a column is kept."""
+    """Where the cost of a row in a column is kept; of several of one place the last that was measured counts."""
 
     row: str
     column: str
@@ -210,13 +210,15 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
         elif (*target.place, target.seed) not in beside.keys:
             shown_before[(*target.place, target.seed)] = target
     cells = (*shown_before.values(), *new.cells)
-    shown, measured = {cell.place for cell in cells}, {cost.place for cost in new.costs}
-    costs = {cost.place: cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in shown}
+    shown = {cell.place for cell in cells}
+    costs = [cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in shown]
     old_rows = [*old.rows, *{row.key: row for row in moved.values() if row.key not in rows}.values()]
     both = new.model_copy(
         update={
             "cells": cells,
-            "costs": (*(cost for place, cost in costs.items() if place not in measured), *new.costs),
+            "costs": (*(cost for cost in costs if cost not in new.costs), *new.costs),
+            "deviations": _both(old.deviations if shown_before else (), new.deviations),
+            "notes": _both(old.notes if shown_before else (), new.notes),
             "rows": _joined(old_rows, new.rows, {row for row, _ in shown}),
             "columns": _joined(old.columns, _measured(old.columns, new.columns), {column for _, column in shown}),
         }
@@ -224,6 +226,11 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
     names = dict.fromkeys((rows[key].title, row.title) for (key, _), row in moved.items())
     said = [f"{before} was run with other settings before: that is the row {now} now" for before, now in names]
     return MergedManifest(_ordered(both), (*said, *([_replaced(replaced)] if replaced else [])))
+
+
+def _both(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
+    """Sentences on what a table showed before and shows still, and on what is new, each once."""
+    return tuple(dict.fromkeys((*old, *new)))
 
 
 class _Beside:
@@ -244,6 +251,10 @@ class _Beside:
         if now := self.columns.get(cell.column):
             if (now.teacher_network, now.student, now.init) != (column.teacher_network, column.student, column.init):
                 return f"another pair called {cell.column}", {}
+            if now.data != column.data:
+                return "other data", {}
+            if now.lr != column.lr:
+                return "another learning rate", {}
             if cell.taught and now.teacher.identity != column.teacher.identity:
                 return "another teacher", {}
         new_row = self.rows.get(cell.row)

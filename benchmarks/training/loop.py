@@ -58,13 +58,13 @@ def train(
         for step, batch in enumerate(group.data.batches(student_runs[0].cell.seed, epoch, start), start):
             due = [student_run for student_run in members.among(here) if student_run.position <= (epoch, step)]
             train_step(batch, (epoch, step), group, members, due)
+            if not members.among(here):
+                break  # before this process waits for others, which may wait for what the failed ones owe them
             if group.replica.agreed(stopping()):
                 members.each(members.training(), StudentRun.interrupt)
                 raise Interrupted("stopped after a whole step; the same command goes on from here")
             late = time.monotonic() - save_seconds
             members.each([student_run for student_run in due if student_run.saved_at < late], StudentRun.save)
-            if not members.among(here):
-                break
         members.each(here, _end_epoch, epoch)
     members.each(student_runs, _finish)
 

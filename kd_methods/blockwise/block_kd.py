@@ -77,7 +77,7 @@ class BlockKD(Method[Settings]):
             " the teacher's class token is then the mean of the connected patches (our choice)",
             "between encoders a connector is a linear map, none where widths agree, and LayerNorm (our reading)",
         ),
-        our_choice=("alpha", "beta", "gamma", "temperature", "connector", "teacher_bn", "warmup"),
+        our_choice=("alpha", "beta", "gamma", "temperature", "connector", "teacher_bn", "warmup", "stone_epochs"),
         modality="any",
         classes=1,
     )

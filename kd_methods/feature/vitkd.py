@@ -40,7 +40,10 @@ class ViTKD(Method[Settings]):
         ),
         source="yzd-v/cls_KD mmcls/models/dis_losses/vitkd.py (3e-5, 3e-6, 0.5), mmcls/models/backbones @1e5d48f",
         optimum="where the mapped student patches equal the teacher's; the generation has its own",
-        divergences=("the paper's main rows have NKD's term (gamma 1, T 1) beside it: vitkd+nkd",),
+        divergences=(
+            "the paper's main rows have NKD's term (gamma 1, T 1) beside it: vitkd+nkd",
+            "of networks that average their tokens before the final norm, the last block's patches are matched",
+        ),
         recipe="imagenet-ofa",
         batch="global",
     )

@@ -83,6 +83,7 @@ class MLLDPaper(MLLD):
     card = replace(
         MLLD.card,
         name="mlld.paper",
+        version=1,
         title="MLLD (paper)",
         formula=(
             "L = ce * [CE(weak) + CE(strong)] + kd * sum_views sum_{T,3,5,2,6} [KD + class + batch],"
@@ -91,7 +92,7 @@ class MLLDPaper(MLLD):
         source="the paper's section 3; weights and temperatures of the released code",
         divergences=(
             "our reading of the paper, without the masks and the slips of the released code (see mlld)",
-            MLLD.card.divergences[1],
+            "with @ls the KD terms alone see standardised logits",
         ),
         our_choice=("ce", "kd", "temperature"),
     )

@@ -190,11 +190,15 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
     assert (tmp_path / "quality" / "resnet8-digits-demo.png").read_bytes().startswith(b"\x89PNG")
     other = CliRunner().invoke(cli, [*arguments, "--layers", "3", "--entropy-norm", "lnN"])
     assert other.exit_code == 0 and other.output.count("*") == 3
-    again = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
+    changed = "resnet8-digits-demo-layers-3-entropy_norm-lnN"
+    again = (tmp_path / "quality" / f"{changed}.csv").read_text().splitlines()
+    page = (tmp_path / "quality" / f"{changed}.md").read_text()
+    assert "its entropy over the logarithm of the samples per class; 3 layers are chosen" in page
     ratios = [float(a.split(",")[3]) / float(b.split(",")[3]) for a, b in zip(lines[1:], again[1:], strict=True)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3) and ratios[0] > 1
     assert CliRunner().invoke(cli, [*arguments, "--no-self-pairs"]).exit_code == 0
-    others = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
+    assert lines == (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines(), "and is still there"
+    others = (tmp_path / "quality" / "resnet8-digits-demo-self_pairs-False.csv").read_text().splitlines()
     assert all(float(a.split(",")[2]) > float(b.split(",")[2]) for a, b in zip(lines[1:], others[1:], strict=True))
 
 

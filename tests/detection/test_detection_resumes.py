@@ -59,8 +59,8 @@ def test_killed_in_the_second_epoch_and_resumed(
 
     whole = train(job, tmp_path / "whole").run(job.cell)
     monkeypatch.setattr(engine, "_in_processes", killing)
-    assert train(job, tmp_path / "killed").run(job.cell).state == "failed" and killed
     resumed = train(job, tmp_path / "killed").run(job.cell)
+    assert killed, "and it went on by itself"
     assert whole.state == resumed.state == "done", (whole.status, resumed.status)
     assert "resumed epoch: 0, iter: 3" in (resumed / "mmengine" / "console.log").read_text()
     ends = [load_weights(run / "student.pt") for run in (whole, resumed)]

@@ -108,12 +108,11 @@ def test_a_matrix_to_its_table_and_again_after_kills(
                 for child in multiprocessing.active_children():
                     os.kill(child.pid, signal.SIGKILL)
 
-        last = hear(what, jobs, listen, stopping)
-        return hear(what, jobs, heard, stopping) if isinstance(last, Lost) else last
+        return hear(what, jobs, listen, stopping)
 
     monkeypatch.setattr(engine, "_in_processes", killing)
     run("killed", methods=("block_kd.fpn",))
-    assert len(killed) == 2
+    assert len(killed) == 2 == capfd.readouterr().out.count("a process was lost (killed by SIGKILL); ")
     logs = [path.read_text() for path in (tmp_path / "killed" / "runs").glob("*/mmengine/console.log")]
     assert sum("resumed epoch: 0, iter: 3" in log for log in logs) == 2
     again = students(tmp_path / "killed")
@@ -218,16 +217,28 @@ def test_two_processes_go_on_after_one_of_them_is_killed(
 
     monkeypatch.setattr(engine, "_in_processes", killing)
     killed = train(job, tmp_path / "killed")
-    status = killed.run(job.cell).status
-    assert status["state"] == "failed" and "process 1 killed by SIGKILL" in status["message"]
     assert len(seen) == 2 and not any(child.is_alive() for child in seen)
-    train(job, tmp_path / "killed")
     log = (killed.run(job.cell) / "mmengine" / "console.log").read_text()
     assert "resumed epoch: 0, iter: 3" in log
     ends = [load_weights(store.run(job.cell) / "student.pt") for store in (whole, killed)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
     assert whole.run(job.cell).metrics[-1]["losses"] == killed.run(job.cell).metrics[-1]["losses"]
     assert not Path(".dist_test").exists()
+
+
+def test_a_cell_whose_processes_are_lost_again_and_again_has_failed(
+    shapes: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+):
+    job, tries = job_of(tmp_path, shapes), list[int]()
+
+    def lost(what: str, jobs: Any, hear: Any, stopping: Any) -> Lost:
+        tries.append(len(jobs))
+        return Lost("process 0", "killed by SIGKILL", failed=False, stopped=False)
+
+    monkeypatch.setattr(engine, "_in_processes", lost)
+    status = train(job, tmp_path / "out").run(job.cell).status
+    assert status["state"] == "failed" and status["message"] == "its processes were lost 3 times: killed by SIGKILL"
+    assert tries == [1, 1, 1]
 
 
 def test_the_optimizer_is_the_protocols(shapes: Path, tmp_path: Path, table: str):

@@ -47,6 +47,16 @@ def test_the_improvement_is_over_the_seeds_that_all_have():
     assert efficiency.ari(Table("t", "T", "Top-1", (column,), rows), "ours", ("x",), column) == pytest.approx(1.0)
 
 
+def test_a_competitor_that_ends_half_a_point_above_counts_whatever_rounding_makes_of_it():
+    column = Column("a-b", "a", "b")
+    assert 64.49 - 63.99 < 0.5
+    rows = tuple(
+        TableRow(key, key, "logit", {"a-b": TableEntry((SeedResult(0, "done", value, value),))})
+        for key, value in {"student": 63.99, "ours": 64.99, "x": 64.49}.items()
+    )
+    assert efficiency.ari(Table("t", "T", "Top-1", (column,), rows), "ours", ("x",), column) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("state", ["missing", "diverged", "failed"])
 def test_nothing_is_compared_with_a_student_that_did_not_end(state):
     column = Column("a-b", "a", "b")

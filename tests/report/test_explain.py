@@ -136,6 +136,10 @@ def test_settings_of_the_command_line_and_of_pairs(lab: Lab) -> None:
     lab.table.write_text(TABLE.replace("crd+kd", "simkd"))
     explanation, _ = explained(lab, "simkd", methods=("simkd",))
     assert sources(explanation.settings)["beta"].startswith("our choice for this pair: ")
+    lab.table.write_text(TABLE.replace("crd+kd", f"{{id: k, method: kd, by_pair: {{{PAIR}: {{ce: 0.3}}}}}}"))
+    explanation, _ = explained(lab, "k", methods=("k",))
+    assert sources(explanation.settings)["ce"] == "row k of the table"
+    lab.table.write_text(TABLE.replace("crd+kd", "simkd"))
     explanation, _ = explained(lab, "simkd", methods=("simkd",), uniform=True)
     assert sources(explanation.settings)["beta"].startswith("default of the method's card")
 

@@ -12,10 +12,12 @@ from click.testing import CliRunner
 
 from benchmarks.cli.main import cli
 from benchmarks.report import verdicts as judging
+from benchmarks.report.collect import collect
 from benchmarks.report.model import Published, SeedResult, TableEntry
 from benchmarks.report.seed_statistics import summarise
 from benchmarks.report.verdicts import RULE, as_csv, frame, judged, of_table, text
 from benchmarks.store import manifest
+from benchmarks.store.runs import Store
 from tests.helpers.manifests import PAIR, edited, finish, paper
 
 TABLE_FOLDER = "table1-paper"
@@ -89,6 +91,18 @@ def test_a_table_of_a_store_is_judged(store: Path) -> None:
     printed = text(list(by_row.values()))
     assert "1 of 3 published cells reproduced; 1 not reproduced, 1 preliminary." in printed and RULE in printed
     assert "69.06 ± 0.20 (n = 3)" in printed and "-10.77" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"task": "folder:/data/birds"}, "another data set"), ({"metric": "top5"}, "another metric")],
+)
+def test_another_data_set_or_metric_makes_no_verdict(tmp_path: Path, changes: dict[str, str], reason: str) -> None:
+    shown = paper()
+    changed = shown.model_copy(update={"columns": tuple(c.model_copy(update=changes) for c in shown.columns)})
+    for one, told in ((shown, (True, "")), (changed, (False, reason))):
+        (value,) = collect(one, Store(tmp_path)).rows[0].entries.values()
+        assert value.published and (value.published.comparable, value.published.reason) == told
 
 
 def test_other_teachers_make_no_verdict(store: Path) -> None:

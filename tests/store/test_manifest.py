@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from helpers.manifests import TABLE, Lab, edited, names, note, paper, places, rendered
 
 from benchmarks.common.files import write_json
-from benchmarks.report.collect import collect, render
+from benchmarks.report.collect import collect, collect_cost, render
+from benchmarks.report.model import CostEntry
 from benchmarks.store import manifest
 from benchmarks.store.manifest import Manifest
 from benchmarks.store.runs import Store
@@ -198,6 +200,40 @@ def test_changed_data_or_protocol_drops_everything_old(lab: Lab) -> None:
     assert merge(old, newer).cells == new.cells and "another protocol (version) now: the table (12 cells)" in said(
         old, newer
     )
+
+
+def test_a_column_on_other_data_or_at_another_rate_is_another_one(lab: Lab) -> None:
+    """Also where its task has another name now, as a folder in another place has."""
+    old, new = lab.manifest(methods=("student", "kd")), lab.manifest(methods=("dkd",))
+    for changes, reason in (({"data": "b", "task": "folder:/b"}, "other data"), ({"lr": 9.0}, "another learning rate")):
+        columns = tuple(column.model_copy(update=changes) for column in new.columns)
+        other = new.model_copy(update={"columns": columns})
+        assert places(merge(old, other)) == places(other)
+        assert f"{reason} now: Student (no KD) (4 cells), KD (4 cells)" in said(old, other)
+
+
+def test_what_a_caption_says_of_cells_stays_with_them(lab: Lab) -> None:
+    first, second = (lab.manifest(pairs=(pair,)) for pair in ("resnet14-resnet8", "wrn_16_1-resnet8"))
+    short = {"deviations": ("1000 rows of train, officially 3668",), "notes": ("its teacher saw them, too",)}
+    merged = merge(first.model_copy(update=short), second)
+    assert (merged.deviations[:1], merged.notes[:1]) == (short["deviations"], short["notes"])
+    assert merge(first.model_copy(update=short), first).deviations == first.deviations, "nothing of it is shown"
+
+
+def test_a_plan_on_another_machine_hides_no_measured_cost(lab: Lab) -> None:
+    here = lab.manifest()
+    there = here.model_copy(update={"costs": tuple(c.model_copy(update={"key": c.key[::-1]}) for c in here.costs)})
+    merged, store = merge(here, there), Store(lab.folder / "costs")
+    cost = asdict(CostEntry(100.0, 2**30, "CUDA allocated", 0, 0, 8, "H200", 8))
+    environment = {"date": "2026-01-02", "commit": "abc", "machine": "here", "versions": {"torch": "2.9"}}
+    for planned in here.costs:
+        write_json(store.cost(planned.key), {"label": "kd", "cost": cost, "environment": environment})
+    for machine in ("here", "there"):
+        table = collect_cost(merged, store, collect(merged, store))
+        assert table and {entry.machine for row in table.rows for entry in row.entries.values()} == {machine}
+        for planned in there.costs:
+            facts = {**environment, "machine": "there"}
+            write_json(store.cost(planned.key), {"label": "kd", "cost": cost, "environment": facts})
 
 
 def test_merging_leaves_its_arguments_alone(lab: Lab) -> None:

@@ -44,6 +44,10 @@ class Lost(NamedTuple):
     def words(self) -> str:
         return f"{self.which}{':' if self.failed else ''} {self.how}"
 
+    def for_good(self, times: int) -> str:
+        """Words for the last of so many losses, after which no other process begins."""
+        return self.words if self.failed else f"its processes were lost {times} times: {self.how}"
+
 
 def together(
     work: Callable[..., None],

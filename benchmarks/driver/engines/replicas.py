@@ -82,8 +82,7 @@ def _ended(cell: Cell, context: Context) -> bool:
         if not lost or stored.state in FINAL:
             return True
         if lost.failed or losses == LOST_AT_MOST:
-            message = lost.words if lost.failed else f"its processes were lost {LOST_AT_MOST} times: {lost.how}"
-            failure = Failure("failed", message)
+            failure = Failure("failed", lost.for_good(LOST_AT_MOST))
             failure.mark(stored)
             context.watcher(failure.left_out(cell))
             return True

@@ -238,7 +238,11 @@ def ranking_marks(ranked: Ranking, average: bool) -> Iterator[tuple[str, str]]:
     if ranked.tied:
         yield TIED, "shares its place: equal as printed."
     if ranked.tested:
-        untested = "" if ranked.tested >= {column for _, column in ranked.ranks} else "; tested where n is 3 or more"
+        untested = (
+            ""
+            if ranked.tested >= {column for _, column in ranked.ranks}
+            else "; tested where all rows have the same seeds, 3 or more"
+        )
         yield UNDECIDED, f"{UNTOLD}{untested}."
     elif ranked.ranks:
         yield "Significance", "nothing is tested; that takes 3 seeds or more, the same for all rows."

@@ -53,7 +53,7 @@ def ari(table: Table, ours: str, against: Sequence[str], column: Column) -> floa
         three = [figures.get(one, {}) for one in (STUDENT, ours, key)]
         if common := three[0].keys() & three[1].keys() & three[2].keys():
             student, gained, other = (fmean(one[seed] for seed in common) for one in three)
-            if other - student >= GAIN:
+            if round(other - student, 6) >= GAIN:  # 0.5 is no 0.4999999999999858
                 ratios.append((gained - student) / (other - student))
     return fmean(ratios) if ratios else None
 
