@@ -99,3 +99,16 @@ def test_a_plugin_that_changes_between_two_cells_ends_the_run(tmp_path: Path) ->
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "the plugin of method:mine has changed since the run began" in err, err
     assert len(students(made)) == 2, "the teacher and the student that had begun"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_method_that_fails_in_one_process_alone_fails_its_cell(tmp_path: Path, rank: int) -> None:
+    """The other one waits for gradients that never come, and is ended."""
+    made, plugin = folder(tmp_path), tmp_path / "mine.py"
+    failing = f'        if torch.distributed.get_rank() == {rank}:\n            raise ValueError("here alone")\n'
+    head, losses = "import kd_methods\n", "    def losses(self, student, teacher, batch, progress):\n"
+    plugin.write_text(PLUGIN.replace(head, f"import torch\n{head}", 1).replace(losses, losses + failing))
+    code, out, err = made.run(*CHOSEN, "--plugin", str(plugin), "--methods", "mine")
+    assert code == 1 and "ValueError: here alone" in out + err, err
+    assert sorted(status["state"] for status in made.statuses()) == ["done", "failed"]
