@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .contract import Batch, Losses, Method, MethodSettings, Outputs, Progress
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Modifier:
     """One modifier.
 
@@ -46,43 +46,39 @@ class Modifier:
     obstacle: Callable[[type[Method]], str | None]
     mix: Callable[[type[Method]], type[Method]]
 
+    @functools.cache  # noqa: B019, there are few, and each lives as long as the program
     def applied(self, method: type[Method]) -> type[Method]:
         """The modified method's class; the same one every time.
 
         Raises:
             UserError: the modifier does not work on this method.
         """
-        return _applied(self.name, method)  # type: ignore[arg-type]  # classes are hashable
-
-
-@functools.cache
-def _applied(modifier: str, method: type[Method]) -> type[Method]:
-    self, base = MODIFIERS[modifier], method.card
-    reason = "it has that already" if self.name in base.name.split("@")[1:] else self.obstacle(method)
-    if reason:
-        raise UserError(f"'{base.name}@{self.name}' is not possible: {reason}")
-    defaults = self.defaults.get(base.name)
-    source = self.sources.get(base.name, self.source)
-    unpublished = f"the settings are {base.name}'s own, but for pairs that have others with @{self.name}"
-    changed: dict[str, Any] = {
-        "card": dataclasses.replace(
-            base,
-            name=f"{base.name}@{self.name}",
-            version=base.version + self.version - 1,
-            title=f"{base.title} + {self.title}",
-            paper=self.paper,
-            formula=f"{base.formula}; {self.summary}",
-            source=f"{source}; else {base.source}" if defaults else f"{base.source} ({unpublished})",
-            divergences=(*base.divergences, *self.divergences),
-            optimum="identity" if base.optimum == "identity" else f"{base.optimum} (after the change)",
-            classes=max(base.classes, 2),
-            our_choice=base.our_choice if defaults else tuple(method.Settings.model_fields),
-        ),
-        "Settings": _with_defaults(method.Settings, defaults or {}),
-        "__doc__": f"{base.title} with a change: {self.summary}.",
-        "__module__": method.__module__,
-    }
-    return type(f"{method.__name__}_{self.name}", (self.mix(method),), changed)
+        base = method.card
+        reason = "it has that already" if self.name in base.name.split("@")[1:] else self.obstacle(method)
+        if reason:
+            raise UserError(f"'{base.name}@{self.name}' is not possible: {reason}")
+        defaults = self.defaults.get(base.name)
+        source = self.sources.get(base.name, self.source)
+        unpublished = f"the settings are {base.name}'s own, but for pairs that have others with @{self.name}"
+        changed: dict[str, Any] = {
+            "card": dataclasses.replace(
+                base,
+                name=f"{base.name}@{self.name}",
+                version=base.version + self.version - 1,
+                title=f"{base.title} + {self.title}",
+                paper=self.paper,
+                formula=f"{base.formula}; {self.summary}",
+                source=f"{source}; else {base.source}" if defaults else f"{base.source} ({unpublished})",
+                divergences=(*base.divergences, *self.divergences),
+                optimum="identity" if base.optimum == "identity" else f"{base.optimum} (after the change)",
+                classes=max(base.classes, 2),
+                our_choice=base.our_choice if defaults else tuple(method.Settings.model_fields),
+            ),
+            "Settings": _with_defaults(method.Settings, defaults or {}),
+            "__doc__": f"{base.title} with a change: {self.summary}.",
+            "__module__": method.__module__,
+        }
+        return type(f"{method.__name__}_{self.name}", (self.mix(method),), changed)
 
 
 def _with_defaults(settings: type[MethodSettings], defaults: Mapping[str, Any]) -> type[MethodSettings]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .combination import combined
 from .errors import UserError, unknown
-from .modifiers import MODIFIERS, Modifier
+from .modifiers import MODIFIERS
 
 if TYPE_CHECKING:
     from .contract import Card, DataInfo, Family, Method, Network
@@ -122,11 +122,6 @@ def available() -> list[str]:
     return [*index(), *brought()]
 
 
-def modifiers() -> dict[str, Modifier]:
-    """What can follow a method's name after ``@``; see :mod:`kd_methods.modifiers`."""
-    return MODIFIERS
-
-
 def plain_methods(name: str) -> tuple[str, ...]:
     """The plain methods that a name is made of: ``crd`` and ``kd`` for ``crd+kd@ls``."""
     return tuple(method.partition("@")[0] for method in name.split("+"))
@@ -158,7 +153,7 @@ def get(name: str) -> type[Method]:
             known = available()
             raise unknown("method", name, [*known, *(f"{method}@{suffix}" for method in known for suffix in MODIFIERS)])
         base, _, suffix = name.rpartition("@")
-        return MODIFIERS[suffix].applied(get(base))
+        return MODIFIERS[suffix].applied(get(base))  # type: ignore[arg-type]  # classes are hashable
     if name not in _classes:
         if name not in index():
             raise unknown("method", name, available())

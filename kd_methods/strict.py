@@ -12,7 +12,7 @@ Own = TypeVar("Own", bound="Strict")
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, truth values are no numbers, infinity is none, and values do not change."""
+    """Unknown keys are errors, booleans are not numbers, infinity and NaN are refused, and instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -56,16 +55,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return stopped.value.code, out, err
 
     return run
-
-
-@pytest.fixture(scope="session")
-def golden_models() -> dict:
-    return json.loads((GOLDENS / "models.json").read_text())["models"]
-
-
-@pytest.fixture(scope="session")
-def golden_losses() -> dict:
-    return json.loads((GOLDENS / "losses.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -141,6 +141,7 @@ def parameters(name: str, pair: str) -> str:
 def methods_page() -> str:
     """docs/methods.md: every card, by family; those for texts and for detectors apart."""
     from kd_methods import registry
+    from kd_methods.modifiers import MODIFIERS
 
     lines = [
         "# Methods",
@@ -149,7 +150,7 @@ def methods_page() -> str:
         "A name may carry a modifier after `@` and be combined by `+`: `dkd@ls`, `crd+kd`.",
         "Values marked **chosen** are our own choice: none is published, or only for some pairs.",
     ]
-    for suffix, modifier in registry.modifiers().items():
+    for suffix, modifier in MODIFIERS.items():
         lines += ["", f"- `@{suffix}` ({modifier.title}): {modifier.summary}. Defaults from {modifier.source}."]
         lines += [f"  {line[:1].upper()}{line[1:]}." for line in modifier.divergences]
     for folder in registry.FOLDERS:

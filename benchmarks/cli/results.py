@@ -97,7 +97,7 @@ def data(table: str | None, variant: Variant, output: Path, out: Path, **asked: 
     from ..report import records
 
     table_folder = variant.folder_in(output, table) if table else ""
-    count = records.write(out, asked["form"], output, (table_folder, asked["level"]))
+    count = records.write(out, asked["form"], output, table_folder, asked["level"])
     click.echo(f"{out}: {counted(count, 'line')}")
 
 

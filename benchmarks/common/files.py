@@ -352,8 +352,8 @@ def set_aside(path: Path, why: str) -> Path:
         raise DiskError(f"cannot rename {path} to {aside.name}: {error.strerror}") from None
 
 
-def chunks(path: Path, size: int = 2**20) -> Iterator[bytes]:
-    """A file's content, piece by piece.
+def chunks(path: Path) -> Iterator[bytes]:
+    """A file's content, MiB by MiB.
 
     Raises:
         NoFile: there is none.
@@ -361,7 +361,7 @@ def chunks(path: Path, size: int = 2**20) -> Iterator[bytes]:
     """
     try:
         with path.open("rb") as file:
-            while piece := file.read(size):
+            while piece := file.read(2**20):
                 yield piece
     except OSError as error:
         raise _unread(path, error) from None

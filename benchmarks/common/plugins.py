@@ -42,7 +42,7 @@ def load(paths: Sequence[Path], say: Callable[[str], None] = say_here) -> dict[s
             raise UserError(f"--plugin {path}: a plugin is a Python file, its name ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        content = sha256_file(path)  # of what is imported, and not of what it is made to while that goes on
+        content = sha256_file(path)  # before the import, so that an edit during it is not taken for what ran
         try:
             with settings_restored() as changed:
                 spec.loader.exec_module(module)

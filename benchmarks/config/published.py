@@ -70,10 +70,19 @@ def pair_settings(method: str, pair: str, recipe: str) -> Mapping[str, Any]:
 
     A combination has its own published settings above those of its methods.
     """
-    methods = combined_methods(method)
-    published = {one: values for one in methods if (values := pair_settings(one, pair, recipe))}
-    entry = pair_entry(method, pair, recipe)
-    return merged(published, entry.values) if entry else published
+    published: Mapping[str, Any] = {}
+    for prefix, entry in pair_entries(method, pair, recipe):
+        published = merged(published, {prefix[:-1]: entry.values} if prefix else entry.values)
+    return published
+
+
+def pair_entries(method: str, pair: str, recipe: str) -> list[tuple[str, PairSettings]]:
+    """The entries that give a method's settings on a pair, the last of those that give one of them counts.
+
+    Each with what stands before its keys in the method's flat settings: of a method in a combination ``"kd."``.
+    """
+    names = [*((f"{one}.", one) for one in combined_methods(method)), ("", method)]
+    return [(prefix, entry) for prefix, name in names if (entry := pair_entry(name, pair, recipe))]
 
 
 def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:

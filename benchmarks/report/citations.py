@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from importlib import metadata
 
 from kd_methods import registry
+from kd_methods.modifiers import MODIFIERS
 from kd_methods.strict import Strict
 
 from ..common.files import read_text
@@ -77,7 +78,7 @@ def row_papers(method: str, optimizer: str = "") -> tuple[str, ...]:
     keys: list[str] = []
     for one in registry.combined_methods(method) or (method,):
         base, *suffixes = one.split("@")
-        keys += [_method_paper(base), *(registry.modifiers()[suffix].paper for suffix in suffixes)]
+        keys += [_method_paper(base), *(MODIFIERS[suffix].paper for suffix in suffixes)]
     keys += _keys([optimizer], _papers().optimizers)
     return tuple(key for key in dict.fromkeys(keys) if key)
 

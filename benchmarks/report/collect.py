@@ -21,7 +21,7 @@ from ..common.files import digest, write_text
 from ..common.network_names import network_title
 from ..config.changed_rows import flat
 from ..config.deviations import shortest
-from ..config.protocol import load_protocol
+from ..config.protocol import load_protocol, protocol_names
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
@@ -328,19 +328,20 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
     if not manifest.published:
         return None
     lines = [line for line in literature(manifest.published) if (line.method, line.pair) == (method, column.key)]
+    recipe = _recipe_of_teachers(manifest.recipe) if method == "teacher" else manifest.recipe
     rank = {name: i for i, name in enumerate(manifest.sources)}
 
     def order(line: PublishedLine) -> tuple[int, int]:
         place = next((i for name, i in rank.items() if name in line.source), len(rank))
-        return line.protocol != manifest.recipe, place
+        return line.protocol != recipe, place
 
     if not lines:
         return None
     line = min(lines, key=order)
     reasons = []
-    if line.protocol != manifest.recipe:
+    if line.protocol != recipe:
         reasons.append(f"published under {line.protocol}")
-    elif other := _other_measure(line, manifest.recipe, column):
+    elif other := _other_measure(line, recipe, column):
         reasons.append(other)
     elif manifest.deviations:
         reasons.append("our protocol deviates from the published one")
@@ -359,6 +360,11 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
         comparable=not reasons,
         reason="; ".join(reasons),
     )
+
+
+def _recipe_of_teachers(recipe: str) -> str:
+    """By which the teachers of a recipe were trained."""
+    return (recipe in protocol_names() and load_protocol(recipe).teachers_from) or recipe
 
 
 def _other_measure(line: PublishedLine, recipe: str, column: PlannedColumn) -> str:

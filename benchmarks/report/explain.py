@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_methods import registry
 from kd_methods.errors import Damaged, UserError
 
 from ..common.console import say
 from ..common.places import PROGRAM
 from ..config.changed_rows import flat
 from ..config.protocol import Changes, Protocol, load_protocol
-from ..config.published import pair_entry
+from ..config.published import pair_entries
 from ..config.table_spec import TableSpec, load_table, table_folder_of, table_names
 from ..store import documents, manifest
 from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow
@@ -257,13 +256,11 @@ def _settings(cell: PlannedCell, shown: Manifest, row: PlannedRow, words: Folder
     written = _row_of(words, row)
     layers: list[tuple[str, Mapping[str, Any]]] = [("default of the method's card", flat(row.defaults))]
     if not (words and words.uniform):
-        for method in (*registry.combined_methods(row.method), row.method):
-            if entry := pair_entry(method, cell.column, shown.recipe):
-                prefix = "" if method == row.method else f"{method}."
-                values = {f"{prefix}{key}": value for key, value in flat(entry.values).items()}
-                chosen = {f"{prefix}{key}" for key in entry.chosen()}
-                for kind, keys in (("published", values.keys() - chosen), ("our choice", chosen)):
-                    layers.append((f"{kind} for this pair: {entry.source}", {key: values[key] for key in keys}))
+        for prefix, entry in pair_entries(row.method, cell.column, shown.recipe):
+            values = {f"{prefix}{key}": value for key, value in flat(entry.values).items()}
+            chosen = {f"{prefix}{key}" for key in entry.chosen()}
+            for kind, keys in (("published", values.keys() - chosen), ("our choice", chosen)):
+                layers.append((f"{kind} for this pair: {entry.source}", {key: values[key] for key in keys}))
     if written:
         layers.append((f"row {written.id} of the table", flat(written.settings_on(cell.column))))
     layers.append(("command line (--set)", row.changes))

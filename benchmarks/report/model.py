@@ -15,6 +15,9 @@ EpochRule = Literal["last", "best", "unknown"]
 STUDENT = "student"
 """Key of the row of plainly trained students: a reference, not a competitor."""
 
+DECIMALS = 2
+"""Of accuracies and differences between them, as they are printed."""
+
 MEAN = "mean"
 """The task of a column that holds means over a pair's tasks."""
 
@@ -105,12 +108,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything one table prints.
+    """Everything one table prints. Cells are of the last epoch; gaps follow each published value's own rule.
 
     protocol_lines: facts of the protocol, for the caption.
     deviations:     what was not the paper's protocol; empty means that it was kept.
     provenance:     dates of the runs, commit, machine, versions.
-    epoch_rule:     which of our epochs the cells show; gaps follow each published value's own rule.
     quoted:         methods that were not run, with published values alone.
     intervals:      beside a mean stands its 95 % confidence interval instead of the deviation between seeds.
     average_rank:   a last column has each row's rank, on average over the columns.
@@ -127,9 +129,6 @@ class Table:
     deviations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: tuple[str, ...] = ()
-    epoch_rule: Literal["last", "best"] = "last"
-    higher_is_better: bool = True
-    decimals: int = 2
     quoted: tuple[TableRow, ...] = ()
     protocol: str = ""
     digest: str = ""

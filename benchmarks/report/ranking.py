@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .model import MEAN, RowColumn, Table
-from .seed_statistics import finished, summarise
+from .model import DECIMALS, MEAN, RowColumn, Table
+from .seed_statistics import by_seed, summarise
 
 LEVEL = 0.05
 """The chance at which the truly best row of a column is allowed to look worse than the best."""
@@ -56,28 +56,25 @@ def ranking(table: Table) -> Ranking:
     for column in table.columns:
         cells = {row.key: row.entries.get(column.key) for row in table.rows}
         summaries = {key: summarise(entry) for key, entry in cells.items()}
-        means = {key: mean for key, cell in summaries.items() if (mean := cell.mean(table.epoch_rule)) is not None}
+        means = {key: mean for key, cell in summaries.items() if (mean := cell.mean("last")) is not None}
         counts = Counter(summaries[key].n for key in means)
         n = max(counts, key=lambda n: (counts[n], n), default=0)
         left_out |= {(key, column.key): summaries[key].n for key in means if summaries[key].n != n}
-        printed = {key: round(mean, table.decimals) for key, mean in means.items() if summaries[key].n == n}
+        printed = {key: round(mean, DECIMALS) for key, mean in means.items() if summaries[key].n == n}
         if len(printed) < 2:
             continue
-        order = sorted(set(printed.values()), reverse=table.higher_is_better)
+        order = sorted(set(printed.values()), reverse=True)
         shared = Counter(printed.values())
         ranks |= {(key, column.key): order.index(mean) + 1 for key, mean in printed.items()}
         tied |= {(key, column.key) for key, mean in printed.items() if shared[mean] > 1 and mean in order[:2]}
-        runs = {key: [run for run in (entry.runs if entry else ()) if finished(run)] for key, entry in cells.items()}
-        if n >= FEWEST and len({tuple(run.seed for run in runs[key]) for key in printed}) == 1:
-            values = [[getattr(run, table.epoch_rule) for run in runs[key]] for key in printed]
-            chances = chances_of_being_best(values, table.decimals, table.higher_is_better)
+        runs = [by_seed(cells[key], "last") for key in printed]
+        if n >= FEWEST and len({tuple(values) for values in runs}) == 1:
+            chances = chances_of_being_best([list(values.values()) for values in runs])
             p_values |= {(key, column.key): p for key, p in zip(printed, chances, strict=True)}
     return Ranking(ranks, frozenset(tied), left_out, p_values)
 
 
-def chances_of_being_best(
-    values: Sequence[Sequence[float]], decimals: int, higher_is_better: bool = True
-) -> Sequence[float]:
+def chances_of_being_best(values: Sequence[Sequence[float]], decimals: int = DECIMALS) -> Sequence[float]:
     """For each of k rows the p value of "it is the best of them", by one-sided paired t tests.
 
     The hypothesis is rejected where some other row is significantly above it. That other one is not known beforehand,
@@ -95,7 +92,6 @@ def chances_of_being_best(
     Args:
         values: (k, n) metrics of k rows over the same n seeds.
         decimals: of the printed means.
-        higher_is_better: which direction is up.
 
     Returns:
         k adjusted p values, at most 1.
@@ -103,7 +99,7 @@ def chances_of_being_best(
     import numpy as np
     from scipy.special import stdtr
 
-    array = np.asarray(values, dtype=float) * (1 if higher_is_better else -1)
+    array = np.asarray(values, dtype=float)
     k, n = array.shape
     ahead = array[:, None, :] - array[None, :, :]
     spread = np.maximum(ahead.std(axis=-1, ddof=1), 10.0**-decimals / math.sqrt(6))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from kd_methods.errors import Damaged, UserError
 
@@ -190,7 +190,7 @@ def _outcome(facts: Facts, metric: str) -> Record:
 
 def _epoch(one: EpochRecord, metric: str) -> Record:
     """An epoch of a run; ``phase`` is empty in the training proper."""
-    kinds = {"metric": one["metrics"], "loss": one.get("losses", {})}
+    kinds = {"metric": one["metrics"], "loss": one.get("losses", {}), "watched": one.get("watched", {})}
     values = {f"{kind}.{name}": value for kind, named in kinds.items() for name, value in named.items()}
     facts = {"epoch": one["epoch"], "phase": one.get("phase", ""), "value": one["metrics"].get(metric)}
     return facts | {"lr": one.get("lr"), "seconds": one.get("seconds")} | values
@@ -199,7 +199,7 @@ def _epoch(one: EpochRecord, metric: str) -> Record:
 def _type(name: str) -> str:
     if name.startswith(tuple(f"{part}." for part in PARTS)):
         return "Int64"
-    return TYPES.get(name, "Float64" if name.startswith(("metric.", "loss.")) else "string")
+    return TYPES.get(name, "Float64" if name.startswith(("metric.", "loss.", "watched.")) else "string")
 
 
 def as_csv(records: list[Record]) -> str:
@@ -221,13 +221,12 @@ def _field(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, bool) else value
 
 
-def write(file: Path, form: Format, results: Path, wanted: tuple[str, Level]) -> int:
+def write(file: Path, form: Format, results: Path, table: str = "", level: Level = "cell") -> int:
     """Write the records of a table, or with no name of all, and return how many they are.
 
     Raises:
         UserError: the file cannot be written, or parquet needs a package that is not there.
     """
-    table, level = wanted
     if form == "parquet":
         loaded = load(results, table, level)
         content = io.BytesIO()
@@ -241,6 +240,3 @@ def write(file: Path, form: Format, results: Path, wanted: tuple[str, Level]) ->
     text = as_csv(records) if form == "csv" else as_json(records)
     write_bytes(file, text.encode())
     return len(records)
-
-
-FORMATS, LEVELS = get_args(Format), get_args(Level)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config.table_spec import short_name
-from .model import Column
+from .model import DECIMALS, Column
 
 MISSING, NOT_FOR, DASH, TIMES = "--", "n/a", "–", "×"
 BLANK = " "
@@ -102,9 +102,9 @@ def cut(text: str, limit: int) -> str:
     return words if len(words) <= limit else words[: limit - 2].rsplit(" ", 1)[0] + " …"
 
 
-def signed(value: float, decimals: int) -> str:
-    """With its sign, and without a negative zero."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+def signed(value: float) -> str:
+    """A difference of metrics with its sign, and without a negative zero."""
+    return f"{round(value, DECIMALS) + 0.0:+.{DECIMALS}f}"
 
 
 def sentence(text: str) -> str:

@@ -86,7 +86,7 @@ def verdicts(table: Table) -> tuple[Verdict, ...]:
             if entry is None or entry.published is None:
                 continue
             published, summary = entry.published, summarise(entry)
-            rule = published.epoch_rule if published.epoch_rule != "unknown" else table.epoch_rule
+            rule = published.epoch_rule if published.epoch_rule != "unknown" else "last"
             ours = summary.mean(rule)
             judgement, why = judged(summary, published)
             gap = None if ours is None or judgement is Judgement.NOT_COMPARABLE else ours - published.value
@@ -145,7 +145,7 @@ _HEADS = ("method", "pair", "ours", "published", "gap", "verdict")
 def _printed(one: Verdict) -> tuple[str, ...]:
     ours = "--" if one.ours is None else f"{one.ours:.2f}" + ("" if one.std is None else f" ± {one.std:.2f}")
     published = f"{one.published:.2f}" + ("" if one.published_std is None else f" ± {one.published_std:.2f}")
-    gap = "" if one.gap is None else signed(one.gap, 2)
+    gap = "" if one.gap is None else signed(one.gap)
     return one.title, one.pair, f"{ours} (n = {one.n})", published, gap, one.words
 
 

@@ -113,7 +113,7 @@ def export(
         begun = [run for run in going_on if _held(run, held, say)]
         for run in begun:
             members |= _files(run, BEGUN)
-        teach |= {_teacher(run) for run in begun}  # those that go on doing so are packed with their weights
+        teach |= {_teacher(run) for run in begun}  # with their weights, for the training goes on
         alone = map(_teacher, map(store.run, final)) if runs else ()
         teachers = [key for key in dict.fromkeys([*alone, *teach]) if store.run(key).ended]
         packed = with_student = 0

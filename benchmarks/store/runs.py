@@ -59,7 +59,7 @@ _SHAPES: Mapping[str, Any] = {
 }
 
 _FILES = ("checkpoint.pt", "mmengine", "student.pt", "metrics.json", "environment.json", "status.json", "cell.json")
-"""What a run consists of; last what says whose it is, so that a kill while all is set aside leaves that to be seen."""
+"""All files of a run; cell.json is last, so that a kill while they are set aside leaves what says whose run it is."""
 
 RESULT = ("cell.json", "environment.json", "metrics.json", "student.pt", "status.json")
 """What a run that has ended is handed on with, in the order in which it is written: without a status nothing counts."""

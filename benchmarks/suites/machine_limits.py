@@ -66,8 +66,8 @@ def needed(bench: Bench) -> int:
     return 2 * passes * bench.protocol.batch_size
 
 
-def operators(bench: Bench, count: int = 8) -> dict[str, float]:
-    """Shares of a step's time in the operators that take most of it."""
+def operators(bench: Bench) -> dict[str, float]:
+    """Shares of a step's time in the eight operators that take most of it."""
     device = bench.data.device
     with profiler(device) as profile:
         bench.step()
@@ -75,7 +75,7 @@ def operators(bench: Bench, count: int = 8) -> dict[str, float]:
     self_time = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
     times = {event.key: getattr(event, self_time) for event in profile.key_averages()}
     total = sum(times.values())
-    return dict(list(by_operator({name: time / total for name, time in times.items()}).items())[:count])
+    return dict(list(by_operator({name: time / total for name, time in times.items()}).items())[:8])
 
 
 @dataclass(frozen=True)

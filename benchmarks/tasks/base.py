@@ -87,7 +87,7 @@ class TaskData(Interface):
         """Training samples as :meth:`clean` gives them, in batches; the next one is fetched meanwhile."""
 
     def augmented(self, seed: int, size: int) -> Iterator[TaskBatch]:
-        """All training samples in their order, in batches, augmented as in no epoch where the task augments."""
+        """All training samples in order, in batches; if the task augments, by random draws that no epoch has."""
 
     def evaluate(
         self, predict: Callable[[Tensor], Mapping[str, Tensor]], normalisation: Normalisation | None = None

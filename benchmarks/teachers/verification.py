@@ -38,8 +38,8 @@ class TeacherAccuracy(TypedDict):
 def is_off(entry: Teacher, measured: float | None, protocol: Protocol) -> bool:
     """Whether a teacher measures something else than its entry expects, where that can be said.
 
-    On held-out training images, which it was trained on, its accuracy says nothing, and with images of another size it
-    is another one.
+    Nothing can be said on held-out training images, which the teacher was trained on, and with images of another size,
+    where its accuracy is another one.
     """
     if entry.expected is None or measured is None or abs(measured - entry.expected) <= TOLERANCE:
         return False

@@ -95,7 +95,7 @@ class Loans:
             for key, tensor in (*net.named_parameters(), *net.named_buffers()):
                 if id(tensor) not in memo:
                     lent = copied(tensor)
-                    if not _never_written(lent):  # it is next time, from memory of torch's own
+                    if not _never_written(lent):  # memory that is not torch's own: once it is, the next copy is lazy
                         tensor.data = lent.clone()
                     if isinstance(tensor, nn.Parameter):
                         lent = nn.Parameter(lent, requires_grad=False)

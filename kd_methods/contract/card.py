@@ -68,9 +68,9 @@ class Card:
     our_choice  settings whose published value is unknown: chosen by us, and marked as such wherever they show
     recipe      the protocol that the method brings along, if it does; then it is no row of tables under another one
     classes     the least number of classes; 1 where a regression will do
-    batch       what the losses are computed of where several processes share a batch: each process's samples by
-                themselves, ``"local"``, which is the same where terms are means over samples; or ``"global"``, all of
-                them: where terms relate samples, or are means over something else, or each sample draws numbers
+    batch       which samples the losses see where several processes share a batch: ``"local"``, each process's own,
+                which is enough for means over samples; ``"global"``, all of them, for terms that relate samples, are
+                means over something else, or draw random numbers for each sample
     waits       why the host waits for the device in a training step; empty if it does not
     by_sample   whether every distillation term is a mean over samples, each one's part its own, and nothing of them is
                 kept; only then can some samples do without the teacher's answer

@@ -135,8 +135,8 @@ class Method(nn.Module, Generic[S]):
     def prepare(self, teacher_pass: TeacherPass) -> None:
         """Compute once, before training, what the losses need of the teacher and the training set.
 
-        Called after :meth:`adapt`, and not at all where only the cost of a step is asked for: what it fills in has to
-        have stand-ins of the right shapes from the start.
+        Called after :meth:`adapt`, but not where only the cost of a step is measured: what it fills in has to exist
+        from the start, with the right shapes.
         """
 
     def prepares(self) -> bool:

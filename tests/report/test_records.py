@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Path:
     run = Store(tmp_path).run(cell.key)
     write_json(run / "environment.json", [FACTS])
     epochs = [{"epoch": 1, "metrics": {"top1": 60.0}, "losses": {"task": 1.5}, "lr": 0.05, "seconds": 2.0},
-              {"epoch": 2, "metrics": {"top1": 70.5}, "losses": {"kd": 0.5}}]  # fmt: skip
+              {"epoch": 2, "metrics": {"top1": 70.5}, "losses": {"kd": 0.5}, "watched": {"g_T": 3.1}}]  # fmt: skip
     run.set_metrics(epochs)
     run.set_status("done", epoch=2, epochs=2, last={"top1": 70.5}, best={"top1": 71.0})
     return tmp_path
@@ -52,6 +52,7 @@ def test_a_line_for_each_cell_with_typed_columns(store: Path) -> None:
 def test_a_line_for_each_epoch(store: Path) -> None:
     frame = benchmarks.load(store, "table1-paper", level="epoch")
     assert list(frame["value"]) == [60.0, 70.5] and list(frame["epoch"]) == [1, 2]
+    assert list(frame["watched.g_T"].dropna()) == [3.1] and frame["watched.g_T"].dtype == "Float64"
     assert frame["loss.task"].dtype == "Float64" and pd.isna(frame["loss.task"][1]) and frame["loss.kd"][1] == 0.5
     assert list(frame["metric.top1"]) == [60.0, 70.5] and set(frame["row"]) == {"kd"}
 
@@ -79,7 +80,7 @@ def test_files_say_the_same_as_the_frame(store: Path) -> None:
     frame = benchmarks.load(store)
     for form, read in (("csv", pd.read_csv), ("json", pd.read_json)):
         file = store / f"data.{form}"
-        assert records.write(file, form, store, ("", "cell")) == 6  # type: ignore[arg-type]
+        assert records.write(file, form, store) == 6  # type: ignore[arg-type]
         again = read(file)
         assert list(again.columns) == list(frame.columns)
         assert again["last"].dropna().tolist() == frame["last"].dropna().tolist()
@@ -93,10 +94,10 @@ def test_parquet_where_pyarrow_is_there_and_else_one_line(store: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(pd.DataFrame, "to_parquet", absent)
         with pytest.raises(UserError, match="needs pyarrow"):
-            records.write(store / "data.parquet", "parquet", store, ("", "cell"))
+            records.write(store / "data.parquet", "parquet", store)
     assert not (store / "data.parquet").exists()
     pytest.importorskip("pyarrow")
-    records.write(store / "data.parquet", "parquet", store, ("table1-paper", "cell"))
+    records.write(store / "data.parquet", "parquet", store, "table1-paper")
     assert pd.read_parquet(store / "data.parquet").equals(benchmarks.load(store))
 
 

@@ -100,9 +100,16 @@ def test_a_table_of_a_store_is_judged(store: Path) -> None:
 def test_another_data_set_or_metric_makes_no_verdict(tmp_path: Path, changes: dict[str, str], reason: str) -> None:
     shown = paper()
     changed = shown.model_copy(update={"columns": tuple(c.model_copy(update=changes) for c in shown.columns)})
-    for one, told in ((shown, (True, "")), (changed, (False, reason))):
+    for one, expected in ((shown, (True, "")), (changed, (False, reason))):
         (value,) = collect(one, Store(tmp_path)).rows[0].entries.values()
-        assert value.published and (value.published.comparable, value.published.reason) == told
+        assert value.published and (value.published.comparable, value.published.reason) == expected
+
+
+def test_a_teacher_is_compared_under_the_recipe_of_teachers(tmp_path: Path) -> None:
+    """letKD's students have a recipe of their own, and CRD's teachers, of which CRD's values are."""
+    shown = paper(published="cifar100-letkd.csv", recipe="cifar100-letkd", sources=["letKD supplement"])
+    (column,) = collect(shown, Store(tmp_path)).columns
+    assert column.teacher_published and column.teacher_published.comparable, column.teacher_published
 
 
 def test_other_teachers_make_no_verdict(store: Path) -> None:

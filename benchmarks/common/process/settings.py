@@ -35,9 +35,7 @@ def restore(values: list[Any]) -> list[str]:
 
 @contextmanager
 def settings_restored() -> Iterator[list[str]]:
-    """Context for code of others; the settings are afterwards what they were, and the list has the names of those that
-    were not.
-    """
+    """Context for other people's code: settings that it changed are restored afterwards, and the list names them."""
     before, changed = read(), list[str]()
     try:
         yield changed

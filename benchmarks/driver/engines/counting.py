@@ -58,9 +58,8 @@ class Counted:
             1.0 if protocol.processes == 1 else at_once(protocol.processes, None if speed else workspace.device)
         )
         self._steps = steps_per_epoch(source.samples(workspace.data_root), protocol)
-        self._counting, self._timing = (
-            functools.cache(functools.partial(self._make_bench, kind)) for kind in (CountedTeacher, SharedTeacher)
-        )
+        self._counting = functools.cache(functools.partial(self._make_bench, CountedTeacher))
+        self._timing = functools.cache(functools.partial(self._make_bench, SharedTeacher))
 
     def operations(self, cell: Cell) -> float | None:
         kind = self._kinds[cell.key]

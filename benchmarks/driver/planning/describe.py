@@ -12,7 +12,7 @@ from ...common.files import canonical, digest
 from ...common.yaml_files import merged
 from ...config.changed_rows import ChangedRow, flat
 from ...config.protocol import load_protocol
-from ...config.published import pair_entry, pair_settings
+from ...config.published import pair_entries, pair_settings
 from ...config.table_spec import METRICS, Pair, Row
 from ...cost.measuring import cost_key
 from ...store.cell import Cell, TeacherRef
@@ -195,11 +195,7 @@ def _our_choice(row: Row, plan: Plan) -> list[OurChoice]:
         cell = plan.cells[row.id, pair.id, plan.seeds[0]]
         settings = flat(cell.settings)
         chosen = dict.fromkeys(registry.card(cell.method).our_choice)
-        for method in (*registry.combined_methods(cell.method), cell.method):  # the last that has a value gives it
-            entry = None if plan.uniform else pair_entry(method, pair.id, plan.protocol.recipe)
-            if not entry:
-                continue
-            prefix = "" if method == cell.method else f"{method}."
+        for prefix, entry in [] if plan.uniform else pair_entries(cell.method, pair.id, plan.protocol.recipe):
             for key, value in flat(entry.values).items():
                 if key in entry.chosen():
                     chosen[f"{prefix}{key}"] = None

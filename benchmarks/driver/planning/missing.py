@@ -25,10 +25,11 @@ def to_compute(
         ended = facts[cell.key].status["state"] in FINAL
         return not ended or any(store.run(cell).damage(file) for file in files)
 
-    trained = {cell.key for cell in plan.training}
-    teachers, students = ([cell for cell in cells if (cell.key in trained) == first] for first in (True, False))
-    todo = [cell for cell in students if to_do(cell, *(["metrics.json"] if curves else []))]
-    return [*(cell for cell in teachers if to_do(cell, *(["student.pt"] if todo else []))), *todo]
+    teachers, students = plan.apart(cells)
+    read = ["metrics.json"] if curves else []
+    todo = [cell for cell in students if to_do(cell, *read)]
+    read = ["student.pt"] if todo else []
+    return [*(cell for cell in teachers if to_do(cell, *read)), *todo]
 
 
 def measured_teachers(plan: Plan, anew: bool, workspace: Workspace, any_teacher: bool) -> Accuracies:

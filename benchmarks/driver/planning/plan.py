@@ -99,10 +99,15 @@ class Plan:
         """Whether the columns have tasks of their own."""
         return any(pair.task for pair in self.pairs)
 
+    def apart(self, cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+        """Those of ``cells`` that train teachers, and those of the table."""
+        training = {cell.key for cell in self.training}
+        teachers = [cell for cell in cells if cell.key in training]
+        return teachers, [cell for cell in cells if cell.key not in training]
+
     def stages(self, cells: Sequence[Cell]) -> list[tuple[Protocol, list[list[Cell]]]]:
         """``cells`` in the order in which they can be trained, those together that have one protocol."""
-        training = {cell.key for cell in self.training}
-        teachers, students = ([cell for cell in cells if (cell.key in training) == first] for first in (True, False))
+        teachers, students = self.apart(cells)
         if not self.protocol.teachers_from:
             return [(self.protocol, [teachers, students])] if cells else []
         stages = [(self.teacher_protocol, [teachers]), (self.protocol, [students])]

@@ -30,10 +30,9 @@ def print_plan(
 ) -> None:
     """Say what would be run: protocol, teachers, the operations of each cell, and the hours on the device.
 
-    It says so of ``cells``, which are a shard's or the whole plan's; of these ``todo`` are to be run.
-
-    Each row is said once its operations are counted. With the ``speed`` of another device the hours are of as many of
-    them as there are workers, by default one; a worker has so many as there are processes that share a batch.
+    ``cells`` are those of a shard or of the whole plan, ``todo`` those of them that are still to run. A row is printed
+    as soon as its operations are counted. With ``speed`` the hours are for that device: one for each worker (by default
+    one worker), and for each of the processes that share a batch.
     """
     say = workspace.say
     for line in plan.lines():

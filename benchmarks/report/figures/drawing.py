@@ -30,11 +30,10 @@ _STYLE = {
 }  # fmt: skip
 
 
-def figure(title: str = "", panels: int = 1, height: float = 2.2, across: int = 1) -> tuple[Any, list[Any]]:
+def figure(panels: int = 1, height: float = 2.2, across: int = 1) -> tuple[Any, list[Any]]:
     """A figure of one column, and the axes of its panels, row by row.
 
     Args:
-        title: over all panels.
         panels: how many rows of them.
         height: of each, in inches.
         across: how many stand side by side.
@@ -44,10 +43,8 @@ def figure(title: str = "", panels: int = 1, height: float = 2.2, across: int = 
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        fig = Figure(figsize=(WIDTH, height * panels + (0.2 if title else 0.0)), layout="constrained")
+        fig = Figure(figsize=(WIDTH, height * panels), layout="constrained")
         FigureCanvasAgg(fig)
-        if title:
-            fig.suptitle(title, fontsize=7)
         axes = fig.subplots(panels, across, squeeze=False, sharex=across > 1)
     return fig, list(axes.flat)
 
@@ -68,10 +65,9 @@ def filled(i: int) -> dict[str, Any]:
     return {"color": COLOURS[(i + 1) % 8], "hatch": HATCHES[i % 8], "edgecolor": "white", "linewidth": 0.2}
 
 
-def beside(axes: Any, columns: int = 1) -> None:
+def beside(axes: Any) -> None:
     """The legend right of the data, where it covers nothing."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), ncols=columns, borderaxespad=0, handlelength=2.4,
-                fontsize=6.5, frameon=False)  # fmt: skip
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.4, fontsize=6.5)
 
 
 def above(axes: Any, columns: int = 3) -> None:

@@ -86,7 +86,7 @@ def _against_cost(table: Table, cost: CostTable, column: Column) -> dict[str, tu
         measured = row.entries.get(column.key)
         throughput = rate(measured, base) if measured and measured.machine == usual else None
         entry = next((one.entries.get(column.key) for one in table.rows if one.key == row.key), None)
-        mean = summarise(entry).mean(table.epoch_rule)
+        mean = summarise(entry).mean("last")
         if throughput and mean is not None:
             points[plain(row.title)] = (throughput.value, mean)
     return points
@@ -151,7 +151,7 @@ def _beside_published(table: Table, columns: Sequence[Column]) -> list[tuple[flo
             if not entry or not entry.published:
                 continue
             summary = summarise(entry)
-            ours = summary.mean(entry.published.epoch_rule) or summary.mean(table.epoch_rule)
+            ours = summary.mean(entry.published.epoch_rule) or summary.mean("last")
             if ours is not None:
                 pairs.append((entry.published.value, ours, gap(summary, entry.published) is not None))
     return pairs

@@ -28,7 +28,7 @@ def render(table: Table) -> str:
             summary, published = summarise(entry), entry.published if entry else None
             done = [run for run in (entry.runs if entry else ()) if finished(run)]
             lines.append({
-                **_place(row, column), "value": summary.mean(table.epoch_rule),
+                **_place(row, column), "value": summary.mean("last"),
                 "n": summary.n, "planned": summary.planned, "diverged": summary.diverged, "failed": summary.failed,
                 "refused": summary.refused, "missing": summary.missing,
                 "mean_last": summary.mean_last, "std_last": summary.std_last,

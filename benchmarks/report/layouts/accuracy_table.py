@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from string import ascii_lowercase
 
-from ..model import Column, Published, Table, TableEntry, TableRow
+from ..model import DECIMALS, Column, Published, Table, TableEntry, TableRow
 from ..ranking import Ranking, average_ranks, ranking
 from ..seed_statistics import Summary, gap, half_width, summarise, teacher_gap, unusual, usual_n
 from ..table_layout import (
@@ -71,17 +71,16 @@ def layout(table: Table) -> TableLayout:
 
 
 def _teacher_lines(table: Table, daggers: Mapping[str, str]) -> list[Line]:
-    digits = table.decimals
     accuracies = [
         PrintedCell(word=MISSING)
         if column.teacher_accuracy is None
-        else PrintedCell(value=f"{column.teacher_accuracy:.{digits}f}")
+        else PrintedCell(value=f"{column.teacher_accuracy:.{DECIMALS}f}")
         for column in table.columns
     ]
     lines = [Line("row", "Teacher", tuple(accuracies))]
     cells = tuple(
         published_cell(
-            column.teacher_published, teacher_gap(column.teacher_accuracy, column.teacher_published), digits, daggers
+            column.teacher_published, teacher_gap(column.teacher_accuracy, column.teacher_published), daggers
         )
         if column.teacher_published
         else PrintedCell()
@@ -113,7 +112,7 @@ def _row_lines(
         measured.append(measured_cell(table, summary, n, ranked, (row.key, column.key)))
         value = entry.published if entry else None
         difference = gap(summary, value)
-        published.append(published_cell(value, difference, table.decimals, daggers) if value else PrintedCell())
+        published.append(published_cell(value, difference, daggers) if value else PrintedCell())
     if average is not None:
         measured.append(rank_cell(average.get(row.key)))
     lines = [Line("row", row.title, tuple(measured), CHOICE if row.our_choice else "")]
@@ -124,7 +123,7 @@ def _row_lines(
 
 def _quoted_line(table: Table, row: TableRow, daggers: Mapping[str, str]) -> Line:
     values = [entry.published if (entry := row.entries.get(column.key)) else None for column in table.columns]
-    cells = (published_cell(value, None, table.decimals, daggers) if value else PrintedCell() for value in values)
+    cells = (published_cell(value, None, daggers) if value else PrintedCell() for value in values)
     return Line("published", row.title, tuple(cells))
 
 
@@ -137,7 +136,7 @@ def measured_cell(
     table: Table, summary: Summary, n: int | None, ranked: Ranking, place: tuple[str, str]
 ) -> PrintedCell:
     """A mean with its deviation or interval and how it ranks, or why there is none; ``n`` is the table's usual one."""
-    mean, spread = summary.mean(table.epoch_rule), summary.std(table.epoch_rule)
+    mean, spread = summary.mean("last"), summary.std("last")
     if table.intervals:
         spread = half_width(spread, summary.n)
     if mean is None:
@@ -149,27 +148,24 @@ def measured_cell(
     seeds = ""
     if unusual(summary, n):
         seeds = f"n={summary.n}" if summary.n == summary.planned else f"n={summary.n}/{summary.planned}"
-    digits = table.decimals
     marks = (TIED if place in ranked.tied else "") + (UNDECIDED if ranked.undecided(place) else "")
-    text = "" if spread is None else f"{spread:.{digits}f}"
-    return PrintedCell(f"{mean:.{digits}f}", text, seeds, ranked.marked(place), marks)
+    text = "" if spread is None else f"{spread:.{DECIMALS}f}"
+    return PrintedCell(f"{mean:.{DECIMALS}f}", text, seeds, ranked.marked(place), marks)
 
 
-def published_cell(
-    published: Published, difference: float | None, digits: int, daggers: Mapping[str, str]
-) -> PrintedCell:
+def published_cell(published: Published, difference: float | None, daggers: Mapping[str, str]) -> PrintedCell:
     """A published value with its marks (those of :func:`dagger_marks`, or of its epoch rule) and the gap to it."""
     marks = "" if published.comparable else daggers[_reason(published)]
     if published.comparable:
         marks = {"best": BEST, "unknown": UNKNOWN}.get(published.epoch_rule, "")
-    std = "" if published.std is None else f"{published.std:.{digits}f}"
-    aside = "" if difference is None else signed(difference, digits)
-    return PrintedCell(f"{published.value:.{digits}f}", std, marks=marks, aside=aside)
+    std = "" if published.std is None else f"{published.std:.{DECIMALS}f}"
+    aside = "" if difference is None else signed(difference)
+    return PrintedCell(f"{published.value:.{DECIMALS}f}", std, marks=marks, aside=aside)
 
 
 def _caption(table: Table, n: int | None) -> list[Sentence]:
     cells = [summarise(row.entries.get(column.key)) for row in table.rows for column in table.columns]
-    epoch = f"{table.epoch_rule} epoch"
+    epoch = "last epoch"
     spread = "95 % confidence interval (Student's t)" if table.intervals else "sample standard deviation"
     if not any(cell.n for cell in cells):
         text = f"{table.metric}, {epoch}. No run of this table has finished yet."

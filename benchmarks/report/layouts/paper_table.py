@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from ..model import MEAN, Column, CostTable, Published, Table, TableRow
+from ..model import DECIMALS, MEAN, Column, CostTable, Published, Table, TableRow
 from ..ranking import average_ranks, ranking
 from ..seed_statistics import by_seed, summarise, usual_n
 from ..table_layout import (
@@ -117,10 +117,10 @@ class _Printer:
         return [head for head, is_shown in shown.items() if is_shown]
 
     def teacher(self) -> Line:
-        digits, cells = self.table.decimals, list[PrintedCell]()
+        cells = list[PrintedCell]()
         for column in self.table.columns:
             value = column.teacher_accuracy
-            cells.append(PrintedCell(word=MISSING) if value is None else PrintedCell(f"{value:.{digits}f}"))
+            cells.append(PrintedCell(word=MISSING) if value is None else PrintedCell(f"{value:.{DECIMALS}f}"))
             cells += self._published(column.teacher_published)
         return Line("row", "Teacher", (*cells, *[PrintedCell()] * len(self._further())))
 
@@ -144,18 +144,17 @@ class _Printer:
     def _published(self, value: Published | None) -> list[PrintedCell]:
         if not self.published:
             return []
-        cell = full.published_cell(value, None, self.table.decimals, self.marks) if value else PrintedCell()
+        cell = full.published_cell(value, None, self.marks) if value else PrintedCell()
         return [replace(cell, std="")]
 
     def _averages(self, row: TableRow) -> list[PrintedCell]:
         average = self._average(row)
-        digits = self.table.decimals
         cells = list[PrintedCell]()
         if self.averaged:
-            cells.append(PrintedCell() if average is None else PrintedCell(f"{average:.{digits}f}"))
+            cells.append(PrintedCell() if average is None else PrintedCell(f"{average:.{DECIMALS}f}"))
         if self.plain and self.differenced:
             difference = None if row is self.plain else self._difference(row, self.plain)
-            cells.append(PrintedCell() if difference is None else PrintedCell(signed(difference, digits)))
+            cells.append(PrintedCell() if difference is None else PrintedCell(signed(difference)))
         if self.ranks is not None:
             cells.append(PrintedCell() if row in self.table.quoted else full.rank_cell(self.ranks.get(row.key)))
         return cells
@@ -163,7 +162,7 @@ class _Printer:
     def _average(self, row: TableRow) -> float | None:
         """Over the columns of one unit; None where one has no mean or another n, or none are of one unit."""
         summaries = [summarise(row.entries.get(c.key)) for c in self.compared]
-        means = [mean for one in summaries if (mean := one.mean(self.table.epoch_rule)) is not None]
+        means = [mean for one in summaries if (mean := one.mean("last")) is not None]
         alike = len(means) == len(summaries) and len({one.n for one in summaries}) == 1
         return fmean(means) if alike else None
 
@@ -175,7 +174,7 @@ class _Printer:
         """The mean over the columns of one unit of the differences over the seeds that both have there."""
         of_columns = []
         for column in self.compared:
-            ours, theirs = (by_seed(one.entries.get(column.key), self.table.epoch_rule) for one in (row, plain))
+            ours, theirs = (by_seed(one.entries.get(column.key), "last") for one in (row, plain))
             if not (common := ours.keys() & theirs.keys()):
                 return None
             of_columns.append(fmean(ours[seed] - theirs[seed] for seed in common))
@@ -184,8 +183,7 @@ class _Printer:
     def _uneven(self, plain: TableRow) -> bool:
         """Whether some row has not the plain student's seeds."""
         seeds = [
-            [by_seed(row.entries.get(column.key), self.table.epoch_rule).keys() for column in self.compared]
-            for row in self.table.rows
+            [by_seed(row.entries.get(column.key), "last").keys() for column in self.compared] for row in self.table.rows
         ]
         theirs = seeds[self.table.rows.index(plain)]
         return any(ours and ours != known for row in seeds for ours, known in zip(row, theirs, strict=True))
@@ -267,4 +265,4 @@ def _caption(table: Table) -> str:
         seeds = f"mean ± {spread}, n = {n}" if n else f"mean ± {spread} over n seeds"
     protocol = f"; protocol {cut(table.protocol, NAME)}" if table.protocol else ""
     deviating = "; not the paper's protocol" if table.deviations else ""
-    return f"{cut(table.metric, NAME)}, {seeds}, {table.epoch_rule} epoch{protocol}{deviating}."
+    return f"{cut(table.metric, NAME)}, {seeds}, last epoch{protocol}{deviating}."

@@ -34,7 +34,7 @@ class MethodCurves:
         return mean_curve(self.seeds)
 
 
-def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_better: bool = True) -> str:
+def drawing(methods: Sequence[MethodCurves], metric: str, salt: str) -> str:
     """The mean curve of each method with the range of its seeds; '' where nothing has two epochs.
 
     The references and the best of the others at the last epoch have colours and names, the rest are grey.
@@ -43,7 +43,6 @@ def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_b
         methods: the rows.
         metric: the y axis in words.
         salt: another one for each drawing of a page, as the SVG's ids are made of it.
-        higher_is_better: which are the best.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -52,7 +51,7 @@ def drawing(methods: Sequence[MethodCurves], metric: str, salt: str, higher_is_b
     drawn = [method for method in methods if len(method.mean) > 1]
     if not drawn:
         return ""
-    others = sorted((m for m in drawn if not m.reference), key=lambda m: m.mean[-1], reverse=higher_is_better)
+    others = sorted((m for m in drawn if not m.reference), key=lambda m: m.mean[-1], reverse=True)
     named = [*(m for m in drawn if m.reference), *others[: len(COLOURS)]]
     style = {
         "svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,

@@ -187,7 +187,7 @@ def _drawings(one: _Shown) -> dict[str, str]:
             if (place := one.places.get((row.key, column.key)))
         ]
         salt = f"{one.table_folder} {column.key}"
-        if drawing := site_curves.drawing(methods, column.metric, salt, one.table.higher_is_better):
+        if drawing := site_curves.drawing(methods, column.metric, salt):
             by_column[column.key] = drawing
     return by_column
 

@@ -44,7 +44,7 @@ def _amount(text: str) -> str:
 
 
 def slugs(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Names for files and marks of a page by key: of letters, digits and `._+@=-` alone, none twice, in no case."""
+    """Names by key for files and marks of a page: letters, digits and `._+@=-`, unique even when case is ignored."""
     used, names = {name.lower() for name in taken}, {}
     for key in keys:
         base = re.sub(r"[^A-Za-z0-9._+@=-]+", "-", key).strip(".-") or "x"

@@ -1,4 +1,7 @@
-"""Random images of CIFAR-100's shape: what a training step costs does not depend on what is in the pictures."""
+"""Random images of CIFAR-100's shape, as many: what a training step costs does not depend on what is in the pictures.
+
+It does on how many there are: banks have an entry for each, and there are as many visual words as locations allow.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from ...common.seeding import generator
 from ..images import ImageTask, Split
 
-TRAIN, TEST = 5_000, 500
+TRAIN, TEST = 50_000, 500
 
 
 def load(root: Path, download: bool) -> tuple[Split, Split]:

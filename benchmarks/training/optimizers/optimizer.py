@@ -21,8 +21,8 @@ from ..replicas.replica import ALONE, Replica
 class Part:
     """One of the parts of a batch of ``size`` samples, about equally many in each.
 
-    A process has ``count`` of them, one after another; its ``replica`` says how many processes there are. Where they
-    have ``gathered`` their outputs, the losses of each are those of the samples that all of them have at a time.
+    A process works through its ``count`` parts in turn; ``replica`` says how many processes share the batch. Where
+    outputs are ``gathered``, each process computes its losses on the current parts of all processes.
     """
 
     index: int = 0
