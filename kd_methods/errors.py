@@ -14,6 +14,10 @@ class DiskError(UserError):
     """A file cannot be written, or one that is there not be read: it concerns a whole run, not one cell of it."""
 
 
+class Changed(UserError):
+    """What a run was planned with is another thing now: it concerns all cells of the run, and a new plan."""
+
+
 class Damaged(UserError):
     """A file is not what was written into it."""
 

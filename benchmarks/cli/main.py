@@ -133,8 +133,12 @@ def _log(error: BaseException, context: click.Context | None) -> Path:
     name = f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
     text = f"{sys.argv}\n" + "".join(traceback.format_exception(error))
     output: Path | None = context.meta.get(OUTPUT) if context else None
-    for folder in (*([output] if output and output.is_dir() else []), Path(tempfile.gettempdir())):
-        with contextlib.suppress(UserError):
-            write_text(folder / name, text)
-            return folder / name
+    for place in ("output", "temporary files"):
+        with contextlib.suppress(UserError, OSError):
+            folder = (
+                output if place == "output" else Path(tempfile.gettempdir())
+            )  # which looks for one that it can write to
+            if folder and folder.is_dir():
+                write_text(folder / name, text)
+                return folder / name
     return Path("nowhere, as no folder can be written to")

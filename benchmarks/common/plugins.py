@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kd_methods.errors import UserError
+from kd_methods.errors import Changed, UserError
 
 from .console import say as say_here
 from .files import digest, sha256_file
@@ -71,11 +71,12 @@ def load_again(paths: Sequence[Path], planned: Mapping[str, str]) -> None:
         planned: digests of what they registered there by name, among those of other things.
 
     Raises:
-        UserError: as :func:`load`, or a file has changed since.
+        UserError: as :func:`load`.
+        Changed: a file has changed since.
     """
     digests = load(paths, lambda line: None)  # it was said there
     if changed := [name for name, digest in planned.items() if digests.get(name, digest) != digest]:
-        raise UserError(
+        raise Changed(
             f"the plugin of {', '.join(changed)} has changed since the run began; the same command begins anew with it"
         )
 

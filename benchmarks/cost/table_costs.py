@@ -45,6 +45,8 @@ def measure_missing(cells: Iterable[Cell], workspace: Workspace, measure: Callab
         for key, cell in missing.items():
             if stopping():
                 raise Interrupted
+            if store.cost(key).is_file():  # by another command meanwhile
+                continue
             try:
                 cost = measure(cell)
             except UserError as error:  # its row stays without a cost

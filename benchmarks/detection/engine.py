@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import Changed, DiskError, UserError
 
 from ..common import devices
 from ..common.events import CellEnded
@@ -54,8 +54,11 @@ def _one(cell: Cell, context: Context) -> bool:
     """Train a cell, from its checkpoint on where processes are lost; False if another command holds it."""
     run = context.store.run(cell)
     with run.lock() as mine:
-        if mine:
-            context.store.create(cell, context.say)
+        if not mine:
+            return False
+        if run.ended:  # by whoever held it before, or in an archive that was imported meanwhile
+            return True
+        context.store.create(cell, context.say)
     teacher = context.weights_of(cell.teacher) if cell.teacher else None
     job = DetectionJob(cell, context.protocol, *_where(context.workspace), run.path, teacher)
     for losses in range(1, LOST_AT_MOST + 1):
@@ -67,7 +70,7 @@ def _one(cell: Cell, context: Context) -> bool:
                 return False
             case Answer("interrupted") | Lost(failed=False, stopped=True):
                 raise Interrupted("stopped after a whole step; the same command goes on from here")
-            case Answer(DiskError() as error):
+            case Answer(DiskError() | Changed() as error):
                 raise error
             case Lost(failed=False) if losses < LOST_AT_MOST:
                 context.say(f"a process was lost ({end.how}); {cell.label} goes on")

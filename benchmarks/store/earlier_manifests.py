@@ -18,11 +18,14 @@ def upgraded(raw: Any) -> Any:
     return {**raw, "efficiency": raw.get("efficiency") or None, "columns": columns, "rows": rows}
 
 
-def _choices(row: dict[str, Any], raw: dict[str, Any]) -> list[Any]:
+def _choices(row: dict[str, Any], raw: dict[str, Any]) -> Any:
     """A row's choices, which were lines such as ``beta 2.0`` and ``alpha 0.5 (resnet56-resnet20)``."""
     named = [column.get("key") for column in raw["columns"] if isinstance(column, dict)]
     cells = [flat(cell["settings"]) for cell in raw["cells"] if _of(row, cell)]
-    return [_choice(line, named, cells) if isinstance(line, str) else line for line in row.get("our_choice", ())]
+    chosen = row.get("our_choice") or []
+    return (
+        [_choice(x, named, cells) if isinstance(x, str) else x for x in chosen] if isinstance(chosen, list) else chosen
+    )
 
 
 def _of(row: dict[str, Any], cell: Any) -> bool:

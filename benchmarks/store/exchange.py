@@ -67,7 +67,7 @@ class Merged:
         """What was not taken, in words; empty where all was."""
         reasons = []
         if self.conflicts:
-            reasons.append(f"{counted(len(self.conflicts), 'run')} with another result here, which stays: ")
+            reasons.append(f"{counted(len(self.conflicts), 'run')} with another result or teacher here, which stays: ")
             reasons[-1] += "; ".join(self.conflicts)
         if self.busy:
             reasons.append(f"{counted(len(self.busy), 'run')} being computed here: {', '.join(self.busy)}")
@@ -101,7 +101,7 @@ def export(
         shown = manifest.existing(output, table_folder)
         _check_manifest(shown, table_folder)
         keys += _keys(shown)
-        teach |= {column.teacher.cell for column in shown.columns} if unfinished else set()
+        teach |= {column.teacher.cell for column in shown.columns}
         members[f"tables/{table_folder}/plan.json"] = manifest.path(output, table_folder)
         for path in (path for cost in shown.costs if (path := store.cost(cost.key)).is_file()):
             if _is_whole(partial(documents.read, path, dict[str, Any]), say):
@@ -113,16 +113,16 @@ def export(
         begun = [run for run in going_on if _held(run, held, say)]
         for run in begun:
             members |= _files(run, BEGUN)
-        teach |= {_teacher(run) for run in begun}  # with their weights, for the training goes on
-        alone = map(_teacher, map(store.run, final)) if runs else ()
-        teachers = [key for key in dict.fromkeys([*alone, *teach]) if store.run(key).ended]
+        teach |= {_teacher(run) for run in begun} | (set(map(_teacher, map(store.run, final))) if runs else set())
+        # With their weights: whoever adds a row or a seed goes on with the same teachers.
+        teachers = [key for key in sorted(teach) if key and store.run(key).ended]
         packed = with_student = 0
         for key in dict.fromkeys([*final, *teachers]):
             run = store.run(key)
             if not _is_whole(partial(checked, run), say):
                 continue
             packed += 1
-            with_weights = students or key in teach
+            with_weights = students or key in teachers
             with_student += with_weights and (run / STUDENT).is_file()
             members |= _files(run, [name for name in RESULT if name != STUDENT or with_weights])
         if not packed and not begun:
@@ -228,12 +228,18 @@ def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Me
     store = Store(output)
     facts = store.facts(their.run.key for their in runs)
     added, same, students, conflicts, busy = list[str](), 0, 0, list[str](), list[str]()
-    for their in runs:
+    taught_by = {their.run.key: _teacher(their.run) for their in runs}
+    teachers, trained_otherwise = set(taught_by.values()), set[str]()
+    for their in sorted(runs, key=lambda their: their.run.key not in teachers):
         run, ours = store.run(their.run.key), facts[their.run.key].status
         with run.lock() as mine:
             if mine and ours["state"] not in FINAL:
                 ours = run.status  # it may have ended since the facts were read
-            if ours["state"] not in FINAL:
+            if ours["state"] in FINAL and _weights(ours) != _weights(their.status):
+                trained_otherwise.add(their.run.key)
+            if ours["state"] not in FINAL and taught_by[their.run.key] in trained_otherwise:
+                conflicts.append(f"{their.label} (its teacher has other weights here)")
+            elif ours["state"] not in FINAL:
                 (added if mine else busy).append(their.label)
                 if mine:
                     run.take(their.run, say)
@@ -308,6 +314,11 @@ def _result(status: dict[str, Any]) -> str:
     return text([status["state"], status.get("last"), status.get("best")])
 
 
+def _weights(status: dict[str, Any]) -> str:
+    """The digest of the deployed network."""
+    return status.get("files", {}).get(STUDENT, "")
+
+
 def _words(status: dict[str, Any]) -> str:
     values = ", ".join(f"{name} {value:.2f}" for name, value in status.get("last", {}).items())
     return values or status["state"]
@@ -317,7 +328,7 @@ def _take_student(run: Run, other: Run, ours: dict[str, Any]) -> bool:
     """The deployed network of a run that came without it, where it is the one that the run knows."""
     if (run / STUDENT).exists() or not (other / STUDENT).is_file():
         return False
-    if ours.get("files", {}).get(STUDENT) != sha256_file(other / STUDENT):
+    if _weights(ours) != sha256_file(other / STUDENT):
         return False
     run.write(STUDENT, read_bytes(other / STUDENT))
     return True

@@ -7,6 +7,7 @@ however many there are; so training goes on in the middle of an epoch to the sam
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
 import sys
@@ -96,11 +97,21 @@ class StreamTask:
         return self._cache[root]
 
     def fingerprint(self, root: Path, protocol: Protocol) -> str:
-        """Digest of the names, sizes and labels of all files; their pixels would take hours to read."""
+        """Digest of the names, sizes and labels of all files; their pixels would take hours to read.
+
+        Raises:
+            UserError: there is no file behind a name.
+        """
         content = hashlib.sha256()
         for files in self.read(root):
             for path, label in zip(files.paths, files.labels.tolist(), strict=True):
-                content.update(f"{path}|{(files.root / path).stat().st_size}|{label}\n".encode())
+                try:
+                    size = (files.root / path).stat().st_size
+                except OSError as error:  # a link to nowhere, no permission
+                    raise UserError(
+                        f"cannot read {files.root / path}: {error.strerror}; replace or remove it"
+                    ) from None
+                content.update(os.fsencode(f"{path}|{size}|{label}\n"))
         return content.hexdigest()
 
     def deviations(self, root: Path) -> tuple[str, ...]:

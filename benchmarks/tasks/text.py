@@ -120,6 +120,12 @@ class TextTask:
     """Not known: it depends on the tokenizer."""
 
     @property
+    def metrics_held_out(self) -> tuple[str, ...]:
+        """Those of rows of the training set that stand for all test sets."""
+        further = tuple(split.removeprefix("test") for split in self.official if split not in ("train", "test"))
+        return tuple(name for name in self.metrics if not (further and name.endswith(further)))
+
+    @property
     def official_samples(self) -> int:
         return self.official.get("train", 0)
 
@@ -173,6 +179,10 @@ class TextTask:
             wrong = "exchanges labels" if protocol.label_noise else "has no max_length"
             raise UserError(f"protocol {protocol.name} {wrong}; task {self.name} is one of texts")
         tokenizer = self.tokenizer(root, protocol)
+        if protocol.max_length <= (marks := tokenizer.num_special_tokens_to_add(pair=True)):
+            raise UserError(
+                f"protocol {protocol.name}: max_length {protocol.max_length} leaves no room beside {marks} marks"
+            )
         splits = {
             name: _encoded(texts, tokenizer, protocol.max_length, regression=not self.labels)
             for name, texts in self.read(root).items()
@@ -257,11 +267,11 @@ class TextData:
         size, count = self.protocol.batch_size, self.info.num_samples
         draws = generator(seed, "order", epoch)
         order, lengths = torch.randperm(count, generator=draws), self.train.lengths.cpu()
+        if self.protocol.drop_last:  # before texts are sorted: else it would always be the longest that are left out
+            order = order[: count // size * size]
         cut: list[Tensor] = []
         for bucket in order.split(BUCKET * size):
             cut += bucket[lengths[bucket].argsort(stable=True)].split(size)
-        if self.protocol.drop_last:
-            cut = [indices for indices in cut if len(indices) == size]
         assert len(cut) == self.protocol.steps_on(count)
         for place in torch.randperm(len(cut), generator=draws)[start:].tolist():
             yield self._batch(self.train, cut[place].to(self.device))

@@ -52,7 +52,9 @@ def test_a_table_goes_into_an_empty_store_and_looks_the_same(theirs: Path, tmp_p
     file, ours = packed(theirs), tmp_path / "ours"
     merged = import_(file, ours)
     assert len(merged.added) == 5 and not merged.missing and merged.tables == (TABLE_FOLDER,)
-    content_by_name = {name: content for name, content in files(theirs).items() if not name.endswith("student.pt")}
+    teacher = Store(theirs).run(TEACHER).path.name
+    students = [name for name in files(theirs) if name.endswith("student.pt") and teacher not in name]
+    content_by_name = {name: content for name, content in files(theirs).items() if name not in students}
     assert files(ours) == content_by_name, "results come as they were written, with the machine that computed them"
     assert render(ours, TABLE_FOLDER, pytest.fail)[1] == render(theirs, TABLE_FOLDER, pytest.fail)[1]
 
@@ -77,8 +79,8 @@ def test_importing_twice_changes_nothing(theirs: Path, tmp_path: Path) -> None:
 def test_networks_can_follow(theirs: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours"
     import_(packed(theirs), ours)
-    assert not list(ours.rglob("student.pt"))
-    assert import_(packed(theirs, also=["students"]), ours).students == 5
+    assert [file.parent for file in ours.rglob("student.pt")] == [Store(ours).run(TEACHER).path], "for who adds a row"
+    assert import_(packed(theirs, also=["students"]), ours).students == 4
     assert Store(ours).run(cell("kd", 1)).damage("student.pt") == ""
 
 
@@ -90,6 +92,20 @@ def test_another_result_of_the_same_cell_is_named_and_not_taken(theirs: Path, tm
     assert len(merged.added) == 4 and len(merged.conflicts) == 1
     assert "kd/resnet14-resnet8/s0 (top1 60.00 here, top1 70.00 there)" in merged.missing
     assert {name: content for name, content in files(ours).items() if name in before} == before
+
+
+def test_students_of_a_teacher_with_other_weights_are_not_taken(theirs: Path, tmp_path: Path) -> None:
+    """One that both stores trained, on machines that round otherwise: a table has one teacher for all its seeds."""
+    ours = tmp_path / "ours"
+    finish(ours, TEACHER, 71.0)
+    with Store(ours).run(TEACHER).lock():
+        run = Store(ours).run(TEACHER)
+        run.write("student.pt", b"rounded otherwise")
+        run.set_status("done", **{key: run.status[key] for key in ("epoch", "epochs", "last", "best", "remarks")})
+    finish(ours, cell("kd", 1), 70.5)
+    merged = import_(packed(theirs), ours)
+    assert not merged.added and len(merged.conflicts) == 5, merged
+    assert "student/resnet14-resnet8/s0 (its teacher has other weights here)" in merged.missing
 
 
 def test_what_is_not_ended_here_is_taken_and_kept_beside_it(theirs: Path, tmp_path: Path) -> None:
@@ -135,7 +151,7 @@ def test_only_what_has_ended_and_is_whole_is_packed(theirs: Path, tmp_path: Path
     Store(theirs).run(cell("kd", 1)).set_status("failed", message="of its own")
     (Store(theirs).run(cell("kd", 0)) / "environment.json").write_text("[]")
     exported = export(theirs, tmp_path / "runs.zip", [TABLE_FOLDER])
-    assert (exported.runs, exported.students, exported.left_out) == (3, 0, 2)
+    assert (exported.runs, exported.students, exported.left_out) == (3, 1, 2)
 
 
 def test_what_an_import_would_refuse_is_not_packed(theirs: Path, tmp_path: Path) -> None:

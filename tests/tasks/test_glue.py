@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,8 @@ def test_metrics_are_the_official_ones(tmp_path: Path):
 
     for name, official in kd_glue.CONFIGS.items():
         others = [f"{metric}_mm" for metric in official if "test_mm" in glue.SOURCES[name].rows]
-        assert get_task(f"glue/{name}").metrics == (*official, *others)
+        task: Any = get_task(f"glue/{name}")
+        assert task.metrics == (*official, *others) and task.metrics_held_out == official
     answers, truth = np.array([1, 0, 1, 1, 0, 0]), np.array([1, 0, 0, 1, 1, 0])
     assert glue.score("mrpc", answers, truth) == pytest.approx({"accuracy": 400 / 6, "f1": 200 / 3})
     assert glue.score("cola", answers, truth) == pytest.approx({"mcc": 100 / 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import random
 from collections import Counter
 from pathlib import Path
@@ -18,12 +19,12 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 
 from benchmarks.common.seeding import derive
-from benchmarks.config.protocol import load_protocol
+from benchmarks.config.protocol import load_protocol, protocol_names
 from benchmarks.config.recipe import Crops, Mixing
 from benchmarks.tasks import get_task, streamed
 from benchmarks.tasks.augmentation import cropping
 from benchmarks.tasks.augmentation.mixing import draw
-from benchmarks.tasks.augmentation.transforms import _auto_augment, _erasing_with_noise, _posterize
+from benchmarks.tasks.augmentation.transforms import ErasingWithNoise, _auto_augment, _posterize, augmented
 from benchmarks.tasks.data_sets import imagenet
 from benchmarks.tasks.streamed import drawing
 from kd_methods.errors import DiskError, UserError
@@ -173,6 +174,9 @@ def test_tiny_imagenet_in_its_official_layout(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(folder / "val" / "images" / "val_0.JPEG")
     with pytest.raises(UserError, match=r"val_annotations.txt is missing"):
         task.samples(tmp_path)
+    (folder / "val" / "val_annotations.txt").touch()
+    with pytest.raises(UserError, match=r"val_annotations.txt is empty; unpack it again"):
+        task.samples(tmp_path)
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t9\t9\n")
     train, test, _ = task.read(tmp_path)  # type: ignore[attr-defined]
     assert train.images.shape == (2, 64, 64, 3) and train.labels.tolist() == [0, 1] and test.labels.tolist() == [1]
@@ -191,13 +195,33 @@ def test_rotation_is_torchvisions(size: tuple[int, int]) -> None:
         assert torch.equal(sampled, TF.rotate(picture.permute(2, 0, 1), angle).permute(1, 2, 0)), angle
 
 
+def test_a_name_without_a_file_and_one_that_is_no_text(tmp_path: Path) -> None:
+    root = write_images(tmp_path)
+    task, image = get_task("imagenet"), next(root.rglob("*.JPEG"))
+    odd = image.with_name(b"caf\xe9.JPEG".decode(errors="surrogateescape"))
+    image.rename(odd)
+    assert task.fingerprint(root, recipe())
+    gone = image.with_name("gone.JPEG")
+    gone.symlink_to(tmp_path / "nowhere")
+    task._cache.clear()
+    with pytest.raises(UserError, match=r"gone\.JPEG: No such file or directory; replace or remove it"):
+        task.fingerprint(root, recipe())
+
+
+@pytest.mark.parametrize("name", [name for name in protocol_names() if load_protocol(name).crops])
+def test_processes_that_load_images_can_be_handed_the_augmentation(name: str) -> None:
+    protocol = load_protocol(name)
+    again = pickle.loads(pickle.dumps(augmented(protocol.crops, protocol.flip, protocol.mean, protocol.std)))
+    assert again(Image.new("RGB", (300, 260))).shape == (3, protocol.crops.size, protocol.crops.size)
+
+
 def test_erased_parts_are_timms_noise_in_what_networks_see(tmp_path: Path) -> None:
     """As timm's transform erases the normalised image, up to whole grey levels; other pixels stay as they were."""
     from timm.data.random_erasing import RandomErasing
 
     root, crops = write_images(tmp_path), Crops(size=32, test_resize=36, workers=0, erase=1.0, erase_fill="noise")
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8))
-    erased = _erasing_with_noise(1.0, MEAN, STD)
+    erased = ErasingWithNoise(1.0, MEAN, STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     noise, shares = [], []
     for seed in range(200):
@@ -217,7 +241,7 @@ def test_erased_parts_are_timms_noise_in_what_networks_see(tmp_path: Path) -> No
     assert values.abs().max() > 3.5, "not cut off at black and white"
     assert min(shares) > 0.02 * 0.8 and max(shares) < 1 / 3 * 1.1 and 0.14 < float(np.mean(shares)) < 0.21
     with drawing(0):
-        assert torch.equal(_erasing_with_noise(0.0, MEAN, STD)(pixels), pixels.short())
+        assert torch.equal(ErasingWithNoise(0.0, MEAN, STD)(pixels), pixels.short())
 
     data = opened(root, crops=crops)
     batch, mixed = next(iter(data.batches(0, 1))), next(iter(opened(root, crops=crops, mixing=MIXUP).batches(0, 1)))

@@ -10,6 +10,8 @@ import pytest
 import torch
 from helpers.text import PROTOCOL, SMALL_TASK, open_task
 
+from kd_methods.errors import UserError
+
 pytestmark = pytest.mark.usefixtures("offline")
 
 
@@ -28,9 +30,19 @@ def test_batches_hold_every_text_once_and_of_similar_length():
         sentence = SMALL_TASK.read(Path())["train"].first[int(batch.student().indices[0])]
         row = batch.student().inputs[0]
         assert data.tokenizer.decode(row[0][row[1].bool()], skip_special_tokens=True) == sentence
-    assert len(list(open_task(SMALL_TASK, drop_last=True).batches(0, 1))) == 150 // 16
+    full, seen = open_task(SMALL_TASK, drop_last=True), set[int]()
+    for epoch in range(20):
+        batches = list(full.batches(0, epoch))
+        assert len(batches) == 150 // 16
+        seen.update(*(batch.student().indices.tolist() for batch in batches))
+    assert len(seen) == 150, "another rest is left out in every epoch, not always the longest texts"
     held = open_task(SMALL_TASK, holdout=30)
     assert held.info.num_samples == 120 and held.test_samples == 30 and len(list(held.batches(0, 1))) == 8
+
+
+def test_a_length_without_room_for_words_is_refused():
+    with pytest.raises(UserError, match="max_length 2 leaves no room beside 3 marks"):
+        open_task(SMALL_TASK, max_length=2)
 
 
 def test_tokens_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, resource_tracker
@@ -93,12 +94,19 @@ def preload(*modules: str) -> None:
     """Let the server import what takes seconds and starts no thread, beside what this process goes on with.
 
     It ignores Ctrl-C from its start on; by default it does only when it has imported all.
+
+    Raises:
+        UserError: it cannot begin where temporary files are.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     resource_tracker.ensure_running()  # the server starts it, and it would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
     try:
         forkserver.ensure_running()
+    except OSError as error:  # "AF_UNIX path too long", no room
+        raise UserError(
+            f"no process can begin, for want of a socket in {tempfile.gettempdir()}: {error}; set TMPDIR"
+        ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from mmengine.runner import Runner
 
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import Changed, DiskError, UserError
 
 from ...common import devices, plugins
 from ...common.process.children import Send
@@ -43,7 +43,7 @@ from .runner import average_precision, set_up
 def work(send: Send, job: DetectionJob) -> None:
     """Train a cell; the parent gets its events, and as the answer its run's state in the end, or ``held``.
 
-    Where nothing could be written, the answer is the error.
+    Where nothing could be written, or what was planned has changed, the answer is the error.
 
     The run's lock is held by this process and those that load its images, which end with it.
     """
@@ -68,7 +68,7 @@ def _assist(send: Send, job: DetectionJob) -> None:
         _run(runner)
     except BaseException as error:
         failure = of_cell(error, alone=True)
-        if isinstance(error, DiskError) or (failure and failure.state == "failed"):
+        if isinstance(error, DiskError | Changed) or (failure and failure.state == "failed"):
             traceback.print_exc()
             send(BesideFailed(line(error)))
 
@@ -87,16 +87,16 @@ def _run(runner: Runner) -> None:
         runner.train()
 
 
-def _train(job: DetectionJob, send: Send, folder: Path) -> str | DiskError:
-    """Train the cell; the state in which its run is then, or the error where nothing could be written."""
+def _train(job: DetectionJob, send: Send, folder: Path) -> str | UserError:
+    """Train the cell; the state in which its run is then, or the error where that concerns all cells."""
     run = job.run
     try:
         runner, hook = set_up(job, send, folder)
         _run(runner)
         model = unwrapped(runner)
         finish(run, on_cpu(model.student), hook.records, job.protocol, model.method.remarks())
-    except DiskError as error:
-        return DiskError(line(error))
+    except (DiskError, Changed) as error:
+        return type(error)(line(error))
     except BaseException as error:
         if failure := marked(run, error, alone=True, epoch=len(run.metrics) + 1):
             return failure.state

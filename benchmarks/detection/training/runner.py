@@ -21,7 +21,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from kd_methods.contract import DataInfo, Progress
-from kd_methods.errors import UserError
+from kd_methods.errors import Changed, UserError
 
 from ...common import devices, plugins
 from ...common.process.children import Send
@@ -111,7 +111,7 @@ def set_up(job: DetectionJob, send: Send, folder: Path) -> tuple[Runner, Records
         _meet(job, device)
     files: DetectionFiles = get_task(protocol.task).open(job.data_root, protocol, torch.device("cpu"))
     if files.digest != cell.data:
-        raise UserError(f"the data of task {protocol.task} in {job.data_root} have changed since the run was planned")
+        raise Changed(f"the data of task {protocol.task} in {job.data_root} have changed since the run was planned")
     student, teacher = build(job, len(files.classes))
     hook = Records(job, send)
     total = protocol.epochs * detection.iterations

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kd_methods.errors import UserError
-
 from ...common import machine
 from ...common.workspace import Workspace
 from ...config.protocol import Protocol, steps_per_epoch
@@ -19,6 +17,7 @@ from ...cost.operations import CountedTeacher
 from ...store.cell import Cell, TeacherRef
 from ...tasks import Task
 from ...tasks.stated import Stated
+from ...training.failures import of_cell
 from ...training.shared_teacher import SharedTeacher
 
 SMALL_BATCH = 4
@@ -83,8 +82,10 @@ class Counted:
         if kind not in self._work:
             try:
                 self._work[kind] = _epochs(self._counting(SMALL_BATCH)(cell), scale * self._steps)
-            except UserError:  # the method is not for this pair: a cell that costs nothing
-                self._work[kind] = Work(0.0, 0.0, 0.0)
+            except Exception as error:
+                if of_cell(error, building=True) is None:
+                    raise
+                self._work[kind] = Work(0.0, 0.0, 0.0)  # not for this pair, or wrong: its run says so in time
         return self._work[kind]
 
     def _rate(self, cell: Cell) -> float:

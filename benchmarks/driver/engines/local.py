@@ -75,9 +75,11 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
     with ExitStack() as locks:
         mine = []
         for cell in cells:
-            if not locks.enter_context(context.store.run(cell).lock()):
+            run = context.store.run(cell)
+            if not locks.enter_context(run.lock()):
                 held.append(cell)
-            elif not context.store.create(cell, context.say).ended:  # by whoever held it before
+            elif not run.ended:  # by whoever held it before, or in an archive that was imported meanwhile
+                context.store.create(cell, context.say)
                 mine.append(cell)
         if mine:
             _train(mine, context)
@@ -86,7 +88,7 @@ def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
 
 def _train(cells: Sequence[Cell], context: Context) -> None:
     """Train a group; one that does not fit into memory goes on in halves, from its student runs' checkpoints."""
-    shortage = _shortage(cells, context)
+    shortage, left = _shortage(cells, context)
     if not shortage:
         return
     # Outside the except block: there, the error's traceback would keep the whole group in memory.
@@ -99,24 +101,30 @@ def _train(cells: Sequence[Cell], context: Context) -> None:
         failure.mark(context.store.run(cells[0]))
         context.watcher(failure.ended(cells[0]))
         return
-    middle = len(cells) // 2
-    for half in (cells[:middle], cells[middle:]):
+    middle = (len(left) + 1) // 2
+    for half in filter(None, (left[:middle], left[middle:])):
         _train(half, context)
 
 
-def _shortage(cells: Sequence[Cell], context: Context) -> str:
-    """Train a group; how it ran out of memory, if it did."""
+def _shortage(cells: Sequence[Cell], context: Context) -> tuple[str, list[Cell]]:
+    """Train a group; how it ran out of memory, if it did, and the cells that had not ended by then."""
+    left, student_runs = list(cells), list[StudentRun]()
     try:
         group = _group(cells[0], context)
-        student_runs = [student_run for cell in cells if (student_run := _student_run(cell, group, context))]
+        for cell in cells:
+            if student_run := _student_run(cell, group, context):
+                student_runs.append(student_run)
+            else:
+                left.remove(cell)
         if student_runs:
             context.replica.meet()
             train(student_runs, group, context.watcher, context.stopping, context.save_seconds)
     except Exception as error:
         if not memory.out_of_memory(error):
             raise
-        return line(error)
-    return ""
+        ended = {one.cell.key for one in student_runs if one.run.state != "running"}
+        return line(error), [cell for cell in left if cell.key not in ended]
+    return "", []
 
 
 def _group(cell: Cell, context: Context) -> Group:

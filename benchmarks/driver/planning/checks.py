@@ -62,7 +62,8 @@ def check_metrics(table: str, preset: str, metric: str, pairs: Sequence[Pair], p
         UserError: it does not.
     """
     for pair in pairs:
-        shown, known = pair.metric or metric, get_task(pair.task or protocol.task).metrics
+        task, shown = get_task(pair.task or protocol.task), pair.metric or metric
+        known = getattr(task, "metrics_held_out", task.metrics) if protocol.holdout else task.metrics
         if not shown or not known or shown in known:
             continue
         line = f"column '{pair.id}': {unknown('metric', shown, known)}"

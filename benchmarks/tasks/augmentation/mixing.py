@@ -52,8 +52,8 @@ def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 def draw(mixing: Mixing, size: tuple[int, int], seed: int) -> Mix:
     """How a batch of images of a size (H, W) is mixed; a function of the seed alone.
 
-    As timm's ``Mixup`` in its mode ``batch``: CutMix's rectangle has the side sqrt(1 - share) of the image around any
-    of its pixels; what lies outside is cut off, and the share becomes that of the pixels.
+    As the ``Mixup`` of timm 1.0.31 in its mode ``batch``: CutMix's rectangle has the side sqrt(1 - share) of the image
+    around any of its pixels; what lies outside is cut off, and the share becomes that of the pixels.
     """
     draws = np.random.RandomState(seed % 2**32)  # of which numpy promises the same numbers for ever
     cut = draws.random_sample() < (0.5 if mixing.mixup and mixing.cutmix else float(mixing.cutmix > 0))

@@ -6,7 +6,7 @@ The libraries that do it are imported by those who call them: a plan that has no
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +44,7 @@ def augmented(crops: Crops, flip: bool, mean: Sequence[float], std: Sequence[flo
         steps.append(v2.ColorJitter(*(crops.color_jitter,) * 3))
     steps.append(v2.PILToTensor())
     if crops.erase_fill == "noise":
-        steps.append(_erasing_with_noise(crops.erase, mean, std))
+        steps.append(ErasingWithNoise(crops.erase, mean, std))
     elif crops.erase:  # to the mean colour, which is zero for the network
         value = [round(255 * channel) for channel in mean]
         steps.append(v2.RandomErasing(crops.erase, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=value))
@@ -60,22 +60,23 @@ def clean(crops: Crops) -> v2.Transform:
     return v2.Compose([resize, v2.CenterCrop(crops.size), v2.PILToTensor()])
 
 
-def _erasing_with_noise(probability: float, mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+class ErasingWithNoise:
     """timm's random erasing in its mode ``pixel``, of uint8 (C, H, W) as the protocol normalises it, to int16.
 
-    Grey levels of noise are whole ones, as all are, and not cut off at black and white.
+    Grey levels of noise are whole ones, as all are, and not cut off at black and white. A class, because processes that
+    load images are handed it where they are not forked (macOS).
     """
-    from timm.data.random_erasing import RandomErasing
 
-    erase = RandomErasing(probability, mode="pixel", device="cpu")
-    centre, scale = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (mean, std))
+    def __init__(self, probability: float, mean: Sequence[float], std: Sequence[float]) -> None:
+        from timm.data.random_erasing import RandomErasing
 
-    def erased(image: Tensor) -> Tensor:
-        normalised = (image - centre) / scale
-        erase(normalised)
-        return (normalised * scale + centre).round().to(torch.int16)
+        self.erase = RandomErasing(probability, mode="pixel", device="cpu")
+        self.centre, self.scale = (torch.tensor(values).view(-1, 1, 1) * 255 for values in (mean, std))
 
-    return erased
+    def __call__(self, image: Tensor) -> Tensor:
+        normalised = (image - self.centre) / self.scale
+        self.erase(normalised)
+        return (normalised * self.scale + self.centre).round().to(torch.int16)
 
 
 def _auto_augment(crops: Crops, mean: Sequence[float]) -> Any:

@@ -41,6 +41,8 @@ def load(root: Path, download: bool) -> tuple[Split, Split]:
     if not train or not notes.is_file():
         raise UserError(f"{place} is incomplete: {notes if train else place / 'train'} is missing; unpack it again")
     rows = [line.split("\t")[:2] for line in read_text(notes, remedy="unpack it again").splitlines() if line.strip()]
+    if not rows:
+        raise UserError(f"{notes} is empty; unpack it again")
     try:
         test = [(place / "val" / "images" / file, classes[name]) for file, name in rows]
     except (KeyError, ValueError) as error:

@@ -333,6 +333,29 @@ def test_a_group_splits_for_whatever_says_that_memory_is_short(
     assert all(Result(bench.store, cell) == alone(cell) for cell in cells)
 
 
+def test_what_has_ended_is_not_tried_again_in_the_halves(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
+    ended = bench.cells(
+        [("test_wrong", {"error": "own", "moment": "train"}), ("test_wrong", {"error": "user", "moment": "init"})]
+    )
+    others = bench.cells([("test_wrong", {"moment": name}) for name in "abc"])
+    with monkeypatch.context() as patch:
+        patch.setattr(_Wrong, "short", staticmethod(SHORTAGES["allocator"]))
+        bench.run([*ended, *others])
+    assert bench.states([*ended, *others]) == ["failed", "refused", "done", "done", "done"]
+    assert bench.events.count((ended[0].label, "failed")) == 1
+    assert len([line for line in bench.said if "n/a: not in this epoch" in line]) == 1, bench.said
+
+
+def test_what_an_import_brings_before_its_turn_is_not_computed(bench: TrainingBench, tmp_path: Path):
+    """Without its network, as archives have it."""
+    (cell,) = bench.cells([("kd", {})])
+    bench.run([cell])
+    (bench.store.run(cell) / "student.pt").unlink()
+    before = bench.steps()
+    bench.run([cell])
+    assert bench.store.run(cell).state == "done" and bench.steps() == before
+
+
 def test_alone_and_still_too_large_says_what_was_said(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(ERRORS, "memory", SHORTAGES["allocator"])
     cells = bench.cells([("kd", {}), ("test_wrong", {"error": "memory"})])
