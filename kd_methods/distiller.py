@@ -84,8 +84,11 @@ class Distiller(nn.Module):
         device = next(network.parameters()).device
         if teacher is not None and not isinstance(teacher, Network):
             teacher = view(teacher, input_shape)
+        if teacher is not None and {*map(id, network.parameters())} & {*map(id, teacher.parameters())}:
+            raise UserError("student and teacher share parameters, and the teacher's are frozen; give a copy.deepcopy")
         # A tuple keeps the teacher out of parameters(), state_dict() and train().
         self._teacher = () if teacher is None else (teacher.requires_grad_(False).eval().to(device),)
+        labels = None if labels is None else torch.as_tensor(labels)
         given = {"num_samples": num_samples or labels is not None, "labels": labels is not None}
         for what in registry.get(name).needs.data:
             if not given.get(what, True):
@@ -101,6 +104,7 @@ class Distiller(nn.Module):
         self._phases = tuple(self.method.phases())
         self._phase: Phase | None = None
         self._begun = not self._phases
+        self.train(student.training)
         self.register_state_dict_post_hook(_drop_shared)
         self.register_load_state_dict_pre_hook(_fill_shared)
 
@@ -131,8 +135,8 @@ class Distiller(nn.Module):
     def prepare(self, loader: Iterable[Any]) -> None:
         """Compute what the method's losses need of the teacher and the training set; at once where that is nothing.
 
-        To be called before the optimiser is made, since a method's modules may depend on it, and again after the
-        training goes on in another process: what is computed is no part of the state dict.
+        To be called before the optimiser is made and a state dict is loaded, since a method's modules may depend on it,
+        and again when the training goes on in another process: what is computed is no part of the state dict.
 
         Args:
             loader: a ``DataLoader`` over the training set; its images in their order and without augmentation are what

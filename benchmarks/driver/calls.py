@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +225,12 @@ def _workspace(place: Mapping[str, Any]) -> Workspace:
 
 
 def _request(table: str, asked: Asked) -> Request:
+    for name in ("methods", "pairs", "seeds"):
+        if isinstance(value := asked.get(name, ()), str) or not isinstance(value, Iterable):
+            raise UserError(f"{name} {value!r}: give a list of them")
+    for name in ("epochs", "holdout", "accumulate", "processes"):
+        if asked.get(name) is not None:
+            _number(name, asked[name], 0)  # type: ignore[literal-required]
     changes = cast(Changes, {name: asked[name] for name in Changes.__annotations__ if name in asked})  # type: ignore[literal-required]
     return Request(
         table,

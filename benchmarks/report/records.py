@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kd_methods.errors import Damaged, UserError
+from kd_methods.errors import Damaged, UserError, unknown
 
 from ..common.console import say
 from ..common.events import EpochRecord
@@ -71,8 +71,10 @@ def load(
         say: called with a line for each run that is damaged, and so has no epochs.
 
     Raises:
-        UserError: there is no such table.
+        UserError: there is no such table, or level.
     """
+    if level not in get_args(Level):
+        raise unknown("level", level, get_args(Level))
     folder = Path(results) if results is not None else folders()["output"]
     return frame(
         [record for name in table_folders(folder, table) for record in of_table(folder, name, level, ALL, say)]

@@ -35,6 +35,7 @@ from .tracing import (
     path_of,
     prefix_tokens,
     run_unit,
+    stated_widths,
     traced_modes,
     traced_units,
     unit_shapes,
@@ -129,6 +130,10 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     ends = _stage_ends(module, traced, calls, shapes, first)
     if not ends:
         raise UserError(f"the blocks of network '{name}' cannot be found")
+    try:
+        _check_stages(module, ends, traced, shapes, x)
+    except UserError as error:
+        raise UserError(f"network '{name}' cannot be cut into units ({error}); kd_methods.view takes units=") from None
     groups: list[list[int]] = [list(range(first)), []]
     for i in range(first, len(traced)):
         in_trunk = i <= ends[-1]
@@ -162,12 +167,34 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     if len(shape_of[units[-2].name]) != 1 or not classifies:
         raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
     layout = _layout(module, units, stages, shape_of, preact_of, frozenset(rectified))
-    layout = replace(layout, prefix_tokens=prefix_tokens(module, shape_of[stages[-1]], x))
+    layout = replace(layout, prefix_tokens=_prefix(module, [shape_of[stage] for stage in stages], x))
     if len({unit.name for unit in units}) < len(units):
         raise UserError(f"network '{name}' runs a layer in several places, by which its units cannot be told apart")
     traced_chain = TracedChain(tuple(with_writes(module, units, x)), layout)
     _check_alike(module, traced_chain, x, name)
     return traced_chain
+
+
+def _check_stages(
+    module: nn.Module, ends: list[int], traced: list[Unit], shapes: list[tuple[int, ...]], x: Tensor
+) -> None:
+    """Raise UserError where stages are not what timm says of the network."""
+    stated = list(getattr(module, "feature_info", None) or ())
+    reductions = {info["num_chs"]: info.get("reduction", 0) for info in stated}
+    for i in ends:
+        reduction = reductions.get(shapes[i][0], 0) if traced[i].swapped[1] else 0
+        if (
+            reduction and abs(shapes[i][1] * reduction - x.shape[-2]) > reduction
+        ):  # places in another order than a map's
+            raise UserError("its stages are neither maps nor tokens")
+    if len(ends) == 1 and len(stated) > 2:
+        raise UserError(f"of its {len(stated)} stages one is found")
+
+
+def _prefix(module: nn.Module, stages: list[tuple[int, ...]], x: Tensor) -> int | None:
+    """Tokens of every stage that stand for no patch; None where stages differ in that."""
+    numbers = {prefix_tokens(module, shape, x) for shape in stages if len(shape) == 2}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _check_alike(module: nn.Module, chain: TracedChain, x: Tensor, name: str) -> None:
@@ -300,11 +327,7 @@ def _stage_ends(
     first: int,
 ) -> list[int]:
     """Traced units that end a stage: timm's own feature information, else the last block of each resolution."""
-    ends = []
-    for info in getattr(module, "feature_info", None) or ():
-        stage = info["module"]
-        inside = [i for i in range(first, len(traced)) if f"{traced[i].name}.".startswith(f"{stage}.")]
-        ends += inside[-1:]
+    ends = list(stated_widths(module, traced, first))
     if not ends:
         blocks = [i for i in range(first, len(traced)) if _ends_unit(module, calls[i]) and len(shapes[i]) > 1]
         sizes = [_size(shapes[i]) for i in blocks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -109,9 +110,22 @@ def _untraceable_functions() -> tuple[Callable[..., Any], ...]:
 
 
 def traced_modes(module: nn.Module, through: Callable[[nn.Module, str], bool]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Nodes of the pass in each of the modes; the same ones where the modes do the same."""
+    """Nodes of the pass in each of the modes; the same ones where the modes do the same.
+
+    Raises:
+        UserError: what is done is drawn at random, or a constant is made on the way: one pass does not show it.
+    """
     with modes_kept(module):
+        before = random.getstate(), torch.get_rng_state()
         graphs = [_BlockTracer(through).trace(_Called(module.train(mode))) for mode in _MODES]
+        if before[0] != random.getstate() or not torch.equal(before[1], torch.get_rng_state()):
+            random.setstate(before[0])
+            torch.set_rng_state(before[1])
+            raise UserError("its forward pass draws numbers outside of its layers")
+    if any(
+        node.op == "get_attr" and str(node.target).startswith("_tensor_constant") for g in graphs for node in g.nodes
+    ):
+        raise UserError("its forward pass makes a constant tensor; a registered buffer can be cut")
     for graph in graphs:
         for node in graph.nodes:
             if node.kwargs.get("inplace"):  # a kept output would change under its reader
@@ -166,8 +180,8 @@ def prefix_tokens(module: nn.Module, shape: tuple[int, ...], images: Tensor) -> 
         shape: of its features of an image, tokens (L, D) or a map.
         images: (B, C, H, W) that it runs on.
     """
-    if len(shape) != 2 or images.shape[-2] != images.shape[-1]:
-        return None
+    if len(shape) != 2 or images.shape[-2] != images.shape[-1] or hasattr(module, "reroll"):
+        return None  # timm's Hiera keeps patches in another order than by rows, until it "rerolls" them
     declared = getattr(module, "num_prefix_tokens", None)
     numbers = (0, 1) if declared is None else (declared,)
     return next((n for n in numbers if math.isqrt(shape[0] - n) ** 2 == shape[0] - n), None)
@@ -211,13 +225,22 @@ def traced_units(module: nn.Module, name: str, classifier: str) -> list[Unit]:
     ]
 
 
+def stated_widths(module: nn.Module, units: list[Unit], first: int = 0) -> dict[int, int]:
+    """Channels behind the units that end a stage, by timm's own feature information."""
+    widths: dict[int, int] = {}
+    for info in getattr(module, "feature_info", None) or ():
+        inside = [i for i in range(first, len(units)) if f"{units[i].name}.".startswith(f"{info['module']}.")]
+        widths |= dict.fromkeys(inside[-1:], info["num_chs"])
+    return widths
+
+
 def unit_shapes(module: nn.Module, units: list[Unit], x: Tensor, name: str) -> list[tuple[int, ...]]:
     """Shape of each unit's output without the batch; units that swap dimensions are marked as such.
 
     Raises:
         UserError: what goes on between two units is no tensor.
     """
-    shapes, inside = [], False
+    shapes, inside, widths = [], False, stated_widths(module, units)
     with modes_kept(module), torch.no_grad():
         module.eval()
         for i, unit in enumerate(units):
@@ -226,7 +249,9 @@ def unit_shapes(module: nn.Module, units: list[Unit], x: Tensor, name: str) -> l
                 raise UserError(
                     f"network '{name}' cannot be cut into units (behind {unit.name} goes on what is no tensor)"
                 )
-            before, inside = inside, out.dim() == 4 and _channels_are_last(module, units[: i + 1])
+            width = widths.get(i)
+            stated = width is not None and out.dim() == 4 and out.shape[1] != width == out.shape[3]
+            before, inside = inside, stated or (out.dim() == 4 and _channels_are_last(module, units[: i + 1]))
             units[i] = replace(unit, swapped=(before, inside))
             shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if inside else out.shape[1:]))
             x = out

@@ -91,6 +91,13 @@ def test_mistakes_are_said(place: Path) -> None:
     for seed in ("0", True, -1, 2**32, 0.5):
         with pytest.raises(UserError, match=r"seeds .*: give whole numbers from 0 to 4294967295"):
             benchmarks.plan_table("table2", preset="demo", seeds=[seed])  # type: ignore[list-item]
+    for name, value in (("seeds", 0), ("methods", "kd"), ("pairs", PAIR)):
+        with pytest.raises(UserError, match=f"{name} .*: give a list of them"):
+            benchmarks.plan_table("table2", preset="demo", **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="epochs '3': give whole numbers"):
+        benchmarks.plan_table("table2", preset="demo", epochs="3")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown level 'epochs'; did you mean epoch"):
+        benchmarks.load(place, level="epochs")  # type: ignore[arg-type]
     for name in ("workers", "threads"):
         with pytest.raises(UserError, match=f"{name} 0: give whole numbers from 1 on"):
             benchmarks.run_cell("table2", "kd", PAIR, preset="demo", **{name: 0})  # type: ignore[arg-type]

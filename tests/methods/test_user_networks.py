@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from kd_methods import Distiller
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
 from kd_methods.views import fold_batch_norms, view
+from kd_methods.views.tracing import prefix_tokens
 
 SHAPE = (3, 16, 16)
 INFO = DataInfo(40, 10, torch.arange(40) % 10)
@@ -192,3 +195,74 @@ def test_what_cannot_be_cut_says_so_in_one_line() -> None:
         assert cut.layout.stages[-1] == "blocks.1" and cut(torch.randn(2, *SHAPE)).logits.shape == (2, 10)
     with pytest.raises(UserError, match="selecsls42b"):
         build_network("timm:selecsls42b", 7, (3, 64, 64))
+
+
+# --- networks of timm whose features lie otherwise ------------------------------------------------------------------
+
+
+def test_maps_with_channels_last_are_turned_by_what_timm_says_of_them():
+    """PVT gives (B, H, W, C) and does not declare it."""
+    network = timm.create_model("pvt_v2_b0", num_classes=5).eval()
+    x = torch.randn(2, 3, 64, 64)
+    stages = view(network, (3, 64, 64))(x, fields=("stages",)).stages
+    theirs = network.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True)
+    assert [stage.shape[1] for stage in stages] == [32, 64, 160, 256]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(stages, theirs, strict=True))
+
+
+class _Hiera(nn.Module):
+    """Patches in another order than by rows, as timm's Hiera has them."""
+
+    reroll = None
+
+
+def test_patches_in_another_order_are_no_map():
+    images = torch.zeros(2, 3, 64, 64)
+    assert prefix_tokens(nn.Module(), (16, 8), images) == 0 and prefix_tokens(_Hiera(), (16, 8), images) is None
+
+
+class _Odd(nn.Module):
+    """What one pass does not show: layers that are drawn, and a constant that is made on the way."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.rows = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(3)))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "constant":
+            x = x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
+        for block in self.rows:
+            if self.kind == "drawn" and self.training and random.random() < 0.0:
+                continue
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("drawn", "draws numbers outside of its layers"), ("constant", "makes a constant")]
+)
+def test_what_one_pass_does_not_show_is_refused(kind: str, words: str):
+    with pytest.raises(UserError, match=words):
+        view(_Odd(kind), (3, 16, 16))
+
+
+def test_student_and_teacher_share_nothing():
+    network = build_network("resnet8", 5, (3, 16, 16)).module
+    with pytest.raises(UserError, match="share parameters"):
+        kd_methods.Distiller("kd", network, network, num_classes=5, input_shape=(3, 16, 16))
+
+
+def test_a_distiller_has_the_mode_of_its_student_and_takes_labels_as_data_sets_have_them():
+    student, teacher = (build_network(name, 5, (3, 16, 16)).module for name in ("resnet8", "resnet14"))
+    kd = kd_methods.Distiller(
+        "crd",
+        student.eval(),
+        teacher,
+        num_classes=5,
+        input_shape=(3, 16, 16),
+        labels=[i % 5 for i in range(60)],
+        negatives=8,
+    )
+    assert not kd.training and not kd.method.training and kd.train().student.training
