@@ -57,8 +57,8 @@ class Measure:
         norm = "ln 5" if self.entropy_norm == "ln5" else "the logarithm of the samples per class"
         pairs = "with" if self.self_pairs else "without"
         return (
-            f"S ({pairs} every image's pair with itself) and E on {self.samples} images, I on {self.per_class} of each"
-            f" class with its entropy over {norm}; {self.layers} layers are chosen."
+            f"S ({pairs} every image's pair with itself) and E on at most {self.samples} images, I on at most"
+            f" {self.per_class} of each class with its entropy over {norm}; of all layers {self.layers} are chosen."
         )
 
     def values(self, measured: Quality) -> dict[Metric, Tensor]:

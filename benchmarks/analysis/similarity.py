@@ -3,7 +3,7 @@
 Two measures on the same test images, block by block: linear CKA, which sees the geometry of the samples and no
 connector; and the distance through the best linear connector (a 1x1 convolution with bias, by least squares), as the
 share of the teacher's variance that it leaves. Fitting one makes methods with and without a connector comparable; it is
-fitted on one half of the images and measured on the other, so that wide blocks are not alike by overfitting.
+fitted to every second image and measured on the others, so that wide blocks are not alike by overfitting.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from ..tasks.images import Normalisation
 from ..training.isolation import copied
 
 IMAGES = 500
-MEASURES = {"cka": "linear CKA", "distance": "distance through a linear connector"}
+MEASURES = {
+    "cka": "linear CKA",
+    "unseen_distance": "distance through a linear connector, on images it was not fitted to",
+}
+"""What is recorded, and how figures call it."""
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -40,17 +44,20 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300))
 
 
-def connector_distance(x: Tensor, y: Tensor) -> float:
-    """Share of the variance of y (n, q) that the affine map of x (n, p) leaves which is best for the first rows.
+def connector_distance(x: Tensor, y: Tensor, images: int) -> float:
+    """Share of the variance of y (n, q) that an affine map of x (n, p) leaves on images that it was not fitted to.
 
-    It is fitted on the first half of the rows and measured on the others; 1 and more is no better than their mean.
+    It is fitted to every second of the ``images`` that the rows are of, as many of each; 1 and more is no better than
+    their mean. A ridge of as many times the channels' mean variance as there are channels, next to nothing beside many
+    rows, keeps the fit from following noise where there are few.
     """
-    half = len(x) // 2
-    means = [features.double()[:half].mean(0) for features in (x, y)]
+    fitted = torch.arange(images, device=x.device).repeat_interleave(len(x) // images) % 2 == 0
+    means = [features.double()[fitted].mean(0) for features in (x, y)]
     x, y = (features.double() - mean for features, mean in zip((x, y), means, strict=True))
-    # A minimum-norm solution by the pseudo-inverse: channels may be constant, or sums of others.
-    solution = torch.linalg.pinv(x[:half].t() @ x[:half], hermitian=True) @ (x[:half].t() @ y[:half])
-    return float((y[half:] - x[half:] @ solution).pow(2).sum() / y[half:].pow(2).sum().clamp_min(1e-300))
+    gram = x[fitted].t() @ x[fitted]
+    gram.diagonal().add_(gram.diagonal().sum() / fitted.sum() + 1e-300)
+    left = y[~fitted] - x[~fitted] @ torch.linalg.solve(gram, x[fitted].t() @ y[fitted])
+    return float(left.pow(2).sum() / y[~fitted].pow(2).sum().clamp_min(1e-300))
 
 
 class BlockSimilarity:
@@ -75,9 +82,10 @@ class BlockSimilarity:
             ours = student(copied(self.inputs), fields=("blocks",)).blocks
         count = min(len(ours), len(self.theirs))
         pairs = list(zip(ours[-count:], self.theirs[-count:], strict=True))
+        distances = [connector_distance(rows(a), rows(b), len(a)) for a, b in (_alike(s, t) for s, t in pairs)]
         return {
             "cka": [linear_cka(s.flatten(1), t.flatten(1)) for s, t in pairs],
-            "distance": [connector_distance(*map(rows, _alike(s, t))) for s, t in pairs],
+            "unseen_distance": distances,
         }
 
 
@@ -102,7 +110,8 @@ def collect(manifest: Manifest, store: Store, column: str, say: Callable[[str], 
         for cell in manifest.cells:
             if (cell.row, cell.column) == (row.key, column):
                 metrics = store.metrics(cell.key, say)
-                records = {r["epoch"]: r["similarity"] for r in metrics if r.get("similarity")}
+                every = {r["epoch"]: r.get("similarity") or {} for r in metrics}  # earlier versions measured otherwise
+                records = {epoch: measured for epoch, measured in every.items() if measured.keys() >= MEASURES.keys()}
                 runs += [records] if records else []
         if common := sorted(set.intersection(*map(set, runs))) if runs else []:
             curves[row.title] = {epoch: _mean([run[epoch] for run in runs]) for epoch in common}
@@ -120,7 +129,7 @@ def write(manifest: Manifest, store: Store, folder: Path, say: Callable[[str], N
         curves = collect(manifest, store, column.key, say)
         if left := [row.title for row in manifest.rows if row.title not in curves]:
             say(
-                f"not in the plot of {column.key}, without a teacher or trained before without --similarity: "
+                f"not in the plot of {column.key}, without a teacher, or not trained with --similarity of today: "
                 f"{', '.join(left)}; another --output trains anew"
             )
         if curves:
@@ -133,10 +142,10 @@ def write(manifest: Manifest, store: Store, folder: Path, say: Callable[[str], N
 
 def csv(curves: Curves) -> str:
     """One line per row, epoch and block."""
-    lines: list[tuple[object, ...]] = [("row", "epoch", "block", "cka", "distance")]
+    lines: list[tuple[object, ...]] = [("row", "epoch", "block", *MEASURES)]
     for title, epochs in curves.items():
         for epoch, values in epochs.items():
-            for block, (cka, distance) in enumerate(zip(values["cka"], values["distance"], strict=True), 1):
+            for block, (cka, distance) in enumerate(zip(*(values[name] for name in MEASURES), strict=True), 1):
                 lines.append((title, epoch, block, f"{cka:.6f}", f"{distance:.6f}"))
     return csv_text(lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +75,24 @@ def _one(cell: Cell, context: Context) -> bool:
                 raise error
             case Lost(failed=False) if losses < LOST_AT_MOST:
                 context.say(f"a process was lost ({end.how}); {cell.label} goes on")
+                _until_unlocked(run, context.stopping)
                 continue
             case Lost():
                 Failure("failed", end.for_good(LOST_AT_MOST)).mark(run)
         break
     _tell(cell, run, context)
     return True
+
+
+def _until_unlocked(run: Run, stopping: Callable[[], bool]) -> None:
+    """Wait for the processes that load a lost one's images: they share its lock, and end some seconds after it."""
+    while True:
+        with run.lock() as mine:
+            if mine:
+                return
+        if stopping():
+            raise Interrupted
+        time.sleep(0.2)
 
 
 def _tell(cell: Cell, run: Run, context: Context) -> None:

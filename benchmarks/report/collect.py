@@ -25,7 +25,7 @@ from ..config.protocol import load_protocol, protocol_names
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
-from ..store.manifest import Manifest, OurChoice, PlannedColumn, PlannedRow, existing, path
+from ..store.manifest import Manifest, OurChoice, PlannedColumn, PlannedCost, PlannedRow, existing, path
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
 from . import run_names
@@ -176,7 +176,7 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
         quoted=tuple(row for row in quoted if row.entries),
         protocol_lines=(*manifest.protocol_lines, *_rates(manifest)),
         deviations=shortest(manifest.deviations),
-        notes=tuple(manifest.notes),
+        notes=(*manifest.notes, *_holdout_note(manifest)),
         provenance=_provenance(facts),
         protocol=manifest.protocol.get("name", ""),
         digest=digest(sorted(cell.key for cell in manifest.cells)),
@@ -198,12 +198,11 @@ def _curves(manifest: Manifest, store: Store, say: Callable[[str], None]) -> dic
     return curves
 
 
-def collect_cost(
-    manifest: Manifest, store: Store, table: report.Table, say: Callable[[str], None] = say
-) -> report.CostTable | None:
-    """The cost table's content out of the store, or None where no cost was measured."""
-    measured: dict[str, dict[str, report.CostEntry]] = {}
-    facts: dict[tuple[str, str], documents.Environment] = {}
+def measured_costs(
+    manifest: Manifest, store: Store, say: Callable[[str], None] = say
+) -> list[tuple[PlannedCost, Cost]]:
+    """What was measured of a table's rows, once for each row and column."""
+    measured: dict[tuple[str, str], tuple[PlannedCost, Cost]] = {}
     for planned in manifest.costs:
         try:
             figures = documents.read(store.cost(planned.key), Cost)
@@ -211,9 +210,20 @@ def collect_cost(
             say(f"missing in the table of costs: {error}")
             continue
         if figures:
-            entry = replace(figures["cost"], machine=figures["environment"]["machine"])
-            measured.setdefault(planned.row, {})[planned.column] = entry
-            facts[planned.place] = figures["environment"]
+            measured[planned.place] = planned, figures
+    return list(measured.values())
+
+
+def collect_cost(
+    manifest: Manifest, store: Store, table: report.Table, say: Callable[[str], None] = say
+) -> report.CostTable | None:
+    """The cost table's content out of the store, or None where no cost was measured."""
+    measured: dict[str, dict[str, report.CostEntry]] = {}
+    facts: list[documents.Environment] = []
+    for planned, figures in measured_costs(manifest, store, say):
+        entry = replace(figures["cost"], machine=figures["environment"]["machine"])
+        measured.setdefault(planned.row, {})[planned.column] = entry
+        facts.append(figures["environment"])
     if not measured:
         return None
     rows = tuple(
@@ -221,7 +231,7 @@ def collect_cost(
         for row in table.rows
         if row.key in measured
     )
-    return report.CostTable(table.name, table.title, _costed(manifest, table), rows, _provenance([*facts.values()]))
+    return report.CostTable(table.name, table.title, _costed(manifest, table), rows, _provenance(facts))
 
 
 def _costed(manifest: Manifest, table: report.Table) -> tuple[report.Column, ...]:
@@ -367,9 +377,14 @@ def _recipe_of_teachers(recipe: str) -> str:
     return (recipe in protocol_names() and load_protocol(recipe).teachers_from) or recipe
 
 
+def _holdout_note(manifest: Manifest) -> list[str]:
+    files = dict.fromkeys(column.teacher.entry for column in manifest.columns if column.teacher.saw_holdout)
+    return [f"the teacher files {', '.join(files)} were trained on the held-out images too"] if files else []
+
+
 def _other_measure(line: PublishedLine, recipe: str, column: PlannedColumn) -> str:
     """What keeps a pair's value from being ours although the recipe is one; an id with a task says both itself."""
-    if ":" in column.key:
+    if ":" in column.key or recipe not in protocol_names():
         return ""
     if column.metric != line.metric:
         return "another metric"

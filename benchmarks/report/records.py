@@ -13,18 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kd_methods.errors import Damaged, UserError, unknown
+from kd_methods.errors import UserError, unknown
 
 from ..common.console import say
 from ..common.events import EpochRecord
 from ..common.files import canonical, csv_text, write_bytes
 from ..common.places import folders
-from ..store import documents, manifest
+from ..store import manifest
 from ..store.manifest import Manifest, PlannedColumn, PlannedRow
 from ..store.runs import Facts, Store
 from ..store.selection import ALL, Selection, selected
 from . import verdicts
-from .collect import Cost, collect
+from .collect import collect, measured_costs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,24 +147,18 @@ def of_manifest(
 
 def _costs(shown: Manifest, table_folder: str, store: Store, say: Callable[[str], None]) -> Iterator[Record]:
     rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
-    for planned in shown.costs:
-        try:
-            measured = documents.read(store.cost(planned.key), Cost)
-        except Damaged as error:
-            say(str(error))
-            continue
-        if measured:
-            place = {"table": table_folder, "row": planned.row, "pair": planned.column}
-            figures = dict[str, Any]()
-            for name, value in asdict(measured["cost"]).items():
-                if name in PARTS:
-                    figures |= {f"{name}.{part}": held for part, held in (value or {}).items()}
-                else:
-                    figures[name] = canonical(value) if isinstance(value, list | tuple) else value
-            facts = measured["environment"]
-            yield place | _described(rows[planned.row], columns[planned.column]) | figures | {
-                "date": facts["date"], "commit": facts["commit"], "machine": facts["machine"], "key": planned.key,
-            }  # fmt: skip
+    for planned, measured in measured_costs(shown, store, say):
+        place = {"table": table_folder, "row": planned.row, "pair": planned.column}
+        figures = dict[str, Any]()
+        for name, value in asdict(measured["cost"]).items():
+            if name in PARTS:
+                figures |= {f"{name}.{part}": held for part, held in (value or {}).items()}
+            else:
+                figures[name] = canonical(value) if isinstance(value, list | tuple) else value
+        facts = measured["environment"]
+        yield place | _described(rows[planned.row], columns[planned.column]) | figures | {
+            "date": facts["date"], "commit": facts["commit"], "machine": facts["machine"], "key": planned.key,
+        }  # fmt: skip
 
 
 def _described(row: PlannedRow, column: PlannedColumn) -> Record:

@@ -37,6 +37,7 @@ class PlannedTeacher(Document):
     trained_under  the protocol of that training, where it is not the students', in words
     accuracy       what its file measures by the column's metric
     off            whether that is something else than its entry expects
+    saw_holdout    whether its file was trained on the images that are held out
     """
 
     identity: dict[str, Any]
@@ -46,6 +47,7 @@ class PlannedTeacher(Document):
     trained_under: str = ""
     accuracy: float | None = None
     off: bool = False
+    saw_holdout: bool = False
 
 
 class PlannedColumn(Document):
@@ -124,7 +126,7 @@ class PlannedCell(Document):
 
 
 class PlannedCost(Document):
-    """Where the cost of a row in a column is kept; of several of one place the last that was measured counts."""
+    """Where the cost of a row in a column is kept; of several of one place the last that has figures counts."""
 
     row: str
     column: str
@@ -195,8 +197,10 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
     rows = {row.key: row for row in old.rows}
     moved: dict[tuple[str, str], PlannedRow] = {}
     replaced: dict[str, Counter[str]] = {}
+    still = set[tuple[str, str]]()
     for cell in old.cells:
         if beside.keys.get((*cell.place, cell.seed)) == cell.key:
+            still.add(cell.place)
             continue
         reason, changes = beside.compared(cell)
         target = cell
@@ -209,16 +213,16 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
             replaced.setdefault(reason, Counter())[rows[cell.row].title] += 1
         elif (*target.place, target.seed) not in beside.keys:
             shown_before[(*target.place, target.seed)] = target
+            still.add(target.place)
     cells = (*shown_before.values(), *new.cells)
     shown = {cell.place for cell in cells}
-    costs = [cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in shown]
+    costs = [cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in still]
     old_rows = [*old.rows, *{row.key: row for row in moved.values() if row.key not in rows}.values()]
     both = new.model_copy(
         update={
             "cells": cells,
             "costs": (*(cost for cost in costs if cost not in new.costs), *new.costs),
-            "deviations": _both(old.deviations if shown_before else (), new.deviations),
-            "notes": _both(old.notes if shown_before else (), new.notes),
+            "deviations": _deviations(old.deviations if shown_before else (), new),
             "rows": _joined(old_rows, new.rows, {row for row, _ in shown}),
             "columns": _joined(old.columns, _measured(old.columns, new.columns), {column for _, column in shown}),
         }
@@ -228,9 +232,10 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
     return MergedManifest(_ordered(both), (*said, *([_replaced(replaced)] if replaced else [])))
 
 
-def _both(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
-    """Sentences on what a table showed before and shows still, and on what is new, each once."""
-    return tuple(dict.fromkeys((*old, *new)))
+def _deviations(old: Sequence[str], new: Manifest) -> tuple[str, ...]:
+    """Of what is shown still, and of the new plan, which says of its own tasks' data what is so now."""
+    planned = tuple(f"{column.task} has " for column in new.columns)
+    return tuple(dict.fromkeys((*(text for text in old if not text.startswith(planned)), *new.deviations)))
 
 
 class _Beside:

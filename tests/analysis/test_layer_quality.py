@@ -193,7 +193,7 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
     changed = "resnet8-digits-demo-layers-3-entropy_norm-lnN"
     again = (tmp_path / "quality" / f"{changed}.csv").read_text().splitlines()
     page = (tmp_path / "quality" / f"{changed}.md").read_text()
-    assert "its entropy over the logarithm of the samples per class; 3 layers are chosen" in page
+    assert "its entropy over the logarithm of the samples per class; of all layers 3 are chosen" in page
     ratios = [float(a.split(",")[3]) / float(b.split(",")[3]) for a, b in zip(lines[1:], again[1:], strict=True)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3) and ratios[0] > 1
     assert CliRunner().invoke(cli, [*arguments, "--no-self-pairs"]).exit_code == 0

@@ -105,6 +105,13 @@ def test_another_data_set_or_metric_makes_no_verdict(tmp_path: Path, changes: di
         assert value.published and (value.published.comparable, value.published.reason) == expected
 
 
+def test_a_recipe_of_a_user_s_own_is_no_mistake(tmp_path: Path) -> None:
+    """Values are filed under recipes that are no protocols here, and a user's may repeat one."""
+    shown = paper(recipe="simkd-toolbox")
+    (value,) = collect(shown, Store(tmp_path)).rows[0].entries.values()
+    assert value.published and not value.published.comparable
+
+
 def test_a_teacher_is_compared_under_the_recipe_of_teachers(tmp_path: Path) -> None:
     """letKD's students have a recipe of their own, and CRD's teachers, of which CRD's values are."""
     shown = paper(published="cifar100-letkd.csv", recipe="cifar100-letkd", sources=["letKD supplement"])

@@ -214,10 +214,13 @@ def test_a_column_on_other_data_or_at_another_rate_is_another_one(lab: Lab) -> N
 
 def test_what_a_caption_says_of_cells_stays_with_them(lab: Lab) -> None:
     first, second = (lab.manifest(pairs=(pair,)) for pair in ("resnet14-resnet8", "wrn_16_1-resnet8"))
-    short = {"deviations": ("1000 rows of train, officially 3668",), "notes": ("its teacher saw them, too",)}
-    merged = merge(first.model_copy(update=short), second)
-    assert (merged.deviations[:1], merged.notes[:1]) == (short["deviations"], short["notes"])
-    assert merge(first.model_copy(update=short), first).deviations == first.deviations, "nothing of it is shown"
+    short = first.model_copy(update={"deviations": ("other has 1000 rows of train, officially 3668",)})
+    merged = merge(short, second)
+    assert merged.deviations == (*short.deviations, *second.deviations)
+    assert merge(short, first).deviations == first.deviations, "nothing of it is shown"
+    task = first.columns[0].task
+    mended = short.model_copy(update={"deviations": (f"{task} has 1000 rows of train, officially 1437",)})
+    assert merge(mended, second).deviations == second.deviations, "which says what is so now"
 
 
 def test_a_plan_on_another_machine_hides_no_measured_cost(lab: Lab) -> None:
@@ -228,6 +231,11 @@ def test_a_plan_on_another_machine_hides_no_measured_cost(lab: Lab) -> None:
     environment = {"date": "2026-01-02", "commit": "abc", "machine": "here", "versions": {"torch": "2.9"}}
     for planned in here.costs:
         write_json(store.cost(planned.key), {"label": "kd", "cost": cost, "environment": environment})
+    newer = there.model_copy(update={"rows": tuple(row.model_copy(update={"code": "2"}) for row in there.rows)})
+    newer = newer.model_copy(
+        update={"cells": tuple(cell.model_copy(update={"key": cell.key[::-1]}) for cell in there.cells)}
+    )
+    assert merge(here, newer).costs == newer.costs, "what other code cost is no cost of the new one"
     for machine in ("here", "there"):
         table = collect_cost(merged, store, collect(merged, store))
         assert table and {entry.machine for row in table.rows for entry in row.entries.values()} == {machine}

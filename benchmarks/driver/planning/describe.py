@@ -53,7 +53,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             measured = accuracies.get((pair.teacher, protocol.task), {})
             off = is_off(entry, measured.get(get_task(protocol.task).metric), protocol)
             facts = {"origin": entry.origin, "accuracy": measured.get(plan.metric_of(pair)), "off": off}
-            planned = planned.model_copy(update=facts)
+            planned = planned.model_copy(update={**facts, "saw_holdout": bool(plan.protocol.holdout)})
         return planned
 
     def column(pair: Pair) -> PlannedColumn:
@@ -110,7 +110,7 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
         column_tasks=plan.column_tasks,
         lr=plan.protocol.optimizer.lr,
         deviations=plan.protocol.deviations,
-        notes=(*plan.notes, *_uniform_note(plan), *_holdout_note(plan), *_unpublished_note(plan)),
+        notes=(*plan.notes, *_uniform_note(plan), *_unpublished_note(plan)),
         row_order=tuple(row.id for row in preset.methods or ()),
         column_order=tuple(pair.id for pair in preset.pairs or ()),
         columns=tuple(map(column, plan.pairs)),
@@ -146,13 +146,6 @@ def _code(row: Row, plan: Plan) -> str:
     cell = plan.cells[row.id, plan.pairs[0].id, plan.seeds[0]]
     files = [text for name, text in sorted(cell.plugins.items()) if name.startswith("method:")]
     return " ".join([str(cell.method_version), *files])
-
-
-def _holdout_note(plan: Plan) -> list[str]:
-    files = [ref.entry for ref in plan.teachers.values() if ref.entry]
-    if not (plan.protocol.holdout and files):
-        return []
-    return [f"the teacher files {', '.join(files)} were trained on the held-out images too"]
 
 
 def _trained_under(plan: Plan, ref: TeacherRef) -> str:

@@ -67,7 +67,8 @@ def filled(i: int) -> dict[str, Any]:
 
 def beside(axes: Any) -> None:
     """The legend right of the data, where it covers nothing."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.4, fontsize=6.5)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.4,
+                fontsize=6.5, frameon=False)  # fmt: skip
 
 
 def above(axes: Any, columns: int = 3) -> None:
