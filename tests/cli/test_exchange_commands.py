@@ -20,14 +20,14 @@ def call(*words: str | Path) -> Result:
 def test_a_table_is_packed_and_taken(tmp_path: Path) -> None:
     theirs, ours, file = table(tmp_path / "theirs", "student", "kd"), tmp_path / "ours", tmp_path / "runs.zip"
     done = call("export", TABLE_FOLDER, file, "--output", theirs)
-    assert done.exit_code == 0 and done.output == f"{file}: 5 runs\nsha256 {sha256_file(file)}\n"
+    assert done.exit_code == 0 and done.output == f"{file}: 5 runs, 1 with their network\nsha256 {sha256_file(file)}\n"
     done = call("export", TABLE_FOLDER, cell("kd", 0).key[:8], file, "--students", "--output", theirs)
     assert "5 runs, 5 with their network\n" in done.output
     finish(ours, cell("kd", 0), 60.0)
     done = call("import", file, "--output", ours)
     assert done.exit_code == 1 and f"{file}: 4 runs taken, 0 in the store\n" in done.output
     assert f"tables that show more: {TABLE_FOLDER}\n" in done.output
-    assert "not complete: 1 run with another result here, which stays: kd/resnet14-resnet8/s0" in done.output
+    assert "not complete: 1 run with another result or teacher here, which stays: kd/resnet14-resnet8/s0" in done.output
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_matrix_to_its_table_and_again_after_kills(
 
     monkeypatch.setattr(engine, "_in_processes", killing)
     run("killed", methods=("block_kd.fpn",))
-    assert len(killed) == 2 == capfd.readouterr().out.count("a process was lost (killed by SIGKILL); ")
+    assert len(killed) == 2 == capfd.readouterr().err.count("a process was lost (killed by SIGKILL); ")
     logs = [path.read_text() for path in (tmp_path / "killed" / "runs").glob("*/mmengine/console.log")]
     assert sum("resumed epoch: 0, iter: 3" in log for log in logs) == 2
     again = students(tmp_path / "killed")
