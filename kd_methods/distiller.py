@@ -104,7 +104,8 @@ class Distiller(nn.Module):
         self._phases = tuple(self.method.phases())
         self._phase: Phase | None = None
         self._begun = not self._phases
-        self.train(student.training)
+        self.training = getattr(student, "module", student).training
+        self.method.train(self.training)
         self.register_state_dict_post_hook(_drop_shared)
         self.register_load_state_dict_pre_hook(_fill_shared)
 

@@ -65,6 +65,8 @@ def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> Non
         for line in scale.page():
             click.echo(line)
         return
+    if pair and kind != "method":
+        raise UserError(f"--pair is for show method, not for show {kind}")
     text = {"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name)
     if pair and kind == "method":
         text += f"\n\n{views.parameters(name, pair)}"

@@ -77,11 +77,17 @@ def teachers_add(
         expected=expect, expected_source="given" if expect is not None else "",
     )  # fmt: skip
     zoo = Zoo(checkpoints)
+    if shipped := zoo.shipped.get(name):
+        given = {"--network": network, "--mean": mean, "--std": std, "--expect": expect}
+        given["--task"] = None if task in ("cifar100", shipped.task) else task
+        if said := [option for option, value in given.items() if value is not None]:
+            raise UserError(f"'{name}' is a shipped entry, which says that itself: leave out {', '.join(said)}")
     added = zoo.add(entry, file, bool(mean or std), which, click.echo, options.words("--labels", labels))
     expected = (
         "unknown (give --expect)" if added.expected is None else f"{added.expected:.2f} ({added.expected_source})"
     )
-    click.echo(f"added teacher '{name}' ({added.network} on {task}); expected {named_task.metric} {expected}")
+    metric = get_task(added.task).metric
+    click.echo(f"added teacher '{name}' ({added.network} on {added.task}); expected {metric} {expected}")
     published = [e.name for e in zoo.shipped.values() if (e.network, e.task) == (added.network, added.task)]
     if published and not added.origin:
         click.echo(f"if the file is a copy of a published one, add it under the entry's name: {', '.join(published)}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods.contract import Network
-from kd_methods.errors import Damaged, UserError, unknown
+from kd_methods.errors import Changed, Damaged, UserError, unknown
 
 from .files import check_archive, read_bytes
 from .memory import out_of_memory
@@ -165,11 +165,12 @@ def load_weights(path: Path, wanted: str = "") -> dict[str, Tensor]:
         wanted: the digest that the weights have to have; empty for any.
 
     Raises:
-        UserError: as there, or the weights have another digest.
+        UserError: as there.
+        Changed: the weights have another digest.
     """
     weights = next(iter(state_dicts(path).values()))
     if wanted and weights_digest(weights) != wanted:
-        raise UserError(f"{path} has other weights than when the run was planned; the same command plans anew")
+        raise Changed(f"{path} has other weights than when the run was planned; the same command plans anew")
     return weights
 
 

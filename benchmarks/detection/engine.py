@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..driver.engines import Context, Engine
 from ..driver.engines.engine import Evaluate, Evaluated
-from ..driver.engines.local import until_free
+from ..driver.engines.local import until_free, until_unlocked
 from ..report.model import CostEntry
 from ..store.cell import Cell
 from ..store.make_cell import student_cell
@@ -75,24 +74,13 @@ def _one(cell: Cell, context: Context) -> bool:
                 raise error
             case Lost(failed=False) if losses < LOST_AT_MOST:
                 context.say(f"a process was lost ({end.how}); {cell.label} goes on")
-                _until_unlocked(run, context.stopping)
+                until_unlocked(run, context.stopping)
                 continue
             case Lost():
                 Failure("failed", end.for_good(LOST_AT_MOST)).mark(run)
         break
     _tell(cell, run, context)
     return True
-
-
-def _until_unlocked(run: Run, stopping: Callable[[], bool]) -> None:
-    """Wait for the processes that load a lost one's images: they share its lock, and end some seconds after it."""
-    while True:
-        with run.lock() as mine:
-            if mine:
-                return
-        if stopping():
-            raise Interrupted
-        time.sleep(0.2)
 
 
 def _tell(cell: Cell, run: Run, context: Context) -> None:

@@ -51,9 +51,9 @@ def write(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
     without_initial_weights(model)
     loaded(cell, MODELS.build(model), weights)
     content = files.val.content(files.classes)
-    images = os.path.commonpath([Path(path).parent for path in files.val.paths])
+    images = os.path.commonpath([Path(path).absolute().parent for path in files.val.paths])
     for image in content["images"]:
-        image["file_name"] = os.path.relpath(image["file_name"], images)
+        image["file_name"] = os.path.relpath(os.path.abspath(image["file_name"]), images)  # noqa: PTH100
     scale = protocol.detection.long_side, protocol.detection.test_side
     config = _configuration(files.classes, Path(images), scale)
     write_json(folder / ANNOTATIONS, content)

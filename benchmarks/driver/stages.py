@@ -73,6 +73,8 @@ def train(
 def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Outcome:
     """Train a network as a teacher; tables under the same protocol find it in the store."""
     networks.check(network)
+    task = get_task(protocol.task)
+    networks.check_modality(network, task.name, task.modality)
     precision.check(protocol, workspace.device)
     store = Store(workspace.output)
     data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)

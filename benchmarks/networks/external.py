@@ -137,12 +137,19 @@ class Torchvision(Library):
             raise unknown(f"weights of torchvision:{network}", version, known)
         chosen = known[version]
         transforms = chosen.transforms()
+        origin = (
+            self.name if version == "IMAGENET1K_V1" else f"{self.name}-{version.removeprefix('IMAGENET1K_').lower()}"
+        )
+        expected: dict[str, Any] = {}
+        if (transforms.resize_size, transforms.crop_size) == ([256], [224]):  # those by which teachers are verified
+            expected["expected"] = chosen.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+            expected["expected_source"] = "torchvision's metadata of the weights"
         return {
             "name": f"{network}.{version}",
+            "origin": origin,
             "mean": tuple(transforms.mean),
             "std": tuple(transforms.std),
-            "expected": chosen.meta["_metrics"]["ImageNet-1K"]["acc@1"],
-            "expected_source": "torchvision's metadata of the weights",
+            **expected,
             "sources": (chosen.url,),
             "sha256": chosen.url.rpartition("-")[2].partition(".")[0],
         }

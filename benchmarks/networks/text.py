@@ -74,17 +74,18 @@ def modernbert(
     return ModernBertForSequenceClassification(config)
 
 
-def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> PreTrainedModel:
+def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int, trained: bool = False) -> PreTrainedModel:
     """A checkpoint of transformers with a new classifier where it has none for so many labels.
 
     Args:
         source: a folder, or a name on the hub.
         layers: which to keep, as ("first" | "last" | "spread", how many); None for all.
         num_labels: size of the classifier.
+        trained: it has to have one.
 
     Raises:
         DiskError: no such folder, or nothing can be downloaded.
-        UserError: it is no encoder, or the extra [text] is missing.
+        UserError: it is no encoder, has no trained classifier, or the extra [text] is missing.
     """
     check_installed()
     from transformers import AutoModelForSequenceClassification
@@ -94,8 +95,8 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
     logging.set_verbosity_error()  # it would warn of the new classifier
     logging.disable_progress_bar()
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=num_labels, ignore_mismatched_sizes=True, dtype=torch.float32
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=num_labels, ignore_mismatched_sizes=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
@@ -105,6 +106,9 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int) -> 
         ) from None
     finally:
         logging.set_verbosity(level)
+    drawn = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+    if trained and drawn:
+        raise UserError(f"{source} has no trained classifier of {num_labels} classes ({drawn[0]}); fine-tune it first")
     if layers:
         shorten(model, *layers)
     return check(model)

@@ -25,6 +25,7 @@ from ..config.protocol import load_protocol, protocol_names
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
+from ..store.earlier_manifests import SAW_HOLDOUT
 from ..store.manifest import Manifest, OurChoice, PlannedColumn, PlannedCost, PlannedRow, existing, path
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
@@ -379,7 +380,7 @@ def _recipe_of_teachers(recipe: str) -> str:
 
 def _holdout_note(manifest: Manifest) -> list[str]:
     files = dict.fromkeys(column.teacher.entry for column in manifest.columns if column.teacher.saw_holdout)
-    return [f"the teacher files {', '.join(files)} were trained on the held-out images too"] if files else []
+    return [f"the teacher files {', '.join(files)} {SAW_HOLDOUT}"] if files else []
 
 
 def _other_measure(line: PublishedLine, recipe: str, column: PlannedColumn) -> str:

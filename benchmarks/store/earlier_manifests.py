@@ -6,6 +6,8 @@ from typing import Any
 
 from ..config.changed_rows import flat
 
+SAW_HOLDOUT = "were trained on the held-out images too"
+
 
 def upgraded(raw: Any) -> Any:
     """A manifest as it was read; what is malformed stays so, for the shapes to say."""
@@ -14,8 +16,20 @@ def upgraded(raw: Any) -> Any:
     # Before there were tables of several tasks, all columns shared theirs.
     shared = {name: raw[name] for name in ("metric", "metric_title", "data") if name in raw}
     columns = [{**shared, **column} if isinstance(column, dict) else column for column in raw["columns"]]
+    notes = raw.get("notes")
+    if isinstance(notes, list):  # a sentence that is made of the columns now
+        caution = [note for note in notes if isinstance(note, str) and note.endswith(SAW_HOLDOUT)]
+        columns = [_cautioned(column, caution) for column in columns]
+        raw = {**raw, "notes": [note for note in notes if note not in caution]}
     rows = [{**row, "our_choice": _choices(row, raw)} if isinstance(row, dict) else row for row in raw["rows"]]
     return {**raw, "efficiency": raw.get("efficiency") or None, "columns": columns, "rows": rows}
+
+
+def _cautioned(column: Any, caution: list[str]) -> Any:
+    teacher = column.get("teacher") if isinstance(column, dict) else None
+    if not isinstance(teacher, dict) or not teacher.get("entry") or not any(teacher["entry"] in one for one in caution):
+        return column
+    return {**column, "teacher": {**teacher, "saw_holdout": True}}
 
 
 def _choices(row: dict[str, Any], raw: dict[str, Any]) -> Any:

@@ -45,13 +45,17 @@ class Exported:
     begun: int = 0
 
 
+OTHER_TEACHER = "its teacher has other weights here"
+
+
 @dataclass(frozen=True)
 class Merged:
     """What came of a merge: labels of runs that are new here, and of those that have another result here.
 
     ``same``: how many were here before, with the same result; ``students``: how many of these got their network;
     ``busy``: labels of those that another process is computing here; ``tables``: folders of tables that show more now;
-    ``begun``: labels of those that have not ended and go on here.
+    ``begun``: labels of those that have not ended and go on here; ``trained_otherwise``: keys of those whose networks
+    have other weights here, or are being trained.
     """
 
     added: tuple[str, ...] = ()
@@ -61,6 +65,7 @@ class Merged:
     busy: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     begun: tuple[str, ...] = ()
+    trained_otherwise: frozenset[str] = frozenset()
 
     @property
     def missing(self) -> str:
@@ -175,9 +180,12 @@ def import_(file: Path | str, output: Path | str, say: Say = say) -> Merged:
 
 def _go_on(begun: Sequence[Unfinished], output: Path, merged: Merged, say: Say) -> Merged:
     """What came of a merge, once runs that have not ended are taken, too."""
-    taken, busy, same = list[str](), list(merged.busy), merged.same
+    taken, busy, same, conflicts = list[str](), list(merged.busy), merged.same, list(merged.conflicts)
     for their in (unfinished.run for unfinished in begun):
         run, label = Store(output).run(their.key), _label(their)
+        if _teacher(their) in merged.trained_otherwise and not run.ended:
+            conflicts.append(f"{label} ({OTHER_TEACHER})")
+            continue
         with run.lock() as mine:
             if run.ended or (run.portable and len(run.saved) >= len(their.saved)):
                 same += 1
@@ -186,7 +194,7 @@ def _go_on(begun: Sequence[Unfinished], output: Path, merged: Merged, say: Say) 
                 taken.append(label)
             else:
                 busy.append(label)
-    return replace(merged, begun=tuple(taken), busy=tuple(busy), same=same)
+    return replace(merged, begun=tuple(taken), busy=tuple(busy), same=same, conflicts=tuple(conflicts))
 
 
 @contextmanager
@@ -232,14 +240,15 @@ def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Me
     teachers, trained_otherwise = set(taught_by.values()), set[str]()
     for their in sorted(runs, key=lambda their: their.run.key not in teachers):
         run, ours = store.run(their.run.key), facts[their.run.key].status
+        if ours["state"] not in FINAL and taught_by[their.run.key] in trained_otherwise:
+            conflicts.append(f"{their.label} ({OTHER_TEACHER})")
+            continue
         with run.lock() as mine:
             if mine and ours["state"] not in FINAL:
                 ours = run.status  # it may have ended since the facts were read
-            if ours["state"] in FINAL and _weights(ours) != _weights(their.status):
+            if _weights(ours) != _weights(their.status) if ours["state"] in FINAL else not mine:
                 trained_otherwise.add(their.run.key)
-            if ours["state"] not in FINAL and taught_by[their.run.key] in trained_otherwise:
-                conflicts.append(f"{their.label} (its teacher has other weights here)")
-            elif ours["state"] not in FINAL:
+            if ours["state"] not in FINAL:
                 (added if mine else busy).append(their.label)
                 if mine:
                     run.take(their.run, say)
@@ -252,7 +261,8 @@ def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Me
         if not store.cost(path.stem).exists():
             write_bytes(store.cost(path.stem), read_bytes(path))
     tables = tuple(name for name in manifest.table_folders(source) if _join(source, output, name, say))
-    return Merged(tuple(added), same, students, tuple(conflicts), tuple(busy), tables)
+    named = tuple(added), same, students, tuple(conflicts), tuple(busy), tables
+    return Merged(*named, trained_otherwise=frozenset(trained_otherwise))
 
 
 @contextmanager
@@ -271,12 +281,13 @@ def merged(stores: Sequence[Path], say: Say = say) -> Iterator[Path]:
         begun = list[Run]()
         for store in stores:
             theirs = whole(store, say)
-            begun += [unfinished.run for unfinished in theirs.begun]
-            if left := _merge(theirs.ended, store, Path(folder), say).missing:
-                say(f"{store}: {left}")
+            came = _merge(theirs.ended, store, Path(folder), say)
+            begun += [one.run for one in theirs.begun if _teacher(one.run) not in came.trained_otherwise]
+            if came.missing:
+                say(f"{store}: {came.missing}")
         for their in sorted(begun, key=lambda run: len(run.saved), reverse=True):
             run = Store(Path(folder)).run(their.key)
-            if not run.path.exists():
+            if run.state == "missing":
                 run.take(their, say)
         yield Path(folder)
 

@@ -48,7 +48,7 @@ class Teacher(BaseModel):
     task: str
     mean: Means = ()
     std: Stds = ()
-    expected: float | None = None
+    expected: float | None = Field(None, allow_inf_nan=False, le=100)
     expected_source: str = ""
     origin: str = ""
     sources: tuple[str, ...] = ()
@@ -118,9 +118,11 @@ class Zoo:
         return make_entry(**published(library, weights)) if colon else self.get(name)
 
     def installed(self, network: str, task: str) -> Teacher | None:
-        """The installed entry to use for a network: one of the user's own before a shipped one."""
-        for entries in (self.added, self.shipped):
-            fitting = [e for e in entries.values() if (e.network, e.task) == (network, task) and self.path(e).is_file()]
+        """The installed entry to use for a network: one of the user's own, a shipped one, one that a library has."""
+        own = [entry for entry in self.added.values() if not entry.origin]
+        fetched = [entry for entry in self.added.values() if entry.origin]
+        for entries in (own, [*self.shipped.values()], fetched):
+            fitting = [e for e in entries if (e.network, e.task) == (network, task) and self.path(e).is_file()]
             if len(fitting) > 1:
                 fitting = [e for e in fitting if e.name == network] or fitting[:1]
             if fitting:
@@ -281,7 +283,7 @@ def saved_encoder(
     """
     if not isinstance(task, TextTask):
         raise UserError(f"{folder} is a folder; task {task.name} is one of images, whose teachers are files")
-    model = text.pretrained(str(folder), None, task.num_classes)
+    model = text.pretrained(str(folder), None, task.num_classes, trained=True)
     config: Any = text.configuration(str(folder))
     labelled = [str(config.id2label[i]) for i in sorted(config.id2label)]
     if len(labelled) != task.num_classes:

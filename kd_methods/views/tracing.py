@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -116,11 +117,9 @@ def traced_modes(module: nn.Module, through: Callable[[nn.Module, str], bool]) -
         UserError: what is done is drawn at random, or a constant is made on the way: one pass does not show it.
     """
     with modes_kept(module):
-        before = random.getstate(), torch.get_rng_state()
+        before = _drawn()
         graphs = [_BlockTracer(through).trace(_Called(module.train(mode))) for mode in _MODES]
-        if before[0] != random.getstate() or not torch.equal(before[1], torch.get_rng_state()):
-            random.setstate(before[0])
-            torch.set_rng_state(before[1])
+        if _drawn() != before:
             raise UserError("its forward pass draws numbers outside of its layers")
     if any(
         node.op == "get_attr" and str(node.target).startswith("_tensor_constant") for g in graphs for node in g.nodes
@@ -133,6 +132,13 @@ def traced_modes(module: nn.Module, through: Callable[[nn.Module, str], bool]) -
     if str(graphs[0]) == str(graphs[1]):
         graphs[1] = graphs[0]
     return list(graphs[0].nodes), list(graphs[1].nodes)
+
+
+def _drawn() -> tuple[Any, ...]:
+    """Where the generators stand from which a forward pass may draw."""
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    tensors = (torch.get_rng_state(), *on_gpus)
+    return random.getstate(), str(np.random.get_state()), *(tensor.numpy().tobytes() for tensor in tensors)
 
 
 def is_composite(module: nn.Module) -> bool:
@@ -240,22 +246,44 @@ def unit_shapes(module: nn.Module, units: list[Unit], x: Tensor, name: str) -> l
     Raises:
         UserError: what goes on between two units is no tensor.
     """
-    shapes, inside, widths = [], False, stated_widths(module, units)
+    plain = list[tuple[int, ...]]()
     with modes_kept(module), torch.no_grad():
         module.eval()
-        for i, unit in enumerate(units):
-            out = run_unit(module, replace(unit, writes=True), x)
-            if not isinstance(out, Tensor):
+        for unit in units:
+            x = run_unit(module, replace(unit, writes=True), x)
+            if not isinstance(x, Tensor):
                 raise UserError(
                     f"network '{name}' cannot be cut into units (behind {unit.name} goes on what is no tensor)"
                 )
-            width = widths.get(i)
-            stated = width is not None and out.dim() == 4 and out.shape[1] != width == out.shape[3]
-            before, inside = inside, stated or (out.dim() == 4 and _channels_are_last(module, units[: i + 1]))
-            units[i] = replace(unit, swapped=(before, inside))
-            shapes.append(tuple(out.permute(0, 3, 1, 2).shape[1:] if inside else out.shape[1:]))
-            x = out
-    return shapes
+            plain.append(tuple(x.shape[1:]))
+    turned = _turned(module, units, plain, name)
+    for i, unit in enumerate(units):
+        units[i] = replace(unit, swapped=(i > 0 and turned[i - 1], turned[i]))
+    return [(shape[2], *shape[:2]) if last else shape for shape, last in zip(plain, turned, strict=True)]
+
+
+def _turned(module: nn.Module, units: list[Unit], shapes: list[tuple[int, ...]], name: str) -> list[bool]:
+    """Whether what goes on behind each unit is a map (H, W, C): the network says so, or its stages' widths do.
+
+    Raises:
+        UserError: a map has as many channels as rows where others have channels last.
+    """
+    widths = stated_widths(module, units)
+    maps = {i: shape for i, shape in enumerate(shapes) if len(shape) == 3}
+    some = any(i in maps and maps[i][0] != width == maps[i][2] for i, width in widths.items())
+
+    def turned(i: int) -> bool:
+        if i not in maps or not some or _channels_are_last(module, units[: i + 1]):
+            return i in maps and _channels_are_last(module, units[: i + 1])
+        width = widths[min((end for end in widths if end >= i), default=max(widths))]
+        if maps[i][0] == maps[i][2] == width:
+            size = "x".join(map(str, maps[i]))
+            raise UserError(
+                f"network '{name}' has maps of {size}, whose channels cannot be told from rows; use other images"
+            )
+        return maps[i][2] == width
+
+    return [turned(i) for i in range(len(units))]
 
 
 def _channels_are_last(module: nn.Module, done: list[Unit]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -208,6 +209,14 @@ def test_maps_with_channels_last_are_turned_by_what_timm_says_of_them():
     theirs = network.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True)
     assert [stage.shape[1] for stage in stages] == [32, 64, 160, 256]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(stages, theirs, strict=True))
+    with pytest.raises(UserError, match="maps of 32x32x32, whose channels cannot be told from rows"):
+        view(network, (3, 128, 128))
+
+
+def test_every_map_of_a_network_with_channels_last_is_turned():
+    network = view(timm.create_model("tiny_vit_5m_224", num_classes=5), (3, 64, 64))
+    shapes = [network.shape(unit) for unit in network.layout.layers if len(network.shape(unit)) == 3]
+    assert {shape[0] for shape in shapes} == {64, 128, 160, 320} and all(shape[1] == shape[2] for shape in shapes)
 
 
 class _Hiera(nn.Module):
@@ -234,14 +243,21 @@ class _Odd(nn.Module):
         if self.kind == "constant":
             x = x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
         for block in self.rows:
-            if self.kind == "drawn" and self.training and random.random() < 0.0:
+            if self.training and (self.kind == "drawn" and random.random() < 0.0):
+                continue
+            if self.training and (self.kind == "drawn by numpy" and np.random.rand() < 0.0):
                 continue
             x = block(x)
         return self.head(x.mean((2, 3)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("drawn", "draws numbers outside of its layers"), ("constant", "makes a constant")]
+    ("kind", "words"),
+    [
+        ("drawn", "draws numbers outside of its layers"),
+        ("drawn by numpy", "draws numbers outside of its layers"),
+        ("constant", "makes a constant"),
+    ],
 )
 def test_what_one_pass_does_not_show_is_refused(kind: str, words: str):
     with pytest.raises(UserError, match=words):
@@ -266,3 +282,6 @@ def test_a_distiller_has_the_mode_of_its_student_and_takes_labels_as_data_sets_h
         negatives=8,
     )
     assert not kd.training and not kd.method.training and kd.train().student.training
+    norms = [module.eval() for module in student.train().modules() if isinstance(module, nn.BatchNorm2d)]
+    kd_methods.Distiller("kd", student, teacher, num_classes=5, input_shape=(3, 16, 16))
+    assert norms and not any(norm.training for norm in norms), "what is frozen stays so"

@@ -105,6 +105,7 @@ def test_students_of_a_teacher_with_other_weights_are_not_taken(theirs: Path, tm
     finish(ours, cell("kd", 1), 70.5)
     merged = import_(packed(theirs), ours)
     assert not merged.added and len(merged.conflicts) == 5, merged
+    assert not (Store(ours).run(cell("kd", 0)).path).exists(), "not as a folder without a run"
     assert "student/resnet14-resnet8/s0 (its teacher has other weights here)" in merged.missing
 
 

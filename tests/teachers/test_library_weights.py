@@ -26,7 +26,19 @@ def test_weights_of_the_libraries_become_entries(tmp_path: Path, monkeypatch: py
     zoo = Zoo(tmp_path)
     entry = zoo.wanted("torchvision:resnet50.IMAGENET1K_V2")
     assert (entry.network, entry.task, entry.sha256) == ("torchvision:resnet50", "imagenet", "11ad3fa6")
+    assert entry.origin == "torchvision-v2" and entry.expected is None, (
+        "measured at another size than teachers here are"
+    )
     assert zoo.wanted("torchvision:resnet34").expected == pytest.approx(73.314)
+    assert zoo.wanted("torchvision:resnet34").origin == "torchvision"
+    for name in ("resnet50-tv1", entry.name):
+        zoo.added |= {entry.name: entry}
+        file = zoo.path(zoo.get(name))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert zoo.installed("torchvision:resnet50", "imagenet") == zoo.get("resnet50-tv1"), (
+        "on which published values stand"
+    )
     with pytest.raises(UserError, match="did you mean"):
         zoo.wanted("timm:resnet18.a9_in1k")
     made: list[str] = []

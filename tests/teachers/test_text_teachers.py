@@ -30,6 +30,9 @@ def test_teachers_from_a_folder_keep_their_labels_straight(tmp_path: Path):
     with torch.no_grad():
         theirs = saved(input_ids=x[:, 0], attention_mask=x[:, 1]).logits
         assert torch.allclose(view(x).logits, theirs[:, [1, 2, 0]], atol=1e-6)
+    saved.base_model.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(UserError, match=r"encoder has no trained classifier of 3 classes \(classifier\.bias\)"):
+        zoo.add(make_entry(name="new", network=f"hf:{tmp_path / 'encoder'}", task="glue/mnli"), tmp_path / "encoder")
     model(id2label={0: "good", 1: "bad", 2: "ugly"}, label2id={}).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="good, bad, ugly"):
         zoo.add(make_entry(name="other", network=f"hf:{tmp_path / 'other'}", task="glue/mnli"), tmp_path / "other")

@@ -44,7 +44,7 @@ def build(name: str, num_classes: int, pretrained: bool) -> Detector:
         name: a name of :data:`.configurations.RECIPES`, ``mmdet::CONFIGURATION``, or a configuration file.
         num_classes: K, without background.
         pretrained: begin with the backbone's weights of ImageNet that the configuration names. Without them no stage
-            is frozen, and batch-norms learn from the batch.
+            is frozen, and batch-norms learn from the batch, but for those that a configuration never trains (caffe's).
 
     Raises:
         UserError: no such detector, or weights that cannot be had.

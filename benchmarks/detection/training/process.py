@@ -68,7 +68,9 @@ def _assist(send: Send, job: DetectionJob) -> None:
         _run(runner)
     except BaseException as error:
         failure = of_cell(error, alone=True)
-        if isinstance(error, DiskError | Changed) or (failure and failure.state == "failed"):
+        if isinstance(error, Changed):
+            return  # the first process finds the same, and answers
+        if isinstance(error, DiskError) or (failure and failure.state == "failed"):
             traceback.print_exc()
             send(BesideFailed(line(error)))
 

@@ -58,6 +58,7 @@ class Records(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.started = time.perf_counter()
+        self.state["lr"] = runner.optim_wrapper.get_lr()["lr"][0]  # after the step it is that of the next one
         rank = [self.job.rank] if self.job.rank else []
         seed_all(derive(self.job.cell.seed, "step", runner.iter, *rank))
 
@@ -96,7 +97,7 @@ class Records(Hook):
         record: EpochRecord = {
             "epoch": epoch,
             "phase": "",
-            "lr": runner.optim_wrapper.get_lr()["lr"][0],
+            "lr": state["lr"],
             "metrics": percentages(metrics),
             "probes": {},
             "losses": {name: float(total) / state["counted"] for name, total in state["sums"].items()},

@@ -69,6 +69,21 @@ def until_free(cells: Sequence[Cell], context: Context, once: Callable[[Sequence
         waiting = once(waiting)
 
 
+def until_unlocked(run: Run, stopping: Callable[[], bool]) -> None:
+    """Wait for the processes that load a lost one's images: they share its lock, and end some seconds after it.
+
+    Raises:
+        Interrupted: the user asked to stop.
+    """
+    while True:
+        with run.lock() as mine:
+            if mine:
+                return
+        if stopping():
+            raise Interrupted
+        time.sleep(0.2)
+
+
 def _run_group(cells: Sequence[Cell], context: Context) -> list[Cell]:
     """Run one group; returns the cells that another process holds."""
     held = []

@@ -30,7 +30,7 @@ from .. import engines
 from .context import Context, opened
 from .counting import Counted
 from .engine import Engine
-from .local import accuracy, measure, until_free
+from .local import accuracy, measure, until_free, until_unlocked
 from .sending import Sender, portable
 
 GRACE = 10.0
@@ -87,6 +87,7 @@ def _ended(cell: Cell, context: Context) -> bool:
             context.watcher(failure.left_out(cell))
             return True
         context.say(f"a process was lost ({lost.how}); {cell.label} goes on")
+        until_unlocked(stored, context.stopping)
     return True
 
 
