@@ -189,18 +189,16 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
         return MergedManifest(_ordered(new), ())
     if old.protocol != new.protocol:
         changed = [key for key in {**old.protocol, **new.protocol} if old.protocol.get(key) != new.protocol.get(key)]
-        return MergedManifest(
-            _ordered(new), (_replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}}),)
-        )
+        text = _replaced({f"another protocol ({', '.join(changed)})": {"the table": len(old.cells)}})
+        return MergedManifest(_ordered(new), (text,))
     beside = _Beside(old, new)
     shown_before: dict[tuple[str, str, int], PlannedCell] = {}
     rows = {row.key: row for row in old.rows}
     moved: dict[tuple[str, str], PlannedRow] = {}
     replaced: dict[str, Counter[str]] = {}
-    still = set[tuple[str, str]]()
+    same = {cell.place for cell in old.cells if beside.keys.get((*cell.place, cell.seed)) == cell.key}
     for cell in old.cells:
         if beside.keys.get((*cell.place, cell.seed)) == cell.key:
-            still.add(cell.place)
             continue
         reason, changes = beside.compared(cell)
         target = cell
@@ -213,9 +211,8 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
             replaced.setdefault(reason, Counter())[rows[cell.row].title] += 1
         elif (*target.place, target.seed) not in beside.keys:
             shown_before[(*target.place, target.seed)] = target
-            still.add(target.place)
     cells = (*shown_before.values(), *new.cells)
-    shown = {cell.place for cell in cells}
+    shown, still = {cell.place for cell in cells}, same.union(cell.place for cell in shown_before.values())
     costs = [cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in still]
     old_rows = [*old.rows, *{row.key: row for row in moved.values() if row.key not in rows}.values()]
     both = new.model_copy(

@@ -119,9 +119,9 @@ class Zoo:
 
     def installed(self, network: str, task: str) -> Teacher | None:
         """The installed entry to use for a network: one of the user's own, a shipped one, one that a library has."""
-        own = [entry for entry in self.added.values() if not entry.origin]
+        brought = [entry for entry in self.added.values() if not entry.origin]
         fetched = [entry for entry in self.added.values() if entry.origin]
-        for entries in (own, [*self.shipped.values()], fetched):
+        for entries in (brought, [*self.shipped.values()], fetched):
             fitting = [e for e in entries if (e.network, e.task) == (network, task) and self.path(e).is_file()]
             if len(fitting) > 1:
                 fitting = [e for e in fitting if e.name == network] or fitting[:1]
