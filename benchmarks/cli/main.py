@@ -133,11 +133,9 @@ def _log(error: BaseException, context: click.Context | None) -> Path:
     name = f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
     text = f"{sys.argv}\n" + "".join(traceback.format_exception(error))
     output: Path | None = context.meta.get(OUTPUT) if context else None
-    for place in ("output", "temporary files"):
-        with contextlib.suppress(UserError, OSError):
-            folder = (
-                output if place == "output" else Path(tempfile.gettempdir())
-            )  # which looks for one that it can write to
+    for temporary in (False, True):
+        with contextlib.suppress(UserError, OSError):  # there may be no folder for temporary files either
+            folder = Path(tempfile.gettempdir()) if temporary else output
             if folder and folder.is_dir():
                 write_text(folder / name, text)
                 return folder / name

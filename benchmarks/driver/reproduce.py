@@ -138,9 +138,7 @@ def _train(plan: Plan, cells: Sequence[Cell], todo: Sequence[Cell], workspace: W
     store = Store(workspace.output)
     for run in map(store.run, todo):
         if run.ended:  # and damaged: it goes on; what ends from now on, also by an import, stays as it is
-            with run.lock() as mine:
-                if mine:
-                    run.mend(workspace.say)
+            run.mend_unheld(workspace.say)
     saved = {cell.key: store.run(cell).saved_epochs for cell in todo}
     workspace.say(f"{counted(len(todo), 'cell')} to run{begun_in(saved)}, {len(cells) - len(todo)} in the store")
     for task in plan.tasks:

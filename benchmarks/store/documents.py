@@ -133,3 +133,27 @@ def read_or_set_aside(path: Path, shape: Any, say: Callable[[str], None]) -> Any
     except Damaged as error:
         say(f"{error}; kept as {set_aside(path, 'damaged').name}")
         return None
+
+
+def begin(known: Environment) -> tuple[int, int]:
+    """The epoch and step from which on it computed a run."""
+    return known.get("from_epoch", 1), known.get("from_step", 0)
+
+
+def change(before: Environment, now: Environment) -> str:
+    """What bits depend on and is not what it was; facts that only one of both records has say nothing."""
+    old, new = _decisive(before), _decisive(now)
+    texts = [
+        f"{name} {new[name]} instead of {old[name]}" for name in sorted(new) if old.get(name, new[name]) != new[name]
+    ]
+    return f"computed with {', '.join(texts)} from epoch {begin(now)[0]} on" if texts else ""
+
+
+def _decisive(facts: Environment) -> dict[str, str]:
+    """What the bits of a result depend on, of the facts about what computes a run."""
+    arithmetic = {name: value for name, value in facts.get("arithmetic", {}).items() if name != "summary"}
+    versions = {name: value for name, value in facts["versions"].items() if name != "python" and value}
+    decisive: dict[str, Any] = {"device": facts.get("device", "").partition(":")[0], **arithmetic, **versions}
+    return {
+        name: " ".join(value) or "none" if isinstance(value, list) else str(value) for name, value in decisive.items()
+    }

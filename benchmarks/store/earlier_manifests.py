@@ -37,9 +37,9 @@ def _choices(row: dict[str, Any], raw: dict[str, Any]) -> Any:
     named = [column.get("key") for column in raw["columns"] if isinstance(column, dict)]
     cells = [flat(cell["settings"]) for cell in raw["cells"] if _of(row, cell)]
     chosen = row.get("our_choice") or []
-    return (
-        [_choice(x, named, cells) if isinstance(x, str) else x for x in chosen] if isinstance(chosen, list) else chosen
-    )
+    if not isinstance(chosen, list):
+        return chosen
+    return [_choice(line, named, cells) if isinstance(line, str) else line for line in chosen]
 
 
 def _of(row: dict[str, Any], cell: Any) -> bool:

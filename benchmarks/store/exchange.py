@@ -261,8 +261,10 @@ def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Me
         if not store.cost(path.stem).exists():
             write_bytes(store.cost(path.stem), read_bytes(path))
     tables = tuple(name for name in manifest.table_folders(source) if _join(source, output, name, say))
-    named = tuple(added), same, students, tuple(conflicts), tuple(busy), tables
-    return Merged(*named, trained_otherwise=frozenset(trained_otherwise))
+    return Merged(
+        tuple(added), same, students, tuple(conflicts), tuple(busy), tables,
+        trained_otherwise=frozenset(trained_otherwise),
+    )  # fmt: skip
 
 
 @contextmanager

@@ -196,10 +196,8 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
     rows = {row.key: row for row in old.rows}
     moved: dict[tuple[str, str], PlannedRow] = {}
     replaced: dict[str, Counter[str]] = {}
-    same = {cell.place for cell in old.cells if beside.keys.get((*cell.place, cell.seed)) == cell.key}
-    for cell in old.cells:
-        if beside.keys.get((*cell.place, cell.seed)) == cell.key:
-            continue
+    planned_again = [cell for cell in old.cells if beside.has(cell)]
+    for cell in (cell for cell in old.cells if not beside.has(cell)):
         reason, changes = beside.compared(cell)
         target = cell
         if changes and not reason:
@@ -212,7 +210,7 @@ def merge(old: Manifest | None, new: Manifest) -> MergedManifest:
         elif (*target.place, target.seed) not in beside.keys:
             shown_before[(*target.place, target.seed)] = target
     cells = (*shown_before.values(), *new.cells)
-    shown, still = {cell.place for cell in cells}, same.union(cell.place for cell in shown_before.values())
+    shown, still = ({cell.place for cell in which} for which in (cells, (*planned_again, *shown_before.values())))
     costs = [cost for old_cost in old.costs if (cost := _moved_cost(old_cost, moved)).place in still]
     old_rows = [*old.rows, *{row.key: row for row in moved.values() if row.key not in rows}.values()]
     both = new.model_copy(
@@ -244,6 +242,9 @@ class _Beside:
         self.data = {column.task: column.data for column in new.columns}
         self.cells = {cell.place: cell for cell in new.cells}
         self.keys = {(*cell.place, cell.seed): cell.key for cell in new.cells}
+
+    def has(self, cell: PlannedCell) -> bool:
+        return self.keys.get((*cell.place, cell.seed)) == cell.key
 
     def compared(self, cell: PlannedCell) -> tuple[str, dict[str, Any]]:
         """Why an old cell cannot stand beside the new ones, or which of its settings make it a row of its own."""
@@ -283,11 +284,9 @@ class _Beside:
 def _other_row(old: PlannedRow, new: PlannedRow) -> str:
     """What beside its settings makes a row another one than it was, in words."""
     facts = {
-        "method": "another method",
-        "optimizer": "another optimiser",
-        "student": "another network",
+        "method": "another method", "optimizer": "another optimiser", "student": "another network",
         "init": "another start",
-    }
+    }  # fmt: skip
     if old.code and new.code:
         facts["code"] = "another version of the method"
     return next((text for name, text in facts.items() if getattr(old, name) != getattr(new, name)), "")

@@ -225,9 +225,7 @@ class Run:
         """
         if damage := self.damage("student.pt"):
             if mend:
-                with self.lock() as mine:
-                    if mine:
-                        self.mend()
+                self.mend_unheld()
             raise Damaged(damage)
         return self / "student.pt"
 
@@ -245,15 +243,17 @@ class Run:
         Returns:
             What of it changes the bits against what computed the run before, in words; empty where nothing does.
         """
-        earlier = [known for known in self.environments if _begin(known) < (epoch, step)]
+        earlier = [known for known in self.environments if documents.begin(known) < (epoch, step)]
         now: Any = {**facts, "date": today(), "from_epoch": epoch, "from_step": step}
         write_json(self / "environment.json", [*earlier, now])
-        return _change(earlier[-1], now) if earlier else ""
+        return documents.change(earlier[-1], now) if earlier else ""
 
     @property
     def changes(self) -> list[str]:
         """What of the bits depend on changed while this run was computed, in words."""
-        return [text for before, now in itertools.pairwise(self.environments) if (text := _change(before, now))]
+        return [
+            text for before, now in itertools.pairwise(self.environments) if (text := documents.change(before, now))
+        ]
 
     def set_metrics(self, records: Sequence[EpochRecord]) -> None:
         write_json(self / "metrics.json", records)
@@ -316,32 +316,15 @@ class Run:
             except Damaged as error:
                 self._set_aside(lost, str(error), say)
 
+    def mend_unheld(self, say: Say = lambda line: None) -> None:
+        """:meth:`mend`, unless a process holds the run."""
+        with self.lock() as mine:
+            if mine:
+                self.mend(say)
+
     def _set_aside(self, names: Sequence[str], reason: str, say: Say, why: str = "damaged") -> None:
         names_aside = [set_aside(self / name, why).name for name in names if (self / name).exists()]
         say(f"{reason}; kept as {', '.join(names_aside)}" if names_aside else reason)
-
-
-def _begin(known: documents.Environment) -> tuple[int, int]:
-    return known.get("from_epoch", 1), known.get("from_step", 0)
-
-
-def _change(before: documents.Environment, now: documents.Environment) -> str:
-    """What bits depend on and is not what it was; facts that only one of both records has say nothing."""
-    old, new = _decisive(before), _decisive(now)
-    texts = [
-        f"{name} {new[name]} instead of {old[name]}" for name in sorted(new) if old.get(name, new[name]) != new[name]
-    ]
-    return f"computed with {', '.join(texts)} from epoch {_begin(now)[0]} on" if texts else ""
-
-
-def _decisive(facts: documents.Environment) -> dict[str, str]:
-    """What the bits of a result depend on, of the facts about what computes a run."""
-    arithmetic = {name: value for name, value in facts.get("arithmetic", {}).items() if name != "summary"}
-    versions = {name: value for name, value in facts["versions"].items() if name != "python" and value}
-    decisive: dict[str, Any] = {"device": facts.get("device", "").partition(":")[0], **arithmetic, **versions}
-    return {
-        name: " ".join(value) or "none" if isinstance(value, list) else str(value) for name, value in decisive.items()
-    }
 
 
 class Store:

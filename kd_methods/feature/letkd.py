@@ -193,8 +193,8 @@ class LetKD1(Method[Settings]):
 
     def _mean_largest_target(self, teacher_pass: TeacherPass, site: LayerSite) -> float:
         """How near to one-hot the targets are, on a few images: the first thing to compare between implementations."""
-        count = len(teacher_pass.labels)
-        few = torch.arange(min(SAMPLE, count)) * count // min(SAMPLE, count)  # of all classes, however they are ordered
+        count, size = len(teacher_pass.labels), min(SAMPLE, len(teacher_pass.labels))
+        few = torch.arange(size) * count // size  # of all classes, however they are ordered
         largest = [
             torch.softmax(-self.settings.inverse_temperature * torch.cdist(features, self.words).pow(2), 1).amax(1)
             for features, _ in locations.stream(teacher_pass, site.teacher_unit, site.factor, few)

@@ -266,6 +266,11 @@ def crld(
     return within_weight * within + cross_weight * cross
 
 
+def up_to_median(x: Tensor) -> Tensor:
+    """Share of the entries of (N,) that are not above the median: what masks of MLLD's code make of averaged losses."""
+    return (x <= x.quantile(0.5)).float().mean()
+
+
 @full_precision
 def tf_kd_reg(student_logits: Tensor, labels: Tensor, *, correct: float = 0.99, temperature: float = 20.0) -> Tensor:
     """KL(softmax(u / T) || softmax(s)) as a mean over all (B K) elements, u a hand-made teacher's probabilities.

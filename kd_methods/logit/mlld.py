@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
+from ..functional.logit import up_to_median
 from ..registry import register
 
 
@@ -63,7 +64,7 @@ class MLLD(Method[Settings]):
         weak = student.logits, teacher.logits
         strong = student.second.logits, teacher.second.logits
         probabilities = teacher.unchanged.logits.float().softmax(1)
-        samples, classes = (_up_to_median(x) for x in (probabilities.amax(1), probabilities.sum(0)))
+        samples, classes = (up_to_median(x) for x in (probabilities.amax(1), probabilities.sum(0)))
         all_five = (self.settings.temperature, 3.0, 5.0, 2.0, 6.0)
         return {
             "instance": [
@@ -106,8 +107,3 @@ class MLLDPaper(MLLD):
             "batch": functional.batch_correlation,
         }
         return {name: [loss(s, z, temperature=t) for s, z, t in pairs] for name, loss in losses.items()}
-
-
-def _up_to_median(x: Tensor) -> Tensor:
-    """Share of the entries that are not above the median."""
-    return (x <= x.quantile(0.5)).float().mean()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pydantic import Field
-from torch import Tensor
 
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Progress
+from ..functional.logit import up_to_median
 from ..registry import register
 
 
@@ -57,15 +57,10 @@ class SKD(Method[Settings]):
         return Losses(
             task={"task": config.ce * batch.loss(student.logits)},
             distill={
-                "kd": config.kd * _up_to_median(probabilities.amax(1)) * kd,
-                "direction": config.kd * _up_to_median(probabilities.sum(0)) * direction,
+                "kd": config.kd * up_to_median(probabilities.amax(1)) * kd,
+                "direction": config.kd * up_to_median(probabilities.sum(0)) * direction,
             },
         )
-
-
-def _up_to_median(x: Tensor) -> Tensor:
-    """Share of the entries that are not above the median."""
-    return (x <= x.quantile(0.5)).float().mean()
 
 
 class SKDPortSettings(MethodSettings):

@@ -35,6 +35,7 @@ from .tracing import (
     path_of,
     prefix_tokens,
     run_unit,
+    stated_stages,
     stated_widths,
     traced_modes,
     traced_units,
@@ -130,10 +131,8 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     ends = _stage_ends(module, traced, calls, shapes, first)
     if not ends:
         raise UserError(f"the blocks of network '{name}' cannot be found")
-    try:
-        _check_stages(module, ends, traced, shapes, x)
-    except UserError as error:
-        raise UserError(f"network '{name}' cannot be cut into units ({error}); kd_methods.view takes units=") from None
+    if why := _misread(module, ends, traced, shapes, x):
+        raise UserError(f"network '{name}' cannot be cut into units ({why}); kd_methods.view takes units=")
     groups: list[list[int]] = [list(range(first)), []]
     for i in range(first, len(traced)):
         in_trunk = i <= ends[-1]
@@ -175,20 +174,16 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     return traced_chain
 
 
-def _check_stages(
-    module: nn.Module, ends: list[int], traced: list[Unit], shapes: list[tuple[int, ...]], x: Tensor
-) -> None:
-    """Raise UserError where stages are not what timm says of the network."""
-    stated = list(getattr(module, "feature_info", None) or ())
+def _misread(module: nn.Module, ends: list[int], traced: list[Unit], shapes: list[tuple[int, ...]], x: Tensor) -> str:
+    """Why the stages are not what timm says of the network; empty where they are."""
+    stated = stated_stages(module)
     reductions = {info["num_chs"]: info.get("reduction", 0) for info in stated}
     for i in ends:
         reduction = reductions.get(shapes[i][0], 0) if traced[i].swapped[1] else 0
-        if (
-            reduction and abs(shapes[i][1] * reduction - x.shape[-2]) > reduction
-        ):  # places in another order than a map's
-            raise UserError("its stages are neither maps nor tokens")
-    if len(ends) == 1 and len(stated) > 2:
-        raise UserError(f"of its {len(stated)} stages one is found")
+        # Else the places are in another order than a map's.
+        if reduction and abs(shapes[i][1] * reduction - x.shape[-2]) > reduction:
+            return "its stages are neither maps nor tokens"
+    return f"of its {len(stated)} stages one is found" if len(ends) == 1 and len(stated) > 2 else ""
 
 
 def _prefix(module: nn.Module, stages: list[tuple[int, ...]], x: Tensor) -> int | None:
@@ -278,7 +273,7 @@ def _first_block(module: nn.Module, traced: list[Unit], calls: list[dict[nn.Modu
         parent = name.rpartition(".")[0]
         return bool(parent) and is_row(module.get_submodule(parent))
 
-    stages = {info["module"] for info in (getattr(module, "feature_info", None) or ())[-STAGES:]}
+    stages = {info["module"] for info in stated_stages(module)[-STAGES:]}
     blocks = [
         i
         for i, called in enumerate(calls)

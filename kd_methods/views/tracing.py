@@ -231,10 +231,15 @@ def traced_units(module: nn.Module, name: str, classifier: str) -> list[Unit]:
     ]
 
 
+def stated_stages(module: nn.Module) -> list[dict[str, Any]]:
+    """What timm says of a network's stages; nothing of other networks."""
+    return list(getattr(module, "feature_info", None) or ())
+
+
 def stated_widths(module: nn.Module, units: list[Unit], first: int = 0) -> dict[int, int]:
     """Channels behind the units that end a stage, by timm's own feature information."""
     widths: dict[int, int] = {}
-    for info in getattr(module, "feature_info", None) or ():
+    for info in stated_stages(module):
         inside = [i for i in range(first, len(units)) if f"{units[i].name}.".startswith(f"{info['module']}.")]
         widths |= dict.fromkeys(inside[-1:], info["num_chs"])
     return widths
@@ -273,8 +278,9 @@ def _turned(module: nn.Module, units: list[Unit], shapes: list[tuple[int, ...]],
     some = any(i in maps and maps[i][0] != width == maps[i][2] for i, width in widths.items())
 
     def turned(i: int) -> bool:
-        if i not in maps or not some or _channels_are_last(module, units[: i + 1]):
-            return i in maps and _channels_are_last(module, units[: i + 1])
+        declared = i in maps and _channels_are_last(module, units[: i + 1])
+        if declared or not some or i not in maps:
+            return declared
         width = widths[min((end for end in widths if end >= i), default=max(widths))]
         if maps[i][0] == maps[i][2] == width:
             size = "x".join(map(str, maps[i]))
