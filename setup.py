@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOMS = find_packages(include=["benchmarks", "benchmarks.*"])
 KINDS = ("*.yaml", "*.csv", "*.bib", "*.md", "*.zip")
-FILES = [path for kind in KINDS for path in Path("tables").rglob(kind) if "unfinished" not in path.parts]
+FILES = [path for kind in KINDS for path in Path("tables").rglob(kind)]
 DATA = {".".join(("kdbench", *path.parent.parts)): path.parent for path in FILES}
 
 setup(
