@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,10 @@ def test_what_ships_gives_the_page_beside_it(file: Path, tmp_path: Path) -> None
     page = file.with_suffix(".md").read_text()
     means = {f"{float(line[3]):.2f}" for line in figures(made.read_text()) if line[3]}
     assert means and all(mean in page and mean in text for mean in means)
-    assert exchange.import_(file, tmp_path / "store").added
+    with zipfile.ZipFile(file) as packed:
+        runs = sum(name.endswith("/cell.json") for name in packed.namelist())
+    seeds = max(int(line[2] or 0) for line in figures(made.read_text()))
+    assert len(exchange.import_(file, tmp_path / "store").added) == runs >= seeds > 0
 
 
 def test_an_archive_is_rendered_beside_the_store(tmp_path: Path) -> None:
