@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,11 +27,14 @@ def word_matching(scores: Tensor, features: Tensor, words: Tensor, *, inverse_te
     the distances without the minus.
     """
     # ||z||² is the same for all words and drops out of the softmax.
-    closeness = torch.addmm(
-        -inverse_temperature * words.pow(2).sum(1), features.detach(), words.t(), alpha=2 * inverse_temperature
-    )
-    targets = torch.softmax(closeness, 1)
-    return _SoftCrossEntropy.apply(scores, targets) + _expected_log(targets, targets, closeness).mean()
+    offsets = -inverse_temperature * words.pow(2).sum(1)
+
+    def teacher(rows: slice) -> tuple[Tensor, Tensor]:
+        closeness = torch.addmm(offsets, features[rows], words.t(), alpha=2 * inverse_temperature)
+        targets = torch.softmax(closeness, 1)
+        return targets, _expected_log(targets, targets, closeness)
+
+    return _MeanDivergence.apply(scores, teacher)
 
 
 @full_precision
@@ -43,23 +47,41 @@ def decision_matching(scores: Tensor, targets: Tensor) -> Tensor:
 
     Source: letKD (arXiv 2309.02843), supplement algorithm 2.
     """
-    targets = targets.detach()
-    return _SoftCrossEntropy.apply(scores, targets) + torch.xlogy(targets, targets).sum(1).mean()
+
+    def teacher(rows: slice) -> tuple[Tensor, Tensor]:
+        return targets[rows], torch.xlogy(targets[rows], targets[rows]).sum(1)
+
+    return _MeanDivergence.apply(scores, teacher)
 
 
-class _SoftCrossEntropy(torch.autograd.Function):
-    """-mean over rows of <targets, log_softmax(scores)>.
+AT_ONCE = 2**18
+"""Scores that are worked on together on a CPU: what is computed of them stays in its cache."""
 
-    Of all that autograd would keep, one matrix is enough: the gradient itself. With 4096 words for each of 4096
-    locations these matrices, and not the products, are what the loss costs.
+
+class _MeanDivergence(torch.autograd.Function):
+    """Mean over rows of KL(targets || softmax(scores)), the targets without a gradient.
+
+    With 4096 words for each of 4096 locations it is matrices, and not products, that the loss costs. Of all that
+    autograd would keep one is enough, the gradient itself, and no other is ever whole on a CPU.
+
+    Args:
+        scores: (N, K).
+        teacher: gives, for a slice of the N rows, their targets (n, K) and sum over k of target log target (n,).
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, targets: Tensor) -> Tensor:
-        probabilities = torch.softmax(scores, 1)
-        value = -_expected_log(targets, probabilities, scores).mean()
-        ctx.save_for_backward(probabilities.sub_(targets))
-        return value
+    def forward(ctx: Any, scores: Tensor, teacher: Callable[[slice], tuple[Tensor, Tensor]]) -> Tensor:
+        count, templates = scores.shape
+        step = max(1, AT_ONCE // templates) if scores.device.type == "cpu" else count
+        gradient, total = torch.empty_like(scores), scores.new_zeros(())
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
+            targets, certainty = teacher(rows)
+            probabilities = torch.softmax(scores[rows], 1, out=gradient[rows])
+            total += (certainty - _expected_log(targets, probabilities, scores[rows])).sum()
+            probabilities -= targets
+        ctx.save_for_backward(gradient)
+        return total / count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
