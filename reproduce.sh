@@ -247,7 +247,7 @@ else
 fi
 
 # Threads of OpenMP that wait for each other spin, by default for so long that on a machine with other work a training
-# step of a small network takes 15 times as long. With a short spin it is as fast alone, and hardly slower in company.
+# step of a small network takes up to 15 times as long. A short spin is a safe choice: docs/cost.md says what it costs.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
 if [[ ${1:-} == test ]]; then
     shift

@@ -15,6 +15,7 @@ from kd_methods import functional
 from kd_methods.contract import DataInfo
 from kd_methods.errors import UserError
 from kd_methods.feature._kd_layer import Assign, Match
+from kd_methods.functional import matching
 
 CIFAR = DataInfo(50_000, 100, torch.arange(50_000) % 100)
 SIZES = {
@@ -142,7 +143,9 @@ def test_tokens_are_locations_too():
 # --- losses
 
 
-def test_word_matching_is_the_divergence_of_its_definition():
+@pytest.mark.parametrize("at_once", [matching.AT_ONCE, 3 * 11, 1], ids=["all rows", "three rows", "one row"])
+def test_word_matching_is_the_divergence_of_its_definition(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(matching, "AT_ONCE", at_once)
     torch.manual_seed(0)
     scores = torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
     features, words = torch.randn(7, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)
@@ -152,6 +155,7 @@ def test_word_matching_is_the_divergence_of_its_definition():
     assert torch.allclose(computed, wanted)
     gradients = [torch.autograd.grad(loss, scores)[0] for loss in (computed, wanted)]
     assert torch.allclose(*gradients)
+    assert torch.allclose(functional.decision_matching(scores, targets), wanted)
     assert torch.autograd.gradcheck(lambda a: functional.decision_matching(a, targets), (scores,))
 
 
