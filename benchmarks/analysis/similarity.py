@@ -23,7 +23,7 @@ from kd_methods.functional.feature import same_size
 from ..common.console import say
 from ..common.files import csv_text, write_text
 from ..networks import NetworkView
-from ..store.manifest import Manifest
+from ..store.manifest.shapes import Manifest
 from ..store.runs import Store
 from ..tasks import TaskData
 from ..tasks.images import Normalisation

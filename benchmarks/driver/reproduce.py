@@ -15,6 +15,7 @@ from ..report import PAPER, Page
 from ..report.collect import check_page, render, without_result
 from ..store import manifest
 from ..store.cell import Cell
+from ..store.manifest.shapes import Manifest
 from ..store.runs import Store
 from ..store.selection import selected
 from ..teachers.verification import Accuracies
@@ -116,7 +117,7 @@ def run(plan: Plan, workspace: Workspace, options: Options) -> Outcome:
     return Outcome(written.text, "; ".join(filter(None, (missing, without_cost))))
 
 
-def compute(plan: Plan, workspace: Workspace, options: Options) -> manifest.Manifest:
+def compute(plan: Plan, workspace: Workspace, options: Options) -> Manifest:
     """Run what a plan needs and is not in the store, and write no table; returns what the table would show.
 
     Raises:
@@ -146,6 +147,6 @@ def _train(plan: Plan, cells: Sequence[Cell], todo: Sequence[Cell], workspace: W
             train(stages, protocol.on_task(task), workspace, options.crew, options.watches(plan), options.trackers)
 
 
-def described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> manifest.Manifest:
+def described(plan: Plan, accuracies: Accuracies, workspace: Workspace) -> Manifest:
     """The plan as a manifest."""
     return describe(plan, Zoo(workspace.checkpoints), accuracies, environment.machine(workspace.device))

@@ -17,7 +17,7 @@ from kd_methods.strict import Strict
 from ..common.files import read_text
 from ..common.places import INSTALLED, PUBLISHED, ROOT, TABLES
 from ..common.yaml_files import read_yaml, validate
-from ..store.manifest import Manifest
+from ..store.manifest.shapes import Manifest
 
 SUITE = "kdbenchmark"
 """The suite's own key."""

@@ -25,8 +25,9 @@ from ..config.protocol import load_protocol, protocol_names
 from ..config.published import PublishedLine, literature
 from ..config.table_spec import METRICS
 from ..store import documents
-from ..store.earlier_manifests import SAW_HOLDOUT
-from ..store.manifest import Manifest, OurChoice, PlannedColumn, PlannedCost, PlannedRow, existing, path
+from ..store.manifest import existing, path
+from ..store.manifest.earlier import SAW_HOLDOUT
+from ..store.manifest.shapes import Manifest, OurChoice, PlannedColumn, PlannedCost, PlannedRow
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
 from . import run_names

@@ -19,7 +19,7 @@ from ..config.protocol import Changes, Protocol, load_protocol
 from ..config.published import pair_entries
 from ..config.table_spec import TableSpec, load_table, table_folder_of, table_names
 from ..store import documents, manifest
-from ..store.manifest import Manifest, PlannedCell, PlannedColumn, PlannedRow
+from ..store.manifest.shapes import Manifest, PlannedCell, PlannedColumn, PlannedRow
 from ..store.runs import Run, Store
 from ..store.selection import Selection, selected
 from . import verdicts

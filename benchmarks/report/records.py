@@ -20,7 +20,7 @@ from ..common.events import EpochRecord
 from ..common.files import canonical, csv_text, write_bytes
 from ..common.places import folders
 from ..store import manifest
-from ..store.manifest import Manifest, PlannedColumn, PlannedRow
+from ..store.manifest.shapes import Manifest, PlannedColumn, PlannedRow
 from ..store.runs import Facts, Store
 from ..store.selection import ALL, Selection, selected
 from . import verdicts

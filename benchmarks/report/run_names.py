@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..common.files import csv_text
 from ..store import names
-from ..store.manifest import Manifest
+from ..store.manifest.shapes import Manifest
 from ..store.runs import Store
 
 

@@ -20,7 +20,7 @@ from ..common.console import counted, say
 from ..common.files import read_bytes, sha256_file, write_bytes
 from . import archives, documents, manifest
 from .archives import REMEDY
-from .manifest import Manifest
+from .manifest.shapes import Manifest
 from .runs import BEGUN, FINAL, RESULT, Run, Store
 from .whole_runs import STUDENT, EndedRun, Unfinished, check, checked, ended, named, runs_of, text, whole
 

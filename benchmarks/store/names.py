@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from . import manifest
-from .manifest import Manifest
+from .manifest.shapes import Manifest
 
 TEACHER = "teacher/"
 """How the names of runs that train a table's teachers begin."""

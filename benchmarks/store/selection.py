@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kd_methods.errors import UserError, unknown
 
 from ..common.console import counted
-from .manifest import Manifest, PlannedColumn
+from .manifest.shapes import Manifest, PlannedColumn
 
 NAMED = 5
 """So many of the rows, pairs and seeds that are left out are named."""

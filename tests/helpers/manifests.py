@@ -17,8 +17,8 @@ from benchmarks.driver.planning.plan import Request, make
 from benchmarks.networks import build_network
 from benchmarks.report.collect import collect, render
 from benchmarks.store import manifest
-from benchmarks.store.earlier_manifests import upgraded
-from benchmarks.store.manifest import Manifest
+from benchmarks.store.manifest.earlier import upgraded
+from benchmarks.store.manifest.shapes import Manifest
 from benchmarks.store.runs import Store
 from benchmarks.teachers.zoo import Teacher, Zoo
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.common.files import write_json
 from benchmarks.store import manifest
 from benchmarks.store.cell import Cell, TeacherRef
-from benchmarks.store.manifest import Manifest
+from benchmarks.store.manifest.shapes import Manifest
 from benchmarks.store.runs import Store
 
 TABLE_FOLDER = "mine-paper"

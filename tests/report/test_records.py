@@ -17,7 +17,7 @@ from benchmarks.common.files import write_json
 from benchmarks.report import records
 from benchmarks.report.model import CostEntry
 from benchmarks.store import manifest
-from benchmarks.store.manifest import PlannedCost
+from benchmarks.store.manifest.shapes import PlannedCost
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 

@@ -21,7 +21,7 @@ from benchmarks.report.site.tables import Number, slugs
 from benchmarks.report.table_layout import PrintedCell
 from benchmarks.report.verdicts import RULE
 from benchmarks.store import exchange, manifest
-from benchmarks.store.manifest import Manifest
+from benchmarks.store.manifest.shapes import Manifest
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 from tests.helpers import manifests, stores

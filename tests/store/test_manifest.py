@@ -15,7 +15,8 @@ from benchmarks.common.files import write_json
 from benchmarks.report.collect import collect, collect_cost, render
 from benchmarks.report.model import CostEntry
 from benchmarks.store import manifest
-from benchmarks.store.manifest import Manifest
+from benchmarks.store.manifest import merging
+from benchmarks.store.manifest.shapes import Manifest
 from benchmarks.store.runs import Store
 from kd_methods.errors import Damaged
 
@@ -23,11 +24,11 @@ REPO = Path(__file__).parents[2]
 
 
 def merge(old: Manifest | None, new: Manifest) -> Manifest:
-    return manifest.merge(old, new).manifest
+    return merging.merge(old, new).manifest
 
 
 def said(old: Manifest, new: Manifest) -> str:
-    return "\n".join(manifest.merge(old, new).said)
+    return "\n".join(merging.merge(old, new).said)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def lab(tmp_path: Path) -> Lab:
 
 def test_the_first_plan_is_taken_as_it_is(lab: Lab) -> None:
     shown = lab.manifest()
-    assert manifest.merge(None, shown) == manifest.merge(shown, shown) == (shown, ())
+    assert merging.merge(None, shown) == merging.merge(shown, shown) == (shown, ())
 
 
 def test_a_run_of_some_rows_keeps_the_others(lab: Lab) -> None:
@@ -256,10 +257,11 @@ import sys, time
 from collections.abc import Mapping
 from pathlib import Path
 from benchmarks.store import manifest
+from benchmarks.store.manifest.shapes import Manifest
 
 merge = manifest.merge
 manifest.merge = lambda *manifests: (time.sleep(0.3), merge(*manifests))[1]  # so that they would meet
-new = manifest.Manifest.model_validate_json(sys.stdin.readline())
+new = Manifest.model_validate_json(sys.stdin.readline())
 print("ready", flush=True)
 sys.stdin.readline()
 manifest.save(Path(sys.argv[1]), "table1-paper", new)

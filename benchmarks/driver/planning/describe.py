@@ -16,7 +16,7 @@ from ...config.published import pair_entries, pair_settings
 from ...config.table_spec import METRICS, Pair, Row
 from ...cost.measuring import cost_key
 from ...store.cell import Cell, TeacherRef
-from ...store.manifest import (
+from ...store.manifest.shapes import (
     EfficiencyRows,
     Manifest,
     OurChoice,

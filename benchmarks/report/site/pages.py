@@ -17,7 +17,7 @@ from kd_methods.errors import UserError
 from ...common.console import say
 from ...common.files import read_bytes, write_bytes
 from ...store import manifest
-from ...store.manifest import Manifest
+from ...store.manifest.shapes import Manifest
 from ...store.runs import Store
 from .. import citations, explain, verdicts
 from ..collect import collect, collect_cost

@@ -14,7 +14,7 @@ from benchmarks.driver.planning.missing import measured_teachers
 from benchmarks.driver.planning.plan import Request, make
 from benchmarks.report.collect import render
 from benchmarks.store import documents, manifest
-from benchmarks.store.manifest import Manifest
+from benchmarks.store.manifest.shapes import Manifest
 from benchmarks.store.runs import Store
 from kd_methods import registry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.changed_rows import flat
+from ...config.changed_rows import flat
 
 SAW_HOLDOUT = "were trained on the held-out images too"
 
