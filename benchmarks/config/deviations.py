@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..common.console import counted
 
 _LENGTH = re.compile(r"(?P<own>\d+) epochs? instead of (?P<usual>\d+)(?P<rest>.*)", re.DOTALL)
-_SCALED = re.compile(r"^, milestones( and warm-ups)? scaled")
+_SCALED = re.compile(r"^, (milestones|warm-ups|milestones and warm-ups) scaled")
 
 
 def shortest(deviations: Sequence[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from ..common.files import read_csv
 from ..common.places import PUBLISHED
 from ..common.yaml_files import merged, read_yaml, validate
 from .changed_rows import flat
+from .table_spec import without_task
 
 
 class PublishedLine(Strict):
@@ -89,7 +90,7 @@ def pair_entry(method: str, pair: str, recipe: str) -> PairSettings | None:
     """The entry of tables/published/settings.yaml for a method on a pair, if there is one."""
     known = all_pair_settings().get(method, ())
     entries = (entry for entry in known if recipe in (entry.recipe, *entry.also))
-    names = {pair, pair.partition(":")[0]}  # on one task, and on any
+    names = {pair, without_task(pair)}  # on one task, and on any
     return next((entry for entry in entries if names & set(entry.pairs) or not entry.pairs), None)
 
 

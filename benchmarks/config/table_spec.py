@@ -25,6 +25,9 @@ Name = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """What is also a part of a folder's or file's name, here and where archives are unpacked."""
 
+MEAN = "mean"
+"""The task of a column that holds means over a pair's tasks."""
+
 MAX_SEED = 2**32 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -85,9 +88,9 @@ class Row(Strict):
     student: str = Field(default="", description="network to train in place of the column's")
     init: Init = Field(default="", description="as of a pair, for this row alone")
 
-    def settings_on(self, pair: str) -> dict[str, Any]:
-        """The row's own settings in a column, by the pair's id."""
-        return merged(self.settings, self.by_pair.get(pair.partition(":")[0], {}))
+    def settings_on(self, column: str) -> dict[str, Any]:
+        """The row's own settings in a column, by the pair's id alone or with a task behind it."""
+        return merged(self.settings, self.by_pair.get(column, self.by_pair.get(without_task(column), {})))
 
     @field_validator("optimizer")
     @classmethod
@@ -125,7 +128,11 @@ class Matrix(Strict):
     @field_validator("tasks", check_fields=False)
     @classmethod
     def _tasks_once(cls, value: Any) -> Any:
-        _each_once("column", labels(value or ()))
+        columns = labels(value or ())
+        _each_once("column", columns)
+        if MEAN in columns:
+            text = f"'{MEAN}' is the column of means; give the task's folder another name"
+            raise Misplaced(text, columns.index(MEAN))
         return value
 
     @field_validator("methods", check_fields=False)
@@ -224,15 +231,26 @@ class TableSpec(Matrix):
         for row in (*self.methods, *(row for preset in self.presets.values() for row in preset.methods or ())):
             if row.id in self.quoted:
                 raise Misplaced(f"the row '{row.id}' is run, and cannot be quoted as well", "quoted", row.id)
+        places: list[tuple[tuple[str, ...], Sequence[Row]]] = [(("methods",), self.methods)]
+        places += [(("presets", name, "methods"), preset.methods or ()) for name, preset in self.presets.items()]
         shown = (self.pairs, *(preset.pairs or () for preset in self.presets.values()))
         pairs = {pair.id for each in shown for pair in each}
-        for row in self.methods:
-            if absent := set(row.by_pair) - pairs:
-                raise Misplaced(f"no pair of the table: {', '.join(sorted(absent))}", "methods")
+        for place, rows in places:
+            if absent := {pair for row in rows for pair in row.by_pair} - pairs:
+                raise Misplaced(f"no pair of the table: {', '.join(sorted(absent))}", *place)
         if self.efficiency:
-            rows = {row.id for row in self.methods}
-            if absent := {self.efficiency.row, *self.efficiency.against} - rows:
+            known = {row.id for row in self.methods}
+            if absent := {self.efficiency.row, *self.efficiency.against} - known:
                 raise Misplaced(f"no row of the table: {', '.join(sorted(absent))}", "efficiency")
+        return self
+
+    @model_validator(mode="after")
+    def _one_task_in_a_column(self) -> TableSpec:
+        for name, preset in self.presets.items():
+            tasks = self.tasks if preset.tasks is None else preset.tasks
+            if own := [pair.id for pair in preset.pairs or self.pairs if tasks and pair.task]:
+                place = ("presets", name, "pairs") if preset.pairs else ("pairs",)
+                raise Misplaced(f"{', '.join(own)}: a pair has no task of its own where the table names tasks", *place)
         return self
 
     def preset(self, name: str) -> Preset:
@@ -261,10 +279,15 @@ def columns(pairs: tuple[Pair, ...], tasks: tuple[TaskColumn, ...]) -> tuple[Pai
     if not tasks:
         return pairs
     return tuple(
-        pair.model_copy(update={"id": f"{pair.id}:{label}", "task": t.task, "metric": t.metric})
+        pair.model_copy(update={"id": f"{pair.id}:{label}", "task": t.task, "metric": t.metric or pair.metric})
         for pair in pairs
         for t, label in zip(tasks, labels(tasks), strict=True)
     )
+
+
+def without_task(column: str) -> str:
+    """The pair of a column ``PAIR:TASK``; of a column that was not made of both its own name."""
+    return column.rpartition(":")[0] or column
 
 
 def labels(tasks: Sequence[TaskColumn]) -> list[str]:

@@ -268,13 +268,14 @@ def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.C
         note = f"entry {teacher.entry}" + (", off its expected accuracy" if teacher.off else "")
     if column.init:
         note += f"; {_START[column.init]}"
+    published = _published(manifest, "teacher", column, True)
     return report.Column(
         key=column.key,
         teacher=column.teacher_network,
         student=column.student,
         teacher_accuracy=accuracy,
         teacher_note=note,
-        teacher_published=_published(manifest, "teacher", column, True),
+        teacher_published=published if teacher.cell or not published else replace(published, epoch_rule="file"),
         task=column.task,
         metric=column.metric,
         titles=(

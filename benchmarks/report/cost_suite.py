@@ -51,7 +51,7 @@ class MeasuredMethod:
     @property
     def shares(self) -> dict[str, float]:
         """The sections of a step, which add up to 1."""
-        seconds = self.facts.split
+        seconds = vars(self.facts.split)
         return {section: seconds[section] / sum(seconds.values()) for section in SECTIONS}
 
 

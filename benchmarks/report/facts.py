@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 REFERENCE = "kd"
 """The method beside whose step each other one is timed."""
+
+
+Positive = Annotated[float, Field(gt=0)]
+"""What others are divided by."""
+
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Noted(BaseModel):
@@ -17,7 +23,7 @@ class Noted(BaseModel):
 
 
 class Sections(Noted):
-    """What each section of a step takes."""
+    """What each section of a step holds in memory, in bytes."""
 
     data: float | None
     teacher: float | None
@@ -25,6 +31,23 @@ class Sections(Noted):
     method: float | None
     backward: float | None
     optimiser: float | None
+
+
+class Split(Noted):
+    """What each section of a step takes, in seconds."""
+
+    data: NotNegative
+    teacher: NotNegative
+    student: NotNegative
+    method: NotNegative
+    backward: NotNegative
+    optimiser: NotNegative
+
+    @model_validator(mode="after")
+    def _takes_time(self) -> Split:
+        if not any(vars(self).values()):
+            raise ValueError("no section takes any time")
+        return self
 
 
 class RecordedVersions(Noted):
@@ -49,9 +72,9 @@ class TrainingStep(Noted):
     title: str
     family: str
     batch_size: int
-    split: dict[str, float]
-    turns: list[tuple[float, float]] = []
-    times_reference: float | None = None
+    split: Split
+    turns: list[tuple[Positive, Positive]] = []
+    times_reference: Positive | None = None
     teacher_operations: float
     own_operations: float
     student_params: int
@@ -78,9 +101,9 @@ class Inference(Noted):
 
 
 class Turn(Noted):
-    baseline: float
-    alone: float
-    group: float
+    baseline: Positive
+    alone: Positive
+    group: Positive
 
 
 class Ratios(Noted):
@@ -98,7 +121,7 @@ class Loop(Noted):
     group: list[str]
     batch_size: int
     loader_processes: int
-    turns: list[Turn]
+    turns: Annotated[list[Turn], Field(min_length=1)]
     ratios: Ratios
     operations: float
     share_of_fastest: tuple[float, float, float]
@@ -109,7 +132,7 @@ class Loop(Noted):
 
 class Held(Noted):
     peak: float
-    bound: float
+    bound: Positive
 
 
 class GroupMemory(Noted):
@@ -127,8 +150,8 @@ KINDS: dict[str, type[Noted]] = {
 
 
 class Stats(Noted):
-    median: float
-    min: float
+    median: Positive
+    min: Positive
 
 
 class BenchmarkEntry(Noted):

@@ -10,16 +10,13 @@ RowColumn = tuple[str, str]
 """Keys of a row and a column."""
 
 Status = Literal["done", "diverged", "failed", "refused", "missing"]
-EpochRule = Literal["last", "best", "unknown"]
+EpochRule = Literal["last", "best", "unknown", "file"]
 
 STUDENT = "student"
 """Key of the row of plainly trained students: a reference, not a competitor."""
 
 DECIMALS = 2
 """Of accuracies and differences between them, as they are printed."""
-
-MEAN = "mean"
-"""The task of a column that holds means over a pair's tasks."""
 
 
 SECTIONS = ("data", "teacher", "student", "method", "backward", "optimiser")
@@ -46,7 +43,10 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure from the literature. Where it is not comparable (`reason` says why) it gets a dagger and no gap."""
+    """A figure from the literature. Where it is not comparable (`reason` says why) it gets a dagger and no gap.
+
+    Of a teacher that is a given file the epoch rule is `file`: it is one network, and no epoch belongs to it.
+    """
 
     value: float
     std: float | None

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .model import DECIMALS, MEAN, RowColumn, Table
+from ..config.table_spec import MEAN
+from .model import DECIMALS, RowColumn, Table
 from .seed_statistics import by_seed, summarise
 
 LEVEL = 0.05

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from .model import MEAN, Column, Published, SeedResult, Table, TableEntry, TableRow
+from ..config.table_spec import MEAN, without_task
+from .model import Column, Published, SeedResult, Table, TableEntry, TableRow
 from .table_layout import several_tasks
 
 
@@ -84,8 +85,10 @@ def gap(summary: Summary, published: Published | None) -> float | None:
 
 
 def teacher_gap(accuracy: float | None, published: Published | None) -> float | None:
-    """A teacher is one given network, so its gap knows no epoch rule."""
+    """A teacher's last epoch, or its file, minus the published value; None where the two cannot be compared."""
     if accuracy is None or published is None or not published.comparable:
+        return None
+    if published.epoch_rule not in ("last", "file"):
         return None
     return accuracy - published.value
 
@@ -126,26 +129,21 @@ def with_means(
 
     def pair_of(column: Column) -> tuple[str, str, str]:
         """Two pairs of the same networks may differ in how the student starts."""
-        return column.teacher, column.student, column.key.rpartition(":")[0]
+        return column.teacher, column.student, without_task(column.key)
 
     for pair in dict.fromkeys(map(pair_of, columns)):
         of_pair = [column for column in columns if pair_of(column) == pair]
         out += of_pair
-        if len(of_pair) < 2:
-            continue
         tasks = [column.task for column in of_pair]
+        if len(set(tasks)) < 2:
+            continue
         accuracy = _over_tasks([column.teacher_accuracy for column in of_pair], tasks)
         first, metric = of_pair[0], f"of {len(set(tasks))}"
-        key = f"{pair_name(first)}:{MEAN}"
+        key = f"{without_task(first.key)}:{MEAN}"
         out.append(Column(key, first.teacher, first.student, accuracy, task=MEAN, metric=metric, titles=first.titles))
         for row in rows:
             entries[row.key][key] = _mean([row.entries.get(column.key, TableEntry()) for column in of_pair], tasks)
     return tuple(out), tuple(replace(row, entries=entries[row.key]) for row in rows)
-
-
-def pair_name(column: Column) -> str:
-    """The pair of a column ``PAIR:TASK``; of a column that was not made of both its own key."""
-    return column.key.rpartition(":")[0] or column.key
 
 
 def _over_tasks(values: list[float | None], tasks: list[str]) -> float | None:

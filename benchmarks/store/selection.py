@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kd_methods.errors import UserError, unknown
 
 from ..common.console import counted
+from ..config.table_spec import without_task
 from .manifest.shapes import Manifest, PlannedColumn
 
 NAMED = 5
@@ -34,7 +35,7 @@ def selected(shown: Manifest, wanted: Selection) -> Manifest:
     rows = {row.key: row for row in shown.rows}
     columns: dict[str, list[PlannedColumn]] = {}
     for column in shown.columns:
-        for name in {column.key, column.key.partition(":")[0]}:
+        for name in {column.key, without_task(column.key)}:
             columns.setdefault(name, []).append(column)
     seeds = {cell.seed for cell in shown.cells}
     for what, names, known in (("row", wanted.rows, rows), ("pair", wanted.columns, columns)):

@@ -9,6 +9,10 @@ from benchmarks.config.protocol import load_protocol
 def test_a_length_that_is_changed_twice_is_one_deviation() -> None:
     short = load_protocol("cifar100-short")
     assert short.changed(epochs=5).deviations == ("5 epochs instead of 240, milestones and warm-ups scaled",)
+    mixed = load_protocol("imagenet-mixed-short")
+    usual = 300
+    assert mixed.deviations[0] == f"2 epochs instead of {usual}, warm-ups scaled"
+    assert not any("scaled" in text for text in mixed.changed(epochs=usual).deviations)
     assert short.changed(epochs=240).deviations == ()
     assert shortest(
         ["10 epochs instead of 240", "x", "5 epochs instead of 10, milestones scaled", "1 epoch instead of 5"]

@@ -57,6 +57,29 @@ def test_every_shipped_table_loads_with_its_presets(name: str) -> None:
     assert not table.published or literature(table.published), "every line is read"
 
 
+DATA = {
+    "CIFAR-100": ["cifar100"], "CIFAR-10": ["cifar10"], "Tiny-ImageNet": ["tiny-imagenet"], "ImageNet": ["imagenet"],
+    "digits": ["digits", "digits32"], "COCO": ["coco"], "GLUE": [],
+}  # fmt: skip
+"""Data sets by what titles call them; of GLUE there are many tasks, which their columns name."""
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_a_title_names_the_data_that_is_trained_on(name: str) -> None:
+    table = load_table(name)
+    for preset_name in table.presets:
+        preset = table.preset(preset_name)
+        usual = preset.task or load_protocol(preset.protocol).task
+        tasks = {pair.task or usual for pair in preset.pairs or ()}
+        title = preset.title or table.title
+        for word in sorted(DATA, key=len, reverse=True):
+            if word in title and "demonstration of" not in title:
+                assert tasks <= {*DATA[word]} or (word == "GLUE" and all(task.startswith("glue/") for task in tasks)), (
+                    preset_name, title, tasks)  # fmt: skip
+                title = title.replace(word, "")
+        assert preset_name != "demo" or not tasks & {"digits", "digits32"} or "digits" in (preset.title or table.title)
+
+
 @pytest.mark.parametrize("name", table_names())
 def test_the_networks_of_every_table_exist(name: str) -> None:
     table = load_table(name)

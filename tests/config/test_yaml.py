@@ -12,7 +12,7 @@ from helpers.config_files import PROTOCOL, TABLE, message
 from benchmarks.common.yaml_files import Shelf, read_yaml
 from benchmarks.config import table_spec
 from benchmarks.config.protocol import load_protocol
-from benchmarks.config.table_spec import TableSpec, TaskColumn, labels, load_table
+from benchmarks.config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, labels, load_table
 from kd_methods.errors import UserError
 
 
@@ -74,6 +74,18 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("pair", "column"), [("p", "p:rte"), ("hf:a/b-hf:c/d", "hf:a/b-hf:c/d"), ("s:a", "s:a:rte")])
+def test_settings_of_one_pair_are_found_by_its_whole_name(pair: str, column: str) -> None:
+    row = Row(id="kd", method="kd", settings={"temperature": 2.0}, by_pair={pair: {"temperature": 9.0}})
+    assert row.settings_on(column) == {"temperature": 9.0} and row.settings_on("other") == {"temperature": 2.0}
+
+
+def test_a_pairs_metric_is_its_columns_where_the_task_names_none() -> None:
+    pair = Pair(id="a", teacher="t", student="s", metric="top5")
+    tasks = (TaskColumn(task="digits"), TaskColumn(task="cifar10", metric="top1"))
+    assert [column.metric for column in columns((pair,), tasks)] == ["top5", "top1"]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -107,6 +119,19 @@ def test_rows_may_show_a_method_twice(tmp_path: Path) -> None:
         pytest.param(TABLE.replace("  paper:", "  my short:"), 6, "presets.my short", id="preset that is no name"),
         pytest.param(TABLE.replace("  paper:", "  a/b:"), 6, "presets.a/b", id="preset that is a path"),
         pytest.param(TABLE + "tasks: [rte, rte]\n", 7, "tasks.1: the column 'rte'", id="column twice"),
+        pytest.param(TABLE + "tasks: [rte, 'folder:/d/mean']\n", 7, "tasks.1: 'mean' is the column of", id="mean"),
+        pytest.param(
+            TABLE.replace("[0]", "[0], methods: [{id: a, method: kd, by_pair: {resnet8-resnte8: {temperature: 2.0}}}]"),
+            6,
+            "presets.paper.methods: no pair of the table: resnet8-resnte8",
+            id="no pair of a preset's row",
+        ),
+        pytest.param(
+            TABLE.replace("[resnet8-resnet8]", "[{id: p, teacher: a, student: b, task: rte}]") + "tasks: [mrpc]\n",
+            3,
+            "pairs: p: a pair has no task of its own where the table names tasks",
+            id="two tasks in a column",
+        ),
         pytest.param(TABLE.replace("[0]", "[1, 0, 1]"), 6, "presets.paper.seeds.2: the seed '1'", id="seed twice"),
         pytest.param(TABLE.replace("[0]", "[-1]"), 6, "presets.paper.seeds.0", id="negative seed"),
         pytest.param(TABLE.replace("[0]", "[4294967296]"), 6, "presets.paper.seeds.0", id="huge seed"),

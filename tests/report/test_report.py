@@ -35,7 +35,7 @@ def make_table(kd: tuple[SeedResult, ...] = done(70.0, 71.0, 72.0), published: P
         TableRow("at", "AT", "Feature", {pair: TableEntry(done(69.0, 69.0, 69.0))}, our_choice=("beta = 1",)),
         TableRow("sp", "SP", "Relation", {pair: TableEntry(done(60.0, 60.0, 60.0))}),
     )
-    column = Column(pair, "wrn_40_2", "wrn_16_2", 75.6, "", Published(75.61, None, "repo @abc", "unknown"))
+    column = Column(pair, "wrn_40_2", "wrn_16_2", 75.6, "", Published(75.61, None, "repo @abc", "file"))
     return Table(
         "table_x",
         "Title",
@@ -353,6 +353,23 @@ def test_pairs_of_the_same_networks_have_a_mean_each() -> None:
     assert means == {"first:mean": ("BERT", "Small"), "spread:mean": ("BERT", "Small")}
     last = {key: kd.entries[key].runs[0].last for key in means}
     assert last == pytest.approx({"first:mean": 191 / 3, "spread:mean": 221 / 3})
+
+
+@pytest.mark.parametrize(("rule", "printed"), [("file", " (+0.50)"), ("last", " (+0.50)"), ("unknown", "<sup>u</sup>")])
+def test_a_teachers_gap_is_that_of_its_last_epoch_or_its_file(rule: str, printed: str) -> None:
+    column = Column("p", "T", "S", 73.5, teacher_published=Published(73.0, None, "a paper", rule))  # type: ignore[arg-type]
+    texts = report.render(Table("t", "T", "Top-1", (column,), ()))
+    assert f"| ↳ published | 73.00{printed} |" in texts[".md"]
+    assert ("epoch rule not known" in texts[".md"]) == (rule == "unknown")
+    (line,) = csv.DictReader(io.StringIO(texts[".csv"]))
+    assert (line["gap"], line["epoch_rule"]) == ("" if rule == "unknown" else "0.5000", rule)
+
+
+def test_pairs_of_one_networks_are_not_tasks_of_one_pair() -> None:
+    columns = tuple(
+        Column(key, "T", "S", task=task) for key, task in (("random", "rte"), ("spread", "rte"), ("o", "mrpc"))
+    )
+    assert report.with_means(columns, ()) == (columns, ())
 
 
 def test_a_gain_is_over_columns_of_one_unit() -> None:

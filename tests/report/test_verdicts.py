@@ -117,6 +117,7 @@ def test_a_teacher_is_compared_under_the_recipe_of_teachers(tmp_path: Path) -> N
     shown = paper(published="cifar100-letkd.csv", recipe="cifar100-letkd", sources=["letKD supplement"])
     (column,) = collect(shown, Store(tmp_path)).columns
     assert column.teacher_published and column.teacher_published.comparable, column.teacher_published
+    assert column.teacher_published.epoch_rule == "file", "a network that is given has no epochs"
 
 
 def test_other_teachers_make_no_verdict(store: Path) -> None:

@@ -12,7 +12,7 @@ from ... import networks
 from ...common.yaml_files import where
 from ...config.protocol import PROTOCOLS, Protocol, load_protocol
 from ...config.table_places import written_in
-from ...config.table_spec import TABLE_FILES, Pair, Preset, Row, TaskColumn
+from ...config.table_spec import TABLE_FILES, Pair, Preset, Row, TaskColumn, without_task
 from ...tasks import Task, get_task
 from ...training.optimizers import OPTIMIZERS
 
@@ -45,7 +45,7 @@ def check_columns(table: str, preset: str, tasks: Sequence[TaskColumn], pairs: S
         UserError: one does not exist.
     """
     for pair in pairs:
-        at = partial(written_in, table, preset, "pairs", pair.id.partition(":")[0])
+        at = partial(written_in, table, preset, "pairs", without_task(pair.id) if tasks else pair.id)
         for role in ("teacher", "student"):
             with at(role):
                 networks.check(getattr(pair, role))
@@ -69,8 +69,8 @@ def check_metrics(table: str, preset: str, metric: str, pairs: Sequence[Pair], p
         line = f"column '{pair.id}': {unknown('metric', shown, known)}"
         if not pair.metric:
             raise UserError(f"{where(TABLE_FILES.file(table), 'metric')}: {line}")
-        name, _, of_all = pair.id.partition(":")
-        what = ("tasks", of_all.removesuffix(f".{shown}")) if of_all else ("pairs", name)
+        name, _, of_all = pair.id.rpartition(":")
+        what = ("tasks", of_all.removesuffix(f".{shown}")) if name else ("pairs", pair.id)
         with written_in(table, preset, *what, "metric"):
             raise UserError(line)
 

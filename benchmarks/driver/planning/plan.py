@@ -17,7 +17,7 @@ from ...config.changed_rows import ChangedRow, base_and_changes, changed_id, cha
 from ...config.protocol import Changes, Protocol, load_protocol, protocol_names, steps_per_epoch
 from ...config.protocol_words import lines as protocol_lines
 from ...config.published import literature, pair_settings
-from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, table_folder_of
+from ...config.table_spec import Pair, Row, TableSpec, TaskColumn, columns, load_table, table_folder_of, without_task
 from ...store.cell import Cell, TeacherRef
 from ...store.make_cell import Distillation, make_cell, student_cell
 from ...store.selection import Selection
@@ -306,7 +306,7 @@ def _pairs(wanted: Sequence[str], known: Sequence[Pair], tasks: tuple[TaskColumn
     pairs: dict[str, Pair] = {}
     for name in wanted or (pair.id for pair in known):
         # A pair's name without a task means its columns on all tasks.
-        shown = tuple(pair for pair in known if name in (pair.id, pair.id.partition(":")[0]))
+        shown = tuple(pair for pair in known if name in (pair.id, without_task(pair.id)))
         pairs |= {pair.id: pair for pair in shown or columns((_free_pair(name, known),), tasks)}
     return tuple(pairs.values())
 

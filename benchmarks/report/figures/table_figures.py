@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ...config.table_spec import METRICS
+from ...config.table_spec import MEAN, METRICS, without_task
 from ..layouts.cost_table import MIB, machines, rate, reference, unit
-from ..model import HELD, MEAN, Column, CostTable, Table
-from ..seed_statistics import gap, mean_curve, pair_name, summarise, whole
+from ..model import HELD, Column, CostTable, Table
+from ..seed_statistics import gap, mean_curve, summarise, whole
 from ..table_layout import on_task
 from .cost_figures import accuracy
 from .drawing import COLOURS, DOT, above, beside, figure, filled, look, plain, write
@@ -118,7 +118,7 @@ def _best_less_last(table: Table) -> dict[str, list[float]]:
     first: dict[tuple[str, ...], Column] = {}
     for column in table.columns:
         if column.task != MEAN:
-            first.setdefault((column.teacher, column.student, pair_name(column), column.task), column)
+            first.setdefault((column.teacher, column.student, without_task(column.key), column.task), column)
     by_title: dict[str, list[float]] = {}
     for row in table.rows:
         runs = [run for column in first.values() if (entry := row.entries.get(column.key)) for run in entry.runs]

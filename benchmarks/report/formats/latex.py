@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..table_layout import MISSING, Line, PrintedCell, TableLayout, cut
-from .latex_text import escape, flowing, label, marks, pieces
+from .latex_text import aside, escape, flowing, label, marks, pieces
 
 SIZE = 7.0
 """Of the type in tables, in points."""
@@ -408,7 +408,7 @@ def _cell(cell: PrintedCell, column: _Column) -> str:
 def _post(cell: PrintedCell) -> str:
     """What stands behind a value: marks and a seed count above the line, an aside on it."""
     above = marks(cell.marks) + (r"\," if cell.marks and cell.seeds else "") + marks(cell.seeds.removeprefix("n="))
-    return (f"$^{{{above}}}$" if above else "") + (rf"\,(${marks(cell.aside)}$)" if cell.aside else "")
+    return (f"$^{{{above}}}$" if above else "") + (rf"\,({aside(cell.aside)})" if cell.aside else "")
 
 
 def _post_width(post: str) -> float:

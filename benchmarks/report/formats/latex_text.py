@@ -45,9 +45,14 @@ def flowing(text: str) -> str:
 
 
 def marks(text: str) -> str:
-    """Marks, seed counts and asides within math mode."""
+    """Marks, seed counts and numbers within math mode."""
     return "".join(_MATH.get(char) or (char if char in "+-.,/():abcdefghijklmnopqrstuvwxyz0123456789" else "")
                    for char in text)  # fmt: skip
+
+
+def aside(text: str) -> str:
+    """A number with a minus in place of a hyphen; words as they are."""
+    return f"${marks(text)}$" if re.fullmatch(r"[+-]?[\d.]+", text) else escape(text)
 
 
 def pieces(text: str, limit: int) -> list[str]:

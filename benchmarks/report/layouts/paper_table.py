@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from ..model import DECIMALS, MEAN, Column, CostTable, Published, Table, TableRow
+from ...config.table_spec import MEAN
+from ..model import DECIMALS, Column, CostTable, Published, Table, TableRow
 from ..ranking import average_ranks, ranking
 from ..seed_statistics import by_seed, summarise, usual_n
 from ..table_layout import (
