@@ -380,7 +380,9 @@ class Protocol(Strict):
         if changes.get("compile") and not self.compile:
             update["compile"] = True
             deviations.append("networks compiled by torch")
-        if holdout:
+        if holdout == 0 and self.holdout:
+            raise UserError(f"--holdout 0: protocol {self.name} holds out {self.holdout} images; take another protocol")
+        if holdout and holdout != self.holdout:
             update["holdout"] = holdout
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         if not update:

@@ -39,11 +39,12 @@ def _training(protocol: Protocol, students: Collection[str] | None, where: str) 
     mixed += f", {p.repeats} augmentations of each image in a batch" if p.repeats > 1 else ""
     average = "" if p.drop_path is None else f", stochastic depth {p.drop_path:g}"
     average += f", evaluated weights are moving averages (decay {p.ema:g})" if p.ema else ""
-    noise = f", {p.label_noise:.0%} of the training labels exchanged" if p.label_noise else ""
+    noise = f", {100 * p.label_noise:g}% of the training labels exchanged" if p.label_noise else ""
     noise += f", {p.teacher_answers.line()}" if p.teacher_answers else ""
     last = ", last incomplete batch dropped" if p.drop_last else ""
     second = f", second view by {p.second_view} for methods that want one" if p.second_view else ""
     stored = ", teacher's logits computed once, on another augmentation" if p.stored_logits else ""
+    tested = f", tested on {p.holdout} held-out training images" if p.holdout else ""
     data = f"{crop}{turn}{', horizontal flip' if p.flip else ''}{second}{mixed}{noise}{smooth}{stored}"
     if p.max_length:
         data = f"at most {p.max_length} tokens, batches of texts of similar length"
@@ -53,7 +54,7 @@ def _training(protocol: Protocol, students: Collection[str] | None, where: str) 
     return (
         f"{p.name} v{p.version}{where}: {counted(p.epochs, 'epoch')}, batch {p.batch_size}{last}",
         f"{p.optimizer.line(not schedule.moves_momentum)}, {rates}" + decays + schedule.line(p) + average,
-        f"{data}, {_computed_in(p)}{start}",
+        f"{data}, {_computed_in(p)}{tested}{start}",
     )
 
 

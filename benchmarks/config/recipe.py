@@ -89,6 +89,8 @@ class Optimizer(Strict):
             raise ValueError("beta2 is a setting of the optimisers adamw and lamb")
         if self.name in ADAPTIVE and self.nesterov:
             raise ValueError(f"{self.name} has no nesterov")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
         if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
             raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
         if self.exempt_named and not self.decay_matrices_only:

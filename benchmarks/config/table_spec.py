@@ -248,9 +248,10 @@ class TableSpec(Matrix):
     def _one_task_in_a_column(self) -> TableSpec:
         for name, preset in self.presets.items():
             tasks = self.tasks if preset.tasks is None else preset.tasks
-            if own := [pair.id for pair in preset.pairs or self.pairs if tasks and pair.task]:
+            if twice := [pair.id for pair in preset.pairs or self.pairs if tasks and pair.task]:
                 place = ("presets", name, "pairs") if preset.pairs else ("pairs",)
-                raise Misplaced(f"{', '.join(own)}: a pair has no task of its own where the table names tasks", *place)
+                text = f"{', '.join(twice)}: a pair has no task of its own where the table names tasks"
+                raise Misplaced(text, *place)
         return self
 
     def preset(self, name: str) -> Preset:

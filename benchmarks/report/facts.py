@@ -33,7 +33,7 @@ class Sections(Noted):
     optimiser: float | None
 
 
-class Split(Noted):
+class StepSeconds(Noted):
     """What each section of a step takes, in seconds."""
 
     data: NotNegative
@@ -44,7 +44,7 @@ class Split(Noted):
     optimiser: NotNegative
 
     @model_validator(mode="after")
-    def _takes_time(self) -> Split:
+    def _takes_time(self) -> StepSeconds:
         if not any(vars(self).values()):
             raise ValueError("no section takes any time")
         return self
@@ -72,7 +72,7 @@ class TrainingStep(Noted):
     title: str
     family: str
     batch_size: int
-    split: Split
+    split: StepSeconds
     turns: list[tuple[Positive, Positive]] = []
     times_reference: Positive | None = None
     teacher_operations: float

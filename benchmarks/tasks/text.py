@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_methods.contract import Batch, DataInfo, Outputs
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import DiskError, UserError, first_line
 
 from ..common.files import write_bytes
 from ..common.seeding import generator, held_out
@@ -305,6 +305,10 @@ class TextData:
         return metrics
 
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""Words that every vocabulary of BERT's has."""
+
+
 def _tokenizer(vocabulary: Sequence[str], root: Path, name: str) -> PreTrainedTokenizerFast:
     check_installed()
     # ``vocab=`` alone: to BertTokenizerFast of transformers 5 ``vocab_file=`` says nothing, and it knows five words.
@@ -312,11 +316,10 @@ def _tokenizer(vocabulary: Sequence[str], root: Path, name: str) -> PreTrainedTo
     from transformers.models.bert import BertTokenizerFast  # type: ignore[attr-defined]
 
     if vocabulary:
-        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-        return BertTokenizerFast(vocab={word: i for i, word in enumerate((*special, *vocabulary))})
+        return BertTokenizerFast(vocab={word: i for i, word in enumerate((*SPECIAL, *vocabulary))})
     file = next((place for place in (root / "vocab.txt", root / "bert" / "vocab.txt") if place.is_file()), None)
     if file and not name:
-        return BertTokenizerFast(vocab=str(file))
+        return BertTokenizerFast(vocab=_words(file))
     try:
         return AutoTokenizer.from_pretrained(name or USUAL_TOKENIZER)  # type: ignore[return-value]
     except (OSError, ValueError) as error:
@@ -325,6 +328,24 @@ def _tokenizer(vocabulary: Sequence[str], root: Path, name: str) -> PreTrainedTo
             f"no tokenizer '{name or USUAL_TOKENIZER}' ({reason}); put BERT's vocab.txt into {root}, or name a folder "
             "as the protocol's tokenizer"
         ) from None
+
+
+def _words(file: Path) -> dict[str, int]:
+    """The words of a ``vocab.txt`` by their line, from 0.
+
+    Raises:
+        UserError: it is no vocabulary of BERT's.
+    """
+    try:
+        words = [word.rstrip() for word in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); put BERT's vocab.txt there") from None
+    if absent := [word for word in SPECIAL if word not in words]:
+        raise UserError(f"{file} has no line {', '.join(absent)}; put BERT's vocab.txt there")
+    if len(set(words)) < len(words):
+        twice = next(word for i, word in enumerate(words) if word in words[:i])
+        raise UserError(f"{file} has the word '{twice}' twice; put BERT's vocab.txt there")
+    return {word: i for i, word in enumerate(words)}
 
 
 def _encoded(texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, regression: bool) -> Encoded:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from kd_methods.errors import DiskError, UserError
@@ -22,6 +24,19 @@ class Interrupted(KeyboardInterrupt):
 
 class Diverged(Exception):
     """A loss term stopped being finite."""
+
+
+class Unfit(UserError):
+    """A network or an optimiser cannot be had under the protocol, whatever the method: no refusal of that."""
+
+
+@contextmanager
+def whatever_the_method() -> Iterator[None]:
+    """Context in which bad input is not for the method to answer for."""
+    try:
+        yield
+    except UserError as error:
+        raise Unfit(str(error)) from None
 
 
 class Refused(Exception):
@@ -70,7 +85,7 @@ def of_cell(error: BaseException, building: bool = False, alone: bool = False) -
         return None
     if isinstance(error, Diverged):
         return Failure("diverged", line(error))
-    if isinstance(error, Refused) or (building and isinstance(error, UserError)):
+    if isinstance(error, Refused) or (building and isinstance(error, UserError) and not isinstance(error, Unfit)):
         return Failure("refused", line(error))
     trace = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     return Failure("failed", line(error), trace)

@@ -26,7 +26,7 @@ from . import compilation, optimizers
 from .answered import answered
 from .assembly import Assembly, begin
 from .averages import Averages
-from .failures import Diverged
+from .failures import Diverged, whatever_the_method
 from .finished import finish, on_cpu
 from .group import Group
 from .isolation import Loans, apart, lend
@@ -63,7 +63,8 @@ class StudentRun:
         if info.labels is not None:
             info = replace(info, labels=self.loans.tensor("the training set's labels", info.labels))
         with self._apart("student"):
-            student = self.data.build(cell.student, trained=True)
+            with whatever_the_method():
+                student = self.data.build(cell.student, trained=True)
             begin(cell, student, teacher, weights)
         with self._apart("method"):
             assembly = Assembly(cell, student, teacher, info, device, torch.channels_last)
@@ -78,14 +79,15 @@ class StudentRun:
                 self._check_needs(teacher, needs)
             self.deployed = assembly.deployed
         self.scaler = scaler(protocol, device)
-        self.optimizer = optimizers.build(
-            [*self.student.parameters(), *self.method.parameters()],
-            protocol.optimizer.lr,
-            protocol.optimizer,
-            self.scaler,
-            self._backbone() if protocol.optimizer.backbone != 1 else (),
-            exempt(self.student) if protocol.optimizer.exempt_named else (),
-        )
+        with whatever_the_method():
+            self.optimizer = optimizers.build(
+                [*self.student.parameters(), *self.method.parameters()],
+                protocol.optimizer.lr,
+                protocol.optimizer,
+                self.scaler,
+                self._backbone() if protocol.optimizer.backbone != 1 else (),
+                exempt(self.student) if protocol.optimizer.exempt_named else (),
+            )
         # For auxiliary logits the method's own modules are evaluated, too.
         evaluated = (self.deployed, self.student, *((self.method,) if self.method.auxiliary_fields() else ()))
         # The end of a teacher may be a part of the student; it is folded here only where it could be averaged.

@@ -47,7 +47,7 @@ def identity(cell: Cell, teacher: TeacherRef) -> dict[str, Any]:
         "task": kind_of(cell.task),
         "data": cell.data,
         "protocol": {name: cell.protocol.get(name) for name in ("holdout", "label_noise")}
-        | {name: cell.protocol[name] for name in ("crops", "teacher_answers") if name in cell.protocol},
+        | {name: cell.protocol[name] for name in ("crops", "teacher_answers", "max_length") if cell.protocol.get(name)},
         "versions": {name: cell.versions[name] for name in versions},
         "plugins": {name: file for name, file in cell.plugins.items() if name in versions},
     }
@@ -82,7 +82,7 @@ class StoredTeacherPass(TeacherPass):
     def labels(self) -> Tensor:  # type: ignore[override]
         labels = self.data.info.labels if self.lent_labels is None else self.lent_labels
         assert labels is not None
-        return labels if self.data.answered is None else labels[self.data.answered]
+        return labels if self.data.answered is None else labels[self.data.answered.to(labels.device)]
 
     def outputs(self, units: Iterable[str], indices: Tensor | None = None) -> Iterator[tuple[Outputs, Tensor]]:
         indices = torch.arange(len(self.labels)) if indices is None else indices

@@ -172,6 +172,7 @@ class NetworkView(Network):
             # Not a submodule: the copy must not show up in this network's parameters or state dict.
             object.__setattr__(self, "_folded", self if self._frozen_without_norms() else self._fold())
         assert self._folded is not None
+        self._folded.compiles = self.compiles
         return self._folded
 
     def _frozen_without_norms(self) -> bool:
@@ -182,7 +183,6 @@ class NetworkView(Network):
     def _fold(self) -> NetworkView:
         inserted = tuple((unit, name, fold_batch_norms(module)) for unit, name, module in self._inserted)
         copy = NetworkView(fold_batch_norms(self.module, self._chain_of), self._chain_of, self.input_shape, inserted)
-        copy.compiles = self.compiles
         return copy.requires_grad_(False).eval()
 
     def plain(self) -> nn.Module:

@@ -80,6 +80,12 @@ def test_holdout_is_a_deviation_and_shortens_the_epoch() -> None:
     split = load_protocol("cifar100-crd240").changed(holdout=5000)
     assert split.holdout == 5000 and "5000 held-out" in split.deviations[0]
     assert steps_per_epoch(50_000, split) == 704
+    assert "tested on 5000 held-out training images" in lines(split)[-1]
+    demo = load_protocol("digits-holdout-demo")
+    assert f"tested on {demo.holdout} held-out training images" in lines(demo)[-1], "and where the YAML holds them out"
+    assert split.changed(holdout=5000) == split
+    with pytest.raises(UserError, match="--holdout 0: protocol digits-holdout-demo holds out 300 images"):
+        demo.changed(holdout=0)
     assert table_folder_of("t", "paper", load_protocol("cifar100-crd240"), split) == "t-paper-holdout5000"
     assert (
         table_folder_of("t", "paper", load_protocol("cifar100-crd240"), split.changed(epochs=3))
@@ -139,7 +145,12 @@ def test_feature_only_kds_cycle_is_its_codes() -> None:
 
 def test_settings_of_another_optimizer_are_errors() -> None:
     usual = load_protocol("digits-demo")
-    for changes in ({"beta2": 0.9}, {"name": "adamw", "nesterov": True}, {"name": "adamw", "delta": 0.1}):
+    for changes in (
+        {"beta2": 0.9},
+        {"name": "adamw", "nesterov": True},
+        {"name": "adamw", "delta": 0.1},
+        {"nesterov": True, "momentum": 0.0},
+    ):
         with pytest.raises(UserError, match="under protocol digits-demo"):
             usual.with_optimizer(changes)
     with pytest.raises(UserError, match="one cycle moves the momentum"):

@@ -162,6 +162,13 @@ def test_a_network_that_cannot_be_had_is_one_line(name: str, words: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_folded_early_is_compiled_as_the_network_is() -> None:
+    view = build_network("resnet8", 7).requires_grad_(False).eval()
+    frozen = view.fold_batch_norms()
+    view.compiles = 64
+    assert view.fold_batch_norms() is frozen and frozen.compiles == 64
+
+
 @pytest.mark.slow
 def test_a_compiled_network_computes_the_same() -> None:
     """Also a copy of it, which has a pass of its own. (Needs a C++ compiler, and takes it a while.)"""

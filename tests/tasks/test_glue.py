@@ -131,6 +131,20 @@ def test_without_data_or_vocabulary_the_next_step_is_named(tmp_path: Path):
         get_task("glue/sst2").tokenizer(tmp_path, load_protocol("glue-ft"))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"has no line \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
+        ("caf\u00e9".encode("latin-1"), "cannot be read"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n", "has the word 'a' twice"),
+    ],
+)
+def test_a_file_that_is_no_vocabulary_is_one_line(tmp_path: Path, content: bytes, words: str):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"vocab\.txt {words}.*; put BERT's vocab\.txt there"):
+        get_task("glue/sst2").tokenizer(tmp_path, load_protocol("glue-ft"))
+
+
 def test_metrics_are_the_official_ones(tmp_path: Path):
     import evaluate
 

@@ -143,6 +143,7 @@ def test_a_cell_of_two_processes_is_not_trained_by_one(tmp_path: Path) -> None:
 
 def test_a_batch_too_small_to_be_shared_is_left_out() -> None:
     assert list(parts_of_batch(1, 1, Replica(0, 2))) == []
-    sizes = [[part.lengths for part in parts_of_batch(7, 2, Replica(rank, 2))] for rank in range(2)]
-    assert sizes == [[[1, 2], [2, 2]]] * 2
+    sizes = [[part.lengths for part in parts_of_batch(9, 2, Replica(rank, 2))] for rank in range(2)]
+    assert sizes == [[[2, 2], [2, 3]]] * 2
+    assert [part.least for part in parts_of_batch(7, 2, Replica(0, 2))] == [3], "no part has one sample alone"
     assert sum(part.share for rank in range(2) for part in parts_of_batch(7, 2, Replica(rank, 2))) == pytest.approx(1)

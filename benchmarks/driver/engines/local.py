@@ -148,8 +148,8 @@ def _group(cell: Cell, context: Context) -> Group:
         return Group(context.protocol, context.data, replica=context.replica)
     network, normalisation = context.teacher(cell.teacher), (cell.teacher.mean, cell.teacher.std)
     teacher_pass = context.teacher_pass(cell, network)
-    observe = BlockSimilarity(network, normalisation, context.data) if context.similarity else None
     teacher = SharedTeacher(network, normalisation, context.protocol)
+    observe = BlockSimilarity(network, normalisation, context.data) if context.similarity else None
     return Group(context.protocol, context.data, teacher, teacher_pass, observe, context.replica)
 
 

@@ -223,14 +223,18 @@ def _at_hand(
         sources[name], samples = task, task.samples(data_root)
         if not protocol.holdout < samples:
             raise UserError(f"--holdout {protocol.holdout}: the training set has {samples} samples")
-        if not steps_per_epoch(samples, protocol):
-            raise UserError(
-                f"task {name} has {samples - protocol.holdout} training samples here, fewer than a batch of "
-                f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
-            )
+        _check_steps(name, samples, protocol)
         deviations += task.deviations(data_root)
     protocol = protocol.model_copy(update={"deviations": (*protocol.deviations, *deviations)})
     return protocol, sources, fingerprints
+
+
+def _check_steps(task: str, samples: int, protocol: Protocol) -> None:
+    if not steps_per_epoch(samples, protocol):
+        raise UserError(
+            f"task {task} has {samples - protocol.holdout} training samples here, fewer than a batch of "
+            f"{protocol.batch_size}, and protocol {protocol.name} leaves incomplete batches out"
+        )
 
 
 def _teachers(
@@ -256,6 +260,9 @@ def _teachers(
             teachers[place] = zoo.ref(entry)
         else:
             recipe = protocol.on_task(place[1])
+            if pair in with_teacher:
+                _check_steps(recipe.task, sources[recipe.task].samples(data_root), recipe)
+                _check_network(pair.teacher, recipe)
             source = pair.teacher, recipe, sources[recipe.task].fingerprint(data_root, recipe), plugins
             cell = teacher_cell(*source, zoo) if pair in with_teacher else student_cell(*source)
             training += [cell] if pair in with_teacher else []
@@ -265,18 +272,23 @@ def _teachers(
 
 def _check_modality(pairs: Sequence[Pair], rows: Sequence[Row], protocol: Protocol) -> None:
     for pair in pairs:
-        task = get_task(pair.task or protocol.task)
         for network in (pair.teacher, pair.student, *(row.student for row in rows if row.student)):
-            networks.check_modality(network, task.name, task.modality)
-            known = networks.positions(network)
-            if known is not None and protocol.max_length > known:
-                raise UserError(
-                    f"protocol {protocol.name} keeps {protocol.max_length} tokens of a text, network '{network}' has "
-                    f"{known} positions; set the protocol's max_length to {known} or less"
-                )
-        if task.modality == "images" and protocol.crop_padding >= task.size:
-            size = f"images of task {task.name} have {task.size} pixels"
-            raise UserError(f"protocol {protocol.name}: crop_padding {protocol.crop_padding} leaves nothing, {size}")
+            _check_network(network, protocol.on_task(pair.task))
+
+
+def _check_network(network: str, protocol: Protocol) -> None:
+    """The protocol gives the network inputs that it can take."""
+    task = get_task(protocol.task)
+    networks.check_modality(network, task.name, task.modality)
+    known = networks.positions(network)
+    if known is not None and protocol.max_length > known:
+        raise UserError(
+            f"protocol {protocol.name} keeps {protocol.max_length} tokens of a text, network '{network}' has "
+            f"{known} positions; set the protocol's max_length to {known} or less"
+        )
+    if task.modality == "images" and protocol.crop_padding >= task.size:
+        size = f"images of task {task.name} have {task.size} pixels"
+        raise UserError(f"protocol {protocol.name}: crop_padding {protocol.crop_padding} leaves nothing, {size}")
 
 
 def _check_views(rows: Sequence[Row], protocol: Protocol) -> None:

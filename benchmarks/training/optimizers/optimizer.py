@@ -85,11 +85,12 @@ WHOLE = Part()
 
 
 def parts_of_batch(size: int, count: int, replica: Replica = ALONE) -> Iterator[Part]:
-    """The parts of a batch that a process has, ``count`` of them, and never more than there are samples for.
+    """The parts of a batch that a process has, ``count`` of them, or as many as have two samples each.
 
-    None where a batch has fewer samples than there are processes: such a last one is left out.
+    Batch statistics cannot be had of one. There is no part where a batch has fewer samples than there are processes:
+    such a last one is left out.
     """
-    count = min(count, size // replica.count)
+    count = min(count, max(size // (2 * replica.count), min(1, size // replica.count)))
     return (Part(i, count, size, replica) for i in range(count))
 
 

@@ -25,6 +25,7 @@ from benchmarks.teachers.zoo import Zoo
 from benchmarks.training.group import Group
 from benchmarks.training.student_run import StudentRun
 from kd_methods import registry
+from kd_methods.errors import UserError
 
 
 def test_a_plan_has_every_cell_of_the_table(table: str, zoo: Zoo) -> None:
@@ -84,6 +85,22 @@ def test_teachers_may_have_a_protocol_of_their_own(table: str, zoo: Zoo) -> None
     assert (taught.lr, plain.lr, teacher.lr) == (hard.optimizer.lr, 0.007, easy.optimizer.lr)
     order = made.stages([taught, plain, teacher])
     assert [(protocol.name, cells) for protocol, cells in order] == [("easy", [[teacher]]), ("hard", [[taught, plain]])]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("batch_size: 2048\ndrop_last: true", "1437 training samples here, fewer than a batch of 2048"),
+        ("crop_padding: 16", "protocol easy: crop_padding 16 leaves nothing"),
+    ],
+)
+def test_a_protocol_of_teachers_fits_the_data_too(table: str, zoo: Zoo, line: str, words: str) -> None:
+    folder = Path(table).parent
+    (folder / "hard.yaml").write_text("extends: digits-demo\nname: hard\nversion: 1\nteachers_from: easy.yaml\n")
+    (folder / "easy.yaml").write_text(f"extends: digits-demo\nname: easy\nversion: 1\n{line}\n")
+    Path(table).write_text(TABLE.replace("protocol: digits-demo", "protocol: hard.yaml"))
+    with pytest.raises(UserError, match=words):
+        plan(table, zoo, pairs=("wrn_16_1-wrn_16_1",))
 
 
 def test_metrics_of_the_tables_are_those_of_their_tasks() -> None:

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from benchmarks.common.events import LeftOut, Said
 from benchmarks.common.memory import out_of_memory
+from benchmarks.config.recipe import Optimizer
 from benchmarks.driver import progress
 from benchmarks.driver.engines import local
 from benchmarks.driver.progress import Reporter
 from benchmarks.tasks import TaskBatch
 from benchmarks.tasks.images import ImageData
-from benchmarks.training.failures import Diverged, Interrupted, Refused, of_cell
+from benchmarks.training.failures import Diverged, Interrupted, Refused, Unfit, of_cell
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from kd_methods.errors import DiskError, UserError
@@ -158,6 +159,7 @@ def test_one_place_says_whose_an_error_is():
         (UserError("not for\nthese"), True, "refused"),
         (UserError("not for\nthese"), False, "failed"),
         (UserError(""), False, "failed"),
+        (Unfit("no such network"), True, "failed"),
     ):
         failure = of_cell(error, building)
         assert failure and failure.state == state and "\n" not in failure.message and not failure.trace
@@ -344,6 +346,24 @@ def test_what_has_ended_is_not_tried_again_in_the_halves(bench: TrainingBench, m
     assert bench.states([*ended, *others]) == ["failed", "refused", "done", "done", "done"]
     assert bench.events.count((ended[0].label, "failed")) == 1
     assert len([line for line in bench.said if "n/a: not in this epoch" in line]) == 1, bench.said
+
+
+def test_a_protocol_that_no_network_can_follow_is_no_refusal(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
+    """Where it is the network that cannot be had, and where it is the optimiser."""
+    usual = bench.protocol
+    bench.protocol = usual.model_copy(update={"optimizer": Optimizer(lr=0.1, name="absent")})
+    absent = bench.cells([("student", {})])
+    bench.run(absent)
+    bench.protocol = usual
+
+    def build(name: str, trained: bool = False) -> Any:
+        raise UserError(f"network '{name}' has no stochastic depth")
+
+    monkeypatch.setattr(bench.data, "build", build)
+    without = bench.cells([("student", {})])
+    bench.run(without)
+    assert bench.states([*absent, *without]) == ["failed", "failed"]
+    assert not any("n/a" in line for line in bench.said)
 
 
 def test_what_an_import_brings_before_its_turn_is_not_computed(bench: TrainingBench, tmp_path: Path):

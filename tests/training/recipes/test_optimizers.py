@@ -89,6 +89,13 @@ def test_dot_in_parts_of_a_batch_makes_the_update_of_the_whole(count: int):
     assert torch.allclose(*updated, rtol=1e-12) and not torch.allclose(updated[0], start)
 
 
+@pytest.mark.parametrize(("size", "count", "parts"), [(64, 4, 4), (9, 32, 4), (3, 4, 1), (1, 4, 1)])
+def test_no_part_of_a_batch_has_one_sample_alone(size: int, count: int, parts: int):
+    """Of one no batch statistics can be had; a batch of one sample is left as it is."""
+    pieces = list(optimizers.parts_of_batch(size, count))
+    assert len(pieces) == parts and min(piece.least for piece in pieces) >= min(2, size)
+
+
 def test_dot_keeps_what_only_an_earlier_part_of_a_batch_reached():
     """As a method that draws among its terms in each part may have it."""
     updated = []
