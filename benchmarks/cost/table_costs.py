@@ -11,7 +11,7 @@ from ..common import environment
 from ..common.console import counted
 from ..common.process.signals import stop_signals
 from ..common.workspace import Workspace
-from ..report.collect import Cost
+from ..report.collect_cost import Cost
 from ..report.model import CostEntry
 from ..store import documents
 from ..store.cell import Cell

@@ -11,9 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typing_extensions import TypedDict
-
-from kd_methods.errors import Damaged, UserError
+from kd_methods.errors import UserError
 
 from .. import report
 from ..common.console import counted, say
@@ -27,20 +25,14 @@ from ..config.table_spec import METRICS
 from ..store import documents
 from ..store.manifest import existing, path
 from ..store.manifest.earlier import SAW_HOLDOUT
-from ..store.manifest.shapes import Manifest, OurChoice, PlannedColumn, PlannedCost, PlannedRow
+from ..store.manifest.shapes import Manifest, OurChoice, PlannedColumn, PlannedRow
 from ..store.runs import FINAL, Store
 from ..store.selection import ALL, Selection, left_out, selected
 from . import run_names
 from .citations import bibliography, row_papers
+from .collect_cost import collect_cost
 from .layouts.paper_table import PAPER, Page
-
-
-class Cost(TypedDict):
-    """A file of costs/: the cost of a training step, and where it was measured."""
-
-    label: str
-    cost: report.CostEntry
-    environment: documents.Environment
+from .provenance import provenance
 
 
 class Written(NamedTuple):
@@ -143,10 +135,11 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
         usual[planned.row, planned.column] &= planned.published_settings
     columns = tuple(_column(column, manifest, store) for column in manifest.columns)
     titles = dict.fromkeys(column.metric_title for column in manifest.columns)
+    shared = Counter(row.title for row in manifest.rows)  # rows of one title may have been planned one by one
     rows = tuple(
         report.TableRow(
             key=row.key,
-            title=row.title,
+            title=row.title if shared[row.title] == 1 else f"{row.title} ({row.key})",
             family=row.family,
             entries={
                 column.key: report.TableEntry(
@@ -179,7 +172,7 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
         protocol_lines=(*manifest.protocol_lines, *_rates(manifest)),
         deviations=shortest(manifest.deviations),
         notes=(*manifest.notes, *_holdout_note(manifest)),
-        provenance=_provenance(facts),
+        provenance=provenance(facts),
         protocol=manifest.protocol.get("name", ""),
         digest=digest(sorted(cell.key for cell in manifest.cells)),
     )
@@ -200,71 +193,18 @@ def _curves(manifest: Manifest, store: Store, say: Callable[[str], None]) -> dic
     return curves
 
 
-def measured_costs(
-    manifest: Manifest, store: Store, say: Callable[[str], None] = say
-) -> list[tuple[PlannedCost, Cost]]:
-    """What was measured of a table's rows, once for each row and column."""
-    measured: dict[tuple[str, str], tuple[PlannedCost, Cost]] = {}
-    for planned in manifest.costs:
-        try:
-            figures = documents.read(store.cost(planned.key), Cost)
-        except Damaged as error:
-            say(f"missing in the table of costs: {error}")
-            continue
-        if figures:
-            measured[planned.place] = planned, figures
-    return list(measured.values())
-
-
-def collect_cost(
-    manifest: Manifest, store: Store, table: report.Table, say: Callable[[str], None] = say
-) -> report.CostTable | None:
-    """The cost table's content out of the store, or None where no cost was measured."""
-    measured: dict[str, dict[str, report.CostEntry]] = {}
-    facts: list[documents.Environment] = []
-    for planned, figures in measured_costs(manifest, store, say):
-        entry = replace(figures["cost"], machine=figures["environment"]["machine"])
-        measured.setdefault(planned.row, {})[planned.column] = entry
-        facts.append(figures["environment"])
-    if not measured:
-        return None
-    rows = tuple(
-        report.CostRow(row.key, row.title, row.family, measured[row.key], _refused(row))
-        for row in table.rows
-        if row.key in measured
-    )
-    return report.CostTable(table.name, table.title, _costed(manifest, table), rows, _provenance(facts))
-
-
-def _costed(manifest: Manifest, table: report.Table) -> tuple[report.Column, ...]:
-    """The first column of each pair on each task: a cell that stands in several, one for each metric, costs once.
-
-    It is the first in which it has a result; a mean over tasks costs nothing.
-    """
-    cells: dict[str, tuple[str, ...]] = defaultdict(tuple)
-    for cell in manifest.cells:
-        cells[cell.column] += (cell.key,)
-    refusals = Counter(key for row in table.rows for key in _refused(row))
-    known = [column for column in table.columns if column.key in cells]
-    first: dict[tuple[str, ...], report.Column] = {}
-    for column in sorted(known, key=lambda column: refusals[column.key]):
-        first.setdefault(cells[column.key], column)
-    return tuple(column for column in known if column in first.values())
-
-
-def _refused(row: report.TableRow) -> frozenset[str]:
-    return frozenset(key for key, entry in row.entries.items() if any(run.status == "refused" for run in entry.runs))
+def teacher_accuracy(column: PlannedColumn, store: Store) -> float | None:
+    """What a column's teacher measures: its last epoch where it was trained here, else its file."""
+    teacher = column.teacher
+    return store.run(teacher.cell).status.get("last", {}).get(column.metric) if teacher.cell else teacher.accuracy
 
 
 def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.Column:
     teacher = column.teacher
     if teacher.cell:
-        status = store.run(teacher.cell).status
-        accuracy = status.get("last", {}).get(column.metric)
         trained = f"trained here under {teacher.trained_under or 'the same protocol'}, seed 0"
-        note = "; ".join([trained, *status.get("remarks", [])])
+        note = "; ".join([trained, *store.run(teacher.cell).status.get("remarks", [])])
     else:
-        accuracy = teacher.accuracy
         note = f"entry {teacher.entry}" + (", off its expected accuracy" if teacher.off else "")
     if column.init:
         note += f"; {_START[column.init]}"
@@ -273,7 +213,7 @@ def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.C
         key=column.key,
         teacher=column.teacher_network,
         student=column.student,
-        teacher_accuracy=accuracy,
+        teacher_accuracy=teacher_accuracy(column, store),
         teacher_note=note,
         teacher_published=published if teacher.cell or not published else replace(published, epoch_rule="file"),
         task=column.task,
@@ -398,20 +338,3 @@ def _quoted(manifest: Manifest, key: str) -> dict[str, report.TableEntry]:
     """The published values of a method that is not run, by column."""
     values = {column.key: _published(manifest, key, column, True) for column in manifest.columns}
     return {column: report.TableEntry((), value) for column, value in values.items() if value}
-
-
-def _provenance(facts: Sequence[documents.Environment]) -> tuple[str, ...]:
-    """Dates, machines, commits and versions of a set of runs, each named once."""
-    if not facts:
-        return ()
-    dates = sorted({fact["date"] for fact in facts})
-    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    commits = ", ".join(sorted({fact["commit"] or "unknown" for fact in facts}))
-    machines = ", ".join(sorted({_machine(fact) for fact in facts}))
-    torches = ", ".join(sorted({fact["versions"]["torch"] for fact in facts}))
-    return (f"run {span} at commit {commits}", f"on {machines} with torch {torches}")
-
-
-def _machine(fact: documents.Environment) -> str:
-    """Hardware and arithmetic; runs of before the latter was recorded have the former alone."""
-    return fact["machine"] + (f" ({fact['arithmetic']['summary']})" if "arithmetic" in fact else "")

@@ -24,6 +24,7 @@ from ..store.runs import Run, Store
 from ..store.selection import Selection, selected
 from . import verdicts
 from .collect import collect
+from .table_layout import signed
 
 
 @dataclass(frozen=True)
@@ -337,5 +338,5 @@ def _so_far(status: dict[str, Any]) -> str:
 
 def _outcome(judged: Sequence[verdicts.Verdict]) -> Iterator[str]:
     for one in judged:
-        gap = "" if one.gap is None else f", gap {one.gap:+.2f}"
+        gap = "" if one.gap is None else f", gap {signed(one.gap)}"
         yield f"published {one.published:.2f} ({one.epoch_rule} epoch, {one.source}){gap}: {one.words}"

@@ -24,7 +24,8 @@ from ..store.manifest.shapes import Manifest, PlannedColumn, PlannedRow
 from ..store.runs import Facts, Store
 from ..store.selection import ALL, Selection, selected
 from . import verdicts
-from .collect import collect, measured_costs
+from .collect import collect, teacher_accuracy
+from .collect_cost import measured_costs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +140,7 @@ def of_manifest(
         if level == "epoch":
             yield from (place | {"key": cell.key} | _epoch(one, column.metric) for one in store.metrics(cell.key, say))
             continue
-        yield place | _described(row, column) | whole | {
+        yield place | _described(row, column, store) | whole | {
             "settings": canonical(cell.settings), "taught": cell.taught,
             "published_settings": cell.published_settings, **_outcome(facts[cell.key], column.metric), "key": cell.key,
         }  # fmt: skip
@@ -156,17 +157,17 @@ def _costs(shown: Manifest, table_folder: str, store: Store, say: Callable[[str]
             else:
                 figures[name] = canonical(value) if isinstance(value, list | tuple) else value
         facts = measured["environment"]
-        yield place | _described(rows[planned.row], columns[planned.column]) | figures | {
+        yield place | _described(rows[planned.row], columns[planned.column], store) | figures | {
             "date": facts["date"], "commit": facts["commit"], "machine": facts["machine"], "key": planned.key,
         }  # fmt: skip
 
 
-def _described(row: PlannedRow, column: PlannedColumn) -> Record:
+def _described(row: PlannedRow, column: PlannedColumn, store: Store) -> Record:
     """What a row and a column are."""
     return {
         "title": row.title, "family": row.family, "method": row.method, "optimizer": row.optimizer,
         "teacher": column.teacher_network, "student": row.student or column.student, "task": column.task,
-        "teacher_entry": column.teacher.entry, "teacher_accuracy": column.teacher.accuracy,
+        "teacher_entry": column.teacher.entry, "teacher_accuracy": teacher_accuracy(column, store),
     }  # fmt: skip
 
 

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from helpers import stores
 
+from benchmarks import report
 from benchmarks.common.files import write_json
 from benchmarks.report import CostEntry
-from benchmarks.report.collect import collect, collect_cost, render, without_result
+from benchmarks.report.collect import collect, render, without_result
+from benchmarks.report.collect_cost import collect_cost
+from benchmarks.report.layouts import paper_table
+from benchmarks.report.layouts.paper_table import Page
+from benchmarks.report.table_layout import MISSING
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store
 from benchmarks.store.selection import Selection
@@ -48,3 +53,30 @@ def test_what_a_training_costs_stands_once_however_many_metrics_it_has(tmp_path:
     write_json(store.cost("c" * 64), {"label": "kd", "cost": asdict(entry), "environment": stores.FACTS})
     cost = collect_cost(shown, store, collect(shown, store))
     assert cost and [column.key for column in cost.columns] == ["a-b:coco.top1"]
+
+
+def test_a_row_whose_cost_was_not_measured_is_missing_there(tmp_path: Path) -> None:
+    """One that was not run is in neither."""
+    cells = [stores.cell(name, 0) for name in ("kd", "dkd", "rkd")]
+    for one in cells[:2]:
+        stores.finish(tmp_path, one, 70.0)
+    shown, store = stores.shown(*cells, costs=[{"row": "kd", "column": "a-b", "key": "c" * 64}]), Store(tmp_path)
+    entry = CostEntry(100.0, 2**30, "CUDA allocated", 0, 0, 8, "H200", 8)
+    write_json(store.cost("c" * 64), {"label": "kd", "cost": asdict(entry), "environment": stores.FACTS})
+    table = collect(shown, store)
+    cost = collect_cost(shown, store, table)
+    assert cost and [row.key for row in cost.rows] == ["kd", "dkd"]
+    tex = paper_table.layout(table, Page(costs=True), cost)
+    words = {
+        line.label: [cell.word for cell in line.cells[-3:]] for block in tex.blocks for line in block if line.cells
+    }
+    assert words["DKD"] == [MISSING] * 3 and words["RKD"] == [""] * 3
+    assert "not measured: 1 of 2 cells" in report.render_cost(cost)[".md"]
+
+
+def test_rows_that_were_planned_one_by_one_have_titles_of_their_own(tmp_path: Path) -> None:
+    first, second = stores.cell("kd", 0), stores.cell("dkd", 0)
+    plain = stores.shown(first, second).model_dump()
+    rows = [{**row, "title": "KD"} for row in plain["rows"]]
+    table = collect(stores.shown(first, second, rows=rows), Store(tmp_path))
+    assert [row.title for row in table.rows] == ["KD (kd)", "KD (dkd)"]

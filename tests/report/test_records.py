@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import stores
 from helpers.manifests import FACTS, PAIR, finish, paper
 
 import benchmarks
@@ -47,6 +48,14 @@ def test_a_line_for_each_cell_with_typed_columns(store: Path) -> None:
     assert json.loads(kd["deviations"]) == ["5 epochs instead of 240", "a, b"] and json.loads(kd["settings"]) == {}
     missing = frame[frame.row == "dkd"].iloc[0]
     assert missing["state"] == "missing" and pd.isna(missing["last"])
+
+
+def test_what_a_teacher_measures_stands_there_wherever_it_was_trained(tmp_path: Path) -> None:
+    stores.finish(tmp_path, stores.TEACHER, 91.0)
+    stores.finish(tmp_path, stores.cell("kd", 0), 70.0)
+    manifest.save(tmp_path, "mine-paper", stores.shown(stores.cell("kd", 0)))
+    (line,) = benchmarks.load(tmp_path).to_dict("records")
+    assert line["teacher_accuracy"] == 91.0
 
 
 def test_a_line_for_each_epoch(store: Path) -> None:

@@ -184,6 +184,7 @@ def test_escapes() -> None:
     assert escape("\\") == r"\textbackslash{}"
     assert escape("--set a=1\nb") == "-{}-set a=1 b"
     assert escape("模") == "U+6A21"
+    assert escape("e\u0301") == escape("\u00e9") == r"\'{e}" and escape("\u1ebf") == r"\'{\^{e}}"
     assert escape_markdown("a|b") == r"a\|b" and escape_markdown("wrn_40_2 __init__") == r"wrn_40_2 \_\_init\_\_"
     assert r"wrn\_40\_2" in report.render(make_table())[".tex"]
 

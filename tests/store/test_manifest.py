@@ -12,7 +12,8 @@ import pytest
 from helpers.manifests import TABLE, Lab, edited, names, note, paper, places, rendered
 
 from benchmarks.common.files import write_json
-from benchmarks.report.collect import collect, collect_cost, render
+from benchmarks.report.collect import collect, render
+from benchmarks.report.collect_cost import collect_cost
 from benchmarks.report.model import CostEntry
 from benchmarks.store import manifest
 from benchmarks.store.manifest import merging

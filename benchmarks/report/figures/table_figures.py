@@ -24,7 +24,11 @@ LINES = 8
 
 def draw(table: Table, curves: Curves, cost: CostTable | None, folder: Path) -> list[Path]:
     """Write all figures of a table into ``folder`` as PDF and PNG; returns their paths."""
-    return [file for name, fig in _figures(table, curves, cost) for file in write(fig, folder / f"{table.name}-{name}")]
+    return [
+        file
+        for name, fig in _figures(table, curves, cost)
+        for file in write(fig, folder / f"{table.name}-{name.replace('/', '-')}")  # a network's name may have one
+    ]
 
 
 def _figures(table: Table, curves: Curves, cost: CostTable | None) -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,8 @@ _BREAK = re.compile(r"(?<=[_\-/.,:;=@+])")
 
 def escape(text: str) -> str:
     """Text that LaTeX sets as it stands; white space is one blank, what it has no glyph for becomes its code."""
-    return "".join(map(_escaped, _apart(" ".join(text.split()))))
+    composed = unicodedata.normalize("NFC", " ".join(text.split()))
+    return "".join(map(_escaped, _apart(composed)))
 
 
 def flowing(text: str) -> str:
@@ -87,8 +88,9 @@ def _escaped(char: str) -> str:
         return char if char.isprintable() else f"U+{ord(char):04X}"
     base, *accents = list(unicodedata.normalize("NFD", char))
     if accents and base.isascii() and base.isalpha():
-        known = [_ACCENTS[accent] for accent in accents if accent in _ACCENTS]
-        return rf"\{known[0]}{{{base}}}" if known else base
+        for accent in accents:
+            base = rf"\{_ACCENTS[accent]}{{{base}}}" if accent in _ACCENTS else base
+        return base
     plain = unicodedata.normalize("NFKD", char)
     return escape(plain) if plain.isascii() and plain.strip() else f"U+{ord(char):04X}"
 

@@ -20,10 +20,12 @@ from ...store import manifest
 from ...store.manifest.shapes import Manifest
 from ...store.runs import Store
 from .. import citations, explain, verdicts
-from ..collect import collect, collect_cost
+from ..collect import collect
+from ..collect_cost import collect_cost
 from ..explain import Explanation
 from ..layouts import accuracy_table, cost_table
 from ..model import STUDENT, CostTable, RowColumn, Table
+from ..table_layout import signed
 from . import curves as site_curves
 from .tables import PageRow, accuracy_rows, cost_rows, slugs
 
@@ -87,7 +89,7 @@ def pages(output: Path, tables: Mapping[str, str], say: Callable[[str], None] = 
         loader=jinja2.FileSystemLoader(FILES / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["json"] = json.dumps
+    environment.filters |= {"json": json.dumps, "signed": signed}
     environment.globals.update(suite=citations.suite(), mark=MARK, script=_only(".min.js"), style=_only(".min.css"))
 
     def page(template: str, **content: Any) -> bytes:
