@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -50,13 +50,17 @@ class Assembly:
         return self.method.deployed(self.student)
 
 
-def begin(cell: Cell, student: Network, teacher: Network | None, weights: Mapping[str, Tensor] | None = None) -> None:
+def begin(
+    cell: Cell, student: Network, teacher: Network | None, weights: Mapping[str, Tensor] | None = None
+) -> Sequence[str]:
     """Give a student that is built what its cell starts from: parts of its teacher, or ``weights`` of ImageNet.
+
+    Returns:
+        What of the student those weights do not have, by name: it is as it was drawn.
 
     Raises:
         UserError: the student cannot start from that teacher.
     """
     if cell.init and teacher is not None:  # a cell that starts from its teacher has one
         init_from(student, teacher, cell.init)
-    if weights:
-        imagenet_start.begin(student.module, weights)
+    return imagenet_start.begin(student.module, weights) if weights else ()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
+from ..common.console import counted
 from ..common.events import EpochRecord
 from ..common.memory import out_of_memory
 from ..common.seeding import SharedStream, Stream, seeded
@@ -65,7 +66,7 @@ class StudentRun:
         with self._apart("student"):
             with whatever_the_method():
                 student = self.data.build(cell.student, trained=True)
-            begin(cell, student, teacher, weights)
+            self.drawn = begin(cell, student, teacher, weights)
         with self._apart("method"):
             assembly = Assembly(cell, student, teacher, info, device, torch.channels_last)
             self.method, self.student = assembly.method, assembly.student
@@ -365,9 +366,16 @@ class StudentRun:
         """Write the deployed network and mark the cell done."""
         with self.averages.in_place():
             with self._apart("finish"):
-                remarks = [*self.method.remarks(), *self._size()]
+                remarks = [*self.method.remarks(), *self._start(), *self._size()]
                 weights = on_cpu(self.deployed)
             finish(self.run, weights, self.records, self.protocol, remarks)
+
+    def _start(self) -> list[str]:
+        """What of a student that starts from ImageNet's weights does not, such as the classifier of other classes."""
+        if not self.drawn:
+            return []
+        names = ", ".join([*self.drawn[:3], *(["…"] if len(self.drawn) > 3 else [])])
+        return [f"not of the ImageNet weights, but drawn: {counted(len(self.drawn), 'tensor')} ({names})"]
 
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""

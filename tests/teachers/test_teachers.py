@@ -399,7 +399,8 @@ def test_a_teacher_is_fine_tuned_from_installed_imagenet_weights(tmp_path: Path)
     torch.save(start, tmp_path / "start.pth")
     zoo.add(make_entry(name="start", network="timm:test_resnet", task="imagenet"), tmp_path / "start.pth")
     text = reproduce(request, workspace, options).text
-    assert "trained here under tuned v1 from the ImageNet weights start, seed 0" in text
+    trained_under = "trained here under tuned v1 from the ImageNet weights start, seed 0"
+    assert f"{trained_under}; not of the ImageNet weights, but drawn: 2 tensors (fc.bias, fc.weight)" in text
     plan = make(request, workspace)
     cell = plan.training[0]
     assert Estimate(plan, {cell.key: 1.0}, workspace).operations(cell)

@@ -109,7 +109,7 @@ def test_a_student_that_has_none_fails_in_one_line(tmp_path: Path, protocol: Pro
     cells = bench.cells([("student", {})])
     bench.run(cells)
     status = str(bench.store.run(cells[0]).status)
-    assert bench.states(cells) == ["refused"] and "network 'resnet8' has no stochastic depth" in status
+    assert bench.states(cells) == ["failed"] and "network 'resnet8' has no stochastic depth" in status
     none = small.model_copy(update={"drop_path": 0.0})
     bench = TrainingBench(tmp_path / "none", tiny_data(protocol=none), none, ("resnet8", "resnet8"))
     assert bench.student_run(bench.cells([("student", {})])[0]).student.units
