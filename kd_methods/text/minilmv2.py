@@ -15,7 +15,7 @@ FIELDS = ("stages", "queries", "keys", "values")
 
 class Settings(MethodSettings):
     task: float = Field(1.0, ge=0, description="weight of the task loss")
-    relations: float = Field(1.0, ge=0, description="weight of the three relations' mean")
+    relations: float = Field(1.0, ge=0, description="weight of the sum of the three relations' divergences")
     head_width: int = Field(16, ge=1, description="width of a relation head in the teacher")
     teacher_layer: int | None = Field(None, ge=1, description="the teacher's layer, from 1; null for the last")
 
