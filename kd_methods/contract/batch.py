@@ -96,14 +96,15 @@ class Progress:
 
     def ramp(self, epochs: float) -> float:
         """Linear warm-up factor min(epoch / epochs, 1), the mean over the recipe's epochs that this one stands for."""
-        return 1.0 if epochs <= 0 else self._mean(lambda epoch: min(epoch / epochs, 1.0))
+        return 1.0 if epochs <= 0 else self.mean(lambda epoch: min(epoch / epochs, 1.0))
 
     def cosine(self, start: float) -> float:
         """Factor: 1 up to epoch ``start``, then half a cosine that ends at 0 in the last one; a mean as above."""
         length = max(self.epochs - start, 1e-9)
-        return self._mean(lambda epoch: (1 + math.cos(math.pi * min(max(epoch - start, 0.0) / length, 1.0))) / 2)
+        return self.mean(lambda epoch: (1 + math.cos(math.pi * min(max(epoch - start, 0.0) / length, 1.0))) / 2)
 
-    def _mean(self, factor: Callable[[float], float]) -> float:
+    def mean(self, factor: Callable[[float], float]) -> float:
+        """The mean of ``factor(epoch)`` over the recipe's epochs that this one stands for."""
         covered = range(math.floor(self.epoch - self.span) + 1, math.floor(self.epoch) + 1) or (self.epoch,)
         return sum(factor(epoch) for epoch in covered) / len(covered)
 

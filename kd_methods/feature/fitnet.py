@@ -68,6 +68,7 @@ class FitNetPaper(FitNet):
     card = replace(
         FitNet.card,
         name="fitnet.paper",
+        version=2,
         title="FitNet (paper)",
         formula=(
             "first phase: MSE(regressor(F_s), F_t) / 2 at one stage; then"
@@ -101,6 +102,6 @@ class FitNetPaper(FitNet):
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:
         config = self.settings
-        weight = config.weight * (1 - 0.75 * progress.epoch / progress.epochs)
+        weight = config.weight * progress.mean(lambda epoch: 1 - 0.75 * epoch / progress.epochs)
         kd = functional.kd(student.logits, teacher.logits, temperature=config.temperature)
         return Losses(task={"task": batch.loss(student.logits)}, distill={"kd": weight * kd})

@@ -52,7 +52,7 @@ class NORM(Method[Settings]):
 
     card = Card(
         name="norm",
-        version=2,
+        version=3,
         family="feature",
         title="NORM",
         paper="liu2023norm",
@@ -107,8 +107,8 @@ class NORM(Method[Settings]):
         if self.settings.schedule == "constant":
             return 1.0
         epochs, steps = SCHEDULES[self.settings.schedule]
-        position = epochs * progress.epoch / progress.epochs
-        return next(factor for end, factor in steps if position < end)
+        scale = epochs / progress.epochs
+        return progress.mean(lambda epoch: next(factor for end, factor in steps if scale * epoch < end))
 
 
 SCHEDULES = {

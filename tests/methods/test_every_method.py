@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_without_a_teacher(name: str):
         outputs = student(batch.inputs, fields=method.needs.student)
         losses = method.losses(outputs, NO_OUTPUTS, batch, Progress(1, 240))
         assert losses.total().isfinite()
+
+
+SCHEDULED = [name for name in NAMES if "progress." in inspect.getsource(inspect.getmodule(registry.get(name)))]
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_an_epoch_of_a_shortened_run_has_the_mean_weight_of_those_it_stands_for(name: str):
+    def distill(*progress: float) -> dict[str, float]:
+        setup.progress = Progress(*progress)
+        return {key: term.item() for key, term in setup.losses().distill.items()}
+
+    setup, span = Setup(name), 24
+    for last in (span, 240):
+        whole = [distill(epoch, 240) for epoch in range(last - span + 1, last + 1)]
+        for key, term in distill(last, 240, span).items():
+            assert term == pytest.approx(sum(terms[key] for terms in whole) / span, rel=1e-4), key
 
 
 # Every method on every pair, variants only where sizes and numbers of stages differ.

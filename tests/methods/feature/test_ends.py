@@ -65,3 +65,9 @@ def test_norm_s_weight_over_the_epochs(schedule: str, epochs: int, factors: dict
     method = kd_methods.build("norm", build_network("resnet8"), build_network("resnet14"), CIFAR, schedule=schedule)
     assert isinstance(method, NORM)
     assert {epoch: method._factor(Progress(epoch, epochs)) for epoch in factors} == factors
+    # In a shortened run an epoch stands for many, and has the mean of their factors.
+    for shortened in (10, 20):
+        span = epochs // shortened
+        means = [method._factor(Progress(span * i, epochs, span)) for i in range(1, shortened + 1)]
+        whole = [method._factor(Progress(epoch, epochs)) for epoch in range(1, epochs + 1)]
+        assert means == pytest.approx([sum(whole[i : i + span]) / span for i in range(0, epochs, span)])
