@@ -98,6 +98,7 @@ def _card(cards: Sequence[Card]) -> Card:
         batch="global" if any(card.batch == "global" for card in cards) else "local",
         waits="; ".join(card.waits for card in cards if card.waits),
         by_sample=all(card.by_sample for card in cards),
+        detectors=all(card.detectors for card in cards),
     )
 
 

@@ -89,7 +89,8 @@ def reads(cls: type[Method]) -> str:
         goal = goal or f"classification into {cls.card.classes} classes at least"
         networks = "detectors" if cls.card.modality == "detection" else f"text, {goal}"
         if cls.card.modality == "any":
-            networks = f"images or text, {goal}" + ("" if needs.student else ", regions of detectors")
+            of_regions = cls.card.detectors and not needs.student
+            networks = f"images or text, {goal}" + (", regions of detectors" if of_regions else "")
         more.append(networks)
     more += ["two views of each image"] if needs.views > 1 else []
     more += [f"batches of {needs.max_batch} at most"] if needs.max_batch else []

@@ -59,6 +59,8 @@ class Card:
     family      what the distillation terms compare: logits, features, relations between features, or logits that the
                 teacher's remaining blocks make of the student's features (block-wise)
     modality    what the networks read, or "any" for all networks that have the features which are read
+    detectors   whether they are detectors, too, where the modality is "any": not where the task loss is changed or a
+                teacher made of labels, which are those of an input and not of the regions that are found in it
     optimum     "identity" if the distillation terms have zero gradient where student and teacher agree; else say where;
                 None where there are no such terms
     order       why the losses depend on the order of the samples within a batch; empty if they do not
@@ -94,6 +96,7 @@ class Card:
     batch: Literal["local", "global"] = "local"
     waits: str = ""
     by_sample: bool = False
+    detectors: bool = True
 
     @property
     def distills(self) -> bool:
@@ -104,6 +107,8 @@ class Card:
         """Raise UserError where the method is not made for what the student reads, or for the number of classes."""
         if self.modality not in ("any", student.modality):
             raise UserError(f"method '{self.name}' is made for {self.modality}, not for {student.modality}")
+        if not self.detectors and student.modality == "detection":
+            raise UserError(f"method '{self.name}' is made for one label of every input, not for detection")
         if absent := student.absent((*needs.student, *needs.teacher)):
             networks = f"networks for {student.modality}"
             raise UserError(f"method '{self.name}' reads {', '.join(absent)}, which {networks} lack")

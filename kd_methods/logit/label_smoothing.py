@@ -31,8 +31,11 @@ class LabelSmoothing(TeacherlessMethod[Settings]):
             "torch's label_smoothing with the same value; Tf-KD's code spreads its share over the other classes only,"
             " which is K / (K - 1) of it",
             "comes on top of a recipe's own smoothing, where it has one",
+            "the spread share is that of a softmax, also where a recipe's task loss is binary cross-entropy: what"
+            " smooths that one is the recipe's own label_smoothing",
         ),
         modality="any",
+        detectors=False,
     )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:

@@ -44,6 +44,7 @@ class TfKDReg(TeacherlessMethod[Settings]):
         ),
         our_choice=("ce", "weight", "temperature"),
         modality="any",
+        detectors=False,
     )
 
     def losses(self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress) -> Losses:

@@ -84,6 +84,9 @@ def test_labels_are_those_of_the_regions(pair: Any):
         ("block_kd", "reads blocks"),
         ("fitnet", "is made for images, not for detection"),
         ("tinybert", "is made for text"),
+        ("label_smoothing", "is made for one label of every input, not for detection"),
+        ("tf_kd.reg", "is made for one label of every input, not for detection"),
+        ("tf_kd.reg+kd", "is made for one label of every input, not for detection"),
         ("ld", "distributions of box edges, as GFL does"),
     ],
 )
