@@ -36,6 +36,8 @@ class OnCells(Method[C]):
     def setup(self) -> None:
         if self.settings.scales[0] != 1:
             raise UserError(f"setting {self.card.name}.scales: the whole map, scale 1, comes first")
+        if len(set(self.settings.scales)) < len(self.settings.scales):
+            raise UserError(f"setting {self.card.name}.scales: each scale once, or its cells would count twice")
         for network in (self.student, self.teacher):
             if not only_pools(network):
                 raise UserError(
