@@ -98,6 +98,7 @@ class Distiller(nn.Module):
             raise UserError(f"the training set has {size} samples and {len(labels)} labels")
         info = DataInfo(size, num_classes, labels)
         self.method = registry.build(name, network, teacher, info, **settings).to(device)
+        registry.check_stated(name, settings)
         self.student = self.method.adapt(network).to(device)
         self.name = name
         self._prepared = not self.method.prepares()
@@ -170,25 +171,29 @@ class Distiller(nn.Module):
         Args:
             images: (B, C, H, W), normalised as both networks want them; or a pair of such, two differently augmented
                 views of the same images, for methods that need two.
-            labels: (B,) classes, of a regression numbers; or soft labels (B, K), the classes' shares, which sum to 1,
-                as mixup and CutMix make them. Terms that need one class take the one with the largest share.
+            labels: (B,) classes, of a regression (B,) or (B, 1) numbers; or soft labels (B, K), the classes' shares,
+                which sum to 1, as mixup and CutMix make them. Terms that need one class take the one with the largest
+                share.
             indices: (B,) positions of the images in the training set, for methods that need them.
             progress: how much of the training is done, from 0 to 1, by which methods warm up or fade terms; one that
                 always stays 0 leaves them as in the first epoch. Or a :class:`~kd_methods.contract.Progress`.
 
         Raises:
             UserError: something that the method needs is missing: preparation, a first phase, indices, a second view,
-                enough samples; or the networks have other numbers of logits than ``num_classes``.
+                enough samples; labels of another shape; or the networks have other numbers of logits than
+                ``num_classes``.
         """
         views = (images,) if isinstance(images, Tensor) else tuple(images)
         self._check(views, indices)
+        self._check_labels(labels, len(views[0]))
         phase, method = self._phase, self.method
         needs = phase.needs if phase else method.needs
         where = progress if isinstance(progress, Progress) else _progress(progress)
         views = views[: needs.views]
         second = views[1] if needs.views > 1 else None
         numbers = labels.new_empty(0, dtype=torch.long) if indices is None else indices
-        soft = labels if labels.dim() == 2 and self.num_classes > 1 else None
+        labels = labels.flatten() if self.num_classes == 1 else labels
+        soft = labels if labels.dim() == 2 else None
         hard = labels if soft is None else soft.argmax(1)
         batch = Batch(views[0], hard, numbers, self.task_loss, second, soft_labels=soft)
         student = teacher = NO_OUTPUTS
@@ -232,6 +237,12 @@ class Distiller(nn.Module):
             missing = f"needs batches of {limit} samples, here are {size} (DataLoader's drop_last)"
         if missing:
             raise UserError(f"method '{self.name}' {missing}")
+
+    def _check_labels(self, labels: Tensor, size: int) -> None:
+        shapes = (size,), (size, self.num_classes)
+        if tuple(labels.shape) not in shapes:  # what broadcasts would compare every image with every label
+            soft = f", or the classes' shares {shapes[1]}" if self.num_classes > 1 else ""
+            raise UserError(f"labels of {size} images are {shapes[0]}{soft}, not {tuple(labels.shape)}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         for teacher in self._teacher:

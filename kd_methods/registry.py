@@ -18,6 +18,8 @@ from .errors import UserError, unknown
 from .modifiers import MODIFIERS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .contract import Card, DataInfo, Family, Method, Network
 
     M = TypeVar("M", bound=type[Method])
@@ -190,6 +192,30 @@ def settings(name: str, values: dict[str, Any] | None = None) -> Any:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"setting {name}.{key}={first['input']!r}: {first['msg']}") from None
+
+
+def check_stated(name: str, values: Mapping[str, Any]) -> None:
+    """Of settings that somebody wrote for a combination, all have an effect.
+
+    Those published for its methods may have none: they were not written for it.
+
+    Args:
+        name: of a method.
+        values: that :func:`settings` took.
+
+    Raises:
+        UserError: the weight of a task loss that is not there, which is that of any method but the first.
+    """
+    first, *others = combined_methods(name) or (name,)
+    for other in others:
+        cls = get(other)
+        for key in cls.task_weights:
+            stated = values.get(other, {}).get(key)
+            if stated is not None and stated != cls.Settings.model_fields[key].default:
+                raise UserError(
+                    f"setting {name}.{other}.{key}={stated}: the task loss of '{name}' is that of its first method,"
+                    f" {first}; leave it out, or name {other} first"
+                )
 
 
 def build(name: str, student: Network, teacher: Network | None, info: DataInfo, **values: Any) -> Method:

@@ -14,6 +14,7 @@ def active_stones(method: str, wanted: tuple[int, ...] | None, n: int, least: in
     chosen = tuple(range(1, n + 1)) if wanted is None else wanted
     if odd := [i for i in chosen if i == 0 or abs(i) > n]:
         raise UserError(f"setting {method}.active_stones: no stone {odd[0]}; this pair has stones 1 to {n}")
-    if len(chosen) < least:
+    stones = sorted({i if i > 0 else n + 1 + i for i in chosen})
+    if len(stones) < least:
         raise UserError(f"setting {method}.active_stones: at least {least} of the stones 1 to {n}")
-    return sorted({i if i > 0 else n + 1 + i for i in chosen})
+    return stones

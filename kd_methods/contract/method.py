@@ -71,7 +71,8 @@ class Method(nn.Module, Generic[S]):
     saved and restored with the student's.
 
     ``needs`` may be refined per instance. ``raw_terms`` names distillation terms that a modifier of the logits leaves
-    alone. ``phase_needs`` is what the first phases read, where there are any.
+    alone. ``phase_needs`` is what the first phases read, where there are any. ``task_weights`` names settings, where
+    there are such, that weigh the term ``task`` and nothing else: a combination takes it of its first method.
 
     Args:
         student: the network to train, as built by the task.
@@ -85,6 +86,7 @@ class Method(nn.Module, Generic[S]):
     needs_teacher: ClassVar[bool] = True
     raw_terms: ClassVar[tuple[str, ...]] = ()
     phase_needs: ClassVar[Needs | None] = None
+    task_weights: ClassVar[tuple[str, ...]] = ("ce", "task")
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     settings: S
     info: DataInfo

@@ -55,6 +55,7 @@ class TinyBERT(Method[Settings]):
         batch="global",
     )
     needs = Needs(teacher=("logits",))
+    task_weights = ("hard",)
     phase_needs = Needs(student=FIELDS, teacher=FIELDS)
 
     def setup(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.method_setup import CLASSES, INFO, Setup, network
+from helpers.method_setup import CLASSES, INFO, NAMES, Setup, network
 
 import kd_methods
 from benchmarks.cli import descriptions
@@ -168,6 +168,33 @@ def test_a_combination_is_built_where_the_student_is(name: str):
         view._shapes.clear()
     method = kd_methods.build(name, student, teacher, INFO)
     assert {p.device.type for p in method.adapt(student).parameters()} == {"meta"}
+
+
+def of_task(name: str) -> list[str]:
+    """Settings whose description is about the task loss."""
+    fields = registry.get(name).Settings.model_fields
+    return [key for key, field in fields.items() if "task loss" in str(field.description)]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if of_task(name)])
+def test_a_weight_of_the_task_loss_is_of_that_alone_or_no_such(name: str):
+    """By which settings a combination knows what it would ignore of its later methods."""
+    plain = Setup(name).losses().terms()
+    for key in of_task(name):
+        changed = Setup(name, {key: getattr(kd_methods.settings(name), key) + 0.25}).losses().terms()
+        others = [term for term in changed if term != "task" and not torch.equal(changed[term], plain[term])]
+        assert (others == []) == (key in registry.get(name).task_weights), (key, others)
+
+
+def test_a_task_weight_that_a_combination_would_ignore_is_refused():
+    student, teacher = network("resnet8", "student"), network("resnet14", "teacher")
+    made = {"num_classes": CLASSES, "input_shape": (3, 16, 16)}
+    for name, values in {"sp+kd": {"kd": {"ce": 0.0}}, "sp+dkd@ls": {"dkd@ls": {"ce": 50.0}}}.items():
+        with pytest.raises(UserError, match=r"ce=.*the task loss of .* is that of its first method, sp; leave it out"):
+            kd_methods.Distiller(name, student, teacher, **made, **values)
+    kd_methods.Distiller("sp+kd", student, teacher, **made, kd={"ce": 0.1, "kd": 2.0})
+    first = kd_methods.Distiller("kd+sp", student, teacher, **made, kd={"ce": 0.5})
+    assert first.method.parts[0].settings.ce == 0.5
 
 
 @pytest.mark.parametrize(

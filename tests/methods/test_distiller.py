@@ -316,3 +316,19 @@ def test_timm_s_task_evaluates_the_student_and_goes_on_where_it_was() -> None:
     other.load_checkpoint_state(state["state_dict"], state["task_state"])
     assert other.seen == 3
     assert torch.equal(other.get_eval_model().eval()(images), student.eval()(images))
+
+
+def test_labels_of_another_shape_are_refused_and_those_of_a_regression_may_be_a_column() -> None:
+    """A column of labels beside a row of predictions would be compared with every one of them."""
+    images, labels = data()
+    regression = Distiller("student", shuffle(24, 32, 48, 32, classes=1), num_classes=1, input_shape=(3, 32, 32)).eval()
+    numbers = labels.float()
+    loss = regression(images, numbers).total()
+    assert torch.equal(regression(images, numbers.unsqueeze(1)).total(), loss)
+    wanted = (regression.student(images).logits.squeeze(1) - numbers).square().mean()
+    torch.testing.assert_close(loss, wanted)
+    kd = Distiller("student", SMALL[0](), num_classes=CLASSES, input_shape=(3, 32, 32))
+    for one, wrong in ((regression, numbers.repeat(2)), (regression, numbers[:1]), (kd, labels.unsqueeze(1))):
+        with pytest.raises(UserError, match=f"labels of {SAMPLES} images are") as caught:
+            one(images, wrong)
+        assert "\n" not in str(caught.value)

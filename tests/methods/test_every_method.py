@@ -201,6 +201,8 @@ def test_the_first_cell_is_the_whole_image(pair: tuple[str, str]):
 def test_cells_need_the_whole_map_and_a_classifier_that_runs_on_parts():
     with pytest.raises(UserError, match="scale 1, comes first"):
         Setup("sdd_kd", {"scales": (2, 4)})
+    with pytest.raises(UserError, match="each scale once"):
+        Setup("sdd_kd", {"scales": (1, 2, 1)})
     with pytest.raises(UserError, match="only pool between"):
         Setup("sdd_dkd", pair=("vit", "resnet8"))
 

@@ -30,6 +30,7 @@ def check_rows(table: str, preset: str, rows: Sequence[Row], protocol: Protocol)
         with at("settings"):
             for pair in ("", *row.by_pair):
                 registry.settings(row.method, row.settings_on(pair))
+                registry.check_stated(row.method, row.settings_on(pair))
         if row.student:
             with at("student"):
                 networks.check(row.student)

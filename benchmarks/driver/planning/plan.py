@@ -348,6 +348,7 @@ def _changed(row: Row, changes: dict[str, Any]) -> ChangedRow:
     """A row under other settings; nothing is published for it."""
     settings = merged(row.settings, changes)
     complete = flat(registry.settings(row.method, settings).model_dump(mode="json"))
+    registry.check_stated(row.method, settings)
     named = {key: complete.get(key, value) for key, value in flat(changes).items()}
     changed = {
         "id": changed_id(row.id, named),

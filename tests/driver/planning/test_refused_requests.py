@@ -199,6 +199,7 @@ def test_settings_of_a_combination(table: str, zoo: Zoo) -> None:
         "crd+kd.kd.temprature=2": "did you mean temperature",
         "crd+kd.kd=2": "name a setting of kd, as in kd.KEY",
         "crd+kd=2": "write METHOD.key=value",
+        "crd+kd.kd.ce=0.0": "is that of its first method, crd; leave it out",
     }.items():
         with pytest.raises(UserError, match=words):
             plan(table, zoo, methods=("crd+kd",), overrides=(text,))
