@@ -79,9 +79,14 @@ def train_teacher(network: str, protocol: Protocol, workspace: Workspace) -> Out
     store = Store(workspace.output)
     data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
     cell = teacher_cell(network, protocol, data, workspace.plugins, Zoo(workspace.checkpoints))
-    if store.run(cell).state != "done" or store.run(cell).damage("student.pt"):
+    run = store.run(cell)
+    if run.ended:  # and perhaps damaged: it goes on then
+        run.mend_unheld(workspace.say)
+    if run.state != "done" or run.damage("student.pt"):
         train([[cell]], protocol, workspace)
-    status = store.run(cell).status
+    status = run.status
+    if damage := run.damage("student.pt"):
+        return Outcome(missing=damage)
     if status["state"] != "done":
         return Outcome(missing=f"the teacher {network} {status['state']} in training: {status.get('message', '')}")
     metric = get_task(protocol.task).metric

@@ -16,7 +16,7 @@ from ..common.console import Outcome, counted
 from ..common.files import complaint
 from ..common.workspace import Workspace
 from ..config.protocol import Protocol
-from ..store import documents, exchange
+from ..store import documents, exchange, whole_runs
 from ..store.cell import Cell
 from ..store.make_cell import Distillation, make_cell
 from ..store.whole_runs import STUDENT, EndedRun, whole
@@ -97,6 +97,21 @@ def report(source: Path, workspace: Workspace) -> Outcome:
     missing = [f"{len(off)} off by more than {_ALLOWED}: {', '.join(v.label for v in off)}"] if off else []
     missing += [f"{len(unknown)} not evaluated"] if unknown else []
     return Outcome(text, "; ".join(missing) or ("" if verified else f"{source} has no run that is done"))
+
+
+def mend(source: Path, workspace: Workspace) -> Outcome:
+    """Set aside what is damaged in the runs of a store's folder, so that their tables compute it again.
+
+    Raises:
+        UserError: there is no such store, or it is an archive.
+    """
+    if source.is_file():
+        raise UserError(f"{source} is an archive, in which nothing is mended; --mend takes an output folder")
+    runs = whole_runs.mend(source, workspace.say)
+    text = f"{source}: {len(runs.mended)} of {counted(runs.runs, 'run')} damaged"
+    if runs.mended:
+        text += f" and set aside; run the tables again that have them: {', '.join(runs.mended)}"
+    return Outcome(text, f"being computed here: {', '.join(runs.busy)}" if runs.busy else "")
 
 
 @contextlib.contextmanager

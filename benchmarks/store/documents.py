@@ -16,6 +16,16 @@ from kd_methods.errors import Damaged
 from ..common.files import digest, read_json, set_aside, shaped, write_json
 
 REMEDY = "a run sets it aside and computes it again"
+"""Of what a plan reads of every run."""
+
+MEND = "`verify OUTPUT --mend` sets it aside, and the next run of its table computes it again"
+"""Of what a plan does not read of runs that are done: the digests of thousands of files take their time."""
+
+NO_NETWORK = (
+    "`import` takes it from an archive that `export --students` wrote, and what learns from it computes it again"
+)
+"""Of a deployed network, without which a run may have been imported."""
+
 SEAL = "sha256"
 """Under this name a document carries the digest of the rest of it; old ones have none, and are not checked."""
 
@@ -133,6 +143,14 @@ def read_or_set_aside(path: Path, shape: Any, say: Callable[[str], None]) -> Any
     except Damaged as error:
         say(f"{error}; kept as {set_aside(path, 'damaged').name}")
         return None
+
+
+def reason(damage: Damaged | str) -> str:
+    """What is wrong with a document or a file, without what to do about it."""
+    text = str(damage)
+    for remedy in (REMEDY, MEND, NO_NETWORK):
+        text = text.partition(f"; {remedy}")[0]
+    return text
 
 
 def begin(known: Environment) -> tuple[int, int]:

@@ -213,7 +213,7 @@ def opened(file: Path, beside: Path | None = None) -> Iterator[Path]:
             for path in (folder / "costs").glob("*.json"):
                 documents.read(path, dict[str, Any])
         except Damaged as error:
-            reason = str(error).replace(f"{folder}/", "").partition(f"; {documents.REMEDY}")[0]
+            reason = documents.reason(error).replace(f"{folder}/", "")
             raise Damaged(f"{file}: {reason}; {REMEDY}") from None
         yield folder
 
@@ -256,7 +256,7 @@ def _merge(runs: Sequence[EndedRun], source: Path, output: Path, say: Say) -> Me
                 conflicts.append(f"{their.label} ({_words(ours)} here, {_words(their.status)} there)")
             else:
                 same += 1
-                students += mine and _take_student(run, their.run, ours)
+                students += mine and _take_files(run, their.run, ours, say)
     for path in sorted((source / "costs").glob("*.json")):
         if not store.cost(path.stem).exists():
             write_bytes(store.cost(path.stem), read_bytes(path))
@@ -337,14 +337,18 @@ def _words(status: dict[str, Any]) -> str:
     return values or status["state"]
 
 
-def _take_student(run: Run, other: Run, ours: dict[str, Any]) -> bool:
-    """The deployed network of a run that came without it, where it is the one that the run knows."""
-    if (run / STUDENT).exists() or not (other / STUDENT).is_file():
-        return False
-    if _weights(ours) != sha256_file(other / STUDENT):
-        return False
-    run.write(STUDENT, read_bytes(other / STUDENT))
-    return True
+def _take_files(run: Run, other: Run, ours: dict[str, Any], say: Say) -> bool:
+    """Take what is damaged or missing in a run and is here what was written; whether it is the deployed network."""
+    taken = []
+    for name in ("metrics.json", STUDENT):
+        if not (other / name).is_file() or not (damage := run.damage(name)):
+            continue
+        if ours.get("files", {}).get(name) == sha256_file(other / name):
+            if (run / name).exists():
+                run.set_aside([name], f"{documents.reason(damage)}; taken from elsewhere", say)
+            run.write(name, read_bytes(other / name))
+            taken.append(name)
+    return STUDENT in taken
 
 
 def _join(source: Path, output: Path, table_folder: str, say: Say) -> bool:

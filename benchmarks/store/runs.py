@@ -135,15 +135,17 @@ class Run:
     def _check(self, name: str, status: Mapping[str, Any]) -> Any:
         """Raise Damaged if a file is not what it was when the run was done; returns what a document holds."""
         path, known = self / name, status.get("files", {}).get(name)
+        remedy = documents.REMEDY if name == "environment.json" else documents.MEND
         try:
             if known and sha256_file(path) != known:
-                raise Damaged(f"{path} is damaged (it is not what was written); {documents.REMEDY}")
+                raise Damaged(f"{path} is damaged (it is not what was written); {remedy}")
             if name in _SHAPES:
-                return documents.read(path, _SHAPES[name])
+                return documents.read(path, _SHAPES[name], remedy)
             if not known:
                 check_archive(read_bytes(path), path)
         except NoFile:
-            raise Damaged(f"{path} is missing; {documents.REMEDY}") from None
+            what = documents.NO_NETWORK if name == "student.pt" else remedy
+            raise Damaged(f"{path} is missing; {what}") from None
 
     @property
     def status(self) -> dict[str, Any]:
@@ -297,7 +299,7 @@ class Run:
         """
         if any((self / name).exists() for name in _FILES):
             further = "has ended" if other.ended else "is further"
-            self._set_aside(_FILES, f"{self.path} was begun here and {further} elsewhere", say, "begun")
+            self.set_aside(_FILES, f"{self.path} was begun here and {further} elsewhere", say, "begun")
         for name in other.handed_on:
             if (other / name).is_file():
                 self.write(name, read_bytes(other / name))
@@ -308,13 +310,13 @@ class Run:
         try:
             status = self._status()
         except Damaged as error:
-            self._set_aside(["status.json"], str(error), say)
+            self.set_aside(["status.json"], documents.reason(error), say)
         for name, lost in _LOST_WITH.items():
             try:
                 if status.get("state") == "done" or (name in _SHAPES and (self / name).exists()):
                     self._check(name, status)
             except Damaged as error:
-                self._set_aside(lost, str(error), say)
+                self.set_aside(lost, documents.reason(error), say)
 
     def mend_unheld(self, say: Say = lambda line: None) -> None:
         """:meth:`mend`, unless a process holds the run."""
@@ -322,7 +324,8 @@ class Run:
             if mine:
                 self.mend(say)
 
-    def _set_aside(self, names: Sequence[str], reason: str, say: Say, why: str = "damaged") -> None:
+    def set_aside(self, names: Sequence[str], reason: str, say: Say, why: str = "damaged") -> None:
+        """Rename those of the files that there are, for the process that holds the run; ``say`` gets the reason."""
         names_aside = [set_aside(self / name, why).name for name in names if (self / name).exists()]
         say(f"{reason}; kept as {', '.join(names_aside)}" if names_aside else reason)
 
@@ -348,9 +351,9 @@ class Store:
         try:
             recorded = documents.read(run / "cell.json", documents.Identity)
         except Damaged as error:
-            run._set_aside(["cell.json"], str(error), say)
+            run.set_aside(["cell.json"], documents.reason(error), say)
         if recorded and recorded["key"] != cell.key:
-            run._set_aside(_FILES, f"{run.path} belongs to another cell ({recorded['label']})", say)
+            run.set_aside(_FILES, f"{run.path} belongs to another cell ({recorded['label']})", say)
             recorded = None
         run.mend(say)
         if recorded is None:

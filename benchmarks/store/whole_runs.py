@@ -37,11 +37,13 @@ def checked(run: Run) -> EndedRun:
         Unfinished: it has not ended.
         Damaged: a document is missing or is not what was written, or the run claims what its epochs do not say.
     """
-    identity = documents.read(run / "cell.json", documents.Identity)
+    identity = documents.read(run / "cell.json", documents.Identity, documents.MEND)
     if identity is None or identity["key"][:16] != run.path.name:
-        raise Damaged(f"{run / 'cell.json'} is missing, or another cell's; {documents.REMEDY}")
+        raise Damaged(f"{run / 'cell.json'} is missing, or another cell's; {documents.MEND}")
     run, label = Run(run.path, identity["key"]), identity["label"]
     status = run.status
+    if status["state"] == "damaged":
+        raise Damaged(status["message"])
     if status["state"] not in FINAL:
         raise Unfinished(f"{run.path} ({label}): {status.get('message', status['state'])}", run)
     if status["state"] == "done":
@@ -51,7 +53,7 @@ def checked(run: Run) -> EndedRun:
         if all(record.get("phase") for record in records) or text(
             {rule: status[rule] for rule in ("last", "best")}
         ) != text(figures(records)):
-            raise Damaged(f"{run.path} ({label}): its status has other results than its epochs")
+            raise Damaged(f"{run.path} ({label}): its status has other results than its epochs; {documents.MEND}")
     return EndedRun(run, label, status)
 
 
@@ -83,7 +85,7 @@ def whole(root: Path, say: Say) -> WholeRuns:
         UserError: there is no store.
     """
     runs = WholeRuns([], [], [])
-    for run in runs_of(root):
+    for run in filter(_says_something, runs_of(root)):
         try:
             runs.ended.append(checked(run))
         except Unfinished as unfinished:
@@ -92,6 +94,45 @@ def whole(root: Path, say: Say) -> WholeRuns:
             say(f"not taken: {error}")
             runs.damaged.append(run)
     return runs
+
+
+class Mended(NamedTuple):
+    """Of a store's runs how many there are, and the names of their folders: damaged ones that go on, those in use."""
+
+    runs: int
+    mended: list[str]
+    busy: list[str]
+
+
+def mend(root: Path, say: Say) -> Mended:
+    """Set aside what is damaged in a store's runs, so that the next run of their tables computes it again.
+
+    Raises:
+        UserError: there is no store, or it cannot be written.
+    """
+    every, mended, busy = list(filter(_says_something, runs_of(root))), list[str](), list[str]()
+    for run in every:
+        try:
+            checked(run)
+        except Unfinished:
+            continue  # it is computed anyway
+        except Damaged:
+            with run.lock() as mine:
+                if mine:
+                    _mend(run, say)
+                (mended if mine else busy).append(run.path.name)
+    return Mended(len(every), mended, busy)
+
+
+def _mend(run: Run, say: Say) -> None:
+    """For the process that holds the run."""
+    run.mend(say)
+    try:
+        checked(run)
+    except Unfinished:
+        pass
+    except Damaged as error:  # whose run it is cannot be said, or its results are not those of its epochs
+        run.set_aside(["cell.json", "metrics.json", "status.json"], documents.reason(error), say)
 
 
 def ended(root: Path, say: Say) -> list[EndedRun]:
@@ -123,6 +164,11 @@ def runs_of(root: Path) -> list[Run]:
     if not (root / "runs").is_dir():
         raise UserError(f"there is no store in {root}: it has no folder runs")
     return [Run(path) for path in sorted((root / "runs").iterdir()) if path.is_dir()]
+
+
+def _says_something(run: Run) -> bool:
+    """Whether there is a run in a folder: one in which everything was set aside, or nothing written yet, has none."""
+    return any((run / name).exists() for name in ("cell.json", "status.json"))
 
 
 def named(output: Path, start: str) -> EndedRun:
