@@ -144,7 +144,7 @@ def _timm(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
     loaded(cell, module, weights)
     _safetensors(cell, weights, folder, workspace)
     trained = {"input_size": _shape(cell), "num_classes": task.num_classes, **_evaluated(protocol_of(cell).crops)}
-    trained |= {key: cell.protocol[key] for key in ("mean", "std")}
+    trained |= {key: list(getattr(protocol_of(cell), key)) for key in ("mean", "std")}
     facts = {key: module.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "interpolation")}
     config = {
         "architecture": name,
@@ -230,14 +230,14 @@ def card(cell: Cell, label: str, status: Mapping[str, Any], form: str) -> str:
     head = ["---", *([f"library_name: {library}"] if library else []), "tags: [knowledge-distillation]", "---"]
     metrics = [f"| {name} | {value:.2f} | {status['best'][name]:.2f} |" for name, value in status["last"].items()]
     method = registry.card(cell.method)
-    rows = [(cell.method, cell.protocol["optimizer"].get("name", ""))]
+    rows = [(cell.method, cell.protocol.get("optimizer", {}).get("name", ""))]
     networks = [cell.student, *([cell.teacher.network] if cell.teacher else [])]
     return "\n".join(
         [
             *head,
             f"# {cell.student}, {method.title}, {cell.task}",
             "",
-            f"{label}. Teacher: {teacher}. Protocol {cell.protocol['name']}, {cell.protocol['epochs']} epochs, "
+            f"{label}. Teacher: {teacher}. Protocol {cell.protocol.get('name')}, {cell.protocol.get('epochs')} epochs, "
             f"seed {cell.seed}. Cell {cell.key}.",
             "",
             "| metric | last epoch | best epoch |",

@@ -33,6 +33,9 @@ CHANGED = 2
 
 EXACT = 1e-6
 
+_MISFITS = (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What a cell that others wrote, or a network that has changed, can fail to fit by."""
+
 _ALLOWED = f"{TOLERANCE} points or {counted(CHANGED, 'sample')}"
 
 
@@ -132,7 +135,7 @@ def _verified(one: EndedRun, workspace: Workspace, evaluators: dict[str, Evaluat
         cell = Cell.of(documents.read(one.run / "cell.json", documents.Identity)["cell"])
         here = _measured(cell, one.run / STUDENT, workspace, evaluators)
         return Verified(one.label, claimed, here.metrics, samples=here.samples)
-    except (UserError, RuntimeError, LookupError) as error:  # a network that has changed can fail to fit in many ways
+    except _MISFITS as error:
         return Verified(one.label, claimed, {}, " ".join(str(error).split())[:300])
 
 

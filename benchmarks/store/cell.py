@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kd_methods.errors import Damaged
+
 from ..common.files import digest
 from ..config.protocol import Protocol
 from ..config.recipe import Optimizer
@@ -72,15 +74,27 @@ class Cell:
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> Cell:
-        """The cell with an identity; its task has no place of data, and its teacher no name."""
+        """The cell with an identity; its task has no place of data, and its teacher no name.
+
+        Raises:
+            Damaged: it has what no cell has, as one of a later version may.
+        """
         fields = dict(identity)
         method = fields.pop("method")
+        refs_of = [ref for name in ("teacher", "start") if (ref := identity.get(name))]
+        known = [(fields, {"schema", *cls.__annotations__}), (method, {"name", "version", "settings"})]
+        for given, names in [*known, *((ref, TeacherRef.__annotations__.keys()) for ref in refs_of)]:
+            if odd := given.keys() - names:
+                raise Damaged(f"its cell has '{min(odd)}', which is nothing of this version's; is it of a later one?")
         refs: dict[str, Any] = {
             name: TeacherRef(**ref) for name in ("teacher", "start") if (ref := fields.pop(name, None))
         }
         named = {"method": method["name"], "method_version": method["version"], "settings": method["settings"]}
         del fields["schema"]
-        return cls(**fields, **named, **refs)
+        try:
+            return cls(**fields, **named, **refs)
+        except (TypeError, ValueError) as error:
+            raise Damaged(f"its cell is none of this version's ({error})") from None
 
     def under(self, protocol: Protocol) -> Protocol:
         """The protocol of the cell's group as the cell has it: with the optimiser and the learning rate of its own.

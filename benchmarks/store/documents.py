@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, StrictFloat, StrictInt
 from typing_extensions import TypedDict
 
 from kd_methods.errors import Damaged
@@ -85,12 +85,58 @@ class Environment(TypedDict, total=False):
     from_step: int
 
 
+_Number = StrictInt | StrictFloat  # which stay what they are: the key is the digest of their text
+
+
+class _TeacherIdentity(TypedDict, total=False):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    network: Required[str]
+    mean: Required[list[_Number]]
+    std: Required[list[_Number]]
+    weights: str
+    cell: str
+
+
+class _MethodIdentity(TypedDict):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    name: str
+    version: StrictInt
+    settings: dict[str, Any]
+
+
+class _ProtocolIdentity(TypedDict, total=False):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    name: str
+    optimizer: dict[str, Any]
+
+
+class _CellIdentity(TypedDict, total=False):
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    schema: Required[StrictInt]
+    task: Required[str]
+    data: Required[str]
+    protocol: Required[_ProtocolIdentity]
+    lr: Required[_Number]
+    teacher: Required[_TeacherIdentity | None]
+    student: Required[str]
+    method: Required[_MethodIdentity]
+    seed: Required[StrictInt]
+    versions: dict[str, StrictInt]
+    plugins: dict[str, str]
+    init: str
+    start: _TeacherIdentity
+
+
 class _Identity(TypedDict):
     __pydantic_config__ = OPEN  # type: ignore[misc]
 
     key: str
     label: str
-    cell: dict[str, Any]
+    cell: _CellIdentity
 
 
 def _with_its_key(identity: Any) -> Any:

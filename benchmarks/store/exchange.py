@@ -370,11 +370,12 @@ def _check_manifest(shown: Manifest, table_folder: str) -> None:
     names = [shown.name, *([shown.published] if shown.published else [])]
     if odd := [key for key in keys if not _KEY.fullmatch(key)] + [name for name in names if not _NAME.fullmatch(name)]:
         raise Damaged(f"tables/{table_folder}/plan.json names {odd[0][:80]!r}")
-    if odd := [c.key for c in shown.columns if ".." in c.key or c.key.startswith("/") or not c.key.isprintable()]:
-        raise Damaged(f"tables/{table_folder}/plan.json has a column {odd[0][:80]!r}")
+    for kind, places in (("row", shown.rows), ("column", shown.columns)):
+        if odd := [p.key for p in places if ".." in p.key or p.key.startswith("/") or not p.key.isprintable()]:
+            raise Damaged(f"tables/{table_folder}/plan.json has a {kind} {odd[0][:80]!r}")
     rows, columns = {row.key for row in shown.rows}, {column.key for column in shown.columns}
-    places = [*(cell.place for cell in shown.cells), *(cost.place for cost in shown.costs)]
-    if odd := [f"{row} on {column}" for row, column in places if row not in rows or column not in columns]:
+    shown_places = [*(cell.place for cell in shown.cells), *(cost.place for cost in shown.costs)]
+    if odd := [f"{row} on {column}" for row, column in shown_places if row not in rows or column not in columns]:
         raise Damaged(f"tables/{table_folder}/plan.json has a place {odd[0][:80]!r} and no such row or column")
     if not table_folder.startswith(shown.name):
         raise Damaged(f"tables/{table_folder}/plan.json is of table {shown.name}")

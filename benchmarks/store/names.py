@@ -24,7 +24,12 @@ def of_table(shown: Manifest) -> dict[str, str]:
 
 
 def _name(form: str, *words: str) -> str:
-    return form.format(*(re.sub(r"[^\w.+=@:,-]", "_", word) for word in words))
+    return form.format(*(_folder_name(word) for word in words))
+
+
+def _folder_name(word: str) -> str:
+    """A row's or a column's key as the name of one folder: never none, nor the folder above."""
+    return re.sub(r"[^\w.+=@:,-]", "_", word) if word.strip(".") else "_" * max(len(word), 1)
 
 
 def key_of(output: Path, name: str) -> str:

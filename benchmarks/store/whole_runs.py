@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from kd_methods.errors import Damaged, UserError
 
 from . import documents, names
+from .cell import Cell
 from .runs import FINAL, Run, Say, figures
 
 STUDENT = "student.pt"
@@ -61,13 +62,24 @@ def check(run: Run) -> None:
     """Raise Damaged where a run of an archive has neither ended nor can go on, or a document of it is damaged."""
     try:
         checked(run)
+        _check_cell(run)
     except Unfinished as unfinished:
+        _check_cell(run)
         begun = unfinished.run
         if not begun.portable:
             raise
         if not begun.environments:
             raise Damaged(f"{begun / 'environment.json'} is missing; {documents.REMEDY}") from None
         _ = begun.metrics  # raises Damaged, too
+
+
+def _check_cell(run: Run) -> None:
+    """Raise Damaged where this version has no such cell."""
+    path = run / "cell.json"
+    try:
+        Cell.of(documents.read(path, documents.Identity)["cell"])
+    except Damaged as error:
+        raise Damaged(f"{path}: {error}") from None
 
 
 class WholeRuns(NamedTuple):
