@@ -88,6 +88,8 @@ def teachers_add(
     )
     metric = get_task(added.task).metric
     click.echo(f"added teacher '{name}' ({added.network} on {added.task}); expected {metric} {expected}")
+    for replaced in zoo.replaced:
+        click.echo(f"it replaces the file that was there, which is kept as {replaced}")
     published = [e.name for e in zoo.shipped.values() if (e.network, e.task) == (added.network, added.task)]
     if published and not added.origin:
         click.echo(f"if the file is a copy of a published one, add it under the entry's name: {', '.join(published)}")
@@ -106,6 +108,8 @@ def teachers_fetch(names: Sequence[str], checkpoints: Path) -> None:
     zoo = Zoo(checkpoints)
     chosen = [zoo.wanted(name) for name in names] or [e for e in zoo.shipped.values() if e.origin == "crd"]
     zoo.fetch(chosen, click.echo)
+    for replaced in zoo.replaced:
+        click.echo(f"another file that was there is kept as {replaced}")
 
 
 @teachers.command("train")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kd_methods.errors import UserError, unknown
 
-from ..common.files import complaint, locked, read_json, sha256_file, write_bytes, write_json
+from ..common.files import complaint, locked, read_bytes, read_json, set_aside, sha256_file, write_bytes, write_json
 from ..common.places import PROGRAM, PUBLISHED
 from ..common.weights import fit, load_weights, take, to_bytes, weights_digest
 from ..common.yaml_files import read_yaml
@@ -85,6 +85,8 @@ class Zoo:
             name: Teacher(**{**common[entry["origin"]], **entry, "name": name}) for name, entry in shipped.items()
         }
         self.added = self._recorded()
+        self.replaced: list[Path] = []
+        """Under which names files are kept that others took the place of."""
 
     def _recorded(self) -> dict[str, Teacher]:
         path = self.folder / "teachers.json"
@@ -152,8 +154,13 @@ class Zoo:
             labels: the classes of a text encoder in its own order, by the task's names.
 
         Raises:
-            UserError: the file cannot be read, is not of the entry's architecture, or has nothing under ``which``.
+            UserError: the file cannot be read, is not of the entry's architecture, or has nothing under ``which``; or
+                the name is that of a teacher of another task.
         """
+        if (earlier := self.added.get(entry.name)) and earlier.task != entry.task:
+            raise UserError(
+                f"teacher '{entry.name}' is one of task {earlier.task} ({self.path(earlier)}); choose another name"
+            )
         shipped = self.shipped.get(entry.name)
         entry = shipped or entry
         task = get_task(entry.task)
@@ -174,12 +181,21 @@ class Zoo:
             brought |= set() if keep_normalisation else {"mean", "std"}
             brought |= {"expected", "expected_source"} if entry.expected is None else set()
             update |= known.model_dump(include=brought)
-        write_bytes(self.path(entry), to_bytes(weights))
+        self._install(entry, weights)
         if shipped:
             return shipped
         entry = entry.model_copy(update=update)
         self._save(entry)
         return entry
+
+    def _install(self, entry: Teacher, weights: dict[str, Tensor]) -> None:
+        """Write an entry's file; another one that was there is kept beside it: it may be the only copy."""
+        path, content = self.path(entry), to_bytes(weights)
+        if path.is_file():
+            if read_bytes(path) == content:
+                return
+            self.replaced.append(set_aside(path, "replaced"))
+        write_bytes(path, content)
 
     def _save(self, entry: Teacher) -> None:
         with locked(self.folder):  # another process may have added one since
@@ -207,7 +223,7 @@ class Zoo:
                     )
                 if not entry.sha256 and not publisher(entry.sources[0]):
                     report(f"no digest is published for {entry.name}; its accuracy is the check (sha256 {digest})")
-                write_bytes(self.path(entry), to_bytes(_taken(entry, file, "", report)))
+                self._install(entry, _taken(entry, file, "", report))
                 if entry.name not in self.shipped:
                     self._save(entry)
                 report(f"installed {entry.name}; check it with: {PROGRAM} teachers verify {entry.name}")

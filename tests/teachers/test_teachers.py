@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
+from benchmarks.cli.main import cli
 from benchmarks.common.console import Outcome
 from benchmarks.common.files import read_json, sha256_file
 from benchmarks.common.seeding import derive
@@ -79,6 +81,26 @@ def test_add_installs_a_plain_file_and_an_entry(zoo: Zoo, tmp_path: Path, weight
     assert again.get("mine") == added and again.installed("resnet8", "digits") == added
     assert list(torch.load(zoo.path(added), weights_only=True)) == list(weights)
     assert "did you mean mine" in refusal(lambda: again.get("mien"))
+
+
+def test_a_file_that_another_replaces_is_kept_beside_it(zoo: Zoo, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """It may be the only copy. A name is not given to a teacher of another task."""
+    one = saved(tmp_path / "one.pth", weights)
+    two = saved(tmp_path / "two.pth", {key: value + 1 for key, value in weights.items()})
+    words = ["--network", "resnet8", "--checkpoints", str(zoo.folder)]
+
+    def add(file: Path, task: str) -> Any:
+        return CliRunner().invoke(cli, ["teachers", "add", "mine", str(file), "--task", task, *words])
+
+    assert "replaces" not in add(one, "digits").output
+    assert "replaces" not in add(one, "digits").output, "the same file again"
+    path = zoo.folder / "digits" / "mine.pt"
+    content = path.read_bytes()
+    failed = add(two, "digits32").exception
+    assert isinstance(failed, UserError) and "'mine' is one of task digits" in str(failed), failed
+    assert path.read_bytes() == content and not (zoo.folder / "digits32").exists()
+    assert f"it replaces the file that was there, which is kept as {path}.replaced-1" in add(two, "digits").output
+    assert path.with_name("mine.pt.replaced-1").read_bytes() == content != path.read_bytes()
 
 
 def test_which_of_several_weights_were_taken_is_said(zoo: Zoo, tmp_path: Path, weights: dict[str, Tensor]) -> None:
