@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kd_methods.errors import UserError
+
 from ..config.changed_rows import flat
 from ..config.protocol import load_protocol
 from ..config.protocol_words import lines as protocol_lines
@@ -125,6 +127,8 @@ def parameters(name: str, pair: str) -> str:
     from ..training.assembly import Assembly
 
     teacher, _, student = pair.partition("-")
+    if not teacher or not student:
+        raise UserError(f"--pair {pair}: write teacher-student, for example --pair resnet56-resnet20")
     labels = torch.arange(50_000) % 100
     views = build_network(student), build_network(teacher).requires_grad_(False).eval()
     plain = count(views[0].module.parameters())

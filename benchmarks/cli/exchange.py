@@ -56,11 +56,13 @@ def export_runs(what: Sequence[str], file: Path, also: Sequence[Also], variant: 
             tables.append(variant.folder_in(output, word))
         else:
             runs.append(word)
+    if not tables:
+        variant.check_unused("would say which variant of a table, and none is named: name one")
     exported = exchange.export(output, file, tables, runs, also)
-    left = f", {counted(exported.left_out, 'cell')} without a result left out" if exported.left_out else ""
+    left = f"{counted(exported.left_out, 'cell')} without a result left out" if exported.left_out else ""
     networks = f", {exported.students} with their network" if exported.students else ""
     begun = f", {counted(exported.begun, 'unfinished run')}" if exported.begun else ""
-    click.echo(f"{file}: {counted(exported.runs, 'run')}{networks}{begun}{left}\nsha256 {exported.sha256}")
+    end(Outcome(f"{file}: {counted(exported.runs, 'run')}{networks}{begun}\nsha256 {exported.sha256}", left))
 
 
 @click.command("import")
@@ -121,17 +123,19 @@ def convert(
     """
     if (run is None) == (table is None):
         raise UserError("convert takes a RUN, or --all TABLE")
+    if run is not None:
+        variant.check_unused("would say which variant of a table, and a RUN is one cell of one: name --all TABLE")
     place = workspace()
     from ..driver import convert as converting
 
-    if table:
+    if table is not None:
         table_folder = variant.folder_in(place.output, table)
         end(
             converting.convert_all(
                 table_folder, form, folder or place.output / "converted" / form / table_folder, place
             )
         )
-    elif run:
+    elif run is not None:
         target = folder or place.output / "converted" / form / run
         click.echo(f"{target}: {', '.join(converting.convert(run, form, target, place))}")
 

@@ -24,7 +24,15 @@ from .options import OUTPUT
 
 
 class Commands(click.Group):
-    """A word that is no command is the name of a table to reproduce."""
+    """A word that is no command is the name of a table to reproduce. An empty word is a mistake: a variable not set."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            option = before if before.startswith("--") else word.removesuffix("=") if word.startswith("--") else ""
+            if not word or (word.startswith("--") and word.endswith("=")):
+                what = option or f"the word after {before or PROGRAM}"
+                raise UserError(f"{what} '' names nothing; leave it out for what is usual, or say what is meant")
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

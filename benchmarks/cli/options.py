@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, say
-from ..common.places import ROOT
+from ..common.places import MOST_THREADS, ROOT
 from . import completion
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ _executor = click.option(
 )  # fmt: skip
 _address = click.option("--address", help="Of a Ray cluster, for example auto; default: Ray on this machine alone.")
 threads = click.option(
-    "--threads", type=click.IntRange(min=1), envvar="OMP_NUM_THREADS", default=1, show_default=True,
+    "--threads", type=click.IntRange(1, MOST_THREADS), envvar="OMP_NUM_THREADS", default=1, show_default=True,
     help="On a CPU, of each process that computes; results depend on it.",
 )  # fmt: skip
 settings = click.option(
@@ -206,6 +207,13 @@ class Variant:
     preset: str
     changes: Changes
     settings: str
+    given: tuple[str, ...] = ()
+    """The options, as they are written, that were given and not left to what is usual."""
+
+    def check_unused(self, why: str) -> None:
+        """Raise UserError where an option was given that says nothing here, and ``why``."""
+        if self.given:
+            raise UserError(f"{', '.join(self.given)} {why}; else leave {'it' if len(self.given) == 1 else 'them'} out")
 
     def folder(self, table: str) -> str:
         """The name of the table's folder in a store."""
@@ -220,7 +228,21 @@ class Variant:
         """As :meth:`folder`; ``table`` may also be the name of a folder of tables/ in the output."""
         from ..store import manifest
 
-        return table if table in manifest.table_folders(output) else self.folder(table)
+        if table not in manifest.table_folders(output):
+            return self.folder(table)
+        self.check_unused(
+            f"would say which variant of a table, and '{table}' is the folder of one: give the table's name"
+        )
+        return table
+
+    def folders_in(self, output: Path, table: str | None) -> list[str]:
+        """The folder of a table as :meth:`folder_in`, or, where none is named, those of every table of the output."""
+        from ..store import manifest
+
+        if table is not None:
+            return [self.folder_in(output, table)]
+        self.check_unused("would say which variant of a table, and none is named: name one")
+        return manifest.table_folders(output)
 
 
 def variant(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -228,7 +250,15 @@ def variant(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_variant(**arguments: Any) -> Any:
-        chosen = Variant(*(arguments.pop(name) for name in ("preset", "changes", "settings")))
+        context = click.get_current_context()
+        given = tuple(
+            max(parameter.opts, key=len)
+            for parameter in context.command.params
+            if parameter.name in ("preset", "settings", *arguments["changes"])
+            and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        )
+        preset, changes, settings = (arguments.pop(name) for name in ("preset", "changes", "settings"))
+        chosen = Variant(preset, changes, settings, given)
         return command(variant=chosen, **arguments)
 
     return preset(changes(settings(with_variant)))
@@ -275,7 +305,7 @@ def seed_numbers(text: str | None) -> tuple[int, ...]:
 
 def shard(text: str | None) -> tuple[int, int]:
     """Which of how many parts of a plan; the first of one where it is not given."""
-    index, _, count = (text or "1/1").partition("/")
+    index, _, count = ("1/1" if text is None else text).partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {text}: write which part of how many, from --shard 1/8 to --shard 8/8")
     return int(index), int(count)

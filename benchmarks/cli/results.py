@@ -47,10 +47,8 @@ def cite(table: str, variant: Variant, output: Path) -> None:
 def verdicts(table: str | None, variant: Variant, output: Path) -> None:
     """Which published values were reproduced: of TABLE, or of every table in the store."""
     from ..report import verdicts as judging
-    from ..store import manifest
 
-    one = [variant.folder_in(output, table)] if table else []
-    table_folders = one or manifest.table_folders(output)
+    table_folders = variant.folders_in(output, table)
     every: list[judging.Verdict] = []
     for table_folder in table_folders:
         verdicts_of_table = judging.of_table(output, table_folder)
@@ -61,7 +59,7 @@ def verdicts(table: str | None, variant: Variant, output: Path) -> None:
         click.echo(f"{table_folder}\n{judging.text(verdicts_of_table)}\n")
         for file in judging.write(verdicts_of_table, output, table_folder):
             click.echo(file)
-    if not table:
+    if table is None:
         click.echo(f"{counted(len(table_folders), 'table')}: {judging.summary(every)}")
 
 
@@ -96,7 +94,8 @@ def data(table: str | None, variant: Variant, output: Path, out: Path, **asked: 
     """TABLE, or every table in the store, as data: every value in a typed column."""
     from ..report import records
 
-    table_folder = variant.folder_in(output, table) if table else ""
+    table_folders = variant.folders_in(output, table)
+    table_folder = "" if table is None else table_folders[0]
     count = records.write(out, asked["form"], output, table_folder, asked["level"])
     click.echo(f"{out}: {counted(count, 'line')}")
 
@@ -117,12 +116,12 @@ def site(tables: Sequence[str], out: Path, stores: Sequence[Path], variant: Vari
     They work from a disk (open index.html) and ask for nothing from elsewhere.
     """
     from ..report.site import pages
-    from ..store import exchange, manifest
+    from ..store import exchange
 
     with exchange.merged(stores or (output,)) as store:
         asked = {variant.folder_in(store, table): table for table in tables}
         files = {name: table if table.endswith((".yaml", ".yml")) else "" for name, table in asked.items()}
-        shown = files or dict.fromkeys(manifest.table_folders(store), "")
+        shown = files or dict.fromkeys(variant.folders_in(store, None), "")
         if not shown:
             places = ", ".join(map(str, stores or (output,)))
             raise UserError(f"{places} has no table; run one first, or name the store with --output or --store")

@@ -49,6 +49,8 @@ def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> Non
         from ..common import plugins as loader
 
         loader.load(plugins)
+    if pair is not None and kind != "method":
+        raise UserError(f"--pair is for show method, not for show {kind}")
     if (kind in ("methods", "keys", "scale")) == bool(name):
         raise UserError(f"show {kind} takes {'no' if name else 'a'} name")
     if kind == "methods":
@@ -65,10 +67,8 @@ def show(kind: str, name: str, pair: str | None, plugins: Sequence[Path]) -> Non
         for line in scale.page():
             click.echo(line)
         return
-    if pair and kind != "method":
-        raise UserError(f"--pair is for show method, not for show {kind}")
     text = {"table": views.table, "protocol": views.protocol, "method": views.method}[kind](name)
-    if pair and kind == "method":
+    if pair is not None:
         text += f"\n\n{views.parameters(name, pair)}"
     click.echo(text)
 

@@ -120,7 +120,7 @@ def render(table: str, variant: Variant, page: Page, source: str | None, output:
 
     chosen = options.chosen(asked)
     wanted = Selection(chosen["methods"], chosen["pairs"], chosen["seeds"])
-    if source:
+    if source is not None:
         name = variant.folder(table)
         written = render_archive(archive(source, name), name, output, wanted=wanted, page=page)
     else:

@@ -22,6 +22,7 @@ from kd_methods.errors import UserError
 
 from ..common import devices, places, plugins
 from ..common.files import sha256_file
+from ..common.places import MOST_THREADS
 from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.changed_rows import changed_id, flat
@@ -260,10 +261,13 @@ def _number(name: str, value: Any, least: int, most: int | None = None) -> int:
 
 
 def _threads(how: How) -> int:
-    if (asked := how.get("threads")) is not None:
-        return _number("threads", asked, 1)
     text = os.environ.get("OMP_NUM_THREADS") or "1"
-    return _number("OMP_NUM_THREADS", int(text) if text.isdecimal() else text, 1)
+    name, asked = "OMP_NUM_THREADS", int(text) if text.isdecimal() else text
+    if how.get("threads") is not None:
+        name, asked = "threads", how["threads"]
+    if (threads := _number(name, asked, 1)) > MOST_THREADS:
+        raise UserError(f"{name} {threads}: give at most {MOST_THREADS}")
+    return threads
 
 
 def _follower(progress: Callback) -> type[Tracker]:

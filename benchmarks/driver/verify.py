@@ -132,7 +132,7 @@ def _verified(one: EndedRun, workspace: Workspace, evaluators: dict[str, Evaluat
     try:
         if not (one.run / STUDENT).is_file():
             raise UserError("its network is not in the archive (export it with --students)")
-        cell = Cell.of(documents.read(one.run / "cell.json", documents.Identity)["cell"])
+        cell = Cell.of(documents.read(one.run / "cell.json", documents.WholeIdentity)["cell"])
         here = _measured(cell, one.run / STUDENT, workspace, evaluators)
         return Verified(one.label, claimed, here.metrics, samples=here.samples)
     except _MISFITS as error:

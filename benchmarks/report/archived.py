@@ -49,6 +49,8 @@ def render_archive(
         UserError: it has no such table.
     """
     with exchange.opened(file) as folder:
+        if table_folder not in (there := manifest.table_folders(folder)):
+            raise UserError(f"{file} has no table {table_folder} (there: {', '.join(there) or 'none'}); name that")
         written = render(folder, table_folder, say, wanted, page)
         unpacked, target = manifest.path(folder, table_folder).parent, output / SHIPPED / table_folder
         copies = [target / made.relative_to(unpacked) for made in written.files]

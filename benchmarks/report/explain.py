@@ -176,7 +176,7 @@ def _identity(store: Store, cells: Sequence[PlannedCell]) -> dict[str, Any]:
     """The identity of the first cell that is written down; the others differ from it in their seed."""
     for cell in cells:
         with suppress(Damaged):  # which is said where the seeds are looked at
-            if identity := documents.read(store.run(cell.key) / "cell.json", documents.Identity):
+            if identity := documents.read(store.run(cell.key) / "cell.json", documents.WholeIdentity):
                 return identity["cell"]
     return {}
 
@@ -205,7 +205,7 @@ def asked(shown: Manifest, table_folder: str, table: str = "") -> FolderOptions 
         changes |= {"processes": processes} if processes != usual.processes else {}
         try:
             changed = usual.changed(**changes)
-        except UserError:
+        except (UserError, TypeError, ValueError):  # what others wrote down need not be a protocol's
             continue
         for uniform in (False, True):
             if table_folder_of(spec.name, preset, usual, changed, uniform) == table_folder:
@@ -308,7 +308,7 @@ def _seed(
     done = status["state"] == "done"
     try:
         environments = run.environments
-        identity = documents.read(run / "cell.json", documents.Identity) or {}
+        identity = documents.read(run / "cell.json", documents.WholeIdentity) or {}
     except Damaged as error:
         say(str(error))
         environments, identity = [], {}

@@ -136,7 +136,11 @@ class _Identity(TypedDict):
 
     key: str
     label: str
-    cell: _CellIdentity
+    cell: dict[str, Any]
+
+
+class _WholeIdentity(_Identity):
+    cell: _CellIdentity  # type: ignore[misc]
 
 
 def _with_its_key(identity: Any) -> Any:
@@ -147,6 +151,9 @@ def _with_its_key(identity: Any) -> Any:
 
 Identity = Annotated[_Identity, AfterValidator(_with_its_key)]
 """cell.json: a cell's identity, of which its key is the digest, and what it is called."""
+
+WholeIdentity = Annotated[_WholeIdentity, AfterValidator(_with_its_key)]
+"""The same for who reads what the cell is, and not the key alone."""
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

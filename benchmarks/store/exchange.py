@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from kd_methods.errors import Damaged, UserError
+from kd_methods.errors import Damaged, UserError, unknown
 
 from ..common.console import counted, say
 from ..common.files import read_bytes, sha256_file, write_bytes
@@ -98,6 +98,8 @@ def export(
         Damaged: a table's manifest is one that no store takes.
         UserError: no such table or run, or none of them has ended.
     """
+    if odd := set(also) - set(get_args(Also)):
+        raise unknown("part of an archive", min(odd), get_args(Also))
     output, file = Path(output), Path(file)
     store, members = Store(output), dict[str, Path]()
     students, unfinished = "students" in also, "unfinished" in also
@@ -112,6 +114,9 @@ def export(
             if _is_whole(partial(documents.read, path, dict[str, Any]), say):
                 members[f"costs/{path.name}"] = path
     states = {key: state for key, (state, _) in store.facts(keys).items()}
+    for status in (facts.status for facts in store.facts([*states, *filter(None, teach)]).values()):
+        if status["state"] == "damaged":
+            say(f"left out: {status['message']}")
     final = [key for key, status in states.items() if status["state"] in FINAL]
     with ExitStack() as held:
         going_on = [store.run(key) for key in states if unfinished and key not in final]
@@ -300,7 +305,7 @@ def _keys(shown: Manifest) -> Iterable[str]:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    return documents.read(run / "cell.json", documents.Identity) or {}
+    return documents.read(run / "cell.json", documents.WholeIdentity) or {}
 
 
 def _label(run: Run) -> str:

@@ -38,7 +38,7 @@ def checked(run: Run) -> EndedRun:
         Unfinished: it has not ended.
         Damaged: a document is missing or is not what was written, or the run claims what its epochs do not say.
     """
-    identity = documents.read(run / "cell.json", documents.Identity, documents.MEND)
+    identity = documents.read(run / "cell.json", documents.WholeIdentity, documents.MEND)
     if identity is None or identity["key"][:16] != run.path.name:
         raise Damaged(f"{run / 'cell.json'} is missing, or another cell's; {documents.MEND}")
     run, label = Run(run.path, identity["key"]), identity["label"]
@@ -77,7 +77,7 @@ def _check_cell(run: Run) -> None:
     """Raise Damaged where this version has no such cell."""
     path = run / "cell.json"
     try:
-        Cell.of(documents.read(path, documents.Identity)["cell"])
+        Cell.of(documents.read(path, documents.WholeIdentity)["cell"])
     except Damaged as error:
         raise Damaged(f"{path}: {error}") from None
 
@@ -163,7 +163,10 @@ def finished(root: Path, start: str) -> EndedRun:
     """
     one = named(root, start)
     if one.status["state"] != "done" or not (one.run / STUDENT).is_file():
-        raise UserError(f"run {start} ({one.label}) has no network: it is {one.status['state']}")
+        why = one.status["state"]
+        if why == "done":
+            why += " and came without it; `import` takes it from an archive that `export --students` wrote"
+        raise UserError(f"run {start} ({one.label}) has no network: it is {why}")
     return one
 
 
@@ -187,6 +190,8 @@ def named(output: Path, start: str) -> EndedRun:
     """The one run whose key begins so, or that has this name in a table (:mod:`.names`)."""
     begin = names.key_of(output, start) or start
     folders = [run for run in runs_of(output) if run.path.name.startswith(begin[:16])]
+    if len(begin) > 16:
+        folders = [run for run in folders if _key(run, begin).startswith(begin)]
     if len(folders) != 1:
         count = "several begin" if folders else "none begins"
         raise UserError(
@@ -194,6 +199,14 @@ def named(output: Path, start: str) -> EndedRun:
             "TABLE/ROW/PAIR/sSEED as TABLE-runs.csv has it"
         )
     return checked(folders[0])
+
+
+def _key(run: Run, otherwise: str) -> str:
+    """Of its cell; where it is not readable, that is for :func:`checked` to say."""
+    try:
+        return (documents.read(run / "cell.json", documents.Identity) or {}).get("key", otherwise)
+    except Damaged:
+        return otherwise
 
 
 def text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks.cli.main import cli
 from benchmarks.common.files import sha256_file
+from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 from tests.helpers.stores import TABLE_FOLDER, cell, finish, table
 
@@ -28,6 +30,22 @@ def test_a_table_is_packed_and_taken(tmp_path: Path) -> None:
     assert done.exit_code == 1 and f"{file}: 4 runs taken, 0 in the store\n" in done.output
     assert f"tables that show more: {TABLE_FOLDER}\n" in done.output
     assert "not complete: 1 run with another result or teacher here, which stays: kd/resnet14-resnet8/s0" in done.output
+
+
+@pytest.mark.parametrize("how", ["failed", "damaged", "absent"])
+def test_a_table_of_which_a_cell_is_left_out_is_not_complete(how: str, tmp_path: Path) -> None:
+    theirs, file = table(tmp_path / "theirs", "student", "kd"), tmp_path / "runs.zip"
+    run = Store(theirs).run(cell("kd", 0))
+    if how == "failed":
+        run.set_status("failed", message="why")
+    elif how == "damaged":
+        (run / "status.json").write_text("{")
+    else:
+        shutil.rmtree(run.path)
+    done = call("export", TABLE_FOLDER, file, "--output", theirs)
+    assert done.exit_code == 1 and f"{file}: 4 runs, 1 with their network\n" in done.output
+    assert "not complete: 1 cell without a result left out" in done.output
+    assert (f"left out: {run / 'status.json'}" in done.output) == (how == "damaged")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.common.files import digest, write_json
 from benchmarks.driver.convert import convert
 from benchmarks.driver.verify import verify
+from benchmarks.report.explain import asked
 from benchmarks.store import archives, documents, manifest, names
 from benchmarks.store.exchange import import_
 from benchmarks.store.runs import Store
@@ -84,6 +85,11 @@ def test_numbers_stay_what_they_are(tmp_path: Path) -> None:
     finish(tmp_path, one, 70.0)
     assert checked(Store(tmp_path).run(one)).run.key == one.key
     assert mend(tmp_path, pytest.fail).mended == []
+
+
+@pytest.mark.parametrize("protocol", [{}, {"epochs": "x"}, {"epochs": []}])
+def test_of_a_manifest_with_another_protocol_no_words_are_known(protocol: dict[str, Any]) -> None:
+    assert asked(shown(KD, name="table2", protocol=protocol), "table2-demo") is None
 
 
 @pytest.mark.parametrize("key", ["..", ".", "../../x", "/etc", "a/../b", ""])
