@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_methods import registry
-from kd_methods.errors import DiskError, UserError, unknown
+from kd_methods.errors import Damaged, DiskError, UserError, unknown
 
 from ..common.console import Outcome, counted
-from ..common.files import filled, write_json, write_text
+from ..common.files import PARTIAL, filled, read_text, write_json, write_text
 from ..common.weights import load_weights
 from ..common.workspace import Workspace
 from ..config.recipe import Crops
@@ -29,7 +30,7 @@ from ..tasks.text import TextTask
 from . import engines
 from .verify import protocol_of
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 
 _FOR = "--to timm and onnx are for images, hf for texts, mmdet for detection, safetensors for all"
 
@@ -50,7 +51,8 @@ def convert(run: str, form: str, folder: Path | str, workspace: Workspace) -> li
     _check(form)
     folder = Path(folder)
     source, label, status = finished(workspace.output, run)
-    document = documents.read(source / "cell.json", documents.Identity)
+    _check_folder(folder, source.key)
+    document = documents.read(source / "cell.json", documents.WholeIdentity)
     cell, weights = Cell.of(document["cell"]), load_weights(source / STUDENT)
     if form != "safetensors" and cell.task in TASK_SOURCES.mapping():
         raise UserError(f"run {run}: which task of '{cell.task}:' it has is not in the run; use --to safetensors")
@@ -59,8 +61,24 @@ def convert(run: str, form: str, folder: Path | str, workspace: Workspace) -> li
         raise UserError(f"run {run} is of task {cell.task}: {_FOR}")
     with filled(folder) as new:
         write(cell, weights, new, workspace)
-        write_text(new / "README.md", card(cell, label, status, form))
-    return sorted(path.name for path in folder.iterdir())
+        write_text(new / CARD, card(cell, label, status, form))
+        written = sorted(path.name for path in new.iterdir())
+    return written
+
+
+class Occupied(UserError):
+    """A folder has files that are not to be written over."""
+
+
+def _check_folder(folder: Path, key: str) -> None:
+    """Raise Occupied where a folder has files and they are not what the same run was converted to before."""
+    there = [path for path in folder.iterdir() if not path.name.endswith(PARTIAL)] if folder.is_dir() else []
+    if not there:
+        return
+    with contextlib.suppress(UserError):
+        if f"Cell {key}." in read_text(folder / CARD):
+            return
+    raise Occupied(f"{folder} has files that are not of this run ({min(there).name}); choose another --folder")
 
 
 def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace) -> Outcome:
@@ -82,19 +100,30 @@ def convert_all(table_folder: str, form: str, folder: Path, workspace: Workspace
     runs = {name: key for name, key in names.of_table(shown).items() if not name.startswith(names.TEACHER)}
     states = {key: facts.status["state"] for key, facts in store.facts(runs.values()).items()}
     done = {name: key for name, key in runs.items() if states[key] == "done"}
-    refused = []
+    reasons: dict[str, list[str]] = {f"not for --to {form}": [], "damaged": [], _OCCUPIED: [], _WITHOUT: []}
+    misfits, damaged, occupied, without = reasons.values()
     for name, key in done.items():
+        if not (store.run(key) / STUDENT).is_file():
+            without.append(name)
+            continue
         try:
             convert(key, form, folder / name, workspace)
         except DiskError:
             raise
         except UserError as error:
             workspace.say(f"{name}: {error}")
-            refused.append(name)
-    text = f"{folder}: {counted(len(done) - len(refused), 'network')} of {counted(len(runs), 'cell')}"
-    missing = [f"{len(refused)} not for --to {form}: {', '.join(refused)}"] if refused else []
-    missing += [f"{counted(len(runs) - len(done), 'cell')} without a result"] if len(done) < len(runs) else []
+            kind = damaged if isinstance(error, Damaged) else occupied if isinstance(error, Occupied) else misfits
+            kind.append(name)
+    left = sum(map(len, reasons.values()))
+    text = f"{folder}: {counted(len(done) - left, 'network')} of {counted(len(runs), 'cell')}"
+    missing = [f"{len(places)} {reason}: {', '.join(places)}" for reason, places in reasons.items() if places]
+    not_done = sum(state not in ("done", "refused") for state in (states[key] for key in runs.values()))
+    missing += [f"{counted(not_done, 'cell')} without a result"] if not_done else []
     return Outcome(text, "; ".join(missing))
+
+
+_OCCUPIED = "in folders with other files"
+_WITHOUT = "without their network here (`import` takes it from an archive that `export --students` wrote)"
 
 
 def _check(form: str) -> None:

@@ -176,6 +176,48 @@ def test_every_finished_run_of_a_table_is_written_under_its_name(tmp_path: Path)
         assert "convert takes a RUN, or --all TABLE" in str(call.exception)
 
 
+def test_what_is_not_written_is_said_with_its_reason(tmp_path: Path) -> None:
+    """A pair that a method is not for is an answer; a network that is damaged or not here does not lack a form."""
+    module, store = build_network("resnet8", 10, (3, 8, 8)).module, Store(tmp_path)
+    cells = [finished(tmp_path, "digits-demo", "resnet8", method, module) for method in ("student", "kd", "dkd", "rkd")]
+    store.run(cells[3]).set_status("refused", message="not for this pair")
+    manifest.save(tmp_path, TABLE_FOLDER, shown(*cells))
+    outcome = convert_all(TABLE_FOLDER, "safetensors", tmp_path / "all", place(tmp_path))
+    assert outcome.text.endswith("3 networks of 4 cells") and not outcome.missing
+    (store.run(cells[0]) / "student.pt").unlink()
+    (store.run(cells[1]) / "student.pt").write_bytes(b"half")
+    outcome = convert_all(TABLE_FOLDER, "safetensors", tmp_path / "again", place(tmp_path))
+    assert outcome.text.endswith("1 network of 4 cells")
+    first, second = outcome.missing.split("; ")
+    assert first == "1 damaged: kd/a-b/s0" and second.endswith("`export --students` wrote): student/a-b/s0")
+    assert "without their network here" in second
+    (tmp_path / "again" / "dkd" / "a-b" / "s0" / "README.md").write_text("mine")
+    assert (
+        "; 1 in folders with other files: dkd/a-b/s0; "
+        in convert_all(TABLE_FOLDER, "safetensors", tmp_path / "again", place(tmp_path)).missing
+    )
+    with pytest.raises(UserError, match="came without it; `import` takes it"):
+        convert(cells[0].key[:12], "safetensors", tmp_path / "one", place(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "notes.txt"])
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, name: str) -> None:
+    module = build_network("resnet8", 10, (3, 8, 8)).module
+    cell, other = (finished(tmp_path, "digits-demo", "resnet8", method, module) for method in ("student", "kd"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=re.escape(f"({name}); choose another --folder")):
+        convert(cell.key[:12], "timm", folder, place(tmp_path))
+    assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == "mine"
+    (folder / name).unlink()
+    written = convert(cell.key[:12], "timm", folder, place(tmp_path))
+    (folder / "notes.txt").write_text("mine")
+    assert convert(cell.key[:12], "timm", folder, place(tmp_path)) == written, "again, and only what was written"
+    with pytest.raises(UserError, match="files that are not of this run"):
+        convert(other.key[:12], "timm", folder, place(tmp_path))
+
+
 def test_what_concerns_all_networks_of_a_table_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "existing", lambda *_: pytest.fail("nothing is looked for"))
     with pytest.raises(UserError, match="unknown form 'tim'; did you mean timm"):
