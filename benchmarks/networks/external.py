@@ -49,6 +49,10 @@ class Library(NetworkSource):
         """
         raise NotImplementedError
 
+    def version(self, name: str) -> int:
+        """Of how its forward pass is read: 2 since stages are cut before ReLUs of their own and of batch-norms."""
+        return 2
+
     def has(self, name: str) -> bool:
         parsed = _NAME.fullmatch(name)
         return parsed is not None and parsed["library"] == self.name

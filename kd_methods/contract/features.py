@@ -116,7 +116,8 @@ class Layout:
 
     stem      the output that enters the first stage
     stages    outputs that end a resolution stage, (B, C, H, W) or (B, L, D); what most feature methods match
-    preacts   the same positions before the ReLU that follows (equal to ``stages`` where there is none)
+    preacts   the same positions before the ReLU that follows (equal to ``stages`` where there is none, and where what
+              goes into it cannot be had: such a unit is among the ``rectified``)
     blocks    outputs that end the blocks of a block-wise method: as ``stages``, but layers with weights between the
               last stage and the pooling belong to the last block (Block-KD, arXiv 2411.01547; our reading)
     last_map  the map that is pooled

@@ -32,6 +32,22 @@ def matched(
     return pairs
 
 
+def require_signs(name: str, student: Network, teacher: Network) -> None:
+    """Whether what goes into the ReLUs at the ends of the stages can be had, of those stages that are matched.
+
+    Raises:
+        UserError: of one only what comes out of its ReLU can be had, which says nothing of negative values.
+    """
+    n = min(len(student.layout.preacts), len(teacher.layout.preacts))
+    for role, layout in (("student", student.layout), ("teacher", teacher.layout)):
+        for unit in layout.preacts[-n:]:
+            if unit in layout.rectified:
+                raise UserError(
+                    f"method '{name}' compares what goes into ReLUs, and of the {role}'s unit '{unit}' only what comes"
+                    " out can be had; use another method for this pair"
+                )
+
+
 def only_pools(network: Network) -> bool:
     """Whether the vector that a network's classifier sees is the mean of its last map, and nothing else."""
     shape, layout = network.shape(network.layout.last_map), network.layout

@@ -9,7 +9,7 @@ from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Outputs, Phase, Progress
 from ..registry import register
 from ._connectors import ConvReg
-from ._maps import matched
+from ._maps import matched, require_signs
 
 
 class Settings(MethodSettings):
@@ -47,6 +47,7 @@ class AB(Method[Settings]):
     phase_needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
 
     def setup(self) -> None:
+        require_signs("ab", self.student, self.teacher)
         self.connectors = nn.ModuleList(
             nn.Identity() if s == t else ConvReg(s, t, rectify=False)
             for s, t in matched("ab", self.student, self.teacher, "preacts")

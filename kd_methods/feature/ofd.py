@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .. import functional
 from ..contract import Batch, Card, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from ..functional.feature import same_size
 from ..registry import register
 from ._connectors import Connector
-from ._maps import matched
+from ._maps import matched, require_signs
 
 
 def expected_negative(scale: Tensor, shift: Tensor) -> Tensor:
@@ -60,6 +63,7 @@ class OFD(Method[Settings]):
     needs = Needs(student=("preacts",), teacher=("preacts",), min_batch=2)
 
     def setup(self) -> None:
+        require_signs("ofd", self.student, self.teacher)
         shapes = matched("ofd", self.student, self.teacher, "preacts")
         self.connectors = nn.ModuleList(Connector(s, (t[0], *s[1:]), rectify=False) for s, t in shapes)
         self._norms: tuple[list[nn.BatchNorm2d | None], ...] = ()
@@ -87,16 +91,29 @@ def _mean_negative(x: Tensor) -> Tensor:
     return negative.sum((0, 2, 3)) / (negative < 0).sum((0, 2, 3)).clamp_min(1)
 
 
+class _SeenNorms(TorchFunctionMode):
+    """Sees batch-norms run, those too whose module does more: ids of their weights by what gave the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: dict[Any, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.batch_norm:
+            given = inspect.signature(func).bind(*args, **(kwargs or {})).arguments
+            self.weights[out.grad_fn] = id(given.get("weight"))
+        return out
+
+
 def norms_before(network: Network, x: Tensor) -> list[nn.BatchNorm2d | None]:
     """For each pre-activation the batch-norm that gave it, directly or through a sum (there its first operand)."""
-    nodes: dict[Any, nn.BatchNorm2d] = {}
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
-    hooks = [m.register_forward_hook(lambda m, _, out: nodes.update({out.grad_fn: m})) for m in norms]
-    with torch.enable_grad():
+    with torch.enable_grad(), _SeenNorms() as seen:
         images = x.detach().to(norms[0].weight.dtype if norms else torch.float32).requires_grad_()
         outputs = network(images, fields=("preacts",)).preacts
-    for hook in hooks:
-        hook.remove()
+    of_weight = {id(norm.weight): norm for norm in norms}
+    nodes = {node: of_weight[weight] for node, weight in seen.weights.items() if weight in of_weight}
     before: list[nn.BatchNorm2d | None] = []
     for output in outputs:
         waiting = [output.grad_fn]

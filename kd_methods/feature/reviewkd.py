@@ -62,7 +62,8 @@ class ReviewKD(Method[Settings]):
         source="authors' CIFAR-100/model/reviewkd.py; mdistiller engine/cfg.py (weight 1, warm-up 20)",
         optimum="where the fused student maps equal the teacher's",
         divergences=(
-            "the pooled vector is the last stage and the teacher's maps are pre-activations, as in the authors' code",
+            "the pooled vector is the last stage and the teacher's maps are pre-activations, as in the authors' code;"
+            " of a network whose ReLU cannot be told from the block that it ends, they are what comes out of it",
             "the authors' code and mdistiller always use 512 (its MAX_MID_CHANNEL is not used); here it is max_mid",
             "the authors' weights differ by pair (0.6 to 8, with training settings of their own); the default is"
             " mdistiller's, whose CIFAR-100 file for resnet32x4 to resnet8x4 has 5",

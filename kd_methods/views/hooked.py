@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..contract import Layout
 from ..errors import UserError, unknown
+from .activations import never_negative
 from .chain import Chain
 from .modes import modes_kept
 from .network import NetworkView
@@ -82,5 +83,9 @@ def hooked(module: nn.Module, x: Tensor, units: Sequence[str], name: str) -> Hoo
         shape = tuple(getattr(features.get(unit), "shape", ()))
         if len(shape) not in (3, 4):
             raise UserError(f"unit '{unit}' of network '{name}' gives no map (B, C, H, W) and no tokens (B, L, D)")
+    non_negative = never_negative(
+        module, x, lambda copied, images: NetworkView(copied, chain.of, x.shape[1:])._run(images, stages)[1]
+    )
+    layout = replace(layout, rectified=non_negative)
     tokens = prefix_tokens(module, tuple(features[stages[-1]].shape[1:]), x)
     return replace(chain, layout=replace(layout, prefix_tokens=tokens))

@@ -14,11 +14,11 @@ from operator import methodcaller
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..contract import Layout
 from ..errors import UserError, first_line
+from .activations import never_negative, opaque, rectified, split
 from .chain import Architecture, Chain
 from .hooked import hooked
 from .layers import evenly_spaced
@@ -37,7 +37,6 @@ from .tracing import (
     run_unit,
     stated_stages,
     stated_widths,
-    traced_modes,
     traced_units,
     unit_shapes,
     with_writes,
@@ -45,8 +44,6 @@ from .tracing import (
 
 STAGES = 4
 """Of a network whose layers are all alike, so many count as ends of stages, at equal shares of its depth."""
-
-_RECTIFIERS = (F.relu, torch.relu, torch.relu_)
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,13 @@ class TracedChain:
     def of(self, module: nn.Module) -> Chain:
         """The chain of an instance of the architecture."""
         return Chain(tuple((unit.name, partial(run_unit, module, unit)) for unit in self.units), self.layout)
+
+    def values(self, module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """What every unit of an instance gives."""
+        values = dict[str, Tensor]()
+        for name, run in self.of(module).units:
+            values[name] = x = run(x)
+        return values
 
 
 def view(module: nn.Module, input_shape: tuple[int, ...], name: str = "", units: Sequence[str] = ()) -> NetworkView:
@@ -146,32 +150,36 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> TracedChain:
     units: list[Unit] = []
     shape_of: dict[str, tuple[int, ...]] = {}
     preact_of: dict[str, str] = {}
-    rectified = set()
+    non_negative = set[str]()
     for group in filter(None, groups):
         last = group[-1]
         named = min((i for i in group if i in ends), default=last if last <= ends[-1] else group[0])
         label = "stem" if last < first else traced[named].name
         unit = replace(functools.reduce(Unit.then, (traced[i] for i in group)), name=label)
-        inner = _inner(module, unit)
-        if len(unit.nodes[0]) == 1 and inner and _relu(module, inner[-1]) and set(group) & set(ends):
-            before, unit = _split(unit, inner)
-            preact_of[label] = before.name
-            units.append(before)
-        if _rectified(module, inner[-1] if inner else unit.nodes[0][-1]):
-            rectified.add(label)
+        if rectified(module, unit.nodes[0][-1]):
+            non_negative.add(label)
         units.append(unit)
+        if set(group) & set(ends):
+            idle = len(units) > 1 and all(_does_nothing(calls[i]) for i in group)
+            place = -2 if idle else -1  # the unit that may end in a ReLU
+            if halves := split(module, units[place]):
+                units[place:] = [*halves, *units[place:][1:]]
+                preact_of[label] = halves[0].name
         shape_of[label] = shape_of[preact_of.get(label, label)] = shapes[last]
     stages = [next(u.name for u in units if u.name == traced[i].name) for i in ends]
     classifies = classifier in called_modules(module, units[-1]).values()
     if len(shape_of[units[-2].name]) != 1 or not classifies:
         raise UserError(f"network '{name}' has no one vector (B, D) before its classifier")
-    layout = _layout(module, units, stages, shape_of, preact_of, frozenset(rectified))
+    layout = _layout(module, units, stages, shape_of, preact_of, frozenset(non_negative))
     layout = replace(layout, prefix_tokens=_prefix(module, [shape_of[stage] for stage in stages], x))
     if len({unit.name for unit in units}) < len(units):
         raise UserError(f"network '{name}' runs a layer in several places, by which its units cannot be told apart")
     traced_chain = TracedChain(tuple(with_writes(module, units, x)), layout)
     _check_alike(module, traced_chain, x, name)
-    return traced_chain
+    unseen = {unit.name for unit in units if unit.name in layout.units(("stages", "blocks")) and opaque(module, unit)}
+    if unseen:
+        non_negative |= unseen & never_negative(module, x, traced_chain.values)
+    return replace(traced_chain, layout=replace(layout, rectified=frozenset(non_negative)))
 
 
 def _misread(module: nn.Module, ends: list[int], traced: list[Unit], shapes: list[tuple[int, ...]], x: Tensor) -> str:
@@ -201,9 +209,7 @@ def _check_alike(module: nn.Module, chain: TracedChain, x: Tensor, name: str) ->
     images = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     with modes_kept(module), torch.enable_grad():
         module.eval()
-        whole, units = module(images), images
-        for _, run in chain.of(module).units:
-            units = run(units)
+        whole, units = module(images), next(reversed(chain.values(module, images).values()))
     whole = getattr(whole, "logits", whole)
     near = torch.allclose(whole, units, rtol=0, atol=1e-5 * float(whole.detach().abs().max()))
     if not near or leaves(whole) != leaves(units):
@@ -253,7 +259,7 @@ def _layout(
         for unit in head
         if any(isinstance(child, nn.Conv2d | nn.Linear) for child in called_modules(module, unit))
     ]
-    trunk = [unit for unit in maps if unit not in preacts.values()]
+    trunk = [unit for unit in maps if unit not in preacts.values()]  # they are no layers of their own
     return Layout(
         stem=names[0],
         stages=tuple(stages),
@@ -339,51 +345,6 @@ def _size(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if len(shape) == 3 else shape[:-1]
 
 
-def _inner(module: nn.Module, unit: Unit) -> list[fx.Node]:
-    """What the block that ends a unit does, if it can be traced and does the same in training and evaluation."""
-    last = unit.nodes[0][-1]
-    if last.op != "call_module" or not is_composite(block := module.get_submodule(path_of(last))):
-        return []
-    try:
-        nodes, other = traced_modes(block, lambda child, path: is_composite(child))
-    except Exception:  # as above: it stays whole
-        return []
-    if nodes != other:
-        return []
-    for node in nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = f"{path_of(last)}.{path_of(node)}"
-    return nodes[:-1]
-
-
 def _pools(module: nn.Module, node: fx.Node) -> bool:
     called = type(module.get_submodule(path_of(node))) if node.op == "call_module" else node.target
     return "pool" in getattr(called, "__name__", "").lower()
-
-
-def _relu(module: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return type(module.get_submodule(path_of(node))) is nn.ReLU
-    return node.target in (*_RECTIFIERS, "relu", "relu_")
-
-
-def _rectified(module: nn.Module, node: fx.Node) -> bool:
-    """Whether a value is non-negative: of a ReLU or ReLU6, or of a pooling behind one."""
-    if node.op == "call_module":
-        child = module.get_submodule(path_of(node))
-        if isinstance(child, nn.MaxPool2d | nn.Identity) and isinstance(node.args[0], fx.Node):
-            return node.args[0].op != "placeholder" and _rectified(module, node.args[0])
-        return isinstance(child, nn.ReLU | nn.ReLU6)
-    return _relu(module, node)
-
-
-def _split(unit: Unit, inner: list[fx.Node]) -> tuple[Unit, Unit]:
-    """A block that ends in a ReLU as two units: up to the sum, and a ReLU that leaves the sum as it is."""
-    placeholder, *body, last = inner
-    summed = last.args[0]
-    assert isinstance(summed, fx.Node)
-    with last.graph.inserting_before(last):
-        relu = last.graph.call_function(F.relu, (summed,))
-    nodes = tuple(node for node in body if node.op != "get_attr")
-    before = replace(unit, name=f"{unit.name}.sum", entry=(placeholder,) * 2, nodes=(nodes,) * 2)
-    return before, replace(unit, entry=(summed,) * 2, nodes=((relu,),) * 2, writes=False)
