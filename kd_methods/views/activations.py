@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .modes import modes_kept
 from .tracing import Unit, is_composite, path_of, traced_modes
 
 _FUNCTIONS: dict[Any, Any] = {
@@ -41,18 +41,25 @@ def rectified(module: nn.Module, node: fx.Node) -> bool:
 def never_negative(module: nn.Module, x: Tensor, run: Run) -> frozenset[str]:
     """The units that seem to end in a ReLU, wherever it is: of noise they have zeros, and no negative value.
 
+    Meanwhile parameters are noise that are zero throughout, as those of residual branches are at their start: with
+    them a sum would be what came out of the ReLU before. In place, as not every network can be copied after a pass.
+
     Args:
-        module: of which a copy runs. In that, parameters are noise that are zero throughout, as those of residual
-            branches are at their start, since with them a sum would be what came out of the ReLU before.
+        module: as it is before and after.
         x: (B, C, H, W) images of the form that it runs on.
-        run: what units give, by their names, when a copy sees images.
+        run: what units give, by their names, when the module sees images.
     """
-    draws, copied = torch.Generator().manual_seed(0), copy.deepcopy(module).eval()
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            if not parameter.any():
+    draws = torch.Generator().manual_seed(0)
+    zeros = [parameter for parameter in module.parameters() if not parameter.any()]
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        try:
+            for parameter in zeros:
                 parameter.copy_(torch.randn(parameter.shape, generator=draws))
-        values = run(copied, torch.randn(x.shape, generator=draws).to(x))
+            values = run(module, torch.randn(x.shape, generator=draws).to(x))
+        finally:
+            for parameter in zeros:
+                parameter.zero_()
     return frozenset(name for name, y in values.items() if y.numel() >= ENOUGH and y.min() == 0 < y.max())
 
 

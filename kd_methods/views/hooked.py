@@ -84,7 +84,7 @@ def hooked(module: nn.Module, x: Tensor, units: Sequence[str], name: str) -> Hoo
         if len(shape) not in (3, 4):
             raise UserError(f"unit '{unit}' of network '{name}' gives no map (B, C, H, W) and no tokens (B, L, D)")
     non_negative = never_negative(
-        module, x, lambda copied, images: NetworkView(copied, chain.of, x.shape[1:])._run(images, stages)[1]
+        module, x, lambda module, images: NetworkView(module, chain.of, x.shape[1:])._run(images, stages)[1]
     )
     layout = replace(layout, rectified=non_negative)
     tokens = prefix_tokens(module, tuple(features[stages[-1]].shape[1:]), x)

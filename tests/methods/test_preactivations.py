@@ -98,7 +98,10 @@ def test_a_batch_norm_of_timm_is_cut_before_its_relu_and_stays_what_it_is() -> N
 def test_what_cannot_be_cut_before_its_relu_is_told_from_what_has_none(ends: bool) -> None:
     """Also where a block adds nothing to its input yet, which came out of a ReLU."""
     torch.manual_seed(0)
-    traced = view(blocks(ends), SHAPE)
+    module = blocks(ends)
+    state = copy.deepcopy(module.state_dict())
+    traced = view(module, SHAPE)
+    assert all(map(torch.equal, module.state_dict().values(), state.values()))
     named = view(blocks(ends), SHAPE, units=["3", "7"])
     for network in (traced, named):
         assert network.layout.preacts == network.layout.stages

@@ -14,6 +14,7 @@ from benchmarks.networks import build_network
 from kd_methods.contract import Batch, DataInfo, Progress
 from kd_methods.errors import UserError
 from kd_methods.functional.feature import same_size
+from kd_methods.views import view
 
 INFO = DataInfo(100, 10, torch.arange(100) % 10)
 
@@ -97,8 +98,13 @@ def test_simkd_in_its_legacy_form_tests_with_the_statistics_of_the_batch():
         assert torch.allclose(alone, together, atol=1e-5) == (not legacy)
     with pytest.raises(UserError, match="last block gives another shape than it takes"):
         _simkd_stages(("resnet8", "resnet8"), legacy=("block",))
+    teacher, method, *_ = _simkd_stages(("torchvision:vgg11_bn", "resnet8"), legacy=("block",))
+    assert method.entry() == teacher.layout.preacts[-1] != teacher.layout.stages[-1], "a ReLU, as in the suite's VGGs"
+    trunk = [layer for c in (3, 8, 8) for layer in (nn.Conv2d(c, 8, 3, padding=1), nn.LeakyReLU())]
+    leaky = view(nn.Sequential(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)), (3, 32, 32))
+    student = build_network("resnet8", 10)
     with pytest.raises(UserError, match="nothing would run twice"):
-        _simkd_stages(("torchvision:vgg11_bn", "resnet8"), legacy=("block",))
+        kd_methods.build("simkd.stages", student, leaky, INFO, legacy=("block",)).adapt(student)
 
 
 def test_the_probe_sees_the_projected_map_and_none_of_the_teachers_end():
