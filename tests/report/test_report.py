@@ -151,6 +151,8 @@ def test_what_is_not_comparable_has_a_dagger_and_no_gap() -> None:
     assert "not comparable: another teacher." in text[".tex"]
     line = lines_of(make_table(published=published))["kd"]
     assert (line["gap"], line["comparable"], line["reason"]) == ("", "false", "another teacher")
+    tex = report.render(make_table(published=published))[".tex"]
+    assert "deviations that are stated beside it are in the Markdown page and the CSV" in tex
 
 
 def test_deviations_stand_in_the_caption() -> None:

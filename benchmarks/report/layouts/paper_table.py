@@ -223,10 +223,10 @@ class _Printer:
         if any(line.mark for block in blocks for line in block):
             yield CHOICE, "with settings of our own choice."
         if self.published:
-            yield (
-                "publ.",
-                "the value in the literature" + (f" ({BEST}: of the best epoch)" if BEST in marks else "") + ".",
-            )
+            best = f" ({BEST}: of the best epoch)" if BEST in marks else ""
+            stated = any(value.std is not None for _, value in full.published_values(self.table))
+            without = "; deviations that are stated beside it are in the Markdown page and the CSV" if stated else ""
+            yield "publ.", f"the value in the literature{best}{without}."
         if UNKNOWN in marks:
             yield UNKNOWN, "epoch not stated."
         for reason, mark in self.marks.items():
