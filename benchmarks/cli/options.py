@@ -15,7 +15,8 @@ from click.core import ParameterSource
 from kd_methods.errors import UserError
 
 from ..common.console import Outcome, say
-from ..common.places import MOST_THREADS, ROOT
+from ..common.machine import MOST_THREADS
+from ..common.places import ROOT
 from . import completion
 
 if TYPE_CHECKING:

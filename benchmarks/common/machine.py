@@ -8,6 +8,9 @@ from pathlib import Path
 _GROUPS = Path("/sys/fs/cgroup")
 """Where Linux mounts control groups (version 2), by which schedulers and containers give a job its part."""
 
+MOST_THREADS = 1024
+"""Of a process: more than any machine has cores for, and fewer than its system refuses to start."""
+
 
 def cores() -> int:
     """The processor's cores that this process may run on: a job's, not all of the machine's."""

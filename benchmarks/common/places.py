@@ -1,7 +1,4 @@
-"""Where the suite's own files lie, in a checkout and as an installed package; the bound of what a machine is asked for.
-
-Imports nothing of the suite.
-"""
+"""Where the suite's own files lie, in a checkout and as an installed package. Imports nothing of the suite."""
 
 from __future__ import annotations
 
@@ -21,9 +18,6 @@ PUBLISHED = TABLES / "published"
 
 ROOT = Path() if INSTALLED else PACKAGE.parent
 """Below it lie the default folders of data, teachers and results: the checkout, or else the current folder."""
-
-MOST_THREADS = 1024
-"""Of a process: more than any machine has cores for, and fewer than its system refuses to start."""
 
 
 def folders() -> dict[str, Path]:

@@ -22,7 +22,7 @@ from kd_methods.errors import UserError
 
 from ..common import devices, places, plugins
 from ..common.files import sha256_file
-from ..common.places import MOST_THREADS
+from ..common.machine import MOST_THREADS
 from ..common.process import children
 from ..common.workspace import Workspace
 from ..config.changed_rows import changed_id, flat
