@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -29,6 +29,11 @@ class Outcome:
 
     text: str = ""
     missing: str = ""
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Names in one line, of many the first ones alone."""
+    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
 
 
 @contextlib.contextmanager

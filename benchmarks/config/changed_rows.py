@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,12 @@ def changed_id(row: str, changes: Mapping[str, Any]) -> str:
 def changed_title(title: str, changes: Mapping[str, Any]) -> str:
     """``DKD (β = 3)``."""
     return f"{title} ({', '.join(f'{_symbol(key)} = {_text(value)}' for key, value in sorted(changes.items()))})"
+
+
+def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
+    """Titles by row; behind one that several rows share stands the row's id."""
+    shared = Counter(titles.values())
+    return {row: title if shared[title] == 1 else f"{title} ({row})" for row, title in titles.items()}
 
 
 def base_and_changes(name: str) -> tuple[str, tuple[str, ...]]:

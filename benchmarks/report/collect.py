@@ -17,7 +17,7 @@ from .. import report
 from ..common.console import counted, say
 from ..common.files import digest, write_text
 from ..common.network_names import network_title
-from ..config.changed_rows import flat
+from ..config.changed_rows import distinct_titles, flat
 from ..config.deviations import shortest
 from ..config.protocol import load_protocol, protocol_names
 from ..config.published import PublishedLine, literature
@@ -134,12 +134,12 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
     for planned in manifest.cells:
         usual[planned.row, planned.column] &= planned.published_settings
     columns = tuple(_column(column, manifest, store) for column in manifest.columns)
-    titles = dict.fromkeys(column.metric_title for column in manifest.columns)
-    shared = Counter(row.title for row in manifest.rows)  # rows of one title may have been planned one by one
+    metric_titles = dict.fromkeys(column.metric_title for column in manifest.columns)
+    titles = distinct_titles({row.key: row.title for row in manifest.rows})  # they may have been planned one by one
     rows = tuple(
         report.TableRow(
             key=row.key,
-            title=row.title if shared[row.title] == 1 else f"{row.title} ({row.key})",
+            title=titles[row.key],
             family=row.family,
             entries={
                 column.key: report.TableEntry(
@@ -165,7 +165,7 @@ def collect(manifest: Manifest, store: Store, say: Callable[[str], None] = say) 
     return report.Table(
         name=manifest.name,
         title=manifest.title,
-        metric=(next(iter(titles)) if len(titles) == 1 else "The metric named over each column") + where,
+        metric=(next(iter(metric_titles)) if len(metric_titles) == 1 else "The metric named over each column") + where,
         columns=columns,
         rows=rows,
         quoted=tuple(row for row in quoted if row.entries),
@@ -193,17 +193,19 @@ def _curves(manifest: Manifest, store: Store, say: Callable[[str], None]) -> dic
     return curves
 
 
-def teacher_accuracy(column: PlannedColumn, store: Store) -> float | None:
-    """What a column's teacher measures: its last epoch where it was trained here, else its file."""
-    teacher = column.teacher
-    return store.run(teacher.cell).status.get("last", {}).get(column.metric) if teacher.cell else teacher.accuracy
+def measured_teacher(column: PlannedColumn, store: Store) -> tuple[float | None, list[str]]:
+    """What a column's teacher measures, its last epoch where it was trained here, else its file; and its remarks."""
+    if not column.teacher.cell:
+        return column.teacher.accuracy, []
+    status = store.run(column.teacher.cell).status
+    return status.get("last", {}).get(column.metric), status.get("remarks", [])
 
 
 def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.Column:
-    teacher = column.teacher
+    teacher, (accuracy, remarks) = column.teacher, measured_teacher(column, store)
     if teacher.cell:
         trained = f"trained here under {teacher.trained_under or 'the same protocol'}, seed 0"
-        note = "; ".join([trained, *store.run(teacher.cell).status.get("remarks", [])])
+        note = "; ".join([trained, *remarks])
     else:
         note = f"entry {teacher.entry}" + (", off its expected accuracy" if teacher.off else "")
     if column.init:
@@ -213,7 +215,7 @@ def _column(column: PlannedColumn, manifest: Manifest, store: Store) -> report.C
         key=column.key,
         teacher=column.teacher_network,
         student=column.student,
-        teacher_accuracy=teacher_accuracy(column, store),
+        teacher_accuracy=accuracy,
         teacher_note=note,
         teacher_published=published if teacher.cell or not published else replace(published, epoch_rule="file"),
         task=column.task,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,26 +22,22 @@ class Noted(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
 
-class Sections(Noted):
-    """What each section of a step holds in memory, in bytes."""
-
-    data: float | None
-    teacher: float | None
-    student: float | None
-    method: float | None
-    backward: float | None
-    optimiser: float | None
+Amount = TypeVar("Amount")
 
 
-class StepSeconds(Noted):
+class Sections(Noted, Generic[Amount]):
+    """An amount of each section of a step."""
+
+    data: Amount
+    teacher: Amount
+    student: Amount
+    method: Amount
+    backward: Amount
+    optimiser: Amount
+
+
+class StepSeconds(Sections[NotNegative]):
     """What each section of a step takes, in seconds."""
-
-    data: NotNegative
-    teacher: NotNegative
-    student: NotNegative
-    method: NotNegative
-    backward: NotNegative
-    optimiser: NotNegative
 
     @model_validator(mode="after")
     def _takes_time(self) -> StepSeconds:
@@ -63,7 +59,7 @@ class Machine(Noted):
 class StepMemory(Noted):
     bytes: float | None
     kind: str
-    by_part: Sections
+    by_part: Sections[float | None]
 
 
 class TrainingStep(Noted):

@@ -20,11 +20,11 @@ from ..common.events import EpochRecord
 from ..common.files import canonical, csv_text, write_bytes
 from ..common.places import folders
 from ..store import manifest
-from ..store.manifest.shapes import Manifest, PlannedColumn, PlannedRow
+from ..store.manifest.shapes import Manifest, PlannedRow
 from ..store.runs import Facts, Store
 from ..store.selection import ALL, Selection, selected
 from . import verdicts
-from .collect import collect, teacher_accuracy
+from .collect import collect, measured_teacher
 from .collect_cost import measured_costs
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def of_manifest(
     rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
     order = {key: i for i, key in enumerate([*rows, *columns])}
     cells = sorted(shown.cells, key=lambda cell: (order[cell.row], order[cell.column], cell.seed))
-    facts = store.facts(cell.key for cell in cells)
+    facts, of_columns = store.facts(cell.key for cell in cells), _of_columns(shown, store)
     whole = {"table": table_folder, "protocol": shown.recipe, "deviations": canonical(list(shown.deviations))}
     for cell in cells:
         row, column = rows[cell.row], columns[cell.column]
@@ -140,14 +140,14 @@ def of_manifest(
         if level == "epoch":
             yield from (place | {"key": cell.key} | _epoch(one, column.metric) for one in store.metrics(cell.key, say))
             continue
-        yield place | _described(row, column, store) | whole | {
+        yield place | _described(row, of_columns[column.key]) | whole | {
             "settings": canonical(cell.settings), "taught": cell.taught,
             "published_settings": cell.published_settings, **_outcome(facts[cell.key], column.metric), "key": cell.key,
         }  # fmt: skip
 
 
 def _costs(shown: Manifest, table_folder: str, store: Store, say: Callable[[str], None]) -> Iterator[Record]:
-    rows, columns = {row.key: row for row in shown.rows}, {column.key: column for column in shown.columns}
+    rows, of_columns = {row.key: row for row in shown.rows}, _of_columns(shown, store)
     for planned, measured in measured_costs(shown, store, say):
         place = {"table": table_folder, "row": planned.row, "pair": planned.column}
         figures = dict[str, Any]()
@@ -157,18 +157,26 @@ def _costs(shown: Manifest, table_folder: str, store: Store, say: Callable[[str]
             else:
                 figures[name] = canonical(value) if isinstance(value, list | tuple) else value
         facts = measured["environment"]
-        yield place | _described(rows[planned.row], columns[planned.column], store) | figures | {
+        yield place | _described(rows[planned.row], of_columns[planned.column]) | figures | {
             "date": facts["date"], "commit": facts["commit"], "machine": facts["machine"], "key": planned.key,
         }  # fmt: skip
 
 
-def _described(row: PlannedRow, column: PlannedColumn, store: Store) -> Record:
-    """What a row and a column are."""
+def _of_columns(shown: Manifest, store: Store) -> dict[str, Record]:
+    """What each column is."""
     return {
-        "title": row.title, "family": row.family, "method": row.method, "optimizer": row.optimizer,
-        "teacher": column.teacher_network, "student": row.student or column.student, "task": column.task,
-        "teacher_entry": column.teacher.entry, "teacher_accuracy": teacher_accuracy(column, store),
+        column.key: {
+            "teacher": column.teacher_network, "student": column.student, "task": column.task,
+            "teacher_entry": column.teacher.entry, "teacher_accuracy": measured_teacher(column, store)[0],
+        }
+        for column in shown.columns
     }  # fmt: skip
+
+
+def _described(row: PlannedRow, column: Record) -> Record:
+    """What a row and a column are."""
+    of_row = {"title": row.title, "family": row.family, "method": row.method, "optimizer": row.optimizer}
+    return of_row | column | ({"student": row.student} if row.student else {})
 
 
 def _outcome(facts: Facts, metric: str) -> Record:

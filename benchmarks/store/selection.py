@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kd_methods.errors import UserError, unknown
 
-from ..common.console import counted
+from ..common.console import counted, first_of
 from ..config.table_spec import without_task
 from .manifest.shapes import Manifest, PlannedColumn
 
@@ -65,7 +65,7 @@ def left_out(shown: Manifest, chosen: Manifest) -> str:
     pairs = [column.key for column in shown.columns if column.key not in columns]
     seeds = sorted({cell.seed for cell in shown.cells} - {cell.seed for cell in chosen.cells})
     counts = [
-        f"{counted(len(names), what)} ({', '.join([*names[:NAMED], *(['…'] if len(names) > NAMED else [])])})"
+        f"{counted(len(names), what)} ({first_of(names, NAMED)})"
         for what, names in (("row", titles), ("pair", pairs), ("seed", [str(seed) for seed in seeds]))
         if names
     ]

@@ -32,9 +32,11 @@ class Unfit(UserError):
 
 @contextmanager
 def whatever_the_method() -> Iterator[None]:
-    """Context in which bad input is not for the method to answer for."""
+    """Context in which bad input is not for the method to answer for; a disk's errors stay those of the run."""
     try:
         yield
+    except DiskError:
+        raise
     except UserError as error:
         raise Unfit(str(error)) from None
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_methods.contract import NO_OUTPUTS, Batch, Losses, Needs, Outputs, Phase, Progress
 from kd_methods.errors import Damaged, UserError
 
-from ..common.console import counted
+from ..common.console import counted, first_of
 from ..common.events import EpochRecord
 from ..common.memory import out_of_memory
 from ..common.seeding import SharedStream, Stream, seeded
@@ -374,8 +374,8 @@ class StudentRun:
         """What of a student that starts from ImageNet's weights does not, such as the classifier of other classes."""
         if not self.drawn:
             return []
-        names = ", ".join([*self.drawn[:3], *(["…"] if len(self.drawn) > 3 else [])])
-        return [f"not of the ImageNet weights, but drawn: {counted(len(self.drawn), 'tensor')} ({names})"]
+        drawn = f"{counted(len(self.drawn), 'tensor')} ({first_of(self.drawn, 3)})"
+        return [f"not of the ImageNet weights, but drawn: {drawn}"]
 
     def _size(self) -> list[str]:
         """How large the deployed network is, where it is another one than the plain student."""

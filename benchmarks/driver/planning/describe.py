@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 from kd_methods import registry
 
 from ... import networks
 from ...common.files import canonical, digest
 from ...common.yaml_files import merged
-from ...config.changed_rows import ChangedRow, flat
+from ...config.changed_rows import ChangedRow, distinct_titles, flat
 from ...config.protocol import load_protocol
 from ...config.published import pair_entries, pair_settings
 from ...config.table_spec import METRICS, Pair, Row
@@ -73,15 +72,14 @@ def describe(plan: Plan, zoo: Zoo, accuracies: Accuracies, machine: str) -> Mani
             teacher=teacher(pair),
         )
 
-    titles = {row.id: row.title or registry.card(row.method).title for row in plan.rows}
-    shared = Counter(titles.values())
+    titles = distinct_titles({row.id: row.title or registry.card(row.method).title for row in plan.rows})
 
     def described(row: Row) -> PlannedRow:
-        card, title = registry.card(row.method), titles[row.id]
+        card = registry.card(row.method)
         return PlannedRow(
             key=row.id,
             method=row.method,
-            title=title if shared[title] == 1 else f"{title} ({row.id})",
+            title=titles[row.id],
             family=card.family,
             published=_published_row(row),
             optimizer=plan.protocol.with_optimizer(row.optimizer).optimizer.line() if row.optimizer else "",

@@ -31,7 +31,7 @@ from benchmarks.driver.engines import local
 from benchmarks.driver.progress import Reporter
 from benchmarks.tasks import TaskBatch
 from benchmarks.tasks.images import ImageData
-from benchmarks.training.failures import Diverged, Interrupted, Refused, Unfit, of_cell
+from benchmarks.training.failures import Diverged, Interrupted, Refused, Unfit, of_cell, whatever_the_method
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
 from kd_methods.errors import DiskError, UserError
@@ -163,6 +163,9 @@ def test_one_place_says_whose_an_error_is():
     ):
         failure = of_cell(error, building)
         assert failure and failure.state == state and "\n" not in failure.message and not failure.trace
+    for error, concerned in ((DiskError("full"), DiskError), (UserError("no such network"), Unfit)):
+        with pytest.raises(concerned), whatever_the_method():
+            raise error
     failure = of_cell(SystemExit(0))
     assert failure and failure.message == "SystemExit: 0" and "SystemExit" in failure.trace
 
