@@ -182,9 +182,10 @@ set_up() {
     done
     write_stamp core                                     # every lock contains core
     [[ $name == core ]] || write_stamp "$name"
-    if [[ $name == dev ]]; then
-        for other in text detection; do                  # but not every extra: see its first lines
-            [[ ! -f $repo/requirements/$other.txt ]] || write_stamp "$other"
+    if [[ $name == dev ]]; then                          # and this one all the others
+        for other in "$repo"/requirements/*.txt; do
+            other=${other##*/}
+            write_stamp "${other%.txt}"
         done
     fi
     rm -f -- "$state/unfinished"
@@ -233,9 +234,10 @@ else
             [[ ${KDBENCH_NO_VENV:-0} != 0 ]] || installed "$lock" || say "$word needs the extra [$lock]."
         done
     done
-    # Beside it: an executor or a tracker that needs an extra of its own.
+    # Beside it: an executor, a tracker or a form of networks that needs an extra of its own.
     case " $* " in *' --executor ray '* | *' --executor=ray '*) beside+=' cluster' ;; esac
     case " $* " in *' --track tensorboard '* | *' --track=tensorboard '*) beside+=' track' ;; esac
+    case " $* " in *' --to onnx '* | *' --to=onnx '*) beside+=' onnx' ;; esac
 fi
 
 if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then

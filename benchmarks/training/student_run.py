@@ -89,13 +89,13 @@ class StudentRun:
                 self._backbone() if protocol.optimizer.backbone != 1 else (),
                 exempt(self.student) if protocol.optimizer.exempt_named else (),
             )
+            if self.replica.count > 1 and not getattr(self.optimizer, "divides", False):
+                raise UserError(f"optimizer {protocol.optimizer.name}: its gradients are not summed over processes")
         # For auxiliary logits the method's own modules are evaluated, too.
         evaluated = (self.deployed, self.student, *((self.method,) if self.method.auxiliary_fields() else ()))
         # The end of a teacher may be a part of the student; it is folded here only where it could be averaged.
         taught_by = (teacher, teacher.fold_batch_norms()) if teacher and protocol.ema else ()
         self.averages = Averages(evaluated, protocol.ema, taught_by)
-        if self.replica.count > 1 and not getattr(self.optimizer, "divides", False):
-            raise UserError(f"optimizer {protocol.optimizer.name}: its gradients are not summed over processes")
         self._phases = [phase for phase in phases for _ in range(protocol.epochs_of(phase.epochs))]
         self.first_epoch = 1 - len(self._phases)
         self.phase: Phase | None = None

@@ -140,14 +140,24 @@ def test_a_table_that_names_an_extra_has_it_installed(tree: Tree):
     assert "requirements/nonsense.txt is missing" in one_line_of_error(tree.run("own.yaml"))
 
 
-def test_a_tracker_and_a_cluster_have_their_extras_installed_even_after_the_tests(tree: Tree):
-    tree.lock("track", "# core and track")
-    tree.lock("cluster", "# core and cluster")
-    tree.run("test")
+def test_a_tracker_a_cluster_and_a_form_have_their_extras_installed(tree: Tree):
+    for extra in ("track", "cluster", "onnx"):
+        tree.lock(extra, f"# core and {extra}")
     said = tree.run("table1", "--track", "tensorboard", "--executor=ray").stderr
     assert "requirements/cluster.txt" in said and "requirements/track.txt" in said
     assert tree.run("table1", "--track=tensorboard", "--executor", "ray").stderr == ""
     assert tree.run("table1", "--track", "lines").stderr == ""
+    assert "requirements/onnx.txt" in tree.run("convert", "x", "--to", "onnx").stderr
+    assert tree.run("convert", "x", "--to=onnx").stderr == ""
+
+
+def test_the_lock_of_the_tests_has_every_extra(tree: Tree):
+    for extra in ("text", "track"):
+        tree.lock(extra, f"# core and {extra}")
+    assert "requirements/dev.txt" in tree.run("test").stderr
+    assert tree.run("table1", "--track", "tensorboard").stderr == ""
+    every = pins(REPO / "requirements" / "dev.txt").keys()
+    assert all(pins(path).keys() <= every for path in (REPO / "requirements").glob("*.txt"))
 
 
 def one_line_of_error(result: subprocess.CompletedProcess) -> str:

@@ -23,8 +23,10 @@ from benchmarks.store.cell import Cell
 from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.tasks.images import ImageData
 from benchmarks.training import optimizers
-from benchmarks.training.failures import Interrupted
+from benchmarks.training.failures import Interrupted, Unfit
+from benchmarks.training.group import Group
 from benchmarks.training.optimizers.exempt import exempt
+from benchmarks.training.replicas.replica import Replica
 from benchmarks.training.student_run import StudentRun
 from kd_methods.contract import Losses
 
@@ -287,3 +289,12 @@ def test_a_networks_exceptions_are_found_where_a_part_of_it_is_exchanged():
     spared = {id(parameter) for parameter in exempt(joint)}
     names = {name for name, parameter in joint.named_parameters() if id(parameter) in spared and parameter.dim() > 1}
     assert len(names) >= 2 and all(name.endswith(("cls_token", "pos_embed")) for name in names)
+
+
+def test_an_optimiser_that_leaves_processes_apart_is_a_failure(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
+    """Of every cell, and no answer about the method: that would stand in the table for good."""
+    monkeypatch.setattr(optimizers.SummedTerms, "divides", False)
+    (cell,) = bench.cells([("student", {})])
+    group = Group(PROTOCOL.model_copy(update={"world_size": 2}), bench.data, replica=Replica(0, 2))
+    with pytest.raises(Unfit, match="optimizer sgd: its gradients are not summed over processes"):
+        StudentRun(cell, group, bench.store.run(cell))
