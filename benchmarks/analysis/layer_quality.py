@@ -102,6 +102,11 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
 def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
     zoo = Zoo(workspace.checkpoints)
     entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
+    if entry is not None and entry.task != protocol.task:
+        raise UserError(
+            f"teacher '{name}' is one for {entry.task}, protocol {protocol.name} has images of {protocol.task}; "
+            "name another with --protocol"
+        )
     if entry is not None and zoo.path(entry).is_file():
         return zoo.ref(entry)
     if name not in networks.names():

@@ -44,7 +44,9 @@ def page() -> str:
         "",
         "Made from what checks them by `./reproduce.sh show keys > docs/yaml.md`; a test compares the two. How such a",
         "file is used: [own-data-and-models](own-data-and-models.md). Either may begin with `extends: NAME`, and then",
-        "says what differs from that shipped one: mappings are merged key by key, all else is replaced.",
+        "says what differs from that shipped one: mappings are merged key by key, all else is replaced. A protocol",
+        "then has a `name` of its own, and no published value is compared with its numbers, unless it says",
+        "`recipe: NAME` as well: what is not as in that one is then a deviation, in `deviations` or by key.",
     ]
     for title, described in (TABLE | PROTOCOL).items():
         heading = f"## {title}" if " " in title else f"### `{title}`"

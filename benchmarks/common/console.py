@@ -18,6 +18,11 @@ def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def percent(share: float) -> str:
+    """A share with three digits: ``1.34%``."""
+    return f"{100 * share:.3g}%"
+
+
 def counted(number: int, noun: str) -> str:
     """1 cell, 2 cells."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

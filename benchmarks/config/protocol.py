@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -14,8 +15,9 @@ from kd_methods.strict import Strict
 from ..common.console import counted
 from ..common.files import complaint
 from ..common.places import TABLES
-from ..common.yaml_files import Misplaced, Shelf, load, merged
+from ..common.yaml_files import Misplaced, Shelf, load, where
 from .deviations import shortest
+from .protocol_fields import OF_DETECTION, OF_IMAGES, OF_WHOLE_IMAGES, differing, extended
 from .recipe import LARGEST, LONGEST, Answers, BelowOne, ByEpoch, Crops, Detection, Means, Mixing, Optimizer, Rate, Stds
 from .schedules import SCHEDULES
 
@@ -30,23 +32,6 @@ class Changes(TypedDict, total=False):
     processes: int | None
     sync_bn: bool | None
     compile: bool | None
-
-
-_OF_DETECTION = {
-    *("name", "version", "task", "title", "source", "deviations", "recipe", "epochs", "recipe_epochs", "batch_size"),
-    *("optimizer", "milestones", "decay", "flip", "precision", "detection", "teachers_from"),
-}
-"""What of a protocol is read where it is one of detection."""
-
-
-_OF_WHOLE_IMAGES = ("crop_padding", "crop_fill", "one_crop_per_batch", "rotation", "second_view")
-"""What is read where images lie on the device, as they are."""
-
-_OF_IMAGES = (
-    *_OF_WHOLE_IMAGES,
-    *("crops", "flip", "mean", "label_smoothing", "mixing", "repeats", "task_loss", "drop_path", "compile"),
-)
-"""What is read where networks read images."""
 
 
 class Protocol(Strict):
@@ -217,8 +202,8 @@ class Protocol(Strict):
         if self.teacher_answers and (self.stored_logits or self.second_view):
             raise Misplaced("not beside stored_logits or second_view", "teacher_answers")
         for given, unread, words in (
-            (self.max_length, _OF_IMAGES, "for images, without max_length"),
-            (self.crops, _OF_WHOLE_IMAGES, "for images that lie on the device, without crops"),
+            (self.max_length, OF_IMAGES, "for images, without max_length"),
+            (self.crops, OF_WHOLE_IMAGES, "for images that lie on the device, without crops"),
             (not self.max_length, ("tokenizer",), "for texts, with max_length"),
         ):
             for name in unread:
@@ -229,7 +214,7 @@ class Protocol(Strict):
         return self
 
     def _check_detection(self, detection: Detection) -> None:
-        if unread := sorted(set(self.model_dump(exclude_defaults=True)) - _OF_DETECTION):
+        if unread := sorted(set(self.model_dump(exclude_defaults=True)) - OF_DETECTION):
             raise Misplaced(f"not for detection: {', '.join(unread)}", unread[0])
         if self.optimizer.name != "sgd" or self.optimizer.decay_matrices_only or self.optimizer.backbone != 1:
             message = "detection has the optimizer sgd, with one rate for all, which decays every parameter"
@@ -363,7 +348,8 @@ class Protocol(Strict):
             if epochs < 1:
                 raise UserError(f"--epochs {epochs}: give at least 1")
             update["epochs"] = epochs
-            deviations.append(f"{counted(epochs, 'epoch')} instead of {self.epochs}, milestones scaled")
+            scaled = ", milestones scaled" if self.milestones and SCHEDULES.get(self.schedule).decays else ""
+            deviations.append(f"{counted(epochs, 'epoch')} instead of {self.epochs}{scaled}")
         if precision and precision != self.precision:
             update["precision"] = precision
             deviations.append(f"{precision} instead of {self.precision}")
@@ -404,11 +390,27 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UserError: no such protocol, or its YAML is malformed (file and line are named).
     """
-    protocol, path = load(Protocol, name, PROTOCOLS, merged)
+    protocol, path = load(Protocol, name, PROTOCOLS, extended)
     if protocol.teachers_from:
         teachers_from = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
         protocol = protocol.model_copy(update={"teachers_from": teachers_from})
-    return protocol
+    return protocol if path in PROTOCOLS.files.values() else _of_the_user(protocol, path)
+
+
+def _of_the_user(protocol: Protocol, path: Path) -> Protocol:
+    """Under a name that none of the suite's has; where it takes over a recipe, with what differs as a deviation.
+
+    Raises:
+        UserError: the suite has a protocol of that name.
+    """
+    if protocol.name in PROTOCOLS.files:
+        place = where(path, "name")
+        raise UserError(f"{place}: '{protocol.name}' is a protocol of the suite; give this one a name of its own")
+    if protocol.deviations or protocol.recipe not in PROTOCOLS.files:
+        return protocol
+    other = differing(load_protocol(protocol.recipe).model_dump(), protocol.model_dump())
+    deviations = (f"not as in {protocol.recipe}: {', '.join(other)}",) if other else ()
+    return protocol.model_copy(update={"deviations": deviations})
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:

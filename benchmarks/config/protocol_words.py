@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
-from ..common.console import counted
+from ..common.console import counted, percent
 from .protocol import Protocol
 from .recipe import Detection
 from .schedules import SCHEDULES
@@ -39,7 +39,7 @@ def _training(protocol: Protocol, students: Collection[str] | None, where: str) 
     mixed += f", {p.repeats} augmentations of each image in a batch" if p.repeats > 1 else ""
     average = "" if p.drop_path is None else f", stochastic depth {p.drop_path:g}"
     average += f", evaluated weights are moving averages (decay {p.ema:g})" if p.ema else ""
-    noise = f", {100 * p.label_noise:g}% of the training labels exchanged" if p.label_noise else ""
+    noise = f", {percent(p.label_noise)} of the training labels exchanged" if p.label_noise else ""
     noise += f", {p.teacher_answers.line()}" if p.teacher_answers else ""
     last = ", last incomplete batch dropped" if p.drop_last else ""
     second = f", second view by {p.second_view} for methods that want one" if p.second_view else ""

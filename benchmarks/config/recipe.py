@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from kd_methods.strict import Strict
 
+from ..common.console import percent
+
 
 def _of_unit_scale(value: float) -> float:
     if value > 1:
@@ -91,8 +93,8 @@ class Optimizer(Strict):
             raise ValueError(f"{self.name} has no nesterov")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
-        if self.name == "dot" and (self.nesterov or not self.delta or self.momentum + self.delta >= 1):
-            raise ValueError("dot needs delta > 0 with momentum + delta < 1, and no nesterov")
+        if self.name == "dot" and (self.nesterov or not self.delta or not self.delta <= self.momentum < 1 - self.delta):
+            raise ValueError("dot needs 0 < delta <= momentum with momentum + delta < 1, and no nesterov")
         if self.exempt_named and not self.decay_matrices_only:
             raise ValueError("exempt_named goes beyond decay_matrices_only, and needs it")
         if self.options and self.name in ("sgd", "dot", *ADAPTIVE):
@@ -106,7 +108,8 @@ class Optimizer(Strict):
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
         decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
         if self.name in ADAPTIVE:
-            return f"{ADAPTIVE[self.name]}, beta2 {self.beta2:g}, {decay}"
+            betas = f"betas {self.momentum:g} and {self.beta2:g}" if momentum else f"beta2 {self.beta2:g}"
+            return f"{ADAPTIVE[self.name]}, {betas}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}.get(self.name, self.name)
         kind += "".join(f", {key} {value:g}" for key, value in self.options.items())
         nesterov = " (Nesterov)" if self.nesterov else ""
@@ -166,11 +169,11 @@ class Answers(Strict):
 
     def line(self) -> str:
         """In words."""
-        wrong = f"for {self.wrong:.0%} of the images the teacher gives another one's answer" if self.wrong else ""
-        missing = f"for {self.missing:.0%} of the images the teacher gives no answer" if self.missing else ""
+        wrong = f"for {percent(self.wrong)} of the images the teacher gives another one's answer" if self.wrong else ""
+        missing = f"for {percent(self.missing)} of the images the teacher gives no answer" if self.missing else ""
         zero = " (distillation terms are summed over the others and divided by all)" if self.missing else ""
         noise = f"normal noise is added to the teacher's logits, {self.noise:g} of their standard deviation"
-        corrupted = f"for {self.corrupted:.0%} of the images {noise}" if self.corrupted else ""
+        corrupted = f"for {percent(self.corrupted)} of the images {noise}" if self.corrupted else ""
         return ", ".join(filter(None, (wrong, corrupted, missing))) + zero
 
 

@@ -27,9 +27,9 @@ from ..common.workspace import Workspace
 from ..config.protocol import Protocol
 from ..networks import count
 from ..report.model import SECTIONS, CostEntry
-from ..store.cell import Cell, TeacherRef, kind_of
+from ..store.cell import Cell, TeacherRef
 from ..store.runs import Run, Store
-from ..tasks import TASK_SOURCES, TaskBatch, TaskData, get_task
+from ..tasks import TaskBatch, TaskData, get_task
 from ..training.group import Group
 from ..training.loop import protocol_progress, shared
 from ..training.optimizers import parts_of_batch
@@ -43,22 +43,19 @@ from .operations import CountedTeacher, Operations
 WARM_UP, TIMED = 2, 8
 """Steps of a cost measurement."""
 
-SCHEMA = 5
+SCHEMA = 6
 """Part of every cost's key. Raised when a change makes steps faster or smaller, or when more is measured."""
 
 
 def cost_key(cell: Cell, machine: str) -> str:
-    """What a step's cost depends on: not on seed, weights, content of the data or length, but on machine and torch.
+    """What a step's cost depends on: not on seed, weights or length, but on the data's size, machine and torch.
 
-    A task of a user's folders has as many classes and samples as its data.
+    Methods may keep something of each sample that is trained on, and data may be there in part.
     """
     identity = cell.identity()
     teacher = cell.teacher.network if cell.teacher else None
-    data = ("data",) if kind_of(cell.task) in TASK_SOURCES.mapping() else ()
-    what = {name: identity[name] for name in ("task", *data, "student", "method", "versions", "plugins")}
-    step = {
-        k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs", "holdout")
-    }
+    what = {name: identity[name] for name in ("task", "data", "student", "method", "versions", "plugins")}
+    step = {k: v for k, v in cell.protocol.items() if k not in ("name", "version", "epochs", "recipe_epochs")}
     return digest([SCHEMA, what, step, teacher, machine, torch.__version__, WARM_UP, TIMED])
 
 
@@ -146,28 +143,29 @@ class Bench:
 
         def fetch() -> object:
             batch = next(self._batches)
-            at["raw"] = next(parts_of_batch(len(batch), self.protocol.accumulate)).of(batch)
+            at["part"] = next(parts_of_batch(len(batch), self.protocol.accumulate))
+            at["raw"] = at["part"].of(batch)
             return at["raw"].student(student_run.needs.views)
 
         def losses() -> object:
             with autocast(self.protocol, self.data.device):
-                return student_run.losses(at["student"], at["teacher"], at["batch"], self.progress).total()
+                return student_run.losses(at["student"], at["teacher"], at["batch"], self.progress)
 
         def forward() -> object:
             with autocast(self.protocol, self.data.device):
                 return student_run.forward(at["batch"])
 
         def update() -> None:
-            student_run.optimizer.step()
-            student_run.averages.update()
+            student_run.optimizer.update(at["part"])
+            if not student_run.phase:
+                student_run.averages.update()
 
         with student_run.stream.active():
             yield "data", keep("batch", fetch)
             yield "teacher", keep("teacher", lambda: self.teacher_pass(at["raw"]))
             yield "student", keep("student", forward)
             yield "method", keep("losses", losses)
-            student_run.optimizer.zero_grad()
-            yield "backward", lambda: at["losses"].backward()
+            yield "backward", lambda: student_run.optimizer.backward(at["losses"], at["part"])
             yield "optimiser", update
 
     def operations(self) -> tuple[int, int]:
@@ -304,16 +302,17 @@ def _figures(cell: Cell, protocol: Protocol, workspace: Workspace, threads: int,
             run()
         by_part[section] = within["bytes"]
     bench.stop_loading()
+    size = min(protocol.batch_size, data.info.num_samples)
     loading = loading_seconds(data, protocol.batch_size, *steps)
     student_run = bench.student_run
     plain = count(data.build(cell.student).module.parameters())
     deployed = count(student_run.deployed.parameters())
     trained = count([*student_run.student.parameters(), *student_run.method.parameters()])
     return CostEntry(
-        images_per_second=protocol.batch_size / max(statistics.median(seconds), loading),
+        images_per_second=size / max(statistics.median(seconds), loading),
         step_seconds=seconds,
         modality=student_run.student.layout.modality,
-        inputs_per_second=protocol.batch_size / loading,
+        inputs_per_second=size / loading,
         peak_memory_bytes=memory["bytes"],
         memory_kind=memory["kind"],
         reserved_memory_bytes=memory["reserved"],
@@ -321,7 +320,7 @@ def _figures(cell: Cell, protocol: Protocol, workspace: Workspace, threads: int,
         memory_split=held,
         extra_train_params=trained - plain,
         extra_inference_params=deployed - plain,
-        batch_size=protocol.batch_size,
+        batch_size=size,
         device=str(workspace.device),
         steps=steps[1],
         first_phases=student_run.first_epoch < 1,

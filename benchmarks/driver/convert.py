@@ -224,7 +224,7 @@ def _onnx(cell: Cell, weights: Mapping[str, Tensor], folder: Path, workspace: Wo
         import onnxscript  # noqa: F401  # what torch.onnx stands on
     except ImportError:
         raise UserError(
-            "--to onnx needs the packages onnx and onnxscript (the extra [onnx]); `./reproduce.sh convert` installs them"
+            "--to onnx needs the extra [onnx]; `./reproduce.sh convert` installs it from requirements/onnx.txt"
         ) from None
     task, shape = cast(Any, get_task(cell.task)), _shape(cell)
     module = loaded(cell, build_network(cell.student, task.num_classes, shape).plain(), weights).eval()

@@ -8,14 +8,14 @@ extension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kd_methods.contract import Modality, Network
-from kd_methods.errors import UserError, unknown
+from kd_methods.errors import Changed, UserError, unknown
 from kd_methods.views import Chain, LogitsOnly, NetworkView, fold_batch_norms
 from kd_methods.views.modes import modes_kept
 
@@ -144,8 +144,19 @@ def check_modality(name: str, task: str, given: str) -> None:
         raise UserError(f"network '{name}' reads {modality_of(name)}, task {task} has {given}")
 
 
-def init_from(student: Network, teacher: Network, which: str) -> None:
-    """Start a student from its teacher's weights.
+def check_unchanged(name: str, planned: Mapping[str, str]) -> None:
+    """A network starts from the weights with which its cell was ``planned``, those of :func:`weights_digest`.
+
+    Raises:
+        Changed: they are others by now.
+    """
+    digest = weights_digest(name)
+    if digest and planned.get(f"network:{name}", digest) != digest:
+        raise Changed(f"'{name}' has other weights than when the run was planned; the same command plans anew")
+
+
+def init_from(name: str, student: Network, teacher: Network, which: str) -> None:
+    """Start a student, whose name is given, from its teacher's weights.
 
     A text encoder from a choice of its layers, ``first``, ``last`` or ``spread``, a detector from its neck and
     ``heads``.
@@ -156,9 +167,7 @@ def init_from(student: Network, teacher: Network, which: str) -> None:
     modality = student.layout.modality
     if modality != teacher.layout.modality:
         raise UserError(f"init '{which}': the student reads {modality}, its teacher {teacher.layout.modality}")
-    next(source for source in SOURCES.mapping().values() if source.modality == modality).init_from(
-        student, teacher, which
-    )
+    _source(name).init_from(student, teacher, which)
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 from kd_methods.contract import Network
 from kd_methods.views import NetworkView
@@ -50,17 +51,26 @@ def pretrained_source(name: str) -> str:
     return parsed["source"] if parsed else ""
 
 
-@functools.cache
 def source_digest(name: str) -> str:
     """What the weights are that an ``hf:`` network starts from; part of the cells that use it."""
-    return digest([sha256_file(path) for path in text.files(pretrained_source(name))])
+    return digest([_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in _files(name)])
+
+
+def _files(name: str) -> list[Path]:
+    return text.files(pretrained_source(name))
+
+
+@functools.cache
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Of a file as it is now: another one may be saved under its name."""
+    return sha256_file(path)
 
 
 @functools.cache
 def _positions(source: str) -> int | None:
     if source:
         text.files(source)  # which has a line for one that is not there
-    return text.positions(text.configuration(source) if source else None)
+    return text.positions(source)
 
 
 class Encoders(NetworkSource):

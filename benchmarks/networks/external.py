@@ -130,12 +130,9 @@ class Torchvision(Library):
         import torchvision.models
 
         network, _, version = weights.partition(".")
-        try:
-            kinds = torchvision.models.get_model_weights(network)
-        except ValueError:
-            known_networks = torchvision.models.list_models(torchvision.models)
-            raise unknown("network of torchvision", network, known_networks) from None
-        known = {kind.name: kind for kind in kinds}
+        if network not in self.models:  # those for detection, segmentation or videos are no teachers here
+            raise unknown("network of torchvision", network, self.models)
+        known = {kind.name: kind for kind in torchvision.models.get_model_weights(network)}
         version = version or "IMAGENET1K_V1"
         if version not in known:
             raise unknown(f"weights of torchvision:{network}", version, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,15 +96,14 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int, tra
     logging.set_verbosity_error()  # it would warn of the new classifier
     logging.disable_progress_bar()
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=num_labels, ignore_mismatched_sizes=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).split(". ")[0].split("\n")[0]
-        kind = DiskError if isinstance(error, OSError) else UserError
-        raise kind(
-            f"transformers cannot load '{source}' ({reason}); name a folder saved by save_pretrained, or be on line"
-        ) from None
+        with _loading(source):
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                num_labels=num_labels,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     finally:
         logging.set_verbosity(level)
     drawn = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
@@ -114,21 +114,45 @@ def pretrained(source: str, layers: tuple[str, int] | None, num_labels: int, tra
     return check(model)
 
 
+@contextlib.contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """What transformers says of a source that it cannot load, in one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).split(". ")[0].split("\n")[0]
+        kind = DiskError if isinstance(error, OSError) else UserError
+        raise kind(
+            f"transformers cannot load '{source}' ({reason}); name a folder saved by save_pretrained, or be on line"
+        ) from None
+
+
 def configuration(source: str) -> Any:
-    """The configuration that a checkpoint was saved with."""
+    """The configuration that a checkpoint was saved with.
+
+    Raises:
+        DiskError: no such folder, or nothing can be downloaded.
+        UserError: transformers has no such model.
+    """
     check_installed()
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(source)
+    with _loading(source):
+        return AutoConfig.from_pretrained(source)
 
 
-def positions(config: Any = None) -> int | None:
-    """How many positions a model of that configuration, else our BERTs, tells apart; None where it counts none."""
+def positions(source: str = "") -> int | None:
+    """How many positions the model of a checkpoint, else our BERTs, tells apart; None where it counts none.
+
+    Raises:
+        DiskError, UserError: as :func:`configuration`, and where that model does not classify texts.
+    """
     check_installed()
     from transformers import AutoModelForSequenceClassification, BertConfig
 
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config or BertConfig(num_hidden_layers=1))
+    config = configuration(source) if source else BertConfig(num_hidden_layers=1)
+    with _loading(source), torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa and its like count from behind the position that stands for padding.

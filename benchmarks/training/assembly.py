@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import kd_methods
 from kd_methods.contract import DataInfo, Method, Network
 
-from ..networks import imagenet_start, init_from
+from ..networks import check_unchanged, imagenet_start, init_from
 from ..store.cell import Cell
 from ..store.make_cell import Distillation
 
@@ -59,8 +59,10 @@ def begin(
         What of the student those weights do not have, by name: it is as it was drawn.
 
     Raises:
+        Changed: the weights of the student's own source are not those with which the cell was planned.
         UserError: the student cannot start from that teacher.
     """
+    check_unchanged(cell.student, cell.plugins)
     if cell.init and teacher is not None:  # a cell that starts from its teacher has one
-        init_from(student, teacher, cell.init)
+        init_from(cell.student, student, teacher, cell.init)
     return imagenet_start.begin(student.module, weights) if weights else ()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import Changed, DiskError, UserError
 
 from ..common.events import CellEnded, LeftOut
 from ..common.memory import out_of_memory
@@ -79,11 +79,12 @@ def marked(
 def of_cell(error: BaseException, building: bool = False, alone: bool = False) -> Failure | None:
     """What an error in a cell's own code makes of the cell, or None if it concerns more than that cell.
 
-    More are concerned by a stop that the user asked for, by a full disk and by a lack of memory, and those have to be
-    raised again. Everything else is the cell's, ``sys.exit`` in a method included; while a method is ``building``, a
-    UserError says that it is not for this pair. A cell that is ``alone`` in its process lacks memory by itself.
+    More are concerned by a stop that the user asked for, by a full disk, by a file that is another one than when the
+    run was planned, and by a lack of memory; those have to be raised again. Everything else is the cell's, ``sys.exit``
+    in a method included; while a method is ``building``, a UserError says that it is not for this pair. A cell that is
+    ``alone`` in its process lacks memory by itself.
     """
-    if isinstance(error, KeyboardInterrupt | DiskError) or (out_of_memory(error) and not alone):
+    if isinstance(error, KeyboardInterrupt | DiskError | Changed) or (out_of_memory(error) and not alone):
         return None
     if isinstance(error, Diverged):
         return Failure("diverged", line(error))

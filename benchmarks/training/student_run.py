@@ -197,7 +197,9 @@ class StudentRun:
                         together = nullcontext()  # every process has all samples
                     with together:
                         losses = self.losses(outputs, lent_teacher, lent, progress)
-                self.optimizer.backward_and_step(losses, part)
+                self.optimizer.backward(losses, part)
+                if part.last:
+                    self.optimizer.update(part)
                 self._add(losses, part)
             if part.last:
                 self.replica.mean_(running_statistics(self.student, self.method))

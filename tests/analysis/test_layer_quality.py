@@ -178,27 +178,30 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
     ]
     result = CliRunner().invoke(cli, arguments)
     assert isinstance(result.exception, UserError) and "teachers train resnet8" in str(result.exception)
-    trained = ["teachers", "train", "resnet8", "--protocol", "digits-demo", "--epochs", "1", "--output", str(tmp_path)]
-    assert CliRunner().invoke(cli, trained).exit_code == 0
     arguments[3] = str(tmp_path / "one.yaml")
-    (tmp_path / "one.yaml").write_text("extends: digits-demo\nname: digits-demo\nversion: 2\nepochs: 1\n")
+    (tmp_path / "one.yaml").write_text("extends: digits-demo\nname: one\nversion: 1\nepochs: 1\n")
+    trained = ["teachers", "train", "resnet8", "--protocol", arguments[3], "--output", str(tmp_path)]
+    assert CliRunner().invoke(cli, trained).exit_code == 0
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.exception
     assert result.output.count("*") == 4 and "layers by sqrtIE" in result.output
-    lines = (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines()
+    lines = (tmp_path / "quality" / "resnet8-one.csv").read_text().splitlines()
     assert lines[0] == "index,layer,S,I,E,Q,chosen" and sum(line.endswith("yes") for line in lines) == 4
-    assert (tmp_path / "quality" / "resnet8-digits-demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "quality" / "resnet8-one.png").read_bytes().startswith(b"\x89PNG")
     other = CliRunner().invoke(cli, [*arguments, "--layers", "3", "--entropy-norm", "lnN"])
     assert other.exit_code == 0 and other.output.count("*") == 3
-    changed = "resnet8-digits-demo-layers-3-entropy_norm-lnN"
+    changed = "resnet8-one-layers-3-entropy_norm-lnN"
     again = (tmp_path / "quality" / f"{changed}.csv").read_text().splitlines()
     page = (tmp_path / "quality" / f"{changed}.md").read_text()
     assert "its entropy over the logarithm of the samples per class; of all layers 3 are chosen" in page
     ratios = [float(a.split(",")[3]) / float(b.split(",")[3]) for a, b in zip(lines[1:], again[1:], strict=True)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3) and ratios[0] > 1
     assert CliRunner().invoke(cli, [*arguments, "--no-self-pairs"]).exit_code == 0
-    assert lines == (tmp_path / "quality" / "resnet8-digits-demo.csv").read_text().splitlines(), "and is still there"
-    others = (tmp_path / "quality" / "resnet8-digits-demo-self_pairs-False.csv").read_text().splitlines()
+    assert lines == (tmp_path / "quality" / "resnet8-one.csv").read_text().splitlines(), "and is still there"
+    arguments[1] = "resnet50-tv1"
+    other_task = CliRunner().invoke(cli, arguments)
+    assert "teacher 'resnet50-tv1' is one for imagenet, protocol one has images of digits" in str(other_task.exception)
+    others = (tmp_path / "quality" / "resnet8-one-self_pairs-False.csv").read_text().splitlines()
     assert all(float(a.split(",")[2]) > float(b.split(",")[2]) for a, b in zip(lines[1:], others[1:], strict=True))
 
 

@@ -22,7 +22,7 @@ def test_there_are_the_three_protocols_and_each_loads() -> None:
 
 
 def test_the_papers_protocol_has_the_papers_values() -> None:
-    """specs/inventory.md section 2: the CRD / mdistiller recipe."""
+    """The recipe of RepDistiller's train_student.py, which mdistiller has too."""
     protocol = load_protocol("cifar100-crd240")
     assert (protocol.task, protocol.epochs, protocol.batch_size, protocol.drop_last) == ("cifar100", 240, 64, False)
     optimizer = protocol.optimizer
@@ -106,7 +106,7 @@ def test_an_optimiser_of_a_row_has_to_fit_the_protocol() -> None:
     nesterov = Protocol.model_validate(
         {**load_protocol("digits-demo").model_dump(), "optimizer": {"lr": 0.1, "nesterov": True}}
     )
-    with pytest.raises(UserError, match="dot needs delta > 0"):
+    with pytest.raises(UserError, match="dot needs 0 < delta <= momentum"):
         nesterov.with_optimizer({"name": "dot", "delta": 0.05})
     dot = load_protocol("digits-demo").with_optimizer({"name": "dot", "delta": 0.05})
     assert dot.with_optimizer({"delta": 0.09}).optimizer.delta == 0.09 and dot.optimizer.lr == 0.05
@@ -155,7 +155,7 @@ def test_settings_of_another_optimizer_are_errors() -> None:
             usual.with_optimizer(changes)
     with pytest.raises(UserError, match="one cycle moves the momentum"):
         load_protocol("digits-feature-only-demo").with_optimizer({"name": "dot", "delta": 0.05})
-    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, beta2 0.999, weight decay 0.0005"
+    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, betas 0.9 and 0.999, weight decay 0.0005"
 
 
 def test_what_does_not_fit_together_is_said() -> None:
@@ -358,3 +358,57 @@ def test_a_caption_says_of_the_rate_what_the_schedule_does(tmp_path: Path) -> No
         said[schedule] = lines(load_protocol(str(file)))[1]
     assert [name for name, line in said.items() if "times 0.1 after epochs 150, 180, 210" in line] == ["steps"]
     assert [name for name, line in said.items() if "momentum 0.9," not in line] == ["onecycle"]
+
+
+def _mine(folder: Path, text: str) -> Protocol:
+    (folder / "mine.yaml").write_text(text)
+    return load_protocol(str(folder / "mine.yaml"))
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_a_changed_protocol_is_not_the_one_that_it_extends(name: str, tmp_path: Path) -> None:
+    """Else its numbers would get a gap beside values that were published under the other."""
+    changed = _mine(tmp_path, f"extends: {name}\nname: mine\noptimizer: {{lr: 0.0123}}\n")
+    assert changed.recipe == "mine" or changed.deviations
+
+
+def test_what_takes_over_a_recipe_says_what_differs_from_it(tmp_path: Path) -> None:
+    begin = "extends: cifar100-crd240\nname: mine\nrecipe: cifar100-crd240\n"
+    assert _mine(tmp_path, begin).deviations == ()
+    changed = _mine(tmp_path, f"{begin}optimizer: {{lr: 0.1, nesterov: true}}\ndrop_last: true\n")
+    assert changed.deviations == ("not as in cifar100-crd240: drop_last, optimizer.lr, optimizer.nesterov",)
+    in_words = _mine(tmp_path, f"{begin}optimizer: {{lr: 0.1}}\ndeviations: [twice the rate]\n")
+    assert in_words.deviations == ("twice the rate",)
+    assert _mine(tmp_path, "extends: cifar100-crd240\nname: mine\noptimizer: {lr: 0.1}\n").deviations == ()
+
+
+def test_a_protocol_of_the_user_has_a_name_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml line 1: name: Field required"):
+        _mine(tmp_path, "extends: cifar100-crd240\noptimizer: {lr: 0.1}\n")
+    for name in ("cifar100-crd240", "digits-demo"):
+        with pytest.raises(UserError, match=rf"mine\.yaml line 2: name: '{name}' is a protocol of the suite; give"):
+            _mine(tmp_path, f"extends: cifar100-crd240\nname: {name}\n")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("teacher_answers: {wrong: 0.004}", "teacher_answers: {wrong: 0.001}", "for 0.4% of the images"),
+        ("teacher_answers: {missing: 0.125}", "teacher_answers: {missing: 0.12}", "for 12.5% of the images"),
+        ("warmup: 0.0134", "warmup: 0.01", "over 1.34% of the steps"),
+        ("schedule: cosine\nwarmup: 0.05", "schedule: cosine", "cosine decay after a warm-up over 5% of the steps"),
+        ("optimizer: {name: adamw, momentum: 0.5}", "optimizer: {name: adamw}", "AdamW, betas 0.5 and 0.999"),
+    ],
+)
+def test_a_caption_tells_two_recipes_apart(one: str, other: str, said: str, tmp_path: Path) -> None:
+    base = "extends: digits-demo\nname: mine\n"
+    first, second = ("\n".join(lines(_mine(tmp_path, f"{base}{text}\n"))) for text in (one, other))
+    assert said in first and said not in second
+
+
+def test_what_is_not_there_is_not_scaled() -> None:
+    for name, scaled in (("cifar100-crd240", True), ("glue-ft", False), ("cifar100-feature-only", False)):
+        (deviation,) = load_protocol(name).changed(epochs=1).deviations[-1:]
+        assert deviation.endswith(", milestones scaled") == scaled
+    for name in protocol_names():
+        assert " 0%" not in " ".join(lines(load_protocol(name)))

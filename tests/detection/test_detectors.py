@@ -208,14 +208,14 @@ def test_places_lie_as_the_features_do(dense_pair: Any):
 
 def test_inheriting_takes_neck_and_heads(pair: Any):
     student, teacher = networks.build_network(STUDENT, 3), pair[1]
-    networks.init_from(student, teacher, "heads")
+    networks.init_from(STUDENT, student, teacher, "heads")
     ours, theirs = student.module.state_dict(), teacher.module.state_dict()
     heads = [key for key in ours if key.startswith(("rpn_head", "roi_head", "neck.fpn"))]
     assert heads and all(torch.equal(ours[key], theirs[key]) for key in heads)
     lateral = "neck.lateral_convs.0.conv.weight"
     assert ours[lateral].shape != theirs[lateral].shape  # the backbone's widths differ there
     with pytest.raises(UserError, match="detectors from heads"):
-        networks.init_from(student, teacher, "first")
+        networks.init_from(STUDENT, student, teacher, "first")
 
 
 def test_a_configuration_of_mmdet_by_name_or_file(tmp_path: Path):

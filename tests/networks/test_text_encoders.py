@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ import kd_methods
 from benchmarks import networks
 from benchmarks.config.protocol import load_protocol
 from benchmarks.networks import NetworkView, build_network
+from benchmarks.store.cell import Cell
 from benchmarks.tasks import get_task
+from benchmarks.training.assembly import begin
 from kd_methods.contract import DataInfo
-from kd_methods.errors import UserError
+from kd_methods.errors import Changed, UserError
 from kd_methods.views import text
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -115,14 +119,14 @@ def test_a_saved_model_is_a_network(folder: Path):
 @pytest.mark.parametrize(("which", "layers"), [("first", (0, 1)), ("last", (2, 3)), ("spread", (1, 3))])
 def test_a_student_starts_from_its_teacher(which: str, layers: tuple[int, int]):
     teacher, student = (build_network(n, 3, vocabulary=90) for n in ("bert_l4_h64", "bert_l2_h64"))
-    networks.init_from(student, teacher, which)
+    networks.init_from("bert_l2_h64", student, teacher, which)
     ours, theirs = student.module.state_dict(), teacher.module.state_dict()
     assert torch.equal(ours["bert.embeddings.word_embeddings.weight"], theirs["bert.embeddings.word_embeddings.weight"])
     for new, old in enumerate(layers):
         key = "bert.encoder.layer.{}.attention.self.query.weight"
         assert torch.equal(ours[key.format(new)], theirs[key.format(old)])
     with pytest.raises(UserError, match="one family and width"):
-        networks.init_from(build_network("bert_l2_h32", 3, vocabulary=90), teacher, which)
+        networks.init_from("bert_l2_h32", build_network("bert_l2_h32", 3, vocabulary=90), teacher, which)
 
 
 def test_networks_and_tasks_of_different_kinds():
@@ -142,6 +146,48 @@ def test_how_many_positions_encoders_have(tmp_path: Path):
         assert networks.positions(f"hf:{tmp_path / family}[first2]") == known
     with pytest.raises(UserError, match="is no folder with config"):
         networks.positions(f"hf:{tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize("content", ["{}", "{", '{"model_type": "nonsense"}', '{"model_type": "vit"}'])
+def test_a_source_that_is_no_encoder_of_texts_is_refused_in_one_line(content: str, tmp_path: Path):
+    """While a run is planned: its weights are not looked at before."""
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"transformers cannot load '{tmp_path}' ") as refused:
+        networks.positions(f"hf:{tmp_path}")
+    assert "\n" not in str(refused.value)
+
+
+def test_other_weights_under_a_source_s_name_are_noticed(tmp_path: Path):
+    """In the process that planned with the earlier ones, too."""
+    name, digests = f"hf:{tmp_path}", list[str]()
+    for bias in (0.0, 1.0):
+        saved: Any = model("bert")
+        saved.classifier.bias.data.fill_(bias)
+        saved.save_pretrained(tmp_path)
+        digests.append(networks.weights_digest(name))
+    assert digests[0] != digests[1]
+    student = build_network(name, 3)
+    for planned, fits in zip(digests, (False, True), strict=True):
+        made = Cell("glue/mrpc", "data", {}, 0.1, name, "student", 1, {}, 0, plugins={f"network:{name}": planned})
+        with contextlib.nullcontext() if fits else pytest.raises(Changed, match="other weights than when"):
+            begin(made, student, None)
+
+
+def test_a_source_of_a_plugin_says_how_its_students_start(monkeypatch: pytest.MonkeyPatch):
+    class StartingSource(networks.NetworkSource):
+        name, modality = "mine", "images"
+
+        def names(self) -> list[str]:
+            return ["mine"]
+
+        def init_from(self, student: Any, teacher: Any, which: str) -> None:
+            raise UserError(f"mine: {which}")
+
+    monkeypatch.setitem(networks.SOURCES._registered, "mine", StartingSource())
+    one = build_network("resnet8", 10, (3, 8, 8))
+    with pytest.raises(UserError, match="mine: first"):
+        networks.init_from("mine", one, one, "first")
 
 
 def test_small_encoders_of_another_family_are_built_for_any_vocabulary():

@@ -28,7 +28,7 @@ EMPTY = {"own", "found", "kept", "told"}
 REPLACED = {
     "Member": "StudentRun", "Study": "TeacherPass", "TeacherStudy": "TeacherPass", "Lesson": "training_pass",
     "scenery": "the data of detection", "Sheet": "TableLayout", "wave": "stage", "grafted": "with_teacher_tail",
-    "pace": "lr_at", "set_pace": "set_lr", "descend": "backward_and_step", "folded": "fold_batch_norms, or what it is",
+    "pace": "lr_at", "set_pace": "set_lr", "descend": "backward", "folded": "fold_batch_norms, or what it is",
     "inherit": "what makes one of two", "Around": "AnchorRelations", "Dense": "DenseOutputs", "Place": "LayerSite",
     }  # fmt: skip
 """Names that meant something else than their word does in the field, or two things, and what is said in their place."""

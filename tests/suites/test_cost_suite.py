@@ -21,6 +21,7 @@ from benchmarks.report.layouts import loop_table
 from benchmarks.report.model import SECTIONS
 from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.tasks import get_task
+from benchmarks.training.optimizers import OPTIMIZERS
 from kd_methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -144,9 +145,11 @@ def test_committed_measurements_can_be_shown(file: Path, tmp_path: Path):
     assert measured.pairs or measured.loops
 
 
-def test_a_step_in_parts_is_the_step_of_the_loop():
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS.mapping()))
+def test_a_step_in_parts_is_the_step_of_the_loop(optimizer: str):
     """The same weights after it, bit for bit."""
-    protocol = load_protocol("digits-demo")
+    settings = {"delta": 0.05} if optimizer == "dot" else {"clip": 0.1}
+    protocol = load_protocol("digits-demo").with_optimizer({"name": optimizer, **settings})
     data = get_task("digits").open(Path(), protocol, torch.device("cpu"))
     losses = []
     for whole in (True, False):

@@ -35,6 +35,12 @@ def test_texts_and_detection_are_checked_too(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+def test_what_overrules_fp32_is_the_first_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the last, where nothing else would be what it says."""
+    monkeypatch.setattr(device_check, "overruled", lambda _: ("NVIDIA_TF32_OVERRIDE=1",))
+    assert [str(finding) for finding in findings("cpu")] == ["WRONG fp32: NVIDIA_TF32_OVERRIDE=1"]
+
+
 def test_an_extra_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> list[list[float]]:
         raise UserError("the extra [detection] is missing")

@@ -31,6 +31,9 @@ def test_weights_of_the_libraries_become_entries(tmp_path: Path, monkeypatch: py
     )
     assert zoo.wanted("torchvision:resnet34").expected == pytest.approx(73.314)
     assert zoo.wanted("torchvision:resnet34").origin == "torchvision"
+    for no_classifier in ("fasterrcnn_resnet50_fpn.COCO_V1", "r3d_18.KINETICS400_V1", "raft_large.C_T_V2"):
+        with pytest.raises(UserError, match="unknown network of torchvision"):
+            zoo.wanted(f"torchvision:{no_classifier}")
     for name in ("resnet50-tv1", entry.name):
         zoo.added |= {entry.name: entry}
         file = zoo.path(zoo.get(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...common.console import percent
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def at(protocol: Protocol, epoch: int, done: int, total: int) -> tuple[float, No
 
 
 def line(protocol: Protocol) -> str:
-    return f", after a linear warm-up over {protocol.warmup:.0%} of the steps" if protocol.warmup else ""
+    return f", after a linear warm-up over {percent(protocol.warmup)} of the steps" if protocol.warmup else ""
 
 
 SCHEDULES = (Schedule("steps", at, line, decays=True),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ...common.console import percent
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def cosine(protocol: Protocol, epoch: int, done: int, total: int) -> tuple[float
 
 
 def line(protocol: Protocol) -> str:
-    return f", {protocol.schedule} decay after a warm-up over {protocol.warmup:.0%} of the steps"
+    rising = f" after a warm-up over {percent(protocol.warmup)} of the steps" if protocol.warmup else ""
+    return f", {protocol.schedule} decay{rising}"
 
 
 SCHEDULES = (Schedule("linear", linear, line), Schedule("cosine", cosine, line))

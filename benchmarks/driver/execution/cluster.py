@@ -6,6 +6,7 @@ as lost; the scheduler lets its cells go on elsewhere, from their checkpoints.
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from dataclasses import replace
@@ -56,7 +57,7 @@ class Cluster:
             try:
                 ray.init(
                     address or "local", log_to_driver=False, include_dashboard=False if not address else None,
-                    logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": str(PACKAGE.parent)}},
+                    logging_level=logging.ERROR, runtime_env={"env_vars": {"PYTHONPATH": str(PACKAGE.parent)}},
                 )  # fmt: skip
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(

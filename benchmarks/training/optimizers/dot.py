@@ -39,7 +39,7 @@ class DOT(torch.optim.Optimizer):
         for parameter in self.param_groups[0]["params"]:
             self.state[parameter] = {kind: torch.zeros_like(parameter) for kind in ("task", "distill")}
 
-    def backward_and_step(self, losses: Losses, part: Part = WHOLE) -> None:
+    def backward(self, losses: Losses, part: Part = WHOLE) -> None:
         parameters, share = self.param_groups[0]["params"], None if part.whole else part.share
         task = _gradients(losses.task.values(), parameters, share, keep=bool(losses.distill))
         distill = _gradients(losses.distill.values(), parameters, share)
@@ -48,13 +48,11 @@ class DOT(torch.optim.Optimizer):
                 _added(earlier, gradients) for earlier, gradients in zip(self._earlier, (task, distill), strict=True)
             )
         self._earlier = (task, distill)
-        if part.last:
-            part.replica.sum_(gradient for kind in self._earlier for gradient in kind if gradient is not None)
-            self._step(task, distill)
-            self._earlier = ((), ())
 
     @torch.no_grad()
-    def _step(self, task: Gradients, distill: Gradients) -> None:
+    def update(self, part: Part = WHOLE) -> None:
+        (task, distill), self._earlier = self._earlier, ((), ())
+        part.replica.sum_(gradient for kind in (task, distill) for gradient in kind if gradient is not None)
         parameters, lr = self.param_groups[0]["params"], self.param_groups[0]["lr"]
         for parameter, task_gradient, distill_gradient in zip(parameters, task, distill, strict=True):
             change = self.delta if task_gradient is not None and distill_gradient is not None else 0.0

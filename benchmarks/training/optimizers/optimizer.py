@@ -105,16 +105,16 @@ class TrainingOptimizer(Interface):
     def set_lr(self, lr: float, momentum: float | None) -> None:
         """Learning rate and, where it moves, momentum of the next updates."""
 
-    def backward_and_step(self, losses: Losses, part: Part = WHOLE) -> None:
-        """Add the gradients of ``losses`` of a part of the batch, and with the last part make the update."""
+    def backward(self, losses: Losses, part: Part = WHOLE) -> None:
+        """Add the gradients of ``losses`` of a part of the batch to those of the parts before it."""
+
+    def update(self, part: Part = WHOLE) -> None:
+        """After the last part: make the update, by the gradients of all processes."""
 
     def restart(self) -> None:
         """Forget the momentum."""
 
     def zero_grad(self) -> None: ...
-
-    def step(self) -> object:
-        """The update alone, by gradients that are there (not of DOT, which has two kinds)."""
 
     def state_dict(self) -> dict: ...
 
@@ -193,14 +193,15 @@ class SummedTerms:
     def restart(self) -> None:
         self.state.clear()
 
-    def backward_and_step(self, losses: Losses, part: Part = WHOLE) -> None:
+    def backward(self, losses: Losses, part: Part = WHOLE) -> None:
         optimizer: Any = self
         if part.first:
             optimizer.zero_grad(set_to_none=True)
         total = losses.total() if part.whole else losses.total() * part.share
         self.scaler.scale(total).backward()
-        if not part.last:
-            return
+
+    def update(self, part: Part = WHOLE) -> None:
+        optimizer: Any = self
         part.replica.sum_(p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)

@@ -34,7 +34,7 @@ from benchmarks.tasks.images import ImageData
 from benchmarks.training.failures import Diverged, Interrupted, Refused, Unfit, of_cell, whatever_the_method
 from kd_methods import registry
 from kd_methods.contract import Batch, Card, DataInfo, Losses, Method, MethodSettings, Needs, Network, Outputs, Progress
-from kd_methods.errors import DiskError, UserError
+from kd_methods.errors import Changed, DiskError, UserError
 
 SAMPLES, STEPS = 100, 2
 
@@ -163,6 +163,7 @@ def test_one_place_says_whose_an_error_is():
     ):
         failure = of_cell(error, building)
         assert failure and failure.state == state and "\n" not in failure.message and not failure.trace
+    assert of_cell(Changed("other weights than planned"), True) is None
     for error, concerned in ((DiskError("full"), DiskError), (UserError("no such network"), Unfit)):
         with pytest.raises(concerned), whatever_the_method():
             raise error

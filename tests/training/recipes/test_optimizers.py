@@ -33,6 +33,15 @@ from kd_methods.contract import Losses
 DOT = {"name": "dot", "delta": 0.075}
 
 
+def make_step(
+    optimizer: optimizers.TrainingOptimizer, losses: Losses, part: optimizers.Part = optimizers.WHOLE
+) -> None:
+    """As the loop makes it."""
+    optimizer.backward(losses, part)
+    if part.last:
+        optimizer.update(part)
+
+
 def test_dot_by_definition():
     """Algorithm 1 of the paper, and mdistiller's rule for parameters that one kind of terms reaches."""
     torch.manual_seed(0)
@@ -55,7 +64,7 @@ def test_dot_by_definition():
             momenta[i, kind] = rate * momenta[i, kind] + gradients[kind][i] + decay
         values = [value - 0.1 * (momenta[i, "task"] + momenta[i, "distill"]) for i, value in enumerate(values)]
         a, b, c = (parameter.pow(2).sum() for parameter in parameters)
-        optimizer.backward_and_step(Losses(task={"a": a, "b": b}, distill={"a": 2 * a, "c": 2 * c}))
+        make_step(optimizer, Losses(task={"a": a, "b": b}, distill={"a": 2 * a, "c": 2 * c}))
     for parameter, value in zip(parameters, values, strict=True):
         assert torch.allclose(parameter, value, rtol=1e-12)
 
@@ -68,7 +77,7 @@ def test_dot_without_distillation_is_sgd():
         parameter = torch.nn.Parameter(start.clone())
         optimizer = optimizers.build([parameter], 0.1, Optimizer(lr=0.1, weight_decay=0.01, **change))
         for _ in range(4):
-            optimizer.backward_and_step(Losses(task={"task": parameter.pow(4).sum()}))
+            make_step(optimizer, Losses(task={"task": parameter.pow(4).sum()}))
         weights.append(parameter.detach())
     assert torch.allclose(*weights, rtol=1e-6)
 
@@ -86,7 +95,7 @@ def test_dot_in_parts_of_a_batch_makes_the_update_of_the_whole(count: int):
             for part in pieces:
                 samples = x if part.whole else x[part.rows]
                 task, distill = (samples * a).sum(1).pow(2).mean(), ((samples * a).sum(1) - b.sum()).pow(2).mean()
-                optimizer.backward_and_step(Losses(task={"task": task}, distill={"match": distill}), part)
+                make_step(optimizer, Losses(task={"task": task}, distill={"match": distill}), part)
         updated.append(torch.stack([a, b]).detach())
     assert torch.allclose(*updated, rtol=1e-12) and not torch.allclose(updated[0], start)
 
@@ -103,9 +112,9 @@ def test_dot_keeps_what_only_an_earlier_part_of_a_batch_reached():
     updated = []
     for change in ({}, DOT):
         a, b = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
-        optimizer = optimizers.build([a, b], 0.1, Optimizer(lr=0.1, momentum=0.0, **change))
+        optimizer = optimizers.build([a, b], 0.1, Optimizer(lr=0.1, momentum=0.5, **change))
         for part, reached in zip(optimizers.parts_of_batch(4, 2), (a, b), strict=True):
-            optimizer.backward_and_step(Losses(task={"task": reached.sum()}), part)
+            make_step(optimizer, Losses(task={"task": reached.sum()}), part)
         updated.append(torch.cat([a, b]).detach())
     assert torch.allclose(*updated) and (updated[1] < 1).all()
 
@@ -188,9 +197,9 @@ def test_a_backbone_learns_at_its_share_of_the_rate(name: str):
         one.set_lr(lr, 0.9)
         for optimizer, share in zip(two, (0.01, 1.0), strict=True):
             optimizer.set_lr(lr * share, 0.9)
-        one.backward_and_step(Losses(task={"task": sum(p.square().sum() for p in together)}))  # type: ignore[dict-item]
+        make_step(one, Losses(task={"task": sum(p.square().sum() for p in together)}))  # type: ignore[dict-item]
         for optimizer, p in zip(two, apart, strict=True):
-            optimizer.backward_and_step(Losses(task={"task": p.square().sum()}))
+            make_step(optimizer, Losses(task={"task": p.square().sum()}))
         assert one.param_groups[0]["lr"] == lr
     assert all(torch.allclose(a, b) for a, b in zip(together, apart, strict=True))
     assert (apart[0] - start[0]).norm() < 0.1 * (apart[1] - start[1]).norm()
@@ -231,7 +240,7 @@ def test_lamb_by_definition():
                 step = step + 0.02 * value
                 step = step * value.norm() / step.norm()
             values[i] = value - 0.1 * step
-        optimizer.backward_and_step(Losses(task={"task": weight.pow(4).sum() + bias.pow(4).sum()}))
+        make_step(optimizer, Losses(task={"task": weight.pow(4).sum() + bias.pow(4).sum()}))
     for parameter, value in zip((weight, bias), values, strict=True):
         assert torch.allclose(parameter, value, rtol=1e-9)
     assert config.line() == "LAMB, beta2 0.999, weight decay 0.02 of matrices only"

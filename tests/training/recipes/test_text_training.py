@@ -137,6 +137,7 @@ def test_decay_of_matrices_only_and_clipping():
     config = Optimizer(name="adamw", lr=0.1, weight_decay=0.5, decay_matrices_only=True, clip=1e-3)
     optimizer = optimizers.build(layer.parameters(), 0.1, config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    optimizer.backward_and_step(Losses(task={"task": 1e3 * layer(torch.ones(1, 2)).sum()}))
+    optimizer.backward(Losses(task={"task": 1e3 * layer(torch.ones(1, 2)).sum()}))
+    optimizer.update()
     norm = torch.cat([p.grad.flatten() for p in layer.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
