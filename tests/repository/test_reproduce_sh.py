@@ -158,6 +158,10 @@ def test_the_lock_of_the_tests_has_every_extra(tree: Tree):
     assert tree.run("table1", "--track", "tensorboard").stderr == ""
     every = pins(REPO / "requirements" / "dev.txt").keys()
     assert all(pins(path).keys() <= every for path in (REPO / "requirements").glob("*.txt"))
+    texts = [path.read_text() for path in (REPO / "tests").rglob("*.py")]
+    asked = {name for text in texts for name in re.findall(r'importorskip\(\s*"(\w+)', text)} - {"kd_methods", "pip"}
+    assert {"ray", "tensorboard", "onnxruntime"} <= asked
+    assert asked | {"accelerate", "lightning"} <= every
 
 
 def one_line_of_error(result: subprocess.CompletedProcess) -> str:
