@@ -17,7 +17,7 @@ from ..common.files import csv_text, write_text
 from ..common.network_names import network_title
 from ..common.weights import frozen
 from ..common.workspace import Workspace
-from ..config.protocol import Protocol
+from ..config.protocol import Protocol, protocol_names
 from ..report import write_layout
 from ..report.table_layout import Line, PrintedCell, Sentence, TableLayout
 from ..store.cell import TeacherRef
@@ -101,15 +101,16 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
 
 def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
     zoo = Zoo(workspace.checkpoints)
-    entry = zoo.entries.get(name) or zoo.installed(name, protocol.task)
-    if entry is not None and entry.task != protocol.task:
-        raise UserError(
-            f"teacher '{name}' is one for {entry.task}, protocol {protocol.name} has images of {protocol.task}; "
-            "name another with --protocol"
-        )
+    named = zoo.entries.get(name)
+    entry = named if named and named.task == protocol.task else zoo.installed(name, protocol.task)
     if entry is not None and zoo.path(entry).is_file():
         return zoo.ref(entry)
     if name not in networks.names():
+        if named and named.task != protocol.task:
+            raise UserError(
+                f"teacher '{name}' is one for {named.task}, protocol {protocol.name} has images of {protocol.task}; "
+                "name another with --protocol"
+            )
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
     protocol = protocol.for_teachers({})
     data = get_task(protocol.task).fingerprint(workspace.data_root, protocol)
@@ -117,7 +118,8 @@ def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
     if Store(workspace.output).run(cell).state != "done":
         raise UserError(
             f"no teacher '{name}' is installed, and none was trained under {protocol.name}; "
-            f"see: teachers add, teachers fetch, or teachers train {name} --protocol {protocol.name}"
+            f"see: teachers add, teachers fetch, or teachers train {name} --protocol "
+            f"{protocol.name if protocol.name in protocol_names() else 'FILE'}"
         )
     return TeacherRef(name, protocol.mean, protocol.std, cell=cell.key)
 

@@ -22,6 +22,8 @@ def shortest(deviations: Sequence[str]) -> tuple[str, ...]:
         length, earlier = _LENGTH.fullmatch(text), None if place is None else _LENGTH.fullmatch(out[place])
         if not length:
             out.append(text)
+        elif place is not None and earlier and (earlier["own"], earlier["usual"]) == (length["own"], length["usual"]):
+            out[place] = text
         elif place is None or earlier is None or earlier["own"] != length["usual"]:
             place = len(out)
             out.append(text)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -15,23 +14,11 @@ from kd_methods.strict import Strict
 from ..common.console import counted
 from ..common.files import complaint
 from ..common.places import TABLES
-from ..common.yaml_files import Misplaced, Shelf, load, where
+from ..common.yaml_files import Misplaced, Shelf, load, read_yaml, where
 from .deviations import shortest
-from .protocol_fields import OF_DETECTION, OF_IMAGES, OF_WHOLE_IMAGES, differing, extended
+from .protocol_fields import NOT_AS, OF_DETECTION, OF_IMAGES, OF_WHOLE_IMAGES, Changes, differing, extended
 from .recipe import LARGEST, LONGEST, Answers, BelowOne, ByEpoch, Crops, Detection, Means, Mixing, Optimizer, Rate, Stds
 from .schedules import SCHEDULES
-
-
-class Changes(TypedDict, total=False):
-    """What a run can change of its protocol; None leaves it as it is. See :meth:`Protocol.changed`."""
-
-    epochs: int | None
-    holdout: int | None
-    precision: str | None
-    accumulate: int | None
-    processes: int | None
-    sync_bn: bool | None
-    compile: bool | None
 
 
 class Protocol(Strict):
@@ -373,7 +360,9 @@ class Protocol(Strict):
             deviations.append(f"tested on {holdout} held-out training images, which are not trained on")
         if not update:
             return self
-        return self._with({**update, "deviations": shortest(deviations)}, f"protocol {self.name}")
+        changed = self._with({**update, "deviations": shortest(deviations)}, f"protocol {self.name}")
+        by_key = any(text.startswith(NOT_AS) for text in self.deviations)
+        return _beside_its_recipe(changed) if by_key else changed
 
 
 PROTOCOLS = Shelf("protocol", TABLES / "protocols", "**/*.yaml")
@@ -388,29 +377,28 @@ def load_protocol(name: str) -> Protocol:
     """A protocol by name, or by the path of a YAML file of one's own.
 
     Raises:
-        UserError: no such protocol, or its YAML is malformed (file and line are named).
+        UserError: no such protocol, its YAML is malformed, or a user's has a name of the suite's (file and line are
+            named).
     """
     protocol, path = load(Protocol, name, PROTOCOLS, extended)
     if protocol.teachers_from:
         teachers_from = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
         protocol = protocol.model_copy(update={"teachers_from": teachers_from})
-    return protocol if path in PROTOCOLS.files.values() else _of_the_user(protocol, path)
-
-
-def _of_the_user(protocol: Protocol, path: Path) -> Protocol:
-    """Under a name that none of the suite's has; where it takes over a recipe, with what differs as a deviation.
-
-    Raises:
-        UserError: the suite has a protocol of that name.
-    """
+    if path.resolve() in (file.resolve() for file in PROTOCOLS.files.values()):
+        return protocol
     if protocol.name in PROTOCOLS.files:
         place = where(path, "name")
         raise UserError(f"{place}: '{protocol.name}' is a protocol of the suite; give this one a name of its own")
-    if protocol.deviations or protocol.recipe not in PROTOCOLS.files:
-        return protocol
-    other = differing(load_protocol(protocol.recipe).model_dump(), protocol.model_dump())
-    deviations = (f"not as in {protocol.recipe}: {', '.join(other)}",) if other else ()
-    return protocol.model_copy(update={"deviations": deviations})
+    in_words = protocol.recipe not in PROTOCOLS.files or "deviations" in read_yaml(path)
+    return protocol if in_words else _beside_its_recipe(protocol)
+
+
+def _beside_its_recipe(protocol: Protocol) -> Protocol:
+    """A user's protocol that takes over a recipe of the suite, with what differs from it as a deviation, by key."""
+    theirs = load_protocol(protocol.recipe)
+    other = differing(theirs.model_dump(), protocol.model_dump())
+    by_key = (f"{NOT_AS} {protocol.recipe}: {', '.join(other)}",) if other else ()
+    return protocol.model_copy(update={"deviations": (*theirs.deviations, *by_key)})
 
 
 def steps_per_epoch(samples: int, protocol: Protocol) -> int:

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from ..common.yaml_files import merged
+
+
+class Changes(TypedDict, total=False):
+    """What a run can change of its protocol; None leaves it as it is. See ``Protocol.changed``."""
+
+    epochs: int | None
+    holdout: int | None
+    precision: str | None
+    accumulate: int | None
+    processes: int | None
+    sync_bn: bool | None
+    compile: bool | None
+
+
+NOT_AS = "not as in"
+"""So begins what a user's protocol does otherwise than the recipe that it takes over, by key."""
 
 WORDS = ("name", "version", "title", "source", "deviations", "recipe")
 """What tells of a protocol and changes nothing that is computed."""

@@ -108,8 +108,9 @@ class Optimizer(Strict):
         decay += f", gradients clipped at {self.clip:g}" if self.clip else ""
         decay += f", rate times {self.backbone:g} up to the last map" if self.backbone != 1 else ""
         if self.name in ADAPTIVE:
-            betas = f"betas {self.momentum:g} and {self.beta2:g}" if momentum else f"beta2 {self.beta2:g}"
-            return f"{ADAPTIVE[self.name]}, {betas}, {decay}"
+            usual = not momentum or self.momentum == type(self).model_fields["momentum"].default
+            beta1 = "" if usual else f", beta1 {self.momentum:g}"
+            return f"{ADAPTIVE[self.name]}{beta1}, beta2 {self.beta2:g}, {decay}"
         kind = {"sgd": "SGD", "dot": f"DOT, delta {self.delta:g}"}.get(self.name, self.name)
         kind += "".join(f", {key} {value:g}" for key, value in self.options.items())
         nesterov = " (Nesterov)" if self.nesterov else ""

@@ -57,7 +57,14 @@ def source_digest(name: str) -> str:
 
 
 def _files(name: str) -> list[Path]:
-    return text.files(pretrained_source(name))
+    source = pretrained_source(name)
+    return text.files(source) if Path(source).is_dir() else _of_hub(source)
+
+
+@functools.cache
+def _of_hub(source: str) -> list[Path]:
+    """Asked for once, since the hub is, even where the files are here."""
+    return text.files(source)
 
 
 @functools.cache

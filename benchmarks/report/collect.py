@@ -296,6 +296,8 @@ def _published(manifest: Manifest, method: str, column: PlannedColumn, usual_set
     reasons = []
     if line.protocol != recipe:
         reasons.append(f"published under {line.protocol}")
+    elif recipe not in protocol_names():
+        reasons.append(f"published under another {line.protocol}")
     elif other := _other_measure(line, recipe, column):
         reasons.append(other)
     elif manifest.deviations:

@@ -78,7 +78,7 @@ def make_cell(
         teacher=teacher,
         versions=versions,
         plugins={name: digest for name, digest in plugins.items() if name in uses}
-        | {f"network:{name}": networks.weights_digest(name) for name in used if networks.weights_digest(name)},
+        | {f"network:{name}": digest for name in used if (digest := networks.weights_digest(name))},
         init=distillation.init,
     )
 

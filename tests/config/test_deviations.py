@@ -22,6 +22,11 @@ def test_a_length_that_is_changed_twice_is_one_deviation() -> None:
     )
 
 
+def test_one_length_said_twice_is_one_deviation() -> None:
+    """As a table has it whose rows were run by two versions of the suite."""
+    assert shortest(["1 epoch instead of 50, milestones scaled", "1 epoch instead of 50"]) == ("1 epoch instead of 50",)
+
+
 def test_what_else_a_sentence_says_stays() -> None:
     assert shortest(["3 epochs instead of 10, at most 64 tokens", "10 epochs instead of 3"]) == ("at most 64 tokens",)
     assert shortest(["3 epochs instead of 10", "7 epochs instead of 9"]) == (

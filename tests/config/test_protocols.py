@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.config.protocol import Protocol, load_protocol, protocol_names, steps_per_epoch
+from benchmarks.config.protocol import PROTOCOLS, Protocol, load_protocol, protocol_names, steps_per_epoch
 from benchmarks.config.protocol_words import lines
 from benchmarks.config.schedules.onecycle import one_cycle
 from benchmarks.config.table_spec import table_folder_of
@@ -155,7 +155,7 @@ def test_settings_of_another_optimizer_are_errors() -> None:
             usual.with_optimizer(changes)
     with pytest.raises(UserError, match="one cycle moves the momentum"):
         load_protocol("digits-feature-only-demo").with_optimizer({"name": "dot", "delta": 0.05})
-    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, betas 0.9 and 0.999, weight decay 0.0005"
+    assert usual.with_optimizer({"name": "adamw"}).optimizer.line() == "AdamW, beta2 0.999, weight decay 0.0005"
 
 
 def test_what_does_not_fit_together_is_said() -> None:
@@ -380,6 +380,27 @@ def test_what_takes_over_a_recipe_says_what_differs_from_it(tmp_path: Path) -> N
     in_words = _mine(tmp_path, f"{begin}optimizer: {{lr: 0.1}}\ndeviations: [twice the rate]\n")
     assert in_words.deviations == ("twice the rate",)
     assert _mine(tmp_path, "extends: cifar100-crd240\nname: mine\noptimizer: {lr: 0.1}\n").deviations == ()
+    whole = _mine(tmp_path, "extends: cifar100-short\nname: mine\nepochs: 240\n")
+    assert (whole.recipe, whole.deviations) == ("cifar100-crd240", ()), "what the short one says is not said of it"
+    faster = "extends: tiny-imagenet-letkd\nname: mine\nrecipe: tiny-imagenet-letkd\noptimizer: {lr: 0.5}\n"
+    assert _mine(tmp_path, faster).deviations == (
+        *load_protocol("tiny-imagenet-letkd").deviations,
+        "not as in tiny-imagenet-letkd: optimizer.lr",
+    )
+
+
+def test_what_differs_from_a_recipe_is_said_of_the_run_as_it_is(tmp_path: Path) -> None:
+    begin = "extends: cifar100-crd240\nname: mine\nrecipe: cifar100-crd240\n"
+    mine = _mine(tmp_path, f"{begin}epochs: 10\nrecipe_epochs: 240\nprecision: bf16\n")
+    assert mine.deviations == ("not as in cifar100-crd240: epochs, precision",)
+    assert mine.changed(epochs=240).deviations == ("not as in cifar100-crd240: precision",)
+    assert mine.changed(epochs=240, precision="fp32").deviations == ()
+
+
+def test_a_shipped_file_is_the_suite_s_by_any_path_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = PROTOCOLS.files["digits-demo"]
+    monkeypatch.chdir(file.parents[1])
+    assert load_protocol(f"demo/../demo/{file.name}") == load_protocol("digits-demo")
 
 
 def test_a_protocol_of_the_user_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -397,7 +418,7 @@ def test_a_protocol_of_the_user_has_a_name_of_its_own(tmp_path: Path) -> None:
         ("teacher_answers: {missing: 0.125}", "teacher_answers: {missing: 0.12}", "for 12.5% of the images"),
         ("warmup: 0.0134", "warmup: 0.01", "over 1.34% of the steps"),
         ("schedule: cosine\nwarmup: 0.05", "schedule: cosine", "cosine decay after a warm-up over 5% of the steps"),
-        ("optimizer: {name: adamw, momentum: 0.5}", "optimizer: {name: adamw}", "AdamW, betas 0.5 and 0.999"),
+        ("optimizer: {name: adamw, momentum: 0.5}", "optimizer: {name: adamw}", "AdamW, beta1 0.5, beta2 0.999"),
     ],
 )
 def test_a_caption_tells_two_recipes_apart(one: str, other: str, said: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from helpers.manifests import PAIR, edited, finish, paper
 
 from benchmarks.cli.main import cli
 from benchmarks.report import verdicts as judging
@@ -18,7 +19,6 @@ from benchmarks.report.seed_statistics import summarise
 from benchmarks.report.verdicts import RULE, as_csv, frame, judged, of_table, text
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store
-from tests.helpers.manifests import PAIR, edited, finish, paper
 
 TABLE_FOLDER = "table1-paper"
 
@@ -110,6 +110,10 @@ def test_a_recipe_of_a_user_s_own_is_no_mistake(tmp_path: Path) -> None:
     shown = paper(recipe="simkd-toolbox")
     (value,) = collect(shown, Store(tmp_path)).rows[0].entries.values()
     assert value.published and not value.published.comparable
+    theirs = shown.rows[1].model_copy(update={"key": "skd", "method": "skd"})
+    repeated = paper(recipe="streamlined").model_copy(update={"rows": (theirs,), "row_order": ("skd",), "cells": ()})
+    (value,) = collect(repeated, Store(tmp_path)).rows[0].entries.values()
+    assert value.published and value.published.reason.startswith("published under another streamlined")
 
 
 def test_a_teacher_is_compared_under_the_recipe_of_teachers(tmp_path: Path) -> None:

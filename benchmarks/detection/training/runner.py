@@ -72,6 +72,8 @@ def build(job: DetectionJob, classes: int) -> tuple[detectors.Detector, detector
     student = detectors.build(cell.student, classes, pretrained)
     try:
         begin(cell, student, teacher)
+    except Changed:
+        raise
     except UserError as error:
         raise Refused(str(error)) from None
     return student, teacher and teacher.requires_grad_(False).eval()

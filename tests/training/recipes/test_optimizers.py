@@ -243,7 +243,7 @@ def test_lamb_by_definition():
         make_step(optimizer, Losses(task={"task": weight.pow(4).sum() + bias.pow(4).sum()}))
     for parameter, value in zip((weight, bias), values, strict=True):
         assert torch.allclose(parameter, value, rtol=1e-9)
-    assert config.line() == "LAMB, betas 0.9 and 0.999, weight decay 0.02 of matrices only"
+    assert config.line() == "LAMB, beta2 0.999, weight decay 0.02 of matrices only"
     optimizer.restart()
     assert all("step" not in group for group in optimizer.param_groups), "a first phase's steps are not counted"
 
