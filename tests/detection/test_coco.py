@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.config.protocol import load_protocol
 from benchmarks.detection.tasks.coco import DetectionFiles, DetectionTask
 from benchmarks.tasks import get_task
 from kd_methods.errors import UserError
@@ -124,6 +125,28 @@ def test_crowd_and_area_are_filled_in(shapes: Path, tmp_path: Path):
             del thing["iscrowd"], thing["area"], thing["id"]
 
     assert equal(TASK.files(copied(shapes, tmp_path, change)), TASK.files(shapes.parent))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda thing: {"bbox": [1 + thing["bbox"][0], *thing["bbox"][1:]]},
+        lambda thing: {"category_id": thing["category_id"] % 3 + 1},
+        lambda thing: {"iscrowd": 1 - thing["iscrowd"]},
+    ],
+    ids=["box", "category", "crowd"],
+)
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_another_object_on_the_same_images_is_other_data(shapes: Path, tmp_path: Path, split: str, change: Any):
+    """Else cells of both would have the same key."""
+    one, same, other = (copied(shapes, tmp_path / name, lambda content: None) for name in ("one", "same", "other"))
+    file = other / "kd-shapes" / "annotations" / f"instances_{split}.json"
+    content = json.loads(file.read_text())
+    content["annotations"][-1].update(change(content["annotations"][-1]))
+    file.write_text(json.dumps(content))
+    protocol = load_protocol("shapes-demo")
+    digests = [TASK.fingerprint(root, protocol) for root in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def drop(kind: str, key: str) -> Callable[[dict[str, Any]], object]:

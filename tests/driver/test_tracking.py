@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +17,19 @@ import torch
 from helpers.watchers import ForwardingWatcher
 
 from benchmarks.cli import options
+from benchmarks.common import plugins
 from benchmarks.common.events import CellEnded, EpochEnded, EpochRecord, Event, Said, Stepped, Watcher
 from benchmarks.config.protocol import load_protocol
-from benchmarks.driver.trackers import Tracker, scalars, settings, tensorboard
+from benchmarks.driver.trackers import TRACKERS, Tracker, scalars, settings, tensorboard
 from benchmarks.driver.trackers.tensorboard import TensorBoard
 from benchmarks.driver.tracking import Tracking
 from benchmarks.store.cell import Cell
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
 
+PAGE = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text(encoding="utf-8")
+PLUGINS = dict(re.findall(r"```python\n# (\w+)_tracker\.py\n(.*?)```", PAGE, re.S))
+"""The page's own trackers by the library that they write to."""
 PROTOCOL = load_protocol("digits-demo")
 CELL = Cell("digits", "data", PROTOCOL.identity(), 0.1, "resnet8", "kd", 1, {"temperature": 4.0, "layers": [1, 2]}, 0)
 
@@ -111,10 +118,9 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, cal
 def test_a_tracker_that_hangs_is_said_once_and_stops_nothing(
     tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.driver.tracking.PATIENCE", 1)
     calls: list[Any] = []
     lines: list[str] = []
-    gate = threading.Event()
+    gate, usual = threading.Event(), Tracking._call
 
     class Hanging(made([])):  # type: ignore[misc]
         name = "hanging"
@@ -123,13 +129,21 @@ def test_a_tracker_that_hangs_is_said_once_and_stops_nothing(
             if now[0] == call:
                 gate.wait()
 
+    def impatient(self: Tracking, kind: type[Tracker], *rest: Any) -> Any:
+        """With this one alone: the other has all its time, however busy the machine is."""
+        with monkeypatch.context() as patch:
+            if kind is Hanging:
+                patch.setattr("benchmarks.driver.tracking.PATIENCE", 0.2)
+            return usual(self, kind, *rest)
+
+    monkeypatch.setattr(Tracking, "_call", impatient)
     cells, said = [replace(CELL, seed=seed) for seed in range(2)], ForwardingWatcher(say=lines.append)
     with tracking(tmp_path, Hanging, made(calls), watcher=said, cells=cells) as watcher:
         for cell in cells:
             for event in (step(cell), epoch_ended(1, cell), done(cell)):
                 watcher(event)
     gate.set()
-    assert lines == ["tracker hanging is not back after 1 s; training goes on without it"]
+    assert lines == ["tracker hanging is not back after 120 s; training goes on without it"]
     assert [name for name, *_ in calls] == ["begin", "epoch", "end"] * 2
 
 
@@ -208,3 +222,77 @@ def test_what_tensorboard_wrote_is_read_back(tmp_path: Path) -> None:
     assert start["method/settings/temperature"].number_value == 4.0 and start["state"].string_value == "done"
     assert json.loads(start["method/settings/layers"].string_value) == [1, 2]
     assert [event.value for event in read.Scalars("last/top1")] == [52.0]
+
+
+def follow(library: str, stand_in: SimpleNamespace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """A cell that is done and one that fails, tracked by the page's plugin with a stand-in for the library."""
+    monkeypatch.setitem(sys.modules, library, stand_in)  # type: ignore[arg-type]
+    monkeypatch.setattr(TRACKERS, "_registered", {})
+    (folder / f"{library}_tracker.py").write_text(PLUGINS[library])
+    assert plugins.load([folder / f"{library}_tracker.py"]).keys() == {f"tracker:{library}"}
+    cells, lines = [replace(CELL, seed=seed) for seed in range(2)], list[str]()
+    kinds, watcher = options.tracker_classes([library]), ForwardingWatcher(say=lines.append)
+    with tracking(folder, *kinds, watcher=watcher, cells=cells) as watch:
+        for cell, state in zip(cells, ("done", "failed"), strict=True):
+            for event in (step(cell), epoch_ended(0, cell), epoch_ended(1, cell)):
+                watch(event)
+            watch(CellEnded(cell.key, cell.label, state))
+    assert not lines
+    return cells
+
+
+SETTINGS = ("student", "method/name", "method/settings/temperature", "seed")
+NUMBERS = [
+    {"lr": 0.1, "losses/task": 1 / 9, "losses/kd": 0.5, "seconds": 2},
+    {"lr": 0.1, "losses/task": 0.1, "losses/kd": 0.5, "seconds": 2, "metrics/top1": 51.0},
+]
+"""Some of a cell's settings, and the numbers of both epochs."""
+
+
+def test_the_page_s_plugin_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[SimpleNamespace] = []
+
+    def init(*, project: str, name: str, id: str, config: dict[str, Any], dir: Path, resume: str, reinit: str) -> Any:
+        assert (resume, reinit, dir.is_dir()) == ("allow", "create_new", True)
+        run, logged, codes = SimpleNamespace(name=name, id=id, config=config), list[Any](), list[int]()
+        run.logged, run.log, run.codes = logged, lambda data: logged.append(data), codes
+        run.finish = lambda *, exit_code: codes.append(exit_code)
+        runs.append(run)
+        return run
+
+    cells = follow("wandb", SimpleNamespace(init=init), tmp_path, monkeypatch)
+    assert [(run.name, run.codes) for run in runs] == [(cells[0].label, [0]), (cells[1].label, [1])]
+    assert len({run.id for run in runs}) == 2
+    for seed, run in enumerate(runs):
+        assert [run.config[name] for name in SETTINGS] == ["resnet8", "kd", 4.0, seed]
+        assert run.logged == [{**numbers, "epoch": epoch} for epoch, numbers in enumerate(NUMBERS)]
+
+
+def test_the_page_s_plugin_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[SimpleNamespace] = []
+
+    class MlflowClient:
+        def create_run(self, experiment_id: str, *, run_name: str, tags: dict[str, str]) -> Any:
+            run = SimpleNamespace(name=run_name, tags=tags, parameters={}, metrics=[{}, {}], ends=[])
+            runs.append(run)
+            return SimpleNamespace(info=SimpleNamespace(run_id=f"run {len(runs) - 1}"))
+
+        def log_param(self, run_id: str, key: str, value: Any) -> None:
+            self._run(run_id, key).parameters[key] = value
+
+        def log_metric(self, run_id: str, key: str, value: float, *, step: int) -> None:
+            self._run(run_id, key).metrics[step][key] = value
+
+        def set_terminated(self, run_id: str, status: str) -> None:
+            self._run(run_id).ends.append(status)
+
+        def _run(self, run_id: str, key: str = "name") -> SimpleNamespace:
+            assert re.fullmatch(r"[\w./ :-]+", key), "a name that MLflow refuses"
+            return runs[int(run_id.removeprefix("run "))]
+
+    cells = follow("mlflow", SimpleNamespace(MlflowClient=MlflowClient), tmp_path, monkeypatch)
+    assert [(run.name, run.tags) for run in runs] == [(cell.label, {"cell": cell.key}) for cell in cells]
+    assert [run.ends for run in runs] == [["FINISHED"], ["FAILED"]]
+    for seed, run in enumerate(runs):
+        assert [run.parameters[name] for name in SETTINGS] == ["resnet8", "kd", 4.0, seed]
+        assert run.metrics == NUMBERS

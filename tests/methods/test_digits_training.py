@@ -5,7 +5,9 @@ On the digits; methods for texts on sentences of a small grammar.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from benchmarks.config.published import pair_settings
 from benchmarks.driver.engines import local
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.make_cell import Distillation, make_cell, student_cell
-from benchmarks.store.runs import Run, Store
+from benchmarks.store.runs import Run
 from benchmarks.tasks import get_task
 from benchmarks.training.loop import protocol_progress
 from kd_methods import registry
@@ -50,37 +52,47 @@ def setting_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Run]]:
-    """Runs of a method on one pair; all that was asked for is trained at once, sharing the teacher's pass."""
-    asked = {item.callspec.params["name"] for item in request.session.items if item.module is request.module}
-    folder = tmp_path_factory.mktemp("digits")
-    cpu, store = torch.device("cpu"), Store(folder)
-    cells: dict[tuple[str, str], list[Cell]] = {}
-    for setting in sorted(set(map(setting_of, asked))):
-        known, network, student = SETTINGS[setting]
-        protocol = load_protocol(known)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all processes of pytest, so that what one of them trains is not trained again by another."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if hasattr(request.config, "workerinput") else base) / "digits"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Callable[..., list[Run]]:
+    """Runs of a method, in the setting of another one where that is said, which are trained by whoever asks first."""
+
+    @functools.cache
+    def opened(setting: str) -> tuple[local.Context, Cell]:
+        """With the teacher."""
+        known, network, _ = SETTINGS[setting]
+        protocol, cpu = load_protocol(known), torch.device("cpu")
         data = get_task(protocol.task).open(folder, protocol, cpu)
         context = local.Context(Workspace(cpu, output=folder), protocol, data, lambda ref: folder, ForwardingWatcher())
         teacher = student_cell(network, protocol, get_task(protocol.task).fingerprint(folder, protocol), {})
         local.run([teacher], context)
-        ref = TeacherRef(network, protocol.mean, protocol.std, cell=teacher.key)
-        for name in ["student", *(name for name in NAMES if name in asked and setting_of(name) == setting)]:
-            values = dict(pair_settings(name, f"{network}-{student}", protocol.recipe))
-            fields = registry.get(name).Settings.model_fields
-            if "schedule" in fields:
-                values["schedule"] = "constant"  # a weight that falls would hide whether the term does
-            if "intermediate_lr" in fields:
-                values["intermediate_lr"] = protocol.optimizer.lr  # nothing was pre-trained
-            if "epochs" in fields:
-                values["epochs"] = 60.0  # a first phase of two epochs, so that its terms can be seen to fall
-            taught = ref if registry.get(name).needs_teacher else None
-            cells[setting, name] = [
-                make_cell(protocol, teacher.data, student, Distillation(name, taught, values), seed) for seed in SEEDS
-            ]
-        local.run([cell for (where, _), group in cells.items() if where == setting for cell in group], context)
+        return context, teacher
 
+    @functools.cache
     def of(name: str, like: str = "") -> list[Run]:
-        return [store.run(cell) for cell in cells[setting_of(like or name), name]]
+        setting = setting_of(like or name)
+        (_, network, student), (context, teacher) = SETTINGS[setting], opened(setting)
+        protocol = context.protocol
+        values = dict(pair_settings(name, f"{network}-{student}", protocol.recipe))
+        fields = registry.get(name).Settings.model_fields
+        if "schedule" in fields:
+            values["schedule"] = "constant"  # a weight that falls would hide whether the term does
+        if "intermediate_lr" in fields:
+            values["intermediate_lr"] = protocol.optimizer.lr  # nothing was pre-trained
+        if "epochs" in fields:
+            values["epochs"] = 60.0  # a first phase of two epochs, so that its terms can be seen to fall
+        ref = TeacherRef(network, protocol.mean, protocol.std, cell=teacher.key)
+        taught = Distillation(name, ref if registry.get(name).needs_teacher else None, values)
+        cells = [make_cell(protocol, teacher.data, student, taught, seed) for seed in SEEDS]
+        local.run(cells, context)
+        return [context.store.run(cell) for cell in cells]
 
     return of
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import multiprocessing
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,23 +230,54 @@ def test_progress_is_a_share_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(kd(*data(), progress=Progress(10, 100)).distill["dkd"], full / 2)
 
 
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+IN_PARALLEL = ("reviewkd", "simkd")
 
 
-@pytest.mark.parametrize("name", ["reviewkd", "simkd"])
-@pytest.mark.usefixtures("one_process")
-def test_several_processes_train_it(name: str) -> None:
-    kd, alone = distiller(name), distiller(name)
-    parallel = DistributedDataParallel(kd, find_unused_parameters=name == "simkd")
-    for module in (parallel, alone):
-        module(*data(), progress=0.5).total().backward()
-    for (key, a), b in zip(kd.named_parameters(), alone.parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None), key
-        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-6), key
+def gradients(name: str, wrap: Callable[[Distiller], nn.Module], *halves: int) -> dict[str, Tensor]:
+    """Summed over some halves of a batch; networks and method are the same in every process."""
+    torch.manual_seed(0)
+    student, teacher = (make() for make in SMALL)
+    kd = Distiller(name, student, teacher, num_classes=CLASSES, input_shape=(3, 32, 32))
+    called = wrap(kd)
+    for half in halves:
+        images, labels = (tensor[half::2] for tensor in data())
+        called(images, labels, progress=0.5).total().backward()
+    return {key: parameter.grad for key, parameter in kd.named_parameters() if parameter.grad is not None}
+
+
+def train_in_parallel(rank: int, folder: Path) -> None:
+    """In one of two processes, each with a half of the batch; what comes of it is saved in the folder."""
+    torch.set_num_threads(1)
+    minute, place = timedelta(minutes=1), f"file://{folder}/group"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=minute)
+    try:
+        averaged = {name: gradients(name, DistributedDataParallel, rank) for name in IN_PARALLEL}
+        torch.save(averaged, folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def in_parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """The gradients of both processes, of which this is the first."""
+    folder = tmp_path_factory.mktemp("parallel")
+    second = multiprocessing.get_context("spawn").Process(target=train_in_parallel, args=(1, folder), daemon=True)
+    second.start()
+    train_in_parallel(0, folder)
+    second.join()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", IN_PARALLEL)
+def test_several_processes_train_it(name: str, in_parallel: list[dict[str, dict[str, Tensor]]]) -> None:
+    """With the mean of what a process alone has on each half of the batch."""
+    total, half = gradients(name, lambda kd: kd, 0, 1), gradients(name, lambda kd: kd, 0)
+    for process in in_parallel:
+        assert process[name].keys() == total.keys()
+        for key, averaged in process[name].items():
+            assert torch.allclose(averaged, total[key] / 2, atol=1e-6), key
+    alike = [key for key in total if torch.allclose(half[key], total[key] / 2, atol=1e-6)]
+    assert len(alike) < len(total) / 4, "the halves have other gradients"
 
 
 class Mapped(Dataset[dict[str, Any]]):
@@ -272,8 +305,16 @@ def test_an_example_of_the_page(title: str, code: str, tmp_path: Path, monkeypat
         if importlib.util.find_spec(package.split(".")[0]) is None or importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     student, teacher = (make(classes=10) for make in SMALL)
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    begun: list[dict[str, Tensor]] = []
+    make_distiller = Distiller.__init__
+
+    def noting(self: Distiller, name: str, student: nn.Module, *rest: Any, **given: Any) -> None:
+        begun.append({key: parameter.detach().clone() for key, parameter in student.named_parameters()})
+        make_distiller(self, name, student, *rest, **given)
+
+    monkeypatch.setattr(Distiller, "__init__", noting)
     names: dict[str, Any] = {
         "student": student,
         "teacher": teacher,
@@ -282,8 +323,13 @@ def test_an_example_of_the_page(title: str, code: str, tmp_path: Path, monkeypat
         "epochs": 1,
     }
     exec(compile(code, title, "exec"), names)
-    if names["student"] is student:
-        assert any(not torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    (before,) = begun
+    trained = dict(names["student"].named_parameters())
+    assert trained.keys() == before.keys()
+    if title == "A network that cannot be traced":  # one batch, and no step
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained.values())
+    else:
+        assert not [name for name, parameter in trained.items() if torch.equal(before[name], parameter)]
 
 
 def test_the_page_has_every_loop() -> None:

@@ -24,7 +24,7 @@ from benchmarks.training.failures import Interrupted
 from kd_methods.errors import DiskError
 
 
-@pytest.mark.parametrize("save_seconds", [0.0, 600.0])
+@pytest.mark.parametrize("save_seconds", [0.0, pytest.param(600.0, marks=pytest.mark.slow)])
 def test_killed_anywhere_and_resumed(bench: TrainingBench, alone: Callable[[Cell], Result], save_seconds: float):
     """SIGKILL at random moments, also in the middle of writing; a run of the same command goes on each time."""
     cells = bench.cells(FEW)

@@ -11,9 +11,14 @@ import pytest
 import torch
 from helpers.watchers import kind
 
+from benchmarks.common import devices
 from benchmarks.common.events import CellEnded, Event, LeftOut, Said
 from benchmarks.common.process.children import Ended
+from benchmarks.common.process.together import Answer
+from benchmarks.common.workspace import Workspace
 from benchmarks.config.protocol import load_protocol
+from benchmarks.driver.engines import replicas
+from benchmarks.driver.engines.context import Context
 from benchmarks.driver.execution import scheduling
 from benchmarks.driver.execution.crew import Crew
 from benchmarks.driver.execution.jobs import Finished, Job, Shard, divided
@@ -219,6 +224,52 @@ def test_the_places_of_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Crew(None, per_gpu=2).places(gpus, most=99) == [first, second] * 2
     assert Crew(3).places(gpus, most=99) == [first, second, first]
     assert Crew(None, per_gpu=2).places(second, most=99) == [second] * 2, "the one that was asked for"
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "taken"),
+    [
+        (4, 1, [[0], [1], [2], [3]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (4, 4, [[0, 1, 2, 3]]),
+        (5, 2, [[0, 1], [2, 3]]),  # the last one is alone
+        (8, 3, [[0, 1, 2], [3, 4, 5]]),
+    ],
+)
+def test_each_process_of_each_job_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, count: int, processes: int, taken: list[list[int]]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    places = Crew(None).places(torch.device("cuda"), most=99, processes=processes)
+    assert [[gpu.index for gpu in devices.of_processes(place, processes)] for place in places] == taken
+    shared = Crew(None, per_gpu=2).places(torch.device("cuda"), most=99, processes=processes)
+    assert shared == places * 2
+
+
+def test_processes_on_the_cpu_are_counted_among_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.common.machine.cores", lambda: 8)
+    monkeypatch.setattr("benchmarks.common.machine.main_memory", lambda: 99 * 2**30)
+    cpu = torch.device("cpu")
+    assert Crew(None).places(cpu, most=99, processes=3) == [cpu] * 2
+    assert devices.of_processes(cpu, 3) == [cpu] * 3
+
+
+def test_the_processes_of_a_cell_start_on_the_gpus_from_its_place_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[replicas.Share] = []
+
+    def together(work: Any, shares: list[replicas.Share], *_: Any) -> Answer:
+        started.extend(shares)
+        return Answer(None)
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(replicas, "preload", lambda name: None)
+    monkeypatch.setattr(replicas, "together", together)
+    place = Workspace(torch.device("cuda", 2), tmp_path, output=tmp_path)
+    protocol = PROTOCOL.changed(processes=2)
+    replicas.run([cell("student")], Context(place, protocol, None, lambda ref: tmp_path, RecordingWatcher()))  # type: ignore[arg-type]
+    assert [(share.rank, str(share.workspace.device)) for share in started] == [(0, "cuda:2"), (1, "cuda:3")]
 
 
 def test_shards_are_the_plan_each_with_the_teachers_it_needs() -> None:

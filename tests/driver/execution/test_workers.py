@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from helpers.command_line import Call
 from helpers.user_folder import UserFolder, children, until
+
+from benchmarks.driver.engines import local
+from benchmarks.training.failures import Interrupted
 
 CHOSEN = ("--pairs", "resnet14-resnet8", "--seeds", "0,1", "--no-cost")
 
@@ -59,6 +66,50 @@ def test_a_stop_while_workers_are_being_prepared_leaves_their_server_alive(tmp_p
         capture_output=True, text=True, timeout=120, start_new_session=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "there\n", "")
+
+
+def threads(bench: UserFolder) -> list[int]:
+    """Those that each run was computed with."""
+    files = (bench.output / "runs").glob("*/environment.json")
+    return [computed["arithmetic"]["threads"] for file in files for computed in json.loads(file.read_text())]
+
+
+SMALL = ("--pairs", "resnet14-resnet8", "--methods", "student", "--no-cost")
+"""A group of one cell, without a teacher, for each seed."""
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [((), 1), pytest.param(("--threads", "2"), 2, marks=pytest.mark.slow)], ids=["usual", "two"]
+)
+def test_two_workers_end_in_the_bits_of_one_process_with_as_many_threads(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, said: tuple[str, ...], count: int
+) -> None:
+    """On a CPU one, however many cores there are, where neither an option nor a variable says more."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    one, two = UserFolder(tmp_path / "one"), UserFolder(tmp_path / "two")
+    for bench, workers in ((two, "2"), (one, "1")):
+        torch.set_num_threads(3 - count)
+        asked = (*bench.places, "--workers", workers, "--seeds", "0,1", *SMALL, *said)
+        code, _, err = call(bench.table, "--preset", "demo", *asked)
+        assert code == 0 and ("2 workers on cpu" in err) == (workers == "2"), err
+        assert threads(bench) == [count] * 2
+    assert students(one) == students(two) and len(students(two)) == 2
+
+
+@pytest.mark.parametrize("option", [True, False], ids=["option", "variable"])
+def test_there_are_as_many_threads_as_are_asked_for(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, option: bool
+) -> None:
+    """Stopped before the first step: threads that wait for each other crawl on a busy machine."""
+
+    def stopped(*_: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(local, "train", stopped)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3" if option else "2")
+    bench, said = UserFolder(tmp_path), ("--threads", "2") if option else ()
+    code, _, err = call(bench.table, "--preset", "demo", *bench.places, "--seeds", "0", *SMALL, *said)
+    assert code == 130 and threads(bench) == [2], err
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from helpers.training_bench import (
     EPOCHS,
     FEW,
     STEPS,
+    TEACHER,
     Case,
     Result,
     TrainingBench,
@@ -30,7 +31,7 @@ from benchmarks.networks import NetworkView
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.student_run import StudentRun
-from kd_methods.contract import Batch
+from kd_methods.contract import Batch, Outputs
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,22 @@ def test_students_of_one_seed_start_alike_and_see_the_same_batches(
     assert all(identical(starts[0], start) for start in starts)
     first, *others = seen.values()
     assert len(first) == EPOCHS * STEPS and all(identical(first, other) for other in others)
+
+
+def test_methods_of_one_group_share_the_teacher_s_forward_pass(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch):
+    """One for each batch, though each of them reads something else of the teacher."""
+    passes, teacher, forward = list[int](), type(bench.data.build(TEACHER).module), NetworkView.forward
+
+    def counted(self: NetworkView, x: Tensor, *rest: Any, **named: Any) -> Outputs:
+        if type(self.module) is teacher:
+            passes.append(len(x))
+        return forward(self, x, *rest, **named)
+
+    monkeypatch.setattr(NetworkView, "forward", counted)
+    cells = bench.cells([("kd", {}), ("fitnet", {}), ("at", {})])
+    bench.run(cells)
+    assert bench.steps() == {cell.label: EPOCHS * STEPS for cell in cells}
+    assert passes == [64, 64, 64, 8] * EPOCHS
 
 
 def test_block_kd_without_stones_is_kd_to_the_bit(alone: Callable[[Cell], Result], bench: TrainingBench):

@@ -43,6 +43,9 @@ BEFORE = ("init", "adapt", "prepare", "phases", "deployed")
 """Moments in which a method's code runs before training."""
 
 MOMENTS = (*BEFORE, "losses", "auxiliary_logits", "remarks")
+WHOLE = ("init", "losses")
+"""Moments at which every way is tried by default. They differ in what is lent: outside of steps what a method holds all
+the time, in a step the batch as well, and there a change of the former shows only at the end of the epoch."""
 COMPANIONS: list[Case] = [("kd", {}), ("block_kd", {"sample_stones": 1})]
 """The second one runs the teacher itself and draws random numbers."""
 
@@ -90,6 +93,12 @@ BATCH: dict[str, tuple[Callable[[Any], Any], str]] = {
     "stages by .data": (lambda at: at.outputs.stages[-1].data.zero_(), "the teacher's output '"),
     "stages by a view": (lambda at: at.outputs.stages[-1].transpose(1, 2)[0].zero_(), "the teacher's output '"),
 }
+
+
+USUAL = {".data", "threads", *TEACHER_PASS}
+"""Ways that are tried by default at every moment: of what is lent and of the settings of the process one each, and what
+is lent for preparing alone. All ways are looked for by the same lines of ``isolation.apart``: what can go wrong at the
+other moments (building, evaluation, the end) is that a method's code runs outside of it."""
 
 
 def no_hook(*_: Any) -> None: ...
@@ -224,17 +233,18 @@ def data() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[str], TrainingBench]:
-    """Groups in which every way is tried at one moment, between companions; each is trained once."""
-    benches: dict[str, TrainingBench] = {}
+def tried(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Callable[[str, bool], TrainingBench]:
+    """Groups in which the usual ways, or the others, are tried at one moment, between companions; trained once."""
+    benches: dict[tuple[str, bool], TrainingBench] = {}
 
-    def of(moment: str) -> TrainingBench:
-        if moment not in benches:
-            bench = benches[moment] = TrainingBench(tmp_path_factory.mktemp(moment), data)
-            culprits: list[Case] = [("test_culprit", {"way": way, "moment": moment}) for way in ways(moment)]
+    def of(moment: str, usually: bool) -> TrainingBench:
+        if (moment, usually) not in benches:
+            bench = benches[moment, usually] = TrainingBench(tmp_path_factory.mktemp(moment), data)
+            chosen = [way for way in ways(moment) if usual(moment, way) == usually]
+            culprits: list[Case] = [("test_culprit", {"way": way, "moment": moment}) for way in chosen]
             bench.cases = [COMPANIONS[0], *culprits, *COMPANIONS[1:], ("test_chance", {})]
             bench.run(bench.cells(bench.cases))
-        return benches[moment]
+        return benches[moment, usually]
 
     return of
 
@@ -248,11 +258,22 @@ def ways(moment: str) -> dict[str, str]:
     return {way: text for way, (_, text) in tried.items()}
 
 
-@pytest.mark.parametrize(("moment", "way"), [(moment, way) for moment in MOMENTS for way in ways(moment)])
+def usual(moment: str, way: str) -> bool:
+    return moment in WHOLE or way in USUAL
+
+
+@pytest.mark.parametrize(
+    ("moment", "way"),
+    [
+        pytest.param(moment, way, marks=() if usual(moment, way) else pytest.mark.slow)
+        for moment in MOMENTS
+        for way in ways(moment)
+    ],
+)
 def test_the_culprit_is_named_and_the_others_end_as_alone(
-    tried: Callable[[str], TrainingBench], alone: Callable[[Any], Result], moment: str, way: str
+    tried: Callable[[str, bool], TrainingBench], alone: Callable[[Any], Result], moment: str, way: str
 ):
-    bench = tried(moment)
+    bench = tried(moment, usual(moment, way))
     (culprit,) = bench.cells([("test_culprit", {"way": way, "moment": moment})])
     status = bench.store.run(culprit).status
     assert status["state"] == "failed" and "\n" not in status["message"]
