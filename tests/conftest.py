@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import Call
+from helpers.real_data import RealData, below
 
 # A pytest that a test starts is a run of its own, though the one it is in may be a worker of another.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
@@ -64,9 +65,6 @@ def golden_inputs() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder with the real data sets: KDBENCH_DATA, or ../shared/data beside the repository."""
-    for candidate in (os.environ.get("KDBENCH_DATA"), Path(__file__).parents[2] / "shared" / "data"):
-        if candidate and Path(candidate).is_dir():
-            return Path(candidate)
-    pytest.skip("no real data: set KDBENCH_DATA to a folder with cifar100/ and checkpoints/")
+def real_data() -> RealData:
+    """What a test needs of the real data sets, in KDBENCH_DATA, by default in ../shared/data beside the repository."""
+    return below(Path(os.environ.get("KDBENCH_DATA") or Path(__file__).parents[2] / "shared" / "data"))

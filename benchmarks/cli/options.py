@@ -164,7 +164,11 @@ def page(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from ..report import Page
 
-        return command(page=Page(published, highlight, costs, style, ci, rank, figures), **arguments)
+        shown = Page(
+            published=published, highlight=highlight, costs=costs, style=style, intervals=ci, average_rank=rank,
+            figures=figures,
+        )  # fmt: skip
+        return command(page=shown, **arguments)
 
     return with_page
 

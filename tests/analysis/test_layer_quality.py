@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.real_data import CIFAR100, RealData
 from torch import Tensor
 
 import kd_methods
 from benchmarks.cli.main import cli
 from benchmarks.common.weights import frozen
 from benchmarks.config.protocol import load_protocol
+from benchmarks.networks import build_network
 from benchmarks.tasks import get_task
 from benchmarks.tasks.images import ImageData
 from benchmarks.training.teacher_pass import StoredTeacherPass
@@ -129,10 +132,12 @@ def test_quality_of_a_network_does_not_depend_on_how_memory_splits_it(
 
 @pytest.mark.real_data
 @pytest.mark.slow
-def test_pairs_of_an_image_with_itself_change_the_layers_of_a_real_teacher(real_data: Path, tmp_path: Path):
+def test_pairs_of_an_image_with_itself_change_the_layers_of_a_real_teacher(real_data: RealData, tmp_path: Path):
     """Few images of a class make them weigh: the chosen layers of a trained resnet56 are others without them."""
-    cifar = get_task("cifar100").open(real_data, load_protocol("cifar100-feature-only"), torch.device("cpu"))
-    network = frozen(cifar.build("resnet56"), real_data / "checkpoints" / "cifar100_resnet56.pth")  # type: ignore[type-var]
+    checkpoint = "checkpoints/cifar100_resnet56.pth"
+    root = real_data(CIFAR100, checkpoint)
+    cifar = get_task("cifar100").open(root, load_protocol("cifar100-feature-only"), torch.device("cpu"))
+    network = frozen(cifar.build("resnet56"), root / checkpoint)  # type: ignore[type-var]
     normalisation = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
     teacher_pass = StoredTeacherPass(network, normalisation, cifar, {"teacher": {"network": "x"}}, tmp_path, print)
     layers = network.layout.layers
@@ -203,6 +208,31 @@ def test_the_tool_prints_plots_and_names_what_is_missing(tmp_path: Path):
     assert "teacher 'resnet50-tv1' is one for imagenet, protocol one has images of digits" in str(other_task.exception)
     others = (tmp_path / "quality" / "resnet8-one-self_pairs-False.csv").read_text().splitlines()
     assert all(float(a.split(",")[2]) > float(b.split(",")[2]) for a, b in zip(lines[1:], others[1:], strict=True))
+
+
+def test_the_tool_measures_on_as_many_images_as_is_said(tmp_path: Path):
+    torch.manual_seed(1)
+    torch.save(build_network("resnet8", 10).module.state_dict(), tmp_path / "any.pth")
+    places = ["--checkpoints", str(tmp_path / "zoo")]
+    added = CliRunner().invoke(
+        cli, ["teachers", "add", "resnet8", str(tmp_path / "any.pth"), "--task", "digits", *places]
+    )
+    assert added.exit_code == 0, added.exception
+
+    def measured(samples: int, per_class: int) -> tuple[list[tuple[str, str]], list[str]]:
+        """S and E of each layer, which are of all samples, and I, whose spectra are of those of a class."""
+        places[2:] = ["--output", str(tmp_path), "--device", "cpu", "--protocol", "digits-demo"]
+        counts = ["--samples", str(samples), "--per-class", str(per_class)]
+        result = CliRunner().invoke(cli, ["quality", "resnet8", *places, *counts])
+        assert result.exit_code == 0, result.exception
+        name = f"resnet8-digits-demo-samples-{samples}-per_class-{per_class}"
+        page = (tmp_path / "quality" / f"{name}.md").read_text()
+        assert f"E on at most {samples} images, I on at most {per_class} of each class" in page
+        lines = list(csv.DictReader((tmp_path / "quality" / f"{name}.csv").open(newline="")))
+        return [(line["S"], line["E"]) for line in lines], [line["I"] for line in lines]
+
+    usual, of_fewer, of_small_classes = measured(200, 40), measured(100, 40), measured(200, 20)
+    assert usual[0] != of_fewer[0] and usual[0] == of_small_classes[0] and usual[1] != of_small_classes[1]
 
 
 def test_an_unknown_teacher_is_named(tmp_path: Path):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from helpers.stores import TABLE_FOLDER, begin, cell, finish, table
 
 from benchmarks.cli.main import cli
 from benchmarks.common.files import sha256_file
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
-from tests.helpers.stores import TABLE_FOLDER, cell, finish, table
 
 
 def call(*words: str | Path) -> Result:
@@ -30,6 +30,23 @@ def test_a_table_is_packed_and_taken(tmp_path: Path) -> None:
     assert done.exit_code == 1 and f"{file}: 4 runs taken, 0 in the store\n" in done.output
     assert f"tables that show more: {TABLE_FOLDER}\n" in done.output
     assert "not complete: 1 run with another result or teacher here, which stays: kd/resnet14-resnet8/s0" in done.output
+
+
+def test_stopped_runs_go_along_where_they_are_asked_for(tmp_path: Path) -> None:
+    theirs, ours, file = table(tmp_path / "theirs", "student", "kd"), tmp_path / "ours", tmp_path / "runs.zip"
+    stopped = cell("kd", 1)
+    shutil.rmtree(Store(theirs).run(stopped).path)
+    begin(theirs, stopped, 2)
+    done = call("export", TABLE_FOLDER, file, "--output", theirs)
+    assert done.exit_code == 1 and "not complete: 1 cell without a result left out\n" in done.output
+    done = call("export", TABLE_FOLDER, file, "--unfinished", "--output", theirs)
+    assert done.exit_code == 0 and f"{file}: 4 runs, 1 with their network, 1 unfinished run\n" in done.output
+    done = call("import", file, "--output", ours)
+    assert (
+        done.exit_code == 0
+        and f"unfinished, to go on with the command of their table: {stopped.label}\n" in done.output
+    )
+    assert Store(ours).run(stopped).saved_epochs == 2
 
 
 @pytest.mark.parametrize("how", ["failed", "damaged", "absent"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.command_line import Call, refused
+from helpers.stores import TABLE_FOLDER, cell, table
 
 import benchmarks
 from benchmarks.store.exchange import export
 from kd_methods.errors import UserError
-from tests.helpers.command_line import Call, refused
-from tests.helpers.stores import TABLE_FOLDER, cell, table
 
 RUN = cell("kd", 0).key[:8]
 VARIANT = "would say which variant of a table"

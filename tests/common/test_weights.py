@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -281,7 +282,9 @@ def test_another_architecture_or_number_of_classes_is_named() -> None:
 
 # --- whatever a file holds
 
-bounded = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+bounded = settings(
+    max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 class TwoLayers(nn.Module):
@@ -290,9 +293,21 @@ class TwoLayers(nn.Module):
         self.fc, self.bn = nn.Linear(3, 2), nn.BatchNorm1d(2)
 
 
+@functools.cache
+def patience() -> float:
+    """Seconds of the processor that no small file needs, on a slow machine more of them: a good one takes milliseconds.
+
+    What takes longer is work without an end, or for sizes that a file claims and does not have.
+    """
+    content, start = to_bytes(TwoLayers().state_dict()), time.process_time()
+    for _ in range(10):
+        torch.load(io.BytesIO(content), weights_only=True)
+    return max(5.0, 1000 * (time.process_time() - start))
+
+
 def is_read_or_refused(path: Path) -> None:
     """It is ordinary tensors that fit, or one line; and it does not take long."""
-    start = time.process_time()
+    limit, start = patience(), time.process_time()
     try:
         read_weights = take(path, lambda _: TwoLayers())
     except UserError as error:
@@ -303,7 +318,7 @@ def is_read_or_refused(path: Path) -> None:
             k: v.shape for k, v in wanted.items()
         }
         assert all(value.isfinite().all() for value in read_weights.weights.values())
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < limit
 
 
 @bounded

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.detection import CPU, needs_mmdetection
+from helpers.real_data import RealData
 
 from benchmarks.common.places import ROOT
 from benchmarks.config.protocol import load_protocol
@@ -146,7 +147,8 @@ def test_mmdetection_has_the_suites_labels(shapes: Path, tmp_path: Path):
 
 
 @pytest.mark.real_data
-def test_ground_truth_scores_one(real_data: Path):
-    files = get_task("coco").open(real_data / "coco" / "COCO_Tiny", load_protocol("coco-short"), CPU)
+def test_ground_truth_scores_one(real_data: RealData):
+    tiny = "coco/COCO_Tiny"
+    files = get_task("coco").open(real_data(tiny) / tiny, load_protocol("coco-short"), CPU)
     values = scored(files)
     assert {values[f"coco/{key}"] for key in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_s", "bbox_mAP_l")} == {1.0}

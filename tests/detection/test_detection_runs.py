@@ -203,6 +203,7 @@ def test_two_processes_share_each_batch_and_average_their_gradients(shapes: Path
 def test_two_processes_go_on_after_one_of_them_is_killed(
     shapes: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(tmp_path)  # where mmengine would leave what processes collect
     job = job_of(tmp_path, shapes, processes=2, precision="bf16")
     whole, run_processes, seen = train(job, tmp_path / "whole"), engine._in_processes, list[Any]()
 

@@ -12,6 +12,9 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from helpers import stores
+from helpers.manifests import FACTS
+from helpers.stores import TABLE_FOLDER, place, shown
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -33,9 +36,6 @@ from benchmarks.tasks.augmentation.transforms import clean
 from benchmarks.tasks.data_sets import digits
 from benchmarks.tasks.images import ImageTask
 from kd_methods.errors import DiskError, UserError
-from tests.helpers import stores
-from tests.helpers.manifests import FACTS
-from tests.helpers.stores import TABLE_FOLDER, shown
 
 TEACHER = TeacherRef("resnet14", (0.5,) * 3, (0.25,) * 3, weights="f" * 64)
 
@@ -52,10 +52,6 @@ def finished(output: Path, protocol: str, student: str, method: str, module: tor
     run.set_metrics([{"epoch": 1, "metrics": figures}])
     run.set_status("done", epoch=1, epochs=1, last=figures, best=figures, remarks=[])
     return cell
-
-
-def place(output: Path) -> Workspace:
-    return Workspace(device=torch.device("cpu"), output=output, data_root=output)
 
 
 def test_a_student_of_images_opens_in_timm(tmp_path: Path) -> None:

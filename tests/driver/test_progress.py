@@ -6,12 +6,12 @@ import io
 from typing import Any
 
 import pytest
+from helpers.stores import cell
 from rich.console import Console
 
 from benchmarks.common.events import CellEnded, EpochEnded, EpochRecord, Said, Stepped
 from benchmarks.config.protocol import load_protocol
 from benchmarks.driver.progress import Reporter, told_apart
-from tests.helpers.stores import cell
 
 PROTOCOL = load_protocol("digits-demo").model_copy(update={"epochs": 4, "batch_size": 10})
 STEPS = 10

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.manifests import FACTS, Lab
 from torch import Tensor
 
 import kd_methods
@@ -21,7 +22,6 @@ from benchmarks.store.cell import Cell
 from benchmarks.store.make_cell import Distillation, make_cell
 from benchmarks.store.runs import Store
 from benchmarks.tasks import get_task
-from tests.helpers.manifests import FACTS, Lab
 
 Measured = tuple[dict[str, Tensor], dict[str, float]]
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common.files import write_json
+from benchmarks.common.workspace import Workspace
 from benchmarks.store import manifest
 from benchmarks.store.cell import Cell, TeacherRef
 from benchmarks.store.manifest.shapes import Manifest
-from benchmarks.store.runs import Store
+from benchmarks.store.runs import Run, Store
 
 TABLE_FOLDER = "mine-paper"
 FACTS = {"date": "2026-01-02", "commit": "abcdef123456", "machine": "another machine", "versions": {"torch": "2.9"}}
@@ -33,6 +36,23 @@ def finish(output: Path, one: Cell, value: float, machine: str = "a machine") ->
     ]
     run.set_metrics(records)
     run.set_status("done", epoch=1, epochs=1, last={"top1": value}, best={"top1": value}, remarks=[])
+
+
+def begin(output: Path, one: Cell, epochs: int, checkpoint: bytes = b"state") -> Run:
+    """A run that was stopped after so many epochs."""
+    run = Store(output).create(one)
+    write_json(run / "environment.json", [FACTS])
+    run.set_metrics(
+        [{"epoch": epoch, "metrics": {"top1": 5.0}, "losses": {}, "seconds": 1.0} for epoch in range(1, epochs + 1)]
+    )
+    run.write("checkpoint.pt", checkpoint)
+    run.set_status("interrupted", epoch=epochs, epochs=9)
+    return run
+
+
+def place(output: Path) -> Workspace:
+    """A workspace of the CPU with a store's folder as its output and its data's."""
+    return Workspace(device=torch.device("cpu"), output=output, data_root=output)
 
 
 def shown(*cells: Cell, **changes: Any) -> Manifest:

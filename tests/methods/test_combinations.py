@@ -40,7 +40,7 @@ def test_crd_draws_other_classes():
 
 
 def test_modifiers():
-    assert "kd@ls" not in kd_methods.available() and registry.get("kd@ls") is registry.get("kd@ls")
+    assert "kd@ls" not in kd_methods.available()
     assert kd_methods.card("dkd@ls").title == "DKD + LS"
     assert kd_methods.settings("kd@ls").kd == 9.0 and kd_methods.settings("kd").kd == 0.9
     for name, message in {
@@ -222,4 +222,10 @@ def test_settings_of_a_combination_are_checked_part_by_part():
         method, _, key = values.partition(".")
         with pytest.raises(UserError, match=message):
             kd_methods.settings("crd+kd", {method: {key: 1.0}})
-    assert registry.get("crd+kd") is registry.get("crd+kd") and registry.plain_methods("crd+kd@ls") == ("crd", "kd")
+    assert registry.plain_methods("crd+kd@ls") == ("crd", "kd")
+
+
+@pytest.mark.parametrize("name", ["kd@ls", "sp+kd", "sp+kd@ls"])
+def test_a_name_is_one_class_each_time(name: str):
+    """Modified and combined classes are made when asked for: what was built is of the one that is asked for later."""
+    assert type(Setup(name).method) is registry.get(name)

@@ -62,7 +62,8 @@ def test_card(name: str):
     assert set(card.our_choice) <= set(fields)
     assert all(field.description for field in fields.values())
     references = Path(__file__).parents[2] / "tables" / "references.bib"
-    assert not card.paper or f"{{{card.paper}," in references.read_text(encoding="utf-8")
+    cited = bool(card.paper) and f"{{{card.paper}," in references.read_text(encoding="utf-8")
+    assert cited or name == "student"
 
 
 @pytest.mark.parametrize("name", EVERY)

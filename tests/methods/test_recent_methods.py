@@ -144,6 +144,15 @@ def test_label_smoothing_is_torchs():
     assert torch.allclose(loss, F.cross_entropy(s.logits, batch.labels, label_smoothing=0.2))
 
 
+def test_label_smoothing_is_tf_kds_with_another_share():
+    """Tf-KD's code spreads a over the other K - 1 classes: that is a share of a K / (K - 1) here."""
+    classes, share = 6, 0.1
+    method, s, t, batch = of_logits("label_smoothing", classes, smoothing=share * classes / (classes - 1))
+    target = torch.full_like(s.logits, share / (classes - 1)).scatter(1, batch.labels[:, None], 1 - share)
+    expected = -(target * s.logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(method.losses(s, t, batch, Progress(1, 240)).total(), expected)
+
+
 def test_vkds_projection_stays_orthogonal():
     teacher, student = (build_network(name, 5, (3, 16, 16)) for name in ("vgg8", "resnet8"))
     for pair in ((student, teacher), (teacher, student)):

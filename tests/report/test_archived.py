@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers.stores import TABLE_FOLDER, table
 
 from benchmarks.cli.main import cli
 from benchmarks.common.places import TABLES
@@ -16,7 +17,6 @@ from benchmarks.report.archived import archive, render_archive
 from benchmarks.store import exchange
 from benchmarks.store.selection import Selection
 from kd_methods.errors import UserError
-from tests.helpers.stores import TABLE_FOLDER, table
 
 SHIPPED = sorted((TABLES / "reproduced").glob("*.zip"))
 FIGURES = ("row", "pair", "n", "mean_last", "std_last", "mean_best", "std_best")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from helpers.manifests import FACTS, Lab
 
 import benchmarks.driver.reproduce
 from benchmarks.cli.main import cli
@@ -20,7 +21,6 @@ from benchmarks.report.formats.explanation_text import sparkline, text
 from benchmarks.store import manifest
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
-from tests.helpers.manifests import FACTS, Lab
 
 PAIR = "resnet14-resnet8"
 TABLE = """\

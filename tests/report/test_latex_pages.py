@@ -196,7 +196,7 @@ def test_small_and_hostile_tables_compile_without_a_warning(tmp_path: Path, kind
     assert [line for line in complaints(compiled(tmp_path, kind, stems)) if not unavoidable(line)] == []
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(st.text(max_size=40))
 def test_no_text_reaches_tex_as_a_command(text: str) -> None:
     for written_text in (escape(text), flowing(text)):

@@ -75,7 +75,7 @@ def test_a_paper_s_table_names_what_is_not_ranked_and_nothing_else() -> None:
     shown = table({"kd": (70.0, 71.0, 72.0), "at": (69.0, 69.5), "sp": (68.0, 68.5), "rkd": (67.0, 67.5)})
     short = tuple(replace(r, entries={key: unfinished(e) for key, e in r.entries.items()}) for r in shown.rows[1:])
     text = report.render(replace(shown, rows=(shown.rows[0], *short)))[".tex"]
-    assert r"\bfseries 69.25(35){$^{2/3}$}" in text and "k of n" not in text
+    assert r"\bfseries 69.25(35){$^{2/3}$}" in text and "KD & 71.00(100) " in text and "of k seeds" not in text
     assert "rest of the column:} KD, a" in text and "AT, a" not in text and "of n planned seeds k are finished." in text
 
 

@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from click.testing import CliRunner
+from helpers import manifests, stores
+from helpers.browser import CHROMIUM, browser
 
 from benchmarks.cli.main import cli
 from benchmarks.report import explain
@@ -24,8 +26,6 @@ from benchmarks.store import exchange, manifest
 from benchmarks.store.manifest.shapes import Manifest
 from benchmarks.store.runs import Store
 from kd_methods.errors import UserError
-from tests.helpers import manifests, stores
-from tests.helpers.browser import CHROMIUM, browser
 
 TABLE1 = "table1-paper"
 HOSTILE = "<script>alert('$x$')</script>"

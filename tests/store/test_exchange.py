@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.stores import TABLE_FOLDER, TEACHER, begin, cell, finish, shown, table
 
 from benchmarks.common.files import sha256_file, write_json
 from benchmarks.report.collect import render
@@ -20,7 +21,6 @@ from benchmarks.store.cell import Cell
 from benchmarks.store.exchange import export, import_, merge, merged
 from benchmarks.store.runs import Run, Store
 from kd_methods.errors import UserError
-from tests.helpers.stores import FACTS, TABLE_FOLDER, TEACHER, cell, finish, shown, table
 
 KD = cell("kd", 0)
 
@@ -169,18 +169,6 @@ def test_what_an_import_would_refuse_is_not_packed(theirs: Path, tmp_path: Path)
     assert (exported.begun, exported.left_out) == (0, 1) and len(said) == 2
     assert all(line.startswith("left out: ") for line in said), said
     assert import_(file, tmp_path / "ours").added
-
-
-def begin(output: Path, one: Cell, epochs: int, checkpoint: bytes = b"state") -> Run:
-    """A run that was stopped after so many epochs."""
-    run = Store(output).create(one)
-    write_json(run / "environment.json", [FACTS])
-    run.set_metrics(
-        [{"epoch": epoch, "metrics": {"top1": 5.0}, "losses": {}, "seconds": 1.0} for epoch in range(1, epochs + 1)]
-    )
-    run.write("checkpoint.pt", checkpoint)
-    run.set_status("interrupted", epoch=epochs, epochs=9)
-    return run
 
 
 def test_unfinished_runs_are_packed_where_they_are_asked_for(theirs: Path, tmp_path: Path) -> None:

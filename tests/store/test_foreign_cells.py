@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.stores import TABLE_FOLDER, cell, finish, place, shown
 
 from benchmarks.common.files import digest, write_json
 from benchmarks.driver.convert import convert
@@ -19,8 +20,6 @@ from benchmarks.store.exchange import import_
 from benchmarks.store.runs import Store
 from benchmarks.store.whole_runs import checked, mend
 from kd_methods.errors import Damaged, UserError
-from tests.driver.test_convert import place
-from tests.helpers.stores import TABLE_FOLDER, cell, finish, shown
 
 KD = cell("kd", 0)
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from helpers.stores import TABLE_FOLDER, TEACHER, cell, table
 
 from benchmarks.cli.main import cli
 from benchmarks.store import documents
@@ -15,7 +16,6 @@ from benchmarks.store.exchange import export, import_
 from benchmarks.store.runs import Run, Store
 from benchmarks.store.whole_runs import mend, whole
 from kd_methods.errors import Damaged, UserError
-from tests.helpers.stores import TABLE_FOLDER, TEACHER, cell, table
 
 KD = cell("kd", 0)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.real_data import VOCABULARY, RealData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,9 +44,17 @@ FILES = {
         "index\tquestion\tsentence\tlabel\n0\tWho?\tHe.\tentailment\n",
         "index\tquestion\tsentence\tlabel\n0\tWho?\tIt rains.\tnot_entailment\n",
     ),
+    "RTE": (
+        "index\tsentence1\tsentence2\tlabel\n0\tIt rained.\tIt was wet.\tentailment\n",
+        "index\tsentence1\tsentence2\tlabel\n0\tIt rained.\tIt was hot.\tnot_entailment\n",
+    ),
+    "WNLI": (
+        "index\tsentence1\tsentence2\tlabel\n0\tA pin hit it: it burst.\tThe balloon burst.\t1\n",
+        "index\tsentence1\tsentence2\tlabel\n0\tA pin hit it: it burst.\tThe pin burst.\t0\n",
+    ),
 }
 
-LABELS = {**dict.fromkeys(FILES, ([1], [0])), "STS-B": ([5.0], [0.5]), "QNLI": ([0], [1])}
+LABELS = {**dict.fromkeys(FILES, ([1], [0])), "STS-B": ([5.0], [0.5]), "QNLI": ([0], [1]), "RTE": ([0], [1])}
 
 NAMES = {source.folder: name for name, source in glue.SOURCES.items()}
 
@@ -187,16 +197,17 @@ def _published() -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_real_glue_trains(real_data: Path, tmp_path: Path):
+def test_real_glue_trains(real_data: RealData, tmp_path: Path):
     """The official files: row counts agree, a table of two tasks ends with their mean."""
     from click.testing import CliRunner
 
     from benchmarks.cli.main import cli
 
+    root = real_data(VOCABULARY, *((name, f"glue/{name}") for name in ("CoLA", "SST-2", "MRPC", "STS-B")))
     for name, counts in (("cola", (8551, 1043)), ("sst2", (67349, 872)), ("mrpc", (3668, 408)), ("stsb", (5749, 1500))):
         task = get_task(f"glue/{name}")
-        assert task.deviations(real_data) == ()
-        assert tuple(len(texts.labels) for texts in task.read(real_data).values()) == counts
+        assert task.deviations(root) == ()
+        assert tuple(len(texts.labels) for texts in task.read(root).values()) == counts
     pair = "bert_l4_h64-bert_l2_h64"
     arguments = [
         "table5",
@@ -211,11 +222,44 @@ def test_real_glue_trains(real_data: Path, tmp_path: Path):
         "--methods",
         "student,kd",
     ]
-    places = ["--data-root", str(real_data), "--output", str(tmp_path), "--no-cost", "--device", "cpu"]
+    places = ["--data-root", str(root), "--output", str(tmp_path), "--no-cost", "--device", "cpu"]
     result = CliRunner().invoke(cli, [*arguments, *places])
     assert result.exit_code == 0, result.output
     rows = json.loads(next(tmp_path.rglob("plan.json")).read_text())["columns"]
     assert len(rows) == 4 and "mean" in next(tmp_path.rglob("table5.tex")).read_text()
+
+
+HUB = {
+    "cola": ("sentence",), "sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"), "qqp": ("question1", "question2"), "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"), "rte": ("sentence1", "sentence2"), "wnli": ("sentence1", "sentence2"),
+}  # fmt: skip
+"""Columns of the texts in the hub's data sets, as transformers' own run_glue.py has them."""
+
+
+@pytest.mark.parametrize("name", glue.SOURCES)
+def test_the_hub_gives_every_task_its_texts_and_labels(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = ("validation_matched", "validation_mismatched") if name == "mnli" else ("validation",)
+    stored: dict[str, dict[str, list[Any]]] = {
+        split: {column: [f"{split} {column} {row}" for row in (0, 1)] for column in HUB[name]}
+        for split in ("train", *tests, "test")
+    }
+    for number, split in enumerate(stored):  # the labels of the hub's test set are not public: all are -1
+        stored[split]["label"] = [-1, -1] if split == "test" else [number % 2, 1]
+        stored[split]["idx"] = [0, 1]
+
+    def load_dataset(path: str, config: str) -> dict[str, dict[str, list[Any]]]:
+        assert (path, config) == ("nyu-mll/glue", name)
+        return stored
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    splits = glue.load(name, tmp_path, True)
+    assert list(splits) == ["train", "test", "test_mm"][: 1 + len(tests)]
+    for texts, split in zip(splits.values(), ("train", *tests), strict=True):
+        expected = [stored[split][column] for column in HUB[name]]
+        assert [texts.first, texts.second or None] == [*expected, None][:2] and texts.labels == stored[split]["label"]
 
 
 def test_whether_data_are_there_is_known_without_the_hub_s_library(

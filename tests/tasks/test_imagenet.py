@@ -158,8 +158,12 @@ def test_loader_processes_outlive_a_signal_to_all_but_not_for_ever(tmp_path: Pat
     held: list[Any] = []
     process = multiprocessing.get_context("fork").Process(target=left_behind)
     process.start()
-    process.join(timeout=60)
-    assert process.exitcode is not None, "a process waits at its end for workers that never end"
+    try:
+        process.join(timeout=60)
+        assert process.exitcode is not None, "a process waits at its end for workers that never end"
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_tiny_imagenet_in_its_official_layout(tmp_path: Path) -> None:

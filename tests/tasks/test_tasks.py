@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.errors import one_line
 from helpers.images import CLASSES, CPU, data_of, images_of, protocol
+from helpers.real_data import CIFAR100, RealData
 from torch import Tensor
 
 from benchmarks import tasks
@@ -262,19 +263,21 @@ def test_jobs_that_begin_at_the_same_moment_download_once(tmp_path: Path, monkey
 
 
 @pytest.mark.real_data
-def test_cifar100(real_data: Path):
-    train, test = cifar.load("CIFAR100", real_data, False)
+def test_cifar100(real_data: RealData):
+    root = real_data(CIFAR100)
+    train, test = cifar.load("CIFAR100", root, False)
     assert train.images.shape == (50_000, 32, 32, 3) and test.images.shape == (10_000, 32, 32, 3)
     assert torch.equal(train.labels.bincount(), torch.full((100,), 500))
     assert torch.equal(test.labels.bincount(), torch.full((100,), 100))
     recipe = load_protocol("cifar100-crd240")
     task = get_task("cifar100")
-    assert task.fingerprint(real_data, recipe) == task.official_fingerprint != ""
+    assert task.fingerprint(root, recipe) == task.official_fingerprint != ""
     values = train.images.reshape(-1, 3).double() / 255
     assert values.mean(0).tolist() == pytest.approx(recipe.mean, abs=1e-3)
     assert values.mean(0).tolist() == pytest.approx((0.5071, 0.4867, 0.4408), abs=1e-3)
     assert values.std(0).tolist() == pytest.approx(recipe.std, abs=2e-3)
-    for place in (real_data / "cifar100", real_data / "cifar100" / "cifar-100-python"):
+    folder = next(root / place for place in CIFAR100 if (root / place).is_dir())
+    for place in (folder.parent, folder):
         again, _ = cifar.load("CIFAR100", place, False)
         assert torch.equal(again.labels, train.labels)
 

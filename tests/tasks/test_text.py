@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.text import PROTOCOL, SMALL_TASK, open_task
 
+from benchmarks.tasks.text import Texts
 from kd_methods.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -68,6 +69,30 @@ def test_reading_texts_changes_nothing_that_their_fingerprint_holds():
     assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.pt"))) == 2
     open_task(worker)
     assert len(list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.pt"))) == 2, "kept under the same names"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("part", ["first", "second", "labels", "order"])
+def test_another_text_or_label_is_another_fingerprint(split: str, part: str):
+    """One of them, in any split: cells over it are other cells, and none of the store's."""
+    pairs = {name: Texts(["a b", "c", "d"], ["x", "y", "z"], [0, 1, 1]) for name in ("train", "test")}
+    old = pairs[split]
+    changes = {
+        "first": replace(old, first=["a b", "c", "e"]), "second": replace(old, second=["x", "z", "z"]),
+        "labels": replace(old, labels=[0, 0, 1]), "order": replace(old, first=["c", "a b", "d"]),
+    }  # fmt: skip
+    fingerprints = [
+        replace(SMALL_TASK, load=lambda root, download, splits=splits: splits).fingerprint(Path(), PROTOCOL)
+        for splits in (pairs, dict(pairs), {**pairs, split: changes[part]})
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_another_vocabulary_is_another_fingerprint():
+    words = SMALL_TASK.vocabulary
+    others = (words, (*words, "word"), words[:-1], (words[1], words[0], *words[2:]))
+    fingerprints = {replace(SMALL_TASK, vocabulary=other).fingerprint(Path(), PROTOCOL) for other in others}
+    assert SMALL_TASK.fingerprint(Path(), PROTOCOL) in fingerprints and len(fingerprints) == 4
 
 
 @torch.no_grad()

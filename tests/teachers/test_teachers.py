@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.real_data import CIFAR100, RealData
 from torch import Tensor
 
 from benchmarks.cli.main import cli
@@ -369,11 +370,12 @@ def test_shipped_entries_are_complete(zoo: Zoo) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(("network", "top1"), [("resnet20", 68.83), ("resnet56", 72.63)])
-def test_known_weights_bring_their_entry(zoo: Zoo, real_data: Path, network: str, top1: float) -> None:
+def test_known_weights_bring_their_entry(zoo: Zoo, real_data: RealData, network: str, top1: float) -> None:
     """A file under any name is recognised by its tensors: expected accuracy, normalisation and origin come along."""
     usual = load_protocol("cifar100-crd240")
     entry = Teacher(name="mine", network=network, task="cifar100", mean=usual.mean, std=usual.std)
-    file = real_data / "checkpoints" / f"cifar100_{network}.pth"
+    checkpoint = f"checkpoints/cifar100_{network}.pth"
+    file = real_data(checkpoint) / checkpoint
     added = zoo.add(entry, file)
     assert (added.expected, added.origin, (added.mean, added.std)) == (top1, "chenyaofo", CHENYAOFO)
     as_given = zoo.add(entry.model_copy(update={"expected": 50.0}), file, keep_normalisation=True)
@@ -383,11 +385,13 @@ def test_known_weights_bring_their_entry(zoo: Zoo, real_data: Path, network: str
 @pytest.mark.real_data
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "top1"), [("resnet20", 68.83), ("resnet56", 72.63)])
-def test_real_teachers_measure_what_is_published(zoo: Zoo, real_data: Path, network: str, top1: float) -> None:
+def test_real_teachers_measure_what_is_published(zoo: Zoo, real_data: RealData, network: str, top1: float) -> None:
+    checkpoint = f"checkpoints/cifar100_{network}.pth"
+    root = real_data(CIFAR100, checkpoint)
     usual = load_protocol("cifar100-crd240")
     entry = Teacher(name="mine", network=network, task="cifar100", mean=usual.mean, std=usual.std)
-    added = zoo.add(entry, real_data / "checkpoints" / f"cifar100_{network}.pth")
-    assert zoo.measure(added, usual, real_data / "cifar100", CPU)["top1"] == pytest.approx(top1, abs=0.05)
+    added = zoo.add(entry, root / checkpoint)
+    assert zoo.measure(added, usual, root, CPU)["top1"] == pytest.approx(top1, abs=0.05)
 
 
 # --- teachers that are fine-tuned from ImageNet weights

@@ -30,7 +30,7 @@ def body(table: Table, full: TableLayout, paper: TableLayout) -> str:
         *(rf"{_name(note)}{flowing(text)}\par" for note, text in full.notes if (note, text) not in paper.notes),
         r"\endgroup",
     ]
-    values = _published(full)
+    values = _published(full, len(table.columns))
     return "\n".join([*lines, floats(values)] if values.blocks else lines)
 
 
@@ -38,15 +38,15 @@ def _name(note: str) -> str:
     return rf"\textit{{{flowing(note)}:}} " if note else ""
 
 
-def _published(full: TableLayout) -> TableLayout:
-    """Of the full table the published values alone, each in the line of its row."""
+def _published(full: TableLayout, columns: int) -> TableLayout:
+    """Of the first columns of the full table, its pairs, the published values alone, each in the line of its row."""
     blocks = []
     for block in full.blocks:
         lines, label_of = [], ""
         for line in block:
             if line.kind == "published":
                 name = label_of if line.label == "published" else line.label
-                lines.append(Line("row", name, tuple(replace(cell, std="") for cell in line.cells)))
+                lines.append(Line("row", name, tuple(replace(cell, std="") for cell in line.cells[:columns])))
             elif line.kind == "row":
                 label_of = line.label
         if lines:
@@ -55,7 +55,7 @@ def _published(full: TableLayout) -> TableLayout:
         name=f"{full.name}-published",
         title=f"{cut(full.title, TITLE).rstrip('.')}: published values",
         caption=(),
-        heads=full.heads,
+        heads=tuple((label, texts[:columns]) for label, texts in full.heads),
         blocks=tuple(blocks),
         notes=(("", "Marks and parentheses as in the notes of the appendix."),),
     )

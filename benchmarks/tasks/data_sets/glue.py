@@ -68,6 +68,7 @@ HUB_COLUMNS = {
     "sst2": ("sentence", None),
     "cola": ("sentence", None),
     "qqp": ("question1", "question2"),
+    "mnli": ("premise", "hypothesis"),
     "qnli": ("question", "sentence"),
 }
 

@@ -35,7 +35,7 @@ def test_a_list_of_fewer_layers_goes_to_the_students_last_stages():
     ("name", "q"), [("", (7, 10, 11, 12)), ("-cifar10", (9, 10, 11, 12)), ("-tiny", (7, 8, 11, 12))]
 )
 def test_lists_of_the_public_code_are_those_of_its_configurations(name: str, q: tuple[int, ...]):
-    """specs/feature_only_kd.md, section 4.2; a row has one for every column, of layers that the teacher has."""
+    """Those that feature-only KD's code (arXiv 2511.14981) writes out; a row has one for every column of the table."""
     table = load_table(f"feature-only-layers{name}")
     rows = {row.id: row for row in table.methods}
     assert {row for row in rows if rows[row].by_pair} == {
