@@ -37,6 +37,9 @@ FAMILIES = {
     "torchvision:vgg11_bn": 64,
 }
 
+USUALLY = [pytest.param(name, marks=pytest.mark.slow) if name == "timm:vgg11_bn" else name for name in FAMILIES]
+"""A head of 100 million parameters takes its time; its first pass is looked at nevertheless."""
+
 WITHOUT_PREACTS = {"timm:vgg11_bn": {"features.28"}}
 """Stages behind a ReLU, what goes into which cannot be had: a pooling is between."""
 
@@ -75,7 +78,7 @@ def test_a_pass_that_is_resumed_behind_any_unit_is_the_networks_own(name: str) -
     torch.testing.assert_close(view.fold_batch_norms()(x).logits, outputs.logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", USUALLY)
 def test_training_through_the_chain_is_the_librarys(name: str) -> None:
     """The same random numbers (dropout, stochastic depth) and the same running statistics."""
     view, x = build_network(name, 7, (3, FAMILIES[name], FAMILIES[name])), pixels(name, 4)
@@ -92,7 +95,7 @@ def test_training_through_the_chain_is_the_librarys(name: str) -> None:
     assert all(map(torch.equal, view.module.buffers(), plain.module.buffers()))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", USUALLY)
 def test_a_part_can_be_inserted_behind_any_unit(name: str) -> None:
     view, x = network(name), pixels(name)
     logits = view(x).logits

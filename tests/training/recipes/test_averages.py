@@ -82,7 +82,8 @@ def test_what_is_evaluated_and_saved_are_the_averages(tmp_path: Path, monkeypatc
         assert run.evaluate()[""] == last["metrics"], "a saved student measures what its run says"
 
 
-@pytest.mark.parametrize("save_seconds", [0.0, pytest.param(600.0, marks=pytest.mark.slow)])
+@pytest.mark.slow  # by default a stop, and kills of plain runs
+@pytest.mark.parametrize("save_seconds", [0.0, 600.0])
 def test_killed_anywhere_and_resumed_with_averages_and_mixed_images(tmp_path: Path, save_seconds: float):
     alone, killed = mixed_bench(tmp_path / "alone"), mixed_bench(tmp_path / "killed")
     cells = alone.cells(FEW)
