@@ -235,9 +235,9 @@ else
         done
     done
     # Beside it: an executor, a tracker or a form of networks that needs an extra of its own.
-    case " $* " in *' --executor ray '* | *' --executor=ray '*) beside+=' cluster' ;; esac
-    case " $* " in *' --track tensorboard '* | *' --track=tensorboard '*) beside+=' track' ;; esac
-    case " $* " in *' --to onnx '* | *' --to=onnx '*) beside+=' onnx' ;; esac
+    while read -r option value extra; do
+        case " $* " in *" --$option $value "* | *" --$option=$value "*) beside+=" $extra" ;; esac
+    done <<<$'executor ray cluster\ntrack tensorboard track\nto onnx onnx'
 fi
 
 if [[ ${KDBENCH_NO_VENV:-0} != 0 ]]; then

@@ -102,14 +102,15 @@ def report(name: str, protocol: Protocol, workspace: Workspace, measure: Measure
 def _teacher(name: str, protocol: Protocol, workspace: Workspace) -> TeacherRef:
     zoo = Zoo(workspace.checkpoints)
     named = zoo.entries.get(name)
-    entry = named if named and named.task == protocol.task else zoo.installed(name, protocol.task)
+    elsewhere = named if named and named.task != protocol.task else None
+    entry = named if named and not elsewhere else zoo.installed(name, protocol.task)
     if entry is not None and zoo.path(entry).is_file():
         return zoo.ref(entry)
     if name not in networks.names():
-        if named and named.task != protocol.task:
+        if elsewhere:
             raise UserError(
-                f"teacher '{name}' is one for {named.task}, protocol {protocol.name} has images of {protocol.task}; "
-                "name another with --protocol"
+                f"teacher '{name}' is one for {elsewhere.task}, protocol {protocol.name} has images of "
+                f"{protocol.task}; name another with --protocol"
             )
         raise unknown("teacher", name, [*zoo.entries, *networks.names()])
     protocol = protocol.for_teachers({})

@@ -61,6 +61,11 @@ class Shelf:
         """The file of a name, or of a path that ends as one."""
         return Path(name) if name.endswith(_SUFFIXES) else self.path(name)
 
+    def holds(self, file: Path) -> bool:
+        """Whether a file is one of these, by whatever path."""
+        file = file.resolve()
+        return file.stem in self.files and self.files[file.stem].resolve() == file
+
     def named(self, name: str, file: Path, *location: str | int) -> str:
         """What ``file`` names at ``location``, as :func:`load` takes it; what is the user's own lies beside that file.
 

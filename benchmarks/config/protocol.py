@@ -384,7 +384,7 @@ def load_protocol(name: str) -> Protocol:
     if protocol.teachers_from:
         teachers_from = PROTOCOLS.named(protocol.teachers_from, path, "teachers_from")
         protocol = protocol.model_copy(update={"teachers_from": teachers_from})
-    if path.resolve() in (file.resolve() for file in PROTOCOLS.files.values()):
+    if PROTOCOLS.holds(path):
         return protocol
     if protocol.name in PROTOCOLS.files:
         place = where(path, "name")

@@ -214,9 +214,14 @@ def _silent(line: str) -> None:
     """Drops the messages of a teacher pass."""
 
 
+def whole(data: TaskData, batch_size: int) -> int:
+    """Samples of a whole batch: all that there are, where these are fewer."""
+    return min(batch_size, data.info.num_samples)
+
+
 def endless(data: TaskData, batch_size: int) -> Generator[TaskBatch, None, None]:
     """Whole batches of one epoch after another; an epoch's last one may be a small rest, and is left out."""
-    size = min(batch_size, data.info.num_samples)
+    size = whole(data, batch_size)
     for epoch in itertools.count(1):
         yield from (batch for batch in data.batches(0, epoch) if len(batch) == size)
 
@@ -302,7 +307,7 @@ def _figures(cell: Cell, protocol: Protocol, workspace: Workspace, threads: int,
             run()
         by_part[section] = within["bytes"]
     bench.stop_loading()
-    size = min(protocol.batch_size, data.info.num_samples)
+    size = whole(data, protocol.batch_size)
     loading = loading_seconds(data, protocol.batch_size, *steps)
     student_run = bench.student_run
     plain = count(data.build(cell.student).module.parameters())
